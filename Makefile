@@ -1,0 +1,62 @@
+# Each command sets up what it needs in .venv; a second run starts at once.
+#
+#   TORCH=...      the torch to install (TORCH=torch==2.11.0)
+#   PYTHON=...     the interpreter .venv is made from
+#   PIP_...        pip's own settings are passed on; with an index of your own configured, torch comes from there
+#
+# On Linux, PyPI's torch brings gigabytes of CUDA packages. So without a GPU driver and without an index of your own,
+# torch's CPU index is added.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+
+.PHONY: help setup test check demo bench ops clean
+
+help: ## this table
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## .venv with torch, the tools and an editable install, mtu_fast._C built
+
+test: check ## lint, types, then every test
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+demo: $(INSTALLED) ## unlearning on handwritten digits: a table, out/unlearning.json, out/unlearning.png
+	$(BIN)/python benchmarks/demo.py
+
+bench: $(INSTALLED) ## step cost against the plain training step and vmap
+	$(BIN)/python benchmarks/step_cost.py
+
+ops: $(INSTALLED) ## which implementation of each op serves which device, and why
+	@$(BIN)/python -m mtu_fast
+
+clean: ## remove what was built and cached (not .venv)
+	rm -rf build dist out *.egg-info mtu_fast/_C.* $(INSTALLED) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find mtu_fast tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mtu_fast needs Python 3.10, found " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: | $(BIN)/python
+	@index=""; \
+	if ! $(BIN)/pip config list | grep -Eq 'index-url|find-links|no-index' && ! command -v nvidia-smi >/dev/null; \
+	then index="--extra-index-url $(CPU_INDEX)"; fi; \
+	set -x; $(BIN)/python -m pip install --quiet "$(TORCH)" 'setuptools>=77' wheel ninja $$index
+	@touch $@
+
+$(INSTALLED): $(VENV)/.torch $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,demo,dev]'
+	@touch $@

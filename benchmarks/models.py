@@ -1,0 +1,140 @@
+"""The models that steps are timed on: a shared backbone, one head per task, and a batch of random samples.
+
+    mlp           784 -> 3 x 1024 -> 10, ReLU                                                      N = 64
+    transformer   token and position embedding, 4 pre-norm layers, d = 256, 64 tokens, mean pool   N = 16
+    resnet        ResNet-18 with GroupNorm(32), stem 3x3 stride 1 and no max-pool, 64x64 images     N = 16
+
+With one task every parameter is a row parameter, the head's too; with several tasks the backbone's are and the heads stay
+outside, as in multi-task learning. `quick` shrinks everything to milliseconds and keeps the structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+CLASSES = 10
+
+
+class MultiHead(nn.Module):
+    """{task: logits [N, C]} of x [N, ...]: one linear head per task on the features of one backbone."""
+
+    def __init__(self, backbone: nn.Module, width: int, tasks: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict({f"task{t}": nn.Linear(width, CLASSES) for t in range(tasks)})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.backbone(x)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+class Transformer(nn.Module):
+    """Features [N, d] of token ids [N, S]: pre-norm encoder layers without dropout, then the mean over positions."""
+
+    def __init__(self, vocabulary: int, width: int, layers: int, positions: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.positions = nn.Parameter(0.02 * torch.randn(positions, width))
+        layer = nn.TransformerEncoderLayer(
+            width, max(1, width // 64), 4 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.encoder(self.tokens(x) + self.positions)
+        return features.mean(-2)
+
+
+class Block(nn.Module):
+    """y = relu(f(x) + shortcut(x)), f two 3x3 convolutions with GroupNorm; the shortcut is 1x1 where shapes differ."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            _norm(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            _norm(outputs),
+        )
+        same = inputs == outputs and stride == 1
+        self.shortcut: nn.Module = nn.Identity()
+        if not same:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), _norm(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.body(x) + self.shortcut(x))
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(32, channels // 2), channels)
+
+
+def _mlp(quick: bool) -> tuple[nn.Module, int, Tensor]:
+    width, samples = (32, 8) if quick else (1024, 64)
+    sizes = [784, width, width, width]
+    layers = [m for i, o in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*layers), width, torch.randn(samples, 784)
+
+
+def _transformer(quick: bool) -> tuple[nn.Module, int, Tensor]:
+    width, layers, positions, samples = (32, 2, 8, 8) if quick else (256, 4, 64, 16)
+    tokens = torch.randint(1000, (samples, positions))
+    return Transformer(1000, width, layers, positions), width, tokens
+
+
+def _resnet(quick: bool) -> tuple[nn.Module, int, Tensor]:
+    base, size, samples = (8, 32, 8) if quick else (64, 64, 16)
+    layers: list[nn.Module] = [nn.Conv2d(3, base, 3, 1, 1, bias=False), _norm(base), nn.ReLU()]
+    widths = [base, base, 2 * base, 4 * base, 8 * base]
+    for stage, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        layers += [Block(inputs, outputs, 1 if stage == 0 else 2), Block(outputs, outputs, 1)]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers), widths[-1], torch.randn(samples, 3, size, size)
+
+
+MODELS: dict[str, Callable[[bool], tuple[nn.Module, int, Tensor]]] = {
+    "mlp": _mlp,
+    "transformer": _transformer,
+    "resnet": _resnet,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with one batch: `inputs` [N, ...], `labels` {task: [N]}, `forget` [N] bool, `params` of the rows."""
+
+    model: MultiHead
+    inputs: Tensor
+    labels: dict[str, Tensor]
+    forget: Tensor
+    params: dict[str, nn.Parameter]
+
+    def losses(self) -> dict[str, Tensor]:
+        """{task: cross-entropy of each sample [N]}, one forward of the whole batch."""
+        outputs = self.model(self.inputs)
+        return {t: functional.cross_entropy(outputs[t], y, reduction="none") for t, y in self.labels.items()}
+
+
+def build(name: str, tasks: int, quick: bool = False) -> Case:
+    """The case of one of `MODELS` with `tasks` heads; a quarter of the samples is to be forgotten, every fourth one.
+
+    Raises:
+        ValueError: the model is unknown, or `tasks` is not positive.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
+    if tasks < 1:
+        raise ValueError(f"tasks is {tasks}; a model needs at least one task")
+    torch.manual_seed(0)
+    backbone, width, inputs = MODELS[name](quick)
+    model = MultiHead(backbone, width, tasks)
+    samples = len(inputs)
+    labels = {t: torch.randint(CLASSES, (samples,)) for t in model.heads}
+    shared = {n: p for n, p in model.named_parameters() if tasks == 1 or n.startswith("backbone.")}
+    return Case(model, inputs, labels, torch.arange(samples) % 4 == 0, shared)

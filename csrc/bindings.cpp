@@ -1,0 +1,90 @@
+// The only file that knows torch and Python: checks arguments, registers kernels with the dispatcher, states build facts.
+// It uses torch's stable ABI, so that one binary serves every torch from the target version on.
+
+#include <pybind11/pybind11.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/version.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "cpu/gram_schmidt.h"
+
+#if defined(__clang__)
+#define MTU_FAST_COMPILER "clang " __clang_version__
+#elif defined(__GNUC__)
+#define MTU_FAST_COMPILER "gcc " __VERSION__
+#else
+#define MTU_FAST_COMPILER "unknown"
+#endif
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+void check_gram_schmidt(const Tensor& G, const Tensor& rhs, const Tensor& active) {
+  STD_TORCH_CHECK(G.is_cpu() && rhs.is_cpu() && active.is_cpu(), "gram_schmidt: expected G, rhs and active on the CPU");
+  STD_TORCH_CHECK(G.scalar_type() == ScalarType::Double && rhs.scalar_type() == ScalarType::Double,
+                  "gram_schmidt: expected float64 G and rhs");
+  STD_TORCH_CHECK(active.scalar_type() == ScalarType::Bool, "gram_schmidt: expected a bool mask of active rows");
+  const int64_t dim = rhs.dim();
+  STD_TORCH_CHECK(dim >= 1 && G.dim() == dim + 1, "gram_schmidt: expected G [..., R, R] and rhs [..., R], got ", G.dim(),
+                  " and ", dim, " dimensions");
+  for (int64_t i = 0; i < dim; ++i) {
+    STD_TORCH_CHECK(G.size(i) == rhs.size(i), "gram_schmidt: G and rhs differ in dimension ", i, ": ", G.size(i), " and ",
+                    rhs.size(i));
+  }
+  STD_TORCH_CHECK(G.size(dim) == G.size(dim - 1), "gram_schmidt: G is not square: ", G.size(dim - 1), " by ", G.size(dim));
+  STD_TORCH_CHECK(active.dim() == 1 && active.size(0) == G.size(dim), "gram_schmidt: expected one active flag for each of ",
+                  G.size(dim), " rows");
+}
+
+std::tuple<Tensor, Tensor> gram_schmidt(Tensor G, Tensor rhs, Tensor active, double tol) {
+  check_gram_schmidt(G, rhs, active);
+  G = torch::stable::contiguous(G);
+  rhs = torch::stable::contiguous(rhs);
+  active = torch::stable::contiguous(active);
+  const auto shape = rhs.sizes();
+  const int64_t R = shape[shape.size() - 1];
+  int64_t problems = 1;
+  for (size_t i = 0; i + 1 < shape.size(); ++i) problems *= shape[i];
+
+  Tensor x = torch::stable::new_empty(rhs, shape);
+  Tensor rank = torch::stable::new_empty(rhs, shape.slice(0, shape.size() - 1), ScalarType::Long);
+
+  const mtu_fast::cpu::GramSchmidt batch{R,
+                                         G.const_data_ptr<double>(),
+                                         rhs.const_data_ptr<double>(),
+                                         active.const_data_ptr<bool>(),
+                                         tol,
+                                         x.mutable_data_ptr<double>(),
+                                         rank.mutable_data_ptr<int64_t>()};
+  const int64_t grain = std::max<int64_t>(1, 100'000 / (R * R * R / 6 + R * R + 1));  // about 50 us a thread
+  torch::stable::parallel_for(0, problems, grain,
+                              [&](int64_t begin, int64_t end) { mtu_fast::cpu::gram_schmidt(batch, begin, end); });
+  return {x, rank};
+}
+
+pybind11::dict build_facts() {
+  pybind11::dict facts;
+  facts["compiler"] = MTU_FAST_COMPILER;
+  facts["flags"] = MTU_FAST_FLAGS;
+  facts["torch (headers)"] = TORCH_VERSION;
+  facts["torch (oldest served)"] = MTU_FAST_TORCH_TARGET;
+  facts["cuda"] = "no";
+  return facts;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mtu_fast, CPU, m) {
+  m.impl("gram_schmidt", TORCH_BOX(&gram_schmidt));
+}
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernels of mtu_fast; importing this module registers them with torch's dispatcher.";
+  m.def("build_facts", &build_facts, "How this binary was built.");
+}

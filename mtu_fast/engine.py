@@ -1,0 +1,347 @@
+"""The engine: from unreduced losses to rows, and from rows to `.grad`. It strings the steps together, no more."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mtu_fast.checks import Losses, Mask, kinds, named_losses, presence
+from mtu_fast.explain import Explanation
+from mtu_fast.graph import Graph, Plan, StaleMap
+from mtu_fast.methods import FORGET, RETAIN, Method, Roles
+from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, join_roles
+from mtu_fast.uses import Dense, Use, aligned, merge
+
+PLANS = 64  # graph signatures remembered; each holds index vectors only
+DISCOVERY = 1 << 30  # bytes of gradients that one discovery pass may hold
+
+
+class Engine:
+    """Interference-free gradients of one model: nothing on the model is touched, all is read from the recorded graph.
+
+    Args:
+        model: any torch module.
+        params: the shared parameters that the method works on; every parameter that requires grad by default. All
+            others get the weighted gradient of the losses (see `Method.outside`).
+        memory_budget: bytes of row gradients that may be kept beyond the smaller of rows and factors of each layer,
+            which saves the second weight gradient in `combine`; None for none.
+
+    Raises:
+        ValueError: no parameter requires grad, or one of `params` is not the model's.
+    """
+
+    def __init__(
+        self, model: nn.Module, params: Iterable[Tensor] | None = None, *, memory_budget: int | None = None
+    ) -> None:
+        names = {id(p): name for name, p in model.named_parameters()}
+        chosen = [p for p in (model.parameters() if params is None else params) if p.requires_grad]
+        chosen = list({id(p): p for p in chosen}.values())
+        if not chosen:
+            raise ValueError("params: found no parameter that requires grad, expected at least one.")
+        strange = [tuple(p.shape) for p in chosen if id(p) not in names]
+        if strange:
+            raise ValueError(
+                f"params: found tensors of shapes {strange} that are not parameters of the model; "
+                "pass e.g. model.backbone.parameters()."
+            )
+        self._shared = Shared(tuple(names[id(p)] for p in chosen), tuple(chosen))
+        inside = {id(p) for p in chosen}
+        self._outside = {id(p): p for p in model.parameters() if id(p) not in inside}
+        self._budget = memory_budget or 0
+        self._plans: OrderedDict[object, Plan] = OrderedDict()
+        self._probed: set[object] = set()
+        self._explanation: Explanation | None = None
+
+    def backward(
+        self,
+        losses: Losses,
+        method: Method | Tensor,
+        *,
+        forget: Mask = None,
+        present: Mapping[str, Tensor] | None = None,
+    ) -> Update:
+        """`.grad += Jᵀ w`, w = method(J Jᵀ): the line that stands for `loss.mean().backward()`.
+
+        Args:
+            losses: unreduced, one value a sample: `[N]`, or `{task: [N]}`.
+            method: a method, or weights `[R]`.
+            forget: the rows to forget: True, a mask `[N]` (full-task), or `{task: [N]}` (partial-task).
+            present: `{task: [N]}`, False where a sample has no label for the task and so gives no row.
+
+        Returns:
+            The weights, roles and Gram matrix of this update.
+
+        Raises:
+            TypeError: arguments of the wrong kind.
+            ValueError: losses or masks that are not as described.
+            RuntimeError: the graph is gone or out of date, or a gradient is not finite; `.grad` is then untouched.
+        """
+        if isinstance(method, Tensor) or method.needs_gram:
+            per = "sample" if isinstance(method, Tensor) else method.per
+            return self.rows(losses, forget=forget, per=per, present=present).backward(method)
+        return self._weighted_backward(losses, method, forget, present)
+
+    def rows(
+        self,
+        losses: Losses,
+        *,
+        forget: Mask = None,
+        per: str = "sample",
+        present: Mapping[str, Tensor] | None = None,
+    ) -> Rows:
+        """The row gradients of the losses; the graph is used up, as by `backward()`.
+
+        Args:
+            losses: unreduced, one value a sample: `[N]`, or `{task: [N]}`.
+            forget: the rows to forget: True, a mask `[N]` (full-task), or `{task: [N]}` (partial-task).
+            per: "sample" for a row per (task, sample), "task" for the mean row of each (task, role).
+            present: `{task: [N]}`, False where a sample has no label for the task and so gives no row.
+
+        Raises:
+            TypeError: arguments of the wrong kind.
+            ValueError: losses or masks that are not as described.
+            RuntimeError: the graph is gone or out of date, or does not give the gradients that autograd gives.
+        """
+        named = named_losses(losses)
+        kind, there = kinds(forget, named), presence(present, named)
+        if per not in ("sample", "task"):
+            raise ValueError(f"rows: per is {per!r}, expected 'sample' or 'task'.")
+        device = next(iter(named.values())).device
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), _teaching():
+            make = self._sample_blocks if per == "sample" else self._task_blocks
+            if all(loss.numel() for loss in named.values()):
+                return Rows(self._shared, make(named, kind, there))
+            return Rows(self._shared, [self._empty_block(task, loss) for task, loss in named.items()])
+
+    def explain(self) -> Explanation:
+        """How each parameter's rows were obtained in the last call of `rows`: uses, route, cost, and why if slow.
+
+        Raises:
+            RuntimeError: no rows were taken yet.
+        """
+        if self._explanation is None:
+            raise RuntimeError("explain: found no rows yet, expected engine.rows or engine.backward to be called first.")
+        return self._explanation
+
+    # ---- rows per sample --------------------------------------------------------------------------------------------
+
+    def _sample_blocks(
+        self, losses: dict[str, Tensor], kind: dict[str, Tensor], present: dict[str, Tensor]
+    ) -> list[Block]:
+        graph = Graph(list(losses.values()), self._shared.parameters)
+        outside = {task: self._outside_gradients(graph, losses[task], kind[task], present[task]) for task in losses}
+        key, lasting = graph.signature()
+        plan = self._plans.get(key) if lasting else None
+        first = plan is None or key not in self._probed
+        plan = plan or graph.discover(DISCOVERY)
+        try:
+            uses = self._stream(graph, plan, keep=first)
+        except StaleMap:
+            plan = graph.discover(DISCOVERY, plan)
+            uses = self._stream(graph, plan, keep=True)
+        if lasting:
+            self._remember(key, plan)
+        blocks = []
+        for (task, loss), of_task in zip(losses.items(), uses, strict=True):
+            kept = None if bool(present[task].all()) else present[task].nonzero().flatten()
+            roles = _roles(task, torch.arange(len(loss), device=loss.device), kind[task], loss, graph.dtype)
+            roles = roles if kept is None else _select(roles, kept)
+            blocks.append(Block(roles, len(loss), kept, of_task, outside[task], self._shared.versions()))
+        if first:
+            self._probe(graph, blocks)
+            self._probed.add(key)
+        self._explanation = Explanation.of(graph.notes(plan), self._shared, uses)
+        return blocks
+
+    def _stream(self, graph: Graph, plan: Plan, keep: bool) -> list[dict[int, Use]]:
+        """One data-gradient pass a task; the uses of each parameter, per task."""
+        found = []
+        for task in range(len(graph.losses)):
+            collector = _Collector(plan.expected(task), self._budget)
+            last = task == len(graph.losses) - 1
+            graph.stream(plan, task, collector.visit, keep=keep or not last or plan.keep)
+            found.append(collector.finish())
+        return found
+
+    def _remember(self, key: object, plan: Plan) -> None:
+        self._plans[key] = plan
+        self._plans.move_to_end(key)
+        while len(self._plans) > PLANS:
+            self._plans.popitem(last=False)
+
+    def _probe(self, graph: Graph, blocks: Sequence[Block]) -> None:
+        """Compare `combine` with an ordinary backward under fixed uneven weights, once per graph signature.
+
+        Raises:
+            RuntimeError: they differ beyond rounding.
+        """
+        parameters = self._shared.parameters
+        weights = [1 + torch.arange(len(loss), device=loss.device).to(loss).mul_(0.754877666).frac_() for loss in graph.losses]
+        truth = torch.autograd.grad(graph.losses, parameters, weights, retain_graph=True, allow_unused=True)
+        scale = torch.stack([g.double().norm() for g in truth if g is not None]).norm()
+        slack = {torch.float64: 1e-8, torch.float32: 1e-3}.get(graph.dtype, 0.1)
+        for j, (name, g) in enumerate(zip(self._shared.names, truth, strict=True)):
+            parts = [b.uses[j].combine(w.double()) for b, w in zip(blocks, weights, strict=True) if j in b.uses]
+            if g is None and not parts:
+                continue
+            g = torch.zeros_like(parameters[j]) if g is None else g
+            ours = sum(parts[1:], parts[0]).view(g.shape) if parts else torch.zeros_like(g)
+            error = (ours.double() - g.double()).norm()
+            if not bool(error <= slack * torch.maximum(g.double().norm(), 1e-3 * scale)):
+                raise RuntimeError(
+                    f"rows: the rows of {name} {tuple(g.shape)} do not add up to what autograd gives (error "
+                    f"{float(error):.1e} of {float(g.double().norm()):.1e}). Random numbers drawn in the backward, or "
+                    "a fault in mtu_fast: please report the model. per='task' is exact on any graph."
+                )
+
+    # ---- rows per task ----------------------------------------------------------------------------------------------
+
+    def _task_blocks(
+        self, losses: dict[str, Tensor], kind: dict[str, Tensor], present: dict[str, Tensor]
+    ) -> list[Block]:
+        """One ordinary backward per (task, kind): the mean row, exact on any graph."""
+        graph = Graph(list(losses.values()), self._shared.parameters)
+        blocks = []
+        for task, loss in losses.items():
+            for which in (RETAIN, FORGET):
+                chosen = (kind[task] == which) & present[task]
+                if not bool(chosen.any()):
+                    continue
+                weights = chosen.to(loss.dtype) / chosen.sum()
+                inside, outside = self._gradients(graph, loss, weights)
+                uses: dict[int, Use] = {j: Dense(tuple(g.shape), g[None]) for j, g in inside.items()}
+                mean = (weights.double() @ loss.double())[None]
+                role = torch.full((1,), which, device=loss.device)
+                roles = _roles(task, torch.full_like(role, -1), role, mean, graph.dtype)
+                blocks.append(Block(roles, 1, None, uses, {which: outside}, self._shared.versions()))
+        return blocks or [self._empty_block(task, loss[:0]) for task, loss in losses.items()]
+
+    def _gradients(
+        self, graph: Graph, loss: Tensor, weights: Tensor, inside: bool = True
+    ) -> tuple[dict[int, Tensor], dict[Tensor, Tensor]]:
+        """Gradients of the weighted loss by the shared parameters (by index) and by those outside."""
+        shared = list(self._shared.parameters) if inside else []
+        outside = [p for p in graph.leaves if id(p) in self._outside]
+        if not shared and not outside:
+            return {}, {}
+        found = torch.autograd.grad([loss], [*shared, *outside], [weights], retain_graph=True, allow_unused=True)
+        found = [None if g is None else g.to_dense() if g.is_sparse else g for g in found]
+        return (
+            {j: g for j, g in enumerate(found[: len(shared)]) if g is not None},
+            {p: g for p, g in zip(outside, found[len(shared) :], strict=True) if g is not None},
+        )
+
+    # ---- what both have in common -----------------------------------------------------------------------------------
+
+    def _outside_gradients(
+        self, graph: Graph, loss: Tensor, kind: Tensor, present: Tensor
+    ) -> dict[int, dict[Tensor, Tensor]]:
+        found = {}
+        for which in (RETAIN, FORGET):
+            chosen = (kind == which) & present
+            if bool(chosen.any()):
+                found[which] = self._gradients(graph, loss, chosen.to(loss.dtype), inside=False)[1]
+        return found
+
+    def _empty_block(self, task: str, loss: Tensor) -> Block:
+        nothing = torch.zeros(0, dtype=torch.int64, device=loss.device)
+        return Block(_roles(task, nothing, nothing, loss, loss.dtype), 0, None, {}, {}, self._shared.versions())
+
+    def _weighted_backward(
+        self, losses: Losses, method: Method, forget: Mask, present: Mapping[str, Tensor] | None
+    ) -> Update:
+        """A method that needs no Gram: one ordinary backward of the weighted losses."""
+        named = named_losses(losses)
+        kind, there = kinds(forget, named), presence(present, named)
+        parts = {
+            task: _roles(task, torch.arange(len(loss), device=loss.device), kind[task], loss, loss.dtype)
+            for task, loss in named.items()
+        }
+        kept = {task: mask.nonzero().flatten() for task, mask in there.items()}
+        roles = join_roles([_select(parts[task], kept[task]) for task in named])
+        weights, outside = method(None, roles), method.outside(roles)  # type: ignore[arg-type]
+        shared = self._shared.parameters
+        with torch.no_grad(), _teaching():
+            if torch.equal(weights, outside):
+                found = _vjp(named, kept, weights, [*shared, *self._outside.values()], keep=False)
+            else:
+                found = _vjp(named, kept, outside, list(self._outside.values()), keep=True)
+                found |= _vjp(named, kept, weights, shared, keep=False)
+        accumulate(found)
+        return Update(weights, roles, None)
+
+
+class _Collector:
+    """Gathers the uses of each parameter in one pass, and keeps the smaller of rows and factors once all are there."""
+
+    def __init__(self, expected: Counter[int], budget: int) -> None:
+        self._expected = expected
+        self._budget = budget
+        self._parts: dict[int, list[Use]] = {}
+
+    def visit(self, parameter: int, use: Use) -> None:
+        parts = self._parts.setdefault(parameter, [])
+        parts.append(use)
+        # A chain cannot be walked while a pass runs, so uses behind unequal chains wait for its end.
+        if len(parts) == self._expected[parameter] and aligned(parts):
+            self._parts[parameter] = [self._smaller(merge(parts))]
+
+    def finish(self) -> dict[int, Use]:
+        return {parameter: merge(parts) for parameter, parts in self._parts.items()}
+
+    def _smaller(self, use: Use) -> Use:
+        if isinstance(use, Dense):
+            return use
+        beyond = use.rows_bytes() - use.held
+        if beyond > self._budget:
+            return use
+        self._budget -= max(beyond, 0)
+        return use.dense()
+
+
+def _vjp(
+    losses: Mapping[str, Tensor], kept: Mapping[str, Tensor], w: Tensor, parameters: Sequence[Tensor], keep: bool
+) -> dict[Tensor, Tensor]:
+    """Gradients of `Σ w · loss` over the kept samples, by parameter."""
+    live = {task: loss for task, loss in losses.items() if loss.numel()}
+    if not live or not parameters:
+        return {}
+    pieces = w.split([len(kept[task]) for task in live])
+    outputs = [loss.new_zeros(len(loss)).index_copy(0, kept[t], piece.to(loss)) for (t, loss), piece in zip(live.items(), pieces, strict=True)]
+    found = torch.autograd.grad(list(live.values()), parameters, outputs, retain_graph=keep, allow_unused=True)
+    return {p: g.to_dense() if g.is_sparse else g for p, g in zip(parameters, found, strict=True) if g is not None}
+
+
+def _roles(task: str, sample: Tensor, kind: Tensor, loss: Tensor, dtype: torch.dtype) -> Roles:
+    return Roles(torch.zeros_like(sample), sample, kind, loss.detach().double(), (task,), dtype)
+
+
+def _select(roles: Roles, at: Tensor) -> Roles:
+    columns = (column[at] for column in (roles.task, roles.sample, roles.kind, roles.loss))
+    return Roles(*columns, roles.tasks, roles.dtype)
+
+
+@contextmanager
+def _teaching() -> Iterator[None]:
+    """Say what autograd's errors mean here."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "second time" in text:
+            raise RuntimeError(
+                "the graph of these losses was used up by an earlier rows or backward; run the forward again (for "
+                "several methods on one forward, take the rows once and use rows.gram and rows.combine)."
+            ) from error
+        if "modified by an inplace operation" in text:
+            raise RuntimeError(
+                "a parameter or activation was changed in place after the forward (an optimizer step before the "
+                "backward?), so the recorded graph no longer fits; take the rows before anything is changed."
+            ) from error
+        if "torch.utils.checkpoint" in text and "reentrant" in text:
+            raise RuntimeError("reentrant checkpointing hides the graph; use checkpoint(..., use_reentrant=False).") from error
+        raise

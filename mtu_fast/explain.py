@@ -1,0 +1,75 @@
+"""What the engine did with each parameter, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mtu_fast.rows import Shared
+from mtu_fast.uses import Dense, Use, route
+
+
+@dataclass(frozen=True)
+class Line:
+    """One parameter: where it is used, how its rows are known, and what that holds.
+
+    Attributes:
+        name: the parameter's name in the model.
+        shape: its shape.
+        sites: autograd node and way at each place of use.
+        kept: "rows" or "factors"; "-" where no row reaches the parameter.
+        route: how its Gram is computed.
+        bytes: what is held for it, over all tasks.
+        slow: whether rows come one by one instead of by a rule.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sites: tuple[str, ...]
+    kept: str
+    route: str
+    bytes: int
+    slow: bool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A line for every parameter; printing it gives a table."""
+
+    lines: tuple[Line, ...]
+
+    @staticmethod
+    def of(notes: Mapping[int, Sequence[str]], shared: Shared, uses: Sequence[Mapping[int, Use]]) -> Explanation:
+        """Lines from the graph's notes and the uses of each task."""
+        return Explanation(
+            tuple(
+                _line(name, tuple(p.shape), notes.get(j, ()), [of[j] for of in uses if j in of])
+                for j, (name, p) in enumerate(zip(shared.names, shared.parameters, strict=True))
+            )
+        )
+
+    def __str__(self) -> str:
+        header = ("parameter", "shape", "kept", "route", "MiB", "uses")
+        body = [
+            (
+                line.name, "×".join(map(str, line.shape)) or "scalar", line.kept, line.route, f"{line.bytes / 2**20:.2f}",
+                ("SLOW " if line.slow else "") + "; ".join(_counted(line.sites)),
+            )
+            for line in self.lines
+        ]  # fmt: skip
+        widths = [max(len(row[c]) for row in [header, *body]) for c in range(len(header))]
+        rows = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [header, *body]]
+        return "\n".join(rows)
+
+
+def _line(name: str, shape: tuple[int, ...], sites: Sequence[str], uses: Sequence[Use]) -> Line:
+    if not uses:
+        return Line(name, shape, tuple(sites), "-", "no row reaches it", 0, False)
+    slow = any("vjp" in site or "pushed" in site for site in sites)
+    kept = "rows" if isinstance(uses[0], Dense) else "factors"
+    return Line(name, shape, tuple(sites), kept, route(uses), sum(use.held for use in uses), slow)
+
+
+def _counted(sites: Sequence[str]) -> list[str]:
+    counts = {site: sites.count(site) for site in dict.fromkeys(sites)}
+    return [f"{n} × {site}" if n > 1 else site for site, n in counts.items()]

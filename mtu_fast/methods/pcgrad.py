@@ -1,0 +1,80 @@
+"""PCGrad: remove from every row the part that conflicts with another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtu_fast.methods.base import FORGET, SUBSPACE, Roles, check_gram
+
+
+class PCGrad:
+    """w = Σ_i c_i, where c_i = e_i, and for every j ≠ i in order: c_i[j] -= min(0, (G c_i)_j) / G_jj.
+
+    Row i loses its component along each row j that it conflicts with; the projected rows are summed. Forget rows enter
+    negated (their gradient is to be ascended) and their weights come back negated; subspace rows take no part. A zero
+    row conflicts with none. Meant for one mean row per (kind, task). Runs on the device of G without waiting for it.
+
+    Args:
+        generator: draws for every row i the order of its j, at each call; None for increasing j. One order serves
+            all matrices of a batch.
+
+    Raises:
+        TypeError: `generator` is not a torch.Generator.
+
+    Source: Yu et al., "Gradient Surgery for Multi-Task Learning", arXiv 2001.06782, algorithm 1.
+    """
+
+    per = "task"
+    granularity = "global"
+    needs_gram = True
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"PCGrad: generator is {type(generator).__name__}, expected a torch.Generator or None; "
+                "for a seed pass torch.Generator().manual_seed(seed)."
+            )
+        self.generator = generator
+
+    def __call__(self, G: Tensor, roles: Roles) -> Tensor:
+        """Weights [..., R] float64 from the Gram matrix [..., R, R].
+
+        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in `roles` a
+        ValueError.
+        """
+        G = check_gram("PCGrad", G, roles)
+        sign = self.outside(roles)
+        G = G * sign * sign[:, None]
+        orders = visiting_orders(len(roles), self.generator).to(G.device)
+        return sign * _project_all(G, orders).sum(-2)
+
+    def outside(self, roles: Roles) -> Tensor:
+        """Weights 1 on retain rows, -1 on forget rows, [R]: the weights where nothing conflicts."""
+        return 1.0 - 2.0 * (roles.kind == FORGET).double() - (roles.kind == SUBSPACE).double()
+
+    def __repr__(self) -> str:
+        return "PCGrad()" if self.generator is None else "PCGrad(generator=...)"
+
+
+def visiting_orders(R: int, generator: torch.Generator | None) -> Tensor:
+    """Row i holds the j ≠ i in the order in which i meets them, [R, R-1] int64; increasing without a generator."""
+    device = torch.device("cpu") if generator is None else generator.device
+    rows, steps = torch.arange(R, device=device)[:, None], torch.arange(max(R - 1, 0), device=device)
+    others = steps + (steps >= rows).long()
+    if generator is None:
+        return others
+    keys = torch.rand(others.shape, generator=generator, device=device, dtype=torch.float64)
+    return others.gather(1, keys.argsort(1))
+
+
+def _project_all(G: Tensor, orders: Tensor) -> Tensor:
+    """C [..., R, R]: row i holds the coefficients of the projected row i; all i take their step at once."""
+    C = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device).expand(G.shape)
+    diagonal = G.diagonal(dim1=-2, dim2=-1)
+    for j in orders.unbind(1):  # j [R]: whom each row meets
+        conflict = (C * G[..., j, :]).sum(-1).clamp(max=0.0)  # (G c_i)_j
+        norm = diagonal[..., j]
+        step = torch.where(norm > 0, conflict / norm, torch.zeros_like(conflict))
+        C = C.scatter_add(-1, j[:, None].expand(*step.shape, 1), -step[..., None])
+    return C

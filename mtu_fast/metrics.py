@@ -1,0 +1,229 @@
+"""Scores of unlearning: what was removed, and what else moved.
+
+A score table is `{split: {task: score}}`, every score higher better and (but for `uis`) in 0..1, with the splits `forget`,
+`retain` and `test`. Notation: a_S(m), the score of model m on split S; o original, u unlearned, r retrained from scratch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+Scores = Mapping[str, Mapping[str, float]]
+
+
+def top1(logits: Tensor, target: Tensor) -> float:
+    """Share of the N samples whose largest logit is at `target`, in 0..1.
+
+    Args:
+        logits: [N, C].
+        target: [N] int64, 0..C-1.
+
+    Returns:
+        The accuracy.
+
+    Raises:
+        ValueError: the shapes do not match, or N = 0.
+    """
+    if logits.dim() != 2 or target.shape != logits.shape[:1] or len(target) == 0:
+        raise ValueError(f"top1 needs logits [N, C] and target [N], N > 0; got {_shape(logits)} and {_shape(target)}")
+    return (logits.argmax(1) == target).double().mean().item()
+
+
+def mean_iou(predicted: Tensor, target: Tensor, classes: int, ignore: int = -1) -> float:
+    """Mean over classes c of |predicted = c and target = c| / |predicted = c or target = c|, over all pixels at once.
+
+    A class that occurs neither in `predicted` nor in `target` is left out of the mean. The confusion matrix is that of the
+    whole data set, not averaged per image (NYUv2 convention).
+
+    Args:
+        predicted: [...] int64 class of each pixel, 0..classes-1.
+        target: [...] int64, same shape.
+        classes: number of classes C.
+        ignore: pixels with this target are not counted.
+
+    Returns:
+        The mean intersection over union, in 0..1.
+
+    Raises:
+        ValueError: the shapes differ, a class is out of range, or no pixel counts.
+    """
+    if predicted.shape != target.shape:
+        raise ValueError(f"predicted and target need one shape; got {_shape(predicted)} and {_shape(target)}")
+    valid = target != ignore
+    p, t = predicted[valid], target[valid]
+    if p.numel() == 0:
+        raise ValueError(f"no pixel counts: all {target.numel()} targets are ignore={ignore}")
+    low, high = int(torch.minimum(p, t).min()), int(torch.maximum(p, t).max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"classes={classes} allows 0..{classes - 1}; found {low}..{high} (logits need argmax first)")
+    confusion = torch.bincount(t * classes + p, minlength=classes**2).reshape(classes, classes).double()
+    both = confusion.diagonal()
+    either = confusion.sum(0) + confusion.sum(1) - both
+    return (both[either > 0] / either[either > 0]).mean().item()
+
+
+def uis(original: Scores, unlearned: Scores, targets: Iterable[str] | None = None, removal: str = "instance") -> float:
+    """UIS = 100/T Σ_t ½ (|a_T(o) - a_T(u)| + |a_T(o) - a_F(u)|) / a_T(o), lower is better, 0 is ideal.
+
+    First term: the test score must not move. Second term: the forget score must fall to the *original's test* score, the
+    level of data never seen; for `removal="class"` it is |a_F(u)| / a_T(o), since a removed class must score zero. In the
+    partial case (`targets` a subset of the tasks) the second term of a task that is not a target is
+    |a_F(o) - a_F(u)| / a_F(o): forgotten instances must not move there. The two terms for one task follow the
+    published code of single-task UIS; the mean over tasks, and the term of a non-target task, are this package's reading.
+
+    Args:
+        original: {split: {task: score}} with splits `forget` and `test`.
+        unlearned: the same splits and tasks.
+        targets: tasks from which F was forgotten; None: all (full-task).
+        removal: `"instance"` or `"class"`.
+
+    Returns:
+        UIS in percent, >= 0; it can exceed 100.
+
+    Raises:
+        ValueError: unknown targets or removal, a split or task is missing, a score is not finite, or a score that divides is 0.
+    """
+    if removal not in ("instance", "class"):
+        raise ValueError(f'removal is "instance" or "class"; got {removal!r}')
+    _check_same(original, unlearned, ("forget", "test"))
+    tasks = tuple(original["test"])
+    chosen = set(tasks if targets is None else targets)
+    if not chosen <= set(tasks) or not chosen:
+        raise ValueError(f"targets must name at least one of the tasks {tasks}; got {sorted(chosen)}")
+    total = 0.0
+    for task in tasks:
+        test_o, test_u = original["test"][task], unlearned["test"][task]
+        forget_o, forget_u = original["forget"][task], unlearned["forget"][task]
+        utility = _ratio(abs(test_o - test_u), test_o, f"test score of task {task!r}")
+        if task not in chosen:
+            removal_term = _ratio(abs(forget_o - forget_u), forget_o, f"forget score of task {task!r}")
+        elif removal == "class":
+            removal_term = abs(forget_u) / test_o
+        else:
+            removal_term = abs(test_o - forget_u) / test_o
+        total += 0.5 * (utility + removal_term)
+    return 100 * total / len(tasks)
+
+
+def gaps(unlearned: Scores, retrained: Scores) -> dict[str, dict[str, float]]:
+    """|a_S(u) - a_S(r)| for every split S and task, 0 is ideal.
+
+    Args:
+        unlearned: {split: {task: score}}.
+        retrained: the same splits and tasks.
+
+    Returns:
+        {split: {task: gap}}.
+
+    Raises:
+        ValueError: splits or tasks differ, or a score is not finite.
+    """
+    _check_same(unlearned, retrained, tuple(unlearned))
+    return {s: {t: abs(a - retrained[s][t]) for t, a in row.items()} for s, row in unlearned.items()}
+
+
+def mean_gap(unlearned: Scores, retrained: Scores) -> float:
+    """Mean of |a_S(u) - a_S(r)| over all splits and tasks, 0 is ideal.
+
+    Args:
+        unlearned: {split: {task: score}}.
+        retrained: the same splits and tasks.
+
+    Returns:
+        The mean gap, in the scores' unit.
+    """
+    values = [gap for row in gaps(unlearned, retrained).values() for gap in row.values()]
+    return sum(values) / len(values)
+
+
+def tow(unlearned: Scores, retrained: Scores) -> dict[str, float]:
+    """ToW_t = Π_S (1 - |a_S(u) - a_S(r)|) per task ("tug of war"), 1 is ideal; scores must lie in 0..1.
+
+    Args:
+        unlearned: {split: {task: score}}, usually splits `forget`, `retain`, `test`.
+        retrained: the same splits and tasks.
+
+    Returns:
+        {task: ToW}, each in 0..1.
+
+    Raises:
+        ValueError: splits or tasks differ, or a score is not finite or outside 0..1.
+    """
+    for name, table in (("unlearned", unlearned), ("retrained", retrained)):
+        wide = [f"{s}/{t} = {a}" for s, row in table.items() for t, a in row.items() if not 0 <= a <= 1]
+        if wide:
+            raise ValueError(f"ToW needs scores in 0..1 (fractions, not percent); {name} has {', '.join(wide)}")
+    distance = gaps(unlearned, retrained)
+    tasks = next(iter(distance.values()), {})
+    return {task: math.prod(1 - row[task] for row in distance.values()) for task in tasks}
+
+
+def over_forgotten(unlearned: Scores, retrained: Scores, targets: Iterable[str] | None = None) -> tuple[str, ...]:
+    """Target tasks with a_F(u) < a_F(r): forgotten below the level of a model that never saw the data, itself a trace.
+
+    Args:
+        unlearned: {split: {task: score}} with split `forget`.
+        retrained: the same.
+        targets: tasks from which F was forgotten; None: all.
+
+    Returns:
+        The names of those tasks, in the order of the table.
+    """
+    _check_same(unlearned, retrained, ("forget",))
+    chosen = set(unlearned["forget"] if targets is None else targets)
+    return tuple(t for t, a in unlearned["forget"].items() if t in chosen and a < retrained["forget"][t])
+
+
+def parameter_shift(original: Iterable[Tensor], unlearned: Iterable[Tensor]) -> float:
+    """‖θ_u - θ_o‖ / ‖θ_o‖ over all parameters together, in float64.
+
+    (One source uses the letters UIS for such a shift; here `uis` is the score above and this is not.)
+
+    Args:
+        original: the parameters of the original model, say `model.parameters()`.
+        unlearned: those of the unlearned model, same order and shapes.
+
+    Returns:
+        The relative shift, >= 0.
+
+    Raises:
+        ValueError: the parameters do not match one to one, or all original ones are zero.
+    """
+    before, after = list(original), list(unlearned)
+    if [p.shape for p in before] != [p.shape for p in after]:
+        raise ValueError(
+            f"the two models' parameters must match one to one; got {len(before)} and {len(after)} tensors, "
+            "or other shapes or another order"
+        )
+    moved = sum((a.detach().double() - b.detach().double()).square().sum().item() for a, b in zip(after, before, strict=True))
+    size = sum(b.detach().double().square().sum().item() for b in before)
+    return _ratio(math.sqrt(moved), math.sqrt(size), "norm of the original parameters")
+
+
+def _shape(x: Tensor) -> tuple[int, ...]:
+    return tuple(x.shape)
+
+
+def _ratio(part: float, whole: float, name: str) -> float:
+    if whole == 0:
+        raise ValueError(f"the original model's {name} is 0, and the score is relative to it: nothing was learned there")
+    return part / whole
+
+
+def _check_same(a: Scores, b: Scores, splits: Iterable[str]) -> None:
+    """Both tables hold these splits, every split the same tasks, and every score is finite."""
+    tasks: set[str] | None = None
+    for split in splits:
+        for table in (a, b):
+            if split not in table:
+                raise ValueError(f"split {split!r} is missing: the table has {sorted(table)}")
+            tasks = tasks or set(table[split])
+            if set(table[split]) != tasks or not tasks:
+                raise ValueError(f"split {split!r} has tasks {sorted(table[split])}, another has {sorted(tasks)}")
+            bad = [t for t, score in table[split].items() if not math.isfinite(score)]
+            if bad:
+                raise ValueError(f"split {split!r} has a score that is not finite for {bad}")

@@ -1,0 +1,124 @@
+"""The registry of ops is torch's dispatcher: one schema an op, to which reference, fake and kernels attach.
+
+An op file turns a plain-torch reference, which serves every device, into an op by giving it a schema, and attaches a
+fake that knows the shapes of the result. Kernels of `mtu_fast._C` attach themselves to the same name when the extension
+is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import update_wrapper
+from importlib import import_module, resources
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import torch
+
+NAMESPACE = "mtu_fast"
+DEVICES = ("CPU", "CUDA")
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+_OPS: dict[str, Op[..., Any]] = {}
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Op(Generic[P, T]):
+    """An op of the namespace `mtu_fast`; calling it goes through torch's dispatcher.
+
+    Attributes:
+        name: The op's name without namespace.
+        reference: The plain-torch function, called directly (the truth that a kernel is measured against).
+    """
+
+    def __init__(self, schema: str, reference: Callable[P, T]) -> None:
+        self.name = schema.partition("(")[0]
+        self.reference = reference
+        update_wrapper(self, reference)
+        _LIBRARY.define(schema)
+        _LIBRARY.impl(self.name, reference, "CompositeExplicitAutograd")
+        _OPS[self.name] = self
+
+    @property
+    def overload(self) -> Any:
+        """The dispatcher's entry, `torch.ops.mtu_fast.<name>.default` (what `opcheck` takes)."""
+        return getattr(getattr(torch.ops, NAMESPACE), self.name).default
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run the op's kernel for the device of its arguments, or the reference where there is none."""
+        result: T = self.overload(*args, **kwargs)
+        return result
+
+    def fake(self, function: Callable[..., T]) -> Callable[..., T]:
+        """Attach `function` as the shape rule used by tracing: empty results, no data read."""
+        torch.library.register_fake(f"{NAMESPACE}::{self.name}", function, lib=_LIBRARY)
+        return function
+
+    def has_kernel(self, device: str) -> bool:
+        """Whether the dispatcher holds a kernel of ours for `device` (`"CPU"` or `"CUDA"`)."""
+        return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{self.name}", device))
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """Which implementation of an op serves a device, and why no kernel does if it is the reference."""
+
+    op: str
+    device: str
+    serves: str
+    why: str
+
+
+def define(schema: str) -> Callable[[Callable[P, T]], Op[P, T]]:
+    """Make the decorated plain-torch function the reference of a new op `mtu_fast::<schema>`.
+
+    Args:
+        schema: The dispatcher's signature, `name(Tensor a, ...) -> Tensor`; the op must be functional.
+
+    Returns:
+        A decorator that turns the reference, which serves every device without a kernel, into the op.
+    """
+    return lambda reference: Op(schema, reference)
+
+
+def ops() -> dict[str, Op[..., Any]]:
+    """Every op by name, all files of `mtu_fast.ops` imported."""
+    package = import_module("mtu_fast.ops")
+    for module in iter_modules(package.__path__):
+        import_module(f"{package.__name__}.{module.name}")
+    return dict(_OPS)
+
+
+def implementations() -> list[Implementation]:
+    """What serves each op on each device, as the dispatcher sees it."""
+    return [_implementation(op, device) for op in ops().values() for device in DEVICES]
+
+
+def _implementation(op: Op[..., Any], device: str) -> Implementation:
+    if op.has_kernel(device):
+        return Implementation(op.name, device, "kernel (mtu_fast._C)", "")
+    return Implementation(op.name, device, "reference (plain torch)", _why_no_kernel(op, device))
+
+
+def _why_no_kernel(op: Op[..., Any], device: str) -> str:
+    if device == "CUDA" and torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if EXTENSION is None:
+        return MISSING
+    return f"this version has no {device} kernel for {op.name}"
+
+
+def _load_extension() -> tuple[ModuleType | None, str]:
+    """The extension and "", or None and why it is absent: the note its build left, else the error of the import."""
+    try:
+        return import_module("mtu_fast._C"), ""
+    except ImportError as error:
+        note = resources.files("mtu_fast") / "_C.missing"
+        reason = note.read_text().strip() if note.is_file() else str(error)
+        return None, f"mtu_fast._C is absent: {reason}"
+
+
+EXTENSION, MISSING = _load_extension()

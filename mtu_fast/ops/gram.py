@@ -1,0 +1,367 @@
+"""`G = J Jᵀ` from what is known of the rows: explicit rows, outer products, convolutions, table look-ups.
+
+Four ops, one per kind of use. Each takes the blocks of one parameter (one block per task and forward), returns the
+float64 Gram of all their rows, and picks the cheaper of two routes:
+
+* *direct*: the rows themselves, a tile of the parameter at a time, `Σ_tiles X Xᵀ`;
+* *ghost*: positions instead of parameters, `G[r, q] = Σ_{s,u} (left_rs · left_qu) (right_rs · right_qu)`, by strips of
+  rows on the upper triangle, products of a side that blocks share (the activations under several tasks) made once.
+
+Sums are float64 everywhere: a float32 Gram loses half of the digits that a solve needs (see CONTRIBUTING.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+import torch
+from torch import Tensor
+
+from mtu_fast.ops._library import define
+
+WIDE = torch.float64
+TILE = 1 << 21  # elements of a working tile: 16 MiB of float64, within the last-level cache of most machines
+
+# Cost of one unit of work relative to one float32 multiply-add inside a large product; measured, see CONTRIBUTING.md.
+FLOAT64 = 2.0
+STREAM = 12.0  # an element-wise pass over one element of a tile
+SMALL_CONV = 2.5  # a vendor call for one sample, against one for the whole batch
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution walks: kernel `(O, C/g, *k)` and the arguments of `aten::convolution`."""
+
+    weight: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return self.weight[2:]
+
+    @property
+    def plain(self) -> bool:
+        """One group, forward: the pixel Gram applies and output channels may be tiled."""
+        return self.groups == 1 and not self.transposed
+
+
+def working_dtype(t: Tensor) -> torch.dtype:
+    """The dtype that row gradients are computed in: the input's, or float32 for half precision."""
+    return torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else t.dtype
+
+
+# ---- rows: what the direct route multiplies -------------------------------------------------------------------------
+
+
+def outer_rows(left: Tensor, right: Tensor) -> Tensor:
+    """`Σ_s left[r, s] ⊗ right[r, s]`: left `[R, S, A]`, right `[R, S, B]` -> `[R, A, B]`."""
+    dtype = working_dtype(left)
+    return torch.bmm(left.to(dtype).mT, right.to(dtype))
+
+
+def conv_weight_gradient(x: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
+    """The convolution's weight gradient summed over images: x `[F, C, *]`, b `[F, O, *]` -> `[O, C/g, *k]`."""
+    # The backward asks the weight for its shape alone.
+    weight = x.new_empty(1).expand(geometry.weight)
+    return torch.ops.aten.convolution_backward(
+        b, x, weight, None, geometry.stride, geometry.padding, geometry.dilation, geometry.transposed,
+        geometry.output_padding, geometry.groups, (False, True, False),
+    )[1]  # fmt: skip
+
+
+def conv_rows(x: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
+    """Weight gradients row by row: x `[R, F, C, *]`, b `[R, F, O, *]` -> `[R, O, C/g, *k]`."""
+    dtype = working_dtype(x)
+    out = x.new_empty(x.shape[0], *geometry.weight, dtype=dtype)
+    for row, x_r, b_r in zip(out, x, b, strict=True):
+        row.copy_(conv_weight_gradient(x_r.to(dtype), b_r.to(dtype), geometry))
+    return out
+
+
+def gather_rows(index: Tensor, values: Tensor, size: int) -> Tensor:
+    """`Σ_s e_index[r, s] ⊗ values[r, s]`: index `[R, S]`, values `[R, S, D]` -> `[R, size, D]`."""
+    r, _, d = values.shape
+    offset = torch.arange(r, device=index.device)[:, None] * size
+    out = values.new_zeros(r * size, d, dtype=working_dtype(values))
+    out.index_add_(0, (index + offset).flatten(), values.to(out.dtype).flatten(0, 1))
+    return out.view(r, size, d)
+
+
+# ---- explicit rows --------------------------------------------------------------------------------------------------
+
+
+@define("row_gram(Tensor[] rows) -> Tensor")
+def row_gram(rows: Sequence[Tensor]) -> Tensor:
+    """`G = J Jᵀ` of explicit rows, without joining them: each `[R_i, P]` -> float64 `[R, R]`, R = Σ R_i."""
+    r, p = sum(t.shape[0] for t in rows), rows[0].shape[1]
+    gram = rows[0].new_zeros(r, r, dtype=WIDE)
+    step = max(1, TILE // max(r, 1))
+    for start in range(0, p, step):
+        _add_product(gram, [t[:, start : start + step] for t in rows])
+    return gram
+
+
+@row_gram.fake
+def _(rows: Sequence[Tensor]) -> Tensor:
+    return _square(rows)
+
+
+# ---- outer products -------------------------------------------------------------------------------------------------
+
+
+@define("outer_gram(Tensor[] left, Tensor[] right) -> Tensor")
+def outer_gram(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """`G = J Jᵀ` of rows `Σ_s left ⊗ right`: blocks left `[R_i, S_i, A]`, right `[R_i, S_i, B]` -> float64 `[R, R]`."""
+    if all(t.shape[1] == 1 for t in left):
+        a, b = (torch.cat([t[:, 0] for t in side]).to(WIDE) for side in (left, right))
+        return (a @ a.T) * (b @ b.T)
+    if outer_route(left, right) == "ghost":
+        return _outer_ghost(left, right)
+    r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
+    gram = left[0].new_zeros(r, r, dtype=WIDE)
+    step = max(1, TILE // max(r * b, 1))
+    for start in range(0, a, step):
+        tiles = [outer_rows(x[:, :, start : start + step], y) for x, y in zip(left, right, strict=True)]
+        _add_product(gram, [t.flatten(1) for t in tiles])
+    return gram
+
+
+@outer_gram.fake
+def _(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    return _square(left)
+
+
+def outer_route(left: Sequence[Tensor], right: Sequence[Tensor]) -> str:
+    """`"ghost"` or `"direct"`, whichever costs less for these blocks."""
+    r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
+    positions = sum(t.shape[0] * t.shape[1] for t in left)
+    apart = [sum(t.shape[0] * t.shape[1] for t in _distinct(side)) for side in (left, right)]
+    ghost = FLOAT64 * (apart[0] ** 2 * a + apart[1] ** 2 * b) / 2 + STREAM * positions**2 / 2
+    direct = positions * a * b + (FLOAT64 * r + STREAM) * r * a * b
+    return "ghost" if ghost < direct else "direct"
+
+
+def _outer_ghost(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    if len(_distinct(right)) < len(_distinct(left)):
+        left, right = right, left
+    starts = _offsets(left)
+    gram = left[0].new_zeros(starts[-1], starts[-1], dtype=WIDE)
+    families = _families(left)
+    wide = {i: t.to(WIDE) for i, t in enumerate(right)}
+    for f, family in enumerate(families):
+        a = left[family[0]].to(WIDE)
+        for other in families[f:]:
+            c = left[other[0]].to(WIDE)
+            for lo, hi in _strips(a.shape[0], a.shape[1] * c.shape[0] * c.shape[1]):
+                shared = a[lo:hi].flatten(0, 1) @ c.flatten(0, 1).T  # [strip·S, Q·U]
+                for i, j in product(family, other):
+                    if j < i and family is other:
+                        continue
+                    tile = wide[i][lo:hi].flatten(0, 1) @ wide[j].flatten(0, 1).T
+                    tile = tile.mul_(shared).view(hi - lo, a.shape[1], c.shape[0], c.shape[1]).sum((1, 3))
+                    gram[starts[i] + lo : starts[i] + hi, starts[j] : starts[j + 1]] = tile
+                    gram[starts[j] : starts[j + 1], starts[i] + lo : starts[i] + hi] = tile.T
+    return gram
+
+
+# ---- convolutions ---------------------------------------------------------------------------------------------------
+
+_CONV = (
+    "conv_gram(Tensor[] x, Tensor[] b, int[] weight, int[] stride, int[] padding, int[] dilation, bool transposed,"
+    " int[] output_padding, int groups) -> Tensor"
+)
+
+
+@define(_CONV)
+def _conv_gram(
+    x: Sequence[Tensor], b: Sequence[Tensor], weight: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    walk = (tuple(v) for v in (weight, stride, padding, dilation))
+    geometry = Geometry(*walk, transposed, tuple(output_padding), groups)
+    if conv_route(x, b, geometry) == "ghost":
+        return _conv_ghost(x, b, geometry)
+    r = sum(t.shape[0] for t in x)
+    gram = x[0].new_zeros(r, r, dtype=WIDE)
+    channels = b[0].shape[2]
+    step = max(1, 4 * TILE // max(r * prod(geometry.weight[1:]), 1)) if geometry.plain else channels
+    for start in range(0, channels, step):
+        stop = min(start + step, channels)
+        part = geometry if not geometry.plain else _with_channels(geometry, stop - start)
+        tiles = [conv_rows(x_i, b_i[:, :, start:stop], part) for x_i, b_i in zip(x, b, strict=True)]
+        gram += row_gram([t.flatten(1) for t in tiles])
+    return gram
+
+
+@_conv_gram.fake
+def _(x: Sequence[Tensor], *_: object) -> Tensor:
+    return _square(x)
+
+
+def conv_gram(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> Tensor:
+    """`G = J Jᵀ` of convolution weight gradients: blocks x `[R_i, F, C, *]`, b `[R_i, F, O, *]` -> float64 `[R, R]`."""
+    g = geometry
+    return _conv_gram(x, b, g.weight, g.stride, g.padding, g.dilation, g.transposed, g.output_padding, g.groups)
+
+
+def conv_route(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> str:
+    """`"ghost"` (the pixel Gram, shifted) or `"direct"` (a vendor call per row), whichever costs less."""
+    if not geometry.plain:
+        return "direct"
+    r, p = sum(t.shape[0] for t in x), prod(geometry.weight)
+    pixels_in = sum(t.shape[0] * t.shape[1] * prod(t.shape[3:]) for t in _distinct(x))
+    pixels_out = sum(t.shape[0] * t.shape[1] * prod(t.shape[3:]) for t in b)
+    ghost = FLOAT64 * (pixels_in**2 * x[0].shape[2] + pixels_out**2 * b[0].shape[2]) / 2
+    ghost += STREAM * pixels_out**2 * (prod(geometry.kernel) + 1) / 2
+    direct = SMALL_CONV * pixels_out * p + (FLOAT64 * r + STREAM) * r * p
+    return "ghost" if ghost < direct else "direct"
+
+
+def _conv_ghost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> Tensor:
+    """`G[r, q] = Σ_{p,s} (Σ_δ x_r(p+δ)·x_q(s+δ)) (b_r(p)·b_q(s))`: the patch Gram from shifted pixel Grams."""
+    starts = _offsets(x)
+    gram = x[0].new_zeros(starts[-1], starts[-1], dtype=WIDE)
+    families = _families(x)
+    gradients = {i: _pixels(t) for i, t in enumerate(b)}
+    for f, family in enumerate(families):
+        rows, mine = x[family[0]], b[family[0]]
+        for other in families[f:]:
+            cols, theirs = x[other[0]], b[other[0]]
+            images, grid = theirs.shape[0] * theirs.shape[1], theirs.shape[3:]
+            width = mine.shape[1] * images * prod(grid) * prod(mine.shape[3:])
+            for lo, hi in _strips(rows.shape[0], width):
+                patches = _patch_gram(rows[lo:hi], cols, mine.shape[3:], grid, geometry)
+                for i, j in product(family, other):
+                    if j < i and family is other:
+                        continue
+                    tile = gradients[i][lo:hi].flatten(0, 1) @ gradients[j].flatten(0, 1).T
+                    tile = tile.mul_(patches).view(hi - lo, -1, cols.shape[0], tile.shape[1] // cols.shape[0])
+                    tile = tile.sum((1, 3))
+                    gram[starts[i] + lo : starts[i] + hi, starts[j] : starts[j + 1]] = tile
+                    gram[starts[j] : starts[j + 1], starts[i] + lo : starts[i] + hi] = tile.T
+    return gram
+
+
+def _patch_gram(x: Tensor, y: Tensor, grid_x: Sequence[int], grid_y: Sequence[int], geometry: Geometry) -> Tensor:
+    """Inner products of all patches of x `[R, F, C, *]` with all of y, `[R·F·positions, Q·F·positions]`."""
+    n, m, d = x.shape[0] * x.shape[1], y.shape[0] * y.shape[1], len(grid_x)
+    pixels = _pixels(x).flatten(0, 1) @ _pixels(y).flatten(0, 1).T
+    pixels = pixels.view(n, *x.shape[3:], m, *y.shape[3:])
+    out = pixels.new_zeros(n, *grid_x, m, *grid_y)
+    for delta in product(*(range(k) for k in geometry.kernel)):
+        here, there = zip(
+            *(_windows(delta, axis, x.shape[3 + axis], grid_x[axis], geometry) for axis in range(d)), strict=True
+        )
+        here_y, there_y = zip(
+            *(_windows(delta, axis, y.shape[3 + axis], grid_y[axis], geometry) for axis in range(d)), strict=True
+        )
+        full = slice(None)
+        out[(full, *here, full, *here_y)] += pixels[(full, *there, full, *there_y)]
+    return out.view(n * prod(grid_x), m * prod(grid_y))
+
+
+def _windows(delta: Sequence[int], axis: int, size: int, grid: int, geometry: Geometry) -> tuple[slice, slice]:
+    """Output positions whose tap at delta falls inside the image, and where it falls, along one axis."""
+    stride, shift = geometry.stride[axis], delta[axis] * geometry.dilation[axis] - geometry.padding[axis]
+    first = max(0, -(shift // stride))  # the least p with p·stride + shift >= 0
+    last = min(grid, (size - 1 - shift) // stride + 1)
+    last = max(first, last)
+    start = first * stride + shift
+    return slice(first, last), slice(start, start + max(0, (last - first - 1) * stride + (last > first)), stride)
+
+
+def _pixels(t: Tensor) -> Tensor:
+    """`[R, F, C, *]` -> float64 `[R, F·positions, C]`."""
+    return t.flatten(3).to(WIDE).mT.flatten(1, 2)
+
+
+def _with_channels(geometry: Geometry, channels: int) -> Geometry:
+    return Geometry(
+        (channels, *geometry.weight[1:]), geometry.stride, geometry.padding, geometry.dilation, geometry.transposed,
+        geometry.output_padding, geometry.groups,
+    )  # fmt: skip
+
+
+# ---- table look-ups -------------------------------------------------------------------------------------------------
+
+
+@define("gather_gram(Tensor[] index, Tensor[] values) -> Tensor")
+def gather_gram(index: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """`G = J Jᵀ` of scattered rows: blocks index `[R_i, S_i]`, values `[R_i, S_i, D]` -> float64 `[R, R]`.
+
+    Only table entries that occur are formed, a tile of them at a time.
+    """
+    r = sum(t.shape[0] for t in index)
+    gram = values[0].new_zeros(r, r, dtype=WIDE)
+    used, flat = torch.unique(torch.cat([t.flatten() for t in index]), return_inverse=True)
+    compact = [c.view_as(t) for c, t in zip(flat.split([t.numel() for t in index]), index, strict=True)]
+    step = max(1, TILE // max(r * values[0].shape[2], 1))
+    for start in range(0, used.numel(), step):
+        size = min(step, used.numel() - start)
+        tiles = []
+        for where, value in zip(compact, values, strict=True):
+            inside = (where >= start) & (where < start + size)
+            tiles.append(gather_rows((where - start).clamp(0, size - 1), value * inside[..., None], size).flatten(1))
+        _add_product(gram, tiles)
+    return gram
+
+
+@gather_gram.fake
+def _(index: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    return _square(values)
+
+
+# ---- shared pieces --------------------------------------------------------------------------------------------------
+
+
+def _square(blocks: Sequence[Tensor]) -> Tensor:
+    r = sum(t.shape[0] for t in blocks)
+    return blocks[0].new_empty(r, r, dtype=WIDE)
+
+
+def _add_product(gram: Tensor, tiles: Sequence[Tensor]) -> None:
+    wide = torch.cat([t.to(WIDE) for t in tiles])
+    gram.addmm_(wide, wide.T)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+
+
+def _families(blocks: Sequence[Tensor]) -> list[list[int]]:
+    """Indices of the blocks, those that are one and the same tensor together."""
+    families: list[list[int]] = []
+    for i, block in enumerate(blocks):
+        for family in families:
+            if _same(blocks[family[0]], block):
+                family.append(i)
+                break
+        else:
+            families.append([i])
+    return families
+
+
+def _distinct(blocks: Sequence[Tensor]) -> list[Tensor]:
+    return [blocks[family[0]] for family in _families(blocks)]
+
+
+def _offsets(blocks: Sequence[Tensor]) -> list[int]:
+    starts = [0]
+    for block in blocks:
+        starts.append(starts[-1] + block.shape[0])
+    return starts
+
+
+def _strips(rows: int, width: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows whose strip of `rows × width` elements is one tile."""
+    step = max(1, TILE // max(width, 1))
+    for lo in range(0, rows, step):
+        yield lo, min(lo + step, rows)

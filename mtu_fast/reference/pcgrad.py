@@ -1,0 +1,31 @@
+"""PCGrad on explicit gradient vectors, as the paper's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def pcgrad(gradients: Tensor, orders: Sequence[Sequence[int]] | None = None) -> Tensor:
+    """Σ_i g_i after g_i ← g_i − (g_i·g_j / ‖g_j‖²) g_j for every j ≠ i with g_i·g_j < 0, one after another.
+
+    Args:
+        gradients: [R, P], one gradient per task; a gradient to be ascended is negated by the caller.
+        orders: for every i the order of its j; increasing by default.
+
+    Returns:
+        The update direction [P].
+
+    Source: arXiv 2001.06782, algorithm 1.
+    """
+    total = torch.zeros_like(gradients[0]) if len(gradients) else gradients.new_zeros(gradients.shape[1])
+    for i in range(len(gradients)):
+        g = gradients[i].clone()
+        for j in range(len(gradients)) if orders is None else orders[i]:
+            dot = torch.dot(g, gradients[j])
+            if j != i and dot < 0:
+                g = g - dot / torch.dot(gradients[j], gradients[j]) * gradients[j]
+        total = total + g
+    return total

@@ -1,0 +1,329 @@
+"""Rows: the gradients of a set of losses, known well enough for `G = J Jᵀ` and `d = Jᵀ w`, never built as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mtu_fast import uses as use_ops
+from mtu_fast.methods import FORGET, RETAIN, Method, Roles
+from mtu_fast.ops.gram_schmidt import effective_rank
+from mtu_fast.methods.base import dependence_tolerance
+from mtu_fast.uses import Use
+
+GRANULARITIES = ("total", "layer", "tensor")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The parameters whose gradients are combined, and those outside, of one engine."""
+
+    names: tuple[str, ...]
+    parameters: tuple[Tensor, ...]
+
+    def versions(self) -> tuple[int, ...]:
+        """Changes whenever a parameter is written in place."""
+        return tuple(p._version for p in self.parameters)
+
+    def groups(self, per: str) -> list[list[int]]:
+        """Indices of the parameters of each block: all, those of one module, or one."""
+        if per not in GRANULARITIES:
+            raise ValueError(f"gram: per is {per!r}, expected one of {', '.join(map(repr, GRANULARITIES))}.")
+        if per == "total":
+            return [list(range(len(self.names)))]
+        keys = [name if per == "tensor" else name.rpartition(".")[0] for name in self.names]
+        return [[j for j, key in enumerate(keys) if key == wanted] for wanted in dict.fromkeys(keys)]
+
+
+@dataclass
+class Block:
+    """The rows of one task of one call.
+
+    uses: parameter index -> the rows' gradients, for all of the forward's samples. kept: indices of those samples
+    that are rows. outside: kind -> gradients of the summed row losses by the parameters outside.
+    """
+
+    roles: Roles
+    count: int
+    kept: Tensor | None
+    uses: dict[int, Use]
+    outside: dict[int, dict[Tensor, Tensor]]
+    versions: tuple[int, ...]
+    spent: bool = field(default=False)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a `backward` did: w, and from what.
+
+    Attributes:
+        weights: w `[R]`, or `[L, R]` for a method that works per layer or tensor.
+        roles: what each row is.
+        gram: G `[R, R]` or `[L, R, R]`, float64; None where no Gram was needed.
+    """
+
+    weights: Tensor
+    roles: Roles
+    gram: Tensor | None
+
+    @property
+    def rank(self) -> Tensor | None:
+        """Effective rank of the retain rows: how many directions were protected; None without a Gram."""
+        if self.gram is None:
+            return None
+        retain = (self.roles.kind == RETAIN).to(self.gram.dtype)
+        return effective_rank(self.gram * retain * retain[:, None], dependence_tolerance(self.roles.dtype))
+
+
+class Rows:
+    """R row gradients over the engine's parameters; made by `Engine.rows`, joined by `cat`, used up by `backward`.
+
+    Attributes:
+        roles: task, sample, kind and loss of every row, each `[R]`; task-major within a call, calls in order.
+    """
+
+    def __init__(self, shared: Shared, blocks: Sequence[Block]) -> None:
+        self._shared = shared
+        self._blocks = list(blocks)
+        self.roles = join_roles([block.roles for block in self._blocks])
+
+    def __len__(self) -> int:
+        return len(self.roles)
+
+    def __repr__(self) -> str:
+        forget = int((self.roles.kind == FORGET).sum())
+        return f"Rows({len(self)} rows: {forget} to forget, tasks {', '.join(self.roles.tasks)})"
+
+    def gram(self, per: str = "total") -> Tensor:
+        """`G = J Jᵀ`, inner products of all pairs of rows.
+
+        Args:
+            per: "total" for all parameters together, "layer" for one matrix a module, "tensor" for one a parameter.
+
+        Returns:
+            float64 `[R, R]`, or `[L, R, R]` in the order of the engine's parameters.
+
+        Raises:
+            ValueError: an unknown `per`.
+            RuntimeError: the rows are used up, or a row's gradient is not finite.
+        """
+        self._check_open()
+        groups = self._shared.groups(per)
+        total = sum(block.count for block in self._blocks)
+        gram = self.roles.loss.new_zeros(len(groups), total, total)
+        for g, group in enumerate(groups):
+            for j in group:
+                self._add_gram(gram[g], j)
+        kept = self._kept()
+        gram = gram if kept is None else gram[:, kept][:, :, kept]
+        self._check_finite(gram)
+        return gram[0] if per == "total" else gram
+
+    def combine(self, w: Tensor) -> dict[Tensor, Tensor]:
+        """`d = Jᵀ w`.
+
+        Args:
+            w: weights `[R]`, or `[L, R]` with L the number of layers or of parameter tensors.
+
+        Returns:
+            {parameter: tensor of its shape}; parameters that no row reaches are left out.
+
+        Raises:
+            ValueError: weights of the wrong shape.
+            RuntimeError: the rows are used up.
+        """
+        self._check_open()
+        weights = self._spread(w)
+        found: dict[Tensor, Tensor] = {}
+        for j, parameter in enumerate(self._shared.parameters):
+            parts = [use.combine(weights[j][at]) for at, use in self._uses(j)]
+            if parts:
+                total = sum(parts[1:], parts[0])
+                found[parameter] = total.view(parameter.shape).to(parameter.dtype)
+        return found
+
+    def rank(self) -> Tensor:
+        """The effective rank of all rows together: those above the dependence tolerance of their dtype; `[]` int64."""
+        return effective_rank(self.gram(), dependence_tolerance(self.roles.dtype))
+
+    def backward(self, method: Method | Tensor) -> Update:
+        """Add `Jᵀ w` to `.grad`, and the weighted losses' gradient to `.grad` of the parameters outside.
+
+        Args:
+            method: a method, or weights `[R]` (then also those of the losses for the parameters outside).
+
+        Returns:
+            The weights, the roles and the Gram matrix they were made from.
+
+        Raises:
+            TypeError: neither a method nor weights.
+            ValueError: weights of the wrong shape, or that differ within a role for parameters outside.
+            RuntimeError: the rows are used up, parameters changed since, or something is not finite; `.grad` is
+                untouched on any error.
+        """
+        self._check_open()
+        gram = None
+        if isinstance(method, Tensor):
+            weights = outside = method
+        elif isinstance(method, Method):
+            if method.needs_gram:
+                gram = self.gram({"global": "total"}.get(method.granularity, method.granularity))
+            weights, outside = method(gram, self.roles), method.outside(self.roles)  # type: ignore[arg-type]
+        else:
+            raise TypeError(
+                f"backward: found {type(method).__name__}, expected a method such as mtu.OrthoGrad(), or weights [R]. "
+                "A map from G alone is used as rows.backward(weighting(rows.gram()))."
+            )
+        found = self.combine(weights)
+        for parameter, g in self._outside(outside).items():
+            found[parameter] = found[parameter] + g if parameter in found else g
+        accumulate(found)
+        for block in self._blocks:
+            block.spent = True
+            block.uses, block.outside = {}, {}
+        return Update(weights, self.roles, gram)
+
+    # ---- inside -----------------------------------------------------------------------------------------------------
+
+    def _uses(self, j: int) -> Iterator[tuple[slice, Use]]:
+        start = 0
+        for block in self._blocks:
+            if j in block.uses:
+                yield slice(start, start + block.count), block.uses[j]
+            start += block.count
+
+    def _add_gram(self, gram: Tensor, j: int) -> None:
+        found = list(self._uses(j))
+        if not found:
+            return
+        part = use_ops.gram([use for _, use in found])
+        if part.shape == gram.shape:
+            gram += part
+            return
+        at = torch.cat([torch.arange(s.start, s.stop, device=gram.device) for s, _ in found])
+        gram[at[:, None], at] += part
+
+    def _kept(self) -> Tensor | None:
+        """Indices of the rows among all samples of all blocks; None where every sample is a row."""
+        if all(block.kept is None for block in self._blocks):
+            return None
+        parts, start = [], 0
+        for block in self._blocks:
+            every = torch.arange(block.count, device=self.roles.loss.device)
+            parts.append(start + (every if block.kept is None else block.kept))
+            start += block.count
+        return torch.cat(parts)
+
+    def _spread(self, w: Tensor) -> list[Tensor]:
+        """Weights for every parameter, over all samples of all blocks (0 where a sample is no row)."""
+        shapes = {per: len(self._shared.groups(per)) for per in ("layer", "tensor")}
+        if w.shape[-1:] != (len(self),) or w.dim() > 2 or (w.dim() == 2 and len(w) not in shapes.values()):
+            raise ValueError(
+                f"weights: found shape {tuple(w.shape)}, expected [{len(self)}], one per row, or "
+                f"[{shapes['layer']}, {len(self)}] per layer, [{shapes['tensor']}, {len(self)}] per tensor."
+            )
+        w = w.detach().to(self.roles.loss)
+        kept = self._kept()
+        if kept is not None:
+            full = w.new_zeros(*w.shape[:-1], sum(block.count for block in self._blocks))
+            w = full.index_copy(-1, kept, w)
+        if w.dim() == 1:
+            return [w] * len(self._shared.names)
+        groups = self._shared.groups("layer" if len(w) == shapes["layer"] else "tensor")
+        of = {j: g for g, group in enumerate(groups) for j in group}
+        return [w[of[j]] for j in range(len(self._shared.names))]
+
+    def _outside(self, w: Tensor) -> dict[Tensor, Tensor]:
+        """`Σ w_group · gradient of the group's summed losses`, over the groups (kind, task) of every block."""
+        found: dict[Tensor, Tensor] = {}
+        start = 0
+        for block in self._blocks:
+            mine = w[..., start : start + len(block.roles)]
+            start += len(block.roles)
+            for kind, gradients in block.outside.items():
+                if mine.dim() != 1:
+                    raise ValueError("weights per layer say nothing of parameters outside; use a method instead.")
+                group = mine[block.roles.kind == kind]
+                if bool((group != group[0]).any()):
+                    raise ValueError(
+                        "weights differ between rows of one kind and task, but the engine has parameters outside "
+                        "`params`, whose gradients are known per kind and task only; pass a method with outside(), "
+                        "or include those parameters."
+                    )
+                for parameter, g in gradients.items():
+                    part = g * group[0].to(g.dtype)
+                    found[parameter] = found[parameter] + part if parameter in found else part
+        return found
+
+    def _check_open(self) -> None:
+        if any(block.spent for block in self._blocks):
+            raise RuntimeError("rows: backward was called before and used these rows up; call engine.rows again.")
+        if any(block.versions != self._shared.versions() for block in self._blocks):
+            raise RuntimeError(
+                "rows: parameters changed in place since these rows were taken (an optimizer step?), so their "
+                "gradients belong to another point; take the rows again, and step only after backward."
+            )
+
+    def _check_finite(self, gram: Tensor) -> None:
+        if gram.numel() and not bool(torch.isfinite(gram).all()):
+            bad = (~torch.isfinite(gram.diagonal(dim1=-2, dim2=-1))).any(0).nonzero().flatten()
+            at = [(self.roles.tasks[self.roles.task[r]], int(self.roles.sample[r])) for r in bad[:8]]
+            raise RuntimeError(
+                f"rows: the gradient of (task, sample) {at} is not finite although its loss is (an overflow in half "
+                "precision, a square root at zero?); leave these rows out by `present`, or rescale the loss."
+            )
+
+
+def cat(*rows: Rows) -> Rows:
+    """All rows of several calls, in order; Gram matrices hold the cross terms.
+
+    The calls may come from different forwards and be of unequal size, but from one engine and one point in parameter
+    space. Tasks are matched by name.
+
+    Raises:
+        TypeError: something else than rows.
+        ValueError: nothing given, or rows of different engines.
+        RuntimeError: rows that are used up, or taken before and after a change of the parameters.
+    """
+    if not rows:
+        raise ValueError("cat: found no rows, expected at least one.")
+    for each in rows:
+        if not isinstance(each, Rows):
+            raise TypeError(f"cat: found {type(each).__name__}, expected Rows as engine.rows returns them.")
+        if each._shared is not rows[0]._shared:
+            raise ValueError("cat: found rows of different engines, expected one engine: its parameters are the space.")
+        each._check_open()
+    return Rows(rows[0]._shared, [block for each in rows for block in each._blocks])
+
+
+def accumulate(gradients: dict[Tensor, Tensor]) -> None:
+    """`.grad += gradient` for every parameter, or for none if something is wrong.
+
+    Raises:
+        RuntimeError: a gradient is not finite.
+    """
+    for parameter, g in gradients.items():
+        if not bool(torch.isfinite(g).all()):
+            raise RuntimeError(
+                f"backward: the update of a parameter of shape {tuple(parameter.shape)} is not finite; .grad is "
+                "untouched. Look for overflow in half precision, or weights that are not finite."
+            )
+    for parameter, g in gradients.items():
+        if parameter.grad is None:
+            parameter.grad = g.detach()
+        else:
+            parameter.grad.add_(g)
+
+
+def join_roles(parts: Sequence[Roles]) -> Roles:
+    """Roles of rows laid end to end, tasks matched by name."""
+    tasks = tuple(dict.fromkeys(task for part in parts for task in part.tasks))
+    moved = [torch.tensor([tasks.index(t) for t in part.tasks], device=part.task.device)[part.task] for part in parts]
+    lowest = min((part.dtype for part in parts), key=lambda dtype: -torch.finfo(dtype).eps)
+    return Roles(
+        torch.cat(moved), torch.cat([p.sample for p in parts]), torch.cat([p.kind for p in parts]),
+        torch.cat([p.loss for p in parts]), tasks, lowest,
+    )  # fmt: skip

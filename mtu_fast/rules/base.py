@@ -1,0 +1,58 @@
+"""What rules share: the map from elements of an output gradient to rows, and the registry.
+
+A rule is a pure function `(node, slot, shape, b, rows) -> Use | None`:
+
+* node   the autograd node, read through its `_saved_*` attributes only
+* slot   which of the node's inputs the parameter is, an index into `node.next_functions`
+* shape  the shape of that input
+* b      the gradient of the losses with respect to the node's output
+* rows   the `RowMap` of b
+
+It returns None where it does not apply; the exact generic path then serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from mtu_fast.ops.gram import working_dtype
+from mtu_fast.rules.rowmap import RowMap
+from mtu_fast.uses import Dense, Use
+
+Rule = Callable[[Any, int, tuple[int, ...], Tensor, RowMap], Use | None]
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for the autograd nodes of these names."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            if name in RULES:
+                raise ValueError(f"two rules for {name}: {RULES[name].__module__} and {function.__module__}")
+            RULES[name] = function
+        return function
+
+    return register
+
+
+def summed(b: Tensor, rows: RowMap, shape: tuple[int, ...]) -> Dense | None:
+    """`rows[r] = Σ b` over the row's positions and over every dimension that a parameter of this shape broadcasts.
+
+    The gradient of an addend: b `[…, D, …]` -> rows `[N, *shape]`. None where the parameter varies along the row
+    dimension, so that positions of one row are not alike.
+    """
+    if rows.dim is None:
+        return None
+    at = rows.dim - b.dim() + len(shape)  # the row dimension, counted in the parameter's shape
+    if at >= 0 and shape[at] != 1:
+        return None
+    parts = rows.split(b, rows.dim)  # [N, S, …]
+    kept = [1] * (b.dim() - len(shape)) + list(shape)
+    del kept[rows.dim]
+    over = [1] + [d + 2 for d, size in enumerate(kept) if size == 1]
+    return Dense(shape, parts.sum(over, dtype=working_dtype(b)).view(-1, *shape))

@@ -1,0 +1,139 @@
+"""Which row does an element of an output gradient belong to?
+
+Backward passes are linear in the row weights, and scaling by a power of two is exact in floating point. A pass under
+weights `2**digit(row)` therefore returns, bit by bit, `2**digit` times the pass under ones wherever a single row
+reaches an element. Where several rows meet it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+@dataclass(frozen=True)
+class RowMap:
+    """Which row each element of an output gradient belongs to.
+
+    Attributes:
+        ids: int64, -1 where no row reaches. `[D]` along `dim`, or of the gradient's whole shape where dim is None.
+        count: the number of rows N.
+        dim: the one dimension the row depends on, or None.
+        order: "major" where position i belongs to row `i // S`, "minor" where it is `i % N`, else "ragged".
+        gaps: True where some positions had no gradient when the map was made.
+    """
+
+    ids: Tensor
+    count: int
+    dim: int | None
+    order: str
+    gaps: bool
+
+    @staticmethod
+    def along(ids: Tensor, dim: int, count: int) -> RowMap:
+        """The map of ids `[D]` along one dimension."""
+        known = ids >= 0
+        order = "ragged"
+        index = torch.arange(len(ids), device=ids.device)
+        if len(ids) % count == 0:
+            for name, guess in (("major", index // (len(ids) // count)), ("minor", index % count)):
+                if torch.equal(ids[known], guess[known]):
+                    order = name
+                    break
+        return RowMap(ids, count, dim, order, not bool(known.all()))
+
+    @staticmethod
+    def elementwise(ids: Tensor, count: int) -> RowMap:
+        """The map of ids of the gradient's own shape."""
+        return RowMap(ids, count, None, "ragged", bool((ids < 0).any()))
+
+    def filled(self, older: RowMap) -> RowMap:
+        """This map with its gaps filled from an older one of the same graph signature."""
+        if self.dim != older.dim or self.ids.shape != older.ids.shape:
+            return self
+        ids = torch.where(self.ids < 0, older.ids, self.ids)
+        return RowMap.elementwise(ids, self.count) if self.dim is None else RowMap.along(ids, self.dim, self.count)
+
+    def _broadcast(self, ndim: int) -> Tensor:
+        if self.dim is None:
+            return self.ids
+        return self.ids.view([-1 if d == self.dim else 1 for d in range(ndim)])
+
+    def only(self, b: Tensor, row: int) -> Tensor:
+        """B with every element of another row set to zero."""
+        return torch.where(self._broadcast(b.dim()) == row, b, 0)
+
+    def fits(self, b: Tensor) -> bool:
+        """Whether b is zero where this map knows no row; a map made from another batch may not."""
+        return not self.gaps or not bool(torch.where(self._broadcast(b.dim()) < 0, b, 0).any())
+
+    def split(self, x: Tensor, dim: int) -> Tensor:
+        """Positions along dim become (row, position within the row): `[…, D, …]` -> `[N, S, …]`.
+
+        Ragged rows are padded with zeros to the longest.
+        """
+        x = x.movedim(dim, 0)
+        if self.order == "major":
+            return x.unflatten(0, (self.count, -1))
+        if self.order == "minor":
+            return x.unflatten(0, (-1, self.count)).transpose(0, 1)
+        where = self._positions()
+        padded = x[where.clamp(min=0)]
+        return padded * (where >= 0).view(*where.shape, *[1] * (x.dim() - 1))
+
+    def _positions(self) -> Tensor:
+        """Positions of each row, `[N, S]`, -1 where a row has fewer than S."""
+        of_row = [torch.nonzero(self.ids == r).flatten() for r in range(self.count)]
+        return torch.nn.utils.rnn.pad_sequence(of_row, batch_first=True, padding_value=-1)
+
+
+def digits(count: int, base: int, device: torch.device) -> list[Tensor]:
+    """The base-`base` digits of the row numbers 0 … count - 1, lowest first: a list of int64 `[count]`."""
+    rows = torch.arange(count, device=device)
+    found = [rows % base]
+    while base ** len(found) < count:
+        found.append(rows // base ** len(found) % base)
+    return found
+
+
+def infer(b: Tensor, scaled: Sequence[Tensor], base: int, count: int) -> RowMap | None:
+    """The row map of a gradient, or None where rows mix.
+
+    Args:
+        b: the gradient under row weights 1.
+        scaled: the gradients under row weights `2**digit`, one per digit of the row number.
+        base: the base of the digits.
+        count: the number of rows N.
+    """
+    for dim in range(b.dim()):
+        ids = _ids(_lines(b, dim), [_lines(s, dim) for s in scaled], base, count)
+        if ids is not None:
+            return RowMap.along(ids, dim, count)
+    ids = _ids(b.reshape(-1, 1), [s.reshape(-1, 1) for s in scaled], base, count)
+    return None if ids is None else RowMap.elementwise(ids.view(b.shape), count)
+
+
+def _lines(t: Tensor, dim: int) -> Tensor:
+    return t.movedim(dim, 0).reshape(t.shape[dim], -1)
+
+
+def _ids(b: Tensor, scaled: Sequence[Tensor], base: int, count: int) -> Tensor | None:
+    """The row of every line of b `[D, E]`, -1 where the line is zero; None where a line has several rows."""
+    if b.numel() == 0:
+        return None
+    # Exact but for sums whose order differs between two passes.
+    slack = min(256 * torch.finfo(b.dtype).eps, 2.0**-4)
+    size, at = b.abs().max(1)
+    empty = size == 0
+    ids = torch.zeros(len(b), dtype=torch.int64, device=b.device)
+    for place, s in enumerate(scaled):
+        ratio = (s.gather(1, at[:, None]) / b.gather(1, at[:, None]))[:, 0]
+        exponent = torch.log2(ratio.double().abs()).round().masked_fill(empty, 0)
+        factor = torch.exp2(exponent).to(b.dtype)
+        error = (s - factor[:, None] * b).abs().amax(1)
+        if not bool(((error <= slack * factor * size) & (exponent >= 0) & (exponent < base)).all()):
+            return None
+        ids += exponent.long() * base**place
+    return None if bool((ids >= count).any()) else ids.masked_fill(empty, -1)

@@ -1,0 +1,276 @@
+"""The four kinds of use: what is known of the rows' gradients at one place where a parameter enters the graph.
+
+A use stands for the matrix of row gradients `[R, P]` of one parameter without being it:
+
+=======  ==========================================  =========================================
+kind     holds                                       row gradient
+=======  ==========================================  =========================================
+Outer    left `[R, S, A]`, right `[R, S, B]`         `Σ_s left[r, s] ⊗ right[r, s]`, `[A, B]`
+Conv     x `[R, F, C, *]`, b `[R, F, O, *]`          the convolution's weight gradient, `[O, C/g, *k]`
+Gather   index `[R, S]`, values `[R, S, D]`          `Σ_s e_index[r, s] ⊗ values[r, s]`, `[V, D]`
+Dense    rows `[R, *shape]`                          itself
+=======  ==========================================  =========================================
+
+Between a use and its parameter there may be a `Chain` of views and casts: linear maps whose adjoints keep inner
+products. A Gram is therefore taken on this side of the chain, a combination is pushed through it once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from mtu_fast.ops import gram as op
+from mtu_fast.ops.gram import Geometry
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The adjoint of the views and casts from a parameter to the op that uses it; equal keys mean equal maps."""
+
+    key: tuple[object, ...] = ()
+    apply: Callable[[Tensor], Tensor] = field(default=lambda g: g, compare=False, repr=False)
+
+
+DIRECT = Chain()
+
+
+@dataclass(frozen=True)
+class Use(ABC):
+    """Row gradients of one parameter at one place of the graph."""
+
+    shape: tuple[int, ...]
+    chain: Chain = field(default=DIRECT, kw_only=True)
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """The number of rows R."""
+
+    @property
+    @abstractmethod
+    def held(self) -> int:
+        """Bytes that this use keeps alive."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The dtype the rows have, or would have."""
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """The rows on this side of the chain, `[R, prod(shape)]`."""
+
+    @abstractmethod
+    def weighted(self, w: Tensor) -> Tensor:
+        """`Σ_r w_r row_r` on this side of the chain, `[*shape]`."""
+
+    def combine(self, w: Tensor) -> Tensor:
+        """`Σ_r w_r row_r` in the shape of the parameter; w `[R]`."""
+        return self.chain.apply(self.weighted(w))
+
+    def dense(self) -> Dense:
+        """The same rows, materialised; the chain stays."""
+        return Dense(self.shape, self.matrix().view(-1, *self.shape), chain=self.chain)
+
+    def grounded(self) -> Dense:
+        """The same rows, materialised in the space of the parameter itself."""
+        rows = self.matrix().view(-1, *self.shape)
+        if self.chain != DIRECT:
+            rows = torch.stack([self.chain.apply(row) for row in rows])
+        return Dense(tuple(rows.shape[1:]), rows)
+
+    def rows_bytes(self) -> int:
+        """Bytes that the rows take when materialised."""
+        return self.count * prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Dense(Use):
+    """Rows that are simply there: rows `[R, *shape]`."""
+
+    rows: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.rows.shape[0]
+
+    @property
+    def held(self) -> int:
+        return self.rows.numel() * self.rows.element_size()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rows.dtype
+
+    def matrix(self) -> Tensor:
+        return self.rows.reshape(self.count, -1)
+
+    def weighted(self, w: Tensor) -> Tensor:
+        return (w.to(self.dtype) @ self.matrix()).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Outer(Use):
+    """Rows `Σ_s left[r, s] ⊗ right[r, s]` of a matrix: left `[R, S, A]`, right `[R, S, B]`, prod(shape) = A·B."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.left.shape[0]
+
+    @property
+    def held(self) -> int:
+        return _bytes(self.left, self.right)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return op.working_dtype(self.left)
+
+    def matrix(self) -> Tensor:
+        return op.outer_rows(self.left, self.right).flatten(1)
+
+    def weighted(self, w: Tensor) -> Tensor:
+        # The weights go to the smaller side; positions and rows are one contraction: a single GEMM.
+        left, right = (t.to(self.dtype) for t in (self.left, self.right))
+        scale = w.to(self.dtype)[:, None, None]
+        if left.shape[2] <= right.shape[2]:
+            left = left * scale
+        else:
+            right = right * scale
+        return (left.flatten(0, 1).T @ right.flatten(0, 1)).view(self.shape)
+
+    def transposed(self) -> Outer:
+        """The same rows as a use of the transposed matrix."""
+        return replace(self, shape=self.shape[::-1], left=self.right, right=self.left)
+
+
+@dataclass(frozen=True)
+class Conv(Use):
+    """Rows that are convolution weight gradients: x `[R, F, C, *]`, b `[R, F, O, *]`, F images a row."""
+
+    x: Tensor
+    b: Tensor
+    geometry: Geometry
+
+    @property
+    def count(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def held(self) -> int:
+        return _bytes(self.x, self.b)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return op.working_dtype(self.x)
+
+    def matrix(self) -> Tensor:
+        return op.conv_rows(self.x, self.b, self.geometry).flatten(1)
+
+    def weighted(self, w: Tensor) -> Tensor:
+        x, b = self.x.to(self.dtype), self.b.to(self.dtype)
+        b = b * w.to(self.dtype).view(-1, *[1] * (b.dim() - 1))
+        return op.conv_weight_gradient(x.flatten(0, 1), b.flatten(0, 1), self.geometry)
+
+
+@dataclass(frozen=True)
+class Gather(Use):
+    """Rows of a table, scattered: index `[R, S]` into V, values `[R, S, D]`, shape (V, D)."""
+
+    index: Tensor
+    values: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.index.shape[0]
+
+    @property
+    def held(self) -> int:
+        return _bytes(self.index, self.values)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return op.working_dtype(self.values)
+
+    def matrix(self) -> Tensor:
+        return op.gather_rows(self.index, self.values, self.shape[0]).flatten(1)
+
+    def weighted(self, w: Tensor) -> Tensor:
+        values = self.values.to(self.dtype) * w.to(self.dtype)[:, None, None]
+        return values.new_zeros(self.shape).index_add_(0, self.index.flatten(), values.flatten(0, 1))
+
+
+def merge(uses: Sequence[Use]) -> Use:
+    """One use for the sum of several uses of one parameter by the same rows."""
+    first = uses[0]
+    if len(uses) == 1:
+        return first
+    if aligned(uses):
+        if all(isinstance(u, Outer) for u in uses):
+            return replace(first, left=_cat(uses, "left"), right=_cat(uses, "right"))
+        if all(isinstance(u, Gather) for u in uses):
+            return replace(first, index=_cat(uses, "index"), values=_cat(uses, "values"))
+        rows = torch.stack([u.matrix() for u in uses]).sum(0)
+        return Dense(first.shape, rows.view(-1, *first.shape), chain=first.chain)
+    rows = torch.stack([u.grounded().rows for u in uses]).sum(0)
+    return Dense(tuple(rows.shape[1:]), rows)
+
+
+def aligned(uses: Sequence[Use]) -> bool:
+    """Whether the uses share one chain and shape, so that they meet on this side of it."""
+    return all(u.chain == uses[0].chain and u.shape == uses[0].shape for u in uses)
+
+
+def gram(uses: Sequence[Use]) -> Tensor:
+    """`G = J Jᵀ` of one parameter over the rows of several uses, float64 `[ΣR, ΣR]`.
+
+    Uses of one kind, shape and chain go to their op together; unequal ones meet as explicit rows.
+    """
+    first = uses[0]
+    if _alike(uses):
+        if isinstance(first, Outer):
+            return op.outer_gram([u.left for u in uses], [u.right for u in uses])  # type: ignore[attr-defined]
+        if isinstance(first, Conv):
+            return op.conv_gram([u.x for u in uses], [u.b for u in uses], first.geometry)  # type: ignore[attr-defined]
+        if isinstance(first, Gather):
+            return op.gather_gram([u.index for u in uses], [u.values for u in uses])  # type: ignore[attr-defined]
+    if not aligned(uses):
+        uses = [u.grounded() for u in uses]
+    return op.row_gram([u.matrix() for u in uses])
+
+
+def route(uses: Sequence[Use]) -> str:
+    """The route that `gram` takes for these uses, in words."""
+    first = uses[0]
+    if _alike(uses) and isinstance(first, Outer):
+        if first.left.shape[1] == 1:
+            return "outer, S = 1"
+        return "outer, " + op.outer_route([u.left for u in uses], [u.right for u in uses])  # type: ignore[attr-defined]
+    if _alike(uses) and isinstance(first, Conv):
+        return "conv, " + op.conv_route([u.x for u in uses], [u.b for u in uses], first.geometry)  # type: ignore[attr-defined]
+    if _alike(uses) and isinstance(first, Gather):
+        return "table entries that occur"
+    return "explicit rows"
+
+
+def _alike(uses: Sequence[Use]) -> bool:
+    first = uses[0]
+    return aligned(uses) and all(
+        type(u) is type(first) and getattr(u, "geometry", None) == getattr(first, "geometry", None) for u in uses
+    )
+
+
+def _bytes(*tensors: Tensor) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _cat(uses: Sequence[Use], name: str) -> Tensor:
+    return torch.cat([getattr(u, name) for u in uses], dim=1)

@@ -1,0 +1,88 @@
+"""Builds the optional extension `mtu_fast._C`; without torch or a compiler the package is pure Python and complete.
+
+Everything else is in pyproject.toml. A build without the extension leaves the reason in `mtu_fast/_C.missing`, because
+pip hides what a build prints; `python -m mtu_fast` shows it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+OLDEST_TORCH = (2, 11)  # LibTorch's stable ABI as of this version; the binary serves every later one
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp-simd", "-fno-math-errno", "-fvisibility=hidden", "-Wall"]
+
+try:
+    import torch
+    from torch.utils import cpp_extension
+
+    build_ext = cpp_extension.BuildExtension
+    ABSENT = ""
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+        ABSENT = f"torch {torch.__version__} at build time, older than {'.'.join(map(str, OLDEST_TORCH))}"
+except ImportError:
+    ABSENT = "no torch at build time; with torch installed, use `pip install --no-build-isolation`"
+
+
+def extension() -> Extension:
+    """The module `_C`: all of csrc, against torch's stable ABI."""
+    target = (OLDEST_TORCH[0] << 56) + (OLDEST_TORCH[1] << 48)
+    return Extension(
+        "mtu_fast._C",
+        sources=[path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "csrc").rglob("*.cpp"))],
+        depends=[path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "csrc").rglob("*.h"))],
+        include_dirs=cpp_extension.include_paths(),
+        library_dirs=cpp_extension.library_paths(),
+        libraries=["torch", "torch_cpu"],
+        extra_compile_args=[
+            *FLAGS,
+            f"-DTORCH_TARGET_VERSION={target:#x}ULL",
+            f'-DMTU_FAST_TORCH_TARGET="{".".join(map(str, OLDEST_TORCH))}"',
+            f'-DMTU_FAST_FLAGS="{" ".join(FLAGS)}"',
+        ],
+    )
+
+
+def leave_note(folder: Path, reason: str) -> None:
+    """Write why there is no extension beside the package's files, or remove an outdated note."""
+    note = folder / "mtu_fast" / "_C.missing"
+    note.unlink(missing_ok=True)
+    if reason:
+        note.write_text(reason + "\n")
+        print(f"mtu_fast: built without mtu_fast._C: {reason}", file=sys.stderr)
+
+
+class BuildPython(build_py):
+    """Copies the package, with the note when no extension is going to be built."""
+
+    def run(self) -> None:
+        """Build, then leave the note."""
+        super().run()
+        leave_note(ROOT if self.editable_mode else Path(self.build_lib), ABSENT)
+
+
+class BuildExtension(build_ext):
+    """Builds the extension, or goes on without it and says why."""
+
+    def run(self) -> None:
+        """Build; a failure costs the extension, not the installation."""
+        reason = ""
+        try:
+            super().run()
+        except Exception as error:  # compilers, linkers and torch's checks all fail in their own ways
+            reason = f"compiling failed ({' '.join(str(error).split())[:200]})"
+            self.extensions = []
+        leave_note(ROOT if self.inplace else Path(self.build_lib), reason)
+
+
+os.chdir(ROOT)
+setup(
+    ext_modules=[] if ABSENT else [extension()],
+    cmdclass={"build_py": BuildPython, "build_ext": BuildExtension},
+)
