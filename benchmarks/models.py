@@ -1,11 +1,11 @@
 """The models that steps are timed on: a shared backbone, one head per task, and a batch of random samples.
 
-    mlp           784 -> 3 x 1024 -> 10, ReLU                                                      N = 64
+    mlp           784 -> 3 x 1024 -> 10, ReLU                                                     N = 64
     transformer   token and position embedding, 4 pre-norm layers, d = 256, 64 tokens, mean pool   N = 16
-    resnet        ResNet-18 with GroupNorm(32), stem 3x3 stride 1 and no max-pool, 64x64 images     N = 16
+    resnet        ResNet-18 with GroupNorm(32), stem 3x3 of stride 1 without max-pool, 64x64       N = 16
 
-With one task every parameter is a row parameter, the head's too; with several tasks the backbone's are and the heads stay
-outside, as in multi-task learning. `quick` shrinks everything to milliseconds and keeps the structure.
+With one task every parameter is a row parameter, the head's too; with several tasks the backbone's are and the heads
+stay outside, as in multi-task learning. `quick` shrinks everything to milliseconds and keeps the structure.
 """
 
 from __future__ import annotations
@@ -77,8 +77,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 def _mlp(quick: bool) -> tuple[nn.Module, int, Tensor]:
     width, samples = (32, 8) if quick else (1024, 64)
-    sizes = [784, width, width, width]
-    layers = [m for i, o in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(i, o), nn.ReLU())]
+    layers = [m for inputs in (784, width, width) for m in (nn.Linear(inputs, width), nn.ReLU())]
     return nn.Sequential(*layers), width, torch.randn(samples, 784)
 
 
@@ -91,11 +90,13 @@ def _transformer(quick: bool) -> tuple[nn.Module, int, Tensor]:
 def _resnet(quick: bool) -> tuple[nn.Module, int, Tensor]:
     base, size, samples = (8, 32, 8) if quick else (64, 64, 16)
     layers: list[nn.Module] = [nn.Conv2d(3, base, 3, 1, 1, bias=False), _norm(base), nn.ReLU()]
-    widths = [base, base, 2 * base, 4 * base, 8 * base]
-    for stage, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
-        layers += [Block(inputs, outputs, 1 if stage == 0 else 2), Block(outputs, outputs, 1)]
+    width = base
+    for stage in range(4):
+        stride = 1 if stage == 0 else 2
+        layers += [Block(width, stride * width, stride), Block(stride * width, stride * width, 1)]
+        width *= stride
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers), widths[-1], torch.randn(samples, 3, size, size)
+    return nn.Sequential(*layers), width, torch.randn(samples, 3, size, size)
 
 
 MODELS: dict[str, Callable[[bool], tuple[nn.Module, int, Tensor]]] = {

@@ -23,7 +23,7 @@ from torch import Tensor
 from mtu_fast.ops._library import define
 
 WIDE = torch.float64
-TILE = 1 << 21  # elements of a working tile: 16 MiB of float64, within the last-level cache of most machines
+TILE = 1 << 18  # elements of a working tile: 2 MiB of float64, about what a core's cache holds
 
 # Cost of one unit of work relative to one float32 multiply-add inside a large product; measured, see CONTRIBUTING.md.
 FLOAT64 = 2.0

@@ -1,0 +1,295 @@
+"""What an interference-free step costs, beside the plain training step on the same samples.
+
+    benchmarks/step_cost.py [--json PATH] [--models mlp transformer resnet] [--tasks 1 3] [--repeats K] [--quick]
+
+Four steps, interleaved, on one model and batch; none updates the parameters:
+
+    plain       zero_grad, forward, sum of the tasks' mean losses, backward
+    gram        forward, engine.rows(losses).gram()
+    orthograd   zero_grad, forward, engine.backward(losses, OrthoGrad(0.5), forget): a quarter of the samples forgotten
+    vmap        zero_grad, the same update with the Jacobian J kept: J by torch.func, J Jᵀ, the weights, Jᵀ w
+
+The vmap step is the cheapest plain form we found: with one task `vmap(grad)`; with several, one vmapped forward over
+expanded parameters and one ordinary backward a task (chunks, `jacrev`, `vjp` under vmap and a `vmap(grad)` a task were
+slower or equal). Its Gram is one float32 product per parameter tensor and pair of tasks, summed in float64. Both whole
+steps must leave the same `.grad`, or nothing is reported.
+
+With one task the rows are over all parameters, with several over the backbone. Times are medians of rounds with half
+the distance between the quartiles; a ratio is the median over rounds of the ratio in one round. Memory is the peak of
+one step above the loaded model and batch, `measure.peak_memory`, after a plain step that loads the vendor's kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+if not __package__:  # run as a file: the packages lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import mtu_fast as mtu
+from benchmarks.measure import ROOT, Times, interleaved, peak_memory
+from benchmarks.models import MODELS, Case, build
+
+ALPHA = 0.5
+TOLERANCE = 1e-3  # relative distance of the two .grad, float32; both steps round, and the solve amplifies it
+STEPS = ("plain", "gram", "orthograd", "vmap")
+
+# ---- the steps ------------------------------------------------------------------------------------------------------
+
+
+def steps(case: Case) -> dict[str, Callable[[], object]]:
+    """{name: the step on this case}, one engine between them; see the module's docstring."""
+    engine = mtu.Engine(case.model, params=case.params.values())
+    method = mtu.OrthoGrad(alpha=ALPHA)
+
+    def plain() -> None:
+        case.model.zero_grad()
+        torch.stack([loss.mean() for loss in case.losses().values()]).sum().backward()
+
+    def gram() -> Tensor:
+        return engine.rows(case.losses()).gram()
+
+    def orthograd() -> None:
+        case.model.zero_grad()
+        engine.backward(case.losses(), method, forget=case.forget)
+
+    def jacobian_kept() -> None:
+        case.model.zero_grad()
+        with (
+            warnings.catch_warnings()
+        ):  # attention has no batching rule on CPU: torch loops over the samples, and warns
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            vmap_step(case)
+
+    return dict(zip(STEPS, (plain, gram, orthograd, jacobian_kept), strict=True))
+
+
+def vmap_step(case: Case) -> None:
+    """.grad = Jᵀ w with J built by torch.func and kept; parameters outside the rows get their weighted gradient."""
+    forget = case.forget.repeat(len(case.labels))
+    rows = _rows_of_one_task(case) if len(case.labels) == 1 else _rows_of_tasks(case)
+    w = weights(_gram(list(rows.values())), forget, len(case.labels)).float().split(len(case.forget))
+    for name, parameter in case.params.items():
+        parts = [v @ block.flatten(1) for v, block in zip(w, rows[name], strict=True)]
+        parameter.grad = torch.stack(parts).sum(0).view_as(parameter) if len(parts) > 1 else parts[0].view_as(parameter)
+
+
+def weights(G: Tensor, forget: Tensor, tasks: int) -> Tensor:
+    """w = α r - (1-α)(f - G_rr⁻¹ G_r. f), [R] float64, from G [R, R] and the mask of forget rows [R]."""
+    retain = ~forget
+    r, f = _means(forget, tasks)
+    inside = torch.zeros_like(f)
+    inside[retain] = torch.linalg.solve(G[retain][:, retain], G[retain] @ f)
+    return ALPHA * r - (1 - ALPHA) * (f - inside)
+
+
+def _means(forget: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
+    f = forget.double()
+    return (1 - f) * tasks / (1 - f).sum(), f * tasks / f.sum()
+
+
+def _losses_of_one(case: Case) -> Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]:
+    """(parameters, x, labels [T]) -> losses [T] of one sample."""
+
+    def losses(parameters: dict[str, Tensor], x: Tensor, labels: Tensor) -> Tensor:
+        outputs = functional_call(case.model, parameters, (x[None],))
+        pairs = zip(case.labels, labels, strict=True)
+        return torch.stack([functional.cross_entropy(outputs[task][0], y) for task, y in pairs])
+
+    return losses
+
+
+def _rows_of_one_task(case: Case) -> dict[str, list[Tensor]]:
+    """{parameter: [its rows [N, ...]]} by vmap(grad)."""
+    losses = _losses_of_one(case)
+    parameters = {name: p.detach() for name, p in case.params.items()}
+    labels = torch.stack(list(case.labels.values()), 1)
+    of_one = grad(lambda p, x, y: losses(p, x, y).sum())
+    rows: dict[str, Tensor] = vmap(of_one, in_dims=(None, 0, 0))(parameters, case.inputs, labels)
+    return {name: [block] for name, block in rows.items()}
+
+
+def _rows_of_tasks(case: Case) -> dict[str, list[Tensor]]:
+    """{parameter: its rows [N, ...] of each task}; `.grad` of the parameters outside, from the same forward."""
+    samples, tasks = len(case.inputs), len(case.labels)
+    copies = {n: p.detach().expand(samples, *p.shape).requires_grad_() for n, p in case.params.items()}
+    losses: Tensor = vmap(_losses_of_one(case))(copies, case.inputs, torch.stack(list(case.labels.values()), 1))
+    r, f = _means(case.forget.repeat(tasks), tasks)
+    outside = [p for name, p in case.model.named_parameters() if name not in case.params]
+    direction = (ALPHA * r - (1 - ALPHA) * f).float().view(tasks, samples).T
+    of_outside = torch.autograd.grad(losses, outside, direction, retain_graph=True)
+    for parameter, gradient in zip(outside, of_outside, strict=True):
+        parameter.grad = gradient
+    rows = [
+        torch.autograd.grad(losses[:, t].sum(), list(copies.values()), retain_graph=t + 1 < tasks) for t in range(tasks)
+    ]
+    return {name: list(blocks) for name, blocks in zip(copies, zip(*rows, strict=True), strict=True)}
+
+
+def _gram(rows: Sequence[list[Tensor]]) -> Tensor:
+    """J Jᵀ [R, R] of the tensors' blocks of rows: float32 products, float64 sums over the tensors."""
+    tasks, samples = len(rows[0]), len(rows[0][0])
+    G = torch.zeros(tasks, samples, tasks, samples, dtype=torch.float64)
+    for blocks in rows:
+        flat = [block.flatten(1) for block in blocks]
+        for t in range(tasks):
+            for u in range(t, tasks):
+                product = flat[t] @ flat[u].T
+                G[t, :, u] += product
+                if t != u:
+                    G[u, :, t] += product.T
+    return G.view(tasks * samples, tasks * samples)
+
+
+# ---- measuring ------------------------------------------------------------------------------------------------------
+
+
+def disagreement(case: Case, of: dict[str, Callable[[], object]]) -> float:
+    """Relative distance ‖d - d'‖ / ‖d'‖ of the `.grad` that the engine and the vmap step leave."""
+    found = []
+    for name in ("orthograd", "vmap"):
+        of[name]()
+        found.append(torch.cat([p.grad.flatten() for p in case.model.parameters() if p.grad is not None]).double())
+    case.model.zero_grad()
+    ours, truth = found
+    return float((ours - truth).norm() / truth.norm()) if len(ours) == len(truth) else float("inf")
+
+
+def prepare(model: str, tasks: str, step: str, quick: str) -> Callable[[], object]:
+    """The step whose memory is measured, after one plain step and without its gradients; see `peak_memory`."""
+    case = build(model, int(tasks), quick == "True")
+    of = steps(case)
+    of["plain"]()
+    case.model.zero_grad()
+    return of[step]
+
+
+def measure(model: str, tasks: int, repeats: int, quick: bool, memory: bool) -> dict[str, Any]:
+    """Times and memory of every step on one case, each also as a ratio to the plain step.
+
+    Raises:
+        RuntimeError: the two whole steps leave different gradients.
+    """
+    case = build(model, tasks, quick)
+    of = steps(case)
+    error = disagreement(case, of)
+    if not error <= TOLERANCE:
+        raise RuntimeError(
+            f"{model}, {tasks} task(s): .grad of the engine and of the vmap step differ by {error:.1e} of its norm, "
+            f"expected at most {TOLERANCE:.0e}; times of a wrong step are not reported."
+        )
+    times = interleaved(of, repeats)
+    counted = list(of) if memory else []
+    peaks = {name: peak_memory("benchmarks.step_cost:prepare", model, str(tasks), name, str(quick)) for name in counted}
+    size = sum(p.numel() for p in case.params.values())
+    rows = tasks * len(case.inputs)
+    of_steps = {name: _result(times[name], times["plain"], peaks.get(name), peaks.get("plain")) for name in of}
+    return {"model": model, "tasks": tasks, "rows": rows, "parameters": size, "grad_error": error, "steps": of_steps}
+
+
+def _result(time: Times, plain: Times, peak: float | None, base: float | None) -> dict[str, float | None]:
+    ratio, spread = time.ratio(plain)
+    share = peak / base if peak is not None and base else None
+    values = {"ms": time.median, "ms_spread": time.spread, "ratio": ratio, "ratio_spread": spread}
+    return values | {"peak_mib": peak, "peak_ratio": share}
+
+
+# ---- reporting ------------------------------------------------------------------------------------------------------
+
+
+def table(cases: Sequence[dict[str, Any]]) -> str:
+    """The results as an aligned Markdown table, one line a step."""
+    head = ["model", "tasks", "step", "ms", "±", "× plain", "±", "MiB", "× plain"]
+    lines = [head]
+    for case in cases:
+        for name, s in case["steps"].items():
+            memory = ["-", "-"] if s["peak_mib"] is None else [f"{s['peak_mib']:.0f}", f"{s['peak_ratio'] or 0:.2f}"]
+            times = [f"{s['ms']:.1f}", f"{s['ms_spread']:.1f}", f"{s['ratio']:.2f}", f"{s['ratio_spread']:.2f}"]
+            lines.append([case["model"], str(case["tasks"]), name, *times, *memory])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    texts = (0, 2)  # to the left, figures to the right
+    lines.insert(1, ["-" * w if i in texts else "-" * (w - 1) + ":" for i, w in enumerate(widths)])
+    formats = [f"{{:{'<' if i in texts else '>'}{w}}}" for i, w in enumerate(widths)]
+    return "\n".join(("| " + " | ".join(formats) + " |").format(*line) for line in lines)
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on: versions, threads, processor, date, commit."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "cpu": names[0] if names else platform.processor(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(*args: str) -> str:
+    try:
+        done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path, help="write the results there too")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--tasks", nargs="+", type=int, default=[1, 3], help="rows per sample, a head each")
+    parser.add_argument("--repeats", type=int, help="rounds; 9 by default, 3 with --quick")
+    parser.add_argument("--quick", action="store_true", help="tiny models: does it run, not how fast")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="times only: no child processes")
+    found = parser.parse_args(argv)
+    found.repeats = (3 if found.quick else 9) if found.repeats is None else found.repeats
+    if found.repeats < 1 or min(found.tasks) < 1:
+        parser.error(f"--repeats {found.repeats} and --tasks {found.tasks} must be at least 1")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what the arguments ask for, print the table, write the JSON file.
+
+    Raises:
+        SystemExit: wrong arguments, or two steps that should agree do not.
+    """
+    args = _arguments(argv)
+    cases = []
+    for model in args.models:
+        for tasks in args.tasks:
+            try:
+                case = measure(model, tasks, args.repeats, args.quick, args.memory)
+            except RuntimeError as error:
+                raise SystemExit(f"step_cost: {error}") from error
+            print(f"{model}, {tasks} task(s), {case['rows']} rows: same .grad to {case['grad_error']:.1e}", flush=True)
+            cases.append(case)
+    found = environment() | {"quick": args.quick, "repeats": args.repeats, "cases": cases}
+    commit = found["commit"][:10] or "unknown"
+    print(f"\ntorch {found['torch']}, {found['threads']} threads, {found['cpu']}, commit {commit}\n")
+    print(table(cases))
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The package as a user meets it: complete without the extension, honest about what runs where, and installable."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtu_fast import __main__ as command
+from mtu_fast.ops import _library
+
+ROOT = Path(__file__).parents[1]
+WITHOUT_EXTENSION = "import sys; sys.modules['mtu_fast._C'] = None\n"
+
+
+def python(*arguments: str, folder: Path = ROOT, **environment: str) -> str:
+    """Standard output of this interpreter, in `folder`; its standard error in the failure if there is one."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def lines_of(table: str, op: str) -> list[str]:
+    return [line for line in table.splitlines() if line.split()[:1] == [op]]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, without anything built."""
+    copy = tmp_path_factory.mktemp("tree")
+    for path in filter(Path.is_file, ROOT.iterdir()):
+        shutil.copy(path, copy)
+    for folder in ("csrc", "mtu_fast"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "_C.*"))
+    return copy
+
+
+def test_memory_is_poisoned_in_tests() -> None:
+    assert torch.empty(3).isnan().all()
+    assert torch.empty(3).new_empty(2, dtype=torch.int64).tolist() == [torch.iinfo(torch.int64).max] * 2
+
+
+def test_every_op_has_a_line_for_each_device() -> None:
+    table = python("-m", "mtu_fast")
+    assert {"gram_schmidt", "row_gram", "outer_gram", "conv_gram", "gather_gram"} <= set(_library.ops())
+    for name in _library.ops():
+        assert [line.split()[1] for line in lines_of(table, name)] == list(_library.DEVICES)
+    assert torch.__version__ in table
+
+
+def test_each_reference_says_why_there_is_no_kernel() -> None:
+    for each in _library.implementations():
+        assert (each.why == "") == _library.ops()[each.op].has_kernel(each.device)
+
+
+@pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING or "built")
+def test_the_extension_says_how_it_was_built(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _library.EXTENSION is not None
+    assert set(_library.EXTENSION.build_facts()) >= {"compiler", "flags", "torch (headers)", "torch (oldest served)"}
+    command.main()
+    printed = capsys.readouterr().out
+    assert "kernel (mtu_fast._C)" in lines_of(printed, "gram_schmidt")[0]
+    assert all(value in printed for value in _library.EXTENSION.build_facts().values())
+
+
+@pytest.mark.skipif(_library.EXTENSION is None or not shutil.which("nm"), reason="needs the extension and nm")
+def test_the_extension_uses_only_the_stable_abi() -> None:
+    assert _library.EXTENSION is not None
+    nm = ["nm", "-D", "-C", "--undefined-only", str(_library.EXTENSION.__file__)]
+    symbols = subprocess.run(nm, capture_output=True, text=True, check=True).stdout
+    assert "torch_call_dispatcher" in symbols
+    assert not [line for line in symbols.splitlines() if "c10::" in line or "at::" in line or "torch::" in line]
+
+
+def test_everything_works_without_the_extension() -> None:
+    script = WITHOUT_EXTENSION + (
+        "import torch, mtu_fast as mtu\n"
+        "from mtu_fast.__main__ import main\n"
+        "net = torch.nn.Linear(5, 1).double()\n"
+        "x = torch.randn(4, 5, dtype=torch.float64)\n"
+        "forget = torch.tensor([True, False, False, False])\n"
+        "mtu.Engine(net).backward(net(x).squeeze(1) ** 2, mtu.OrthoGrad(alpha=0.0), forget=forget)\n"
+        "change = x[1:] @ net.weight.grad[0] + net.bias.grad\n"
+        "print('moved', float(net.weight.grad.norm()) > 1e-3, float(change.abs().max()) < 1e-10)\n"
+        "main()\n"
+    )
+    printed = python("-c", script)
+    assert printed.startswith("moved True True\n")
+    assert "reference (plain torch)" in lines_of(printed, "gram_schmidt")[0]
+    assert "mtu_fast._C is absent" in printed
+
+
+def test_a_failed_compilation_costs_the_extension_only_and_is_told(tree: Path, tmp_path: Path) -> None:
+    wheel = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), "."]
+    python(*wheel, folder=tree, CC="false", CXX="false")
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path)
+    assert not [name for name in names if name.endswith(".so") or name.startswith(("tests", "benchmarks", "csrc"))]
+    assert "mtu_fast/py.typed" in names
+    assert {name for name in names if name.endswith(".py")} == {
+        path.relative_to(tree).as_posix() for path in (tree / "mtu_fast").rglob("*.py")
+    }
+    assert "mtu_fast._C is absent: compiling failed" in python("-m", "mtu_fast", folder=tmp_path)
+
+
+def test_without_torch_at_build_time_the_wheel_is_pure_python(tree: Path, tmp_path: Path) -> None:
+    hide_torch = tmp_path / "hide" / "torch"
+    hide_torch.mkdir(parents=True)
+    (hide_torch / "__init__.py").write_text("raise ImportError('hidden')\n")
+    build = ["setup.py", "--quiet", "bdist_wheel", "--dist-dir", str(tmp_path)]
+    python(*build, folder=tree, PYTHONPATH=str(hide_torch.parent))
+    wheel = next(tmp_path.glob("*.whl"))
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert "no torch at build time" in archive.read("mtu_fast/_C.missing").decode()
+
+
+def test_the_source_distribution_can_build_the_extension(tree: Path, tmp_path: Path) -> None:
+    python("setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path), folder=tree)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    csrc = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    assert csrc <= names
+    assert {"setup.py", "pyproject.toml", "LICENSE", "mtu_fast/py.typed"} <= names
