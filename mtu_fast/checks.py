@@ -42,7 +42,7 @@ def named_losses(losses: Losses) -> dict[str, Tensor]:
         )
     devices = {task: str(loss.device) for task, loss in named.items()}
     if len(set(devices.values())) > 1:
-        raise ValueError(f"losses are on different devices {devices}, expected one: move them, or use one model a device.")
+        raise ValueError(f"losses are on different devices {devices}, expected one: move them, or take rows apart.")
     return dict(named)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtu_fast.checks import Losses, Mask, kinds, named_losses, presence
 from mtu_fast.explain import Explanation
-from mtu_fast.graph import Graph, Plan, StaleMap
+from mtu_fast.graph import Graph, Plan, StaleMap, densified
 from mtu_fast.methods import FORGET, RETAIN, Method, Roles
 from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, join_roles
 from mtu_fast.uses import Dense, Use, aligned, merge
@@ -124,7 +124,7 @@ class Engine:
             RuntimeError: no rows were taken yet.
         """
         if self._explanation is None:
-            raise RuntimeError("explain: found no rows yet, expected engine.rows or engine.backward to be called first.")
+            raise RuntimeError("explain: found no rows yet, expected a call of engine.rows or engine.backward first.")
         return self._explanation
 
     # ---- rows per sample --------------------------------------------------------------------------------------------
@@ -180,21 +180,22 @@ class Engine:
             RuntimeError: they differ beyond rounding.
         """
         parameters = self._shared.parameters
-        weights = [1 + torch.arange(len(loss), device=loss.device).to(loss).mul_(0.754877666).frac_() for loss in graph.losses]
+        weights = [1 + (torch.arange(len(x), device=x.device) * 0.754877666).frac().to(x) for x in graph.losses]
         truth = torch.autograd.grad(graph.losses, parameters, weights, retain_graph=True, allow_unused=True)
-        scale = torch.stack([g.double().norm() for g in truth if g is not None]).norm()
+        norms = [densified(g).double().norm() for g in truth if g is not None]
+        scale = torch.stack(norms).norm() if norms else torch.zeros(())
         slack = {torch.float64: 1e-8, torch.float32: 1e-3}.get(graph.dtype, 0.1)
         for j, (name, g) in enumerate(zip(self._shared.names, truth, strict=True)):
-            parts = [b.uses[j].combine(w.double()) for b, w in zip(blocks, weights, strict=True) if j in b.uses]
-            if g is None and not parts:
-                continue
-            g = torch.zeros_like(parameters[j]) if g is None else g
-            ours = sum(parts[1:], parts[0]).view(g.shape) if parts else torch.zeros_like(g)
-            error = (ours.double() - g.double()).norm()
-            if not bool(error <= slack * torch.maximum(g.double().norm(), 1e-3 * scale)):
+            ours = torch.zeros_like(parameters[j], dtype=torch.float64)
+            for block, w in zip(blocks, weights, strict=True):
+                if j in block.uses:
+                    ours += block.uses[j].combine(w.double()).view_as(ours)
+            wanted = ours.new_zeros(()) if g is None else densified(g)
+            error, size = (ours - wanted).norm(), wanted.double().norm()
+            if not bool(error <= slack * torch.maximum(size, 1e-3 * scale)):
                 raise RuntimeError(
-                    f"rows: the rows of {name} {tuple(g.shape)} do not add up to what autograd gives (error "
-                    f"{float(error):.1e} of {float(g.double().norm()):.1e}). Random numbers drawn in the backward, or "
+                    f"rows: the rows of {name} {tuple(ours.shape)} do not add up to what autograd gives (error "
+                    f"{float(error):.1e} of {float(size):.1e}). Random numbers drawn in the backward, or "
                     "a fault in mtu_fast: please report the model. per='task' is exact on any graph."
                 )
 
@@ -228,8 +229,8 @@ class Engine:
         outside = [p for p in graph.leaves if id(p) in self._outside]
         if not shared and not outside:
             return {}, {}
-        found = torch.autograd.grad([loss], [*shared, *outside], [weights], retain_graph=True, allow_unused=True)
-        found = [None if g is None else g.to_dense() if g.is_sparse else g for g in found]
+        grads = torch.autograd.grad([loss], [*shared, *outside], [weights], retain_graph=True, allow_unused=True)
+        found = [None if g is None else densified(g) for g in grads]
         return (
             {j: g for j, g in enumerate(found[: len(shared)]) if g is not None},
             {p: g for p, g in zip(outside, found[len(shared) :], strict=True) if g is not None},
@@ -311,9 +312,12 @@ def _vjp(
     if not live or not parameters:
         return {}
     pieces = w.split([len(kept[task]) for task in live])
-    outputs = [loss.new_zeros(len(loss)).index_copy(0, kept[t], piece.to(loss)) for (t, loss), piece in zip(live.items(), pieces, strict=True)]
+    outputs = [
+        loss.new_zeros(len(loss)).index_copy(0, kept[task], piece.to(loss))
+        for (task, loss), piece in zip(live.items(), pieces, strict=True)
+    ]
     found = torch.autograd.grad(list(live.values()), parameters, outputs, retain_graph=keep, allow_unused=True)
-    return {p: g.to_dense() if g.is_sparse else g for p, g in zip(parameters, found, strict=True) if g is not None}
+    return {p: densified(g) for p, g in zip(parameters, found, strict=True) if g is not None}
 
 
 def _roles(task: str, sample: Tensor, kind: Tensor, loss: Tensor, dtype: torch.dtype) -> Roles:
@@ -321,8 +325,7 @@ def _roles(task: str, sample: Tensor, kind: Tensor, loss: Tensor, dtype: torch.d
 
 
 def _select(roles: Roles, at: Tensor) -> Roles:
-    columns = (column[at] for column in (roles.task, roles.sample, roles.kind, roles.loss))
-    return Roles(*columns, roles.tasks, roles.dtype)
+    return Roles(roles.task[at], roles.sample[at], roles.kind[at], roles.loss[at], roles.tasks, roles.dtype)
 
 
 @contextmanager
@@ -342,6 +345,13 @@ def _teaching() -> Iterator[None]:
                 "a parameter or activation was changed in place after the forward (an optimizer step before the "
                 "backward?), so the recorded graph no longer fits; take the rows before anything is changed."
             ) from error
+        if "donated buffer" in text:
+            raise RuntimeError(
+                "a compiled region frees its buffers in the first backward, and its rows need one a row; set "
+                "torch._functorch.config.donated_buffer = False for the whole run, or leave the region uncompiled."
+            ) from error
         if "torch.utils.checkpoint" in text and "reentrant" in text:
-            raise RuntimeError("reentrant checkpointing hides the graph; use checkpoint(..., use_reentrant=False).") from error
+            raise RuntimeError(
+                "reentrant checkpointing hides the graph below it; use checkpoint(..., use_reentrant=False)."
+            ) from error
         raise

@@ -49,17 +49,15 @@ class Explanation:
         )
 
     def __str__(self) -> str:
-        header = ("parameter", "shape", "kept", "route", "MiB", "uses")
-        body = [
-            (
-                line.name, "×".join(map(str, line.shape)) or "scalar", line.kept, line.route, f"{line.bytes / 2**20:.2f}",
-                ("SLOW " if line.slow else "") + "; ".join(_counted(line.sites)),
-            )
-            for line in self.lines
-        ]  # fmt: skip
-        widths = [max(len(row[c]) for row in [header, *body]) for c in range(len(header))]
-        rows = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [header, *body]]
-        return "\n".join(rows)
+        table = [("parameter", "shape", "kept", "route", "MiB", "uses"), *map(_cells, self.lines)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+
+
+def _cells(line: Line) -> tuple[str, ...]:
+    shape = "×".join(map(str, line.shape)) or "scalar"
+    uses = ("SLOW " if line.slow else "") + "; ".join(_counted(line.sites))
+    return line.name, shape, line.kept, line.route, f"{line.bytes / 2**20:.2f}", uses
 
 
 def _line(name: str, shape: tuple[int, ...], sites: Sequence[str], uses: Sequence[Use]) -> Line:

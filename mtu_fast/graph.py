@@ -39,24 +39,23 @@ ISOMETRIES = frozenset(
 
 # Nodes whose map from rows to elements follows from shapes and integer arguments alone. A graph with any other node
 # (indexing, routing, custom functions) may move rows differently next time: its row maps are made anew every time.
-PLAIN = frozenset(
-    """
-    Abs Acos Add Addbmm Addcdiv Addcmul Addmm Addmv Alias Amax Amin Angle Asin Atan Atan2 AvgPool2D AvgPool3D Baddbmm
-    BinaryCrossEntropy BinaryCrossEntropyWithLogits Bmm Cat Celu Ceil Clamp ClampMax ClampMin Clone ConstantPadNd
-    Convolution Cos Cosh CudnnBatchNorm CudnnConvolution Cumprod Cumsum Diagonal Div Dot Elu Embedding Erf Erfc Exp
-    Expand Expm1 Flip Floor Fmod FusedRmsNorm Gelu Glu HardSigmoid Hardsigmoid Hardswish Hardtanh Huber HuberLoss
-    L1Loss LeakyRelu Lerp LinalgVectorNorm Log Log10 Log1P Log2 LogSigmoid LogSoftmax Logaddexp Logsumexp MSELoss
-    MaskedFill MaxPool2DWithIndices MaxPool3DWithIndices Maximum Mean Minimum Mish Mm MseLoss Mul Mv NativeBatchNorm
-    NativeDropout NativeGroupNorm NativeLayerNorm Neg NllLoss NllLoss2D NllLossNd Norm Permute PixelShuffle
-    PixelUnshuffle Pow PreluKernel Prelu Prod Reciprocal ReflectionPad1D ReflectionPad2D ReflectionPad3D Relu Repeat
-    ReplicationPad1D ReplicationPad2D ReplicationPad3D ReshapeAlias Roll Rsqrt Rsub
-    ScaledDotProductEfficientAttention ScaledDotProductFlashAttention ScaledDotProductFlashAttentionForCpu Select
-    SelectBackward Sgn Sigmoid Silu Sin Sinh Slice SmoothL1Loss Softmax Softplus Split SplitWithSizes Sqrt Squeeze
-    Stack Std Sub Sum T Tan Tanh Threshold ToCopy Transpose Tril Triu Unbind Unfold UnsafeSplit UnsafeView Unsqueeze
-    UpsampleBicubic2D UpsampleBilinear2D UpsampleLinear1D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D
-    UpsampleTrilinear3D Var View WeightNormInterface Where AdaptiveAvgPool2D AdaptiveAvgPool3D
-    """.split()
-)
+_PLAIN = """
+Abs Acos Add Addbmm Addcdiv Addcmul Addmm Addmv Alias Amax Amin Angle Asin Atan Atan2 AvgPool2D AvgPool3D Baddbmm
+BinaryCrossEntropy BinaryCrossEntropyWithLogits Bmm Cat Celu Ceil Clamp ClampMax ClampMin Clone ConstantPadNd
+Convolution Cos Cosh CudnnBatchNorm CudnnConvolution Cumprod Cumsum Diagonal Div Dot Elu Embedding Erf Erfc Exp
+Expand Expm1 Flip Floor Fmod FusedRmsNorm Gelu Glu HardSigmoid Hardsigmoid Hardswish Hardtanh Huber HuberLoss
+L1Loss LeakyRelu Lerp LinalgVectorNorm Log Log10 Log1P Log2 LogSigmoid LogSoftmax Logaddexp Logsumexp MSELoss
+MaskedFill MaxPool2DWithIndices MaxPool3DWithIndices Maximum Mean Minimum Mish Mm MseLoss Mul Mv NativeBatchNorm
+NativeDropout NativeGroupNorm NativeLayerNorm Neg NllLoss NllLoss2D NllLossNd Norm Permute PixelShuffle
+PixelUnshuffle Pow PreluKernel Prelu Prod Reciprocal ReflectionPad1D ReflectionPad2D ReflectionPad3D Relu Repeat
+ReplicationPad1D ReplicationPad2D ReplicationPad3D ReshapeAlias Roll Rsqrt Rsub
+ScaledDotProductEfficientAttention ScaledDotProductFlashAttention ScaledDotProductFlashAttentionForCpu Select
+SelectBackward Sgn Sigmoid Silu Sin Sinh Slice SmoothL1Loss Softmax Softplus Split SplitWithSizes Sqrt Squeeze
+Stack Std Sub Sum T Tan Tanh Threshold ToCopy Transpose Tril Triu Unbind Unfold UnsafeSplit UnsafeView Unsqueeze
+UpsampleBicubic2D UpsampleBilinear2D UpsampleLinear1D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D
+UpsampleTrilinear3D Var View WeightNormInterface Where AdaptiveAvgPool2D AdaptiveAvgPool3D
+"""
+PLAIN = frozenset(_PLAIN.split())
 
 ACCUMULATE = "torch::autograd::AccumulateGrad"
 
@@ -196,8 +195,11 @@ class Graph:
         found: dict[int, tuple[RowMap | None, ...] | None] = {}
         for i, width in zip(nodes, widths, strict=True):
             grads = [(next(plain), [next(s) for s in scaled]) for _ in range(width)]
-            reached = [b is not None for b, _ in grads]
-            maps = [None if b is None else infer(b, others, base, len(loss)) for b, others in grads]  # type: ignore[arg-type]
+            reached = [b is not None and b.numel() > 0 for b, _ in grads]
+            maps = [
+                infer(b, [s for s in others if s is not None], base, len(loss)) if b is not None and b.numel() else None
+                for b, others in grads
+            ]
             if any(r and m is None for r, m in zip(reached, maps, strict=True)):
                 found[i] = None
             elif any(reached):
@@ -248,7 +250,7 @@ class Graph:
 
         def reached(i: int, grads: Grads) -> None:
             for row_map, b in zip(maps[i], grads, strict=True):
-                if b is not None and (row_map is None or not row_map.fits(b)):
+                if b is not None and b.numel() and (row_map is None or not row_map.fits(b)):
                     raise StaleMap
             recomputed = self._recomputed(i)
             for site in plan.sites[i]:
@@ -369,7 +371,7 @@ class Graph:
         """The local vjp of one node: gradients of some outputs in, (slot, edge, gradient) of its inputs out."""
         node = self.nodes[i]
         given = [grads.get(k) for k in range(len(node._input_metadata))]
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
+        if _is_python(node):
             # A Python node returns one gradient per argument of its forward, and wants no undefined gradients.
             full = [_zeros(m) if g is None else g for g, m in zip(given, node._input_metadata, strict=True)]
             returned = zip(_as_tuple(node.apply(*full)), node.needs_input_grad, strict=False)
@@ -386,8 +388,7 @@ class Graph:
     def _conform(self, edge: Edge, g: Tensor) -> Tensor:
         """What the engine does between two nodes: undo broadcasting, sparsity and promotion."""
         meta = self._metadata(edge)
-        g = g.to_dense() if g.is_sparse else g
-        return g.sum_to_size(meta.shape).to(meta.dtype)
+        return densified(g).sum_to_size(meta.shape).to(meta.dtype)
 
     def _local_vjp(self, i: int, slots: set[int], maps: Sequence[RowMap | None], grads: Grads) -> Seed:
         """Row by row: the node's vjp of its output gradient with every other row masked."""
@@ -424,6 +425,11 @@ class Graph:
                     rows[parameter] = g.new_zeros(count, *g.shape)
                 rows[parameter][row] += g
         return rows
+
+
+def densified(g: Tensor) -> Tensor:
+    """A gradient as a dense tensor; that of an embedding may be sparse."""
+    return g.to_dense() if g.is_sparse else g
 
 
 def _filled(maps: tuple[RowMap | None, ...], older: tuple[RowMap | None, ...]) -> tuple[RowMap | None, ...]:
@@ -467,7 +473,7 @@ def _topological(roots: Sequence[Any]) -> list[Any]:
 
 
 @cache
-def _attributes(kind: type) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _attributes(kind: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of a node type's saved tensors (raw), and of its other saved arguments."""
     names = dir(kind)
     raw = tuple(n for n in names if n.startswith("_raw_saved_"))
@@ -475,8 +481,12 @@ def _attributes(kind: type) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return raw, plain
 
 
+def _is_python(node: Any) -> bool:
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
+
+
 def _raw_names(node: Any) -> tuple[str, ...]:
-    return () if isinstance(node, torch.autograd.function.BackwardCFunction) else _attributes(type(node))[0]
+    return () if _is_python(node) else _attributes(type(node))[0]
 
 
 def _integers(node: Any) -> tuple[object, ...]:

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtu_fast import uses as use_ops
 from mtu_fast.methods import FORGET, RETAIN, Method, Roles
-from mtu_fast.ops.gram_schmidt import effective_rank
 from mtu_fast.methods.base import dependence_tolerance
+from mtu_fast.ops.gram_schmidt import effective_rank
 from mtu_fast.uses import Use
 
 GRANULARITIES = ("total", "layer", "tensor")
@@ -305,12 +305,11 @@ def accumulate(gradients: dict[Tensor, Tensor]) -> None:
     Raises:
         RuntimeError: a gradient is not finite.
     """
-    for parameter, g in gradients.items():
-        if not bool(torch.isfinite(g).all()):
-            raise RuntimeError(
-                f"backward: the update of a parameter of shape {tuple(parameter.shape)} is not finite; .grad is "
-                "untouched. Look for overflow in half precision, or weights that are not finite."
-            )
+    if gradients and not bool(torch.isfinite(nn.utils.get_total_norm(gradients.values(), float("inf")))):
+        raise RuntimeError(
+            "backward: the update is not finite; .grad is untouched. Look for overflow in half precision, for a "
+            "gradient that is not finite though its loss is, or for weights that are not finite."
+        )
     for parameter, g in gradients.items():
         if parameter.grad is None:
             parameter.grad = g.detach()

@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class Chain:
 
 
 DIRECT = Chain()
+U = TypeVar("U", bound="Use")
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Outer(Use):
 
     def weighted(self, w: Tensor) -> Tensor:
         # The weights go to the smaller side; positions and rows are one contraction: a single GEMM.
-        left, right = (t.to(self.dtype) for t in (self.left, self.right))
+        left, right = self.left.to(self.dtype), self.right.to(self.dtype)
         scale = w.to(self.dtype)[:, None, None]
         if left.shape[2] <= right.shape[2]:
             left = left * scale
@@ -214,10 +216,12 @@ def merge(uses: Sequence[Use]) -> Use:
     if len(uses) == 1:
         return first
     if aligned(uses):
-        if all(isinstance(u, Outer) for u in uses):
-            return replace(first, left=_cat(uses, "left"), right=_cat(uses, "right"))
-        if all(isinstance(u, Gather) for u in uses):
-            return replace(first, index=_cat(uses, "index"), values=_cat(uses, "values"))
+        if outers := _only(Outer, uses):
+            left, right = ([getattr(u, side) for u in outers] for side in ("left", "right"))
+            return Outer(first.shape, torch.cat(left, 1), torch.cat(right, 1), chain=first.chain)
+        if gathers := _only(Gather, uses):
+            index, values = (torch.cat([getattr(u, side) for u in gathers], 1) for side in ("index", "values"))
+            return Gather(first.shape, index, values, chain=first.chain)
         rows = torch.stack([u.matrix() for u in uses]).sum(0)
         return Dense(first.shape, rows.view(-1, *first.shape), chain=first.chain)
     rows = torch.stack([u.grounded().rows for u in uses]).sum(0)
@@ -234,43 +238,36 @@ def gram(uses: Sequence[Use]) -> Tensor:
 
     Uses of one kind, shape and chain go to their op together; unequal ones meet as explicit rows.
     """
-    first = uses[0]
-    if _alike(uses):
-        if isinstance(first, Outer):
-            return op.outer_gram([u.left for u in uses], [u.right for u in uses])  # type: ignore[attr-defined]
-        if isinstance(first, Conv):
-            return op.conv_gram([u.x for u in uses], [u.b for u in uses], first.geometry)  # type: ignore[attr-defined]
-        if isinstance(first, Gather):
-            return op.gather_gram([u.index for u in uses], [u.values for u in uses])  # type: ignore[attr-defined]
     if not aligned(uses):
-        uses = [u.grounded() for u in uses]
+        return op.row_gram([u.grounded().matrix() for u in uses])
+    if outers := _only(Outer, uses):
+        return op.outer_gram([u.left for u in outers], [u.right for u in outers])
+    if convs := _only(Conv, uses):
+        return op.conv_gram([u.x for u in convs], [u.b for u in convs], convs[0].geometry)
+    if gathers := _only(Gather, uses):
+        return op.gather_gram([u.index for u in gathers], [u.values for u in gathers])
     return op.row_gram([u.matrix() for u in uses])
 
 
 def route(uses: Sequence[Use]) -> str:
     """The route that `gram` takes for these uses, in words."""
-    first = uses[0]
-    if _alike(uses) and isinstance(first, Outer):
-        if first.left.shape[1] == 1:
-            return "outer, S = 1"
-        return "outer, " + op.outer_route([u.left for u in uses], [u.right for u in uses])  # type: ignore[attr-defined]
-    if _alike(uses) and isinstance(first, Conv):
-        return "conv, " + op.conv_route([u.x for u in uses], [u.b for u in uses], first.geometry)  # type: ignore[attr-defined]
-    if _alike(uses) and isinstance(first, Gather):
-        return "table entries that occur"
+    if aligned(uses):
+        if outers := _only(Outer, uses):
+            return "outer, " + op.outer_route([u.left for u in outers], [u.right for u in outers])
+        if convs := _only(Conv, uses):
+            return "conv, " + op.conv_route([u.x for u in convs], [u.b for u in convs], convs[0].geometry)
+        if _only(Gather, uses):
+            return "entries that occur"
     return "explicit rows"
 
 
-def _alike(uses: Sequence[Use]) -> bool:
-    first = uses[0]
-    return aligned(uses) and all(
-        type(u) is type(first) and getattr(u, "geometry", None) == getattr(first, "geometry", None) for u in uses
-    )
+def _only(kind: type[U], uses: Sequence[Use]) -> list[U]:
+    """The uses if all are of this kind (convolutions: of one geometry), else nothing."""
+    found = [u for u in uses if isinstance(u, kind)]
+    walks = {getattr(u, "geometry", None) for u in found}
+    return found if len(found) == len(uses) and len(walks) == 1 else []
 
 
 def _bytes(*tensors: Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
-
-def _cat(uses: Sequence[Use], name: str) -> Tensor:
-    return torch.cat([getattr(u, name) for u in uses], dim=1)

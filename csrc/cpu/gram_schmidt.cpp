@@ -2,10 +2,10 @@
 // G is read in place, once for each independent row, and never written. Rows are kept in pivot order, L by columns:
 //
 //     order[k]   the row of G that is k-th            scale[k]   1 / its length
-//     left[k]    what remains of its squared length   y[k]       rhs, then z (L z = rhs), then the solution (Lᵀ y = z)
-//     L[m][k]    entry of column m at that row, for k >= m
+//     left[k]    what remains of its squared length   y[k]       rhs, then z of L z = rhs, then y of Lᵀ y = z
+//     L[m][k]    entry of column m at that row, for k > m; L[m][m] holds the inverse of the pivot's root
 //
-// All loops over k are contiguous; R³/6 multiply-adds, R(R + 5) doubles of workspace for a thread.
+// All loops over k are contiguous; R³/6 multiply-adds, R(R + 4) words of workspace a thread.
 
 #include "gram_schmidt.h"
 
@@ -13,9 +13,9 @@
 #include <utility>
 #include <vector>
 
-// One binary, three instruction sets, chosen when the library is loaded.
+// One binary, two instruction sets (FMA implies AVX), chosen when the library is loaded.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define MTU_FAST_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define MTU_FAST_CLONES __attribute__((target_clones("fma", "default")))
 #else
 #define MTU_FAST_CLONES
 #endif
@@ -23,10 +23,21 @@
 namespace mtu_fast::cpu {
 namespace {
 
+// The loop that does most of the work goes by blocks; columns are padded by one, so that it has no remainder.
+constexpr int64_t WIDTH = 4;
+typedef double Block __attribute__((vector_size(WIDTH * sizeof(double)), aligned(sizeof(double)), may_alias));
+inline Block& block(double* p) { return *reinterpret_cast<Block*>(p); }
+inline const Block& block(const double* p) { return *reinterpret_cast<const Block*>(p); }
+
+constexpr double NONE = -INFINITY;  // shorter than any row
+
+// NaN and -infinity as infinity: such a row becomes the next pivot, where it turns the result into NaN.
+inline double or_infinity(double length) { return length - length == 0 ? length : INFINITY; }
+
 struct Workspace {
   explicit Workspace(int64_t rows)
-      : stride(rows), store(rows * (rows + 3)), order(rows),
-        L(store.data()), scale(L + rows * rows), left(scale + rows), y(left + rows) {}
+      : stride(rows + WIDTH), store((rows + 3) * stride), order(rows),
+        L(store.data()), scale(L + rows * stride), left(scale + stride), y(left + stride) {}
 
   double* column(int64_t m) { return L + m * stride; }
 
@@ -36,28 +47,31 @@ struct Workspace {
   double *L, *scale, *left, *y;
 };
 
-// Collects the rows that may span, scaled to length 1; a NaN stays in, to be seen in the result.
+// Collects the rows that may span, scaled to length 1. What is not finite stays in, to be seen in the result.
 inline int64_t equilibrate(const GramSchmidt& batch, const double* G, const double* rhs, Workspace& w) {
   int64_t n = 0;
   for (int64_t i = 0; i < batch.rows; ++i) {
     const double length = G[i * (batch.rows + 1)];
     if (!batch.active[i] || length <= 0) continue;
-    const double scale = 1 / std::sqrt(length);
     w.order[n] = i;
-    w.scale[n] = scale;
-    w.left[n] = length * scale * scale;
-    w.y[n] = rhs[i] * scale;
+    w.left[n] = length;
+    w.y[n] = rhs[i];
     ++n;
+  }
+#pragma omp simd
+  for (int64_t k = 0; k < n; ++k) {
+    const double length = w.left[k];
+    w.scale[k] = 1 / std::sqrt(length);
+    w.left[k] = or_infinity(length * w.scale[k] * w.scale[k]);
+    w.y[k] *= w.scale[k];
   }
   return n;
 }
 
-// Brings the longest remaining row to place k; NaN counts as the longest of all.
-inline void pivot(Workspace& w, int64_t k, int64_t n) {
+// Brings the first of the longest remaining rows to place k.
+inline void pivot(Workspace& w, int64_t k, double longest) {
   int64_t p = k;
-  for (int64_t j = k + 1; j < n; ++j) {
-    if (!(w.left[j] <= w.left[p]) && w.left[p] == w.left[p]) p = j;
-  }
+  while (w.left[p] != longest) ++p;
   if (p == k) return;
   std::swap(w.order[k], w.order[p]);
   std::swap(w.scale[k], w.scale[p]);
@@ -67,35 +81,38 @@ inline void pivot(Workspace& w, int64_t k, int64_t n) {
 }
 
 // L[k][j] for j > k: the pivot's row of the scaled G less what the columns before explain, over the pivot's root.
-inline void make_column(Workspace& w, const double* G, int64_t k, int64_t n, double root) {
-  double* __restrict__ c = w.column(k);
-  for (int64_t j = k + 1; j < n; ++j) c[j] = G[w.order[j]] * w.scale[k] * w.scale[j];
-  int64_t m = 0;
-  for (; m + 4 <= k; m += 4) {  // four columns a pass: c stays in registers
-    const double *a = w.column(m), *b = w.column(m + 1), *d = w.column(m + 2), *e = w.column(m + 3);
-    const double ak = a[k], bk = b[k], dk = d[k], ek = e[k];
-    for (int64_t j = k + 1; j < n; ++j) c[j] -= (ak * a[j] + bk * b[j]) + (dk * d[j] + ek * e[j]);
+inline void make_column(Workspace& w, const double* G, int64_t k, int64_t n, double inverse) {
+  double* c = w.column(k);
+  const int64_t* order = w.order.data();
+  for (int64_t j = k + 1; j < n; ++j) c[j] = G[order[j]] * w.scale[k] * w.scale[j];
+  for (int64_t j = k + 1; j < n; j += WIDTH) {
+    Block sum = block(c + j);
+    int64_t m = 0;
+    for (; m + 4 <= k; m += 4) {  // four at a time: a quarter of the chain of dependent additions
+      const double *a = w.column(m), *b = w.column(m + 1), *d = w.column(m + 2), *e = w.column(m + 3);
+      sum -= (a[k] * block(a + j) + b[k] * block(b + j)) + (d[k] * block(d + j) + e[k] * block(e + j));
+    }
+    for (; m < k; ++m) sum -= w.column(m)[k] * block(w.column(m) + j);
+    block(c + j) = sum * inverse;
   }
-  for (; m < k; ++m) {
-    const double* a = w.column(m);
-    const double ak = a[k];
-    for (int64_t j = k + 1; j < n; ++j) c[j] -= ak * a[j];
-  }
-  const double inverse = 1 / root;
-  for (int64_t j = k + 1; j < n; ++j) c[j] *= inverse;
+  c[k] = inverse;
 }
 
-// Takes the new column out of the lengths and of the right-hand side that remain.
-inline void downdate(Workspace& w, int64_t k, int64_t n, double root) {
+// Takes the new column out of the lengths and of the right-hand side that remain; the longest that is left.
+inline double downdate(Workspace& w, int64_t k, int64_t n) {
   const double* __restrict__ c = w.column(k);
   double* __restrict__ left = w.left;
   double* __restrict__ y = w.y;
-  const double z = y[k] / root;
+  const double z = y[k] * c[k];
   y[k] = z;
+  double longest = NONE;
+#pragma omp simd reduction(max : longest)
   for (int64_t j = k + 1; j < n; ++j) {
-    left[j] -= c[j] * c[j] + 0 * c[j];  // 0 * inf is NaN: an infinity must not pass for nothing left
+    left[j] = or_infinity(left[j] - c[j] * c[j]);
     y[j] -= z * c[j];
+    longest = left[j] > longest ? left[j] : longest;
   }
+  return longest;
 }
 
 inline void back_substitute(Workspace& w, int64_t rank) {
@@ -104,7 +121,7 @@ inline void back_substitute(Workspace& w, int64_t rank) {
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = k + 1; j < rank; ++j) sum += c[j] * w.y[j];
-    w.y[k] = (w.y[k] - sum) / c[k];
+    w.y[k] = (w.y[k] - sum) * c[k];
   }
 }
 
@@ -112,14 +129,13 @@ MTU_FAST_CLONES
 int64_t solve_one(const GramSchmidt& batch, const double* G, const double* rhs, double* x, Workspace& w) {
   const double least = batch.tolerance * batch.tolerance;
   const int64_t n = equilibrate(batch, G, rhs, w);
+  double longest = NONE;
+  for (int64_t k = 0; k < n; ++k) longest = w.left[k] > longest ? w.left[k] : longest;
   int64_t rank = 0;
-  for (; rank < n; ++rank) {
-    pivot(w, rank, n);
-    if (w.left[rank] < least) break;
-    const double root = std::sqrt(w.left[rank]);
-    w.column(rank)[rank] = root;
-    make_column(w, G + w.order[rank] * batch.rows, rank, n, root);
-    downdate(w, rank, n, root);
+  for (; rank < n && longest >= least; ++rank) {
+    pivot(w, rank, longest);
+    make_column(w, G + w.order[rank] * batch.rows, rank, n, longest < INFINITY ? 1 / std::sqrt(longest) : NAN);
+    longest = downdate(w, rank, n);
   }
   back_substitute(w, rank);
   for (int64_t i = 0; i < batch.rows; ++i) x[i] = 0;

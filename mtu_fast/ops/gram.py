@@ -13,7 +13,7 @@ Sums are float64 everywhere: a float32 Gram loses half of the digits that a solv
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 
@@ -23,12 +23,14 @@ from torch import Tensor
 from mtu_fast.ops._library import define
 
 WIDE = torch.float64
-TILE = 1 << 18  # elements of a working tile: 2 MiB of float64, about what a core's cache holds
+TILE = 1 << 18  # elements of a float64 tile that is read again at once: 2 MiB, what a core's cache holds
+BUFFER = 1 << 22  # elements of explicit rows formed at a time: 16 MiB, below where allocators hand out fresh pages
 
 # Cost of one unit of work relative to one float32 multiply-add inside a large product; measured, see CONTRIBUTING.md.
 FLOAT64 = 2.0
-STREAM = 12.0  # an element-wise pass over one element of a tile
-SMALL_CONV = 2.5  # a vendor call for one sample, against one for the whole batch
+WIDEN = 40.0  # reading one element of explicit rows into a float64 tile
+REDUCE = 50.0  # multiplying two product tiles and summing, an element
+PER_CALL = 30.0, 175.0, 1 << 19  # a vendor call per sample, a weight element: small weights, large ones, the border
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Geometry:
 
     @property
     def kernel(self) -> tuple[int, ...]:
+        """Taps along each axis."""
         return self.weight[2:]
 
     @property
@@ -101,11 +104,9 @@ def gather_rows(index: Tensor, values: Tensor, size: int) -> Tensor:
 @define("row_gram(Tensor[] rows) -> Tensor")
 def row_gram(rows: Sequence[Tensor]) -> Tensor:
     """`G = J Jᵀ` of explicit rows, without joining them: each `[R_i, P]` -> float64 `[R, R]`, R = Σ R_i."""
-    r, p = sum(t.shape[0] for t in rows), rows[0].shape[1]
+    r = sum(t.shape[0] for t in rows)
     gram = rows[0].new_zeros(r, r, dtype=WIDE)
-    step = max(1, TILE // max(r, 1))
-    for start in range(0, p, step):
-        _add_product(gram, [t[:, start : start + step] for t in rows])
+    _add_products(gram, rows)
     return gram
 
 
@@ -120,17 +121,18 @@ def _(rows: Sequence[Tensor]) -> Tensor:
 @define("outer_gram(Tensor[] left, Tensor[] right) -> Tensor")
 def outer_gram(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """`G = J Jᵀ` of rows `Σ_s left ⊗ right`: blocks left `[R_i, S_i, A]`, right `[R_i, S_i, B]` -> float64 `[R, R]`."""
-    if all(t.shape[1] == 1 for t in left):
-        a, b = (torch.cat([t[:, 0] for t in side]).to(WIDE) for side in (left, right))
-        return (a @ a.T) * (b @ b.T)
-    if outer_route(left, right) == "ghost":
+    route = outer_route(left, right)
+    if route == "one position":
+        x, y = (torch.cat([t[:, 0] for t in side]).to(WIDE) for side in (left, right))
+        return (x @ x.T) * (y @ y.T)
+    if route == "ghost":
         return _outer_ghost(left, right)
     r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
     gram = left[0].new_zeros(r, r, dtype=WIDE)
-    step = max(1, TILE // max(r * b, 1))
+    step = max(1, BUFFER // max(r * b, 1))
     for start in range(0, a, step):
-        tiles = [outer_rows(x[:, :, start : start + step], y) for x, y in zip(left, right, strict=True)]
-        _add_product(gram, [t.flatten(1) for t in tiles])
+        tiles = [outer_rows(p[:, :, start : start + step], q) for p, q in zip(left, right, strict=True)]
+        _add_products(gram, [t.flatten(1) for t in tiles])
     return gram
 
 
@@ -140,12 +142,14 @@ def _(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
 
 
 def outer_route(left: Sequence[Tensor], right: Sequence[Tensor]) -> str:
-    """`"ghost"` or `"direct"`, whichever costs less for these blocks."""
+    """`"one position"`, `"ghost"` or `"direct"`, whichever costs least for these blocks."""
+    if all(t.shape[1] == 1 for t in left):
+        return "one position"
     r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
     positions = sum(t.shape[0] * t.shape[1] for t in left)
     apart = [sum(t.shape[0] * t.shape[1] for t in _distinct(side)) for side in (left, right)]
-    ghost = FLOAT64 * (apart[0] ** 2 * a + apart[1] ** 2 * b) / 2 + STREAM * positions**2 / 2
-    direct = positions * a * b + (FLOAT64 * r + STREAM) * r * a * b
+    ghost = FLOAT64 * (apart[0] ** 2 * a + apart[1] ** 2 * b) + REDUCE * positions**2
+    direct = positions * a * b + (FLOAT64 * r + WIDEN) * r * a * b
     return "ghost" if ghost < direct else "direct"
 
 
@@ -161,14 +165,12 @@ def _outer_ghost(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
         for other in families[f:]:
             c = left[other[0]].to(WIDE)
             for lo, hi in _strips(a.shape[0], a.shape[1] * c.shape[0] * c.shape[1]):
-                shared = a[lo:hi].flatten(0, 1) @ c.flatten(0, 1).T  # [strip·S, Q·U]
-                for i, j in product(family, other):
-                    if j < i and family is other:
-                        continue
-                    tile = wide[i][lo:hi].flatten(0, 1) @ wide[j].flatten(0, 1).T
-                    tile = tile.mul_(shared).view(hi - lo, a.shape[1], c.shape[0], c.shape[1]).sum((1, 3))
-                    gram[starts[i] + lo : starts[i] + hi, starts[j] : starts[j + 1]] = tile
-                    gram[starts[j] : starts[j + 1], starts[i] + lo : starts[i] + hi] = tile.T
+                cut = lo if family is other and len(family) == 1 else 0  # the upper triangle is enough
+                shared = a[lo:hi].flatten(0, 1) @ c[cut:].flatten(0, 1).T  # [strip·S, Q·U]
+                for i, j in _pairs(family, other):
+                    tile = wide[i][lo:hi].flatten(0, 1) @ wide[j][cut:].flatten(0, 1).T
+                    tile = tile.mul_(shared).view(hi - lo, a.shape[1], -1, c.shape[1]).sum((1, 3))
+                    _place(gram, tile, starts[i] + lo, starts[j] + cut)
     return gram
 
 
@@ -185,19 +187,20 @@ def _conv_gram(
     x: Sequence[Tensor], b: Sequence[Tensor], weight: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
 ) -> Tensor:  # fmt: skip
-    walk = (tuple(v) for v in (weight, stride, padding, dilation))
-    geometry = Geometry(*walk, transposed, tuple(output_padding), groups)
+    geometry = Geometry(
+        tuple(weight), tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups
+    )
     if conv_route(x, b, geometry) == "ghost":
         return _conv_ghost(x, b, geometry)
     r = sum(t.shape[0] for t in x)
     gram = x[0].new_zeros(r, r, dtype=WIDE)
     channels = b[0].shape[2]
-    step = max(1, 4 * TILE // max(r * prod(geometry.weight[1:]), 1)) if geometry.plain else channels
+    step = max(1, BUFFER // max(r * prod(geometry.weight[1:]), 1)) if geometry.plain else channels
     for start in range(0, channels, step):
         stop = min(start + step, channels)
-        part = geometry if not geometry.plain else _with_channels(geometry, stop - start)
+        part = replace(geometry, weight=(stop - start, *geometry.weight[1:])) if geometry.plain else geometry
         tiles = [conv_rows(x_i, b_i[:, :, start:stop], part) for x_i, b_i in zip(x, b, strict=True)]
-        gram += row_gram([t.flatten(1) for t in tiles])
+        _add_products(gram, [t.flatten(1) for t in tiles])
     return gram
 
 
@@ -219,9 +222,9 @@ def conv_route(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> 
     r, p = sum(t.shape[0] for t in x), prod(geometry.weight)
     pixels_in = sum(t.shape[0] * t.shape[1] * prod(t.shape[3:]) for t in _distinct(x))
     pixels_out = sum(t.shape[0] * t.shape[1] * prod(t.shape[3:]) for t in b)
-    ghost = FLOAT64 * (pixels_in**2 * x[0].shape[2] + pixels_out**2 * b[0].shape[2]) / 2
-    ghost += STREAM * pixels_out**2 * (prod(geometry.kernel) + 1) / 2
-    direct = SMALL_CONV * pixels_out * p + (FLOAT64 * r + STREAM) * r * p
+    ghost = FLOAT64 * (pixels_in**2 * x[0].shape[2] + pixels_out**2 * b[0].shape[2])
+    ghost += REDUCE * pixels_out**2 * (prod(geometry.kernel) + 1)
+    direct = pixels_out * p + (FLOAT64 * r + WIDEN + PER_CALL[p > PER_CALL[2]]) * r * p
     return "ghost" if ghost < direct else "direct"
 
 
@@ -235,18 +238,16 @@ def _conv_ghost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) ->
         rows, mine = x[family[0]], b[family[0]]
         for other in families[f:]:
             cols, theirs = x[other[0]], b[other[0]]
-            images, grid = theirs.shape[0] * theirs.shape[1], theirs.shape[3:]
-            width = mine.shape[1] * images * prod(grid) * prod(mine.shape[3:])
+            grid = theirs.shape[3:]
+            width = mine.shape[1] * prod(mine.shape[3:]) * theirs.shape[0] * theirs.shape[1] * prod(grid)
             for lo, hi in _strips(rows.shape[0], width):
-                patches = _patch_gram(rows[lo:hi], cols, mine.shape[3:], grid, geometry)
-                for i, j in product(family, other):
-                    if j < i and family is other:
-                        continue
-                    tile = gradients[i][lo:hi].flatten(0, 1) @ gradients[j].flatten(0, 1).T
-                    tile = tile.mul_(patches).view(hi - lo, -1, cols.shape[0], tile.shape[1] // cols.shape[0])
-                    tile = tile.sum((1, 3))
-                    gram[starts[i] + lo : starts[i] + hi, starts[j] : starts[j + 1]] = tile
-                    gram[starts[j] : starts[j + 1], starts[i] + lo : starts[i] + hi] = tile.T
+                cut = lo if family is other and len(family) == 1 else 0
+                patches = _patch_gram(rows[lo:hi], cols[cut:], mine.shape[3:], grid, geometry)
+                for i, j in _pairs(family, other):
+                    right = gradients[j][cut:]
+                    tile = gradients[i][lo:hi].flatten(0, 1) @ right.flatten(0, 1).T
+                    tile = tile.mul_(patches).view(hi - lo, -1, len(right), right.shape[1]).sum((1, 3))
+                    _place(gram, tile, starts[i] + lo, starts[j] + cut)
     return gram
 
 
@@ -283,13 +284,6 @@ def _pixels(t: Tensor) -> Tensor:
     return t.flatten(3).to(WIDE).mT.flatten(1, 2)
 
 
-def _with_channels(geometry: Geometry, channels: int) -> Geometry:
-    return Geometry(
-        (channels, *geometry.weight[1:]), geometry.stride, geometry.padding, geometry.dilation, geometry.transposed,
-        geometry.output_padding, geometry.groups,
-    )  # fmt: skip
-
-
 # ---- table look-ups -------------------------------------------------------------------------------------------------
 
 
@@ -303,14 +297,14 @@ def gather_gram(index: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
     gram = values[0].new_zeros(r, r, dtype=WIDE)
     used, flat = torch.unique(torch.cat([t.flatten() for t in index]), return_inverse=True)
     compact = [c.view_as(t) for c, t in zip(flat.split([t.numel() for t in index]), index, strict=True)]
-    step = max(1, TILE // max(r * values[0].shape[2], 1))
+    step = max(1, BUFFER // max(r * values[0].shape[2], 1))
     for start in range(0, used.numel(), step):
         size = min(step, used.numel() - start)
         tiles = []
         for where, value in zip(compact, values, strict=True):
             inside = (where >= start) & (where < start + size)
             tiles.append(gather_rows((where - start).clamp(0, size - 1), value * inside[..., None], size).flatten(1))
-        _add_product(gram, tiles)
+        _add_products(gram, tiles)
     return gram
 
 
@@ -327,9 +321,13 @@ def _square(blocks: Sequence[Tensor]) -> Tensor:
     return blocks[0].new_empty(r, r, dtype=WIDE)
 
 
-def _add_product(gram: Tensor, tiles: Sequence[Tensor]) -> None:
-    wide = torch.cat([t.to(WIDE) for t in tiles])
-    gram.addmm_(wide, wide.T)
+def _add_products(gram: Tensor, rows: Sequence[Tensor]) -> None:
+    """`gram += X Xᵀ`, X the rows laid below each other: widened a tile of columns at a time."""
+    step = max(1, TILE // max(len(gram), 1))
+    for start in range(0, rows[0].shape[1], step):
+        wide = [t[:, start : start + step].to(WIDE) for t in rows]
+        tile = wide[0] if len(wide) == 1 else torch.cat(wide)
+        gram.addmm_(tile, tile.T)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -351,6 +349,18 @@ def _families(blocks: Sequence[Tensor]) -> list[list[int]]:
 
 def _distinct(blocks: Sequence[Tensor]) -> list[Tensor]:
     return [blocks[family[0]] for family in _families(blocks)]
+
+
+def _pairs(family: list[int], other: list[int]) -> Iterator[tuple[int, int]]:
+    """Pairs of blocks of two families, each unordered pair once."""
+    return ((i, j) for i, j in product(family, other) if family is not other or i <= j)
+
+
+def _place(gram: Tensor, tile: Tensor, row: int, column: int) -> None:
+    """Write a tile and its mirror image."""
+    height, width = tile.shape
+    gram[row : row + height, column : column + width] = tile
+    gram[column : column + width, row : row + height] = tile.T
 
 
 def _offsets(blocks: Sequence[Tensor]) -> list[int]:

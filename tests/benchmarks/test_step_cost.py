@@ -106,7 +106,8 @@ def test_ratios_pair_the_rounds() -> None:
 
 
 def test_peak_memory_counts_what_the_call_holds_and_nothing_loaded_before() -> None:
-    assert 64 <= peak_memory("tests.benchmarks.test_step_cost:allocate", "64") < 72
+    peak = peak_memory("tests.benchmarks.test_step_cost:allocate", "64")
+    assert peak == pytest.approx(64, abs=2)  # the kernel counts resident pages in batches
 
 
 def test_peak_memory_hands_on_the_error_of_the_process() -> None:
