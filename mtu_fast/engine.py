@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from mtu_fast.checks import Losses, Mask, kinds, named_losses, presence
 from mtu_fast.explain import Explanation
-from mtu_fast.graph import Graph, Plan, StaleMap, densified
+from mtu_fast.graph import Graph
 from mtu_fast.methods import FORGET, RETAIN, Method, Roles
+from mtu_fast.nodes import densified
+from mtu_fast.plan import Plan, discover
 from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, join_roles
+from mtu_fast.stream import StaleMap, notes, stream
 from mtu_fast.uses import Dense, Use, aligned, merge
 
 PLANS = 64  # graph signatures remembered; each holds index vectors only
@@ -134,16 +137,17 @@ class Engine:
     ) -> list[Block]:
         graph = Graph(list(losses.values()), self._shared.parameters)
         outside = {task: self._outside_gradients(graph, losses[task], kind[task], present[task]) for task in losses}
-        key, lasting = graph.signature()
-        plan = self._plans.get(key) if lasting else None
+        key, structural = graph.signature()
+        plan = self._plans.get(key) if structural else None
         first = plan is None or key not in self._probed
-        plan = plan or graph.discover(DISCOVERY)
+        plan = plan or discover(graph, DISCOVERY)
+        keep = first or plan.keep
         try:
-            uses = self._stream(graph, plan, keep=first)
+            uses = self._stream(graph, plan, keep)
         except StaleMap:
-            plan = graph.discover(DISCOVERY, plan)
-            uses = self._stream(graph, plan, keep=True)
-        if lasting:
+            plan = discover(graph, DISCOVERY, plan)
+            uses = self._stream(graph, plan, keep)
+        if structural and plan.lasting:
             self._remember(key, plan)
         blocks = []
         for (task, loss), of_task in zip(losses.items(), uses, strict=True):
@@ -154,7 +158,8 @@ class Engine:
         if first:
             self._probe(graph, blocks)
             self._probed.add(key)
-        self._explanation = Explanation.of(graph.notes(plan), self._shared, uses)
+        self._explanation = Explanation.of(notes(graph, plan), self._shared, uses)
+        graph.release(freed=not keep)
         return blocks
 
     def _stream(self, graph: Graph, plan: Plan, keep: bool) -> list[dict[int, Use]]:
@@ -163,7 +168,7 @@ class Engine:
         for task in range(len(graph.losses)):
             collector = _Collector(plan.expected(task), self._budget)
             last = task == len(graph.losses) - 1
-            graph.stream(plan, task, collector.visit, keep=keep or not last or plan.keep)
+            stream(graph, plan, task, collector.visit, keep or not last)
             found.append(collector.finish())
         return found
 
@@ -219,6 +224,7 @@ class Engine:
                 role = torch.full((1,), which, device=loss.device)
                 roles = _roles(task, torch.full_like(role, -1), role, mean, graph.dtype)
                 blocks.append(Block(roles, 1, None, uses, {which: outside}, self._shared.versions()))
+        graph.release(freed=False)
         return blocks or [self._empty_block(task, loss[:0]) for task, loss in losses.items()]
 
     def _gradients(

@@ -244,6 +244,8 @@ class Rows:
             mine = w[..., start : start + len(block.roles)]
             start += len(block.roles)
             for kind, gradients in block.outside.items():
+                if not gradients:
+                    continue
                 if mine.dim() != 1:
                     raise ValueError("weights per layer say nothing of parameters outside; use a method instead.")
                 group = mine[block.roles.kind == kind]

@@ -220,12 +220,13 @@ def test_rows_of_different_tasks_meet_by_name() -> None:
 
 
 def test_one_shared_graph_in_two_calls() -> None:
-    """Tasks on one forward cannot be handed over one by one: the first call uses the graph up, and says so."""
-    _, forward, params, engine = build()
-    losses = forward()
-    engine.rows(losses["a"])
-    with pytest.raises(RuntimeError, match="used up by an earlier rows"):
-        engine.rows(losses["b"])
+    """Tasks on one forward cannot be handed over one by one: a call uses the graph up, the first like any later."""
+    _, forward, _, engine = build()
+    for _step in range(2):
+        losses = forward()
+        engine.rows(losses["a"])
+        with pytest.raises(RuntimeError, match="used up by an earlier rows"):
+            engine.rows(losses["b"])
 
 
 # ---- labels that are not there --------------------------------------------------------------------------------------
@@ -381,11 +382,11 @@ def test_a_budget_is_not_overdrawn() -> None:
 
 
 def test_the_smaller_is_kept() -> None:
-    """More positions than a weight has entries: rows; few: factors."""
-    layer = nn.Linear(3, 4).double()
-    for positions, expected in ((2, "factors"), (50, "rows")):
+    """Positions × (in + out) against in × out: rows where there are many positions, factors where there are few."""
+    layer = nn.Linear(6, 8).double()
+    for positions, expected in ((3, "factors"), (4, "rows")):
         engine = mtu.Engine(layer)
-        engine.rows(layer(torch.randn(5, positions, 3, dtype=torch.float64)).sum((1, 2)))
+        engine.rows(layer(torch.randn(5, positions, 6, dtype=torch.float64)).sum((1, 2)))
         line = {line.name: line for line in engine.explain().lines}["weight"]
         assert line.kept == expected
 

@@ -22,33 +22,31 @@ class RowMap:
         ids: int64, -1 where no row reaches. `[D]` along `dim`, or of the gradient's whole shape where dim is None.
         count: the number of rows N.
         dim: the one dimension the row depends on, or None.
-        order: "major" where position i belongs to row `i // S`, "minor" where it is `i % N`, else "ragged".
+        inner: A where position i belongs to row `i // A % N` (sample-major: A = S, sample-minor: A = 1); 0 where the
+            rows follow no such order.
         gaps: True where some positions had no gradient when the map was made.
     """
 
     ids: Tensor
     count: int
     dim: int | None
-    order: str
+    inner: int
     gaps: bool
 
     @staticmethod
     def along(ids: Tensor, dim: int, count: int) -> RowMap:
         """The map of ids `[D]` along one dimension."""
         known = ids >= 0
-        order = "ragged"
         index = torch.arange(len(ids), device=ids.device)
-        if len(ids) % count == 0:
-            for name, guess in (("major", index // (len(ids) // count)), ("minor", index % count)):
-                if torch.equal(ids[known], guess[known]):
-                    order = name
-                    break
-        return RowMap(ids, count, dim, order, not bool(known.all()))
+        positions = len(ids) // count if len(ids) % count == 0 else 0
+        orders = (a for a in range(positions, 0, -1) if positions % a == 0)
+        inner = next((a for a in orders if torch.equal(ids[known], (index // a % count)[known])), 0)
+        return RowMap(ids, count, dim, inner, not bool(known.all()))
 
     @staticmethod
     def elementwise(ids: Tensor, count: int) -> RowMap:
         """The map of ids of the gradient's own shape."""
-        return RowMap(ids, count, None, "ragged", bool((ids < 0).any()))
+        return RowMap(ids, count, None, 0, bool((ids < 0).any()))
 
     def filled(self, older: RowMap) -> RowMap:
         """This map with its gaps filled from an older one of the same graph signature."""
@@ -73,13 +71,12 @@ class RowMap:
     def split(self, x: Tensor, dim: int) -> Tensor:
         """Positions along dim become (row, position within the row): `[…, D, …]` -> `[N, S, …]`.
 
-        Ragged rows are padded with zeros to the longest.
+        Rows in no order are padded with zeros to the longest.
         """
         x = x.movedim(dim, 0)
-        if self.order == "major":
-            return x.unflatten(0, (self.count, -1))
-        if self.order == "minor":
-            return x.unflatten(0, (-1, self.count)).transpose(0, 1)
+        if self.inner:
+            x = x.unflatten(0, (-1, self.count, self.inner)).transpose(0, 1)
+            return x.squeeze(1) if x.shape[1] == 1 else x.flatten(1, 2)
         where = self._positions()
         padded = x[where.clamp(min=0)]
         return padded * (where >= 0).view(*where.shape, *[1] * (x.dim() - 1))

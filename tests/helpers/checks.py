@@ -83,9 +83,8 @@ def same_grads(before: Sequence[Tensor | None], params: Iterable[Tensor]) -> boo
 
 def vector(tensors: Iterable[Tensor | None], params: Iterable[Tensor]) -> Tensor:
     """Gradients end to end in float64, zero where there is none."""
-    parts = [(torch.zeros_like(p) if g is None else g).detach().double().flatten()
-             for g, p in zip(tensors, params, strict=True)]  # fmt: skip
-    return torch.cat(parts)
+    given = [torch.zeros_like(p) if g is None else g.detach() for g, p in zip(tensors, params, strict=True)]
+    return torch.cat([(g.to_dense() if g.is_sparse else g).double().flatten() for g in given])
 
 
 def grad_vector(params: Sequence[Tensor]) -> Tensor:

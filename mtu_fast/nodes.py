@@ -1,0 +1,169 @@
+"""Autograd nodes, one at a time: the only file that touches them.
+
+`_input_metadata`, `_raw_saved_*` and calling a node are semi-private in torch; whatever depends on them is here.
+Rules read the public `_saved_*` of the node they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+Grads = tuple[Tensor | None, ...]
+
+ACCUMULATE = "torch::autograd::AccumulateGrad"
+
+# Views and casts: adjoints that keep inner products, so a Gram may be taken before them.
+ISOMETRIES = frozenset(
+    f"{name}Backward{i}"
+    for name in (
+        "T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Alias", "ToCopy",
+        "Clone", "Slice", "Select", "Split", "SplitWithSizes", "UnsafeSplit", "Unbind", "Flip", "Roll",
+    )
+    for i in (0, 1, 2, 3)
+)  # fmt: skip
+
+# Nodes whose map from rows to elements follows from shapes and integer arguments alone. A graph with any other node
+# (indexing, routing, custom functions) may move rows differently next time: its row maps are made anew every time.
+_PLAIN = """
+Abs Acos Add Addbmm Addcdiv Addcmul Addmm Addmv Alias Amax Amin Angle Asin Atan Atan2 AvgPool2D AvgPool3D Baddbmm
+BinaryCrossEntropy BinaryCrossEntropyWithLogits Bmm Cat Celu Ceil Clamp ClampMax ClampMin Clone ConstantPadNd
+Convolution Cos Cosh CudnnBatchNorm CudnnConvolution Cumprod Cumsum Diagonal Div Dot Elu Embedding Erf Erfc Exp
+Expand Expm1 Flip Floor Fmod FusedRmsNorm Gelu Glu HardSigmoid Hardsigmoid Hardswish Hardtanh Huber HuberLoss
+L1Loss LeakyRelu Lerp LinalgVectorNorm Log Log10 Log1P Log2 LogSigmoid LogSoftmax Logaddexp Logsumexp MSELoss
+MaskedFill MaxPool2DWithIndices MaxPool3DWithIndices Maximum Mean Minimum Mish Mm MseLoss Mul Mv NativeBatchNorm
+NativeDropout NativeGroupNorm NativeLayerNorm Neg NllLoss NllLoss2D NllLossNd Norm Permute PixelShuffle
+PixelUnshuffle Pow PreluKernel Prelu Prod Reciprocal ReflectionPad1D ReflectionPad2D ReflectionPad3D Relu Repeat
+ReplicationPad1D ReplicationPad2D ReplicationPad3D ReshapeAlias Roll Rsqrt Rsub
+ScaledDotProductEfficientAttention ScaledDotProductFlashAttention ScaledDotProductFlashAttentionForCpu Select
+SelectBackward Sgn Sigmoid Silu Sin Sinh Slice SmoothL1Loss Softmax Softplus Split SplitWithSizes Sqrt Squeeze
+Stack Std Sub Sum T Tan Tanh Threshold ToCopy Transpose Tril Triu Unbind Unfold UnsafeSplit UnsafeView Unsqueeze
+UpsampleBicubic2D UpsampleBilinear2D UpsampleLinear1D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D
+UpsampleTrilinear3D Var View WeightNormInterface Where AdaptiveAvgPool2D AdaptiveAvgPool3D
+"""
+PLAIN = frozenset(_PLAIN.split())
+
+
+def stem(node: Any) -> str:
+    """The op's name: `AddmmBackward0` -> `Addmm`."""
+    name: str = node.name()
+    return name.partition("Backward")[0]
+
+
+def below(roots: Sequence[Any]) -> list[Any]:
+    """All nodes below the roots, in topological order: each before those it feeds gradients to."""
+    order: list[Any] = []
+    seen = set()
+    for root in reversed(roots):
+        if root in seen:
+            continue
+        seen.add(root)
+        stack = [(root, iter(root.next_functions))]
+        while stack:
+            node, following = stack[-1]
+            for child, _ in following:
+                if child is not None and child not in seen:
+                    seen.add(child)
+                    stack.append((child, iter(child.next_functions)))
+                    break
+            else:
+                order.append(node)
+                stack.pop()
+    return order[::-1]
+
+
+def outputs(node: Any) -> Sequence[Any]:
+    """Shape, dtype and device of each output of the forward op."""
+    metadata: Sequence[Any] = node._input_metadata
+    return metadata
+
+
+def integers(node: Any) -> tuple[object, ...]:
+    """Integer arguments: dimensions, starts, sizes. Floats (a loss weight, a step size) may change freely."""
+    kind: Any = type(node)
+    found: list[object] = []
+    for name in _attributes(kind)[1]:
+        value = getattr(node, name)
+        if isinstance(value, int | str) or (isinstance(value, tuple) and all(isinstance(v, int) for v in value)):
+            found.append((name, value))
+    return tuple(found)
+
+
+def recomputes(node: Any) -> bool:
+    """Whether reading a saved tensor runs a part of the forward again (checkpointing)."""
+    if _is_python(node):
+        return False
+    kind: Any = type(node)
+    saved = (s for name in _attributes(kind)[0] for s in _as_tuple(getattr(node, name)))
+    return any(s.unpack_hook is not None for s in saved)
+
+
+def vjp(node: Any, grads: Sequence[Tensor | None]) -> Grads:
+    """Gradients of the node's inputs, one per `next_functions`, from gradients of its outputs.
+
+    Only outside a backward pass: within one, a node returns what that pass needs and no more.
+    """
+    if not _is_python(node):
+        return _as_tuple(node(*grads))
+    # A Python node returns a gradient per argument of its forward, and wants no undefined gradients.
+    full = [_zeros(m) if g is None else g for g, m in zip(grads, outputs(node), strict=True)]
+    returned = zip(_as_tuple(node.apply(*full)), node.needs_input_grad, strict=False)
+    needed = iter([g for g, wanted in returned if wanted])
+    return tuple(None if child is None else next(needed, None) for child, _ in node.next_functions)
+
+
+def conformed(g: Tensor, node: Any, output: int) -> Tensor:
+    """What the engine does before it hands a gradient to a node: undo broadcasting, sparsity and promotion."""
+    meta = outputs(node)[output]
+    return densified(g).sum_to_size(meta.shape).to(meta.dtype)
+
+
+def densified(g: Tensor) -> Tensor:
+    """A gradient as a dense tensor; that of an embedding may be sparse."""
+    return g.to_dense() if g.is_sparse else g
+
+
+def release(losses: Sequence[Tensor], until: Sequence[GradientEdge]) -> None:
+    """Free what the graph between losses and edges saved, as `backward()` does: a pass of undefined gradients."""
+    with torch.enable_grad():
+        end = _Nothing.apply(*losses)
+    torch.autograd.grad(end, until, allow_unused=True)
+
+
+class _Nothing(torch.autograd.Function):
+    """A function of the losses whose backward hands on no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *losses: Tensor) -> Tensor:
+        ctx.count = len(losses)
+        return losses[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[None, ...]:
+        return (None,) * ctx.count
+
+
+def _is_python(node: Any) -> bool:
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _zeros(meta: Any) -> Tensor:
+    return torch.zeros(meta.shape, dtype=meta.dtype, device=meta.device)
+
+
+@cache
+def _attributes(kind: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of a node type's saved tensors (raw), and of its other saved arguments."""
+    names = dir(kind)
+    raw = tuple(n for n in names if n.startswith("_raw_saved_"))
+    plain = tuple(n for n in names if n.startswith("_saved_") and f"_raw{n}" not in raw)
+    return raw, plain

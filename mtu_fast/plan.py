@@ -1,0 +1,215 @@
+"""Where the row gradients of each parameter are taken, and which row each gradient element belongs to.
+
+A node is *pure* when each element of its output gradient belongs to one row. Row gradients are taken where the graph
+leaves its pure part towards a parameter, at a *site*: by a rule if there is one, else by one local vjp a row. Where
+rows mix in a node (batch statistics, a weight computed from others), the site is the pure node above it, and row
+gradients are pushed down through the mixed region one by one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from mtu_fast.graph import Edge, Graph
+from mtu_fast.nodes import ISOMETRIES, outputs, stem
+from mtu_fast.rules import RowMap, digits, infer
+
+Maps = dict[int, tuple[RowMap | None, ...]]  # node -> row map of each of its outputs
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where row gradients of a parameter are taken: the input `slot` of the pure node `node`, fed through `edge`.
+
+    chain: the (node, output) pairs of the isometries down to parameter `parameter`; None where the way down is not
+    one, and row gradients are pushed through the mixed region below.
+    """
+
+    node: int
+    slot: int
+    edge: Edge
+    chain: tuple[Edge, ...] | None
+    parameter: int | None
+
+
+@dataclass
+class Plan:
+    """What is known of a graph signature: its sites and, per task, the row maps of their nodes.
+
+    Attributes:
+        sites: by node.
+        terminal: nodes with a site below which there is no other: a pass need not run them, only reach them.
+        maps: per task, the row maps of the nodes with a site that the task reaches.
+        lasting: whether the maps hold for another batch with the same signature.
+        local: sites (node, slot) that no rule took; found during the first pass.
+        late: whether some site was visited after the pass; found during the first pass.
+    """
+
+    sites: dict[int, list[Site]]
+    terminal: frozenset[int]
+    maps: list[Maps]
+    lasting: bool
+    local: set[tuple[int, int]] = field(default_factory=set)
+    late: bool = False
+
+    @property
+    def keep(self) -> bool:
+        """Whether the graph must outlive a pass: for late sites, or to start again if a map proves stale."""
+        return self.late or any(m is not None and m.gaps for of in self.maps for ms in of.values() for m in ms)
+
+    def expected(self, task: int) -> Counter[int]:
+        """How many uses of each parameter a pass of the task will visit."""
+        reached = (site for i in self.maps[task] for site in self.sites[i] if not self.is_local(site))
+        return Counter(site.parameter for site in reached if site.parameter is not None)
+
+    def is_local(self, site: Site) -> bool:
+        """Whether the site's rows come from local vjps or are pushed through a mixed region."""
+        return site.chain is None or (site.node, site.slot) in self.local
+
+
+def discover(graph: Graph, limit: int, older: Plan | None = None) -> Plan:
+    """Find the pure part, the sites and the row maps.
+
+    Args:
+        graph: the recorded graph; it is kept.
+        limit: bytes of gradients to hold at a time, about.
+        older: a plan of the same signature, whose maps fill the gaps of the new ones.
+    """
+    maps: list[Maps] = [{} for _ in graph.losses]
+    mixed: set[int] = set()
+    for chunk in _chunks(graph, limit):
+        for task, of_task in enumerate(maps):
+            pure, not_pure = _row_maps(graph, task, chunk)
+            of_task.update(pure)
+            mixed |= not_pure
+    lasting = not any(_parted_by_zeros(graph, of_task) for of_task in maps)
+    sites = _sites(graph, mixed)
+    maps = [{i: m for i, m in of_task.items() if i in sites} for of_task in maps]
+    if older is not None:
+        for mine, theirs in zip(maps, older.maps, strict=True):
+            mine.update({i: _filled(m, theirs[i]) for i, m in mine.items() if i in theirs})
+    lasting = lasting and all(m is None or m.inner for of_task in maps for ms in of_task.values() for m in ms)
+    return Plan(sites, _terminals(graph, sites), maps, lasting)
+
+
+def _chunks(graph: Graph, limit: int) -> Iterator[list[int]]:
+    """The nodes above shared parameters, in portions whose gradients together take about `limit` bytes."""
+    chunk: list[int] = []
+    total = 0
+    for i, node in enumerate(graph.nodes):
+        if not graph.reaches[i] or i in graph.leaf:
+            continue
+        size = sum(m.dtype.itemsize * torch.Size(m.shape).numel() for m in outputs(node))
+        if chunk and total + size > limit:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(i)
+        total += size
+    yield chunk
+
+
+def _row_maps(graph: Graph, task: int, nodes: Sequence[int]) -> tuple[Maps, set[int]]:
+    """The row maps of the nodes' outputs that the task reaches, and the nodes where its rows mix."""
+    loss = graph.losses[task]
+    half = any(m.dtype == torch.float16 for node in graph.nodes for m in outputs(node))
+    base = 8 if half else 32  # powers up to 2**31 leave float32 and bfloat16 ample range; float16 has little
+    edges = graph.edges(nodes)
+    plain = iter(graph.backward(task, edges))
+    numbers = digits(len(loss), base, loss.device)
+    scaled = [iter(graph.backward(task, edges, torch.exp2(d).to(loss.dtype))) for d in numbers]
+    maps: Maps = {}
+    mixed = set()
+    for i in nodes:
+        found: list[RowMap | None] = []
+        for _ in outputs(graph.nodes[i]):
+            b, others = next(plain), [next(s) for s in scaled]
+            if b is None or b.numel() == 0:
+                found.append(None)
+                continue
+            row_map = infer(b, [s for s in others if s is not None], base, len(loss))
+            found.append(row_map)
+            if row_map is None:
+                mixed.add(i)
+        if i not in mixed and any(m is not None for m in found):
+            maps[i] = tuple(found)
+    return maps, mixed
+
+
+# Products that sum over a dimension: for each input, which of its dimensions carries the output's dimension.
+_PRODUCTS: dict[str, tuple[dict[int, int], ...]] = {
+    "Mm": ({0: 0}, {1: 1}),
+    "Addmm": ({0: 0, 1: 1}, {0: 0}, {1: 1}),
+    "Mv": ({0: 0}, {}),
+    "Dot": ({}, {}),
+    "Bmm": ({0: 0, 1: 1}, {0: 0, 2: 2}),
+    "Baddbmm": ({0: 0, 1: 1, 2: 2}, {0: 0, 1: 1}, {0: 0, 2: 2}),
+}
+_ATTENTION = ({0: 0, 1: 1, 2: 2}, {0: 0, 1: 1}, {0: 0, 1: 1})
+_BROADCASTING = frozenset(
+    ("Add", "Sub", "Rsub", "Mul", "Div", "Where", "MaskedFill", "Pow", "Expand", "Maximum", "Minimum", "Lerp",
+     "Addcmul", "Addcdiv")
+)  # fmt: skip
+
+
+def _parted_by_zeros(graph: Graph, maps: Maps) -> bool:
+    """Whether rows meet in a sum and stay apart only through zeros in the data (packed samples and a mask, say).
+
+    Such maps are true of this batch and may be false of the next.
+    """
+    for i, (row_map, *_) in maps.items():
+        if row_map is None or row_map.count == 1:
+            continue
+        name = stem(graph.nodes[i])
+        carried = _ATTENTION if name.startswith("ScaledDotProduct") else _PRODUCTS.get(name)
+        for slot, edge in enumerate(graph.next[i]):
+            child = maps.get(edge[0], ())[edge[1]] if edge is not None and edge[0] in maps else None
+            if edge is None or child is None:
+                continue
+            if carried is not None and slot < len(carried):
+                if row_map.dim is None or carried[slot].get(row_map.dim) != child.dim:
+                    return True
+            elif name in _BROADCASTING and row_map.dim is not None:
+                shape = graph.shape(edge)
+                at = row_map.dim - len(graph.shape((i, 0))) + len(shape)
+                if at < 0 or shape[at] != len(row_map.ids):
+                    return True
+    return False
+
+
+def _sites(graph: Graph, mixed: set[int]) -> dict[int, list[Site]]:
+    sites: dict[int, list[Site]] = {}
+    for i in range(len(graph.nodes)):
+        if i in mixed or i in graph.leaf or not graph.reaches[i]:
+            continue
+        for slot, edge in enumerate(graph.next[i]):
+            if edge is not None and graph.reaches[edge[0]] and (edge[0] in mixed or edge[0] in graph.leaf):
+                sites.setdefault(i, []).append(Site(i, slot, edge, *_chain(graph, edge)))
+    return sites
+
+
+def _chain(graph: Graph, edge: Edge) -> tuple[tuple[Edge, ...] | None, int | None]:
+    """The isometries from an edge down to a parameter, or (None, None)."""
+    chain: list[Edge] = []
+    while edge[0] not in graph.leaf:
+        onward = [e for e in graph.next[edge[0]] if e is not None]
+        if graph.name(edge[0]) not in ISOMETRIES or len(onward) != 1:
+            return None, None
+        chain.append(edge)
+        edge = onward[0]
+    return tuple(chain), graph.leaf[edge[0]]
+
+
+def _terminals(graph: Graph, sites: dict[int, list[Site]]) -> frozenset[int]:
+    below = [False] * len(graph.nodes)
+    for i in reversed(range(len(graph.nodes))):
+        below[i] = any(e is not None and (e[0] in sites or below[e[0]]) for e in graph.next[i])
+    return frozenset(i for i in sites if not below[i])
+
+
+def _filled(maps: tuple[RowMap | None, ...], older: tuple[RowMap | None, ...]) -> tuple[RowMap | None, ...]:
+    pairs = zip(maps, older, strict=True)
+    return tuple(m if m is None or o is None or not m.gaps else m.filled(o) for m, o in pairs)

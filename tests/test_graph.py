@@ -1,0 +1,352 @@
+"""Plans of recorded graphs: what is remembered under a signature, and that a step with other data is exact all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mtu_fast as mtu
+from mtu_fast import engine as engine_module
+from mtu_fast.graph import Graph
+from tests.helpers.checks import assert_rows, trained, truth_of, twin
+from tests.helpers.truth import relative_error
+from tests.helpers.zoo import CASES, by_name
+
+N, S = 4, 5
+
+
+def steps(model: nn.Module, losses: Iterator[Tensor], *, by_rule: bool = True) -> mtu.Engine:
+    """One engine over many steps; every step is compared with autograd."""
+    engine, params = mtu.Engine(model), trained(model)
+    for step, loss in enumerate(losses):
+        J = truth_of({"loss": loss}, params)
+        assert_rows(engine.rows(loss), J, params, 1e-10, seed=step)
+        if by_rule:
+            assert not any(line.slow for line in engine.explain().lines)
+    return engine
+
+
+def discoveries(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the discovery passes from here on."""
+    found: list[int] = []
+    plain = Graph.discover
+
+    def counted(self: Graph, *args: object) -> object:
+        found.append(len(self.nodes))
+        return plain(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Graph, "discover", counted)
+    return found
+
+
+def double(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def test_a_plan_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, found = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double(), discoveries(monkeypatch)
+    steps(net, (net(double(N, S, 3)).square().mean((1, 2)) for _ in range(5)))
+    assert len(found) == 1
+
+
+class Routed(nn.Module):
+    """Tokens sorted by a choice that is data: every shape stays, the map from rows to positions moves."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.experts = how, nn.ModuleList(nn.Linear(4, 4) for _ in range(2)).double()
+
+    def forward(self, x: Tensor, choice: Tensor) -> Tensor:
+        tokens = x.flatten(0, 1)
+        order = choice.flatten().argsort(stable=True)  # half of the tokens to either expert
+        back = order.argsort()
+        if self.how == "index":
+            h = tokens[order]
+        elif self.how == "index_select":
+            h = tokens.index_select(0, order)
+        elif self.how == "gather":
+            h = tokens.gather(0, order[:, None].expand(-1, 4))
+        elif self.how == "embedding":
+            h = F.embedding(order, tokens)
+        elif self.how == "product":
+            h = F.one_hot(order, len(order)).double() @ tokens
+        else:
+            h = torch.zeros_like(tokens).scatter(0, back[:, None].expand(-1, 4), tokens)
+        h = torch.cat([torch.tanh(e(part)) for e, part in zip(self.experts, h.chunk(2), strict=True)])
+        return h[back].view_as(x)
+
+
+@pytest.mark.parametrize("how", ["index", "index_select", "gather", "embedding", "product", "scatter"])
+def test_routing_that_moves_between_steps(how: str) -> None:
+    torch.manual_seed(1)
+    net, before = Routed(how), nn.Linear(4, 4).double()
+    model = nn.ModuleList([net, before])
+
+    def losses() -> Iterator[Tensor]:
+        for step in range(5):
+            choice = (torch.randperm(N * S) < N * S // 2).view(N, S) if step else torch.arange(N * S).view(N, S) % 2
+            yield net(before(double(N, S, 4)), choice.long()).square().mean((1, 2))
+
+    steps(model, losses())
+
+
+def test_mixture_of_experts_over_steps() -> None:
+    """Top-1 routing where every expert sees as many tokens at every step, but other ones."""
+    model, forward = by_name("routed_by_scatter").build(1, N)
+    engine, params = mtu.Engine(model), trained(model)
+    for step in range(4):
+        forward.inputs = (double(N, 5, 4),)
+        losses = forward()
+        J = truth_of(losses, params)
+        assert_rows(engine.rows(losses), J, params, 1e-10, seed=step)
+
+
+def test_a_shuffle_that_changes_every_step() -> None:
+    inner, after = nn.Linear(3, 6).double(), nn.Linear(6, 4).double()
+
+    def losses() -> Iterator[Tensor]:
+        for step in range(6):
+            order = torch.randperm(N) if step else torch.arange(N)
+            yield after(torch.tanh(inner(double(N, S, 3)[order]))[order.argsort()]).square().mean((1, 2))
+
+    steps(nn.ModuleList([inner, after]), losses())
+
+
+def masked(net: nn.Module, keep: Tensor, how: str) -> Tensor:
+    per_token = net(double(*keep.shape, 3)).square().mean(-1)
+    if how == "product":
+        return (per_token * keep).sum(1) / keep.sum(1).clamp(min=1)
+    if how == "where":
+        return torch.where(keep, per_token, 0.0).sum(1)
+    return per_token.masked_fill(~keep, 0.0).sum(1)
+
+
+@pytest.mark.parametrize("how", ["product", "where", "masked_fill"])
+def test_a_mask_that_changes_every_step(how: str) -> None:
+    """Positions without gradient when the plan was made have one later, in any order."""
+    net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+
+    def losses() -> Iterator[Tensor]:
+        first = torch.zeros(N, S, dtype=torch.bool)
+        first[:, 0] = True
+        for keep in (first, ~first, first, first.flip(1), torch.ones_like(first), torch.eye(N, S).bool(), first):
+            yield masked(net, keep, how)
+
+    steps(net, losses())
+
+
+def test_a_sample_without_gradient_at_first() -> None:
+    """No element told which row that sample is; the next step does."""
+    net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+    silent = (torch.tensor([0.0, 1, 1, 1]), torch.tensor([1.0, 1, 1, 0]), torch.zeros(4), torch.ones(4))
+    steps(net, (net(double(N, S, 3)).square().mean((1, 2)) * on for on in silent))
+
+
+@pytest.mark.parametrize("layout", ["samples first", "sequence first"])
+def test_ignored_labels_that_change_every_step(layout: str) -> None:
+    net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+
+    def losses() -> Iterator[Tensor]:
+        for _step in range(6):
+            labels = torch.randint(-1, 4, (N, S))
+            x = double(N, S, 3)
+            y = net(x) if layout == "samples first" else net(x.transpose(0, 1)).transpose(0, 1)
+            yield F.cross_entropy(y.transpose(1, 2), labels, ignore_index=-1, reduction="none").sum(1)
+
+    steps(net, losses())
+
+
+def test_dead_units_come_alive() -> None:
+    net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4)).double()
+    steps(net, (net(scale * double(N, S, 3)).square().mean((1, 2)) for scale in (0.0, 1.0, -1.0, 0.0, 5.0)))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.25, 3.0, 0.0, -2.0), (1, 3, 2)], ids=["float", "int"])
+def test_a_loss_weight_that_changes_every_step(weights: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Floats in the graph belong to no signature, and to no plan."""
+    net, found = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double(), discoveries(monkeypatch)
+
+    def losses() -> Iterator[Tensor]:
+        for weight in weights:
+            h = torch.add(net(double(N, S, 3)), net(double(N, S, 3)), alpha=weight)
+            yield weight * h.square().mean((1, 2)) + weight / 2 * h.abs().mean((1, 2))
+
+    steps(net, losses())
+    if isinstance(weights[0], float):
+        assert len(found) == 1
+
+
+def test_a_scale_that_changes_every_step_in_addmm() -> None:
+    w, bias = nn.Parameter(double(3, 4)), nn.Parameter(double(4))
+    model = nn.ParameterList([w, bias])
+    scales = ((1.0, 1.0), (2.0, 0.5), (0.5, 3.0), (1, 2))
+    steps(model, (torch.addmm(bias, double(N, 3), w, beta=b, alpha=a).square().sum(1) for b, a in scales))
+
+
+def test_lengths_that_change_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One plan a length; the oldest are forgotten, and found anew when their length comes back."""
+    monkeypatch.setattr(engine_module, "PLANS", 3)
+    net, found = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double(), discoveries(monkeypatch)
+    lengths = [1, 2, 3, 1, 2, 3, 4, 5, 4, 5, 1, 5, 1]
+    engine = steps(net, (net(double(N, s, 3)).square().mean((1, 2)) for s in lengths))
+    assert len(found) == 6
+    assert len(engine._plans) == 3
+
+
+def test_a_batch_that_changes_its_size() -> None:
+    net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+    steps(net, (net(double(n, 3)).square().mean(1) for n in (4, 1, 7, 4, 2, 40, 1)))
+
+
+@pytest.mark.parametrize("n", [31, 32, 33, 65, 1100])
+def test_more_rows_than_one_digit(n: int) -> None:
+    """Numbers of one to three digits to the base of the discovery. Losses Σ tanh(W x): J in closed form."""
+    net, x = nn.Linear(3, 5, bias=False).double(), double(n, 3)
+    h = torch.tanh(net(x))
+    rows = mtu.Engine(net).rows(h.sum(1))
+    J = ((1 - h.detach().square())[:, :, None] * x[:, None]).flatten(1)
+    assert relative_error(rows.gram(), J @ J.T) <= 1e-12
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_one_live_sample_at_first(bias: bool, n: int) -> None:
+    """Even a weight's own gradient then belongs to one row; that must not last."""
+    net = nn.Sequential(nn.Linear(3, 6, bias=bias), nn.Tanh(), nn.Linear(6, 4, bias=bias)).double()
+    live = [torch.arange(n) == n - 1, torch.ones(n), torch.arange(n) == 0, torch.arange(n) > 0]
+    steps(net, (net(double(n, S, 3)).pow(3).mean((1, 2)) * on for on in live))
+
+
+@pytest.mark.parametrize("way", ["mixup", "swap", "attention"])
+def test_mixing_that_starts_later(way: str) -> None:
+    """Values decide whether samples meet: coefficients that are 0 at first, a mask, attention across the batch."""
+    inner, outer = nn.Linear(3, 6).double(), nn.Linear(6, 4).double()
+
+    def losses() -> Iterator[Tensor]:
+        for share in (0.0, 0.3, 0.0, 1.0):
+            h = torch.tanh(inner(double(N, 3)))
+            if way == "mixup":
+                h = (1 - share) * h + share * h.flip(0)
+            elif way == "swap":
+                h = torch.where(torch.arange(N)[:, None] < share * N, h.flip(0), h)
+            else:
+                alone = torch.eye(N, dtype=torch.bool) | torch.tensor(share > 0)
+                h = torch.softmax((h @ h.T).masked_fill(~alone, -torch.inf), -1) @ h
+            yield outer(h).square().mean(1)
+
+    steps(nn.ModuleList([inner, outer]), losses(), by_rule=False)
+
+
+def test_segments_that_move() -> None:
+    """Tokens of all samples in one list, summed per sample by a product with a 0/1 matrix."""
+    net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+
+    def losses() -> Iterator[Tensor]:
+        for step in range(5):
+            owner = (torch.randperm(3 * N) if step else torch.arange(3 * N)) % N if step % 2 else torch.arange(3 * N) // 3
+            yield F.one_hot(owner, N).double().T @ net(double(3 * N, 3)).square().mean(1)
+
+    steps(net, losses())
+
+
+def same_shapes(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor], net: nn.Module) -> None:
+    """Two readings of one shape, taken in turns by one engine."""
+    steps(net, (read(net(double(N, N, 3))).square().mean((1, 2)) for read in (first, second, first, second)))
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda y: y.transpose(0, 1),
+        lambda y: y.flip(0),
+        lambda y: y.roll(1, 0),
+        lambda y: y.reshape(-1, 4).view(N, N, 4).transpose(1, 0),
+        lambda y: y.unflatten(0, (2, 2)).transpose(0, 1).flatten(0, 1),
+    ],
+    ids=["transpose", "flip", "roll", "reshape", "windows"],
+)
+def test_samples_that_lie_elsewhere_in_the_same_shape(second: Callable[[Tensor], Tensor]) -> None:
+    """Sample first or sequence first with N = S: the integer arguments are part of the signature."""
+    same_shapes(lambda y: y, second, nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double())
+
+
+def test_slices_that_move() -> None:
+    net = nn.Linear(3, 4).double()
+    table = nn.Parameter(double(9, 4))
+    model = nn.ModuleDict({"net": net})
+    model.register_parameter("table", table)
+    steps(model, ((net(double(N, S, 3)) + table[k : k + S]).square().mean((1, 2)) for k in (0, 2, 4, 0)))
+
+
+@pytest.mark.parametrize("per", ["sample", "task"])
+def test_some_tasks_share_more_than_others(per: str) -> None:
+    """Tasks that read different depths, with an odd one that reaches no shared parameter at all."""
+    first, second, own = nn.Linear(3, 6).double(), nn.Linear(6, 4).double(), nn.Linear(3, 2).double()
+    model = nn.ModuleList([first, second])
+    params, engine = trained(model), mtu.Engine(model)
+    for _step in range(2):
+        x = double(N, 3)
+        h = torch.tanh(first(x))
+        losses = {"shallow": h.sum(1), "none": own(x).square().sum(1), "deep": second(h).square().sum(1)}
+        J = truth_of(losses, params)
+        rows = engine.rows(losses, per=per)
+        if per == "sample":
+            assert_rows(rows, J, params, 1e-12)
+        else:
+            means = {j: torch.stack([part.mean(0) for part in stack.split(N)]) for j, stack in J.items()}
+            assert_rows(rows, means, params, 1e-12)
+
+
+def test_one_loss_for_two_tasks() -> None:
+    net = nn.Linear(3, 4).double()
+    loss = net(double(N, 3)).square().sum(1)
+    losses = {"a": loss, "b": loss, "c": 2 * loss}
+    J = truth_of(losses, trained(net))
+    assert_rows(mtu.Engine(net).rows(losses), J, trained(net), 1e-12)
+
+
+def test_losses_of_two_models() -> None:
+    """The graph also reaches parameters of another model: they are left alone."""
+    mine, other = nn.Linear(3, 4).double(), nn.Linear(4, 4).double()
+    losses = {"a": other(torch.tanh(mine(double(N, 3)))).square().sum(1)}
+    J = truth_of(losses, trained(mine))
+    engine = mtu.Engine(mine)
+    rows = engine.rows(losses)
+    assert_rows(rows, J, trained(mine), 1e-12)
+    rows.backward(mtu.OrthoGrad())
+    assert all(p.grad is None for p in other.parameters())
+
+
+def test_an_input_that_requires_grad_is_left_alone() -> None:
+    net, x = nn.Linear(3, 4).double(), double(N, 3).requires_grad_()
+    mtu.Engine(net).backward(net(x).square().sum(1), mtu.OrthoGrad(), forget=torch.arange(N) == 1)
+    assert x.grad is None and net.weight.grad is not None
+
+
+@pytest.mark.parametrize("name", [case.name for case in CASES if not case.compiled])
+def test_discovery_in_pieces_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small limit holds few gradients at a time and finds the same plan."""
+    monkeypatch.setattr(engine_module, "DISCOVERY", 1)
+    model, forward = by_name(name).build(1, N)
+    params, losses = trained(model), forward()
+    J = truth_of(losses, params)
+    assert_rows(mtu.Engine(model).rows(losses), J, params, by_name(name).tolerance)
+
+
+def test_a_signature_tells_graphs_apart() -> None:
+    model, forward = by_name("mlp").build(2, N)
+    engine_parameters = trained(model)
+
+    def key(losses: dict[str, Tensor]) -> object:
+        return Graph(list(losses.values()), engine_parameters).signature()[0]
+
+    again, other = key(forward()), key(twin(by_name("mlp"), model, 2, N)())
+    assert key(forward()) == again == other
+    assert hash(again) == hash(other)
+    assert again != key(twin(by_name("mlp"), model, 2, N - 1)())
+    assert again != key({"a": forward()["a"]})
+    assert again != key({name: 2 * loss for name, loss in forward().items()})
