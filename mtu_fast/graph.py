@@ -21,6 +21,7 @@ class Graph:
     Attributes:
         losses: unreduced losses `[N]`, one a task.
         nodes: autograd nodes in topological order.
+        roots: the node of each loss.
         next: for each node, the edges to where the gradients of its inputs go.
         leaf: node -> index of the shared parameter it accumulates for.
         leaves: every parameter in the graph, shared or not.
@@ -34,6 +35,7 @@ class Graph:
         self.next: list[tuple[Edge | None, ...]] = [
             tuple(None if m is None else (index[m], k) for m, k in node.next_functions) for node in self.nodes
         ]
+        self.roots = [index[loss.grad_fn] for loss in losses]
         which = {id(p): j for j, p in enumerate(parameters)}
         held = {i: node.variable for i, node in enumerate(self.nodes) if node.name() == ACCUMULATE}
         self.leaves: list[Tensor] = list(held.values())
@@ -75,7 +77,7 @@ class Graph:
     def release(self, freed: bool) -> None:
         """Free what the graph saved; `freed` says that the last task's pass did so on its way."""
         kept = list(self.losses[:-1] if freed else self.losses)
-        done = set(self._below(self.losses[-1].grad_fn)) if freed else set()
+        done = self._below(self.roots[-1]) if freed else set()
         ends = {
             edge
             for i in range(len(self.nodes))
@@ -85,14 +87,12 @@ class Graph:
         if kept and ends:
             node_ops.release(kept, [GradientEdge(self.nodes[i], k) for i, k in sorted(ends)])
 
-    def _below(self, root: Any) -> list[int]:
-        index = {node: i for i, node in enumerate(self.nodes)}
-        return [index[node] for node in node_ops.below([root])]
-
     def backward(
         self, task: int, edges: Sequence[GradientEdge], weights: Tensor | None = None, keep: bool = True
     ) -> Grads:
         """Gradients of a task's losses at the edges, under row weights (1 by default); no weight gradients."""
+        if not edges:
+            return ()
         loss = self.losses[task]
         weights = torch.ones_like(loss) if weights is None else weights
         return torch.autograd.grad([loss], edges, [weights], retain_graph=keep, allow_unused=True)
@@ -108,14 +108,17 @@ class Graph:
 
     def region(self, edge: Edge) -> list[int]:
         """Nodes at and below an edge that reach a shared parameter, in topological order."""
+        return sorted(i for i in self._below(edge[0]) if self.reaches[i])
+
+    def _below(self, node: int) -> set[int]:
         found: set[int] = set()
-        stack = [edge[0]]
+        stack = [node]
         while stack:
             i = stack.pop()
-            if i not in found and self.reaches[i]:
+            if i not in found:
                 found.add(i)
                 stack += [e[0] for e in self.next[i] if e is not None]
-        return sorted(found)
+        return found
 
 
 def _signature(node: Any) -> tuple[object, ...]:

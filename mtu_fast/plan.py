@@ -86,13 +86,13 @@ def discover(graph: Graph, limit: int, older: Plan | None = None) -> Plan:
             pure, not_pure = _row_maps(graph, task, chunk)
             of_task.update(pure)
             mixed |= not_pure
-    lasting = not any(_parted_by_zeros(graph, of_task) for of_task in maps)
+    mixed |= _views(graph)
+    lasting = all(_lasts(graph, of_task) for of_task in maps)
     sites = _sites(graph, mixed)
     maps = [{i: m for i, m in of_task.items() if i in sites} for of_task in maps]
     if older is not None:
         for mine, theirs in zip(maps, older.maps, strict=True):
             mine.update({i: _filled(m, theirs[i]) for i, m in mine.items() if i in theirs})
-    lasting = lasting and all(m is None or m.inner for of_task in maps for ms in of_task.values() for m in ms)
     return Plan(sites, _terminals(graph, sites), maps, lasting)
 
 
@@ -155,29 +155,46 @@ _BROADCASTING = frozenset(
 )  # fmt: skip
 
 
-def _parted_by_zeros(graph: Graph, maps: Maps) -> bool:
-    """Whether rows meet in a sum and stay apart only through zeros in the data (packed samples and a mask, say).
+def _lasts(graph: Graph, maps: Maps) -> bool:
+    """Whether the maps follow from the graph's structure, so that they hold for another batch too.
 
-    Such maps are true of this batch and may be false of the next.
+    They do where every row reaches every node, in sample-major or -minor order, and rows never meet in a sum to be
+    kept apart by zeros in the data alone (packed samples and a mask, a mixing weight that happens to be zero).
     """
-    for i, (row_map, *_) in maps.items():
-        if row_map is None or row_map.count == 1:
+    if any(m is not None and not m.regular for found in maps.values() for m in found):
+        return False
+    return not any(_meets(graph, maps, i, m) for i, (m, *_) in maps.items() if m is not None and m.count > 1)
+
+
+def _meets(graph: Graph, maps: Maps, i: int, row_map: RowMap) -> bool:
+    """Whether the node sums over its rows on the way to an input, whose rows yet seem apart."""
+    name, dim = stem(graph.nodes[i]), row_map.dim or 0
+    carried = _ATTENTION if name.startswith("ScaledDotProduct") else _PRODUCTS.get(name)
+    for slot, edge in enumerate(graph.next[i]):
+        child = maps[edge[0]][edge[1]] if edge is not None and edge[0] in maps else None
+        if edge is None or child is None:
             continue
-        name = stem(graph.nodes[i])
-        carried = _ATTENTION if name.startswith("ScaledDotProduct") else _PRODUCTS.get(name)
-        for slot, edge in enumerate(graph.next[i]):
-            child = maps.get(edge[0], ())[edge[1]] if edge is not None and edge[0] in maps else None
-            if edge is None or child is None:
-                continue
-            if carried is not None and slot < len(carried):
-                if row_map.dim is None or carried[slot].get(row_map.dim) != child.dim:
-                    return True
-            elif name in _BROADCASTING and row_map.dim is not None:
-                shape = graph.shape(edge)
-                at = row_map.dim - len(graph.shape((i, 0))) + len(shape)
-                if at < 0 or shape[at] != len(row_map.ids):
-                    return True
+        if carried is not None and slot < len(carried):
+            if carried[slot].get(dim) != child.dim:
+                return True
+        elif name in _BROADCASTING:
+            shape = graph.shape(edge)
+            at = dim - len(graph.shape((i, 0))) + len(shape)
+            if at < 0 or shape[at] != len(row_map.ids):
+                return True
     return False
+
+
+def _views(graph: Graph) -> set[int]:
+    """Views of parameters: their gradients are sums over rows, even if in this batch only one row has any."""
+    roots = set(graph.roots)
+    found: set[int] = set()
+    for i in reversed(range(len(graph.nodes))):
+        onward = [e for e in graph.next[i] if e is not None]
+        if i not in roots and graph.name(i) in ISOMETRIES and len(onward) == 1:
+            if onward[0][0] in graph.leaf or onward[0][0] in found:
+                found.add(i)
+    return found
 
 
 def _sites(graph: Graph, mixed: set[int]) -> dict[int, list[Site]]:

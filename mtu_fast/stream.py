@@ -97,7 +97,7 @@ def _run(graph: Graph, plan: Plan, task: int, reached: Callable[[int, Grads], No
     running = [i for i in wanted if i not in plan.terminal]
     handles = [graph.nodes[i].register_prehook(partial(reached, i)) for i in running]
     try:
-        captured = iter(graph.backward(task, graph.edges(ends), keep=keep) if ends else ())
+        captured = iter(graph.backward(task, graph.edges(ends), keep=keep))
     finally:
         for handle in handles:
             handle.remove()

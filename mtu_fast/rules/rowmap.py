@@ -48,6 +48,11 @@ class RowMap:
         """The map of ids of the gradient's own shape."""
         return RowMap(ids, count, None, 0, bool((ids < 0).any()))
 
+    @property
+    def regular(self) -> bool:
+        """Whether the rows follow an order, and every row has a gradient somewhere."""
+        return self.inner > 0 and (not self.gaps or len(self.ids[self.ids >= 0].unique()) == self.count)
+
     def filled(self, older: RowMap) -> RowMap:
         """This map with its gaps filled from an older one of the same graph signature."""
         if self.dim != older.dim or self.ids.shape != older.ids.shape:
