@@ -35,7 +35,7 @@ def text_table(result: Mapping[str, Any]) -> str:
     notes = (
         "Scores in percent: accuracy; mask: mean IoU. ! forgot more than the retrained model (over-forgetting).",
         "UIS (lower is better) is against the original; gap (mean, points) and ToW (1 is best) against the retrained model.",
-        "steps*: the step limit came before the forget score had fallen to that of validation scenes.",
+        "steps*: the step limit came before the forget score had fallen to that of validation scenes. -: not measured.",
     )
     return "\n".join([*lines, rule, *notes])
 
@@ -75,13 +75,14 @@ def plot_unlearning(result: Mapping[str, Any], path: Path) -> None:
         _references(row, block)
         what = "all tasks" if request == "full" else ", ".join(block["targets"])
         forget.set(title=f"{request}-task: to forget ({what})", xlabel="step", ylabel="score on what is forgotten")
-        also = "" if request == "full" else " and the forget scenes' other tasks"
-        retain.set(title="to keep", xlabel="step", ylabel=f"score on retain scenes\n{also.strip()}")
+        also = "" if request == "full" else "\nand on the forget scenes' other tasks"
+        retain.set(title="to keep", xlabel="step", ylabel=f"score on retain scenes{also}")
         trade.set(title="one against the other", xlabel="forgotten  (forget score, falling to the right)",
                   ylabel="kept  (retain score)")  # fmt: skip
         trade.invert_xaxis()
-    axes[0][0].legend(frameon=False, loc="lower right")
-    figure.suptitle("Unlearning handwritten digits: OrthoGrad, GradDiff and gradient ascent at equal forgetting")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.suptitle("Unlearning handwritten digits: a run stops where the forget score is that of scenes never seen")
     figure.savefig(path, dpi=140)
     plt.close(figure)
 
@@ -108,7 +109,7 @@ def _references(row: Any, block: Mapping[str, Any]) -> None:
     gone, kept = _percent(scores["forget"][task] for task in targets), _percent(_kept(scores, targets))
     level = 100 * block["level"]
     grey = {"color": "0.45", "linewidth": 1}
-    forget.axhline(level, linestyle=":", label="stop: score on validation scenes", **grey)
+    forget.axhline(level, linestyle=":", label="stop (score on validation scenes)", **grey)
     forget.axhline(gone, linestyle=(0, (6, 3)), label="retrained without them", **grey)
     retain.axhline(kept, linestyle=(0, (6, 3)), **grey)
     trade.axvline(level, linestyle=":", **grey)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mtu_fast.graph import Edge, Graph
-from mtu_fast.nodes import ISOMETRIES, outputs, stem
+from mtu_fast.nodes import ALONG, ISOMETRIES, outputs, stem
 from mtu_fast.rules import RowMap, digits, infer
 
 Maps = dict[int, tuple[RowMap | None, ...]]  # node -> row map of each of its outputs
@@ -87,6 +87,7 @@ def discover(graph: Graph, limit: int, older: Plan | None = None) -> Plan:
             of_task.update(pure)
             mixed |= not_pure
     mixed |= _views(graph)
+    maps = [{i: m for i, m in of_task.items() if i not in mixed} for of_task in maps]
     lasting = all(_lasts(graph, of_task) for of_task in maps)
     sites = _sites(graph, mixed)
     maps = [{i: m for i, m in of_task.items() if i in sites} for of_task in maps]
@@ -167,8 +168,10 @@ def _lasts(graph: Graph, maps: Maps) -> bool:
 
 
 def _meets(graph: Graph, maps: Maps, i: int, row_map: RowMap) -> bool:
-    """Whether the node sums over its rows on the way to an input, whose rows yet seem apart."""
+    """Whether the node moves its rows, or sums over them on the way to an input whose rows yet seem apart."""
     name, dim = stem(graph.nodes[i]), row_map.dim or 0
+    if name in ALONG:
+        return getattr(graph.nodes[i], "_saved_dim", dim) % max(len(graph.shape((i, 0))), 1) == dim
     carried = _ATTENTION if name.startswith("ScaledDotProduct") else _PRODUCTS.get(name)
     for slot, edge in enumerate(graph.next[i]):
         child = maps[edge[0]][edge[1]] if edge is not None and edge[0] in maps else None
@@ -191,9 +194,9 @@ def _views(graph: Graph) -> set[int]:
     found: set[int] = set()
     for i in reversed(range(len(graph.nodes))):
         onward = [e for e in graph.next[i] if e is not None]
-        if i not in roots and graph.name(i) in ISOMETRIES and len(onward) == 1:
-            if onward[0][0] in graph.leaf or onward[0][0] in found:
-                found.add(i)
+        view = i not in roots and graph.name(i) in ISOMETRIES and len(onward) == 1
+        if view and (onward[0][0] in graph.leaf or onward[0][0] in found):
+            found.add(i)
     return found
 
 

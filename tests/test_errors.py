@@ -1,0 +1,549 @@
+"""Bad input: each a clear error or a defined result, `.grad` as it was to the bit, nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mtu_fast as mtu
+from tests.helpers.checks import assert_rows, grads, same_grads, trained, truth_of
+
+N = 4
+MASK = torch.tensor([True, False, False, True])
+Losses = dict[str, Tensor]
+
+
+class Probe(nn.Module):
+    """Backbone and head; every activation of a forward is remembered weakly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 5), nn.Sigmoid())
+        self.heads = nn.ModuleDict({task: nn.Linear(5, 2) for task in ("a", "b")})
+        self.seen: list[weakref.ref[Tensor]] = []
+
+    def forward(self, x: Tensor) -> Losses:
+        self.seen = []
+        for layer in self.backbone:
+            x = layer(x)
+            self.seen.append(weakref.ref(x))
+        return {task: head(x).square().mean(1) for task, head in self.heads.items()}
+
+
+class Bench:
+    """A model with gradients in place, its engine, and a forward."""
+
+    def __init__(self, n: int = N) -> None:
+        self.model = Probe().double()
+        self.engine = mtu.Engine(self.model, params=self.model.backbone.parameters())
+        self.x = torch.randn(n, 3, dtype=torch.float64)
+        for p in self.model.parameters():
+            p.grad = torch.randn_like(p)
+
+    def losses(self) -> Losses:
+        return self.model(self.x)
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """`.grad` is the same object with the same bits, and the activations of the last forward are freed."""
+        params = list(self.model.parameters())
+        before, objects = grads(params), [p.grad for p in params]
+        yield
+        assert same_grads(before, params)
+        assert all(p.grad is g for p, g in zip(params, objects, strict=True))
+        gc.collect()
+        assert [ref() for ref in self.model.seen if ref() is not None] == []
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def refused(bench: Bench, error: type[Exception], match: str, call: Callable[[Losses], Any]) -> None:
+    """`call` on fresh losses raises, leaves `.grad`, frees the graph, and the engine works on."""
+    with bench.untouched():
+        with pytest.raises(error, match=match) as caught:
+            call(bench.losses())
+        caught.value.__traceback__ = None
+        del caught
+    losses = bench.losses()
+    params = trained(bench.model.backbone)
+    assert_rows(bench.engine.rows(losses), truth_of(losses, params), params, 1e-12)
+
+
+# ---- losses ---------------------------------------------------------------------------------------------------------
+
+BAD_LOSSES: list[tuple[str, Callable[[Losses], Any], type[Exception], str]] = [
+    ("mean", lambda l: l["a"].mean(), ValueError, r"losses\['loss'\].*reduced to one number.*reduction='none'"),
+    ("one mean", lambda l: {**l, "b": l["b"].mean()}, ValueError, r"losses\['b'\].*found shape \(\).*reduction='none'"),
+    ("pixels", lambda l: l["a"][:, None].expand(4, 9), ValueError, r"\(4, 9\).*more than one value a sample.*flatten\(1\)"),
+    ("a column", lambda l: l["a"][:, None], ValueError, r"\(4, 1\).*flatten\(1\)\.mean\(1\)"),
+    ("unequal", lambda l: {"a": l["a"], "b": l["b"][:3]}, ValueError, r"lengths \{'a': 4, 'b': 3\}.*present="),
+    ("reduced to [1]", lambda l: {"a": l["a"], "b": l["b"].mean()[None]}, ValueError, r"lengths \{'a': 4, 'b': 1\}"),
+    ("detached", lambda l: l["a"].detach(), ValueError, r"no graph \(grad_fn is None\).*no_grad"),
+    ("one detached", lambda l: {"a": l["a"], "b": l["b"].detach()}, ValueError, r"losses\['b'\].*no graph"),
+    ("nan", lambda l: l["a"] * torch.tensor([1, torch.nan, 1, 1]), ValueError, r"non-finite.*samples \[1\].*0/0"),
+    ("inf", lambda l: {**l, "b": l["b"] / torch.tensor([1.0, 1, 0, 0])}, ValueError, r"losses\['b'\].*samples \[2, 3\]"),
+    ("none", lambda l: {}, ValueError, r"found no task"),
+    ("a list", lambda l: list(l.values()), TypeError, r"found list, expected a tensor \[N\]"),
+    ("a float", lambda l: {"a": 1.0}, TypeError, r"losses\['a'\]: found float"),
+    ("nothing", lambda l: None, TypeError, r"found NoneType"),
+]
+
+
+@pytest.mark.parametrize(("bad", "error", "match"), [c[1:] for c in BAD_LOSSES], ids=[c[0] for c in BAD_LOSSES])
+@pytest.mark.parametrize("way", ["orthograd", "graddiff", "pcgrad", "rows"])
+def test_bad_losses(bench: Bench, bad: Callable[[Losses], Any], error: type[Exception], match: str, way: str) -> None:
+    methods = {"orthograd": mtu.OrthoGrad(), "graddiff": mtu.GradDiff(), "pcgrad": mtu.PCGrad()}
+
+    def call(losses: Losses) -> None:
+        if way == "rows":
+            bench.engine.rows(bad(losses))
+        else:
+            bench.engine.backward(bad(losses), methods[way], forget=True)
+
+    refused(bench, error, match, call)
+
+
+def test_losses_made_without_grad(bench: Bench) -> None:
+    def call(_: Losses) -> None:
+        with torch.no_grad():
+            losses = bench.losses()
+        bench.engine.backward(losses, mtu.OrthoGrad())
+
+    refused(bench, ValueError, "no_grad", call)
+
+
+def test_losses_on_two_devices(bench: Bench) -> None:
+    refused(bench, ValueError, r"different devices \{'a': 'cpu', 'b': 'meta'\}.*one",
+            lambda l: bench.engine.rows({"a": l["a"], "b": l["b"].to("meta")}))  # fmt: skip
+
+
+def test_a_loss_that_reaches_no_parameter(bench: Bench) -> None:
+    """Zero rows: a defined result."""
+    x = torch.randn(N, 3, dtype=torch.float64, requires_grad=True)
+    rows = bench.engine.rows(x.square().sum(1))
+    assert torch.equal(rows.gram(), torch.zeros(N, N, dtype=torch.float64))
+    assert rows.combine(torch.ones(N)) == {}
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------
+
+BAD_MASKS: list[tuple[str, Any, type[Exception], str]] = [
+    ("short", MASK[:3], ValueError, r"forget: found shape \(3,\), expected \[4\]"),
+    ("long", torch.ones(5, dtype=torch.bool), ValueError, r"forget: found shape \(5,\), expected \[4\]"),
+    ("column", MASK[:, None], ValueError, r"forget: found shape \(4, 1\), expected \[4\]"),
+    ("a task's", {"b": MASK[:2]}, ValueError, r"forget\['b'\]: found shape \(2,\), expected \[4\]"),
+    ("integers", MASK.long(), TypeError, r"forget: found torch.int64, expected a boolean"),
+    ("indices", torch.tensor([0, 3]), TypeError, r"convert indices by a mask"),
+    ("floats", {"a": MASK.double()}, TypeError, r"forget\['a'\]: found torch.float64"),
+    ("a list", MASK.tolist(), TypeError, r"forget: found list"),
+    ("unknown task", {"depth": MASK}, ValueError, r"unknown tasks \['depth'\], expected some of \['a', 'b'\]"),
+    ("unknown, True", {"a": True, "seg": True}, ValueError, r"unknown tasks \['seg'\]"),
+]
+
+
+@pytest.mark.parametrize(("mask", "error", "match"), [c[1:] for c in BAD_MASKS], ids=[c[0] for c in BAD_MASKS])
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(), mtu.GradDiff(), mtu.PCGrad()])
+def test_bad_forget_masks(bench: Bench, mask: Any, error: type[Exception], match: str, method: mtu.Method) -> None:
+    refused(bench, error, match, lambda l: bench.engine.backward(l, method, forget=mask))
+
+
+@pytest.mark.parametrize(
+    ("present", "error", "match"),
+    [
+        ({"b": MASK[:2]}, ValueError, r"present\['b'\]: found shape \(2,\)"),
+        ({"b": MASK.int()}, TypeError, r"present\['b'\]: found torch.int32"),
+        ({"z": MASK}, ValueError, r"present: found unknown tasks \['z'\]"),
+        (MASK, TypeError, r"present: found Tensor, expected \{task"),
+    ],
+)
+def test_bad_present(bench: Bench, present: Any, error: type[Exception], match: str) -> None:
+    refused(bench, error, match, lambda l: bench.engine.rows(l, present=present))
+
+
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(0.3), mtu.GradDiff(0.3), mtu.PCGrad(), mtu.Mean()])
+@pytest.mark.parametrize("all_of", [True, False])
+@pytest.mark.parametrize("how", ["bool", "mask", "per task"])
+def test_all_or_nothing_to_forget(bench: Bench, method: mtu.Method, all_of: bool, how: str) -> None:
+    """Defined results: plain ascent with weight 1 - α, or plain descent with weight α."""
+    mask: Any = {"bool": all_of, "mask": torch.full((N,), all_of), "per task": dict.fromkeys("ab", all_of)}[how]
+    params = trained(bench.model)
+    factor = {"OrthoGrad": (0.3, -0.7), "GradDiff": (0.3, -0.7), "Mean": (1.0, 1.0)}.get(type(method).__name__)
+    losses = bench.losses()
+    plain = torch.autograd.grad(sum(loss.mean() for loss in losses.values()), params, retain_graph=True)
+    before = [p.grad.clone() for p in params]
+    update = bench.engine.backward(losses, method, forget=mask)
+    assert (update.roles.kind == int(all_of)).all()
+    inside = len(trained(bench.model.backbone))
+    for j, (p, g, old) in enumerate(zip(params, plain, before, strict=True)):
+        if factor is not None:
+            assert torch.allclose(p.grad - old, factor[all_of] * g, rtol=1e-9, atol=1e-12)
+        elif j >= inside:  # PCGrad: forget rows are ascended; the two tasks' heads see no surgery
+            assert torch.allclose(p.grad - old, -g if all_of else g, rtol=1e-9, atol=1e-12)
+
+
+# ---- order of calls -------------------------------------------------------------------------------------------------
+
+
+def test_backward_twice(bench: Bench) -> None:
+    rows = bench.engine.rows(bench.losses(), forget=MASK)
+    rows.backward(mtu.OrthoGrad())
+    with bench.untouched():
+        for call in (lambda: rows.backward(mtu.OrthoGrad()), rows.gram, lambda: rows.combine(torch.ones(2 * N)),
+                     lambda: mtu.cat(rows)):  # fmt: skip
+            with pytest.raises(RuntimeError, match=r"backward was called before.*call engine\.rows again"):
+                call()
+
+
+def test_backward_twice_through_cat(bench: Bench) -> None:
+    one, two = bench.engine.rows(bench.losses()), bench.engine.rows(bench.losses(), forget=True)
+    mtu.cat(one, two).backward(mtu.OrthoGrad())
+    with bench.untouched(), pytest.raises(RuntimeError, match="backward was called before"):
+        one.backward(mtu.OrthoGrad())
+
+
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(), mtu.GradDiff(), mtu.PCGrad()])
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_a_graph_twice(bench: Bench, method: mtu.Method, earlier: int) -> None:
+    """The same answer on the first call of an engine, which keeps the graph for discovery, as on later ones."""
+    for _call in range(earlier):
+        bench.engine.rows(bench.losses())
+
+    def call(losses: Losses) -> None:
+        bench.engine.rows(losses)
+        bench.engine.backward(losses, method)
+
+    refused(bench, RuntimeError, r"used up by an earlier rows or backward; run the forward again", call)
+
+
+def test_after_an_ordinary_backward(bench: Bench) -> None:
+    losses = bench.losses()
+    torch.autograd.grad(sum(loss.sum() for loss in losses.values()), trained(bench.model))
+    with bench.untouched():
+        with pytest.raises(RuntimeError, match="used up by an earlier rows or backward") as caught:
+            bench.engine.rows(losses)
+        caught.value.__traceback__ = None
+        del losses, caught
+
+
+@pytest.mark.parametrize("earlier", [0, 1])
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_parameters_changed_after_the_forward(bench: Bench, earlier: int, which: str) -> None:
+    for _call in range(earlier):
+        bench.engine.rows(bench.losses())
+
+    def call(losses: Losses) -> None:
+        with torch.no_grad():
+            bench.model.backbone[0 if which == "first" else 2].weight.mul_(1.5)
+        bench.engine.backward(losses, mtu.OrthoGrad(), forget=MASK)
+
+    refused(bench, RuntimeError, r"changed in place after the forward.*before anything is changed", call)
+
+
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_an_activation_changed_after_the_forward(bench: Bench, earlier: int) -> None:
+    layer = nn.Linear(3, 4).double()
+    engine = mtu.Engine(layer)
+    for _call in range(earlier):
+        engine.rows(torch.sigmoid(layer(bench.x)).sum(1))
+    h = torch.sigmoid(layer(bench.x))
+    loss = h.sum(1)
+    h.detach().mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place after the forward"):
+        engine.rows(loss)
+
+
+def step(bench: Bench) -> None:
+    torch.optim.SGD(bench.model.parameters(), lr=1e-3).step()
+
+
+def test_parameters_changed_between_rows_and_backward(bench: Bench) -> None:
+    rows = bench.engine.rows(bench.losses())
+    step(bench)
+    with bench.untouched():
+        for call in (lambda: rows.backward(mtu.OrthoGrad()), lambda: rows.backward(torch.ones(2 * N)), rows.gram):
+            with pytest.raises(RuntimeError, match=r"parameters changed in place since these rows.*step only after"):
+                call()
+        rows._blocks.clear()
+
+
+def test_parameters_changed_between_two_rows_of_one_cat(bench: Bench) -> None:
+    early = bench.engine.rows(bench.losses())
+    step(bench)
+    late = bench.engine.rows(bench.losses(), forget=True)
+    with pytest.raises(RuntimeError, match="parameters changed in place since these rows"):
+        mtu.cat(early, late)
+
+
+def test_parameters_changed_between_two_forwards(bench: Bench) -> None:
+    """Both forwards, then a step in between, then rows of both: the older graph is out of date."""
+    early = bench.losses()
+    step(bench)
+    bench.engine.rows(bench.losses())
+    with pytest.raises(RuntimeError, match="changed in place after the forward"):
+        bench.engine.rows(early)
+
+
+def test_a_parameter_without_saved_tensor_changed_after_the_forward() -> None:
+    """A bias is in no saved tensor, so autograd does not see that it moved; its rows do not depend on it either."""
+    layer = nn.Linear(3, 4, bias=True).double()
+    engine, x = mtu.Engine(layer), torch.randn(N, 3, dtype=torch.float64)
+    loss = layer(x).sum(1)
+    J = truth_of({"a": loss}, trained(layer))
+    with torch.no_grad():
+        layer.bias.add_(1)
+    assert_rows(engine.rows(loss), J, trained(layer), 1e-12)
+
+
+# ---- gradients that are not finite ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("earlier", [0, 1])
+@pytest.mark.parametrize("way", ["orthograd", "orthograd per layer", "pcgrad", "graddiff", "mean", "weights"])
+def test_finite_losses_with_infinite_gradients(earlier: int, way: str) -> None:
+    """The square root of zero."""
+    bench = Bench()
+    head = bench.model.heads["a"]
+
+    def losses(at_zero: bool) -> Losses:
+        found = bench.losses()
+        shift = found["a"].detach() * torch.tensor([0.0, 1.0 if at_zero else 0.0, 0.0, 0.0])
+        return {**found, "a": (found["a"] - shift).clamp(min=0).sqrt()}
+
+    assert head is not None
+    for _call in range(earlier):
+        bench.engine.rows(losses(False))
+    methods: dict[str, Any] = {
+        "orthograd": mtu.OrthoGrad(), "orthograd per layer": mtu.OrthoGrad(granularity="layer"), "pcgrad": mtu.PCGrad(),
+        "graddiff": mtu.GradDiff(), "mean": mtu.Mean(), "weights": torch.ones(2 * N),
+    }  # fmt: skip
+
+    def call(_: Losses) -> None:
+        bench.engine.backward(losses(True), methods[way], forget=MASK)
+
+    refused(bench, RuntimeError, r"not finite", call)
+
+
+def test_the_row_that_is_not_finite_is_named(bench: Bench) -> None:
+    found = bench.losses()
+    scale = torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+    rows = bench.engine.rows({"a": found["a"], "b": (found["b"] * scale).sqrt()})
+    with pytest.raises(RuntimeError, match=r"\[\('b', 2\)\] is not finite although its loss is.*present"):
+        rows.gram()
+
+
+def test_weights_that_are_not_finite(bench: Bench) -> None:
+    rows = bench.engine.rows(bench.losses())
+    with bench.untouched(), pytest.raises(RuntimeError, match=r"not finite; \.grad is untouched.*weights"):
+        rows.backward(torch.full((2 * N,), torch.nan, dtype=torch.float64))
+    rows._blocks.clear()
+
+
+# ---- weights and methods --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(7,), (9,), (), (8, 1), (3, 8), (1, 1, 8)])
+def test_weights_of_the_wrong_shape(bench: Bench, shape: tuple[int, ...]) -> None:
+    rows = bench.engine.rows(bench.losses())
+    message = r"weights: found shape .*, expected \[8\], one per row, or \[2, 8\] per layer, \[4, 8\] per tensor"
+    with bench.untouched():
+        for call in (lambda: rows.combine(torch.ones(shape)), lambda: rows.backward(torch.ones(shape))):
+            with pytest.raises(ValueError, match=message):
+                call()
+        rows._blocks.clear()
+
+
+def test_uneven_weights_say_nothing_of_the_heads(bench: Bench) -> None:
+    rows = bench.engine.rows(bench.losses())
+    with bench.untouched():
+        with pytest.raises(ValueError, match=r"weights differ between rows of one kind and task.*outside"):
+            rows.backward(torch.arange(2.0 * N))
+        with pytest.raises(ValueError, match=r"per layer say nothing of parameters outside"):
+            rows.backward(torch.ones(2, 2 * N))
+        rows._blocks.clear()
+
+
+@pytest.mark.parametrize("method", [None, 0.5, "orthograd", mtu.OrthoGrad, lambda G: G.sum(0)])
+def test_a_method_of_the_wrong_type(bench: Bench, method: Any) -> None:
+    rows = bench.engine.rows(bench.losses())
+    with bench.untouched():
+        with pytest.raises(TypeError, match=r"expected a method such as mtu\.OrthoGrad\(\), or weights \[R\]"):
+            rows.backward(method)
+        rows._blocks.clear()
+    refused(bench, TypeError, r"expected a method such as mtu\.OrthoGrad\(\), or weights \[R\]",
+            lambda l: bench.engine.backward(l, method))  # fmt: skip
+
+
+def test_an_unknown_kind_of_rows(bench: Bench) -> None:
+    refused(bench, ValueError, "per is 'batch', expected 'sample' or 'task'", lambda l: bench.engine.rows(l, per="batch"))
+    rows = bench.engine.rows(bench.losses())
+    with pytest.raises(ValueError, match="per is 'module', expected one of 'total', 'layer', 'tensor'"):
+        rows.gram(per="module")
+
+
+def test_explain_before_any_rows(bench: Bench) -> None:
+    with pytest.raises(RuntimeError, match=r"no rows yet.*engine\.rows"):
+        bench.engine.explain()
+
+
+# ---- cat ------------------------------------------------------------------------------------------------------------
+
+
+def test_cat_of_nothing() -> None:
+    with pytest.raises(ValueError, match="found no rows"):
+        mtu.cat()
+
+
+def test_cat_of_something_else(bench: Bench) -> None:
+    with pytest.raises(TypeError, match=r"found Tensor, expected Rows"):
+        mtu.cat(bench.engine.rows(bench.losses()), torch.ones(3))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"found list, expected Rows"):
+        mtu.cat([bench.engine.rows(bench.losses())])  # type: ignore[arg-type]
+
+
+def test_cat_of_two_engines(bench: Bench) -> None:
+    other = mtu.Engine(bench.model)
+    with pytest.raises(ValueError, match="rows of different engines"):
+        mtu.cat(bench.engine.rows(bench.losses()), other.rows(bench.losses()))
+
+
+# ---- the engine's own arguments -------------------------------------------------------------------------------------
+
+
+def test_an_engine_without_parameters() -> None:
+    frozen = nn.Linear(3, 4).requires_grad_(False)
+    for params in (None, frozen.parameters(), []):
+        with pytest.raises(ValueError, match="no parameter that requires grad"):
+            mtu.Engine(frozen, params=params)
+
+
+def test_parameters_of_another_model() -> None:
+    with pytest.raises(ValueError, match=r"shapes \[\(4, 3\), \(4,\)\] that are not parameters of the model.*backbone"):
+        mtu.Engine(nn.Linear(5, 6), params=nn.Linear(3, 4).parameters())
+
+
+def test_reentrant_checkpointing_is_refused() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    net, last = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
+    model = nn.ModuleList([net, last])
+    x = torch.randn(N, 3, dtype=torch.float64, requires_grad=True)
+    loss = last(checkpoint(net, x, use_reentrant=True)).square().sum(1)
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        mtu.Engine(model).rows(loss)
+    assert all(p.grad is None for p in model.parameters())
+
+
+# ---- sizes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(), mtu.GradDiff(), mtu.PCGrad(), mtu.Mean()])
+def test_an_empty_batch_is_no_step(method: mtu.Method) -> None:
+    bench = Bench(n=0)
+    with bench.untouched():
+        update = bench.engine.backward(bench.losses(), method, forget=torch.zeros(0, dtype=torch.bool))
+        assert len(update.roles) == 0 and update.weights.shape == (0,)
+    rows = bench.engine.rows(bench.losses())
+    assert rows.gram().shape == (0, 0) and rows.gram(per="layer").shape == (2, 0, 0)
+    assert rows.combine(torch.zeros(0)) == {}
+
+
+def test_an_empty_batch_adds_nothing_to_others(bench: Bench) -> None:
+    losses = bench.losses()
+    J = truth_of(losses, trained(bench.model.backbone))
+    nothing = bench.engine.rows(bench.model(bench.x[:0]), forget=True)
+    rows = mtu.cat(nothing, bench.engine.rows(losses), nothing)
+    assert_rows(rows, J, trained(bench.model.backbone), 1e-12)
+    update = rows.backward(mtu.OrthoGrad(alpha=0.3))
+    assert (update.weights == 0.3 / N).all()
+
+
+@pytest.mark.parametrize("forget", [True, False])
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(0.3), mtu.GradDiff(0.3), mtu.PCGrad()])
+def test_one_sample(forget: bool, method: mtu.Method) -> None:
+    bench = Bench(n=1)
+    losses = bench.losses()
+    params = trained(bench.model.backbone)
+    J = truth_of(losses, params)
+    assert_rows(bench.engine.rows(losses), J, params, 1e-12)
+    update = bench.engine.backward(bench.losses(), method, forget=forget)
+    assert len(update.weights) == 2 and torch.isfinite(update.weights).all()
+
+
+# ---- precisions -----------------------------------------------------------------------------------------------------
+
+
+def test_tasks_in_unequal_precision(bench: Bench) -> None:
+    """A float32 loss beside a float64 one: exact to float32, and rows say so."""
+    losses = bench.losses()
+    mixed = {"a": losses["a"], "b": losses["b"].float()}
+    params = trained(bench.model.backbone)
+    J = truth_of(mixed, params)
+    rows = bench.engine.rows(mixed)
+    assert rows.roles.dtype == torch.float32
+    assert_rows(rows, J, params, 1e-6)
+    rows.backward(mtu.OrthoGrad())
+
+
+def test_parameters_in_unequal_precision() -> None:
+    model = nn.Sequential(nn.Linear(3, 6).double(), nn.Tanh(), nn.Linear(6, 4))
+    engine, params = mtu.Engine(model), trained(model)
+    x = torch.randn(N, 3, dtype=torch.float64)
+    loss = model[2](model[1](model[0](x)).float()).square().sum(1)
+    J = truth_of({"a": loss}, params)
+    rows = engine.rows(loss, forget=MASK)
+    assert_rows(rows, J, params, 1e-6)
+    rows.backward(mtu.OrthoGrad())
+    assert [p.grad.dtype for p in params] == [p.dtype for p in params]
+
+
+def test_cat_of_unequal_precision(bench: Bench) -> None:
+    """One forward in float64, one under autocast: both kinds of rows meet in float64 Grams."""
+    losses = bench.losses()
+    model = bench.model
+    with torch.autocast("cpu", torch.bfloat16):
+        low = {task: loss.double() for task, loss in model(bench.x).items()}
+    params = trained(model.backbone)
+    J, K = truth_of(losses, params), truth_of(low, params)
+    rows = mtu.cat(bench.engine.rows(losses), bench.engine.rows(low))
+    assert rows.roles.dtype in (torch.float64, torch.bfloat16)
+    assert_rows(rows, {j: torch.cat([J[j], K[j]]) for j in J}, params, 4 * torch.finfo(torch.bfloat16).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).to(dtype)
+    engine, params = mtu.Engine(model), trained(model)
+    loss = model(torch.randn(N, 3).to(dtype)).square().sum(1)
+    J = truth_of({"a": loss}, params)
+    rows = engine.rows(loss, forget=MASK)
+    assert rows.roles.dtype == dtype
+    assert_rows(rows, J, params, 8 * torch.finfo(dtype).eps)
+    update = rows.backward(mtu.OrthoGrad())
+    assert torch.isfinite(update.weights).all()
+    assert all(p.grad.dtype == dtype for p in params)
+
+
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_overflow_in_half_precision_is_an_error(earlier: int) -> None:
+    model = nn.Linear(3, 4, bias=False).half()
+    engine = mtu.Engine(model)
+    x = torch.ones(N, 3, dtype=torch.float16)
+    for _call in range(earlier):
+        engine.backward(model(x).sum(1), mtu.OrthoGrad())
+    before = grads(model.parameters())
+    scale = torch.tensor([1.0, 6e4, 1, 1], dtype=torch.float16)
+    loss = (model(x * 4) * 1e-4 * scale[:, None] * 1e4).tanh().sum(1)  # saturates; its gradient overflows
+    big = (model(x * 60) * 6e4 * 1e-3).sum(1) * 1e-3
+    with pytest.raises(RuntimeError, match="not finite"):
+        engine.backward({"a": loss * 0 + (model(x * 6e4) * 6e4).tanh().sum(1), "b": big}, mtu.OrthoGrad())
+    assert same_grads(before, list(model.parameters()))
