@@ -52,6 +52,7 @@ class Setting:
     steps: int = 120  # at most
     every: int = 2  # steps between evaluations
     clip: float = 0.1  # global norm of a direction
+    width: int = 24  # channels of the net
     rounds: int = 3  # timed
     memory: bool = True  # measured, in processes of their own
     protective: Grid = ((0.5, 0.05), (0.5, 0.1), (0.7, 0.1), (0.7, 0.2))  # OrthoGrad and GradDiff
@@ -72,7 +73,7 @@ def train(
 ) -> Net:
     """A net trained on `data` from the initial weights of `seed`; `present` {task: [N] bool}: labels that exist."""
     torch.manual_seed(seed)
-    model, generator = Net(), torch.Generator().manual_seed(seed)
+    model, generator = Net(setting.width), torch.Generator().manual_seed(seed)
     present = dict(present or {})
     optimizer = torch.optim.Adam(model.parameters())
     total = setting.epochs * -(-len(data) // setting.batch)
@@ -119,7 +120,7 @@ class Run:
 def draw(
     parts: Mapping[str, Scenes], targets: tuple[str, ...], setting: Setting, generator: torch.Generator
 ) -> tuple[Scenes, dict[str, Tensor]]:
-    """One step's batch, retain scenes first, and its forget mask {task: [N] bool}, True on (forget scene, target task)."""
+    """One step's batch, retain scenes first, and its mask {task: [N] bool}: True on (forget scene, target task)."""
     sides = (("retain", setting.batch), ("forget", setting.forget_batch))
     retain, forget = (parts[s][torch.randperm(len(parts[s]), generator=generator)[:n]] for s, n in sides)
     last = torch.arange(len(retain) + len(forget)) >= len(retain)
@@ -198,7 +199,7 @@ def step(implementation: str, name: str, request: str, model: Net, data: Mapping
 
 def memory_step(implementation: str, name: str, request: str, seed: str) -> Callable[[], None]:
     """`step` on a new net, for `peak_memory`; a plain training step first loads the vendor's kernels."""
-    setting, model = Setting(), Net()
+    setting, model = Setting(), Net(Setting.width)
     data = split(setting, int(seed))
     losses = scene_losses(model(data["retain"].image[:48]), data["retain"][:48].labels)
     torch.stack([loss.mean() for loss in losses.values()]).sum().backward()
@@ -245,7 +246,7 @@ def retrain(data: Mapping[str, Scenes], request: str, setting: Setting, seed: in
     if request == "full":
         return train(data["retain"], setting, seed, bar)
     known = torch.arange(len(data["forget"]) + len(data["retain"])) >= len(data["forget"])
-    labelled = {task: known for task in REQUESTS[request]}
+    labelled = dict.fromkeys(REQUESTS[request], known)
     return train(concat(data["forget"], data["retain"]), setting, seed, bar, labelled)
 
 

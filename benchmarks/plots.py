@@ -10,8 +10,8 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
-from matplotlib.axes import Axes  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 COLOURS = {"OrthoGrad": "#0072b2", "GradDiff": "#e69f00", "Ascent": "#b5267a"}  # told apart without colour vision too
 STYLES = {"OrthoGrad": "-", "GradDiff": "--", "Ascent": "-."}
@@ -27,14 +27,15 @@ def text_table(result: Mapping[str, Any]) -> str:
     groups = "".join(f" |{task + ' (mIoU)' if task == 'mask' else task:^21}" for task in tasks)
     head = "".join(" |" + "".join(f"{split:>7}" for split in SPLITS) for _ in tasks)
     tail = f" |{'UIS':>6}{'gap':>6}{'ToW':>6} |{'steps':>6} |{'ms a step':>15} |{'peak MiB':>14}"
-    lines = [f"{'':11}{groups} |{'':18} |{'':6} |{'fast':>7}{'ref.':>8} |{'fast':>7}{'ref.':>7}", f"{'':11}{head}{tail}"]
+    over = f" |{'':18} |{'':6} |{'fast':>7}{'ref.':>8} |{'fast':>7}{'ref.':>7}"
+    lines = [f"{'':11}{groups}{over}", f"{'':11}{head}{tail}"]
     rule = "-" * len(lines[1])
     for request, block in result["requests"].items():
         lines += [rule, f"{request}-task: forget from {', '.join(block['targets'])}"]
         lines += [_line(name, row, tasks) for name, row in block["models"].items()]
     notes = (
         "Scores in percent: accuracy; mask: mean IoU. ! forgot more than the retrained model (over-forgetting).",
-        "UIS (lower is better) is against the original; gap (mean, points) and ToW (1 is best) against the retrained model.",
+        "UIS (lower is better) is against the original; gap (mean, points) and ToW (1 is best) against the retrained.",
         "steps*: the step limit came before the forget score had fallen to that of validation scenes. -: not measured.",
     )
     return "\n".join([*lines, rule, *notes])
@@ -61,7 +62,8 @@ def _line(name: str, row: Mapping[str, Any], tasks: list[str]) -> str:
 def plot_unlearning(result: Mapping[str, Any], path: Path) -> None:
     """Forget and retain scores over steps, and one against the other: a row a request, a line a method; to a PNG."""
     requests = result["requests"]
-    figure, axes = plt.subplots(len(requests), 3, figsize=(13, 3.7 * len(requests)), squeeze=False, layout="constrained")
+    size = (13, 3.7 * len(requests))
+    figure, axes = plt.subplots(len(requests), 3, figsize=size, squeeze=False, layout="constrained")
     for row, (request, block) in zip(axes, requests.items(), strict=True):
         forget, retain, trade = row
         for name, colour in COLOURS.items():

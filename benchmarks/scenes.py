@@ -1,14 +1,14 @@
 """Two overlapping handwritten digits on one canvas, with three tasks, and the small net that reads them.
 
-The images are the 1,797 real 8x8 digits that scikit-learn ships. A scene puts one digit on the left and one on the right
-of a 12x16 canvas, their boxes overlapping by 1 to 5 columns, and asks for
+The images are the 1,797 real 8x8 digits that scikit-learn ships. A scene puts one digit on the left and one on the
+right of a 12x16 canvas, their boxes overlapping by 1 to 5 columns, and asks for
 
     left, right   the class of each digit, 10 classes
     mask          per pixel: background (0), left (1) or right (2)
 
-A pixel shows the stronger ink of the two digits and belongs to the digit whose ink it shows; the left digit takes a tie;
-where neither has a quarter of full ink the pixel is background. Every digit image is used in at most one scene, so no
-image is in two splits, and none of a forgotten scene is left in the retained ones.
+A pixel shows the stronger ink of the two digits and belongs to the digit whose ink it shows; the left digit takes a
+tie; where neither has a quarter of full ink the pixel is background. Every digit image is used in at most one scene, so
+no image is in two splits, and none of a forgotten scene is left in the retained ones.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def make_scenes(sizes: dict[str, int], seed: int = 0) -> dict[str, Scenes]:
     total = sum(sizes.values())
     if 2 * total > len(ink):
         raise ValueError(
-            f"sizes {sizes} ask for {total} scenes, two images each; there are {len(ink)} images: at most {len(ink) // 2}"
+            f"sizes {sizes} ask for {total} scenes of two images each; the {len(ink)} images allow at most {len(ink) // 2}"
         )
     rng = np.random.default_rng(seed)
     source = torch.from_numpy(rng.permutation(len(ink))[: 2 * total].reshape(total, 2))

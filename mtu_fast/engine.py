@@ -15,7 +15,7 @@ from mtu_fast.graph import Graph
 from mtu_fast.methods import FORGET, RETAIN, Method, Roles
 from mtu_fast.nodes import densified
 from mtu_fast.plan import Plan, discover
-from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, join_roles
+from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, check_method, join_roles
 from mtu_fast.stream import StaleMap, notes, stream
 from mtu_fast.uses import Dense, Use, aligned, merge
 
@@ -83,6 +83,7 @@ class Engine:
             ValueError: losses or masks that are not as described.
             RuntimeError: the graph is gone or out of date, or a gradient is not finite; `.grad` is then untouched.
         """
+        check_method(method)
         if isinstance(method, Tensor) or method.needs_gram:
             per = "sample" if isinstance(method, Tensor) else method.per
             return self.rows(losses, forget=forget, per=per, present=present).backward(method)

@@ -1,7 +1,7 @@
 """Scores of unlearning: what was removed, and what else moved.
 
-A score table is `{split: {task: score}}`, every score higher better and (but for `uis`) in 0..1, with the splits `forget`,
-`retain` and `test`. Notation: a_S(m), the score of model m on split S; o original, u unlearned, r retrained from scratch.
+A score table is `{split: {task: score}}`, every score higher better, with the splits `forget`, `retain` and `test`.
+Notation: a_S(m), the score of model m on split S; o original, u unlearned, r retrained from scratch.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def top1(logits: Tensor, target: Tensor) -> float:
 def mean_iou(predicted: Tensor, target: Tensor, classes: int, ignore: int = -1) -> float:
     """Mean over classes c of |predicted = c and target = c| / |predicted = c or target = c|, over all pixels at once.
 
-    A class that occurs neither in `predicted` nor in `target` is left out of the mean. The confusion matrix is that of the
-    whole data set, not averaged per image (NYUv2 convention).
+    A class that occurs neither in `predicted` nor in `target` is left out of the mean. The confusion matrix is that of
+    all pixels given, not averaged per image.
 
     Args:
         predicted: [...] int64 class of each pixel, 0..classes-1.
@@ -69,11 +69,11 @@ def mean_iou(predicted: Tensor, target: Tensor, classes: int, ignore: int = -1) 
 def uis(original: Scores, unlearned: Scores, targets: Iterable[str] | None = None, removal: str = "instance") -> float:
     """UIS = 100/T Σ_t ½ (|a_T(o) - a_T(u)| + |a_T(o) - a_F(u)|) / a_T(o), lower is better, 0 is ideal.
 
-    First term: the test score must not move. Second term: the forget score must fall to the *original's test* score, the
-    level of data never seen; for `removal="class"` it is |a_F(u)| / a_T(o), since a removed class must score zero. In the
-    partial case (`targets` a subset of the tasks) the second term of a task that is not a target is
+    First term: the test score must not move. Second term: the forget score must fall to the *original's test* score,
+    the level of data never seen; for `removal="class"` it is |a_F(u)| / a_T(o), since a removed class must score zero.
+    In the partial case (`targets` a subset of the tasks) the second term of a task that is not a target is
     |a_F(o) - a_F(u)| / a_F(o): forgotten instances must not move there. The two terms for one task follow the
-    published code of single-task UIS; the mean over tasks, and the term of a non-target task, are this package's reading.
+    published code of single-task UIS; the mean over tasks, and the term of a non-target task, are our reading.
 
     Args:
         original: {split: {task: score}} with splits `forget` and `test`.
@@ -85,7 +85,8 @@ def uis(original: Scores, unlearned: Scores, targets: Iterable[str] | None = Non
         UIS in percent, >= 0; it can exceed 100.
 
     Raises:
-        ValueError: unknown targets or removal, a split or task is missing, a score is not finite, or a score that divides is 0.
+        ValueError: unknown targets or removal, a split or task is missing, a score is not finite, or one that divides
+            is 0.
     """
     if removal not in ("instance", "class"):
         raise ValueError(f'removal is "instance" or "class"; got {removal!r}')
@@ -199,9 +200,12 @@ def parameter_shift(original: Iterable[Tensor], unlearned: Iterable[Tensor]) -> 
             f"the two models' parameters must match one to one; got {len(before)} and {len(after)} tensors, "
             "or other shapes or another order"
         )
-    moved = sum((a.detach().double() - b.detach().double()).square().sum().item() for a, b in zip(after, before, strict=True))
-    size = sum(b.detach().double().square().sum().item() for b in before)
-    return _ratio(math.sqrt(moved), math.sqrt(size), "norm of the original parameters")
+    old, new = ([p.detach().double() for p in parameters] for parameters in (before, after))
+    moved = sum((a - b).square().sum().item() for a, b in zip(new, old, strict=True))
+    size = sum(b.square().sum().item() for b in old)
+    if size == 0:
+        raise ValueError("the original parameters are all 0, and the shift is relative to their norm")
+    return math.sqrt(moved / size)
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:
@@ -210,7 +214,7 @@ def _shape(x: Tensor) -> tuple[int, ...]:
 
 def _ratio(part: float, whole: float, name: str) -> float:
     if whole == 0:
-        raise ValueError(f"the original model's {name} is 0, and the score is relative to it: nothing was learned there")
+        raise ValueError(f"the original model's {name} is 0, and UIS is relative to it: nothing was learned there")
     return part / whole
 
 

@@ -139,9 +139,9 @@ class Rows:
         weights = self._spread(w)
         found: dict[Tensor, Tensor] = {}
         for j, parameter in enumerate(self._shared.parameters):
-            parts = [use.combine(weights[j][at]) for at, use in self._uses(j)]
-            if parts:
-                total = sum(parts[1:], parts[0])
+            uses = list(self._uses(j))
+            if uses:
+                total = use_ops.combine([use for _, use in uses], [weights[j][at] for at, _ in uses])
                 found[parameter] = total.view(parameter.shape).to(parameter.dtype)
         return found
 
@@ -165,18 +165,14 @@ class Rows:
                 untouched on any error.
         """
         self._check_open()
+        check_method(method)
         gram = None
         if isinstance(method, Tensor):
             weights = outside = method
-        elif isinstance(method, Method):
+        else:
             if method.needs_gram:
                 gram = self.gram({"global": "total"}.get(method.granularity, method.granularity))
-            weights, outside = method(gram, self.roles), method.outside(self.roles)  # type: ignore[arg-type]
-        else:
-            raise TypeError(
-                f"backward: found {type(method).__name__}, expected a method such as mtu.OrthoGrad(), or weights [R]. "
-                "A map from G alone is used as rows.backward(weighting(rows.gram()))."
-            )
+            weights, outside = method(gram, self.roles), method.outside(self.roles)
         found = self.combine(weights)
         for parameter, g in self._outside(outside).items():
             found[parameter] = found[parameter] + g if parameter in found else g
@@ -299,6 +295,20 @@ def cat(*rows: Rows) -> Rows:
             raise ValueError("cat: found rows of different engines, expected one engine: its parameters are the space.")
         each._check_open()
     return Rows(rows[0]._shared, [block for each in rows for block in each._blocks])
+
+
+def check_method(method: object) -> None:
+    """A method, or weights.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(method, type) or not isinstance(method, Tensor | Method):
+        what = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
+        raise TypeError(
+            f"backward: found {what}, expected a method such as mtu.OrthoGrad(alpha=0.5), or weights [R]. A map from G "
+            "alone is used as rows.backward(weighting(rows.gram()))."
+        )
 
 
 def accumulate(gradients: dict[Tensor, Tensor]) -> None:

@@ -141,12 +141,10 @@ class Outer(Use):
 
     def weighted(self, w: Tensor) -> Tensor:
         # The weights go to the smaller side; positions and rows are one contraction: a single GEMM.
-        left, right = self.left.to(self.dtype), self.right.to(self.dtype)
-        scale = w.to(self.dtype)[:, None, None]
-        if left.shape[2] <= right.shape[2]:
-            left = left * scale
+        if self.left.shape[2] <= self.right.shape[2]:
+            left, right = _scaled(self.left, w), self.right.to(self.dtype)
         else:
-            right = right * scale
+            left, right = self.left.to(self.dtype), _scaled(self.right, w)
         return (left.flatten(0, 1).T @ right.flatten(0, 1)).view(self.shape)
 
     def transposed(self) -> Outer:
@@ -178,8 +176,7 @@ class Conv(Use):
         return op.conv_rows(self.x, self.b, self.geometry).flatten(1)
 
     def weighted(self, w: Tensor) -> Tensor:
-        x, b = self.x.to(self.dtype), self.b.to(self.dtype)
-        b = b * w.to(self.dtype).view(-1, *[1] * (b.dim() - 1))
+        x, b = self.x.to(self.dtype), _scaled(self.b, w)
         return op.conv_weight_gradient(x.flatten(0, 1), b.flatten(0, 1), self.geometry)
 
 
@@ -206,8 +203,46 @@ class Gather(Use):
         return op.gather_rows(self.index, self.values, self.shape[0]).flatten(1)
 
     def weighted(self, w: Tensor) -> Tensor:
-        values = self.values.to(self.dtype) * w.to(self.dtype)[:, None, None]
+        values = _scaled(self.values, w)
         return values.new_zeros(self.shape).index_add_(0, self.index.flatten(), values.flatten(0, 1))
+
+
+def combine(uses: Sequence[Use], weights: Sequence[Tensor]) -> Tensor:
+    """`Σ_i Σ_r w_i[r] row_i[r]` over several uses of one parameter, in the parameter's shape.
+
+    Uses that share an activation (one forward under several tasks) add up their weighted output gradients first: one
+    weight gradient for all of them.
+    """
+    parts: list[tuple[Use, Tensor]] = []
+    for use, w in zip(uses, weights, strict=True):
+        for i, (other, of_other) in enumerate(parts):
+            if (joined := _joined(use, w, other, of_other)) is not None:
+                parts[i] = (joined, torch.ones_like(w))
+                break
+        else:
+            parts.append((use, w))
+    found = [use.combine(w) for use, w in parts]
+    return sum(found[1:], found[0])
+
+
+def _joined(u: Use, w: Tensor, v: Use, of_v: Tensor) -> Use | None:
+    """One use whose unweighted sum is that of two weighted ones with the same activation; None if they have not."""
+    if u.chain != v.chain or u.shape != v.shape:
+        return None
+    if isinstance(u, Outer) and isinstance(v, Outer):
+        if op.same(u.left, v.left):
+            return replace(u, right=_scaled(u.right, w) + _scaled(v.right, of_v))
+        if op.same(u.right, v.right):
+            return replace(u, left=_scaled(u.left, w) + _scaled(v.left, of_v))
+    if isinstance(u, Conv) and isinstance(v, Conv) and u.geometry == v.geometry and op.same(u.x, v.x):
+        return replace(u, b=_scaled(u.b, w) + _scaled(v.b, of_v))
+    return None
+
+
+def _scaled(t: Tensor, w: Tensor) -> Tensor:
+    """`w[r] t[r]` in the working dtype."""
+    dtype = op.working_dtype(t)
+    return t.to(dtype) * w.to(dtype).view(-1, *[1] * (t.dim() - 1))
 
 
 def merge(uses: Sequence[Use]) -> Use:

@@ -67,7 +67,7 @@ class Method(Protocol):
     granularity: str
     needs_gram: bool
 
-    def __call__(self, G: Tensor, roles: Roles) -> Tensor:
+    def __call__(self, G: Any, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R] float64."""
         ...
 

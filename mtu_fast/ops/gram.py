@@ -330,7 +330,8 @@ def _add_products(gram: Tensor, rows: Sequence[Tensor]) -> None:
         gram.addmm_(tile, tile.T)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one and the same memory, seen alike."""
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
 
 
@@ -339,7 +340,7 @@ def _families(blocks: Sequence[Tensor]) -> list[list[int]]:
     families: list[list[int]] = []
     for i, block in enumerate(blocks):
         for family in families:
-            if _same(blocks[family[0]], block):
+            if same(blocks[family[0]], block):
                 family.append(i)
                 break
         else:

@@ -93,7 +93,8 @@ class Perfect(torch.nn.Module):
 def test_scores_of_perfect_and_of_shifted_answers() -> None:
     scenes = make_scenes(SIZES, 0)["train"]
     assert scene_scores(Perfect(scenes.labels), scenes) == {"left": 1.0, "right": 1.0, "mask": 1.0}
-    wrong = {"left": (scenes.labels["left"] + 1) % 10, "right": scenes.labels["right"], "mask": scenes.labels["mask"] * 0}
+    labels = scenes.labels
+    wrong = {"left": (labels["left"] + 1) % 10, "right": labels["right"], "mask": torch.zeros_like(labels["mask"])}
     scores = scene_scores(Perfect(wrong), scenes)
     assert scores["left"] == 0.0 and scores["right"] == 1.0
     background = (scenes.labels["mask"] == 0).double().mean().item()

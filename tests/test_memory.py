@@ -1,0 +1,266 @@
+"""What stays in memory: nothing after a validation forward or a backward, no growth over steps, one layer beyond what is kept."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import mtu_fast as mtu
+from tests.helpers.checks import random_weights, trained
+from tests.helpers.zoo import by_name
+
+N = 6
+MASK = torch.tensor([True, False, False, True, False, False])
+MODELS = ["mlp", "conv2d", "vit", "tied_language_model", "checkpointed", "mixture_of_experts", "batch_norm_train", "gru"]
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the storages that ops make while the mode is on; each counts until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.peak = 0
+
+    @property
+    def now(self) -> int:
+        return sum(self.sizes.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor) and t.layout is torch.strided and t.untyped_storage()._cdata not in given:
+                self._watch(t.untyped_storage())
+        return out
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.sizes and storage.nbytes():
+            self.sizes[key] = storage.nbytes()
+            weakref.finalize(storage, self.sizes.pop, key, None)
+            self.peak = max(self.peak, self.now)
+
+
+@contextmanager
+def saved_tensors() -> Iterator[list[weakref.ref[Tensor]]]:
+    """Weak references to all that a forward saves for its backward, parameters excepted."""
+    seen: list[weakref.ref[Tensor]] = []
+
+    def pack(t: Tensor) -> Tensor:
+        if t.is_leaf and t.requires_grad:
+            return t
+        copy = t.detach()
+        seen.append(weakref.ref(copy))
+        return copy
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        yield seen
+
+
+def alive(seen: list[weakref.ref[Tensor]]) -> int:
+    gc.collect()
+    return sum(ref() is not None for ref in seen)
+
+
+def tensors() -> int:
+    gc.collect()
+    return sum(isinstance(o, Tensor) for o in gc.get_objects() if _is_plain(o))
+
+
+def _is_plain(o: object) -> bool:
+    return type(o) is Tensor or type(o) is nn.Parameter
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_validation_forward_leaves_nothing(name: str, grad: bool) -> None:
+    model, forward = by_name(name).build(2, N)
+    engine = mtu.Engine(model)
+    engine.backward(forward(), mtu.OrthoGrad(), forget=MASK)
+    before = tensors()
+    with torch.set_grad_enabled(grad), saved_tensors() as seen:
+        out = forward()
+    assert bool(seen) == grad
+    del out
+    assert alive(seen) == 0
+    assert tensors() == before
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(), mtu.PCGrad(), mtu.GradDiff()])
+def test_after_backward_nothing_of_the_graph_is_alive(name: str, method: mtu.Method) -> None:
+    model, forward = by_name(name).build(2, N)
+    engine = mtu.Engine(model)
+    for _step in range(3):
+        with saved_tensors() as seen:
+            losses = forward()
+        update = engine.backward(losses, method, forget=MASK)
+        assert seen
+        del losses
+        assert alive(seen) == 0
+        assert len(update.weights) == len(update.roles)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv2d", "vit", "tied_language_model", "mixture_of_experts"])
+def test_rows_free_the_graph_although_the_losses_live(name: str) -> None:
+    """A loop that still holds its losses holds no activations, as after an ordinary backward."""
+    model, forward = by_name(name).build(2, N)
+    engine = mtu.Engine(model)
+    for _step in range(2):
+        with saved_tensors() as seen:
+            losses = forward()
+        engine.rows(losses).backward(mtu.OrthoGrad())
+        held = alive(seen)
+        with saved_tensors() as plain:
+            others = forward()
+        torch.autograd.grad(sum(loss.sum() for loss in others.values()), trained(model))
+        assert held <= alive(plain)
+        del losses, others
+
+
+def test_rows_hold_what_they_need_and_no_more() -> None:
+    """Rows outlive their losses; the activations between linear layers do not."""
+    net = nn.Sequential(nn.Linear(30, 40), nn.GELU(), nn.Linear(40, 30), nn.Sigmoid(), nn.Linear(30, 3)).double()
+    engine = mtu.Engine(net)
+    for _step in range(2):
+        with saved_tensors() as seen:
+            loss = net(torch.randn(N, 30, dtype=torch.float64)).square().sum(1)
+        rows = engine.rows(loss)
+        del loss
+        assert alive(seen) <= 3  # the inputs of three layers
+        assert rows.gram().shape == (N, N)
+        del rows
+        assert alive(seen) == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_many_steps_do_not_grow(name: str) -> None:
+    model, forward = by_name(name).build(2, N)
+    engine = mtu.Engine(model, params=model.backbone.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    counts = []
+    for step in range(20):
+        optimizer.zero_grad()
+        engine.backward(forward(), mtu.OrthoGrad(), forget=MASK)
+        optimizer.step()
+        if step in (2, 19):
+            counts.append(tensors())
+    assert counts[0] == counts[1]
+
+
+def test_plans_hold_index_vectors_only() -> None:
+    net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)).double()
+    engine = mtu.Engine(net)
+    before = tensors()
+    for length in range(1, 30):
+        engine.rows(net(torch.randn(N, length, 64, dtype=torch.float64)).square().sum((1, 2)))
+    gc.collect()
+    left = [o for o in gc.get_objects() if _is_plain(o)]
+    floats = [t for t in left if t.is_floating_point() and t.numel() >= N * 64]
+    assert len(floats) <= before
+    assert sum(t.numel() for t in left if not t.is_floating_point()) <= 30 * 40 * 6 * N * 30
+
+
+def test_an_engine_is_freed() -> None:
+    model, forward = by_name("mlp").build(2, N)
+    engine = mtu.Engine(model)
+    engine.backward(forward(), mtu.OrthoGrad(), forget=MASK)
+    ref = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert ref() is None
+
+
+# ---- the peak -------------------------------------------------------------------------------------------------------
+
+WIDTH, DEPTH, BATCH = 64, 12, 8
+ACTIVATION = BATCH * WIDTH * 8
+ROWS_OF_A_LAYER = BATCH * WIDTH * WIDTH * 8
+
+
+def deep(tokens: int | None) -> tuple[nn.Module, Tensor]:
+    layers: list[nn.Module] = []
+    for _layer in range(DEPTH):
+        layers += [nn.Linear(WIDTH, WIDTH, bias=False), nn.Tanh()]
+    shape = (BATCH, WIDTH) if tokens is None else (BATCH, tokens, WIDTH)
+    return nn.Sequential(*layers).double(), torch.randn(shape, dtype=torch.float64)
+
+
+def peak_of_rows(engine: mtu.Engine, net: nn.Module, x: Tensor) -> tuple[int, int, mtu.Rows]:
+    """Bytes that `rows` held at most, and those it keeps, beyond the forward's."""
+    loss = net(x).flatten(1).square().sum(1)
+    with Live() as live:
+        rows = engine.rows(loss)
+        del loss
+        gc.collect()
+        return live.peak, live.now, rows
+
+
+@pytest.mark.parametrize("tokens", [None, 4])
+def test_the_peak_of_rows_with_factors_kept(tokens: int | None) -> None:
+    """Kept: an output gradient a layer. Beyond it: a few activations of one layer, no weight gradient at all."""
+    net, x = deep(tokens)
+    engine = mtu.Engine(net)
+    peak_of_rows(engine, net, x)
+    assert {line.kept for line in engine.explain().lines} == {"factors"}
+    peak, kept, _rows = peak_of_rows(engine, net, x)
+    one = ACTIVATION * (tokens or 1)
+    assert DEPTH * one <= kept <= (DEPTH + 1) * one
+    assert peak <= kept + 6 * one
+    assert peak < ROWS_OF_A_LAYER + kept
+
+
+def test_the_peak_of_rows_with_rows_kept() -> None:
+    """More positions than width: rows are kept, and one layer's factors at a time."""
+    tokens = 96
+    net, x = deep(tokens)
+    engine = mtu.Engine(net)
+    peak_of_rows(engine, net, x)
+    assert {line.kept for line in engine.explain().lines} == {"rows"}
+    peak, kept, _rows = peak_of_rows(engine, net, x)
+    one = ACTIVATION * tokens
+    assert kept <= DEPTH * ROWS_OF_A_LAYER + one
+    assert peak <= kept + 4 * one + ROWS_OF_A_LAYER
+
+
+def test_the_peak_of_a_gram_is_one_layer() -> None:
+    net, x = deep(4)
+    engine = mtu.Engine(net)
+    *_, rows = peak_of_rows(engine, net, x)
+    with Live() as live:
+        G = rows.gram()
+    assert G.shape == (BATCH, BATCH)
+    tile = 2 * (BATCH * 4) ** 2 * 8 + 2 * ACTIVATION * 4 + ROWS_OF_A_LAYER
+    assert live.peak <= 2 * tile
+    assert live.peak < DEPTH * ROWS_OF_A_LAYER / 3
+
+
+def test_the_peak_of_combine_is_the_direction_and_one_layer() -> None:
+    net, x = deep(4)
+    engine = mtu.Engine(net)
+    *_, rows = peak_of_rows(engine, net, x)
+    direction = DEPTH * WIDTH * WIDTH * 8
+    with Live() as live:
+        rows.combine(random_weights(BATCH))
+    assert live.peak <= direction + 4 * WIDTH * WIDTH * 8 + 4 * ACTIVATION * 4
+
+
+def test_a_step_never_holds_the_jacobian() -> None:
+    net, x = deep(4)
+    engine = mtu.Engine(net)
+    jacobian = BATCH * DEPTH * WIDTH * WIDTH * 8
+    for _step in range(2):
+        loss = net(x).flatten(1).square().sum(1)
+        with Live() as live:
+            engine.backward(loss, mtu.OrthoGrad(), forget=torch.arange(BATCH) < 3)
+    assert live.peak < jacobian / 2
