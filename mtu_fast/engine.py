@@ -271,7 +271,7 @@ class Engine:
         }
         kept = {task: mask.nonzero().flatten() for task, mask in there.items()}
         roles = join_roles([_select(parts[task], kept[task]) for task in named])
-        weights, outside = method(None, roles), method.outside(roles)  # type: ignore[arg-type]
+        weights, outside = method(None, roles), method.outside(roles)
         shared = self._shared.parameters
         with torch.no_grad(), _teaching():
             if torch.equal(weights, outside):
