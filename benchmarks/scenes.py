@@ -96,7 +96,7 @@ def make_scenes(sizes: dict[str, int], seed: int = 0) -> dict[str, Scenes]:
     total = sum(sizes.values())
     if 2 * total > len(ink):
         raise ValueError(
-            f"sizes {sizes} ask for {total} scenes of two images each; the {len(ink)} images allow at most {len(ink) // 2}"
+            f"sizes {sizes} ask for {total} scenes of two images each; {len(ink)} images allow at most {len(ink) // 2}"
         )
     rng = np.random.default_rng(seed)
     source = torch.from_numpy(rng.permutation(len(ink))[: 2 * total].reshape(total, 2))

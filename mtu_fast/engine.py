@@ -159,7 +159,9 @@ class Engine:
         if first:
             self._probe(graph, blocks)
             self._probed.add(key)
-        self._explanation = Explanation.of(notes(graph, plan), self._shared, uses)
+        if plan.explanation is None:
+            plan.explanation = Explanation.of(notes(graph, plan), self._shared, uses)
+        self._explanation = plan.explanation
         graph.release(freed=not keep)
         return blocks
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtu_fast import uses as use_ops
 from mtu_fast.methods import FORGET, RETAIN, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
+from mtu_fast.ops.gram import row_gram
 from mtu_fast.ops.gram_schmidt import effective_rank
-from mtu_fast.uses import Use
+from mtu_fast.uses import Dense, Use
 
 GRANULARITIES = ("total", "layer", "tensor")
+SMALL = 1 << 14  # parameters of a tensor: below, calls cost more than the work, and tensors are taken together
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,7 @@ class Rows:
         total = sum(block.count for block in self._blocks)
         gram = self.roles.loss.new_zeros(len(groups), total, total)
         for g, group in enumerate(groups):
-            for j in group:
-                self._add_gram(gram[g], j)
+            self._add_grams(gram[g], group)
         kept = self._kept()
         gram = gram if kept is None else gram[:, kept][:, :, kept]
         self._check_finite(gram)
@@ -191,15 +193,28 @@ class Rows:
                 yield slice(start, start + block.count), block.uses[j]
             start += block.count
 
-    def _add_gram(self, gram: Tensor, j: int) -> None:
-        found = list(self._uses(j))
-        if not found:
-            return
-        part = use_ops.gram([use for _, use in found])
+    def _add_grams(self, gram: Tensor, group: Sequence[int]) -> None:
+        """Add the Gram of a group of parameters; those whose rows are small and explicit go together."""
+        together: dict[tuple[tuple[int, int], ...], list[list[Use]]] = {}
+        for j in group:
+            found = list(self._uses(j))
+            if not found:
+                continue
+            where, uses = tuple((at.start, at.stop) for at, _ in found), [use for _, use in found]
+            if all(isinstance(use, Dense) for use in uses) and use_ops.aligned(uses) and prod(uses[0].shape) <= SMALL:
+                together.setdefault(where, []).append(uses)
+            else:
+                self._add(gram, where, use_ops.gram(uses))
+        for where, many in together.items():
+            blocks = zip(*many, strict=True)  # per block, the uses of every parameter
+            self._add(gram, where, row_gram([torch.cat([use.matrix() for use in block], 1) for block in blocks]))
+
+    @staticmethod
+    def _add(gram: Tensor, where: Sequence[tuple[int, int]], part: Tensor) -> None:
         if part.shape == gram.shape:
             gram += part
             return
-        at = torch.cat([torch.arange(s.start, s.stop, device=gram.device) for s, _ in found])
+        at = torch.cat([torch.arange(*span, device=gram.device) for span in where])
         gram[at[:, None], at] += part
 
     def _kept(self) -> Tensor | None:
@@ -303,7 +318,8 @@ def check_method(method: object) -> None:
     Raises:
         TypeError: it is neither.
     """
-    if isinstance(method, type) or not isinstance(method, Tensor | Method):
+    surface = ("per", "granularity", "needs_gram", "outside", "__call__")
+    if isinstance(method, type) or not (isinstance(method, Tensor) or all(hasattr(method, name) for name in surface)):
         what = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
         raise TypeError(
             f"backward: found {what}, expected a method such as mtu.OrthoGrad(alpha=0.5), or weights [R]. A map from G "
@@ -317,7 +333,8 @@ def accumulate(gradients: dict[Tensor, Tensor]) -> None:
     Raises:
         RuntimeError: a gradient is not finite.
     """
-    if gradients and not bool(torch.isfinite(nn.utils.get_total_norm(gradients.values(), float("inf")))):
+    # A sum is finite if all its terms are, but for terms near the end of the range; it costs one read.
+    if gradients and not bool(torch.isfinite(torch.stack([g.sum().double() for g in gradients.values()])).all()):
         raise RuntimeError(
             "backward: the update is not finite; .grad is untouched. Look for overflow in half precision, for a "
             "gradient that is not finite though its loss is, or for weights that are not finite."
