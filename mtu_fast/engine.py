@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,16 @@ from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, check_method,
 from mtu_fast.stream import StaleMap, notes, stream
 from mtu_fast.uses import Dense, Use, aligned, merge
 
-PLANS = 64  # graph signatures remembered; each holds index vectors only
+KNOWN = 64  # graph signatures remembered; each holds index vectors only
 DISCOVERY = 1 << 30  # bytes of gradients that one discovery pass may hold
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A graph signature that has been probed; its plan, unless that must be made anew for every batch."""
+
+    plan: Plan | None
+    explanation: Explanation
 
 
 class Engine:
@@ -55,8 +64,7 @@ class Engine:
         inside = {id(p) for p in chosen}
         self._outside = {id(p): p for p in model.parameters() if id(p) not in inside}
         self._budget = memory_budget or 0
-        self._plans: OrderedDict[object, Plan] = OrderedDict()
-        self._probed: set[object] = set()
+        self._known: OrderedDict[object, _Known] = OrderedDict()
         self._explanation: Explanation | None = None
 
     def backward(
@@ -139,29 +147,30 @@ class Engine:
         graph = Graph(list(losses.values()), self._shared.parameters)
         outside = {task: self._outside_gradients(graph, losses[task], kind[task], present[task]) for task in losses}
         key, structural = graph.signature()
-        plan = self._plans.get(key) if structural else None
-        first = plan is None or key not in self._probed
-        plan = plan or discover(graph, DISCOVERY)
-        keep = first or plan.keep
+        known = self._known.get(key)
+        plan = known.plan if known is not None and known.plan is not None else discover(graph, DISCOVERY)
+        keep = known is None or known.plan is None or plan.keep
         try:
             uses = self._stream(graph, plan, keep)
         except StaleMap:
             plan = discover(graph, DISCOVERY, plan)
             uses = self._stream(graph, plan, keep)
-        if structural and plan.lasting:
-            self._remember(key, plan)
         blocks = []
         for (task, loss), of_task in zip(losses.items(), uses, strict=True):
             kept = None if bool(present[task].all()) else present[task].nonzero().flatten()
             roles = _roles(task, torch.arange(len(loss), device=loss.device), kind[task], loss, graph.dtype)
             roles = roles if kept is None else _select(roles, kept)
             blocks.append(Block(roles, len(loss), kept, of_task, outside[task], self._shared.versions()))
-        if first:
+        if known is None:
             self._probe(graph, blocks)
-            self._probed.add(key)
-        if plan.explanation is None:
-            plan.explanation = Explanation.of(notes(graph, plan), self._shared, uses)
-        self._explanation = plan.explanation
+        if known is None or known.plan is not plan:
+            self._explanation = Explanation.of(notes(graph, plan), self._shared, uses)
+            self._known[key] = _Known(plan if structural and plan.lasting else None, self._explanation)
+        else:
+            self._explanation = known.explanation
+        self._known.move_to_end(key)
+        while len(self._known) > KNOWN:
+            self._known.popitem(last=False)
         graph.release(freed=not keep)
         return blocks
 
@@ -174,12 +183,6 @@ class Engine:
             stream(graph, plan, task, collector.visit, keep or not last)
             found.append(collector.finish())
         return found
-
-    def _remember(self, key: object, plan: Plan) -> None:
-        self._plans[key] = plan
-        self._plans.move_to_end(key)
-        while len(self._plans) > PLANS:
-            self._plans.popitem(last=False)
 
     def _probe(self, graph: Graph, blocks: Sequence[Block]) -> None:
         """Compare `combine` with an ordinary backward under fixed uneven weights, once per graph signature.

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -48,7 +47,6 @@ class Plan:
         lasting: whether the maps hold for another batch with the same signature.
         local: sites (node, slot) that no rule took; found during the first pass.
         late: whether some site was visited after the pass; found during the first pass.
-        explanation: what the engine says of it, once it has used it.
     """
 
     sites: dict[int, list[Site]]
@@ -57,7 +55,6 @@ class Plan:
     lasting: bool
     local: set[tuple[int, int]] = field(default_factory=set)
     late: bool = False
-    explanation: Any = None
 
     @property
     def keep(self) -> bool:
