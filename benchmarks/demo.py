@@ -131,12 +131,10 @@ def unlearn(
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)  # no momentum: it moves the weights even where d is zero
     history: list[dict[str, Any]] = []
     for step in range(setting.steps + 1):
-        if step % setting.every == 0:
+        if step % setting.every == 0 or step == setting.steps:
             history.append({"step": step} | {s: scene_scores(model, parts[s]) for s in ("forget", "retain")})
-            if _mean_of(history[-1]["forget"], targets) <= level:
+            if step == setting.steps or _mean_of(history[-1]["forget"], targets) <= level:
                 break
-        if step == setting.steps:
-            break
         batch, mask = draw(parts, targets, setting, generator)
         optimizer.zero_grad()
         engine.backward(scene_losses(model(batch.image), batch.labels), method, forget=mask)
@@ -176,7 +174,7 @@ def step(implementation: str, name: str, request: str, model: Net, data: Mapping
     """One whole step of a method on a fixed batch, forward to `.grad`, by the engine ("fast") or the reference."""
     batch, mask = draw(data, REQUESTS[request], setting, torch.Generator().manual_seed(seed))
     engine, parameters = mtu.Engine(model), list(model.parameters())
-    alpha = 0.0 if name == "Ascent" else 0.5
+    alpha = 0.0 if name == "Ascent" else 0.5  # of no influence on the cost
     method = mtu.OrthoGrad(alpha) if name == "OrthoGrad" else mtu.GradDiff(alpha)
 
     def fast() -> None:
@@ -204,8 +202,7 @@ def costs(
     request: str, model: Net, data: Mapping[str, Scenes], setting: Setting, seed: int, bar: tqdm[Any]
 ) -> dict[str, dict[str, Any]]:
     """{method: {ms: {fast, reference}, mib: {fast, reference}}}: medians of interleaved steps; peak above the model."""
-    both = ("fast", "reference")
-    pairs = [(name, how) for name in METHODS for how in both]
+    pairs = [(name, how) for name in METHODS for how in ("fast", "reference")]
     bar.set_postfix_str(f"ms a step, {request}")
     times = interleaved({f"{n} {h}": step(h, n, request, model, data, setting, seed) for n, h in pairs}, setting.rounds)
     model.zero_grad()
@@ -294,7 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
     result = experiment(QUICK if options.quick else Setting(), options.seed)
     (options.out / "unlearning.json").write_text(json.dumps(result, indent=1) + "\n")
     plot_unlearning(result, options.out / "unlearning.png")
-    print(text_table(result), f"\n\nwritten: {options.out / 'unlearning.json'}, {options.out / 'unlearning.png'}")
+    print(f"{text_table(result)}\n\nwritten: {options.out / 'unlearning.json'}, {options.out / 'unlearning.png'}")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,15 @@ class Live(TorchDispatchMode):
             self.peak = max(self.peak, self.now)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def only_new_objects() -> Iterator[None]:
+    """What was there before the tests is left out of every collection: they are many."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @contextmanager
 def saved_tensors() -> Iterator[list[weakref.ref[Tensor]]]:
     """Weak references to all that a forward saves for its backward, parameters excepted."""

@@ -169,7 +169,7 @@ def _outer_ghost(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
                 shared = a[lo:hi].flatten(0, 1) @ c[cut:].flatten(0, 1).T  # [strip·S, Q·U]
                 for i, j in _pairs(family, other):
                     tile = wide[i][lo:hi].flatten(0, 1) @ wide[j][cut:].flatten(0, 1).T
-                    tile = tile.mul_(shared).view(hi - lo, a.shape[1], -1, c.shape[1]).sum((1, 3))
+                    tile = tile.mul_(shared).view(hi - lo, a.shape[1], c.shape[0] - cut, c.shape[1]).sum((1, 3))
                     _place(gram, tile, starts[i] + lo, starts[j] + cut)
     return gram
 
@@ -244,9 +244,9 @@ def _conv_ghost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) ->
                 cut = lo if family is other and len(family) == 1 else 0
                 patches = _patch_gram(rows[lo:hi], cols[cut:], mine.shape[3:], grid, geometry)
                 for i, j in _pairs(family, other):
-                    right = gradients[j][cut:]
-                    tile = gradients[i][lo:hi].flatten(0, 1) @ right.flatten(0, 1).T
-                    tile = tile.mul_(patches).view(hi - lo, -1, len(right), right.shape[1]).sum((1, 3))
+                    left, right = gradients[i][lo:hi], gradients[j][cut:]
+                    tile = left.flatten(0, 1) @ right.flatten(0, 1).T
+                    tile = tile.mul_(patches).view(hi - lo, left.shape[1], len(right), right.shape[1]).sum((1, 3))
                     _place(gram, tile, starts[i] + lo, starts[j] + cut)
     return gram
 

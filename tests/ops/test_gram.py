@@ -1,0 +1,351 @@
+"""Gram ops against explicit rows in float64: every route, odd shapes, shared sides, half precision, and opcheck."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtu_fast.ops import gram as op
+from mtu_fast.ops.gram import Geometry
+from tests.helpers.tolerance import assert_as_accurate
+from tests.helpers.truth import relative_error
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+Blocks = list[Tensor]
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def explicit(rows: Sequence[Tensor]) -> Tensor:
+    """J Jᵀ of rows [R_i, ...], float64."""
+    J = torch.cat([t.double().flatten(1) for t in rows])
+    return J @ J.T
+
+
+def plain_gram(rows: Sequence[Tensor]) -> Tensor:
+    """What plain torch makes of rows in their own precision (float32 for half precision)."""
+    J = torch.cat([t.to(op.working_dtype(t)).flatten(1) for t in rows])
+    return J @ J.T
+
+
+def check(name: str, found: Tensor, rows: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
+    """The one rule: at most twice the error of plain torch on the same inputs."""
+    truth = explicit(rows)
+    assert found.dtype == torch.float64
+    assert_as_accurate(name, found, plain_gram(plain), truth)
+    assert relative_error(found, found.T) <= 1e-15
+
+
+# ---- explicit rows --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("counts", [[1], [5], [3, 1, 4], [0, 3], [2, 0]])
+@pytest.mark.parametrize("width", [1, 7, 130])
+def test_row_gram(dtype: torch.dtype, counts: list[int], width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "TILE", 100)  # several tiles
+    rows = [draw(r, width, dtype=dtype, seed=i) for i, r in enumerate(counts)]
+    check("row_gram", op.row_gram(rows), rows, rows)
+
+
+def test_row_gram_sums_in_float64() -> None:
+    """Rows that differ in the eighth digit: a float32 product would call them equal."""
+    base = draw(1, 100_000, dtype=torch.float32)
+    rows = torch.cat([base, base + 1e-4 * draw(1, 100_000, dtype=torch.float32, seed=1)])
+    G, truth = op.row_gram([rows]), explicit([rows])
+
+    def distance(M: Tensor) -> Tensor:
+        return M[0, 0] + M[1, 1] - 2 * M[0, 1]
+
+    assert float((distance(G) - distance(truth)).abs() / distance(truth)) <= 1e-6
+    plain = (rows @ rows.T).double()
+    assert float((distance(plain) - distance(truth)).abs() / distance(truth)) > 1e-2
+
+
+def test_row_gram_of_duplicates_and_zeros() -> None:
+    row = draw(1, 33)
+    G = op.row_gram([torch.cat([row, row, 0 * row]), row])
+    assert torch.allclose(G, float(row.square().sum()) * torch.tensor([1.0, 1, 0, 1]).outer(torch.tensor([1.0, 1, 0, 1])).double())
+
+
+def test_row_gram_of_views() -> None:
+    rows = [draw(9, 5).T, draw(2, 18)[:, ::2], draw(9)[None].expand(3, 9)]
+    check("views", op.row_gram(rows), rows, rows)
+
+
+# ---- outer products -------------------------------------------------------------------------------------------------
+
+
+def outer_truth(left: Blocks, right: Blocks) -> Blocks:
+    return [torch.einsum("rsa,rsb->rab", x.double(), y.double()) for x, y in zip(left, right, strict=True)]
+
+
+def outer_plain(left: Blocks, right: Blocks) -> Blocks:
+    pairs = ((x.to(op.working_dtype(x)), y.to(op.working_dtype(y))) for x, y in zip(left, right, strict=True))
+    return [torch.einsum("rsa,rsb->rab", x, y) for x, y in pairs]
+
+
+def outer_blocks(kind: str, dtype: torch.dtype) -> tuple[Blocks, Blocks]:
+    """Left [R, S, 5] and right [R, S, 7]."""
+    if kind == "one block":
+        return [draw(4, 3, 5, dtype=dtype)], [draw(4, 3, 7, dtype=dtype)]
+    if kind == "one row":
+        return [draw(1, 6, 5, dtype=dtype)], [draw(1, 6, 7, dtype=dtype)]
+    if kind == "unequal":
+        sizes = [(4, 3), (2, 6), (1, 1), (3, 1)]
+        pairs = [(draw(r, s, 5, dtype=dtype, seed=s), draw(r, s, 7, dtype=dtype, seed=r)) for r, s in sizes]
+        return [a for a, _ in pairs], [b for _, b in pairs]
+    if kind == "left shared":  # activations under three tasks, then another forward under two
+        a, c = draw(4, 3, 5, dtype=dtype), draw(2, 6, 5, dtype=dtype)
+        left = [a, a, a, c, c]
+        return left, [draw(t.shape[0], t.shape[1], 7, dtype=dtype, seed=i) for i, t in enumerate(left)]
+    if kind == "right shared":
+        left, right = outer_blocks("left shared", dtype)
+        return right, left
+    if kind == "interleaved":
+        a, c = draw(4, 3, 5, dtype=dtype), draw(3, 2, 5, dtype=dtype)
+        left = [a, c, a, c]
+        return left, [draw(t.shape[0], t.shape[1], 7, dtype=dtype, seed=i) for i, t in enumerate(left)]
+    if kind == "views":
+        return ([draw(3, 4, 5, dtype=dtype).transpose(0, 1), draw(1, 3, 5, dtype=dtype).expand(2, 3, 5)],
+                [draw(4, 7, 3, dtype=dtype).mT, draw(2, 3, 14, dtype=dtype)[..., ::2]])  # fmt: skip
+    if kind == "no position":
+        return [draw(3, 0, 5, dtype=dtype), draw(2, 2, 5, dtype=dtype)], [draw(3, 0, 7, dtype=dtype), draw(2, 2, 7, dtype=dtype)]
+    assert kind == "duplicates"
+    a, b = draw(2, 3, 5, dtype=dtype), draw(2, 3, 7, dtype=dtype)
+    return [torch.cat([a, a, 0 * a])], [torch.cat([b, b, b])]
+
+
+OUTER = ["one block", "one row", "unequal", "left shared", "right shared", "interleaved", "views", "no position", "duplicates"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", OUTER)
+@pytest.mark.parametrize("route", ["ghost", "direct"])
+@pytest.mark.parametrize("small_tiles", [False, True])
+def test_outer_gram(dtype: torch.dtype, kind: str, route: str, small_tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "outer_route", lambda left, right: route)
+    if small_tiles:
+        monkeypatch.setattr(op, "TILE", 50)
+        monkeypatch.setattr(op, "BUFFER", 50)
+    left, right = outer_blocks(kind, dtype)
+    found = op.outer_gram(left, right)
+    check(f"outer {route}, {kind}, {dtype}", found, outer_truth(left, right), outer_plain(left, right))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_outer_gram_of_one_position(dtype: torch.dtype) -> None:
+    left = [draw(r, 1, 5, dtype=dtype, seed=r) for r in (3, 2)]
+    right = [draw(r, 1, 7, dtype=dtype, seed=r) for r in (3, 2)]
+    assert op.outer_route(left, right) == "one position"
+    check("one position", op.outer_gram(left, right), outer_truth(left, right), outer_plain(left, right))
+
+
+def test_outer_route_prefers_what_is_cheaper() -> None:
+    wide = [draw(4, 2, 256)], [draw(4, 2, 256)]
+    long = [draw(4, 300, 4)], [draw(4, 300, 4)]
+    assert op.outer_route(*wide) == "ghost" and op.outer_route(*long) == "direct"
+
+
+# ---- convolutions ---------------------------------------------------------------------------------------------------
+
+
+def geometry(weight: tuple[int, ...], **given: Any) -> Geometry:
+    d = len(weight) - 2
+
+    def spread(name: str, default: int) -> tuple[int, ...]:
+        value = given.get(name, default)
+        return (value,) * d if isinstance(value, int) else tuple(value)
+
+    return Geometry(
+        weight, spread("stride", 1), spread("padding", 0), spread("dilation", 1), given.get("transposed", False),
+        spread("output_padding", 0), given.get("groups", 1),
+    )  # fmt: skip
+
+
+def conv_blocks(g: Geometry, sizes: Sequence[tuple[int, int, tuple[int, ...]]], dtype: torch.dtype) -> tuple[Blocks, Blocks]:
+    """Blocks of (R rows, F images a row, image size): inputs and output gradients of the right shapes."""
+    xs, bs = [], []
+    for i, (r, f, size) in enumerate(sizes):
+        channels = g.weight[0] if g.transposed else g.weight[1] * g.groups
+        x = draw(r, f, channels, *size, dtype=dtype, seed=i)
+        y = forward(x.double().flatten(0, 1), torch.zeros(g.weight, dtype=torch.float64), g)
+        xs.append(x)
+        bs.append(draw(r, f, *y.shape[1:], dtype=dtype, seed=i + 9))
+    return xs, bs
+
+
+def forward(x: Tensor, w: Tensor, g: Geometry) -> Tensor:
+    return torch.ops.aten.convolution(x, w, None, g.stride, g.padding, g.dilation, g.transposed, g.output_padding, g.groups)
+
+
+def conv_truth(xs: Blocks, bs: Blocks, g: Geometry, dtype: torch.dtype = torch.float64) -> Blocks:
+    """Rows by one autograd backward each, through the forward."""
+    found = []
+    for x, b in zip(xs, bs, strict=True):
+        rows = []
+        for x_r, b_r in zip(x.to(dtype), b.to(dtype), strict=True):
+            w = torch.zeros(g.weight, dtype=dtype, requires_grad=True)
+            rows.append(torch.autograd.grad(forward(x_r, w, g), w, b_r)[0])
+        found.append(torch.stack(rows))
+    return found
+
+
+CONVS: dict[str, tuple[Geometry, tuple[int, ...]]] = {
+    "1d": (geometry((4, 3, 3), stride=2, padding=2, dilation=2), (9,)),
+    "1d, wide padding": (geometry((4, 3, 2), padding=3), (4,)),
+    "2d": (geometry((4, 3, 3, 2), stride=(1, 2), padding=(1, 2), dilation=(2, 1)), (7, 6)),
+    "2d, pixels left over": (geometry((5, 2, 2, 3), stride=3), (7, 8)),
+    "2d, pointwise": (geometry((5, 3, 1, 1)), (3, 5)),
+    "2d, pointwise strided": (geometry((5, 3, 1, 1), stride=2), (4, 5)),
+    "2d, kernel beyond the image": (geometry((2, 3, 5, 5), padding=2), (2, 3)),
+    "2d, one position": (geometry((4, 2, 3, 4)), (3, 4)),
+    "2d, patches": (geometry((6, 3, 2, 2), stride=2), (4, 6)),
+    "3d": (geometry((4, 2, 2, 3, 2), stride=(1, 2, 1), padding=(0, 1, 1), dilation=(1, 1, 2)), (3, 5, 4)),
+    "groups": (geometry((6, 2, 3, 3), padding=1, groups=2), (5, 4)),
+    "depthwise": (geometry((6, 1, 3, 3), stride=2, groups=3), (5, 6)),
+    "transposed": (geometry((4, 3, 3, 2), stride=2, padding=1, output_padding=1, groups=2, transposed=True), (3, 2)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("route", ["ghost", "direct"])
+@pytest.mark.parametrize("small_tiles", [False, True])
+def test_conv_gram(name: str, route: str, dtype: torch.dtype, small_tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    g, size = CONVS[name]
+    if route == "ghost" and not g.plain:
+        assert op.conv_route(*conv_blocks(g, [(2, 1, size)], dtype), g) == "direct"  # the only route there
+        return
+    monkeypatch.setattr(op, "conv_route", lambda x, b, geometry: route)
+    if small_tiles:
+        monkeypatch.setattr(op, "TILE", 60)
+        monkeypatch.setattr(op, "BUFFER", 60)
+    xs, bs = conv_blocks(g, [(3, 1, size), (2, 2, size)], dtype)
+    work = op.working_dtype(xs[0])
+    check(f"conv {route}, {name}, {dtype}", op.conv_gram(xs, bs, g), conv_truth(xs, bs, g), conv_truth(xs, bs, g, work))
+
+
+@pytest.mark.parametrize("route", ["ghost", "direct"])
+@pytest.mark.parametrize("small_tiles", [False, True])
+def test_conv_gram_of_shared_inputs_and_unequal_images(route: str, small_tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tasks on one forward, two on another with images of another size, and channels-last memory."""
+    monkeypatch.setattr(op, "conv_route", lambda x, b, geometry: route)
+    if small_tiles:
+        monkeypatch.setattr(op, "TILE", 60)
+    g = geometry((4, 3, 3, 2), padding=1, stride=(2, 1))
+    (x, y), (b, c) = conv_blocks(g, [(3, 1, (5, 4)), (2, 2, (3, 6))], torch.float64)
+    xs, bs = [x, y, x, y, x], [b, c, draw(*b.shape, seed=3), draw(*c.shape, seed=4), draw(*b.shape, seed=5)]
+    check(f"conv {route}, shared", op.conv_gram(xs, bs, g), conv_truth(xs, bs, g), conv_truth(xs, bs, g))
+    last = [t.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) for t in xs]
+    assert relative_error(op.conv_gram(last, bs, g), op.conv_gram(xs, bs, g)) <= 1e-14
+
+
+def test_conv_route_prefers_what_is_cheaper() -> None:
+    g, tiny = geometry((64, 64, 3, 3), padding=1), [(2, 1, (2, 2))]
+    assert op.conv_route(*conv_blocks(g, tiny, torch.float32), g) == "ghost"
+    h, large = geometry((4, 3, 3, 3), padding=1), [(2, 1, (40, 40))]
+    assert op.conv_route(*conv_blocks(h, large, torch.float32), h) == "direct"
+
+
+# ---- table look-ups -------------------------------------------------------------------------------------------------
+
+
+def gather_truth(index: Blocks, values: Blocks, size: int) -> Blocks:
+    hot = [F.one_hot(i, size).double() for i in index]
+    return [torch.einsum("rsv,rsd->rvd", h, v.double()) for h, v in zip(hot, values, strict=True)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", [[(3, 5)], [(1, 1)], [(3, 5), (2, 1), (4, 2)], [(2, 0), (3, 2)]])
+@pytest.mark.parametrize("small_tiles", [False, True])
+def test_gather_gram(dtype: torch.dtype, sizes: list[tuple[int, int]], small_tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indices repeat within a row and across rows and blocks."""
+    if small_tiles:
+        monkeypatch.setattr(op, "BUFFER", 40)
+    index = [torch.randint(0, 7, size) for size in sizes]
+    values = [draw(*size, 4, dtype=dtype, seed=i) for i, size in enumerate(sizes)]
+    truth = gather_truth(index, values, 7)
+    plain = [t.to(op.working_dtype(values[0])) for t in truth]
+    check(f"gather, {dtype}", op.gather_gram(index, values), truth, plain)
+
+
+def test_gather_gram_of_a_large_table_reads_what_occurs() -> None:
+    """Rows of a table of 10⁹ entries cannot be formed; the three that occur can."""
+    index = torch.tensor([[5, 999_999_999], [7, 5]])
+    values = draw(2, 2, 3)
+    truth = gather_truth([torch.tensor([[0, 1], [2, 0]])], [values], 3)
+    assert relative_error(op.gather_gram([index], [values]), explicit(truth)) <= 1e-14
+
+
+# ---- rows and single gradients --------------------------------------------------------------------------------------
+
+
+def test_outer_rows() -> None:
+    left, right = outer_blocks("one block", torch.float64)
+    assert relative_error(op.outer_rows(left[0], right[0]), outer_truth(left, right)[0]) <= 1e-15
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_conv_rows(name: str) -> None:
+    g, size = CONVS[name]
+    xs, bs = conv_blocks(g, [(3, 2, size)], torch.float64)
+    truth = conv_truth(xs, bs, g)[0]
+    assert relative_error(op.conv_rows(xs[0], bs[0], g), truth) <= 1e-14
+    summed = op.conv_weight_gradient(xs[0].flatten(0, 1), bs[0].flatten(0, 1), g)
+    assert relative_error(summed, truth.sum(0)) <= 1e-14
+
+
+def test_gather_rows() -> None:
+    index, values = torch.tensor([[1, 1, 0], [3, 2, 3]]), draw(2, 3, 4)
+    assert relative_error(op.gather_rows(index, values, 5), gather_truth([index], [values], 5)[0]) <= 1e-15
+
+
+# ---- the ops as torch sees them -------------------------------------------------------------------------------------
+
+
+def conv_arguments(name: str) -> tuple[Any, ...]:
+    g, size = CONVS[name]
+    xs, bs = conv_blocks(g, [(3, 1, size), (2, 2, size)], torch.float32)
+    return (xs, bs, list(g.weight), list(g.stride), list(g.padding), list(g.dilation), g.transposed,
+            list(g.output_padding), g.groups)  # fmt: skip
+
+
+CALLS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
+    "row_gram": lambda: (op.row_gram, ([draw(3, 7), draw(2, 7)],)),
+    "outer_gram": lambda: (op.outer_gram, outer_blocks("unequal", torch.float32)),
+    "outer_gram, shared": lambda: (op.outer_gram, outer_blocks("left shared", torch.bfloat16)),
+    "conv_gram": lambda: (op._conv_gram, conv_arguments("2d")),
+    "conv_gram, transposed": lambda: (op._conv_gram, conv_arguments("transposed")),
+    "gather_gram": lambda: (op.gather_gram, ([torch.randint(0, 7, (3, 5))], [draw(3, 5, 4)])),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name: str) -> None:
+    function, arguments = CALLS[name]()
+    torch.library.opcheck(function.overload, arguments)
+    assert torch.equal(function(*arguments), function.reference(*arguments))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_ops_change_nothing_they_are_given(name: str) -> None:
+    function, arguments = CALLS[name]()
+    tensors = [t for part in arguments if isinstance(part, list) for t in part if isinstance(t, Tensor)]
+    before = [(t.clone(), t._version) for t in tensors]
+    function(*arguments)
+    assert all(torch.equal(t, old) and t._version == version for t, (old, version) in zip(tensors, before, strict=True))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_same_bits_twice(name: str) -> None:
+    function, arguments = CALLS[name]()
+    assert torch.equal(function(*arguments), function(*arguments))

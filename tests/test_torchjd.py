@@ -1,0 +1,86 @@
+"""The weightings of the real torchjd package on our G as they are: the same direction as its aggregators on J."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mtu_fast as mtu
+from tests.helpers.checks import clear, grad_vector, trained, truth_of
+from tests.helpers.truth import matrix, relative_error
+from tests.helpers.zoo import by_name
+
+aggregation = pytest.importorskip("torchjd.aggregation")
+N = 4
+# Each weighting is a function of G; its aggregator applies the same to J Jᵀ.
+# (UPGrad and DualProj solve quadratic programs, with a package of their own.)
+NAMES = ["UPGrad", "DualProj", "MGDA", "PCGrad", "AlignedMTL", "IMTLG", "Mean", "Sum"]
+
+
+def aggregator_and_weighting(name: str) -> tuple[Any, Any]:
+    return getattr(aggregation, name)(), getattr(aggregation, f"{name}Weighting")()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("per", ["sample", "task"])
+@pytest.mark.parametrize("case", ["mlp", "conv2d", "vit"])
+def test_a_weighting_takes_our_gram_as_it_is(name: str, per: str, case: str) -> None:
+    model, forward = by_name(case).build(3, N)
+    params = trained(model)
+    losses = forward()
+    J = matrix(truth_of(losses, params))
+    if per == "task":
+        J = torch.stack([part.mean(0) for part in J.split(N)])
+    aggregator, weighting = aggregator_and_weighting(name)
+    torch.manual_seed(0)  # PCGrad draws its order
+    expected = aggregator(J)
+
+    rows = mtu.Engine(model).rows(losses, per=per)
+    torch.manual_seed(0)
+    rows.backward(weighting(rows.gram()))
+    slack = 1e-5 if name in ("UPGrad", "DualProj") else 1e-8  # a quadratic program is solved to a tolerance
+    assert relative_error(grad_vector(params), expected) <= slack
+
+
+@pytest.mark.parametrize("case", ["mlp", "conv2d"])
+def test_pcgrad_is_torchjds(case: str) -> None:
+    """Two rows: the order of the projections makes no difference, so both loops agree to the digit."""
+    model, forward = by_name(case).build(2, N)
+    params = trained(model.backbone)
+    engine = mtu.Engine(model, params=model.backbone.parameters())
+    engine.backward(forward(), mtu.PCGrad())
+    ours = grad_vector(params)
+    clear(params)
+    rows = engine.rows(forward(), per="task")
+    w = aggregation.PCGradWeighting()(rows.gram())
+    rows = mtu.Engine(model.backbone).rows(forward(), per="task")
+    rows.backward(w)
+    assert relative_error(ours, grad_vector(params)) <= 1e-12
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_gram_is_that_of_autogram(tasks: int) -> None:
+    """On a model that both can do: linear and convolution layers, each called once."""
+    autogram = pytest.importorskip("torchjd.autogram")
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3)).double()
+    x = torch.randn(N, 2, 4, 5, dtype=torch.float64)
+    theirs = autogram.Engine(net, batch_dim=0)
+
+    def losses() -> Tensor:
+        y = net(x)
+        return torch.stack([y.square().mean(1), y.abs().sum(1)][:tasks], 1)  # [N, T]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it uses functions that its torch calls deprecated
+        expected = theirs.compute_gramian(losses())
+    del theirs
+    for module in net.modules():
+        module._forward_hooks.clear()
+    ours = losses()
+    rows = mtu.Engine(net).rows({str(t): ours[:, t] for t in range(tasks)})
+    samples_first = torch.arange(tasks * N).view(tasks, N).T.flatten()  # ours are task-major
+    assert relative_error(rows.gram()[samples_first][:, samples_first], expected) <= 1e-12
