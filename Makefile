@@ -34,10 +34,10 @@ check: $(INSTALLED) ## ruff and mypy
 	$(BIN)/mypy
 
 demo: $(INSTALLED) ## unlearning on handwritten digits: a table, out/unlearning.json, out/unlearning.png
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python -m benchmarks.demo
 
 bench: $(INSTALLED) ## step cost against the plain training step and vmap
-	$(BIN)/python benchmarks/step_cost.py
+	$(BIN)/python -m benchmarks.step_cost
 
 ops: $(INSTALLED) ## which implementation of each op serves which device, and why
 	@$(BIN)/python -m mtu_fast

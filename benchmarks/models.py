@@ -1,14 +1,14 @@
 """The models that steps are timed on: a shared backbone, one head per task, and a batch of random samples.
 
-    mlp           784 -> 3 x 1024 -> 10, GELU                                                     N = 64
+    mlp           784 -> 3 x 1024 -> 10, ReLU                                                     N = 64
     transformer   token and position embedding, 4 pre-norm layers, d = 256, 64 tokens, mean pool   N = 16
     resnet        ResNet-18 with GroupNorm(32), stem 3x3 of stride 1 without max-pool, 64x64       N = 16
 
 With one task every parameter is a row parameter, the head's too; with several tasks the backbone's are and the heads
 stay outside, as in multi-task learning. `quick` shrinks everything to milliseconds and keeps the structure.
 
-The MLP has no kinks: two ways of computing the same step round differently, and one ReLU of 3 x 1024 that opens in only
-one of them moves a row by a hundredth. The convolutions have enough positions for that to vanish.
+`smooth` puts SiLU for ReLU, to compare two ways of computing a step: their forwards round differently, and one ReLU that
+opens in only one of them moves a row's gradient by as much as a hundredth.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 CLASSES = 10
+
+
+Activation = Callable[[], nn.Module]
 
 
 class MultiHead(nn.Module):
@@ -39,13 +42,12 @@ class MultiHead(nn.Module):
 class Transformer(nn.Module):
     """Features [N, d] of token ids [N, S]: pre-norm encoder layers without dropout, then the mean over positions."""
 
-    def __init__(self, vocabulary: int, width: int, layers: int, positions: int) -> None:
+    def __init__(self, vocabulary: int, width: int, layers: int, positions: int, activation: Activation) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(0.02 * torch.randn(positions, width))
-        layer = nn.TransformerEncoderLayer(
-            width, max(1, width // 64), 4 * width, dropout=0.0, batch_first=True, norm_first=True
-        )
+        heads, wide = max(1, width // 64), 4 * width
+        layer = nn.TransformerEncoderLayer(width, heads, wide, 0.0, activation(), batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,55 +56,58 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """y = relu(f(x) + shortcut(x)), f two 3x3 convolutions with GroupNorm; the shortcut is 1x1 where shapes differ."""
+    """y = act(f(x) + shortcut(x)), f two 3x3 convolutions with GroupNorm; the shortcut is 1x1 where shapes differ."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: Activation) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
             _norm(outputs),
-            nn.ReLU(),
+            activation(),
             nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
             _norm(outputs),
         )
+        self.activation = activation()
         same = inputs == outputs and stride == 1
         self.shortcut: nn.Module = nn.Identity()
         if not same:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), _norm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(self.body(x) + self.shortcut(x))
+        y: Tensor = self.activation(self.body(x) + self.shortcut(x))
+        return y
 
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels // 2), channels)
 
 
-def _mlp(quick: bool) -> tuple[nn.Module, int, Tensor]:
+def _mlp(quick: bool, activation: Activation) -> tuple[nn.Module, int, Tensor]:
     width, samples = (32, 8) if quick else (1024, 64)
-    layers = [m for inputs in (784, width, width) for m in (nn.Linear(inputs, width), nn.GELU())]
+    layers = [m for inputs in (784, width, width) for m in (nn.Linear(inputs, width), activation())]
     return nn.Sequential(*layers), width, torch.randn(samples, 784)
 
 
-def _transformer(quick: bool) -> tuple[nn.Module, int, Tensor]:
+def _transformer(quick: bool, activation: Activation) -> tuple[nn.Module, int, Tensor]:
     width, layers, positions, samples = (32, 2, 8, 8) if quick else (256, 4, 64, 16)
     tokens = torch.randint(1000, (samples, positions))
-    return Transformer(1000, width, layers, positions), width, tokens
+    return Transformer(1000, width, layers, positions, activation), width, tokens
 
 
-def _resnet(quick: bool) -> tuple[nn.Module, int, Tensor]:
+def _resnet(quick: bool, activation: Activation) -> tuple[nn.Module, int, Tensor]:
     base, size, samples = (8, 32, 8) if quick else (64, 64, 16)
-    layers: list[nn.Module] = [nn.Conv2d(3, base, 3, 1, 1, bias=False), _norm(base), nn.ReLU()]
+    layers: list[nn.Module] = [nn.Conv2d(3, base, 3, 1, 1, bias=False), _norm(base), activation()]
     width = base
     for stage in range(4):
         stride = 1 if stage == 0 else 2
-        layers += [Block(width, stride * width, stride), Block(stride * width, stride * width, 1)]
+        layers += [Block(width, stride * width, stride, activation)]
         width *= stride
+        layers += [Block(width, width, 1, activation)]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers), width, torch.randn(samples, 3, size, size)
 
 
-MODELS: dict[str, Callable[[bool], tuple[nn.Module, int, Tensor]]] = {
+MODELS: dict[str, Callable[[bool, Activation], tuple[nn.Module, int, Tensor]]] = {
     "mlp": _mlp,
     "transformer": _transformer,
     "resnet": _resnet,
@@ -125,7 +130,9 @@ class Case:
         return {t: functional.cross_entropy(outputs[t], y, reduction="none") for t, y in self.labels.items()}
 
 
-def build(name: str, tasks: int, quick: bool = False, dtype: torch.dtype = torch.float32) -> Case:
+def build(
+    name: str, tasks: int, quick: bool = False, *, smooth: bool = False, dtype: torch.dtype = torch.float32
+) -> Case:
     """The case of one of `MODELS` with `tasks` heads; a quarter of the samples is to be forgotten, every fourth one.
 
     Raises:
@@ -136,7 +143,7 @@ def build(name: str, tasks: int, quick: bool = False, dtype: torch.dtype = torch
     if tasks < 1:
         raise ValueError(f"tasks is {tasks}; a model needs at least one task")
     torch.manual_seed(0)
-    backbone, width, inputs = MODELS[name](quick)
+    backbone, width, inputs = MODELS[name](quick, nn.SiLU if smooth else nn.ReLU)
     model = MultiHead(backbone, width, tasks).to(dtype)
     inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
     samples = len(inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import mtu_fast as mtu
 from mtu_fast import engine as engine_module
 from mtu_fast.graph import Graph
+from mtu_fast.plan import Plan
 from tests.helpers.checks import assert_rows, trained, truth_of, twin
 from tests.helpers.truth import relative_error
 from tests.helpers.zoo import CASES, by_name
@@ -33,13 +35,13 @@ def steps(model: nn.Module, losses: Iterator[Tensor], *, by_rule: bool = True) -
 def discoveries(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the discovery passes from here on."""
     found: list[int] = []
-    plain = Graph.discover
+    plain = engine_module.discover
 
-    def counted(self: Graph, *args: object) -> object:
-        found.append(len(self.nodes))
-        return plain(self, *args)  # type: ignore[arg-type]
+    def counted(graph: Graph, *args: Any) -> Plan:
+        found.append(len(graph.nodes))
+        return plain(graph, *args)
 
-    monkeypatch.setattr(Graph, "discover", counted)
+    monkeypatch.setattr(engine_module, "discover", counted)
     return found
 
 
@@ -239,6 +241,21 @@ def test_mixing_that_starts_later(way: str) -> None:
             yield outer(h).square().mean(1)
 
     steps(nn.ModuleList([inner, outer]), losses(), by_rule=False)
+
+
+@pytest.mark.parametrize("weights", [(2.0, 0.0, 1.0), (1.0, 1.0, 1.0), (0.0, 2.0, 1.0), (4.0, 0.0, 2.0), (3.0, 0.0, 1.0)])
+def test_a_mixture_that_looks_like_a_row(weights: tuple[float, ...]) -> None:
+    """A penalty that all samples share, weighted by sample: 2·1 + 0·2 + 1·4 is 2·(2 + 0 + 1), yet not row 1."""
+    net = nn.Linear(3, 4).double()
+    net.register_parameter("s", nn.Parameter(double(())))
+
+    def losses() -> Iterator[Tensor]:
+        for _step in range(2):
+            order = torch.randperm(3)  # an index: the plan is made anew at every step
+            x = double(3, 3)[order]
+            yield torch.tensor(weights).double() * (net(x).square().sum(1) + net.s.sin())
+
+    steps(net, losses(), by_rule=False)
 
 
 def test_segments_that_move() -> None:

@@ -1,0 +1,163 @@
+"""Every rule serves: the parameters it is for are known by it, and are exact with it and without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mtu_fast as mtu
+from mtu_fast.rules import RULES
+from tests.helpers.checks import assert_rows, trained, truth_of
+
+N, S = 4, 5
+ELSEWHERE = {"CudnnBatchNormBackward0"}  # nodes that only a CUDA device makes
+Forward = Callable[[Any, Tensor], Tensor]
+
+
+class Small(nn.Module):
+    """Parameters (or modules) and a function of them."""
+
+    def __init__(self, run: Forward, **parts: Any) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def double(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def tokens() -> Tensor:
+    return double(N, S, 3)
+
+
+def images() -> Tensor:
+    return double(N, 4, 5, 6)
+
+
+def norm(layer: nn.Module) -> Small:
+    for p in layer.parameters():
+        nn.init.normal_(p)
+    return Small(lambda m, x: m.layer(x), layer=layer.double())
+
+
+def settled(layer: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    nn.init.normal_(layer.running_mean)
+    nn.init.uniform_(layer.running_var, 0.5, 2.0)
+    return layer.eval()
+
+
+# node -> (model, input): every parameter of the model enters the graph at a node of this name, through views at most
+SERVED: list[tuple[str, Callable[[], Small], Callable[[], Tensor]]] = [
+    ("Addmm", lambda: Small(lambda m, x: m.layer(x), layer=nn.Linear(3, 4).double()), lambda: double(N, 3)),
+    ("Addmm", lambda: Small(lambda m, x: m.layer(x), layer=nn.Linear(3, 4).double()), tokens),
+    ("Addmm", lambda: Small(lambda m, x: torch.addmm(m.b, x, m.w, beta=2.0, alpha=0.5), w=double(3, 4), b=double(4)),
+     lambda: double(N, 3)),
+    ("Addmm", lambda: Small(lambda m, x: torch.addmm(m.b, m.w, x.T, beta=0.3, alpha=-2.0).T, w=double(4, 3), b=double(4, 1)),
+     lambda: double(N, 3)),
+    ("Mm", lambda: Small(lambda m, x: x @ m.w, w=double(3, 4)), lambda: double(N, 3)),
+    ("Mm", lambda: Small(lambda m, x: F.linear(x, m.w), w=double(4, 3)), tokens),
+    ("Mm", lambda: Small(lambda m, x: (m.w @ x.T).T, w=double(4, 3)), lambda: double(N, 3)),
+    ("Bmm", lambda: Small(lambda m, x: torch.bmm(x.permute(1, 0, 2), m.w).transpose(0, 1), w=double(S, 3, 4)), tokens),
+    ("Bmm", lambda: Small(lambda m, x: torch.bmm(m.w, x.permute(1, 2, 0)).permute(2, 0, 1), w=double(S, 4, 3)), tokens),
+    ("Bmm", lambda: Small(lambda m, x: torch.einsum("nsi,hio->nhso", x, m.w), w=double(2, 3, 4)), tokens),
+    ("Convolution", lambda: Small(lambda m, x: m.layer(x), layer=nn.Conv2d(4, 6, 3, padding=1, stride=2).double()), images),
+    ("Convolution", lambda: Small(lambda m, x: m.layer(x), layer=nn.Conv2d(4, 6, 3, dilation=2, groups=2).double()), images),
+    ("Convolution", lambda: Small(lambda m, x: m.layer(x), layer=nn.Conv2d(4, 4, 3, groups=4, bias=False).double()), images),
+    ("Convolution", lambda: Small(lambda m, x: m.layer(x), layer=nn.Conv1d(5, 4, 2).double()), tokens),
+    ("Convolution", lambda: Small(lambda m, x: m.layer(x[:, None]), layer=nn.Conv3d(1, 4, 2).double()), images),
+    ("Convolution", lambda: Small(lambda m, x: m.layer(x), layer=nn.ConvTranspose2d(4, 3, 2, stride=2).double()), images),
+    ("Embedding", lambda: Small(lambda m, x: m.layer(x), layer=nn.Embedding(6, 4, padding_idx=1).double()),
+     lambda: torch.randint(0, 6, (N, S))),
+    ("NativeLayerNorm", lambda: norm(nn.LayerNorm(3)), tokens),
+    ("NativeLayerNorm", lambda: norm(nn.LayerNorm((5, 6))), images),
+    ("Mul", lambda: norm(nn.RMSNorm(3)), tokens),  # on this device a composite
+    ("FusedRmsNorm", lambda: Small(lambda m, x: torch.ops.aten._fused_rms_norm(x, [3], m.p, 1e-6)[0], p=double(3)), tokens),
+    ("NativeGroupNorm", lambda: norm(nn.GroupNorm(2, 4)), images),
+    ("NativeBatchNorm", lambda: norm(settled(nn.BatchNorm2d(4))), images),
+    ("Add", lambda: Small(lambda m, x: torch.add(x, m.p, alpha=0.3), p=double(S, 3)), tokens),
+    ("Add", lambda: Small(lambda m, x: torch.add(m.p, x, alpha=0.3), p=double(1, S, 1)), tokens),
+    ("Sub", lambda: Small(lambda m, x: torch.sub(x, m.p, alpha=0.3), p=double(3)), tokens),
+    ("Sub", lambda: Small(lambda m, x: m.p - x, p=double(())), tokens),
+    ("Mul", lambda: Small(lambda m, x: x * m.p, p=double(3)), tokens),
+    ("Mul", lambda: Small(lambda m, x: m.p * x, p=double(S, 1)), tokens),
+    ("Expand", lambda: Small(lambda m, x: torch.cat([m.p.expand(len(x), -1, -1), x], 1), p=double(1, 2, 3)), tokens),
+]
+NAMES = [f"{name}-{i}" for i, (name, _, _) in enumerate(SERVED)]
+
+
+@pytest.mark.parametrize(("node", "make", "data"), SERVED, ids=NAMES)
+@pytest.mark.parametrize("rules", [True, False])
+def test_a_rule_serves(
+    node: str, make: Callable[[], Small], data: Callable[[], Tensor], rules: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its rule, no parameter is slow; with the rule deleted, all are, and exact all the same."""
+    if not rules:
+        monkeypatch.delitem(RULES, f"{node}Backward0")
+    model, x = make(), data()
+    params = trained(model)
+    loss = model(x).pow(3).flatten(1).mean(1)
+    J = truth_of({"a": loss}, params)
+    engine = mtu.Engine(model)
+    assert_rows(engine.rows(loss), J, params, 1e-12)
+    for line in engine.explain().lines:
+        way = "rule" if rules else "one local vjp a row"
+        assert len(line.sites) == 1 and line.sites[0].startswith(f"{node}Backward0: {way}")
+        assert line.slow != rules
+
+
+def test_every_rule_is_tried() -> None:
+    tried = {f"{name}Backward0" for name, _, _ in SERVED}
+    assert tried | ELSEWHERE == set(RULES)
+
+
+CHAINS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "transpose": lambda m, x: x @ m.w.T,
+    "transpose twice": lambda m, x: x @ m.w.T.transpose(0, 1).mT,
+    "view": lambda m, x: x @ m.w.view(2, 6).reshape(4, 3).T,
+    "permute": lambda m, x: x @ m.w.permute(1, 0),
+    "cast": lambda m, x: (x.float() @ m.w.float().T).double(),
+    "unsqueeze": lambda m, x: F.conv1d(x.mT, m.w[:, :, None]),
+    "slice": lambda m, x: torch.cat([x @ m.w[:3].T, x @ m.w[1:].T], -1),
+    "chunk": lambda m, x: x @ m.w.chunk(2)[0].T + x @ m.w.chunk(2)[1].T,
+    "select": lambda m, x: x * m.w[1] + m.w.select(0, 2),
+    "flip": lambda m, x: x @ m.w.flip(0).T,
+    "contiguous": lambda m, x: x @ m.w.T.contiguous(),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_views_and_casts_on_the_way_are_served(name: str) -> None:
+    """Between a parameter and its op there may be views, transposes and casts; rules serve through them."""
+    model, x = Small(CHAINS[name], w=double(4, 3)), tokens()
+    params, engine = trained(model), mtu.Engine(model)
+    loss = model(x).pow(3).flatten(1).mean(1)
+    J = truth_of({"a": loss}, params)
+    assert_rows(engine.rows(loss), J, params, 1e-5 if name == "cast" else 1e-12)
+    (line,) = engine.explain().lines
+    assert not line.slow and all(site.endswith(": rule") for site in line.sites)
+
+
+def test_a_parameter_that_differs_by_sample_has_no_sum() -> None:
+    """One shift a sample: positions of a row do not share it, so the rule declines and the generic path serves."""
+    model, x = Small(lambda m, x: x + m.p, p=double(N, S, 3)), tokens()
+    params, engine = trained(model), mtu.Engine(model)
+    loss = model(x).pow(3).flatten(1).mean(1)
+    J = truth_of({"a": loss}, params)
+    assert_rows(engine.rows(loss), J, params, 1e-12)
+
+
+def test_two_rules_for_one_node_are_refused() -> None:
+    from mtu_fast.rules.base import rule
+
+    with pytest.raises(ValueError, match=r"two rules for AddmmBackward0"):
+        rule("AddmmBackward0")(RULES["MmBackward0"])

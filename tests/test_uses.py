@@ -1,0 +1,150 @@
+"""The four kinds of use: one matrix of rows each, whatever is asked of it, alone, merged and met with others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtu_fast import uses
+from mtu_fast.ops.gram import Geometry
+from mtu_fast.uses import Chain, Conv, Dense, Gather, Outer, Use
+from tests.helpers.checks import random_weights
+from tests.helpers.truth import relative_error
+
+R = 4
+KINDS = ["dense", "outer", "conv", "gather"]
+CLOSE = 1e-13
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def make(kind: str, rows: int = R) -> Use:
+    """A use of each kind, of a parameter [6, 4] (of [6, 4, 1] for a convolution)."""
+    if kind == "dense":
+        return Dense((6, 4), draw(rows, 6, 4))
+    if kind == "outer":
+        return Outer((6, 4), draw(rows, 3, 6), draw(rows, 3, 4))
+    if kind == "gather":
+        return Gather((6, 4), torch.randint(0, 6, (rows, 5)), draw(rows, 5, 4))
+    geometry = Geometry((6, 4, 1), (1,), (0,), (1,), False, (0,), 1)
+    return Conv((6, 4, 1), draw(rows, 1, 4, 7), draw(rows, 1, 6, 7), geometry)
+
+
+def rows_of(use: Use) -> Tensor:
+    """The rows straight from the definition, [R, 24]."""
+    if isinstance(use, Dense):
+        return use.rows.flatten(1)
+    if isinstance(use, Outer):
+        return torch.einsum("rsa,rsb->rab", use.left, use.right).flatten(1)
+    if isinstance(use, Gather):
+        hot = torch.nn.functional.one_hot(use.index, use.shape[0]).double()
+        return torch.einsum("rsv,rsd->rvd", hot, use.values).flatten(1)
+    assert isinstance(use, Conv)
+    return torch.einsum("rfcp,rfop->roc", use.x, use.b).flatten(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_use_is_its_rows(kind: str) -> None:
+    use = make(kind)
+    J, w = rows_of(use), random_weights(R)
+    assert use.count == R and use.dtype == torch.float64
+    assert relative_error(use.matrix(), J) <= CLOSE
+    assert use.combine(w).shape == use.shape
+    assert relative_error(use.combine(w).flatten(), w @ J) <= CLOSE
+    assert relative_error(use.dense().rows.flatten(1), J) <= CLOSE
+    assert relative_error(uses.gram([use]), J @ J.T) <= CLOSE
+    assert use.rows_bytes() == J.numel() * 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_use_holds(kind: str) -> None:
+    use = make(kind)
+    tensors = [t for t in vars(use).values() if isinstance(t, Tensor)]
+    assert use.held == sum(t.numel() * t.element_size() for t in tensors)
+
+
+@pytest.mark.parametrize("second", KINDS)
+@pytest.mark.parametrize("first", KINDS)
+def test_any_two_uses_meet(first: str, second: str) -> None:
+    """Rows of two forwards whose uses of one parameter are of unequal kinds: cross terms all the same."""
+    a, b = make(first), make(second, rows=3)
+    if a.shape != b.shape:  # a view lies between the kernel and the parameter
+        view = Chain(("squeeze",), lambda g: g.squeeze(-1))
+        a, b = (replace(u, chain=view) if isinstance(u, Conv) else u for u in (a, b))
+    J = torch.cat([rows_of(a), rows_of(b)])
+    assert relative_error(uses.gram([a, b]), J @ J.T) <= CLOSE
+    weights = [random_weights(R), random_weights(3, seed=1)]
+    found = uses.combine([a, b], weights)
+    assert relative_error(found.flatten(), torch.cat(weights) @ J) <= CLOSE
+
+
+@pytest.mark.parametrize("second", KINDS)
+@pytest.mark.parametrize("first", KINDS)
+def test_any_two_uses_of_the_same_rows_merge(first: str, second: str) -> None:
+    """One parameter used twice by one forward: rows add up."""
+    a, b = make(first), make(second)
+    if a.shape != b.shape:
+        view = Chain(("squeeze",), lambda g: g.squeeze(-1))
+        a, b = (replace(u, chain=view) if isinstance(u, Conv) else u for u in (a, b))
+    J, w = rows_of(a) + rows_of(b), random_weights(R)
+    one = uses.merge([a, b])
+    assert one.count == R
+    assert relative_error(uses.gram([one]), J @ J.T) <= CLOSE
+    assert relative_error(one.combine(w).flatten(), w @ J) <= CLOSE
+
+
+def test_merging_keeps_factors_where_it_can() -> None:
+    assert isinstance(uses.merge([make("outer"), make("outer")]), Outer)
+    assert isinstance(uses.merge([make("gather"), make("gather")]), Gather)
+    one = make("conv")
+    assert uses.merge([one]) is one
+
+
+def test_uses_behind_unequal_views_meet_in_the_space_of_the_parameter() -> None:
+    """Two parts of one parameter: a slice at the top, a slice at the bottom, overlapping in two rows."""
+
+    def padded(before: int, after: int) -> Chain:
+        return Chain((before, after), lambda g: torch.nn.functional.pad(g, (0, 0, before, after)))
+
+    top, bottom = replace(make("outer"), chain=padded(0, 4)), replace(make("gather"), chain=padded(4, 0))
+
+    def rows(use: Use, before: int, after: int) -> Tensor:
+        return torch.nn.functional.pad(rows_of(use).view(R, 6, 4), (0, 0, before, after)).flatten(1)
+
+    J, K, w = rows(top, 0, 4), rows(bottom, 4, 0), random_weights(R)
+    assert relative_error(uses.gram([top, bottom]), torch.cat([J, K]) @ torch.cat([J, K]).T) <= CLOSE
+    one = uses.merge([top, bottom])
+    assert relative_error(uses.gram([one]), (J + K) @ (J + K).T) <= CLOSE
+    assert relative_error(one.combine(w).flatten(), w @ (J + K)) <= CLOSE
+    assert relative_error(uses.combine([top, bottom], [w, 2 * w]).flatten(), w @ J + 2 * w @ K) <= CLOSE
+
+
+def test_a_transposed_use() -> None:
+    use = make("outer")
+    assert isinstance(use, Outer)
+    turned = use.transposed()
+    assert turned.shape == (4, 6)
+    assert relative_error(turned.matrix().view(R, 4, 6), rows_of(use).view(R, 6, 4).mT) <= CLOSE
+
+
+def test_shared_sides_are_combined_alike() -> None:
+    """Three tasks on one forward share the activations; another forward does not."""
+    left = draw(R, 3, 6)
+    many = [Outer((6, 4), left, draw(R, 3, 4)) for _ in range(3)] + [Outer((6, 4), draw(2, 5, 6), draw(2, 5, 4))]
+    weights = [random_weights(u.count, seed=i) for i, u in enumerate(many)]
+    J = torch.cat([rows_of(u) for u in many])
+    assert relative_error(uses.combine(many, weights).flatten(), torch.cat(weights) @ J) <= CLOSE
+    assert relative_error(uses.gram(many), J @ J.T) <= CLOSE
+
+
+@pytest.mark.parametrize(
+    ("kind", "route"), [("dense", "explicit rows"), ("outer", "outer, "), ("conv", "conv, "), ("gather", "entries that occur")]
+)
+def test_routes_have_names(kind: str, route: str) -> None:
+    assert uses.route([make(kind)]).startswith(route)
+    assert uses.route([make(kind), make("dense" if kind != "dense" else "outer")]) == "explicit rows"
