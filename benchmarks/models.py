@@ -7,8 +7,8 @@
 With one task every parameter is a row parameter, the head's too; with several tasks the backbone's are and the heads
 stay outside, as in multi-task learning. `quick` shrinks everything to milliseconds and keeps the structure.
 
-`smooth` puts SiLU for ReLU, to compare two ways of computing a step: their forwards round differently, and one ReLU that
-opens in only one of them moves a row's gradient by as much as a hundredth.
+`smooth` puts SiLU for ReLU, to compare two ways of computing a step: their forwards round differently, and one ReLU
+that opens in only one of them moves a row's gradient by as much as a hundredth.
 """
 
 from __future__ import annotations

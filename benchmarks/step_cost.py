@@ -175,8 +175,8 @@ def _checked(case: Case, tolerance: float, model: str) -> float:
     error = disagreement(case, steps(case))
     if not error <= tolerance:
         raise RuntimeError(
-            f"{model}, {len(case.labels)} task(s): .grad of the engine and of the vmap step differ by {error:.1e} of its "
-            f"norm, expected at most {tolerance:.0e}; times of a wrong step are not reported."
+            f"{model}, {len(case.labels)} task(s): .grad of the engine and of the vmap step differ by {error:.1e} of "
+            f"its norm, expected at most {tolerance:.0e}; times of a wrong step are not reported."
         )
     return error
 
@@ -289,7 +289,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 case = measure(model, tasks, args.repeats, args.quick, args.memory)
             except RuntimeError as error:
                 raise SystemExit(f"step_cost: {error}") from error
-            print(f"{model}, {tasks} task(s), {case['rows']} rows: same .grad to {case['grad_error']:.1e}", flush=True)
+            errors = f"{case['grad_error']:.1e} (with kinks {case['grad_error_timed']:.1e})"
+            print(f"{model}, {tasks} task(s), {case['rows']} rows: same .grad to {errors}", flush=True)
             cases.append(case)
     found = environment() | {"quick": args.quick, "repeats": args.repeats, "cases": cases}
     commit = found["commit"][:10] or "unknown"

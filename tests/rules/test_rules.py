@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mtu_fast as mtu
-from mtu_fast.rules import RULES
+from mtu_fast.rules import RULES, RowMap
+from mtu_fast.rules.base import rule
+from mtu_fast.uses import Dense
 from tests.helpers.checks import assert_rows, trained, truth_of
+from tests.helpers.truth import relative_error
 
 N, S = 4, 5
-ELSEWHERE = {"CudnnBatchNormBackward0"}  # nodes that only a CUDA device makes
+ELSEWHERE = {"CudnnBatchNormBackward0", "FusedRmsNormBackward0"}  # nodes that only a CUDA device makes
 Forward = Callable[[Any, Tensor], Tensor]
 
 
@@ -81,7 +85,6 @@ SERVED: list[tuple[str, Callable[[], Small], Callable[[], Tensor]]] = [
     ("NativeLayerNorm", lambda: norm(nn.LayerNorm(3)), tokens),
     ("NativeLayerNorm", lambda: norm(nn.LayerNorm((5, 6))), images),
     ("Mul", lambda: norm(nn.RMSNorm(3)), tokens),  # on this device a composite
-    ("FusedRmsNorm", lambda: Small(lambda m, x: torch.ops.aten._fused_rms_norm(x, [3], m.p, 1e-6)[0], p=double(3)), tokens),
     ("NativeGroupNorm", lambda: norm(nn.GroupNorm(2, 4)), images),
     ("NativeBatchNorm", lambda: norm(settled(nn.BatchNorm2d(4))), images),
     ("Add", lambda: Small(lambda m, x: torch.add(x, m.p, alpha=0.3), p=double(S, 3)), tokens),
@@ -118,6 +121,24 @@ def test_a_rule_serves(
 def test_every_rule_is_tried() -> None:
     tried = {f"{name}Backward0" for name, _, _ in SERVED}
     assert tried | ELSEWHERE == set(RULES)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_fused_rms_norm(device: str) -> None:
+    """Its node has other saved tensors than the composite: input and reciprocal root mean square."""
+    x = tokens().to(device)
+    weight = torch.randn(3, dtype=torch.float64, device=device, requires_grad=True)
+    y = F.rms_norm(x, (3,), weight, 1e-6)
+    b = torch.randn_like(y)
+    node: Any = y.grad_fn
+    if device == "cpu":
+        rstd = (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        node = SimpleNamespace(_saved_input=x, _saved_result1=rstd)
+    rows = RowMap.along(torch.arange(N, device=device), 0, N)
+    use = RULES["FusedRmsNormBackward0"](node, 1, (3,), b, rows)
+    assert isinstance(use, Dense)
+    truth = [torch.autograd.grad(y, weight, rows.only(b, r), retain_graph=True)[0] for r in range(N)]
+    assert relative_error(use.rows, torch.stack(truth)) <= 1e-12
 
 
 CHAINS: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -157,7 +178,5 @@ def test_a_parameter_that_differs_by_sample_has_no_sum() -> None:
 
 
 def test_two_rules_for_one_node_are_refused() -> None:
-    from mtu_fast.rules.base import rule
-
     with pytest.raises(ValueError, match=r"two rules for AddmmBackward0"):
         rule("AddmmBackward0")(RULES["MmBackward0"])
