@@ -16,7 +16,7 @@ steps must leave the same `.grad` on the model with SiLU for ReLU (see `models`)
 
 With one task the rows are over all parameters, with several over the backbone. Times are medians of rounds with half
 the distance between the quartiles; a ratio is the median over rounds of the ratio in one round. Memory is the peak of
-one step above the loaded model and batch, `measure.peak_memory`, after a plain step that loads the vendor's kernels.
+one step above the loaded model and batch, `measure.peak_memory`, with the libraries' code loaded beforehand.
 """
 
 from __future__ import annotations
@@ -182,7 +182,12 @@ def _checked(case: Case, tolerance: float, model: str) -> float:
 
 
 def prepare(model: str, tasks: str, step: str, quick: str) -> Callable[[], object]:
-    """The step whose memory is measured, after one plain step and without its gradients; see `peak_memory`."""
+    """The step whose memory is measured; see `peak_memory`.
+
+    First the same step on the tiny model and a plain step on this one, so that the pages of code they bring in (some
+    40 MiB: float64 products, decompositions) are not taken for the step's memory. No gradients are left.
+    """
+    steps(build(model, int(tasks), quick=True))[step]()
     case = build(model, int(tasks), quick == "True")
     of = steps(case)
     of["plain"]()

@@ -8,8 +8,12 @@
 #include <torch/headeronly/version.h>
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
+#include <utility>
+#include <vector>
 
+#include "cpu/gram.h"
 #include "cpu/gram_schmidt.h"
 
 #if defined(__clang__)
@@ -68,6 +72,39 @@ std::tuple<Tensor, Tensor> gram_schmidt(Tensor G, Tensor rhs, Tensor active, dou
   return {x, rank};
 }
 
+std::optional<mtu_fast::cpu::Element> element(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double: return mtu_fast::cpu::Element::Double;
+    case ScalarType::Float: return mtu_fast::cpu::Element::Float;
+    case ScalarType::BFloat16: return mtu_fast::cpu::Element::BFloat16;
+    case ScalarType::Half: return mtu_fast::cpu::Element::Half;
+    default: return std::nullopt;
+  }
+}
+
+Tensor row_gram(std::vector<Tensor> blocks) {
+  STD_TORCH_CHECK(!blocks.empty(), "row_gram: expected at least one block of rows");
+  std::vector<mtu_fast::cpu::Row> rows;
+  for (Tensor& t : blocks) {
+    STD_TORCH_CHECK(t.is_cpu(), "row_gram: expected every block on the CPU");
+    STD_TORCH_CHECK(t.dim() == 2, "row_gram: expected blocks [R_i, P], got ", t.dim(), " dimensions");
+    STD_TORCH_CHECK(t.size(1) == blocks[0].size(1), "row_gram: expected blocks of one width, got ", blocks[0].size(1),
+                    " and ", t.size(1));
+    if (!element(t)) t = torch::stable::to(t, ScalarType::Double);
+    if (t.size(1) > 1 && t.stride(1) != 1) t = torch::stable::contiguous(t);
+    const auto* data = static_cast<const char*>(t.const_data_ptr());
+    const int64_t step = t.stride(0) * t.element_size();
+    for (int64_t r = 0; r < t.size(0); ++r) rows.push_back({data + r * step, *element(t)});
+  }
+  const int64_t R = rows.size();
+  Tensor out = torch::stable::new_empty(blocks[0], {R, R}, ScalarType::Double);
+  mtu_fast::cpu::RowGram gram(std::move(rows), blocks[0].size(1));
+  const int64_t grain = std::max<int64_t>(1, 1'000'000 / (gram.work() + 1));  // about 50 us a thread
+  torch::stable::parallel_for(0, gram.chunks(), grain, [&](int64_t begin, int64_t end) { gram.sum(begin, end); });
+  gram.write(out.mutable_data_ptr<double>());
+  return out;
+}
+
 pybind11::dict build_facts() {
   pybind11::dict facts;
   facts["compiler"] = MTU_FAST_COMPILER;
@@ -82,6 +119,7 @@ pybind11::dict build_facts() {
 
 STABLE_TORCH_LIBRARY_IMPL(mtu_fast, CPU, m) {
   m.impl("gram_schmidt", TORCH_BOX(&gram_schmidt));
+  m.impl("row_gram", TORCH_BOX(&row_gram));
 }
 
 PYBIND11_MODULE(_C, m) {

@@ -43,6 +43,8 @@ def named_losses(losses: Losses) -> dict[str, Tensor]:
     devices = {task: str(loss.device) for task, loss in named.items()}
     if len(set(devices.values())) > 1:
         raise ValueError(f"losses are on different devices {devices}, expected one: move them, or take rows apart.")
+    for task, loss in named.items():
+        _check_finite(task, loss)
     return dict(named)
 
 
@@ -55,6 +57,9 @@ def _check_loss(task: str, loss: Tensor) -> None:
             f"losses[{task!r}]: found no graph (grad_fn is None), expected the output of a forward pass. Was it made "
             "under torch.no_grad() or inference_mode(), detached, or is every parameter frozen?"
         )
+
+
+def _check_finite(task: str, loss: Tensor) -> None:
     bad = ~torch.isfinite(loss.detach())
     if bool(bad.any()):
         raise ValueError(

@@ -17,6 +17,7 @@ from mtu_fast.methods import FORGET, RETAIN, Method, Roles
 from mtu_fast.nodes import densified
 from mtu_fast.plan import Plan, discover
 from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, check_method, join_roles
+from mtu_fast.rules import uneven_weights
 from mtu_fast.stream import StaleMap, notes, stream
 from mtu_fast.uses import Dense, Use, aligned, merge
 
@@ -161,14 +162,13 @@ class Engine:
             roles = _roles(task, torch.arange(len(loss), device=loss.device), kind[task], loss, graph.dtype)
             roles = roles if kept is None else _select(roles, kept)
             blocks.append(Block(roles, len(loss), kept, of_task, outside[task], self._shared.versions()))
-        if known is None:
-            self._probe(graph, blocks)
         if known is None or known.plan is not plan:
             self._explanation = Explanation.of(notes(graph, plan), self._shared, uses)
-            self._known[key] = _Known(plan if structural and plan.lasting else None, self._explanation)
+            if known is not None or self._probe(graph, blocks):
+                self._known[key] = _Known(plan if structural and plan.lasting else None, self._explanation)
         else:
             self._explanation = known.explanation
-        self._known.move_to_end(key)
+            self._known.move_to_end(key)
         while len(self._known) > KNOWN:
             self._known.popitem(last=False)
         graph.release(freed=not keep)
@@ -184,14 +184,17 @@ class Engine:
             found.append(collector.finish())
         return found
 
-    def _probe(self, graph: Graph, blocks: Sequence[Block]) -> None:
+    def _probe(self, graph: Graph, blocks: Sequence[Block]) -> bool:
         """Compare `combine` with an ordinary backward under fixed uneven weights, once per graph signature.
+
+        Returns:
+            Whether there was something finite to compare.
 
         Raises:
             RuntimeError: they differ beyond rounding.
         """
         parameters = self._shared.parameters
-        weights = [1 + (torch.arange(len(x), device=x.device) * 0.754877666).frac().to(x) for x in graph.losses]
+        weights = [uneven_weights(loss) for loss in graph.losses]
         truth = torch.autograd.grad(graph.losses, parameters, weights, retain_graph=True, allow_unused=True)
         norms = [densified(g).double().norm() for g in truth if g is not None]
         scale = torch.stack(norms).norm() if norms else torch.zeros(())
@@ -203,12 +206,15 @@ class Engine:
                     ours += block.uses[j].combine(w.double()).view_as(ours)
             wanted = ours.new_zeros(()) if g is None else densified(g)
             error, size = (ours - wanted).norm(), wanted.double().norm()
+            if not bool(torch.isfinite(size)):
+                return False  # a row has no finite gradient: the Gram names it, and the next batch is probed
             if not bool(error <= slack * torch.maximum(size, 1e-3 * scale)):
                 raise RuntimeError(
                     f"rows: the rows of {name} {tuple(ours.shape)} do not add up to what autograd gives (error "
                     f"{float(error):.1e} of {float(size):.1e}). Random numbers drawn in the backward, or "
                     "a fault in mtu_fast: please report the model. per='task' is exact on any graph."
                 )
+        return True
 
     # ---- rows per task ----------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import torch
 
 from mtu_fast.graph import Edge, Graph
 from mtu_fast.nodes import ALONG, ISOMETRIES, outputs, stem
-from mtu_fast.rules import RowMap, digits, infer
+from mtu_fast.rules import RowMap, digits, infer, uneven_weights
 
 Maps = dict[int, tuple[RowMap | None, ...]]  # node -> row map of each of its outputs
 
@@ -122,16 +122,19 @@ def _row_maps(graph: Graph, task: int, nodes: Sequence[int]) -> tuple[Maps, set[
     plain = iter(graph.backward(task, edges))
     numbers = digits(len(loss), base, loss.device)
     scaled = [iter(graph.backward(task, edges, torch.exp2(d).to(loss.dtype))) for d in numbers]
+    uneven = uneven_weights(loss)
+    control = iter(graph.backward(task, edges, uneven))
     maps: Maps = {}
     mixed = set()
     for i in nodes:
         found: list[RowMap | None] = []
         for _ in outputs(graph.nodes[i]):
-            b, others = next(plain), [next(s) for s in scaled]
-            if b is None or b.numel() == 0:
+            b, others, check = next(plain), [next(s) for s in scaled], next(control)
+            if b is None or check is None or b.numel() == 0:
                 found.append(None)
                 continue
             row_map = infer(b, [s for s in others if s is not None], base, len(loss))
+            row_map = row_map if row_map is not None and row_map.agrees(b, check, uneven) else None
             found.append(row_map)
             if row_map is None:
                 mixed.add(i)

@@ -93,14 +93,24 @@ def refused(bench: Bench, error: type[Exception], match: str, call: Callable[[Lo
 BAD_LOSSES: list[tuple[str, Callable[[Losses], Any], type[Exception], str]] = [
     ("mean", lambda l: l["a"].mean(), ValueError, r"losses\['loss'\].*reduced to one number.*reduction='none'"),
     ("one mean", lambda l: {**l, "b": l["b"].mean()}, ValueError, r"losses\['b'\].*found shape \(\).*reduction='none'"),
-    ("pixels", lambda l: l["a"][:, None].expand(4, 9), ValueError, r"\(4, 9\).*more than one value a sample.*flatten\(1\)"),
+    (
+        "pixels",
+        lambda l: l["a"][:, None].expand(4, 9),
+        ValueError,
+        r"\(4, 9\).*more than one value a sample.*flatten\(1\)",
+    ),
     ("a column", lambda l: l["a"][:, None], ValueError, r"\(4, 1\).*flatten\(1\)\.mean\(1\)"),
     ("unequal", lambda l: {"a": l["a"], "b": l["b"][:3]}, ValueError, r"lengths \{'a': 4, 'b': 3\}.*present="),
     ("reduced to [1]", lambda l: {"a": l["a"], "b": l["b"].mean()[None]}, ValueError, r"lengths \{'a': 4, 'b': 1\}"),
     ("detached", lambda l: l["a"].detach(), ValueError, r"no graph \(grad_fn is None\).*no_grad"),
     ("one detached", lambda l: {"a": l["a"], "b": l["b"].detach()}, ValueError, r"losses\['b'\].*no graph"),
     ("nan", lambda l: l["a"] * torch.tensor([1, torch.nan, 1, 1]), ValueError, r"non-finite.*samples \[1\].*0/0"),
-    ("inf", lambda l: {**l, "b": l["b"] / torch.tensor([1.0, 1, 0, 0])}, ValueError, r"losses\['b'\].*samples \[2, 3\]"),
+    (
+        "inf",
+        lambda l: {**l, "b": l["b"] / torch.tensor([1.0, 1, 0, 0])},
+        ValueError,
+        r"losses\['b'\].*samples \[2, 3\]",
+    ),
     ("none", lambda l: {}, ValueError, r"found no task"),
     ("a list", lambda l: list(l.values()), TypeError, r"found list, expected a tensor \[N\]"),
     ("a float", lambda l: {"a": 1.0}, TypeError, r"losses\['a'\]: found float"),
@@ -303,7 +313,7 @@ def test_parameters_changed_between_two_forwards(bench: Bench) -> None:
 
 @pytest.mark.parametrize("name", ["bias", "weight"])
 def test_a_parameter_that_no_gradient_depends_on_changed_after_the_forward(name: str) -> None:
-    """The first layer is in no saved tensor, so autograd does not see it move: rows are those of the forward's point."""
+    """The first layer is in no saved tensor, so autograd does not see it move: rows are of the forward's point."""
     layer = nn.Linear(3, 4).double()
     engine, x = mtu.Engine(layer), torch.randn(N, 3, dtype=torch.float64)
     loss = layer(x).square().sum(1)
@@ -393,7 +403,9 @@ def test_a_method_of_the_wrong_type(bench: Bench, method: Any) -> None:
 
 
 def test_an_unknown_kind_of_rows(bench: Bench) -> None:
-    refused(bench, ValueError, "per is 'batch', expected 'sample' or 'task'", lambda l: bench.engine.rows(l, per="batch"))
+    refused(
+        bench, ValueError, "per is 'batch', expected 'sample' or 'task'", lambda l: bench.engine.rows(l, per="batch")
+    )
     rows = bench.engine.rows(bench.losses())
     with pytest.raises(ValueError, match="per is 'module', expected one of 'total', 'layer', 'tensor'"):
         rows.gram(per="module")
@@ -414,9 +426,9 @@ def test_cat_of_nothing() -> None:
 
 def test_cat_of_something_else(bench: Bench) -> None:
     with pytest.raises(TypeError, match=r"found Tensor, expected Rows"):
-        mtu.cat(bench.engine.rows(bench.losses()), torch.ones(3))  # type: ignore[arg-type]
+        mtu.cat(bench.engine.rows(bench.losses()), torch.ones(3))
     with pytest.raises(TypeError, match=r"found list, expected Rows"):
-        mtu.cat([bench.engine.rows(bench.losses())])  # type: ignore[arg-type]
+        mtu.cat([bench.engine.rows(bench.losses())])
 
 
 def test_cat_of_two_engines(bench: Bench) -> None:
@@ -430,7 +442,8 @@ def test_cat_of_two_engines(bench: Bench) -> None:
 
 def test_an_engine_without_parameters() -> None:
     frozen = nn.Linear(3, 4).requires_grad_(False)
-    for params in (None, frozen.parameters(), []):
+    given: tuple[Any, ...] = (None, frozen.parameters(), [])
+    for params in given:
         with pytest.raises(ValueError, match="no parameter that requires grad"):
             mtu.Engine(frozen, params=params)
 

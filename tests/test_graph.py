@@ -1,4 +1,4 @@
-"""Plans of recorded graphs: what is remembered under a signature, and that a step with other data is exact all the same."""
+"""Plans of recorded graphs: what a signature remembers, and that a step with other data is exact all the same."""
 
 from __future__ import annotations
 
@@ -191,12 +191,12 @@ def test_a_scale_that_changes_every_step_in_addmm() -> None:
 
 def test_lengths_that_change_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """One plan a length; the oldest are forgotten, and found anew when their length comes back."""
-    monkeypatch.setattr(engine_module, "PLANS", 3)
+    monkeypatch.setattr(engine_module, "KNOWN", 3)
     net, found = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double(), discoveries(monkeypatch)
     lengths = [1, 2, 3, 1, 2, 3, 4, 5, 4, 5, 1, 5, 1]
     engine = steps(net, (net(double(N, s, 3)).square().mean((1, 2)) for s in lengths))
     assert len(found) == 6
-    assert len(engine._plans) == 3
+    assert len(engine._known) == 3
 
 
 def test_a_batch_that_changes_its_size() -> None:
@@ -243,7 +243,9 @@ def test_mixing_that_starts_later(way: str) -> None:
     steps(nn.ModuleList([inner, outer]), losses(), by_rule=False)
 
 
-@pytest.mark.parametrize("weights", [(2.0, 0.0, 1.0), (1.0, 1.0, 1.0), (0.0, 2.0, 1.0), (4.0, 0.0, 2.0), (3.0, 0.0, 1.0)])
+@pytest.mark.parametrize(
+    "weights", [(2.0, 0.0, 1.0), (1.0, 1.0, 1.0), (0.0, 2.0, 1.0), (4.0, 0.0, 2.0), (3.0, 0.0, 1.0)]
+)
 def test_a_mixture_that_looks_like_a_row(weights: tuple[float, ...]) -> None:
     """A penalty that all samples share, weighted by sample: 2·1 + 0·2 + 1·4 is 2·(2 + 0 + 1), yet not row 1."""
     net = nn.Linear(3, 4).double()
@@ -264,7 +266,9 @@ def test_segments_that_move() -> None:
 
     def losses() -> Iterator[Tensor]:
         for step in range(5):
-            owner = (torch.randperm(3 * N) if step else torch.arange(3 * N)) % N if step % 2 else torch.arange(3 * N) // 3
+            owner = (
+                (torch.randperm(3 * N) if step else torch.arange(3 * N)) % N if step % 2 else torch.arange(3 * N) // 3
+            )
             yield F.one_hot(owner, N).double().T @ net(double(3 * N, 3)).square().mean(1)
 
     steps(net, losses())

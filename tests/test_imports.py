@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "mtu_fast"
 ARROWS: dict[str, set[str]] = {
     "__main__": {"__init__", "ops"},
     "__init__": {"engine", "rows", "methods"},
-    "engine": {"checks", "explain", "stream", "plan", "graph", "nodes", "rows", "uses", "methods"},
+    "engine": {"rules", "checks", "explain", "stream", "plan", "graph", "nodes", "rows", "uses", "methods"},
     "explain": {"rows", "uses"},
     "checks": {"methods"},
     "rows": {"uses", "methods", "ops"},

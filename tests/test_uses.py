@@ -143,7 +143,8 @@ def test_shared_sides_are_combined_alike() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "route"), [("dense", "explicit rows"), ("outer", "outer, "), ("conv", "conv, "), ("gather", "entries that occur")]
+    ("kind", "route"),
+    [("dense", "explicit rows"), ("outer", "outer, "), ("conv", "conv, "), ("gather", "entries that occur")],
 )
 def test_routes_have_names(kind: str, route: str) -> None:
     assert uses.route([make(kind)]).startswith(route)

@@ -106,7 +106,11 @@ def row_gram(rows: Sequence[Tensor]) -> Tensor:
     """`G = J Jᵀ` of explicit rows, without joining them: each `[R_i, P]` -> float64 `[R, R]`, R = Σ R_i."""
     r = sum(t.shape[0] for t in rows)
     gram = rows[0].new_zeros(r, r, dtype=WIDE)
-    _add_products(gram, rows)
+    step = max(1, TILE // max(r, 1))
+    for start in range(0, rows[0].shape[1], step):
+        wide = [t[:, start : start + step].to(WIDE) for t in rows]
+        tile = wide[0] if len(wide) == 1 else torch.cat(wide)
+        gram.addmm_(tile, tile.T)
     return gram
 
 
@@ -132,7 +136,7 @@ def outer_gram(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     step = max(1, BUFFER // max(r * b, 1))
     for start in range(0, a, step):
         tiles = [outer_rows(p[:, :, start : start + step], q) for p, q in zip(left, right, strict=True)]
-        _add_products(gram, [t.flatten(1) for t in tiles])
+        gram += row_gram([t.flatten(1) for t in tiles])
     return gram
 
 
@@ -200,7 +204,7 @@ def _conv_gram(
         stop = min(start + step, channels)
         part = replace(geometry, weight=(stop - start, *geometry.weight[1:])) if geometry.plain else geometry
         tiles = [conv_rows(x_i, b_i[:, :, start:stop], part) for x_i, b_i in zip(x, b, strict=True)]
-        _add_products(gram, [t.flatten(1) for t in tiles])
+        gram += row_gram([t.flatten(1) for t in tiles])
     return gram
 
 
@@ -304,7 +308,7 @@ def gather_gram(index: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
         for where, value in zip(compact, values, strict=True):
             inside = (where >= start) & (where < start + size)
             tiles.append(gather_rows((where - start).clamp(0, size - 1), value * inside[..., None], size).flatten(1))
-        _add_products(gram, tiles)
+        gram += row_gram(tiles)
     return gram
 
 
@@ -319,15 +323,6 @@ def _(index: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
 def _square(blocks: Sequence[Tensor]) -> Tensor:
     r = sum(t.shape[0] for t in blocks)
     return blocks[0].new_empty(r, r, dtype=WIDE)
-
-
-def _add_products(gram: Tensor, rows: Sequence[Tensor]) -> None:
-    """`gram += X Xᵀ`, X the rows laid below each other: widened a tile of columns at a time."""
-    step = max(1, TILE // max(len(gram), 1))
-    for start in range(0, rows[0].shape[1], step):
-        wide = [t[:, start : start + step].to(WIDE) for t in rows]
-        tile = wide[0] if len(wide) == 1 else torch.cat(wide)
-        gram.addmm_(tile, tile.T)
 
 
 def same(a: Tensor, b: Tensor) -> bool:

@@ -97,4 +97,5 @@ def _mask(forget: Forget, task: str, loss: Tensor) -> Tensor:
 def _accumulate(params: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
     for p, g in zip(params, gradients, strict=True):
         if g is not None:
-            p.grad = g.detach().clone() if p.grad is None else p.grad + g
+            g = g.to_dense() if g.is_sparse else g.detach().clone()
+            p.grad = g if p.grad is None else p.grad + g

@@ -24,7 +24,7 @@ def jacobian(losses: Tensor | Mapping[str, Tensor], params: Sequence[Tensor]) ->
         row = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
         for stack, g in zip(stacks, row, strict=True):
             if g is not None:
-                stack[r] = g
+                stack[r] = g.to_dense() if g.is_sparse else g
     return stacks
 
 

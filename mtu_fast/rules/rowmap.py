@@ -2,7 +2,8 @@
 
 Backward passes are linear in the row weights, and scaling by a power of two is exact in floating point. A pass under
 weights `2**digit(row)` therefore returns, bit by bit, `2**digit` times the pass under ones wherever a single row
-reaches an element. Where several rows meet it does not.
+reaches an element. Where several rows meet it does not, but for chance (weights 2, 0, 1 on rows 0, 1, 2 look like row
+1), which a pass under irregular weights rules out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+NO_ROW, UNCLEAR = -1, -2  # instead of a row: no gradient here; one that is not finite
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,14 @@ class RowMap:
     @staticmethod
     def along(ids: Tensor, dim: int, count: int) -> RowMap:
         """The map of ids `[D]` along one dimension."""
-        known = ids >= 0
+        known, unclear = ids >= 0, ids == UNCLEAR
         index = torch.arange(len(ids), device=ids.device)
         positions = len(ids) // count if len(ids) % count == 0 else 0
         orders = (a for a in range(positions, 0, -1) if positions % a == 0)
         inner = next((a for a in orders if torch.equal(ids[known], (index // a % count)[known])), 0)
-        return RowMap(ids, count, dim, inner, not bool(known.all()))
+        order = index // inner % count if inner else torch.full_like(ids, NO_ROW)
+        ids = torch.where(unclear, order, ids)
+        return RowMap(ids, count, dim, inner, bool((ids < 0).any()))
 
     @staticmethod
     def elementwise(ids: Tensor, count: int) -> RowMap:
@@ -52,6 +57,16 @@ class RowMap:
     def regular(self) -> bool:
         """Whether the rows follow an order, and every row has a gradient somewhere."""
         return self.inner > 0 and (not self.gaps or len(self.ids[self.ids >= 0].unique()) == self.count)
+
+    def agrees(self, b: Tensor, weighted: Tensor, weights: Tensor) -> bool:
+        """Whether the gradient under other row weights `[N]` is what this map says, to rounding."""
+        said = torch.where(self._broadcast(b.dim()) < 0, 0, b) * self._weights(weights.to(b.dtype), b.dim())
+        slack = _slack(b.dtype)
+        size = b.abs() if self.dim is None else _lines(b, self.dim).abs().amax(1).view(self._broadcast(b.dim()).shape)
+        return bool((((weighted - said).abs() <= slack * size) | ~torch.isfinite(size)).all())
+
+    def _weights(self, weights: Tensor, ndim: int) -> Tensor:
+        return weights[self._broadcast(ndim).clamp(min=0)]
 
     def filled(self, older: RowMap) -> RowMap:
         """This map with its gaps filled from an older one of the same graph signature."""
@@ -115,7 +130,17 @@ def infer(b: Tensor, scaled: Sequence[Tensor], base: int, count: int) -> RowMap 
         if ids is not None:
             return RowMap.along(ids, dim, count)
     ids = _ids(b.reshape(-1, 1), [s.reshape(-1, 1) for s in scaled], base, count)
-    return None if ids is None else RowMap.elementwise(ids.view(b.shape), count)
+    return None if ids is None else RowMap.elementwise(ids.view(b.shape).clamp(min=NO_ROW), count)
+
+
+def uneven_weights(loss: Tensor) -> Tensor:
+    """Irregular row weights in [1, 2): whole numbers of rows do not add up to one of them."""
+    return 1 + (torch.arange(len(loss), device=loss.device, dtype=torch.float64) * 0.7548776662466927).frac().to(loss)
+
+
+def _slack(dtype: torch.dtype) -> float:
+    """What two passes may differ by, relative to a line of the gradient: sums whose order differs, rounding."""
+    return min(256 * torch.finfo(dtype).eps, 2.0**-4)
 
 
 def _lines(t: Tensor, dim: int) -> Tensor:
@@ -123,20 +148,21 @@ def _lines(t: Tensor, dim: int) -> Tensor:
 
 
 def _ids(b: Tensor, scaled: Sequence[Tensor], base: int, count: int) -> Tensor | None:
-    """The row of every line of b `[D, E]`, -1 where the line is zero; None where a line has several rows."""
+    """The row of every line of b `[D, E]`; NO_ROW where it is zero, UNCLEAR where not finite; None where rows mix."""
     if b.numel() == 0:
         return None
-    # Exact but for sums whose order differs between two passes.
-    slack = min(256 * torch.finfo(b.dtype).eps, 2.0**-4)
+    slack = _slack(b.dtype)
     size, at = b.abs().max(1)
-    empty = size == 0
+    unclear = ~torch.isfinite(size)
+    bound = slack * size.masked_fill(unclear, 0)
+    empty = (size == 0) | unclear
     ids = torch.zeros(len(b), dtype=torch.int64, device=b.device)
     for place, s in enumerate(scaled):
         ratio = (s.gather(1, at[:, None]) / b.gather(1, at[:, None]))[:, 0]
         exponent = torch.log2(ratio.double().abs()).round().masked_fill(empty, 0)
         factor = torch.exp2(exponent).to(b.dtype)
-        error = (s - factor[:, None] * b).abs().amax(1)
-        if not bool(((error <= slack * factor * size) & (exponent >= 0) & (exponent < base)).all()):
+        error = (s - factor[:, None] * b).abs().amax(1).masked_fill(unclear, 0)
+        if not bool(((error <= factor * bound) & (exponent >= 0) & (exponent < base)).all()):
             return None
         ids += exponent.long() * base**place
-    return None if bool((ids >= count).any()) else ids.masked_fill(empty, -1)
+    return None if bool((ids >= count).any()) else ids.masked_fill(empty, NO_ROW).masked_fill(unclear, UNCLEAR)

@@ -73,7 +73,9 @@ def test_row_gram_sums_in_float64() -> None:
 def test_row_gram_of_duplicates_and_zeros() -> None:
     row = draw(1, 33)
     G = op.row_gram([torch.cat([row, row, 0 * row]), row])
-    assert torch.allclose(G, float(row.square().sum()) * torch.tensor([1.0, 1, 0, 1]).outer(torch.tensor([1.0, 1, 0, 1])).double())
+    assert torch.allclose(
+        G, float(row.square().sum()) * torch.tensor([1.0, 1, 0, 1]).outer(torch.tensor([1.0, 1, 0, 1])).double()
+    )
 
 
 def test_row_gram_of_views() -> None:
@@ -118,20 +120,35 @@ def outer_blocks(kind: str, dtype: torch.dtype) -> tuple[Blocks, Blocks]:
         return ([draw(3, 4, 5, dtype=dtype).transpose(0, 1), draw(1, 3, 5, dtype=dtype).expand(2, 3, 5)],
                 [draw(4, 7, 3, dtype=dtype).mT, draw(2, 3, 14, dtype=dtype)[..., ::2]])  # fmt: skip
     if kind == "no position":
-        return [draw(3, 0, 5, dtype=dtype), draw(2, 2, 5, dtype=dtype)], [draw(3, 0, 7, dtype=dtype), draw(2, 2, 7, dtype=dtype)]
+        return [draw(3, 0, 5, dtype=dtype), draw(2, 2, 5, dtype=dtype)], [
+            draw(3, 0, 7, dtype=dtype),
+            draw(2, 2, 7, dtype=dtype),
+        ]
     assert kind == "duplicates"
     a, b = draw(2, 3, 5, dtype=dtype), draw(2, 3, 7, dtype=dtype)
     return [torch.cat([a, a, 0 * a])], [torch.cat([b, b, b])]
 
 
-OUTER = ["one block", "one row", "unequal", "left shared", "right shared", "interleaved", "views", "no position", "duplicates"]
+OUTER = [
+    "one block",
+    "one row",
+    "unequal",
+    "left shared",
+    "right shared",
+    "interleaved",
+    "views",
+    "no position",
+    "duplicates",
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", OUTER)
 @pytest.mark.parametrize("route", ["ghost", "direct"])
 @pytest.mark.parametrize("small_tiles", [False, True])
-def test_outer_gram(dtype: torch.dtype, kind: str, route: str, small_tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outer_gram(
+    dtype: torch.dtype, kind: str, route: str, small_tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(op, "outer_route", lambda left, right: route)
     if small_tiles:
         monkeypatch.setattr(op, "TILE", 50)
@@ -171,7 +188,9 @@ def geometry(weight: tuple[int, ...], **given: Any) -> Geometry:
     )  # fmt: skip
 
 
-def conv_blocks(g: Geometry, sizes: Sequence[tuple[int, int, tuple[int, ...]]], dtype: torch.dtype) -> tuple[Blocks, Blocks]:
+def conv_blocks(
+    g: Geometry, sizes: Sequence[tuple[int, int, tuple[int, ...]]], dtype: torch.dtype
+) -> tuple[Blocks, Blocks]:
     """Blocks of (R rows, F images a row, image size): inputs and output gradients of the right shapes."""
     xs, bs = [], []
     for i, (r, f, size) in enumerate(sizes):
@@ -184,7 +203,9 @@ def conv_blocks(g: Geometry, sizes: Sequence[tuple[int, int, tuple[int, ...]]], 
 
 
 def forward(x: Tensor, w: Tensor, g: Geometry) -> Tensor:
-    return torch.ops.aten.convolution(x, w, None, g.stride, g.padding, g.dilation, g.transposed, g.output_padding, g.groups)
+    return torch.ops.aten.convolution(
+        x, w, None, g.stride, g.padding, g.dilation, g.transposed, g.output_padding, g.groups
+    )
 
 
 def conv_truth(xs: Blocks, bs: Blocks, g: Geometry, dtype: torch.dtype = torch.float64) -> Blocks:
@@ -220,7 +241,9 @@ CONVS: dict[str, tuple[Geometry, tuple[int, ...]]] = {
 @pytest.mark.parametrize("name", CONVS)
 @pytest.mark.parametrize("route", ["ghost", "direct"])
 @pytest.mark.parametrize("small_tiles", [False, True])
-def test_conv_gram(name: str, route: str, dtype: torch.dtype, small_tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conv_gram(
+    name: str, route: str, dtype: torch.dtype, small_tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     g, size = CONVS[name]
     if route == "ghost" and not g.plain:
         assert op.conv_route(*conv_blocks(g, [(2, 1, size)], dtype), g) == "direct"  # the only route there
@@ -236,7 +259,9 @@ def test_conv_gram(name: str, route: str, dtype: torch.dtype, small_tiles: bool,
 
 @pytest.mark.parametrize("route", ["ghost", "direct"])
 @pytest.mark.parametrize("small_tiles", [False, True])
-def test_conv_gram_of_shared_inputs_and_unequal_images(route: str, small_tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conv_gram_of_shared_inputs_and_unequal_images(
+    route: str, small_tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three tasks on one forward, two on another with images of another size, and channels-last memory."""
     monkeypatch.setattr(op, "conv_route", lambda x, b, geometry: route)
     if small_tiles:
@@ -267,7 +292,9 @@ def gather_truth(index: Blocks, values: Blocks, size: int) -> Blocks:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", [[(3, 5)], [(1, 1)], [(3, 5), (2, 1), (4, 2)], [(2, 0), (3, 2)]])
 @pytest.mark.parametrize("small_tiles", [False, True])
-def test_gather_gram(dtype: torch.dtype, sizes: list[tuple[int, int]], small_tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gather_gram(
+    dtype: torch.dtype, sizes: list[tuple[int, int]], small_tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Indices repeat within a row and across rows and blocks."""
     if small_tiles:
         monkeypatch.setattr(op, "BUFFER", 40)

@@ -23,7 +23,7 @@ def test_digits_make_the_number(count: int, base: int) -> None:
     assert base ** len(found) >= count
     number = sum(d * base**i for i, d in enumerate(found))
     assert torch.equal(number, torch.arange(count))
-    assert all(0 <= int(d.min()) and int(d.max()) < base for d in found)
+    assert all(int(d.min()) >= 0 and int(d.max()) < base for d in found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

@@ -1,0 +1,213 @@
+// Rows go by groups of four. A tile of columns is widened to float64 once, laid out as it is read,
+//
+//     tile[group][column / 8][row in the group][column % 8]
+//
+// and every pair of groups i <= j multiplies its 4 x 4 pairs of rows over the tile: 16 sums in registers, each a vector
+// over columns. The tile stays in the nearest caches; rows are read once, ahead of their use. What fills up the last group
+// only meets itself and sums that are not written.
+
+#include "gram.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define MTU_FAST_X86 1
+#endif
+#define MTU_FAST_INLINE inline __attribute__((always_inline))
+
+namespace mtu_fast::cpu {
+namespace {
+
+constexpr int64_t GROUP = 4;  // rows
+constexpr int64_t LANES = 8;  // columns that lie together
+constexpr int64_t STEP = GROUP * LANES;
+constexpr int64_t PAIRS = GROUP * GROUP;
+constexpr int64_t TILE = 256;          // columns: a group is 8 KiB
+constexpr int64_t PANEL = 32;          // groups that are read again at once: 256 KiB
+constexpr int64_t AHEAD = 2 * TILE;    // columns between those that are widened and those that are fetched
+constexpr int64_t CHUNK = 4096;        // least columns of a chunk
+constexpr int64_t CHUNK_PER_ROW = 16;  // its least columns a row: all sums are a 16th of float32 rows at most
+constexpr int64_t CHUNKS = 64;         // most chunks
+
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+struct alignas(64) Line {
+  double lane[LANES];
+};
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+MTU_FAST_INLINE float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+MTU_FAST_INLINE double wide(double value) { return value; }
+MTU_FAST_INLINE double wide(float value) { return value; }
+MTU_FAST_INLINE double wide(BFloat16 value) { return from_bits(uint32_t{value.bits} << 16); }
+MTU_FAST_INLINE double wide(Half value) {
+  // Without branches, so that it goes by vectors. A number without a leading bit is lent one, which is then taken back;
+  // infinity and NaN keep the largest exponent.
+  const uint32_t size = value.bits & 0x7fffu, tiny = size < 0x400, endless = size >= 0x7c00;
+  const float lent = from_bits((0u - tiny) & (113u << 23));
+  const float magnitude = from_bits((size << 13) + ((112u + tiny + 112u * endless) << 23)) - lent;
+  return magnitude * static_cast<float>(1 - 2 * (value.bits >> 15));
+}
+
+// One row's part of the tile, its last step filled up with zeros; fetches the row's part of a later tile.
+template <class T>
+MTU_FAST_INLINE void widen(const T* from, int64_t n, double* to) {
+  for (; n >= LANES; n -= LANES, from += LANES, to += STEP) {
+    __builtin_prefetch(from + AHEAD);
+    for (int64_t l = 0; l < LANES; ++l) to[l] = wide(from[l]);
+  }
+  if (n > 0) {
+    for (int64_t l = 0; l < LANES; ++l) to[l] = l < n ? wide(from[l]) : 0;
+  }
+}
+
+MTU_FAST_INLINE void widen(const Row& row, int64_t start, int64_t n, double* to) {
+  switch (row.element) {
+    case Element::Double: return widen(static_cast<const double*>(row.data) + start, n, to);
+    case Element::Float: return widen(static_cast<const float*>(row.data) + start, n, to);
+    case Element::BFloat16: return widen(static_cast<const BFloat16*>(row.data) + start, n, to);
+    case Element::Half: return widen(static_cast<const Half*>(row.data) + start, n, to);
+  }
+}
+
+// The sum of each of COUNT vectors to the front: neighbours are added until one is left.
+template <int COUNT, int WIDTH>
+MTU_FAST_INLINE void fold(double* lanes) {
+  if constexpr (WIDTH > 1) {
+    constexpr int HALF = COUNT * WIDTH / 2;
+    double sum[HALF];
+    for (int q = 0; q < HALF; ++q) sum[q] = lanes[2 * q] + lanes[2 * q + 1];
+    std::memcpy(lanes, sum, sizeof sum);
+    fold<COUNT, WIDTH / 2>(lanes);
+  }
+}
+
+// sums[a][b] += a's row · b's row over the tile. WIDTH lanes and HEIGHT rows of a at a time, as registers allow.
+template <int WIDTH, int HEIGHT, bool DIAGONAL>
+MTU_FAST_INLINE void multiply(const double* a, const double* b, int64_t steps, double* sums) {
+  typedef double Vector __attribute__((vector_size(WIDTH * sizeof(double)), may_alias));
+  for (int top = 0; top < GROUP; top += HEIGHT) {
+    Vector part[HEIGHT][GROUP] = {};
+    for (int64_t k = 0; k < steps * STEP; k += STEP) {
+#pragma GCC unroll 8
+      for (int l = 0; l < LANES; l += WIDTH) {
+#pragma GCC unroll 8
+        for (int i = 0; i < HEIGHT; ++i) {
+#pragma GCC unroll 8
+          for (int j = 0; j < GROUP; ++j) {
+            if (DIAGONAL && HEIGHT == GROUP && j < i) continue;
+            part[i][j] += *reinterpret_cast<const Vector*>(a + k + (top + i) * LANES + l) *
+                          *reinterpret_cast<const Vector*>(b + k + j * LANES + l);
+          }
+        }
+      }
+    }
+    alignas(64) double lanes[HEIGHT * GROUP * WIDTH];
+    std::memcpy(lanes, part, sizeof lanes);
+    fold<HEIGHT * GROUP, WIDTH>(lanes);
+    for (int q = 0; q < HEIGHT * GROUP; ++q) sums[top * GROUP + q] += lanes[q];
+  }
+}
+
+inline int64_t place(int64_t i, int64_t j) { return (j * (j + 1) / 2 + i) * PAIRS; }
+
+struct Chunk {
+  const std::vector<Row>& rows;
+  int64_t begin, end, groups, pitch;  // pitch: from one group of the tile to the next
+  double *tile, *sums;
+};
+
+template <int WIDTH, int HEIGHT>
+MTU_FAST_INLINE void add_products(const Chunk& c) {
+  for (int64_t start = c.begin; start < c.end; start += TILE) {
+    const int64_t n = std::min(TILE, c.end - start), steps = round_up(n, LANES) / LANES;
+    for (size_t r = 0; r < c.rows.size(); ++r) {
+      widen(c.rows[r], start, n, c.tile + r / GROUP * c.pitch + r % GROUP * LANES);
+    }
+    for (int64_t panel = 0; panel < c.groups; panel += PANEL) {
+      const int64_t last = std::min(panel + PANEL, c.groups);
+      for (int64_t i = 0; i < last; ++i) {
+        const double* a = c.tile + i * c.pitch;
+        if (i >= panel) multiply<WIDTH, HEIGHT, true>(a, a, steps, c.sums + place(i, i));
+        for (int64_t j = std::max(panel, i + 1); j < last; ++j) {
+          multiply<WIDTH, HEIGHT, false>(a, c.tile + j * c.pitch, steps, c.sums + place(i, j));
+        }
+      }
+    }
+  }
+}
+
+// One binary, three instruction sets, chosen at the first call.
+typedef void (*AddProducts)(const Chunk&);
+
+#ifdef MTU_FAST_X86
+#define MTU_FAST_FOR(features) __attribute__((target(features)))
+MTU_FAST_FOR("avx512f,avx512vl,avx512dq,fma") void add_products_avx512(const Chunk& c) { add_products<8, 4>(c); }
+MTU_FAST_FOR("avx2,fma") void add_products_avx2(const Chunk& c) { add_products<4, 2>(c); }
+void add_products_any(const Chunk& c) { add_products<2, 2>(c); }
+
+AddProducts best() {
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+    return add_products_avx512;
+  }
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? add_products_avx2 : add_products_any;
+}
+#else
+void add_products_any(const Chunk& c) { add_products<2, 4>(c); }
+AddProducts best() { return add_products_any; }
+#endif
+
+}  // namespace
+
+RowGram::RowGram(std::vector<Row> rows, int64_t columns)
+    : rows_(std::move(rows)), columns_(columns), groups_(round_up(rows_.size(), GROUP) / GROUP) {
+  const int64_t least = std::max<int64_t>(CHUNK, CHUNK_PER_ROW * rows_.size());
+  width_ = round_up(std::max(least, columns / CHUNKS), TILE);
+  chunks_ = rows_.empty() ? 0 : round_up(columns, width_) / width_;
+  sums_.resize(chunks_ * place(0, groups_));
+}
+
+int64_t RowGram::work() const { return std::min(width_, columns_) * place(0, groups_); }
+
+void RowGram::sum(int64_t begin, int64_t end) {
+  static const AddProducts add = best();
+  const int64_t pitch = std::min(TILE, round_up(columns_, LANES)) * GROUP;
+  std::vector<Line> tile(groups_ * pitch / LANES);  // zeros: what fills up the last group
+  for (int64_t c = begin; c < end; ++c) {
+    add({rows_, c * width_, std::min((c + 1) * width_, columns_), groups_, pitch, tile.data()->lane,
+         sums_.data() + c * place(0, groups_)});
+  }
+}
+
+void RowGram::write(double* gram) {
+  const int64_t R = rows_.size(), all = place(0, groups_);
+  if (chunks_ == 0) std::fill(gram, gram + R * R, 0.0);
+  for (int64_t c = 1; c < chunks_; ++c) {
+    for (int64_t k = 0; k < all; ++k) sums_[k] += sums_[c * all + k];
+  }
+  for (int64_t j = 0; chunks_ > 0 && j < R; j += GROUP) {
+    for (int64_t i = 0; i <= j; i += GROUP) {
+      const double* pairs = sums_.data() + place(i / GROUP, j / GROUP);
+      for (int64_t q = 0; q < PAIRS; ++q) {
+        const int64_t row = i + q / GROUP, column = j + q % GROUP;
+        if (row <= column && column < R) gram[row * R + column] = gram[column * R + row] = pairs[q];
+      }
+    }
+  }
+}
+
+}  // namespace mtu_fast::cpu

@@ -1,0 +1,36 @@
+// G = J Jᵀ of explicit rows, in one pass over them, with float64 sums.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace mtu_fast::cpu {
+
+enum class Element { Double, Float, BFloat16, Half };
+
+struct Row {
+  const void* data;  // consecutive elements
+  Element element;
+};
+
+// The columns are cut into chunks that do not depend on the number of threads; each has its own sums.
+class RowGram {
+ public:
+  RowGram(std::vector<Row> rows, int64_t columns);
+
+  int64_t chunks() const { return chunks_; }
+  int64_t work() const;  // multiply-adds of a chunk
+
+  // Sums chunks begin .. end-1; calls for different chunks may run at once.
+  void sum(int64_t begin, int64_t end);
+
+  // After all chunks: their sums in order, so that the result has the same bits whatever the threads. gram is [R, R].
+  void write(double* gram);
+
+ private:
+  std::vector<Row> rows_;
+  int64_t columns_, groups_, width_, chunks_;
+  std::vector<double> sums_;
+};
+
+}  // namespace mtu_fast::cpu

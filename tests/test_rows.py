@@ -1,0 +1,133 @@
+"""Rows by themselves: Gram matrices and combinations agree with one another, in any grouping and order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import mtu_fast as mtu
+from tests.helpers.checks import (
+    assert_rows,
+    clear,
+    grad_vector,
+    joined,
+    random_weights,
+    trained,
+    truth_of,
+    twin,
+    vector,
+)
+from tests.helpers.models.base import Forward, MultiTask
+from tests.helpers.truth import combine_truth, relative_error
+from tests.helpers.zoo import by_name
+
+N = 4
+MASK = torch.tensor([True, False, False, True])
+
+
+def build(name: str = "conv2d", tasks: int = 2) -> tuple[MultiTask, Forward, list[Tensor], mtu.Engine]:
+    model, forward = by_name(name).build(tasks, N)
+    return model, forward, trained(model), mtu.Engine(model)
+
+
+def test_what_rows_say_of_themselves() -> None:
+    _, forward, _, engine = build()
+    rows = engine.rows(forward(), forget={"b": MASK})
+    assert len(rows) == len(rows.roles) == 2 * N
+    assert repr(rows) == "Rows(8 rows: 2 to forget, tasks a, b)"
+
+
+def test_gram_is_the_product_of_combinations() -> None:
+    """vᵀ G w = ⟨Jᵀ v, Jᵀ w⟩, for rows asked again and again."""
+    _, forward, params, engine = build()
+    rows = engine.rows(forward())
+    v, w = random_weights(2 * N), random_weights(2 * N, seed=1)
+    parts = [vector([rows.combine(u).get(p) for p in params], params) for u in (v, w)]
+    assert float(v @ rows.gram() @ w) == pytest.approx(float(parts[0] @ parts[1]), rel=1e-11)
+    assert torch.equal(rows.gram(), rows.gram())
+
+
+def test_combine_is_linear_and_takes_any_real_dtype() -> None:
+    _, forward, params, engine = build()
+    rows = engine.rows(forward())
+    w = torch.arange(2 * N)
+    one = vector([rows.combine(w.double()).get(p) for p in params], params)
+    for other in (w, w.float(), w.double().requires_grad_()):
+        assert relative_error(vector([rows.combine(other).get(p) for p in params], params), one) <= 1e-13
+    assert not vector([rows.combine(0 * w).get(p) for p in params], params).any()
+
+
+@pytest.mark.parametrize("per", ["layer", "tensor"])
+def test_weights_per_block(per: str) -> None:
+    """[L, R]: each block of parameters has weights of its own, also through backward."""
+    model, forward, params, engine = build()
+    names = [name for name, _ in model.named_parameters()]
+    keys = [name if per == "tensor" else name.rpartition(".")[0] for name in names]
+    blocks = list(dict.fromkeys(keys))
+    losses = forward()
+    J = truth_of(losses, params)
+    w = random_weights(len(blocks) * 2 * N).view(len(blocks), -1)
+    truth = [combine_truth({j: J[j]}, w[blocks.index(key)])[j] for j, key in enumerate(keys)]
+    rows = engine.rows(losses)
+    assert rows.gram(per=per).shape == (len(blocks), 2 * N, 2 * N)
+    rows.backward(w)
+    assert relative_error(grad_vector(params), vector(truth, params)) <= 1e-12
+
+
+def test_cat_is_associative_and_copies_nothing() -> None:
+    model, forward, params, engine = build()
+    calls = [forward(), twin(by_name("conv2d"), model, 2, n=3)(), twin(by_name("conv2d"), model, 2, n=1, seed=9)()]
+    J = joined(*(truth_of(losses, params) for losses in calls))
+    a, b, c = (engine.rows(losses) for losses in calls)
+    flat = mtu.cat(a, b, c)
+    assert_rows(flat, J, params, 1e-12)
+    for nested in (mtu.cat(mtu.cat(a, b), c), mtu.cat(a, mtu.cat(b, c))):
+        assert torch.equal(nested.gram(), flat.gram())
+    assert torch.equal(mtu.cat(a).gram(), a.gram())
+
+
+def test_cat_keeps_absent_samples_out() -> None:
+    model, forward, params, engine = build()
+    first, second = forward(), twin(by_name("conv2d"), model, 2, n=3)()
+    here = torch.cat([
+        MASK,
+        torch.ones(N, dtype=torch.bool),
+        torch.ones(3, dtype=torch.bool),
+        torch.tensor([True, False, True]),
+    ])
+    J = {j: stack[here] for j, stack in joined(truth_of(first, params), truth_of(second, params)).items()}
+    a = engine.rows(first, present={"a": MASK})
+    b = engine.rows(second, present={"b": torch.tensor([True, False, True])})
+    assert_rows(mtu.cat(a, b), J, params, 1e-12)
+
+
+def test_rows_of_samples_and_means_meet() -> None:
+    """The mean of a retain loader beside single forget samples."""
+    model, forward, params, engine = build()
+    first, second = forward(), twin(by_name("conv2d"), model, 2, n=3)()
+    means = {j: torch.stack([part.mean(0) for part in stack.split(N)]) for j, stack in truth_of(first, params).items()}
+    J = joined(means, truth_of(second, params))
+    both = mtu.cat(engine.rows(first, per="task"), engine.rows(second, forget=True))
+    assert both.roles.sample.tolist() == [-1, -1, 0, 1, 2, 0, 1, 2]
+    assert_rows(both, J, params, 1e-12)
+
+
+def test_backward_is_combine() -> None:
+    _, forward, params, engine = build()
+    losses = forward()
+    w = random_weights(2 * N)
+    rows = engine.rows(losses)
+    d = vector([rows.combine(w).get(p) for p in params], params)
+    clear(params)
+    rows.backward(w)
+    assert torch.equal(grad_vector(params), d)
+
+
+@pytest.mark.parametrize("name", ["mlp", "tied_language_model"])
+def test_rank_counts_independent_rows(name: str) -> None:
+    """The same samples twice add no rank."""
+    _, forward, _, engine = build(name)
+    once = engine.rows(forward())
+    assert int(once.rank()) == len(once)
+    assert int(mtu.cat(once, engine.rows(forward())).rank()) == len(once)
