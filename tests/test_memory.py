@@ -131,7 +131,7 @@ def test_rows_free_the_graph_although_the_losses_live(name: str) -> None:
 
 
 def test_what_the_lowest_uses_saved_stays_with_the_losses() -> None:
-    """A pass reaches the lowest uses and does not run them: what they saved, a GRU's input say, goes with the losses."""
+    """A pass reaches the lowest uses and does not run them: what they saved, an input say, goes with the losses."""
     model, forward = by_name("gru").build(2, N)
     engine = mtu.Engine(model)
     for _step in range(3):
