@@ -16,7 +16,7 @@ from mtu_fast.graph import Graph
 from mtu_fast.methods import FORGET, RETAIN, Method, Roles
 from mtu_fast.nodes import densified
 from mtu_fast.plan import Plan, discover
-from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, check_method, join_roles
+from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, check_finite, check_method, join_roles
 from mtu_fast.rules import uneven_weights
 from mtu_fast.stream import StaleMap, notes, stream
 from mtu_fast.uses import Dense, Use, aligned, merge
@@ -290,6 +290,7 @@ class Engine:
             else:
                 found = _vjp(named, kept, outside, list(self._outside.values()), keep=True)
                 found |= _vjp(named, kept, weights, shared, keep=False)
+        check_finite(found.values())
         accumulate(found)
         return Update(weights, roles, None)
 

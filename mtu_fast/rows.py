@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -175,8 +175,10 @@ class Rows:
             if method.needs_gram:
                 gram = self.gram({"global": "total"}.get(method.granularity, method.granularity))
             weights, outside = method(gram, self.roles), method.outside(self.roles)
-        found = self.combine(weights)
-        for parameter, g in self._outside(outside).items():
+        found, others = self.combine(weights), self._outside(outside)
+        # Rows whose Gram is finite are finite, and so is what finite weights make of them: no need to read it again.
+        check_finite([weights, *others.values(), *(found.values() if gram is None else ())])
+        for parameter, g in others.items():
             found[parameter] = found[parameter] + g if parameter in found else g
         accumulate(found)
         for block in self._blocks:
@@ -327,18 +329,23 @@ def check_method(method: object) -> None:
         )
 
 
-def accumulate(gradients: dict[Tensor, Tensor]) -> None:
-    """`.grad += gradient` for every parameter, or for none if something is wrong.
+def check_finite(tensors: Iterable[Tensor]) -> None:
+    """Nothing of an update is infinite or undefined.
 
     Raises:
-        RuntimeError: a gradient is not finite.
+        RuntimeError: something is.
     """
     # A sum is finite if all its terms are, but for terms near the end of the range; it costs one read.
-    if gradients and not bool(torch.isfinite(torch.stack([g.sum().double() for g in gradients.values()])).all()):
+    sums = [t.sum().double() for t in tensors]
+    if sums and not bool(torch.isfinite(torch.stack(sums)).all()):
         raise RuntimeError(
             "backward: the update is not finite; .grad is untouched. Look for overflow in half precision, for a "
             "gradient that is not finite though its loss is, or for weights that are not finite."
         )
+
+
+def accumulate(gradients: dict[Tensor, Tensor]) -> None:
+    """`.grad += gradient` for every parameter."""
     for parameter, g in gradients.items():
         if parameter.grad is None:
             parameter.grad = g.detach()

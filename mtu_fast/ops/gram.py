@@ -127,8 +127,7 @@ def outer_gram(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """`G = J Jᵀ` of rows `Σ_s left ⊗ right`: blocks left `[R_i, S_i, A]`, right `[R_i, S_i, B]` -> float64 `[R, R]`."""
     route = outer_route(left, right)
     if route == "one position":
-        x, y = (torch.cat([t[:, 0] for t in side]).to(WIDE) for side in (left, right))
-        return (x @ x.T) * (y @ y.T)
+        return row_gram([t[:, 0] for t in left]).mul_(row_gram([t[:, 0] for t in right]))
     if route == "ghost":
         return _outer_ghost(left, right)
     r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
