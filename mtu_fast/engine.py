@@ -18,7 +18,7 @@ from mtu_fast.nodes import densified
 from mtu_fast.plan import Plan, discover
 from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, check_finite, check_method, join_roles
 from mtu_fast.rules import uneven_weights
-from mtu_fast.stream import StaleMap, notes, stream
+from mtu_fast.stream import StaleMap, notes, outlives, stream
 from mtu_fast.uses import Dense, Use, aligned, merge
 
 KNOWN = 64  # graph signatures remembered; each holds index vectors only
@@ -40,11 +40,15 @@ class Engine:
         model: any torch module.
         params: the shared parameters that the method works on; every parameter that requires grad by default. All
             others get the weighted gradient of the losses (see `Method.outside`).
-        memory_budget: bytes of row gradients that may be kept beyond the smaller of rows and factors of each layer,
-            which saves the second weight gradient in `combine`; None for none.
+        memory_budget: bytes (at least 0) of row gradients that a call of `rows` may keep beyond the smaller of rows and
+            factors of each layer, which saves the second weight gradient in `combine`; None for none.
+
+    Parameters in the graph that are not the model's (another module, a learned loss weight) are left alone: pass one
+    module that holds them all.
 
     Raises:
-        ValueError: no parameter requires grad, or one of `params` is not the model's.
+        TypeError: `memory_budget` is not a whole number.
+        ValueError: no parameter requires grad, one of `params` is not the model's, or `memory_budget` is negative.
     """
 
     def __init__(
@@ -62,6 +66,10 @@ class Engine:
                 "pass e.g. model.backbone.parameters()."
             )
         self._shared = Shared(tuple(names[id(p)] for p in chosen), tuple(chosen))
+        if memory_budget is not None and (isinstance(memory_budget, bool) or not isinstance(memory_budget, int)):
+            raise TypeError(f"memory_budget: found {memory_budget!r}, expected a whole number of bytes, 2**30 say.")
+        if memory_budget is not None and memory_budget < 0:
+            raise ValueError(f"memory_budget: found {memory_budget}, expected at least 0 bytes, or None for none.")
         inside = {id(p) for p in chosen}
         self._outside = {id(p): p for p in model.parameters() if id(p) not in inside}
         self._budget = memory_budget or 0
@@ -150,18 +158,18 @@ class Engine:
         key, structural = graph.signature()
         known = self._known.get(key)
         plan = known.plan if known is not None and known.plan is not None else discover(graph, DISCOVERY)
-        keep = known is None or known.plan is None or plan.keep
+        keep = known is None or known.plan is None or outlives(graph, plan)
+        kept = [None if bool(mask.all()) else mask.nonzero().flatten() for mask in present.values()]
         try:
-            uses = self._stream(graph, plan, keep)
+            uses = self._stream(graph, plan, kept, keep)
         except StaleMap:
             plan = discover(graph, DISCOVERY, plan)
-            uses = self._stream(graph, plan, keep)
+            uses = self._stream(graph, plan, kept, keep)
         blocks = []
-        for (task, loss), of_task in zip(losses.items(), uses, strict=True):
-            kept = None if bool(present[task].all()) else present[task].nonzero().flatten()
+        for (task, loss), rows, of_task in zip(losses.items(), kept, uses, strict=True):
             roles = _roles(task, torch.arange(len(loss), device=loss.device), kind[task], loss, graph.dtype)
-            roles = roles if kept is None else _select(roles, kept)
-            blocks.append(Block(roles, len(loss), kept, of_task, outside[task], self._shared.versions()))
+            roles = roles if rows is None else _select(roles, rows)
+            blocks.append(Block.of(roles, of_task, outside[task], self._shared))
         if known is None or known.plan is not plan:
             self._explanation = Explanation.of(notes(graph, plan), self._shared, uses)
             if known is not None or self._probe(graph, blocks):
@@ -174,14 +182,17 @@ class Engine:
         graph.release(freed=not keep)
         return blocks
 
-    def _stream(self, graph: Graph, plan: Plan, keep: bool) -> list[dict[int, Use]]:
-        """One data-gradient pass a task; the uses of each parameter, per task."""
-        found = []
-        for task in range(len(graph.losses)):
-            collector = _Collector(plan.expected(task), self._budget)
-            last = task == len(graph.losses) - 1
+    def _stream(
+        self, graph: Graph, plan: Plan, kept: Sequence[Tensor | None], keep: bool
+    ) -> list[dict[int, Use]]:
+        """One data-gradient pass a task; the uses of each parameter by the kept rows, per task."""
+        found, budget = [], self._budget
+        for task, rows in enumerate(kept):
+            collector = _Collector(plan.expected(task), rows, budget)
+            last = task == len(kept) - 1
             stream(graph, plan, task, collector.visit, keep or not last)
             found.append(collector.finish())
+            budget = collector.budget
         return found
 
     def _probe(self, graph: Graph, blocks: Sequence[Block]) -> bool:
@@ -195,6 +206,9 @@ class Engine:
         """
         parameters = self._shared.parameters
         weights = [uneven_weights(loss) for loss in graph.losses]
+        for block, w in zip(blocks, weights, strict=True):
+            absent = torch.ones_like(w, dtype=torch.bool).index_fill(0, block.roles.sample, False)
+            w.masked_fill_(absent, 0)
         truth = torch.autograd.grad(graph.losses, parameters, weights, retain_graph=True, allow_unused=True)
         norms = [densified(g).double().norm() for g in truth if g is not None]
         scale = torch.stack(norms).norm() if norms else torch.zeros(())
@@ -203,7 +217,7 @@ class Engine:
             ours = torch.zeros_like(parameters[j], dtype=torch.float64)
             for block, w in zip(blocks, weights, strict=True):
                 if j in block.uses:
-                    ours += block.uses[j].combine(w.double()).view_as(ours)
+                    ours += block.uses[j].combine(w.double()[block.roles.sample]).view_as(ours)
             wanted = ours.new_zeros(()) if g is None else densified(g)
             error, size = (ours - wanted).norm(), wanted.double().norm()
             if not bool(torch.isfinite(size)):
@@ -211,8 +225,9 @@ class Engine:
             if not bool(error <= slack * torch.maximum(size, 1e-3 * scale)):
                 raise RuntimeError(
                     f"rows: the rows of {name} {tuple(ours.shape)} do not add up to what autograd gives (error "
-                    f"{float(error):.1e} of {float(size):.1e}). Random numbers drawn in the backward, or "
-                    "a fault in mtu_fast: please report the model. per='task' is exact on any graph."
+                    f"{float(error):.1e} of {float(size):.1e}). A hook on the parameter that changes its gradient, "
+                    "random numbers drawn in the backward, or a fault in mtu_fast: please report the model. "
+                    "per='task' is exact on any graph."
                 )
         return True
 
@@ -235,7 +250,7 @@ class Engine:
                 mean = (weights.double() @ loss.double())[None]
                 role = torch.full((1,), which, device=loss.device)
                 roles = _roles(task, torch.full_like(role, -1), role, mean, graph.dtype)
-                blocks.append(Block(roles, 1, None, uses, {which: outside}, self._shared.versions()))
+                blocks.append(Block.of(roles, uses, {which: outside}, self._shared))
         graph.release(freed=False)
         return blocks or [self._empty_block(task, loss[:0]) for task, loss in losses.items()]
 
@@ -268,7 +283,7 @@ class Engine:
 
     def _empty_block(self, task: str, loss: Tensor) -> Block:
         nothing = torch.zeros(0, dtype=torch.int64, device=loss.device)
-        return Block(_roles(task, nothing, nothing, loss, loss.dtype), 0, None, {}, {}, self._shared.versions())
+        return Block.of(_roles(task, nothing, nothing, loss, loss.dtype), {}, {}, self._shared)
 
     def _weighted_backward(
         self, losses: Losses, method: Method, forget: Mask, present: Mapping[str, Tensor] | None
@@ -296,16 +311,21 @@ class Engine:
 
 
 class _Collector:
-    """Gathers the uses of each parameter in one pass, and keeps the smaller of rows and factors once all are there."""
+    """Gathers the uses of each parameter in one pass, and keeps the smaller of rows and factors once all are there.
 
-    def __init__(self, expected: Counter[int], budget: int) -> None:
+    Attributes:
+        budget: bytes that rows may still take beyond factors.
+    """
+
+    def __init__(self, expected: Counter[int], rows: Tensor | None, budget: int) -> None:
+        self.budget = budget
         self._expected = expected
-        self._budget = budget
+        self._rows = rows
         self._parts: dict[int, list[Use]] = {}
 
     def visit(self, parameter: int, use: Use) -> None:
         parts = self._parts.setdefault(parameter, [])
-        parts.append(use)
+        parts.append(use if self._rows is None else use.select(self._rows))
         # A chain cannot be walked while a pass runs, so uses behind unequal chains wait for its end.
         if len(parts) == self._expected[parameter] and aligned(parts):
             self._parts[parameter] = [self._smaller(merge(parts))]
@@ -314,12 +334,10 @@ class _Collector:
         return {parameter: merge(parts) for parameter, parts in self._parts.items()}
 
     def _smaller(self, use: Use) -> Use:
-        if isinstance(use, Dense):
-            return use
         beyond = use.rows_bytes() - use.held
-        if beyond > self._budget:
+        if isinstance(use, Dense) or beyond > self.budget:
             return use
-        self._budget -= max(beyond, 0)
+        self.budget -= max(beyond, 0)
         return use.dense()
 
 

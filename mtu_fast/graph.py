@@ -59,7 +59,8 @@ class Graph:
             (i, self.nodes[i].name(), self.next[i], node_ops.integers(self.nodes[i]), _signature(self.nodes[i]))
             for i in live
         ]
-        return (len(self.losses), tuple(self.leaf.items()), tuple(parts)), True
+        ends = tuple((i, loss.output_nr) for i, loss in zip(self.roots, self.losses, strict=True))
+        return (ends, tuple(self.leaf.items()), tuple(parts)), True
 
     def shape(self, edge: Edge) -> tuple[int, ...]:
         """The shape of a node's output."""

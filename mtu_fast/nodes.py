@@ -1,4 +1,4 @@
-"""Autograd nodes, one at a time: the only file that touches them.
+"""Autograd nodes, one at a time: the only file that touches what is semi-private in them.
 
 `_input_metadata`, `_raw_saved_*` and calling a node are semi-private in torch; whatever depends on them is here.
 Rules read the public `_saved_*` of the node they are given.
@@ -31,7 +31,7 @@ ISOMETRIES = frozenset(
 # Nodes whose map from rows to elements follows from shapes and integer arguments alone. A graph with any other node
 # (indexing, routing, custom functions) may move rows differently next time: its row maps are made anew every time.
 _PLAIN = """
-Abs Acos Add Addbmm Addcdiv Addcmul Addmm Addmv Alias Amax Amin Angle Asin Atan Atan2 AvgPool2D AvgPool3D Baddbmm
+Abs Acos Add Addcdiv Addcmul Addmm Alias Amax Amin Angle Asin Atan Atan2 AvgPool2D AvgPool3D Baddbmm
 BinaryCrossEntropy BinaryCrossEntropyWithLogits Bmm Cat Celu Ceil Clamp ClampMax ClampMin Clone ConstantPadNd
 Convolution Cos Cosh CudnnBatchNorm CudnnConvolution Cumprod Cumsum Diagonal Div Dot Elu Embedding Erf Erfc Exp
 Expand Expm1 Flip Floor Fmod FusedRmsNorm Gelu Glu HardSigmoid Hardsigmoid Hardswish Hardtanh Huber HuberLoss
@@ -51,6 +51,13 @@ ALONG = frozenset(
     ("Gather", "IndexSelect", "IndexAdd", "Scatter", "ScatterAdd", "Max", "Min", "Sort", "Topk", "Kthvalue", "Median")
 )
 PLAIN = frozenset(_PLAIN.split()) | ALONG
+# Nodes that look at several positions of every dimension but the first.
+SPATIAL = ("Convolution", "CudnnConvolution", "MaxPool", "AvgPool", "AdaptiveAvgPool", "Upsample", "Im2Col", "Col2Im")
+# Nodes with a dimension that only cut, join or reorder.
+VIEWS = frozenset(
+    ("Cat", "Stack", "Select", "Slice", "Split", "SplitWithSizes", "UnsafeSplit", "Unbind", "Unsqueeze", "Squeeze",
+     "Sum", "Mean")
+)  # fmt: skip
 
 
 def stem(node: Any) -> str:
@@ -96,6 +103,14 @@ def integers(node: Any) -> tuple[object, ...]:
         if isinstance(value, int | str) or (isinstance(value, tuple) and all(isinstance(v, int) for v in value)):
             found.append((name, value))
     return tuple(found)
+
+
+def dimension(node: Any) -> int | None:
+    """The dimension that the node works along, if it has one; negative counts from the last."""
+    dim = getattr(node, "_saved_dim", None)
+    if not isinstance(dim, int):
+        return None
+    return dim - 2**64 if dim >= 2**63 else dim  # saved unsigned
 
 
 def recomputes(node: Any) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mtu_fast.graph import Edge, Graph
-from mtu_fast.nodes import ALONG, ISOMETRIES, outputs, stem
+from mtu_fast.nodes import ALONG, ISOMETRIES, SPATIAL, VIEWS, dimension, outputs, stem
 from mtu_fast.rules import RowMap, digits, infer, uneven_weights
 
 Maps = dict[int, tuple[RowMap | None, ...]]  # node -> row map of each of its outputs
@@ -57,9 +57,9 @@ class Plan:
     late: bool = False
 
     @property
-    def keep(self) -> bool:
-        """Whether the graph must outlive a pass: for late sites, or to start again if a map proves stale."""
-        return self.late or any(m is not None and m.gaps for of in self.maps for ms in of.values() for m in ms)
+    def gaps(self) -> bool:
+        """Whether some map has gaps, and so may prove stale."""
+        return any(m is not None and m.gaps for of in self.maps for ms in of.values() for m in ms)
 
     def expected(self, task: int) -> Counter[int]:
         """How many uses of each parameter a pass of the task will visit."""
@@ -173,8 +173,12 @@ def _lasts(graph: Graph, maps: Maps) -> bool:
 def _meets(graph: Graph, maps: Maps, i: int, row_map: RowMap) -> bool:
     """Whether the node moves its rows, or sums over them on the way to an input whose rows yet seem apart."""
     name, dim = stem(graph.nodes[i]), row_map.dim or 0
-    if name in ALONG:
-        return getattr(graph.nodes[i], "_saved_dim", dim) % max(len(graph.shape((i, 0))), 1) == dim
+    if name.startswith(SPATIAL):
+        return dim != 0
+    moved = dimension(graph.nodes[i])
+    if name in ALONG or (moved is not None and name not in VIEWS):
+        ndim = max(len(graph.shape(e)) for e in (*graph.next[i], (i, 0)) if e is not None)
+        return moved is None or moved % ndim == dim
     carried = _ATTENTION if name.startswith("ScaledDotProduct") else _PRODUCTS.get(name)
     for slot, edge in enumerate(graph.next[i]):
         child = maps[edge[0]][edge[1]] if edge is not None and edge[0] in maps else None

@@ -45,17 +45,27 @@ class Shared:
 class Block:
     """The rows of one task of one call.
 
-    uses: parameter index -> the rows' gradients, for all of the forward's samples. kept: indices of those samples
-    that are rows. outside: kind -> gradients of the summed row losses by the parameters outside.
+    uses: parameter index -> the rows' gradients. outside: kind -> gradients of the summed row losses by the parameters
+    outside. versions: of the parameters and of all that the uses hold, when the rows were taken.
     """
 
     roles: Roles
-    count: int
-    kept: Tensor | None
     uses: dict[int, Use]
     outside: dict[int, dict[Tensor, Tensor]]
-    versions: tuple[int, ...]
+    versions: tuple[tuple[int, ...], tuple[int, ...]]
     spent: bool = field(default=False)
+
+    @staticmethod
+    def of(roles: Roles, uses: dict[int, Use], outside: dict[int, dict[Tensor, Tensor]], shared: Shared) -> Block:
+        """A block of rows taken now."""
+        return Block(roles, uses, outside, (shared.versions(), _versions(uses)))
+
+    def __len__(self) -> int:
+        return len(self.roles)
+
+
+def _versions(uses: dict[int, Use]) -> tuple[int, ...]:
+    return tuple(t._version for use in uses.values() for t in use.tensors)
 
 
 @dataclass(frozen=True)
@@ -115,12 +125,9 @@ class Rows:
         """
         self._check_open()
         groups = self._shared.groups(per)
-        total = sum(block.count for block in self._blocks)
-        gram = self.roles.loss.new_zeros(len(groups), total, total)
+        gram = self.roles.loss.new_zeros(len(groups), len(self), len(self))
         for g, group in enumerate(groups):
             self._add_grams(gram[g], group)
-        kept = self._kept()
-        gram = gram if kept is None else gram[:, kept][:, :, kept]
         self._check_finite(gram)
         return gram[0] if per == "total" else gram
 
@@ -134,6 +141,7 @@ class Rows:
             {parameter: tensor of its shape}; parameters that no row reaches are left out.
 
         Raises:
+            TypeError: weights that are no tensor.
             ValueError: weights of the wrong shape.
             RuntimeError: the rows are used up.
         """
@@ -173,11 +181,13 @@ class Rows:
             weights = outside = method
         else:
             if method.needs_gram:
-                gram = self.gram({"global": "total"}.get(method.granularity, method.granularity))
+                granularity = getattr(method, "granularity", "global")
+                gram = self.gram("total" if granularity == "global" else granularity)
             weights, outside = method(gram, self.roles), method.outside(self.roles)
         found, others = self.combine(weights), self._outside(outside)
-        # Rows whose Gram is finite are finite, and so is what finite weights make of them: no need to read it again.
-        check_finite([weights, *others.values(), *(found.values() if gram is None else ())])
+        # Rows whose Gram is finite are finite, and so is what finite weights make of them, but for half precision.
+        unsure = (g for g in found.values() if gram is None or g.dtype.itemsize < 4)
+        check_finite([weights, *others.values(), *unsure])
         for parameter, g in others.items():
             found[parameter] = found[parameter] + g if parameter in found else g
         accumulate(found)
@@ -192,8 +202,8 @@ class Rows:
         start = 0
         for block in self._blocks:
             if j in block.uses:
-                yield slice(start, start + block.count), block.uses[j]
-            start += block.count
+                yield slice(start, start + len(block)), block.uses[j]
+            start += len(block)
 
     def _add_grams(self, gram: Tensor, group: Sequence[int]) -> None:
         """Add the Gram of a group of parameters; those whose rows are small and explicit go together."""
@@ -219,19 +229,10 @@ class Rows:
         at = torch.cat([torch.arange(*span, device=gram.device) for span in where])
         gram[at[:, None], at] += part
 
-    def _kept(self) -> Tensor | None:
-        """Indices of the rows among all samples of all blocks; None where every sample is a row."""
-        if all(block.kept is None for block in self._blocks):
-            return None
-        parts, start = [], 0
-        for block in self._blocks:
-            every = torch.arange(block.count, device=self.roles.loss.device)
-            parts.append(start + (every if block.kept is None else block.kept))
-            start += block.count
-        return torch.cat(parts)
-
     def _spread(self, w: Tensor) -> list[Tensor]:
-        """Weights for every parameter, over all samples of all blocks (0 where a sample is no row)."""
+        """Weights `[R]` for every parameter."""
+        if not isinstance(w, Tensor):
+            raise TypeError(f"weights: found {type(w).__name__}, expected a tensor [{len(self)}], one weight per row.")
         shapes = {per: len(self._shared.groups(per)) for per in ("layer", "tensor")}
         if w.shape[-1:] != (len(self),) or w.dim() > 2 or (w.dim() == 2 and len(w) not in shapes.values()):
             raise ValueError(
@@ -239,10 +240,6 @@ class Rows:
                 f"[{shapes['layer']}, {len(self)}] per layer, [{shapes['tensor']}, {len(self)}] per tensor."
             )
         w = w.detach().to(self.roles.loss)
-        kept = self._kept()
-        if kept is not None:
-            full = w.new_zeros(*w.shape[:-1], sum(block.count for block in self._blocks))
-            w = full.index_copy(-1, kept, w)
         if w.dim() == 1:
             return [w] * len(self._shared.names)
         groups = self._shared.groups("layer" if len(w) == shapes["layer"] else "tensor")
@@ -252,7 +249,7 @@ class Rows:
     def _outside(self, w: Tensor) -> dict[Tensor, Tensor]:
         """`Σ w_group · gradient of the group's summed losses`, over the groups (kind, task) of every block."""
         found: dict[Tensor, Tensor] = {}
-        start = 0
+        start, w = 0, w.detach()
         for block in self._blocks:
             mine = w[..., start : start + len(block.roles)]
             start += len(block.roles)
@@ -276,7 +273,13 @@ class Rows:
     def _check_open(self) -> None:
         if any(block.spent for block in self._blocks):
             raise RuntimeError("rows: backward was called before and used these rows up; call engine.rows again.")
-        if any(block.versions != self._shared.versions() for block in self._blocks):
+        now = self._shared.versions()
+        if any(block.versions[1] != _versions(block.uses) for block in self._blocks):
+            raise RuntimeError(
+                "rows: an activation or input that these rows are made of changed in place since they were taken (an "
+                "input buffer that is filled again?); use a fresh tensor per batch, or call backward first."
+            )
+        if any(block.versions[0] != now for block in self._blocks):
             raise RuntimeError(
                 "rows: parameters changed in place since these rows were taken (an optimizer step?), so their "
                 "gradients belong to another point; take the rows again, and step only after backward."
@@ -320,12 +323,13 @@ def check_method(method: object) -> None:
     Raises:
         TypeError: it is neither.
     """
-    surface = ("per", "granularity", "needs_gram", "outside", "__call__")
-    if isinstance(method, type) or not (isinstance(method, Tensor) or all(hasattr(method, name) for name in surface)):
+    lacking = [name for name in ("per", "needs_gram", "outside", "__call__") if not hasattr(method, name)]
+    if isinstance(method, type) or (lacking and not isinstance(method, Tensor)):
         what = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
         raise TypeError(
-            f"backward: found {what}, expected a method such as mtu.OrthoGrad(alpha=0.5), or weights [R]. A map from G "
-            "alone is used as rows.backward(weighting(rows.gram()))."
+            f"backward: found {what} without {lacking}, expected a method such as mtu.OrthoGrad(alpha=0.5) with per, "
+            "needs_gram, outside(roles) and __call__(G, roles), or weights [R]. A map from G alone is used as "
+            "rows.backward(weighting(rows.gram()))."
         )
 
 
@@ -336,7 +340,7 @@ def check_finite(tensors: Iterable[Tensor]) -> None:
         RuntimeError: something is.
     """
     # A sum is finite if all its terms are, but for terms near the end of the range; it costs one read.
-    sums = [t.sum().double() for t in tensors]
+    sums = [t.sum(dtype=torch.float32 if t.dtype.itemsize < 4 else None).double() for t in tensors]
     if sums and not bool(torch.isfinite(torch.stack(sums)).all()):
         raise RuntimeError(
             "backward: the update is not finite; .grad is untouched. Look for overflow in half precision, for a "
@@ -346,11 +350,17 @@ def check_finite(tensors: Iterable[Tensor]) -> None:
 
 def accumulate(gradients: dict[Tensor, Tensor]) -> None:
     """`.grad += gradient` for every parameter."""
+    owned: set[int] = set()
     for parameter, g in gradients.items():
         if parameter.grad is None:
-            parameter.grad = g.detach()
+            # Autograd may hand out one memory twice, or expanded: a gradient is its parameter's alone.
+            alone = g.is_contiguous() and g.untyped_storage().data_ptr() not in owned
+            parameter.grad = g.detach() if alone else g.detach().clone(memory_format=torch.contiguous_format)
+            owned.add(parameter.grad.untyped_storage().data_ptr())
+        elif parameter.grad.is_sparse:
+            parameter.grad = g.detach() + parameter.grad
         else:
-            parameter.grad.add_(g)
+            parameter.grad.add_(g.detach())
 
 
 def join_roles(parts: Sequence[Roles]) -> Roles:

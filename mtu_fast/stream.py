@@ -33,7 +33,7 @@ def stream(graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> Non
         plan: its plan; `local` and `late` are filled in by the first pass.
         task: which of the graph's losses.
         visit: what to do with a use.
-        keep: whether the graph outlives the pass; needed on the first pass and where `plan.keep`.
+        keep: whether the graph outlives the pass; needed on the first pass and where `outlives` says so.
 
     Raises:
         StaleMap: a gradient does not fit the plan's row maps.
@@ -69,6 +69,11 @@ def stream(graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> Non
     seeds += [_local_vjp(graph, i, slots, maps[i], grads) for i, (slots, grads) in local.items()]
     for parameter, rows in _push_rows(graph, seeds, len(graph.losses[task])).items():
         visit(parameter, Dense(tuple(rows.shape[1:]), rows))
+
+
+def outlives(graph: Graph, plan: Plan) -> bool:
+    """Whether the graph must outlive the pass: for late sites, or to start again if a map proves stale."""
+    return plan.late or plan.gaps or any(recomputes(graph.nodes[i]) for i in plan.sites)
 
 
 def notes(graph: Graph, plan: Plan) -> dict[int, list[str]]:
@@ -118,7 +123,7 @@ def _through_chain(graph: Graph, site: Site, use: Use) -> tuple[int, Use]:
     if site.chain is None or site.parameter is None:
         raise RuntimeError("a use was visited at a site without a direct way to its parameter")
     names = [graph.name(i) for i, _ in site.chain]
-    if isinstance(use, Outer) and names in (["TBackward0"], ["TransposeBackward0"]):
+    if isinstance(use, Outer) and len(use.shape) == 2 and names in (["TBackward0"], ["TransposeBackward0"]):
         return site.parameter, use.transposed()
     if site.chain:
         key = tuple((graph.name(i), k, integers(graph.nodes[i])) for i, k in site.chain)

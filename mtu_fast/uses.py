@@ -56,8 +56,21 @@ class Use(ABC):
 
     @property
     @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What this use keeps alive, each `[R, …]`."""
+
+    @abstractmethod
+    def with_tensors(self, *tensors: Tensor) -> Use:
+        """The same use with other tensors in the place of these."""
+
+    @property
     def held(self) -> int:
         """Bytes that this use keeps alive."""
+        return sum(t.numel() * t.element_size() for t in self.tensors)
+
+    def select(self, rows: Tensor) -> Use:
+        """The use of some rows only; rows int64 `[R']`."""
+        return self.with_tensors(*(t[rows] for t in self.tensors))
 
     @property
     @abstractmethod
@@ -78,11 +91,11 @@ class Use(ABC):
 
     def dense(self) -> Dense:
         """The same rows, materialised; the chain stays."""
-        return Dense(self.shape, self.matrix().view(-1, *self.shape), chain=self.chain)
+        return Dense(self.shape, self.matrix().view(self.count, *self.shape), chain=self.chain)
 
     def grounded(self) -> Dense:
         """The same rows, materialised in the space of the parameter itself."""
-        rows = self.matrix().view(-1, *self.shape)
+        rows = self.matrix().view(self.count, *self.shape)
         if self.chain != DIRECT:
             rows = torch.stack([self.chain.apply(row) for row in rows])
         return Dense(tuple(rows.shape[1:]), rows)
@@ -103,15 +116,19 @@ class Dense(Use):
         return self.rows.shape[0]
 
     @property
-    def held(self) -> int:
-        return self.rows.numel() * self.rows.element_size()
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.rows,)
+
+    def with_tensors(self, *tensors: Tensor) -> Dense:
+        rows, = tensors
+        return replace(self, rows=rows)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.rows.dtype
 
     def matrix(self) -> Tensor:
-        return self.rows.reshape(self.count, -1)
+        return self.rows.reshape(self.count, prod(self.shape))
 
     def weighted(self, w: Tensor) -> Tensor:
         return (w.to(self.dtype) @ self.matrix()).view(self.shape)
@@ -129,8 +146,12 @@ class Outer(Use):
         return self.left.shape[0]
 
     @property
-    def held(self) -> int:
-        return _bytes(self.left, self.right)
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.left, self.right)
+
+    def with_tensors(self, *tensors: Tensor) -> Outer:
+        left, right = tensors
+        return replace(self, left=left, right=right)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -165,8 +186,12 @@ class Conv(Use):
         return self.x.shape[0]
 
     @property
-    def held(self) -> int:
-        return _bytes(self.x, self.b)
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.x, self.b)
+
+    def with_tensors(self, *tensors: Tensor) -> Conv:
+        x, b = tensors
+        return replace(self, x=x, b=b)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -192,8 +217,12 @@ class Gather(Use):
         return self.index.shape[0]
 
     @property
-    def held(self) -> int:
-        return _bytes(self.index, self.values)
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.index, self.values)
+
+    def with_tensors(self, *tensors: Tensor) -> Gather:
+        index, values = tensors
+        return replace(self, index=index, values=values)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -258,7 +287,7 @@ def merge(uses: Sequence[Use]) -> Use:
             index, values = (torch.cat([getattr(u, side) for u in gathers], 1) for side in ("index", "values"))
             return Gather(first.shape, index, values, chain=first.chain)
         rows = torch.stack([u.matrix() for u in uses]).sum(0)
-        return Dense(first.shape, rows.view(-1, *first.shape), chain=first.chain)
+        return Dense(first.shape, rows.view(first.count, *first.shape), chain=first.chain)
     rows = torch.stack([u.grounded().rows for u in uses]).sum(0)
     return Dense(tuple(rows.shape[1:]), rows)
 
@@ -301,8 +330,4 @@ def _only(kind: type[U], uses: Sequence[Use]) -> list[U]:
     found = [u for u in uses if isinstance(u, kind)]
     walks = {getattr(u, "geometry", None) for u in found}
     return found if len(found) == len(uses) and len(walks) == 1 else []
-
-
-def _bytes(*tensors: Tensor) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
 

@@ -43,7 +43,7 @@ def batch_norm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: Ro
         if node._saved_training:
             mean, rstd = node._saved_result1, node._saved_result2
         else:
-            eps = getattr(node, "_saved_eps", None) or node._saved_epsilon
+            eps = node._saved_eps if hasattr(node, "_saved_eps") else node._saved_epsilon
             mean, rstd = node._saved_running_mean, (node._saved_running_var + eps).rsqrt()
         over = [1, -1] + [1] * (x.dim() - 2)
         b = b * ((x - mean.view(over)) * rstd.view(over))

@@ -9,7 +9,7 @@ reaches an element. Where several rows meet it does not, but for chance (weights
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class RowMap:
         inner: A where position i belongs to row `i // A % N` (sample-major: A = S, sample-minor: A = 1); 0 where the
             rows follow no such order.
         gaps: True where some positions had no gradient when the map was made.
+        ambiguous: True where another dimension would tell the rows apart as well, in this batch.
     """
 
     ids: Tensor
@@ -35,6 +36,7 @@ class RowMap:
     dim: int | None
     inner: int
     gaps: bool
+    ambiguous: bool = False
 
     @staticmethod
     def along(ids: Tensor, dim: int, count: int) -> RowMap:
@@ -55,13 +57,15 @@ class RowMap:
 
     @property
     def regular(self) -> bool:
-        """Whether the rows follow an order, and every row has a gradient somewhere."""
-        return self.inner > 0 and (not self.gaps or len(self.ids[self.ids >= 0].unique()) == self.count)
+        """Whether the rows follow one order, and every row has a gradient somewhere."""
+        if not self.inner or self.ambiguous:
+            return False
+        return not self.gaps or len(self.ids[self.ids >= 0].unique()) == self.count
 
     def agrees(self, b: Tensor, weighted: Tensor, weights: Tensor) -> bool:
         """Whether the gradient under other row weights `[N]` is what this map says, to rounding."""
         said = torch.where(self._broadcast(b.dim()) < 0, 0, b) * self._weights(weights.to(b.dtype), b.dim())
-        slack = _slack(b.dtype)
+        slack = min(256 * torch.finfo(b.dtype).eps, 2.0**-4)  # these weights do round
         size = b.abs() if self.dim is None else _lines(b, self.dim).abs().amax(1).view(self._broadcast(b.dim()).shape)
         return bool((((weighted - said).abs() <= slack * size) | ~torch.isfinite(size)).all())
 
@@ -125,10 +129,14 @@ def infer(b: Tensor, scaled: Sequence[Tensor], base: int, count: int) -> RowMap 
         base: the base of the digits.
         count: the number of rows N.
     """
+    found = []
     for dim in range(b.dim()):
         ids = _ids(_lines(b, dim), [_lines(s, dim) for s in scaled], base, count)
         if ids is not None:
-            return RowMap.along(ids, dim, count)
+            found.append(RowMap.along(ids, dim, count))
+    if found:
+        first = next((m for m in found if m.inner), found[0])
+        return replace(first, ambiguous=len(found) > 1 and count > 1)
     ids = _ids(b.reshape(-1, 1), [s.reshape(-1, 1) for s in scaled], base, count)
     return None if ids is None else RowMap.elementwise(ids.view(b.shape).clamp(min=NO_ROW), count)
 
@@ -139,8 +147,8 @@ def uneven_weights(loss: Tensor) -> Tensor:
 
 
 def _slack(dtype: torch.dtype) -> float:
-    """What two passes may differ by, relative to a line of the gradient: sums whose order differs, rounding."""
-    return min(256 * torch.finfo(dtype).eps, 2.0**-4)
+    """What two exact passes may differ by, relative to a line of the gradient: sums taken in another order."""
+    return 64 * torch.finfo(dtype).eps if dtype.itemsize > 2 else 0.0
 
 
 def _lines(t: Tensor, dim: int) -> Tensor:
