@@ -16,7 +16,7 @@ from mtu_fast.ops.gram import row_gram
 from mtu_fast.ops.gram_schmidt import effective_rank
 from mtu_fast.uses import Dense, Use
 
-GRANULARITIES = ("total", "layer", "tensor")
+PER = ("total", "layer", "tensor")
 SMALL = 1 << 14  # parameters of a tensor: below, calls cost more than the work, and tensors are taken together
 
 
@@ -33,8 +33,8 @@ class Shared:
 
     def groups(self, per: str) -> list[list[int]]:
         """Indices of the parameters of each block: all, those of one module, or one."""
-        if per not in GRANULARITIES:
-            raise ValueError(f"gram: per is {per!r}, expected one of {', '.join(map(repr, GRANULARITIES))}.")
+        if per not in PER:
+            raise ValueError(f"gram: per is {per!r}, expected one of {', '.join(map(repr, PER))}.")
         if per == "total":
             return [list(range(len(self.names)))]
         keys = [name if per == "tensor" else name.rpartition(".")[0] for name in self.names]

@@ -13,7 +13,6 @@ from mtu_fast.ops.gram_schmidt import TOLERANCE
 
 RETAIN, FORGET, SUBSPACE = 0, 1, 2
 
-PER = ("sample", "task")
 GRANULARITY = ("global", "layer", "tensor")
 
 
