@@ -22,7 +22,7 @@ from mtu_fast.stream import StaleMap, notes, outlives, stream
 from mtu_fast.uses import Dense, Use, aligned, merge
 
 KNOWN = 64  # graph signatures remembered; each holds index vectors only
-DISCOVERY = 1 << 30  # bytes of gradients that one discovery pass may hold
+DISCOVERY = 1 << 28  # bytes of gradients that each pass of a discovery may hold; it has three or four at a time
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,8 @@ class RowMap:
             x = x.unflatten(0, (-1, self.count, self.inner)).transpose(0, 1)
             return x.squeeze(1) if x.shape[1] == 1 else x.flatten(1, 2)
         where = self._positions()
-        padded = x[where.clamp(min=0)]
-        return padded * (where >= 0).view(*where.shape, *[1] * (x.dim() - 1))
+        inside = (where >= 0).view(*where.shape, *[1] * (x.dim() - 1))
+        return torch.where(inside, x[where.clamp(min=0)], 0)
 
     def _positions(self) -> Tensor:
         """Positions of each row, `[N, S]`, -1 where a row has fewer than S."""
