@@ -343,8 +343,9 @@ def check_finite(tensors: Iterable[Tensor]) -> None:
     sums = [t.sum(dtype=torch.float32 if t.dtype.itemsize < 4 else None).double() for t in tensors]
     if sums and not bool(torch.isfinite(torch.stack(sums)).all()):
         raise RuntimeError(
-            "backward: the update is not finite; .grad is untouched. Look for overflow in half precision, for a "
-            "gradient that is not finite though its loss is, or for weights that are not finite."
+            "backward: the update is not finite; .grad is untouched. Look for overflow in half precision, for weights "
+            "that are not finite, or for a gradient that is not finite though its loss is; the last spoils whole-batch "
+            "backwards even where `present` leaves the sample out (0 times infinity), so guard it in the loss."
         )
 
 

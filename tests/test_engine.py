@@ -186,6 +186,48 @@ def test_projections_of_micro_batches_do_not_add_up() -> None:
     assert relative_error(grad_vector(params) / 2, whole) > 1e-2
 
 
+def test_gradients_own_their_memory() -> None:
+    """Autograd hands the gradient of a + b to both, as one tensor, and that of a sum expanded."""
+    model = nn.ParameterList([torch.ones(3), torch.ones(3)])
+    engine, x = mtu.Engine(model), torch.randn(4, 3)
+    for times in (1, 2):
+        engine.backward((x * (model[0] + model[1])).sum(1), mtu.Mean())
+        for p in model:
+            assert relative_error(p.grad, times * x.mean(0)) <= 1e-6
+    assert model[0].grad.untyped_storage().data_ptr() != model[1].grad.untyped_storage().data_ptr()
+
+
+def test_a_gradient_of_a_sum_is_contiguous() -> None:
+    model = nn.ParameterList([torch.ones(3)])
+    mtu.Engine(model).backward(model[0].sum()[None], mtu.Mean())
+    assert model[0].grad.is_contiguous()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)  # writes in place
+    assert float(model[0].grad.norm()) == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(), mtu.PCGrad(), mtu.Mean()])
+def test_a_sparse_gradient_is_accumulated_into(method: mtu.Method) -> None:
+    model = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Linear(3, 1)).double()
+    engine, params, index = mtu.Engine(model), trained(model), torch.tensor([0, 2, 2, 4])
+    engine.backward(model(index).squeeze(1), method)
+    update = grad_vector(params)
+    clear(params)
+    model(index).sum().backward()
+    assert model[0].weight.grad.is_sparse
+    before = grad_vector(params)
+    engine.backward(model(index).squeeze(1), method)
+    assert relative_error(grad_vector(params), before + update) <= 1e-12
+
+
+def test_weights_that_require_grad() -> None:
+    """They may come out of a computation that is differentiated; `.grad` is data, of the heads too."""
+    model, forward, params, _ = build(tasks=1)
+    engine = mtu.Engine(model, params=model.backbone.parameters())
+    for _step in range(2):  # the first makes `.grad`, the second adds to it
+        engine.rows(forward()).backward(torch.ones(N, requires_grad=True) * 2)
+        assert not any(p.grad.requires_grad for p in params)
+
+
 # ---- two loaders ----------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +307,42 @@ def test_a_task_without_any_label() -> None:
     assert_rows(rows, J, params, 1e-12)
     means = engine.rows(forward(), present={"b": nobody}, per="task")
     assert [means.roles.tasks[t] for t in means.roles.task] == ["a", "c"]
+
+
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_an_absent_sample_whose_gradient_is_undefined(earlier: int) -> None:
+    """The square root of zero: its loss is finite, its gradient is not, and nobody asks for it."""
+    _, forward, params, engine = build(tasks=1)
+    keep = torch.tensor([True, False, True, True, True, True])
+
+    def roots(at_zero: bool) -> Tensor:
+        loss = forward()["a"]
+        return (loss - loss.detach() * ~keep if at_zero else loss).sqrt()
+
+    for _call in range(earlier):
+        engine.rows({"a": roots(False)})
+    J = truth_of({"a": roots(False)[keep]}, params)
+    rows = engine.rows({"a": roots(True)}, forget=MASK, present={"a": keep})
+    assert_rows(rows, J, params, 1e-12)
+    rows.backward(mtu.OrthoGrad(alpha=0.3))
+    found = grad_vector(params)
+    clear(params)
+    engine.backward(roots(False)[keep], mtu.OrthoGrad(alpha=0.3), forget=MASK[keep])
+    assert relative_error(found, grad_vector(params)) <= 1e-9
+
+
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(0.3), mtu.PCGrad(), mtu.GradDiff(0.3), mtu.Mean()])
+def test_a_task_without_any_label_counts_for_nothing(method: mtu.Method) -> None:
+    model, forward, params, _ = build()
+    engine = mtu.Engine(model, params=model.backbone.parameters())
+    nobody = torch.zeros(N, dtype=torch.bool)
+    update = engine.backward(forward(), method, forget=MASK, present={"b": nobody})
+    assert {update.roles.tasks[t] for t in update.roles.task} == {"a", "c"}
+    found = grad_vector(params)
+    clear(params)
+    losses = forward()
+    engine.backward({"a": losses["a"], "c": losses["c"]}, method, forget=MASK)
+    assert relative_error(found, grad_vector(params)) <= 1e-9
 
 
 # ---- what the update does -------------------------------------------------------------------------------------------
@@ -377,6 +455,21 @@ def test_a_budget_is_not_overdrawn() -> None:
         engine.rows(layers(x).square().sum(1))
         kept.append(sorted(line.kept for line in engine.explain().lines))
     assert kept == [["factors", "factors"], ["factors", "rows"], ["rows", "rows"]]
+
+
+def test_a_budget_is_one_for_all_tasks() -> None:
+    layer = nn.Linear(30, 30, bias=False).double()
+    x = torch.randn(4, 2, 30, dtype=torch.float64)
+    one = 4 * 30 * 30 * 8  # the rows of one task
+    held = []
+    for budget in (0, one, 3 * one):
+        engine = mtu.Engine(layer, memory_budget=budget)
+        h = layer(x)
+        engine.rows({task: h.pow(k).sum((1, 2)) for k, task in enumerate("abc", start=2)})
+        (line,) = engine.explain().lines
+        held.append(line.bytes)
+    factors = 4 * 2 * (30 + 30) * 8
+    assert held == [3 * factors, 2 * factors + one, 3 * one]
 
 
 def test_the_smaller_is_kept() -> None:

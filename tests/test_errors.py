@@ -571,3 +571,116 @@ def test_overflow_in_half_precision_is_an_error(earlier: int, method: mtu.Method
         with pytest.raises(RuntimeError, match="not finite"):
             engine.backward(loss, method)
         assert same_grads(before, list(model.parameters()))
+
+
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(1.0), mtu.GradDiff(1.0), mtu.PCGrad(), mtu.Mean()])
+def test_a_sum_over_tasks_beyond_half_precision(method: mtu.Method) -> None:
+    """Three gradients of 30000 each are finite in float16; their sum is not."""
+    model = nn.ParameterList([torch.ones(3, dtype=torch.float16)])
+    model[0].grad = torch.full((3,), 7.0, dtype=torch.float16)
+    params = trained(model)
+    before, x = grads(params), torch.full((1, 3), 3e4, dtype=torch.float16)
+    with pytest.raises(RuntimeError, match=r"not finite; \.grad is untouched"):
+        mtu.Engine(model).backward(dict.fromkeys("abc", (x * model[0])[:, 0]), method)
+    assert same_grads(before, params)
+
+
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(1.0), mtu.GradDiff(1.0), mtu.PCGrad(), mtu.Mean()])
+def test_no_false_alarm_in_half_precision(method: mtu.Method) -> None:
+    """80000 gradients of one: finite each, though their float16 sum is not."""
+    model = nn.Linear(200, 400).half()
+    loss = model(torch.ones(2, 200).half()).float().sum(1)
+    mtu.Engine(model).backward(loss, method)
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
+
+
+def gram_of(rows: mtu.Rows) -> Any:
+    return rows.gram()
+
+
+USES: dict[str, Callable[[mtu.Rows], Any]] = {
+    "gram": gram_of,
+    "combine": lambda rows: rows.combine(torch.ones(len(rows))),
+    "backward": lambda rows: rows.backward(mtu.OrthoGrad()),
+    "cat": lambda rows: mtu.cat(rows),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("kind", ["linear", "embedding"])
+def test_an_input_buffer_that_is_filled_again(kind: str, use: str) -> None:
+    """Rows hold the input they were made from, not a copy."""
+    layer: nn.Module = nn.Linear(40, 50) if kind == "linear" else nn.Embedding(9, 40)
+    buffer = torch.randn(N, 40) if kind == "linear" else torch.arange(8).view(N, 2)
+    engine, params = mtu.Engine(layer), trained(layer)
+    rows = engine.rows(layer(buffer).square().flatten(1).sum(1))
+    for p in params:
+        p.grad = torch.randn_like(p)
+    before = grads(params)
+    buffer.copy_(buffer.flip(0))
+    with pytest.raises(RuntimeError, match=r"activation or input .* changed in place.*fresh tensor per batch"):
+        USES[use](rows)
+    assert same_grads(before, params)
+
+
+def test_a_hook_that_changes_a_gradient() -> None:
+    """What the hook makes of each row is not known; the control pass sees it."""
+    layer = nn.Linear(3, 1)
+    layer.weight.register_hook(lambda g: 0.5 * g)
+    with pytest.raises(RuntimeError, match=r"rows of weight \(1, 3\) do not add up.*[Aa] hook on the parameter"):
+        mtu.Engine(layer).rows(layer(torch.randn(2, 3)).squeeze(1))
+
+
+class Equal:
+    """All rows weigh the same: the least that a method must have."""
+
+    per, needs_gram = "sample", True
+
+    def __call__(self, G: Tensor, roles: mtu.Roles) -> Tensor:
+        return torch.ones_like(roles.loss)
+
+    def outside(self, roles: mtu.Roles) -> Tensor:
+        return torch.ones_like(roles.loss)
+
+
+class NothingOutside:
+    per, needs_gram = "sample", True
+
+    def __call__(self, G: Tensor, roles: mtu.Roles) -> Tensor:
+        return torch.ones_like(roles.loss)
+
+
+def test_a_method_of_ones_own(bench: Bench) -> None:
+    method: Any = Equal()
+    params = trained(bench.model)
+    losses = bench.losses()
+    plain = torch.autograd.grad(sum(loss.sum() for loss in losses.values()), params, retain_graph=True)
+    before = [p.grad.clone() for p in params]
+    bench.engine.backward(losses, method)
+    for p, g, old in zip(params, plain, before, strict=True):
+        assert torch.allclose(p.grad - old, g, rtol=1e-9, atol=1e-12)
+
+
+def test_a_method_that_lacks_something(bench: Bench) -> None:
+    method: Any = NothingOutside()
+    refused(bench, TypeError, r"found NothingOutside without \['outside'\]", lambda l: bench.engine.backward(l, method))
+    rows = bench.engine.rows(bench.losses())
+    with bench.untouched():
+        with pytest.raises(TypeError, match=r"found NothingOutside without \['outside'\]"):
+            rows.backward(method)
+        rows._blocks.clear()
+
+
+def test_weights_that_are_no_tensor(bench: Bench) -> None:
+    weights: Any = [1.0, 2.0]
+    rows = bench.engine.rows(bench.losses())
+    with pytest.raises(TypeError, match=r"weights: found list, expected a tensor \[8\]"):
+        rows.combine(weights)
+
+
+@pytest.mark.parametrize(
+    ("budget", "error"), [(-5, ValueError), ("1G", TypeError), (1e9, TypeError), (True, TypeError)]
+)
+def test_a_memory_budget_that_is_none(budget: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"memory_budget: found .*, expected"):
+        mtu.Engine(nn.Linear(2, 2), memory_budget=budget)

@@ -371,3 +371,98 @@ def test_a_signature_tells_graphs_apart() -> None:
     assert again != key(twin(by_name("mlp"), model, 2, N - 1)())
     assert again != key({"a": forward()["a"]})
     assert again != key({name: 2 * loss for name, loss in forward().items()})
+
+
+SCALES = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("way", ["gather", "mask"])
+@pytest.mark.parametrize("first", [[2, 4, 6, 8], [1, 2, 3, 4]])
+def test_sequence_first_tokens_that_tell_the_rows_apart(way: str, first: list[int]) -> None:
+    """One position a row is read at first, so positions explain the rows as samples do; that must not last."""
+    net = nn.LayerNorm(3).double()
+
+    def losses() -> Iterator[Tensor]:
+        for lengths in (first, first[::-1], first[2:] + first[:2]):
+            last = torch.tensor(lengths)[None] - 1
+            h = (torch.tanh(net(double(first[-1], N, 3))) * SCALES).sum(-1)
+            read = F.one_hot(last[0], first[-1]).double().T
+            yield (h.gather(0, last)[0] if way == "gather" else (h * read).sum(0)).square()
+
+    steps(net, losses(), by_rule=False)
+
+
+def identity_then_moved(net: nn.Module, way: str) -> Iterator[Tensor]:
+    """Samples stay where they are in the first batch only."""
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        if way == "gather":
+            h = net(double(2, 3, 3)).gather(-2, torch.tensor(order)[None, :, None].expand(2, 3, 3)).sum(0)
+        elif way == "addbmm":
+            h = torch.addbmm(
+                torch.zeros_like(double(3, 3)), torch.eye(3).double()[order][None], net(double(3, 3))[None]
+            )
+        else:
+            kernel = torch.eye(3).double()[(order[0] + 1) % 3].view(1, 1, 3)
+            h = F.conv1d(net(double(3, 3)).T[:, None], kernel, padding=1)[:, 0].T
+        yield (torch.tanh(h) * SCALES).sum(1)
+
+
+@pytest.mark.parametrize("way", ["gather", "addbmm", "convolution"])
+def test_samples_that_move_by_data(way: str) -> None:
+    """Along a negative dimension, by a matrix of products, by a kernel over the samples."""
+    net = nn.LayerNorm(3).double()
+    steps(net, identity_then_moved(net, way), by_rule=False)
+
+
+def test_a_maximum_over_features_keeps_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves elements as the data say, but along another dimension than the samples'."""
+    net, found = nn.Linear(3, 6).double(), discoveries(monkeypatch)
+    for dim in (2, -1):
+        engine = steps(net, (net(double(N, S, 3)).max(dim).values.sum(1) for _ in range(3)))
+        assert all(known.plan is not None for known in engine._known.values())
+    assert len(found) == 2
+
+
+def test_tasks_that_change_places() -> None:
+    """One graph, its two ends given in either order: which loss is which belongs to the signature."""
+    net = nn.Linear(3, 1).double()
+    net.register_parameter("w", nn.Parameter(double(())))
+    engine, params = mtu.Engine(net), trained(net)
+    for swapped in (False, True, False):
+        one = torch.tanh(net(double(N, 3)).squeeze(1))
+        two = one * net.w
+        losses = {"a": two, "b": one} if swapped else {"a": one, "b": two}
+        J = truth_of(losses, params)
+        assert_rows(engine.rows(losses), J, params, 1e-12)
+
+
+def test_a_weak_coupling_in_low_precision() -> None:
+    """Three hundredths of the other sample are more than bfloat16 rounds away: the rows mix."""
+    torch.manual_seed(0)
+    net = nn.Linear(3, 3).bfloat16()
+    params, engine = trained(net), mtu.Engine(net)
+    h = net(torch.randn(2, 3).bfloat16())
+    loss = ((h + 0.03 * h.flip(0)) * SCALES.bfloat16()).sum(1)
+    J = truth_of({"a": loss}, params)
+    rows = engine.rows(loss)
+    assert all(line.slow for line in engine.explain().lines)
+    assert_rows(rows, J, params, 2 * torch.finfo(torch.bfloat16).eps)
+
+
+@pytest.mark.parametrize("way", ["checkpoint", "offload"])
+@pytest.mark.parametrize("first", [False, True])
+def test_saved_tensors_that_are_packed_in_some_steps(way: str, first: bool) -> None:
+    """The graph is the same; only reading what it saved runs code, and may need the whole graph."""
+    from torch.utils.checkpoint import checkpoint
+
+    net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+
+    def forward(x: Tensor, packed: bool) -> Tensor:
+        if packed and way == "checkpoint":
+            return checkpoint(net, x, use_reentrant=False)
+        if packed:
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().numpy(), torch.from_numpy):
+                return net(x)
+        return net(x)
+
+    steps(net, (forward(double(N, 3), packed).square().sum(1) for packed in (first, not first, first)))

@@ -102,6 +102,15 @@ def test_cat_keeps_absent_samples_out() -> None:
     assert_rows(mtu.cat(a, b), J, params, 1e-12)
 
 
+def test_absent_rows_are_not_held() -> None:
+    """What is kept of a call is of the samples that have a label."""
+    _, forward, _, engine = build()
+    rows = engine.rows(forward(), present={"a": MASK, "b": ~MASK})
+    assert [use.count for block in rows._blocks for use in block.uses.values()] == [2] * sum(
+        len(block.uses) for block in rows._blocks
+    )
+
+
 def test_rows_of_samples_and_means_meet() -> None:
     """The mean of a retain loader beside single forget samples."""
     model, forward, params, engine = build()

@@ -68,6 +68,20 @@ def test_what_a_use_holds(kind: str) -> None:
     assert use.held == sum(t.numel() * t.element_size() for t in tensors)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_rows_of_a_use(kind: str) -> None:
+    """A row that is left out leaves nothing behind, be it finite or not."""
+    use, chosen = make(kind), torch.tensor([3, 1])
+    J = rows_of(use)[chosen]
+    broken = [t.clone() if t.dtype == torch.int64 else t.clone().index_fill(0, torch.tensor([0]), torch.nan)
+              for t in use.tensors]  # fmt: skip
+    some = use.with_tensors(*broken).select(chosen)
+    assert some.count == 2 and type(some) is type(use)
+    assert relative_error(some.matrix(), J) <= CLOSE
+    assert relative_error(uses.gram([some]), J @ J.T) <= CLOSE
+    assert relative_error(some.combine(random_weights(2)).flatten(), random_weights(2) @ J) <= CLOSE
+
+
 @pytest.mark.parametrize("second", KINDS)
 @pytest.mark.parametrize("first", KINDS)
 def test_any_two_uses_meet(first: str, second: str) -> None:

@@ -79,6 +79,11 @@ SERVED: list[tuple[str, Callable[[], Small], Callable[[], Tensor]]] = [
     ("Mm", lambda: Small(lambda m, x: (m.w @ x.T).T, w=double(4, 3)), lambda: double(N, 3)),
     ("Bmm", lambda: Small(lambda m, x: torch.bmm(x.permute(1, 0, 2), m.w).transpose(0, 1), w=double(S, 3, 4)), tokens),
     ("Bmm", lambda: Small(lambda m, x: torch.bmm(m.w, x.permute(1, 2, 0)).permute(2, 0, 1), w=double(S, 4, 3)), tokens),
+    (
+        "Bmm",
+        lambda: Small(lambda m, x: torch.bmm(x[None], m.w.transpose(0, 1))[0], w=double(3, 1, 4)),
+        lambda: double(N, 3),
+    ),
     ("Bmm", lambda: Small(lambda m, x: torch.einsum("nsi,hio->nhso", x, m.w), w=double(2, 3, 4)), tokens),
     (
         "Convolution",
@@ -112,6 +117,7 @@ SERVED: list[tuple[str, Callable[[], Small], Callable[[], Tensor]]] = [
     ("Mul", lambda: norm(nn.RMSNorm(3)), tokens),  # on this device a composite
     ("NativeGroupNorm", lambda: norm(nn.GroupNorm(2, 4)), images),
     ("NativeBatchNorm", lambda: norm(settled(nn.BatchNorm2d(4))), images),
+    ("NativeBatchNorm", lambda: norm(settled(nn.BatchNorm2d(4, eps=0.0))), images),
     ("Add", lambda: Small(lambda m, x: torch.add(x, m.p, alpha=0.3), p=double(S, 3)), tokens),
     ("Add", lambda: Small(lambda m, x: torch.add(m.p, x, alpha=0.3), p=double(1, S, 1)), tokens),
     ("Sub", lambda: Small(lambda m, x: torch.sub(x, m.p, alpha=0.3), p=double(3)), tokens),
