@@ -16,8 +16,8 @@ from mtu_fast.graph import Graph
 from mtu_fast.methods import FORGET, RETAIN, Method, Roles
 from mtu_fast.nodes import densified
 from mtu_fast.plan import Plan, discover
+from mtu_fast.rowmap import uneven_weights
 from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, check_finite, check_method, join_roles
-from mtu_fast.rules import uneven_weights
 from mtu_fast.stream import StaleMap, notes, outlives, stream
 from mtu_fast.uses import Dense, Use, aligned, merge
 

@@ -16,7 +16,7 @@ import torch
 
 from mtu_fast.graph import Edge, Graph
 from mtu_fast.nodes import ALONG, ISOMETRIES, SPATIAL, VIEWS, dimension, outputs, stem
-from mtu_fast.rules import RowMap, digits, infer, uneven_weights
+from mtu_fast.rowmap import RowMap, digits, infer, uneven_weights
 
 Maps = dict[int, tuple[RowMap | None, ...]]  # node -> row map of each of its outputs
 

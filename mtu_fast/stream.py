@@ -11,7 +11,8 @@ from torch import Tensor
 from mtu_fast.graph import Edge, Graph
 from mtu_fast.nodes import Grads, integers, outputs, recomputes
 from mtu_fast.plan import Plan, Site
-from mtu_fast.rules import RULES, RowMap
+from mtu_fast.rowmap import RowMap
+from mtu_fast.rules import RULES
 from mtu_fast.uses import Chain, Dense, Outer, Use
 
 Visit = Callable[[int, Use], None]

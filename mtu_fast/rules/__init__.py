@@ -4,9 +4,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from mtu_fast.rules.base import RULES
-from mtu_fast.rules.rowmap import RowMap, digits, infer, uneven_weights
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["RULES", "RowMap", "digits", "infer", "uneven_weights"]
+__all__ = ["RULES"]

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from mtu_fast.ops.gram import working_dtype
-from mtu_fast.rules.rowmap import RowMap
+from mtu_fast.rowmap import RowMap
 from mtu_fast.uses import Dense, Use
 
 Rule = Callable[[Any, int, tuple[int, ...], Tensor, RowMap], Use | None]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mtu_fast.ops.gram import working_dtype
-from mtu_fast.rules.base import RowMap, rule, summed
+from mtu_fast.rowmap import RowMap
+from mtu_fast.rules.base import rule, summed
 from mtu_fast.uses import Dense, Outer, Use
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mtu_fast.rules.base import RowMap, rule, summed
+from mtu_fast.rowmap import RowMap
+from mtu_fast.rules.base import rule, summed
 from mtu_fast.uses import Use
 
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mtu_fast as mtu
-from mtu_fast.rules import RULES, RowMap
+from mtu_fast.rowmap import RowMap
+from mtu_fast.rules import RULES
 from mtu_fast.rules.base import rule
 from mtu_fast.uses import Dense
 from tests.helpers.checks import assert_rows, trained, truth_of

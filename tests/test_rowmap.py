@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast.rules import RowMap, digits, infer
+from mtu_fast.rowmap import RowMap, digits, infer
 
 CPU = torch.device("cpu")
 
