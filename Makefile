@@ -52,7 +52,8 @@ $(BIN)/python:
 
 $(VENV)/.torch: | $(BIN)/python
 	@index=""; \
-	if ! $(BIN)/pip config list | grep -Eq 'index-url|find-links|no-index' && ! command -v nvidia-smi >/dev/null; \
+	settings="$$($(BIN)/pip config list)"; \
+	if ! grep -Eq 'index-url|find-links|no-index' <<< "$$settings" && ! command -v nvidia-smi >/dev/null; \
 	then index="--extra-index-url $(CPU_INDEX)"; fi; \
 	set -x; $(BIN)/python -m pip install --quiet "$(TORCH)" 'setuptools>=77' wheel ninja $$index
 	@touch $@

@@ -110,7 +110,10 @@ def _mask(name: str, mask: object, loss: Tensor) -> Tensor:
         return torch.full((len(loss),), mask, device=loss.device)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"{name}: found {found}, expected a boolean tensor [{len(loss)}]; convert indices by a mask.")
+        raise TypeError(
+            f"{name}: found {found}, expected a boolean tensor [{len(loss)}]: mask.bool(), torch.as_tensor(list), "
+            "or convert indices by a mask."
+        )
     if mask.shape != loss.shape:
         raise ValueError(f"{name}: found shape {tuple(mask.shape)}, expected [{len(loss)}], one entry per sample.")
     return mask.to(loss.device)

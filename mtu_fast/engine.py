@@ -47,7 +47,7 @@ class Engine:
     module that holds them all.
 
     Raises:
-        TypeError: `memory_budget` is not a whole number.
+        TypeError: `params` are no tensors, or `memory_budget` is not a whole number.
         ValueError: no parameter requires grad, one of `params` is not the model's, or `memory_budget` is negative.
     """
 
@@ -55,6 +55,12 @@ class Engine:
         self, model: nn.Module, params: Iterable[Tensor] | None = None, *, memory_budget: int | None = None
     ) -> None:
         names = {id(p): name for name, p in model.named_parameters()}
+        params = None if params is None else [params] if isinstance(params, nn.Module | Tensor) else list(params)
+        for p in params or ():
+            if not isinstance(p, Tensor):
+                raise TypeError(
+                    f"params: found {type(p).__name__}, expected parameters; pass model.backbone.parameters()."
+                )
         chosen = [p for p in (model.parameters() if params is None else params) if p.requires_grad]
         chosen = list({id(p): p for p in chosen}.values())
         if not chosen:
@@ -209,7 +215,10 @@ class Engine:
         for block, w in zip(blocks, weights, strict=True):
             absent = torch.ones_like(w, dtype=torch.bool).index_fill(0, block.roles.sample, False)
             w.masked_fill_(absent, 0)
-        truth = torch.autograd.grad(graph.losses, parameters, weights, retain_graph=True, allow_unused=True)
+        live = [p for p in parameters if p.requires_grad]
+        grads = torch.autograd.grad(graph.losses, live, weights, retain_graph=True, allow_unused=True)
+        given = dict(zip(map(id, live), grads, strict=True))
+        truth = [given.get(id(p)) for p in parameters]
         norms = [densified(g).double().norm() for g in truth if g is not None]
         scale = torch.stack(norms).norm() if norms else torch.zeros(())
         slack = {torch.float64: 1e-8, torch.float32: 1e-3}.get(graph.dtype, 0.1)
@@ -258,14 +267,15 @@ class Engine:
         self, graph: Graph, loss: Tensor, weights: Tensor, inside: bool = True
     ) -> tuple[dict[int, Tensor], dict[Tensor, Tensor]]:
         """Gradients of the weighted loss by the shared parameters (by index) and by those outside."""
-        shared = list(self._shared.parameters) if inside else []
+        shared = dict(sorted((j, self._shared.parameters[j]) for j in graph.leaf.values())) if inside else {}
         outside = [p for p in graph.leaves if id(p) in self._outside]
-        if not shared and not outside:
+        wanted = [*shared.values(), *outside]
+        if not wanted:
             return {}, {}
-        grads = torch.autograd.grad([loss], [*shared, *outside], [weights], retain_graph=True, allow_unused=True)
+        grads = torch.autograd.grad([loss], wanted, [weights], retain_graph=True, allow_unused=True)
         found = [None if g is None else densified(g) for g in grads]
         return (
-            {j: g for j, g in enumerate(found[: len(shared)]) if g is not None},
+            {j: g for j, g in zip(shared, found, strict=False) if g is not None},
             {p: g for p, g in zip(outside, found[len(shared) :], strict=True) if g is not None},
         )
 
@@ -346,6 +356,7 @@ def _vjp(
 ) -> dict[Tensor, Tensor]:
     """Gradients of `Σ w · loss` over the kept samples, by parameter."""
     live = {task: loss for task, loss in losses.items() if loss.numel()}
+    parameters = [p for p in parameters if p.requires_grad]
     if not live or not parameters:
         return {}
     pieces = w.split([len(kept[task]) for task in live])

@@ -68,7 +68,7 @@ def _versions(uses: dict[int, Use]) -> tuple[int, ...]:
     return tuple(t._version for use in uses.values() for t in use.tensors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Update:
     """What a `backward` did: w, and from what.
 
@@ -81,6 +81,10 @@ class Update:
     weights: Tensor
     roles: Roles
     gram: Tensor | None
+
+    def __repr__(self) -> str:
+        rank = "none needed" if self.rank is None else self.rank.tolist()
+        return f"Update({len(self.roles)} rows, rank of the retain rows: {rank})"
 
     @property
     def rank(self) -> Tensor | None:
@@ -159,11 +163,13 @@ class Rows:
         """The effective rank of all rows together: those above the dependence tolerance of their dtype; `[]` int64."""
         return effective_rank(self.gram(), dependence_tolerance(self.roles.dtype))
 
-    def backward(self, method: Method | Tensor) -> Update:
+    def backward(self, method: Method | Tensor, *, outside: Tensor | None = None) -> Update:
         """Add `Jᵀ w` to `.grad`, and the weighted losses' gradient to `.grad` of the parameters outside.
 
         Args:
-            method: a method, or weights `[R]` (then also those of the losses for the parameters outside).
+            method: a method, or weights `[R]`.
+            outside: weights `[R]` of the losses for the parameters outside, equal within each (kind, task); by default
+                the method's `outside(roles)`, or the weights themselves.
 
         Returns:
             The weights, the roles and the Gram matrix they were made from.
@@ -178,17 +184,17 @@ class Rows:
         check_method(method)
         gram = None
         if isinstance(method, Tensor):
-            weights = outside = method
+            weights, others = method, method
         else:
             if method.needs_gram:
                 granularity = getattr(method, "granularity", "global")
                 gram = self.gram("total" if granularity == "global" else granularity)
-            weights, outside = method(gram, self.roles), method.outside(self.roles)
-        found, others = self.combine(weights), self._outside(outside)
+            weights, others = method(gram, self.roles), method.outside(self.roles)
+        found, heads = self.combine(weights), self._outside(others if outside is None else outside)
         # Rows whose Gram is finite are finite, and so is what finite weights make of them, but for half precision.
         unsure = (g for g in found.values() if gram is None or g.dtype.itemsize < 4)
-        check_finite([weights, *others.values(), *unsure])
-        for parameter, g in others.items():
+        check_finite([weights, *heads.values(), *unsure])
+        for parameter, g in heads.items():
             found[parameter] = found[parameter] + g if parameter in found else g
         accumulate(found)
         for block in self._blocks:
@@ -262,8 +268,8 @@ class Rows:
                 if bool((group != group[0]).any()):
                     raise ValueError(
                         "weights differ between rows of one kind and task, but the engine has parameters outside "
-                        "`params`, whose gradients are known per kind and task only; pass a method with outside(), "
-                        "or include those parameters."
+                        "`params`, whose gradients are known per kind and task only; say what those get by "
+                        "backward(w, outside=weights [R]) or a method with outside(), or take rows with per='task'."
                     )
                 for parameter, g in gradients.items():
                     part = g * group[0].to(g.dtype)

@@ -577,3 +577,26 @@ def test_bfloat16_autocast(cache: bool) -> None:
         assert relative_error(found[p], truth[j]) <= 4 * eps
     update = rows.backward(mtu.OrthoGrad())
     assert torch.isfinite(update.weights).all()
+
+
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(), mtu.PCGrad(), mtu.GradDiff()])
+def test_a_parameter_frozen_after_the_engine_was_made(method: mtu.Method) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    engine = mtu.Engine(net)
+    net[0].weight.requires_grad_(False)
+    engine.backward(net(torch.randn(N, 3, dtype=torch.float64)).square().sum(1), method, forget=torch.arange(N) == 1)
+    assert net[0].weight.grad is None
+    assert all(p.grad is not None for p in (net[0].bias, net[2].weight, net[2].bias))
+
+
+def test_weights_of_the_losses_for_parameters_outside() -> None:
+    """Uneven weights inside, a mean outside: what each side gets is what autograd gives under its weights."""
+    body, head = nn.Linear(3, 4).double(), nn.Linear(4, 1).double()
+    net = nn.Sequential(body, nn.Tanh(), head)
+    loss = net(torch.randn(N, 3, dtype=torch.float64)).square().flatten(1).sum(1)
+    w, mean = torch.randn(N, dtype=torch.float64), torch.full((N,), 1 / N, dtype=torch.float64)
+    inside = torch.autograd.grad(loss, list(body.parameters()), w, retain_graph=True)
+    outside = torch.autograd.grad(loss, list(head.parameters()), mean, retain_graph=True)
+    mtu.Engine(net, body.parameters()).rows(loss).backward(w, outside=mean)
+    for p, g in zip(net.parameters(), (*inside, *outside), strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=1e-12, atol=1e-12)

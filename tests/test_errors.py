@@ -684,3 +684,9 @@ def test_weights_that_are_no_tensor(bench: Bench) -> None:
 def test_a_memory_budget_that_is_none(budget: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"memory_budget: found .*, expected"):
         mtu.Engine(nn.Linear(2, 2), memory_budget=budget)
+
+
+@pytest.mark.parametrize("wrong", [nn.Linear(3, 4), list(nn.Linear(3, 4).named_parameters())])
+def test_params_that_are_no_parameters(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"params: found (Linear|tuple), expected parameters; pass"):
+        mtu.Engine(nn.Linear(3, 4), params=wrong)

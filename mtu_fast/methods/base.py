@@ -62,9 +62,9 @@ class Method(Protocol):
     which is then None.
     """
 
-    per: str
-    granularity: str
-    needs_gram: bool
+    per: str = "sample"
+    granularity: str = "global"
+    needs_gram: bool = True
 
     def __call__(self, G: Any, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R] float64."""
