@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from mtu_fast.nodes import densified
 from mtu_fast.plan import Plan, discover
 from mtu_fast.rowmap import uneven_weights
 from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, check_finite, check_method, join_roles
-from mtu_fast.stream import StaleMap, notes, outlives, stream
-from mtu_fast.uses import Dense, Use, aligned, merge
+from mtu_fast.stream import Collector, StaleMap, notes, outlives, stream
+from mtu_fast.uses import Dense, Use
 
 KNOWN = 64  # graph signatures remembered; each holds index vectors only
 DISCOVERY = 1 << 28  # bytes of gradients that each pass of a discovery may hold; it has three or four at a time
@@ -194,7 +194,7 @@ class Engine:
         """One data-gradient pass a task; the uses of each parameter by the kept rows, per task."""
         found, budget = [], self._budget
         for task, rows in enumerate(kept):
-            collector = _Collector(plan.expected(task), rows, budget)
+            collector = Collector(plan.expected(task), rows, budget)
             last = task == len(kept) - 1
             stream(graph, plan, task, collector.visit, keep or not last)
             found.append(collector.finish())
@@ -318,37 +318,6 @@ class Engine:
         check_finite(found.values())
         accumulate(found)
         return Update(weights, roles, None)
-
-
-class _Collector:
-    """Gathers the uses of each parameter in one pass, and keeps the smaller of rows and factors once all are there.
-
-    Attributes:
-        budget: bytes that rows may still take beyond factors.
-    """
-
-    def __init__(self, expected: Counter[int], rows: Tensor | None, budget: int) -> None:
-        self.budget = budget
-        self._expected = expected
-        self._rows = rows
-        self._parts: dict[int, list[Use]] = {}
-
-    def visit(self, parameter: int, use: Use) -> None:
-        parts = self._parts.setdefault(parameter, [])
-        parts.append(use if self._rows is None else use.select(self._rows))
-        # A chain cannot be walked while a pass runs, so uses behind unequal chains wait for its end.
-        if len(parts) == self._expected[parameter] and aligned(parts):
-            self._parts[parameter] = [self._smaller(merge(parts))]
-
-    def finish(self) -> dict[int, Use]:
-        return {parameter: merge(parts) for parameter, parts in self._parts.items()}
-
-    def _smaller(self, use: Use) -> Use:
-        beyond = use.rows_bytes() - use.held
-        if isinstance(use, Dense) or beyond > self.budget:
-            return use
-        self.budget -= max(beyond, 0)
-        return use.dense()
 
 
 def _vjp(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from mtu_fast.nodes import Grads, integers, outputs, recomputes
 from mtu_fast.plan import Plan, Site
 from mtu_fast.rowmap import RowMap
 from mtu_fast.rules import RULES
-from mtu_fast.uses import Chain, Dense, Outer, Use
+from mtu_fast.uses import Chain, Dense, Outer, Use, aligned, merge
 
 Visit = Callable[[int, Use], None]
 Seed = Callable[[int], Iterable[tuple[Edge, Tensor]]]  # row -> gradients to push down
@@ -21,6 +22,39 @@ Seed = Callable[[int], Iterable[tuple[Edge, Tensor]]]  # row -> gradients to pus
 
 class StaleMap(Exception):
     """A cached row map does not fit this batch: rows reach positions they did not reach before."""
+
+
+class Collector:
+    """Gathers the uses of each parameter in one pass, and keeps the smaller of rows and factors once all are there.
+
+    Attributes:
+        budget: bytes that rows may still take beyond factors.
+    """
+
+    def __init__(self, expected: Counter[int], rows: Tensor | None, budget: int) -> None:
+        self.budget = budget
+        self._expected = expected
+        self._rows = rows
+        self._parts: dict[int, list[Use]] = {}
+
+    def visit(self, parameter: int, use: Use) -> None:
+        """Take one use of a parameter, as `stream` hands it over."""
+        parts = self._parts.setdefault(parameter, [])
+        parts.append(use if self._rows is None else use.select(self._rows))
+        # A chain cannot be walked while a pass runs, so uses behind unequal chains wait for its end.
+        if len(parts) == self._expected[parameter] and aligned(parts):
+            self._parts[parameter] = [self._smaller(merge(parts))]
+
+    def finish(self) -> dict[int, Use]:
+        """One use per parameter, once the pass is over."""
+        return {parameter: merge(parts) for parameter, parts in self._parts.items()}
+
+    def _smaller(self, use: Use) -> Use:
+        beyond = use.rows_bytes() - use.held
+        if isinstance(use, Dense) or beyond > self.budget:
+            return use
+        self.budget -= max(beyond, 0)
+        return use.dense()
 
 
 def stream(graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> None:

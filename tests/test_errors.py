@@ -62,13 +62,7 @@ class Bench:
         assert [ref() for ref in self.model.seen if ref() is not None] == []
 
 
-@pytest.fixture(autouse=True, scope="module")
-def only_new_objects() -> Iterator[None]:
-    """What was there before the tests is left out of every collection: it is much."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("only_new_objects")
 
 
 @pytest.fixture

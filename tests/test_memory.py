@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -59,13 +58,7 @@ class Live(TorchDispatchMode):
             self.peak = max(self.peak, self.now)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def only_new_objects() -> Iterator[None]:
-    """What was there before the tests is left out of every collection: they are many."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("only_new_objects")
 
 
 def alive(live: Live) -> int:

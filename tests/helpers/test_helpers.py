@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -12,14 +10,7 @@ from tests.helpers.tolerance import assert_as_accurate, error_ratio
 from tests.helpers.truth import combine_truth, gram_truth, jacobian, matrix, relative_error
 from tests.helpers.zoo import CASES, TASKS, Case, by_name
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On layers this small, a second thread only waits for the first."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_names_are_unique() -> None:
