@@ -44,7 +44,7 @@ ops: $(INSTALLED) ## which implementation of each op serves which device, and wh
 
 clean: ## remove what was built and cached (not .venv)
 	rm -rf build dist out *.egg-info mtu_fast/_C.* $(INSTALLED) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
-	find mtu_fast tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find mtu_fast kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mtu_fast needs Python 3.10, found " + sys.version)'

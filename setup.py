@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -83,6 +83,8 @@ class BuildExtension(build_ext):
 
 os.chdir(ROOT)
 setup(
+    packages=[*find_packages(include=["mtu_fast", "mtu_fast.*"]), "mtu_fast.kernels"],
+    package_dir={"mtu_fast.kernels": "kernels"},
     ext_modules=[] if ABSENT else [extension()],
     cmdclass={"build_py": BuildPython, "build_ext": BuildExtension},
 )

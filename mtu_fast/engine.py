@@ -42,17 +42,26 @@ class Engine:
             others get the weighted gradient of the losses (see `Method.outside`).
         memory_budget: bytes (at least 0) of row gradients that a call of `rows` may keep beyond the smaller of rows and
             factors of each layer, which saves the second weight gradient in `combine`; None for none.
+        precision: how exact the products under a Gram's float64 sums must be, in the words of
+            `torch.set_float32_matmul_precision`: "highest", "high" (TF32×3) or "medium" (TF32). A GPU may make use of
+            it; on the CPU products are exact to float64 throughout.
 
     Parameters in the graph that are not the model's (another module, a learned loss weight) are left alone: pass one
     module that holds them all.
 
     Raises:
         TypeError: `params` are no tensors, or `memory_budget` is not a whole number.
-        ValueError: no parameter requires grad, one of `params` is not the model's, or `memory_budget` is negative.
+        ValueError: no parameter requires grad, one of `params` is not the model's, `memory_budget` is negative, or
+            `precision` is unknown.
     """
 
     def __init__(
-        self, model: nn.Module, params: Iterable[Tensor] | None = None, *, memory_budget: int | None = None
+        self,
+        model: nn.Module,
+        params: Iterable[Tensor] | None = None,
+        *,
+        memory_budget: int | None = None,
+        precision: str = "highest",
     ) -> None:
         names = {id(p): name for name, p in model.named_parameters()}
         params = None if params is None else [params] if isinstance(params, nn.Module | Tensor) else list(params)
@@ -71,7 +80,7 @@ class Engine:
                 f"params: found tensors of shapes {strange} that are not parameters of the model; "
                 "pass e.g. model.backbone.parameters()."
             )
-        self._shared = Shared(tuple(names[id(p)] for p in chosen), tuple(chosen))
+        self._shared = Shared(tuple(names[id(p)] for p in chosen), tuple(chosen), precision)
         if memory_budget is not None and (isinstance(memory_budget, bool) or not isinstance(memory_budget, int)):
             raise TypeError(f"memory_budget: found {memory_budget!r}, expected a whole number of bytes, 2**30 say.")
         if memory_budget is not None and memory_budget < 0:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mtu_fast import uses as use_ops
 from mtu_fast.methods import FORGET, RETAIN, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
-from mtu_fast.ops.gram import row_gram
+from mtu_fast.ops.gram import PRECISIONS, row_gram
 from mtu_fast.ops.gram_schmidt import effective_rank
 from mtu_fast.uses import Dense, Use
 
@@ -22,10 +22,16 @@ SMALL = 1 << 14  # parameters of a tensor: below, calls cost more than the work,
 
 @dataclass(frozen=True)
 class Shared:
-    """The parameters whose gradients are combined, and those outside, of one engine."""
+    """What the rows of one engine have in common: its parameters, and how exact the products of a Gram must be."""
 
     names: tuple[str, ...]
     parameters: tuple[Tensor, ...]
+    precision: str = "highest"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            wanted = ", ".join(map(repr, PRECISIONS))
+            raise ValueError(f"precision: found {self.precision!r}, expected one of {wanted}.")
 
     def versions(self) -> tuple[int, ...]:
         """Changes whenever a parameter is written in place."""
@@ -222,7 +228,7 @@ class Rows:
             if all(isinstance(use, Dense) for use in uses) and use_ops.aligned(uses) and prod(uses[0].shape) <= SMALL:
                 together.setdefault(where, []).append(uses)
             else:
-                self._add(gram, where, use_ops.gram(uses))
+                self._add(gram, where, use_ops.gram(uses, self._shared.precision))
         for where, many in together.items():
             blocks = zip(*many, strict=True)  # per block, the uses of every parameter
             self._add(gram, where, row_gram([torch.cat([use.matrix() for use in block], 1) for block in blocks]))

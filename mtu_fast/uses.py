@@ -297,19 +297,19 @@ def aligned(uses: Sequence[Use]) -> bool:
     return all(u.chain == uses[0].chain and u.shape == uses[0].shape for u in uses)
 
 
-def gram(uses: Sequence[Use]) -> Tensor:
-    """`G = J Jᵀ` of one parameter over the rows of several uses, float64 `[ΣR, ΣR]`.
+def gram(uses: Sequence[Use], precision: str = "highest") -> Tensor:
+    """`G = J Jᵀ` of one parameter over the rows of several uses, float64 `[ΣR, ΣR]`; `precision` as in `ops.gram`.
 
     Uses of one kind, shape and chain go to their op together; unequal ones meet as explicit rows.
     """
     if not aligned(uses):
         return op.row_gram([u.grounded().matrix() for u in uses])
     if outers := _only(Outer, uses):
-        return op.outer_gram([u.left for u in outers], [u.right for u in outers])
+        return op.outer_gram([u.left for u in outers], [u.right for u in outers], precision)
     if convs := _only(Conv, uses):
-        return op.conv_gram([u.x for u in convs], [u.b for u in convs], convs[0].geometry)
+        return op.conv_gram([u.x for u in convs], [u.b for u in convs], convs[0].geometry, precision)
     if gathers := _only(Gather, uses):
-        return op.gather_gram([u.index for u in gathers], [u.values for u in gathers])
+        return op.gather_gram([u.index for u in gathers], [u.values for u in gathers], precision)
     return op.row_gram([u.matrix() for u in uses])
 
 

@@ -31,6 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "uses": {"ops"},
     "methods": {"ops"},
     "ops": {"kernels", "_C"},
+    "kernels": set(),
     "reference": set(),
     "metrics": set(),
 }

@@ -39,7 +39,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("tree")
     for path in filter(Path.is_file, ROOT.iterdir()):
         shutil.copy(path, copy)
-    for folder in ("csrc", "mtu_fast"):
+    for folder in ("csrc", "kernels", "mtu_fast"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "_C.*"))
     return copy
 
@@ -51,7 +51,7 @@ def test_memory_is_poisoned_in_tests() -> None:
 
 def test_every_op_has_a_line_for_each_device() -> None:
     table = python("-m", "mtu_fast")
-    assert {"gram_schmidt", "row_gram", "outer_gram", "conv_gram", "gather_gram"} <= set(_library.ops())
+    assert {"gram_schmidt", "row_gram", "outer_ghost", "conv_ghost", "gather_gram"} <= set(_library.ops())
     for name in _library.ops():
         assert [line.split()[1] for line in lines_of(table, name)] == list(_library.DEVICES)
     assert torch.__version__ in table
@@ -59,7 +59,19 @@ def test_every_op_has_a_line_for_each_device() -> None:
 
 def test_each_reference_says_why_there_is_no_kernel() -> None:
     for each in _library.implementations():
-        assert (each.why == "") == _library.ops()[each.op].has_kernel(each.device)
+        served = _library.ops()[each.op].has_kernel(each.device) and (each.device == "CPU" or torch.cuda.is_available())
+        assert (each.why == "") == served == each.serves.startswith("kernel")
+
+
+def test_where_triton_does_not_work_the_reference_serves_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str) -> None:
+        raise RuntimeError(f"no C compiler for {name}")
+
+    monkeypatch.setattr(_library, "import_module", fails)
+    _library.why_no_triton.cache_clear()
+    with pytest.warns(RuntimeWarning, match=r"Triton does not work here: RuntimeError: no C compiler"):
+        assert "mtu_fast.kernels.probe" in _library.why_no_triton()
+    _library.why_no_triton.cache_clear()
 
 
 @pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING or "built")
@@ -108,7 +120,9 @@ def test_a_failed_compilation_costs_the_extension_only_and_is_told(tree: Path, t
     assert not [name for name in names if name.endswith(".so") or name.startswith(("tests", "benchmarks", "csrc"))]
     assert "mtu_fast/py.typed" in names
     assert {name for name in names if name.endswith(".py")} == {
-        path.relative_to(tree).as_posix() for path in (tree / "mtu_fast").rglob("*.py")
+        f"{prefix}{path.relative_to(tree).as_posix()}"
+        for prefix, folder in (("", "mtu_fast"), ("mtu_fast/", "kernels"))
+        for path in (tree / folder).rglob("*.py")
     }
     # An editable install would offer its own _C to the extracted package.
     alone = "import runpy, sys; sys.meta_path = [f for f in sys.meta_path if '__editable__' not in f.__module__]"

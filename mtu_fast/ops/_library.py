@@ -2,15 +2,16 @@
 
 An op file turns a plain-torch reference, which serves every device, into an op by giving it a schema, and attaches a
 fake that knows the shapes of the result. Kernels of `mtu_fast._C` attach themselves to the same name when the extension
-is loaded.
+is loaded; Triton's are attached by the op file and imported when first called.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import update_wrapper
-from importlib import import_module, resources
+from functools import cache, update_wrapper
+from importlib import import_module, resources, util
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -32,11 +33,13 @@ class Op(Generic[P, T]):
     Attributes:
         name: The op's name without namespace.
         reference: The plain-torch function, called directly (the truth that a kernel is measured against).
+        triton_file: The file of `mtu_fast.kernels` that serves CUDA tensors; "" where none does.
     """
 
     def __init__(self, schema: str, reference: Callable[P, T]) -> None:
         self.name = schema.partition("(")[0]
         self.reference = reference
+        self.triton_file = ""
         update_wrapper(self, reference)
         _LIBRARY.define(schema)
         _LIBRARY.impl(self.name, reference, "CompositeExplicitAutograd")
@@ -56,6 +59,23 @@ class Op(Generic[P, T]):
         """Attach `function` as the shape rule used by tracing: empty results, no data read."""
         torch.library.register_fake(f"{NAMESPACE}::{self.name}", function, lib=_LIBRARY)
         return function
+
+    def triton(self, file: str) -> None:
+        """Let the launcher of this op's name in `mtu_fast.kernels.<file>` serve CUDA tensors where Triton is installed.
+
+        What the launcher returns `NotImplemented` for goes to the reference.
+        """
+        if util.find_spec("triton") is None:
+            return
+        self.triton_file = file
+
+        def launch(*args: P.args, **kwargs: P.kwargs) -> T:
+            result = NotImplemented
+            if not why_no_triton():
+                result = getattr(import_module(f"mtu_fast.kernels.{file}"), self.name)(*args, **kwargs)
+            return self.reference(*args, **kwargs) if result is NotImplemented else result
+
+        _LIBRARY.impl(self.name, launch, "CUDA")
 
     def has_kernel(self, device: str) -> bool:
         """Whether the dispatcher holds a kernel of ours for `device` (`"CPU"` or `"CUDA"`)."""
@@ -98,17 +118,32 @@ def implementations() -> list[Implementation]:
 
 
 def _implementation(op: Op[..., Any], device: str) -> Implementation:
-    if op.has_kernel(device):
-        return Implementation(op.name, device, "kernel (mtu_fast._C)", "")
-    return Implementation(op.name, device, "reference (plain torch)", _why_no_kernel(op, device))
+    why = _why_no_kernel(op, device)
+    kernel = "Triton" if device == "CUDA" and op.triton_file else "mtu_fast._C"
+    return Implementation(op.name, device, "reference (plain torch)" if why else f"kernel ({kernel})", why)
 
 
 def _why_no_kernel(op: Op[..., Any], device: str) -> str:
-    if device == "CUDA" and torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA"
-    if EXTENSION is None:
-        return MISSING
-    return f"this version has no {device} kernel for {op.name}"
+    """Why the reference serves `device`; "" where a kernel does."""
+    if device == "CUDA" and not torch.cuda.is_available():
+        return "no CUDA device, or torch is built without CUDA"
+    if device == "CUDA" and op.triton_file:
+        return why_no_triton()
+    if op.has_kernel(device):
+        return ""
+    return MISSING or f"this version has no {device} kernel for {op.name}"
+
+
+@cache
+def why_no_triton() -> str:
+    """Why Triton's kernels cannot serve this machine's CUDA device, found by running a small one; "" if they can."""
+    try:
+        import_module("mtu_fast.kernels.probe").probe()
+    except Exception as error:  # the import, the C compiler, the driver: each fails in its own way
+        why = f"Triton does not work here: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        warnings.warn(f"mtu_fast: {why}; plain torch serves.", RuntimeWarning, stacklevel=2)
+        return why
+    return ""
 
 
 def _load_extension() -> tuple[ModuleType | None, str]:

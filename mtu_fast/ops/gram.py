@@ -1,13 +1,17 @@
 """`G = J Jᵀ` from what is known of the rows: explicit rows, outer products, convolutions, table look-ups.
 
-Four ops, one per kind of use. Each takes the blocks of one parameter (one block per task and forward), returns the
+One function per kind of use. Each takes the blocks of one parameter (one block per task and forward), returns the
 float64 Gram of all their rows, and picks the cheaper of two routes:
 
-* *direct*: the rows themselves, a tile of the parameter at a time, `Σ_tiles X Xᵀ`;
-* *ghost*: positions instead of parameters, `G[r, q] = Σ_{s,u} (left_rs · left_qu) (right_rs · right_qu)`, by strips of
-  rows on the upper triangle, products of a side that blocks share (the activations under several tasks) made once.
+* *direct*: the rows themselves, a tile of the parameter at a time, `Σ_tiles X Xᵀ` (the op `row_gram`);
+* *ghost*: positions instead of parameters, `G[r, q] = Σ_{s,u} (left_rs · left_qu) (right_rs · right_qu)`, products of a
+  side that blocks share (the activations under several tasks) made once (the ops `outer_ghost` and `conv_ghost`).
 
 Sums are float64 everywhere: a float32 Gram loses half of the digits that a solve needs (see CONTRIBUTING.md).
+
+`precision` says how exact the products under these sums must be, in torch's words: "highest", "high" (float32 products
+may be TF32×3) or "medium" (TF32, or bfloat16 where the input is). It is a permission: a kernel may be more exact, and
+plain torch is always at its highest.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from torch import Tensor
 from mtu_fast.ops._library import define
 
 WIDE = torch.float64
+PRECISIONS = ("highest", "high", "medium")
 TILE = 1 << 18  # elements of a float64 tile that is read again at once: 2 MiB, what a core's cache holds
 BUFFER = 1 << 22  # elements of explicit rows formed at a time: 16 MiB, below where allocators hand out fresh pages
 
@@ -122,14 +127,13 @@ def _(rows: Sequence[Tensor]) -> Tensor:
 # ---- outer products -------------------------------------------------------------------------------------------------
 
 
-@define("outer_gram(Tensor[] left, Tensor[] right) -> Tensor")
-def outer_gram(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+def outer_gram(left: Sequence[Tensor], right: Sequence[Tensor], precision: str = "highest") -> Tensor:
     """`G = J Jᵀ` of rows `Σ_s left ⊗ right`: blocks left `[R_i, S_i, A]`, right `[R_i, S_i, B]` -> float64 `[R, R]`."""
     route = outer_route(left, right)
     if route == "one position":
         return row_gram([t[:, 0] for t in left]).mul_(row_gram([t[:, 0] for t in right]))
     if route == "ghost":
-        return _outer_ghost(left, right)
+        return outer_ghost(left, right, precision)
     r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
     gram = left[0].new_zeros(r, r, dtype=WIDE)
     step = max(1, BUFFER // max(r * b, 1))
@@ -137,11 +141,6 @@ def outer_gram(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
         tiles = [outer_rows(p[:, :, start : start + step], q) for p, q in zip(left, right, strict=True)]
         gram += row_gram([t.flatten(1) for t in tiles])
     return gram
-
-
-@outer_gram.fake
-def _(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    return _square(left)
 
 
 def outer_route(left: Sequence[Tensor], right: Sequence[Tensor]) -> str:
@@ -156,7 +155,9 @@ def outer_route(left: Sequence[Tensor], right: Sequence[Tensor]) -> str:
     return "ghost" if ghost < direct else "direct"
 
 
-def _outer_ghost(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+@define("outer_ghost(Tensor[] left, Tensor[] right, str precision) -> Tensor")
+def outer_ghost(left: Sequence[Tensor], right: Sequence[Tensor], precision: str) -> Tensor:
+    """`outer_gram` by products of positions, `Σ_{s,u} (left_rs · left_qu) (right_rs · right_qu)`."""
     if len(_distinct(right)) < len(_distinct(left)):
         left, right = right, left
     starts = _offsets(left)
@@ -177,24 +178,17 @@ def _outer_ghost(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     return gram
 
 
+@outer_ghost.fake
+def _(left: Sequence[Tensor], right: Sequence[Tensor], precision: str) -> Tensor:
+    return _square(left)
+
+
 # ---- convolutions ---------------------------------------------------------------------------------------------------
 
-_CONV = (
-    "conv_gram(Tensor[] x, Tensor[] b, int[] weight, int[] stride, int[] padding, int[] dilation, bool transposed,"
-    " int[] output_padding, int groups) -> Tensor"
-)
-
-
-@define(_CONV)
-def _conv_gram(
-    x: Sequence[Tensor], b: Sequence[Tensor], weight: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
-) -> Tensor:  # fmt: skip
-    geometry = Geometry(
-        tuple(weight), tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups
-    )
+def conv_gram(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, precision: str = "highest") -> Tensor:
+    """`G = J Jᵀ` of convolution weight gradients: blocks x `[R_i, F, C, *]`, b `[R_i, F, O, *]` -> float64 `[R, R]`."""
     if conv_route(x, b, geometry) == "ghost":
-        return _conv_ghost(x, b, geometry)
+        return conv_ghost(x, b, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, precision)
     r = sum(t.shape[0] for t in x)
     gram = x[0].new_zeros(r, r, dtype=WIDE)
     channels = b[0].shape[2]
@@ -205,17 +199,6 @@ def _conv_gram(
         tiles = [conv_rows(x_i, b_i[:, :, start:stop], part) for x_i, b_i in zip(x, b, strict=True)]
         gram += row_gram([t.flatten(1) for t in tiles])
     return gram
-
-
-@_conv_gram.fake
-def _(x: Sequence[Tensor], *_: object) -> Tensor:
-    return _square(x)
-
-
-def conv_gram(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> Tensor:
-    """`G = J Jᵀ` of convolution weight gradients: blocks x `[R_i, F, C, *]`, b `[R_i, F, O, *]` -> float64 `[R, R]`."""
-    g = geometry
-    return _conv_gram(x, b, g.weight, g.stride, g.padding, g.dilation, g.transposed, g.output_padding, g.groups)
 
 
 def conv_route(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> str:
@@ -231,8 +214,22 @@ def conv_route(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> 
     return "ghost" if ghost < direct else "direct"
 
 
-def _conv_ghost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> Tensor:
-    """`G[r, q] = Σ_{p,s} (Σ_δ x_r(p+δ)·x_q(s+δ)) (b_r(p)·b_q(s))`: the patch Gram from shifted pixel Grams."""
+_CONV_GHOST = (
+    "conv_ghost(Tensor[] x, Tensor[] b, int[] kernel, int[] stride, int[] padding, int[] dilation, str precision)"
+    " -> Tensor"
+)
+
+
+@define(_CONV_GHOST)
+def conv_ghost(
+    x: Sequence[Tensor], b: Sequence[Tensor], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], precision: str,
+) -> Tensor:  # fmt: skip
+    """`conv_gram` of one group, forward, by products of positions: the patch Gram is made of shifted pixel Grams.
+
+    `G[r, q] = Σ_{p,s} (Σ_δ x_r(p+δ)·x_q(s+δ)) (b_r(p)·b_q(s))`.
+    """
+    walk = _Walk(tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
     starts = _offsets(x)
     gram = x[0].new_zeros(starts[-1], starts[-1], dtype=WIDE)
     families = _families(x)
@@ -245,7 +242,7 @@ def _conv_ghost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) ->
             width = mine.shape[1] * prod(mine.shape[3:]) * theirs.shape[0] * theirs.shape[1] * prod(grid)
             for lo, hi in _strips(rows.shape[0], width):
                 cut = lo if family is other and len(family) == 1 else 0
-                patches = _patch_gram(rows[lo:hi], cols[cut:], mine.shape[3:], grid, geometry)
+                patches = _patch_gram(rows[lo:hi], cols[cut:], mine.shape[3:], grid, walk)
                 for i, j in _pairs(family, other):
                     left, right = gradients[i][lo:hi], gradients[j][cut:]
                     tile = left.flatten(0, 1) @ right.flatten(0, 1).T
@@ -254,27 +251,42 @@ def _conv_ghost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) ->
     return gram
 
 
-def _patch_gram(x: Tensor, y: Tensor, grid_x: Sequence[int], grid_y: Sequence[int], geometry: Geometry) -> Tensor:
+@conv_ghost.fake
+def _(x: Sequence[Tensor], *_: object) -> Tensor:
+    return _square(x)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Where a convolution's taps fall."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+
+def _patch_gram(x: Tensor, y: Tensor, grid_x: Sequence[int], grid_y: Sequence[int], walk: _Walk) -> Tensor:
     """Inner products of all patches of x `[R, F, C, *]` with all of y, `[R·F·positions, Q·F·positions]`."""
     n, m, d = x.shape[0] * x.shape[1], y.shape[0] * y.shape[1], len(grid_x)
     pixels = _pixels(x).flatten(0, 1) @ _pixels(y).flatten(0, 1).T
     pixels = pixels.view(n, *x.shape[3:], m, *y.shape[3:])
     out = pixels.new_zeros(n, *grid_x, m, *grid_y)
-    for delta in product(*(range(k) for k in geometry.kernel)):
+    for delta in product(*(range(k) for k in walk.kernel)):
         here, there = zip(
-            *(_windows(delta, axis, x.shape[3 + axis], grid_x[axis], geometry) for axis in range(d)), strict=True
+            *(_windows(delta, axis, x.shape[3 + axis], grid_x[axis], walk) for axis in range(d)), strict=True
         )
         here_y, there_y = zip(
-            *(_windows(delta, axis, y.shape[3 + axis], grid_y[axis], geometry) for axis in range(d)), strict=True
+            *(_windows(delta, axis, y.shape[3 + axis], grid_y[axis], walk) for axis in range(d)), strict=True
         )
         full = slice(None)
         out[(full, *here, full, *here_y)] += pixels[(full, *there, full, *there_y)]
     return out.view(n * prod(grid_x), m * prod(grid_y))
 
 
-def _windows(delta: Sequence[int], axis: int, size: int, grid: int, geometry: Geometry) -> tuple[slice, slice]:
+def _windows(delta: Sequence[int], axis: int, size: int, grid: int, walk: _Walk) -> tuple[slice, slice]:
     """Output positions whose tap at delta falls inside the image, and where it falls, along one axis."""
-    stride, shift = geometry.stride[axis], delta[axis] * geometry.dilation[axis] - geometry.padding[axis]
+    stride, shift = walk.stride[axis], delta[axis] * walk.dilation[axis] - walk.padding[axis]
     first = max(0, -(shift // stride))  # the least p with p·stride + shift >= 0
     last = min(grid, (size - 1 - shift) // stride + 1)
     last = max(first, last)
@@ -290,8 +302,8 @@ def _pixels(t: Tensor) -> Tensor:
 # ---- table look-ups -------------------------------------------------------------------------------------------------
 
 
-@define("gather_gram(Tensor[] index, Tensor[] values) -> Tensor")
-def gather_gram(index: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+@define('gather_gram(Tensor[] index, Tensor[] values, str precision="highest") -> Tensor')
+def gather_gram(index: Sequence[Tensor], values: Sequence[Tensor], precision: str = "highest") -> Tensor:
     """`G = J Jᵀ` of scattered rows: blocks index `[R_i, S_i]`, values `[R_i, S_i, D]` -> float64 `[R, R]`.
 
     Only table entries that occur are formed, a tile of them at a time.
@@ -312,7 +324,7 @@ def gather_gram(index: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
 
 
 @gather_gram.fake
-def _(index: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+def _(index: Sequence[Tensor], values: Sequence[Tensor], precision: str = "highest") -> Tensor:
     return _square(values)
 
 

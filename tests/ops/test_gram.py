@@ -342,16 +342,14 @@ def test_gather_rows() -> None:
 def conv_arguments(name: str) -> tuple[Any, ...]:
     g, size = CONVS[name]
     xs, bs = conv_blocks(g, [(3, 1, size), (2, 2, size)], torch.float32)
-    return (xs, bs, list(g.weight), list(g.stride), list(g.padding), list(g.dilation), g.transposed,
-            list(g.output_padding), g.groups)  # fmt: skip
+    return xs, bs, list(g.kernel), list(g.stride), list(g.padding), list(g.dilation), "highest"
 
 
 CALLS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
     "row_gram": lambda: (op.row_gram, ([draw(3, 7), draw(2, 7)],)),
-    "outer_gram": lambda: (op.outer_gram, outer_blocks("unequal", torch.float32)),
-    "outer_gram, shared": lambda: (op.outer_gram, outer_blocks("left shared", torch.bfloat16)),
-    "conv_gram": lambda: (op._conv_gram, conv_arguments("2d")),
-    "conv_gram, transposed": lambda: (op._conv_gram, conv_arguments("transposed")),
+    "outer_ghost": lambda: (op.outer_ghost, (*outer_blocks("unequal", torch.float32), "highest")),
+    "outer_ghost, shared": lambda: (op.outer_ghost, (*outer_blocks("left shared", torch.bfloat16), "highest")),
+    "conv_ghost": lambda: (op.conv_ghost, conv_arguments("2d")),
     "gather_gram": lambda: (op.gather_gram, ([torch.randint(0, 7, (3, 5))], [draw(3, 5, 4)])),
 }
 
