@@ -15,6 +15,7 @@
 
 #include "cpu/gram.h"
 #include "cpu/gram_schmidt.h"
+#include "cpu/project.h"
 
 #if defined(__clang__)
 #define MTU_FAST_COMPILER "clang " __clang_version__
@@ -72,6 +73,24 @@ std::tuple<Tensor, Tensor> gram_schmidt(Tensor G, Tensor rhs, Tensor active, dou
   return {x, rank};
 }
 
+std::tuple<Tensor, Tensor> basis(Tensor G, double tol) {
+  STD_TORCH_CHECK(G.is_cpu() && G.scalar_type() == ScalarType::Double, "basis: expected float64 G on the CPU");
+  STD_TORCH_CHECK(G.dim() >= 2 && G.size(G.dim() - 1) == G.size(G.dim() - 2), "basis: expected square G [..., K, K]");
+  G = torch::stable::contiguous(G);
+  const auto shape = G.sizes();
+  const int64_t K = shape[shape.size() - 1];
+  int64_t problems = 1;
+  for (size_t i = 0; i + 2 < shape.size(); ++i) problems *= shape[i];
+  Tensor T = torch::stable::new_empty(G, shape);
+  Tensor kept = torch::stable::new_empty(G, shape.slice(0, shape.size() - 1), ScalarType::Bool);
+  const mtu_fast::cpu::Basis batch{K, G.const_data_ptr<double>(), tol, T.mutable_data_ptr<double>(),
+                                   kept.mutable_data_ptr<bool>()};
+  const int64_t grain = std::max<int64_t>(1, 100'000 / (K * K * K / 3 + K * K + 1));
+  torch::stable::parallel_for(0, problems, grain,
+                              [&](int64_t begin, int64_t end) { mtu_fast::cpu::basis(batch, begin, end); });
+  return {T, kept};
+}
+
 std::optional<mtu_fast::cpu::Element> element(const Tensor& t) {
   switch (t.scalar_type()) {
     case ScalarType::Double: return mtu_fast::cpu::Element::Double;
@@ -105,6 +124,66 @@ Tensor row_gram(std::vector<Tensor> blocks) {
   return out;
 }
 
+// Rows along the last dimension; t is made contiguous along it if it is not.
+mtu_fast::cpu::Rows rows_of(const char* op, Tensor& t, int64_t batch = 0) {
+  STD_TORCH_CHECK(t.is_cpu(), op, ": expected every tensor on the CPU");
+  STD_TORCH_CHECK(element(t), op, ": expected float64, float32, bfloat16 or float16");
+  const int64_t dim = t.dim();
+  if (t.size(dim - 1) > 1 && t.stride(dim - 1) != 1) t = torch::stable::contiguous(t);
+  auto* data = const_cast<char*>(static_cast<const char*>(t.const_data_ptr()));
+  const int64_t offset = dim == 3 ? batch * t.stride(0) * t.element_size() : 0;
+  return {data + offset, t.stride(dim - 2) * static_cast<int64_t>(t.element_size()), *element(t)};
+}
+
+std::vector<Tensor> project(std::vector<Tensor> g, std::vector<Tensor> Q, bool into) {
+  STD_TORCH_CHECK(!g.empty() && g.size() == Q.size(), "project: expected as many g as Q, at least one, got ", g.size(),
+                  " and ", Q.size());
+  std::vector<Tensor> out;
+  std::vector<mtu_fast::cpu::Piece> pieces;
+  for (size_t l = 0; l < g.size(); ++l) {
+    STD_TORCH_CHECK(g[l].dim() == 2 && Q[l].dim() == 2, "project: expected g [M, P_l] and Q [K, P_l], got ", g[l].dim(),
+                    " and ", Q[l].dim(), " dimensions");
+    STD_TORCH_CHECK(g[l].size(1) == Q[l].size(1), "project: g and Q differ in width: ", g[l].size(1), " and ", Q[l].size(1));
+    STD_TORCH_CHECK(g[l].size(0) == g[0].size(0) && Q[l].size(0) == Q[0].size(0),
+                    "project: expected the same numbers of vectors and of rows for every parameter");
+    out.push_back(torch::stable::new_empty(g[l], g[l].sizes()));
+    pieces.push_back({rows_of("project", Q[l]), rows_of("project", g[l]), rows_of("project", out[l]), g[l].size(1), nullptr});
+  }
+  mtu_fast::cpu::Projection projection(std::move(pieces), Q[0].size(0), g[0].size(0));
+  const int64_t grain = std::max<int64_t>(1, 500'000 / (projection.work() + 1));  // about 50 us a thread
+  torch::stable::parallel_for(0, projection.chunks(), grain,
+                              [&](int64_t begin, int64_t end) { projection.sum(begin, end); });
+  projection.weigh(into);
+  torch::stable::parallel_for(0, projection.chunks(), grain,
+                              [&](int64_t begin, int64_t end) { projection.expand(begin, end); });
+  return out;
+}
+
+std::vector<Tensor> transform(std::vector<Tensor> rows, Tensor T) {
+  STD_TORCH_CHECK(T.is_cpu() && T.scalar_type() == ScalarType::Double, "transform: expected float64 T on the CPU");
+  const int64_t dim = T.dim();
+  STD_TORCH_CHECK((dim == 2 || dim == 3) && T.size(dim - 1) == T.size(dim - 2), "transform: expected T [K, K] or [B, K, K]");
+  const int64_t K = T.size(dim - 1);
+  T = torch::stable::contiguous(T);
+  std::vector<Tensor> out;
+  std::vector<mtu_fast::cpu::Piece> pieces;
+  for (Tensor& t : rows) {
+    STD_TORCH_CHECK(t.dim() == dim && t.size(dim - 2) == K && t.size(0) == T.size(0),
+                    "transform: expected rows [K, P_l] to go with T [K, K], or [B, K, P_l] with [B, K, K]");
+    Tensor result = torch::stable::new_empty(t, t.sizes());
+    for (int64_t b = 0; b < (dim == 3 ? t.size(0) : 1); ++b) {
+      const auto from = rows_of("transform", t, b), to = rows_of("transform", result, b);
+      pieces.push_back({from, {nullptr, 0, from.element}, to, t.size(dim - 1), T.const_data_ptr<double>() + b * K * K});
+    }
+    out.push_back(result);
+  }
+  mtu_fast::cpu::Projection projection(std::move(pieces), K, K);
+  const int64_t grain = std::max<int64_t>(1, 1'000'000 / (projection.work() + 1));
+  torch::stable::parallel_for(0, projection.chunks(), grain,
+                              [&](int64_t begin, int64_t end) { projection.expand(begin, end); });
+  return out;
+}
+
 pybind11::dict build_facts() {
   pybind11::dict facts;
   facts["compiler"] = MTU_FAST_COMPILER;
@@ -118,8 +197,11 @@ pybind11::dict build_facts() {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(mtu_fast, CPU, m) {
+  m.impl("basis", TORCH_BOX(&basis));
   m.impl("gram_schmidt", TORCH_BOX(&gram_schmidt));
+  m.impl("project", TORCH_BOX(&project));
   m.impl("row_gram", TORCH_BOX(&row_gram));
+  m.impl("transform", TORCH_BOX(&transform));
 }
 
 PYBIND11_MODULE(_C, m) {

@@ -15,13 +15,11 @@
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define MTU_FAST_X86 1
 #endif
-#define MTU_FAST_INLINE inline __attribute__((always_inline))
 
 namespace mtu_fast::cpu {
 namespace {
 
 constexpr int64_t GROUP = 4;  // rows
-constexpr int64_t LANES = 8;  // columns that lie together
 constexpr int64_t STEP = GROUP * LANES;
 constexpr int64_t PAIRS = GROUP * GROUP;
 constexpr int64_t TILE = 256;          // columns: a group is 8 KiB
@@ -31,57 +29,9 @@ constexpr int64_t CHUNK = 4096;        // least columns of a chunk
 constexpr int64_t CHUNK_PER_ROW = 16;  // its least columns a row: all sums are a 16th of float32 rows at most
 constexpr int64_t CHUNKS = 64;         // most chunks
 
-inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
 struct alignas(64) Line {
   double lane[LANES];
 };
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
-MTU_FAST_INLINE float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-MTU_FAST_INLINE double wide(double value) { return value; }
-MTU_FAST_INLINE double wide(float value) { return value; }
-MTU_FAST_INLINE double wide(BFloat16 value) { return from_bits(uint32_t{value.bits} << 16); }
-MTU_FAST_INLINE double wide(Half value) {
-  // Without branches, so that it goes by vectors. A number without a leading bit is lent one, which is then taken back;
-  // infinity and NaN keep the largest exponent.
-  const uint32_t size = value.bits & 0x7fffu, tiny = size < 0x400, endless = size >= 0x7c00;
-  const float lent = from_bits((0u - tiny) & (113u << 23));
-  const float magnitude = from_bits((size << 13) + ((112u + tiny + 112u * endless) << 23)) - lent;
-  return magnitude * static_cast<float>(1 - 2 * (value.bits >> 15));
-}
-
-// One row's part of the tile, its last step filled up with zeros; fetches the row's part of a later tile.
-template <class T>
-MTU_FAST_INLINE void widen(const T* from, int64_t n, double* to) {
-  for (; n >= LANES; n -= LANES, from += LANES, to += STEP) {
-    __builtin_prefetch(from + AHEAD);
-    for (int64_t l = 0; l < LANES; ++l) to[l] = wide(from[l]);
-  }
-  if (n > 0) {
-    for (int64_t l = 0; l < LANES; ++l) to[l] = l < n ? wide(from[l]) : 0;
-  }
-}
-
-MTU_FAST_INLINE void widen(const Row& row, int64_t start, int64_t n, double* to) {
-  switch (row.element) {
-    case Element::Double: return widen(static_cast<const double*>(row.data) + start, n, to);
-    case Element::Float: return widen(static_cast<const float*>(row.data) + start, n, to);
-    case Element::BFloat16: return widen(static_cast<const BFloat16*>(row.data) + start, n, to);
-    case Element::Half: return widen(static_cast<const Half*>(row.data) + start, n, to);
-  }
-}
 
 // The sum of each of COUNT vectors to the front: neighbours are added until one is left.
 template <int COUNT, int WIDTH>
@@ -135,7 +85,7 @@ MTU_FAST_INLINE void add_products(const Chunk& c) {
   for (int64_t start = c.begin; start < c.end; start += TILE) {
     const int64_t n = std::min(TILE, c.end - start), steps = round_up(n, LANES) / LANES;
     for (size_t r = 0; r < c.rows.size(); ++r) {
-      widen(c.rows[r], start, n, c.tile + r / GROUP * c.pitch + r % GROUP * LANES);
+      widen<STEP>(c.rows[r], start, n, c.tile + r / GROUP * c.pitch + r % GROUP * LANES, AHEAD);
     }
     for (int64_t panel = 0; panel < c.groups; panel += PANEL) {
       const int64_t last = std::min(panel + PANEL, c.groups);

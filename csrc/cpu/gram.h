@@ -4,14 +4,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "element.h"
+
 namespace mtu_fast::cpu {
-
-enum class Element { Double, Float, BFloat16, Half };
-
-struct Row {
-  const void* data;  // consecutive elements
-  Element element;
-};
 
 // The columns are cut into chunks that do not depend on the number of threads; each has its own sums.
 class RowGram {

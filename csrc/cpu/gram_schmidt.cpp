@@ -47,15 +47,22 @@ struct Workspace {
   double *L, *scale, *left, *y;
 };
 
+struct Problem {
+  int64_t rows;
+  const double *gram, *rhs;  // rhs may be null: none
+  const bool* active;        // may be null: all
+  double tolerance;
+};
+
 // Collects the rows that may span, scaled to length 1. What is not finite stays in, to be seen in the result.
-inline int64_t equilibrate(const GramSchmidt& batch, const double* G, const double* rhs, Workspace& w) {
+inline int64_t equilibrate(const Problem& p, Workspace& w) {
   int64_t n = 0;
-  for (int64_t i = 0; i < batch.rows; ++i) {
-    const double length = G[i * (batch.rows + 1)];
-    if (!batch.active[i] || length <= 0) continue;
+  for (int64_t i = 0; i < p.rows; ++i) {
+    const double length = p.gram[i * (p.rows + 1)];
+    if ((p.active && !p.active[i]) || length <= 0) continue;
     w.order[n] = i;
     w.left[n] = length;
-    w.y[n] = rhs[i];
+    w.y[n] = p.rhs ? p.rhs[i] : 0;
     ++n;
   }
 #pragma omp simd
@@ -125,22 +132,60 @@ inline void back_substitute(Workspace& w, int64_t rank) {
   }
 }
 
-MTU_FAST_CLONES
-int64_t solve_one(const GramSchmidt& batch, const double* G, const double* rhs, double* x, Workspace& w) {
-  const double least = batch.tolerance * batch.tolerance;
-  const int64_t n = equilibrate(batch, G, rhs, w);
+// The factor L of the scaled G and z of L z = rhs; the number of pivots.
+inline int64_t factor(const Problem& p, Workspace& w) {
+  const double least = p.tolerance * p.tolerance;
+  const int64_t n = equilibrate(p, w);
   double longest = NONE;
   for (int64_t k = 0; k < n; ++k) longest = w.left[k] > longest ? w.left[k] : longest;
   int64_t rank = 0;
   for (; rank < n && longest >= least; ++rank) {
     pivot(w, rank, longest);
-    make_column(w, G + w.order[rank] * batch.rows, rank, n, longest < INFINITY ? 1 / std::sqrt(longest) : NAN);
+    make_column(w, p.gram + w.order[rank] * p.rows, rank, n, longest < INFINITY ? 1 / std::sqrt(longest) : NAN);
     longest = downdate(w, rank, n);
   }
+  return rank;
+}
+
+MTU_FAST_CLONES
+int64_t solve_one(const Problem& p, double* x, Workspace& w) {
+  const int64_t rank = factor(p, w);
   back_substitute(w, rank);
-  for (int64_t i = 0; i < batch.rows; ++i) x[i] = 0;
+  for (int64_t i = 0; i < p.rows; ++i) x[i] = 0;
   for (int64_t k = 0; k < rank; ++k) x[w.order[k]] = w.y[k] * w.scale[k];
   return rank;
+}
+
+// Row k of L⁻¹, from the rows before it: X[m] at inverse + m * stride, with zeros to the end of the diagonal's block.
+inline void invert_row(Workspace& w, double* inverse, int64_t k) {
+  double* x = inverse + k * w.stride;
+  const double root = w.column(k)[k];
+  for (int64_t j = 0; j < k; j += WIDTH) {
+    Block sum = {};
+    int64_t m = j;
+    for (; m + 4 <= k; m += 4) {
+      const double *a = inverse + m * w.stride + j, *b = a + w.stride, *d = b + w.stride, *e = d + w.stride;
+      sum -= (w.column(m)[k] * block(a) + w.column(m + 1)[k] * block(b)) +
+             (w.column(m + 2)[k] * block(d) + w.column(m + 3)[k] * block(e));
+    }
+    for (; m < k; ++m) sum -= w.column(m)[k] * block(inverse + m * w.stride + j);
+    block(x + j) = sum * root;
+  }
+  x[k] = root;
+  for (int64_t j = k + 1; j % WIDTH != 0; ++j) x[j] = 0;
+}
+
+MTU_FAST_CLONES
+void basis_one(const Problem& p, double* transform, bool* kept, double* inverse, Workspace& w) {
+  const int64_t rank = factor(p, w);
+  for (int64_t i = 0; i < p.rows * p.rows; ++i) transform[i] = 0;
+  for (int64_t i = 0; i < p.rows; ++i) kept[i] = false;
+  for (int64_t k = 0; k < rank; ++k) {
+    invert_row(w, inverse, k);
+    const double* x = inverse + k * w.stride;
+    for (int64_t j = 0; j <= k; ++j) transform[w.order[k] * p.rows + w.order[j]] = x[j] * w.scale[j];
+    kept[w.order[k]] = true;
+  }
 }
 
 }  // namespace
@@ -149,7 +194,18 @@ void gram_schmidt(const GramSchmidt& batch, int64_t begin, int64_t end) {
   const int64_t R = batch.rows;
   Workspace workspace(R);
   for (int64_t b = begin; b < end; ++b) {
-    batch.rank[b] = solve_one(batch, batch.gram + b * R * R, batch.rhs + b * R, batch.x + b * R, workspace);
+    const Problem problem{R, batch.gram + b * R * R, batch.rhs + b * R, batch.active, batch.tolerance};
+    batch.rank[b] = solve_one(problem, batch.x + b * R, workspace);
+  }
+}
+
+void basis(const Basis& batch, int64_t begin, int64_t end) {
+  const int64_t R = batch.rows;
+  Workspace workspace(R);
+  std::vector<double> inverse(R * workspace.stride);
+  for (int64_t b = begin; b < end; ++b) {
+    const Problem problem{R, batch.gram + b * R * R, nullptr, nullptr, batch.tolerance};
+    basis_one(problem, batch.transform + b * R * R, batch.kept + b * R, inverse.data(), workspace);
   }
 }
 
