@@ -12,16 +12,10 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define MTU_FAST_X86 1
-#endif
-#define MTU_FAST_INLINE inline __attribute__((always_inline))
-
 namespace mtu_fast::cpu {
 namespace {
 
 constexpr int64_t GROUP = 4;  // rows
-constexpr int64_t LANES = 8;  // columns that lie together
 constexpr int64_t STEP = GROUP * LANES;
 constexpr int64_t PAIRS = GROUP * GROUP;
 constexpr int64_t TILE = 256;          // columns: a group is 8 KiB
@@ -30,37 +24,6 @@ constexpr int64_t AHEAD = 2 * TILE;    // columns between those that are widened
 constexpr int64_t CHUNK = 4096;        // least columns of a chunk
 constexpr int64_t CHUNK_PER_ROW = 16;  // its least columns a row: all sums are a 16th of float32 rows at most
 constexpr int64_t CHUNKS = 64;         // most chunks
-
-inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-struct alignas(64) Line {
-  double lane[LANES];
-};
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
-MTU_FAST_INLINE float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-MTU_FAST_INLINE double wide(double value) { return value; }
-MTU_FAST_INLINE double wide(float value) { return value; }
-MTU_FAST_INLINE double wide(BFloat16 value) { return from_bits(uint32_t{value.bits} << 16); }
-MTU_FAST_INLINE double wide(Half value) {
-  // Without branches, so that it goes by vectors. A number without a leading bit is lent one, which is then taken back;
-  // infinity and NaN keep the largest exponent.
-  const uint32_t size = value.bits & 0x7fffu, tiny = size < 0x400, endless = size >= 0x7c00;
-  const float lent = from_bits((0u - tiny) & (113u << 23));
-  const float magnitude = from_bits((size << 13) + ((112u + tiny + 112u * endless) << 23)) - lent;
-  return magnitude * static_cast<float>(1 - 2 * (value.bits >> 15));
-}
 
 // One row's part of the tile, its last step filled up with zeros; fetches the row's part of a later tile.
 template <class T>
@@ -154,17 +117,16 @@ MTU_FAST_INLINE void add_products(const Chunk& c) {
 typedef void (*AddProducts)(const Chunk&);
 
 #ifdef MTU_FAST_X86
-#define MTU_FAST_FOR(features) __attribute__((target(features)))
 MTU_FAST_FOR("avx512f,avx512vl,avx512dq,fma") void add_products_avx512(const Chunk& c) { add_products<8, 4>(c); }
 MTU_FAST_FOR("avx2,fma") void add_products_avx2(const Chunk& c) { add_products<4, 2>(c); }
 void add_products_any(const Chunk& c) { add_products<2, 2>(c); }
 
 AddProducts best() {
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    return add_products_avx512;
+  switch (vectors()) {
+    case Vectors::Avx512: return add_products_avx512;
+    case Vectors::Avx2: return add_products_avx2;
+    default: return add_products_any;
   }
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? add_products_avx2 : add_products_any;
 }
 #else
 void add_products_any(const Chunk& c) { add_products<2, 4>(c); }

@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <vector>
 
-namespace mtu_fast::cpu {
+#include "element.h"
 
-enum class Element { Double, Float, BFloat16, Half };
+namespace mtu_fast::cpu {
 
 struct Row {
   const void* data;  // consecutive elements
