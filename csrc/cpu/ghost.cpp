@@ -13,12 +13,11 @@ namespace {
 
 constexpr int64_t TILE = 96;   // positions or pixels of several images
 constexpr int64_t MOST = 256;  // pixels of one box
-constexpr int64_t DEPTH = 256;  // channels multiplied at once: a panel is 16 KiB
 constexpr int64_t SLACK = 4 * LANES;  // read beyond the end, not used
 
-struct Matrix {
-  const double* panels;
-  int64_t count, depth;  // panels, channels
+struct Matrix {  // consecutive panels of a side
+  const Panels& side;
+  int64_t first, count;
 };
 
 // ---- micro-kernels, for each instruction set ------------------------------------------------------------------------
@@ -49,13 +48,17 @@ MTU_FAST_INLINE void widen(const T* from, const int64_t* offset, int64_t step, i
   }
 }
 
-MTU_FAST_INLINE void widen(const Block& block, const int64_t* offset, double* to) {
-  const int64_t step = block.stride[2], channels = block.size[2];
-  switch (block.element) {
-    case Element::Double: return widen(static_cast<const double*>(block.data), offset, step, channels, to);
-    case Element::Float: return widen(static_cast<const float*>(block.data), offset, step, channels, to);
-    case Element::BFloat16: return widen(static_cast<const BFloat16*>(block.data), offset, step, channels, to);
-    case Element::Half: return widen(static_cast<const Half*>(block.data), offset, step, channels, to);
+MTU_FAST_INLINE void widen(const Panels& side, int64_t panel) {
+  const int64_t *offset = side.offset.data() + panel * LANES, step = side.block->stride[2];
+  for (int64_t begin = 0; begin < side.channels; begin += DEPTH) {
+    const int64_t skip = begin * step, depth = std::min(DEPTH, side.channels - begin);
+    double* to = side.at(begin, panel);
+    switch (side.block->element) {
+      case Element::Double: widen(static_cast<const double*>(side.block->data) + skip, offset, step, depth, to); break;
+      case Element::Float: widen(static_cast<const float*>(side.block->data) + skip, offset, step, depth, to); break;
+      case Element::BFloat16: widen(static_cast<const BFloat16*>(side.block->data) + skip, offset, step, depth, to); break;
+      case Element::Half: widen(static_cast<const Half*>(side.block->data) + skip, offset, step, depth, to); break;
+    }
   }
 }
 
@@ -100,28 +103,28 @@ MTU_FAST_INLINE void block(const double* left, int64_t pitch, const double* righ
 // out[s][p] = left_p · right_s; on the diagonal only panels of p up to that of s.
 template <int WIDTH, int COUNT, int COLUMNS>
 MTU_FAST_INLINE void multiply(const Matrix& left, const Matrix& right, bool diagonal, double* out, int64_t ld) {
-  const int64_t pitch = left.depth * LANES;
+  const int64_t channels = left.side.channels;
   int64_t begin = 0;
   do {
-    const int64_t depth = std::min(DEPTH, left.depth - begin);
-    for (int64_t s = 0; s < right.count; ++s) {
-      const double* b = right.panels + s * pitch + begin * LANES;
+    const int64_t depth = std::min(DEPTH, channels - begin), pitch = depth * LANES;
+    const double* a = left.side.at(begin, left.first);
+    const double* b = right.side.at(begin, right.first);
+    const bool more = begin > 0;
+    for (int64_t s = 0; s < right.count; ++s, b += pitch) {
       const int64_t last = diagonal ? s + 1 : left.count;
       double* to = out + s * LANES * ld;
       int64_t p = 0;
       for (; p + COUNT <= last; p += COUNT) {
-        block<WIDTH, COUNT, COLUMNS>(left.panels + p * pitch + begin * LANES, pitch, b, depth, begin > 0, to + p * LANES, ld);
+        block<WIDTH, COUNT, COLUMNS>(a + p * pitch, pitch, b, depth, more, to + p * LANES, ld);
       }
       if (COUNT > 2 && p + 2 <= last) {
-        block<WIDTH, 2, COLUMNS>(left.panels + p * pitch + begin * LANES, pitch, b, depth, begin > 0, to + p * LANES, ld);
+        block<WIDTH, 2, COLUMNS>(a + p * pitch, pitch, b, depth, more, to + p * LANES, ld);
         p += 2;
       }
-      for (; p < last; ++p) {
-        block<WIDTH, 1, COLUMNS>(left.panels + p * pitch + begin * LANES, pitch, b, depth, begin > 0, to + p * LANES, ld);
-      }
+      for (; p < last; ++p) block<WIDTH, 1, COLUMNS>(a + p * pitch, pitch, b, depth, more, to + p * LANES, ld);
     }
     begin += depth;
-  } while (begin < left.depth);
+  } while (begin < channels);
 }
 
 // to[l] = Σ_t from[t][l]
@@ -169,7 +172,7 @@ MTU_FAST_INLINE void sum(const double* x, const double* b, int64_t ld, const Row
 }
 
 struct Kernels {
-  void (*widen)(const Block&, const int64_t*, double*);
+  void (*widen)(const Panels&, int64_t);
   void (*multiply)(const Matrix&, const Matrix&, bool, double*, int64_t);
   void (*add)(const double* const*, int64_t, int64_t, double*);
   void (*sum)(const double*, const double*, int64_t, const Rows&, bool, double*);
@@ -179,9 +182,7 @@ struct Kernels {
 #define MTU_FAST_FOR(features)
 #endif
 #define MTU_FAST_KERNELS(NAME, FEATURES, WIDTH, COUNT, COLUMNS)                                                        \
-  MTU_FAST_FOR(FEATURES) void widen_##NAME(const Block& block, const int64_t* offset, double* to) {                    \
-    widen(block, offset, to);                                                                                          \
-  }                                                                                                                    \
+  MTU_FAST_FOR(FEATURES) void widen_##NAME(const Panels& side, int64_t panel) { widen(side, panel); }                  \
   MTU_FAST_FOR(FEATURES)                                                                                               \
   void multiply_##NAME(const Matrix& left, const Matrix& right, bool diagonal, double* out, int64_t ld) {              \
     multiply<WIDTH, COUNT, COLUMNS>(left, right, diagonal, out, ld);                                                   \
@@ -298,7 +299,7 @@ int64_t Ghost::work() const {
 void Ghost::widen(int64_t begin, int64_t end) {
   for (Panels& side : sides_) {
     for (int64_t panel = std::max<int64_t>(begin, 0); panel < std::min(end, side.count()); ++panel) {
-      kernels().widen(*side.block, side.offset.data() + panel * LANES, side.lines[panel * side.channels].lane);
+      kernels().widen(side, panel);
     }
     begin -= side.count();
     end -= side.count();
@@ -336,7 +337,7 @@ void Ghost::multiply(const Pair& pair, Scratch& scratch) {
   const bool diagonal = pair.left == pair.right;
   const int64_t ld = round_up(left.positions, LANES), width = round_up(right.positions, LANES);
   const auto matrix = [](const Panels& side, int64_t panel, int64_t count) {
-    return Matrix{side.lines[panel * side.channels].lane, round_up(count, LANES) / LANES, side.channels};
+    return Matrix{side, panel, round_up(count, LANES) / LANES};
   };
   const bool plain = box(left).plain && box(right).plain;
   kernels().multiply(matrix(side(left.family, 0), left.pixel_panel, left.pixels),

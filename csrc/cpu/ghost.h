@@ -5,6 +5,7 @@
 // A sum of outer products is the case without axes: frames are its positions, each an image of one pixel.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -20,7 +21,9 @@ struct Block {  // [rows, frames, channels, *grid], by strides in elements
   Sizes size, stride;
 };
 
-// Positions of a block, eight at a time as they are multiplied: panel[position / 8][channel][position % 8].
+constexpr int64_t DEPTH = 256;  // channels multiplied at once: eight positions are 16 KiB
+
+// Positions of a block as they are multiplied, eight to a panel: [channel / DEPTH][panel][channel % DEPTH][position].
 struct Panels {
   const Block* block;
   int64_t channels = 0;
@@ -28,7 +31,9 @@ struct Panels {
   std::unique_ptr<Line[]> lines;
 
   int64_t count() const { return offset.size() / LANES; }
-  const double* at(int64_t panel) const { return lines[panel * channels].lane; }
+  double* at(int64_t channel, int64_t panel) const {  // channel: a multiple of DEPTH
+    return lines[channel * count() + panel * std::min(DEPTH, channels - channel)].lane;
+  }
 };
 
 // All pairs of tiles i <= j are multiplied, each apart from the others; the sums of a pair are its own.
