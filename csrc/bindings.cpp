@@ -9,10 +9,12 @@
 
 #include <algorithm>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "cpu/ghost.h"
 #include "cpu/gram.h"
 #include "cpu/gram_schmidt.h"
 #include "cpu/project.h"
@@ -184,6 +186,107 @@ std::vector<Tensor> transform(std::vector<Tensor> rows, Tensor T) {
   return out;
 }
 
+bool same(const Tensor& a, const Tensor& b) {
+  const auto size = a.sizes(), other = b.sizes();
+  const auto stride = a.strides(), step = b.strides();
+  return a.const_data_ptr() == b.const_data_ptr() && a.scalar_type() == b.scalar_type() &&
+         std::equal(size.begin(), size.end(), other.begin(), other.end()) &&
+         std::equal(stride.begin(), stride.end(), step.begin(), step.end());
+}
+
+mtu_fast::cpu::Block block(Tensor& t) {
+  if (!element(t)) t = torch::stable::to(t, ScalarType::Double);
+  const auto size = t.sizes(), stride = t.strides();
+  return {t.const_data_ptr(), *element(t), {size.begin(), size.end()}, {stride.begin(), stride.end()}};
+}
+
+// Which block each block is the same tensor as: the first of them.
+std::vector<size_t> firsts(const std::vector<Tensor>& blocks) {
+  std::vector<size_t> found;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    size_t first = 0;
+    while (!same(blocks[first], blocks[i])) ++first;
+    found.push_back(first);
+  }
+  return found;
+}
+
+void check_ghost(const char* op, const std::vector<Tensor>& x, const std::vector<Tensor>& b, int64_t axes) {
+  STD_TORCH_CHECK(!x.empty() && x.size() == b.size(), op, ": expected as many blocks on both sides, one at least, got ",
+                  x.size(), " and ", b.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    STD_TORCH_CHECK(x[i].is_cpu() && b[i].is_cpu(), op, ": expected every block on the CPU");
+    STD_TORCH_CHECK(x[i].dim() == 3 + axes && b[i].dim() == 3 + axes, op, ": expected blocks of ", 3 + axes,
+                    " dimensions, got ", x[i].dim(), " and ", b[i].dim());
+    STD_TORCH_CHECK(x[i].size(0) == b[i].size(0) && x[i].size(1) == b[i].size(1), op, ": the sides of block ", i,
+                    " differ: ", x[i].size(0), " by ", x[i].size(1), " and ", b[i].size(0), " by ", b[i].size(1));
+    STD_TORCH_CHECK(x[i].size(2) == x[0].size(2) && b[i].size(2) == b[0].size(2), op,
+                    ": expected blocks of one width, got ", x[0].size(2), " by ", b[0].size(2), " and ", x[i].size(2),
+                    " by ", b[i].size(2));
+  }
+}
+
+Tensor ghost(std::vector<Tensor>& x, std::vector<Tensor>& b, const mtu_fast::cpu::Walk& walk) {
+  const std::vector<size_t> first = firsts(x);
+  std::vector<mtu_fast::cpu::Ghost::Family> families;
+  std::vector<size_t> family(x.size());
+  int64_t R = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    // One x under outputs of different sizes walks differently.
+    size_t of = i;
+    for (size_t j = first[i]; j < i && of == i; ++j) {
+      const auto mine = b[i].sizes(), theirs = b[j].sizes();
+      if (first[j] == first[i] && std::equal(mine.begin(), mine.end(), theirs.begin(), theirs.end())) of = j;
+    }
+    family[i] = of == i ? families.size() : family[of];
+    if (of == i) families.push_back({block(x[i]), {}, {}});
+    families[family[i]].b.push_back(block(b[i]));
+    families[family[i]].start.push_back(R);
+    R += x[i].size(0);
+  }
+  Tensor out = torch::stable::new_empty(x[0], {R, R}, ScalarType::Double);
+  mtu_fast::cpu::Ghost gram(std::move(families), walk);
+  torch::stable::parallel_for(0, gram.panels(), 64, [&](int64_t begin, int64_t end) { gram.widen(begin, end); });
+  const int64_t grain = std::max<int64_t>(1, 1'000'000 / (gram.work() + 1));  // about 50 us a thread
+  torch::stable::parallel_for(0, gram.pairs(), grain, [&](int64_t begin, int64_t end) { gram.multiply(begin, end); });
+  gram.write(out.mutable_data_ptr<double>(), R);
+  return out;
+}
+
+// `precision` is a permission; these kernels are at its highest always.
+Tensor outer_ghost(std::vector<Tensor> left, std::vector<Tensor> right, std::string) {
+  check_ghost("outer_ghost", left, right, 0);
+  const auto distinct = [](const std::vector<Tensor>& blocks) {
+    const std::vector<size_t> first = firsts(blocks);
+    int64_t count = 0;
+    for (size_t i = 0; i < first.size(); ++i) count += first[i] == i;
+    return count;
+  };
+  if (distinct(right) < distinct(left)) std::swap(left, right);
+  return ghost(left, right, {});
+}
+
+Tensor conv_ghost(std::vector<Tensor> x, std::vector<Tensor> b, std::vector<int64_t> kernel, std::vector<int64_t> stride,
+                  std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string) {
+  const size_t axes = kernel.size();
+  STD_TORCH_CHECK(stride.size() == axes && padding.size() == axes && dilation.size() == axes,
+                  "conv_ghost: kernel, stride, padding and dilation differ in length: ", axes, ", ", stride.size(), ", ",
+                  padding.size(), " and ", dilation.size());
+  check_ghost("conv_ghost", x, b, axes);
+  for (size_t a = 0; a < axes; ++a) {
+    STD_TORCH_CHECK(kernel[a] > 0 && stride[a] > 0 && padding[a] >= 0 && dilation[a] > 0,
+                    "conv_ghost: expected positive kernel, stride and dilation and no negative padding, got ", kernel[a],
+                    ", ", stride[a], ", ", dilation[a], " and ", padding[a], " along axis ", a);
+    for (size_t i = 0; i < x.size(); ++i) {
+      const int64_t room = x[i].size(3 + a) + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1;
+      const int64_t expected = room < 0 ? 0 : room / stride[a] + 1;
+      STD_TORCH_CHECK(b[i].size(3 + a) == expected, "conv_ghost: block ", i, " has ", b[i].size(3 + a),
+                      " output positions along axis ", a, ", expected ", expected);
+    }
+  }
+  return ghost(x, b, {std::move(kernel), std::move(stride), std::move(padding), std::move(dilation)});
+}
+
 pybind11::dict build_facts() {
   pybind11::dict facts;
   facts["compiler"] = MTU_FAST_COMPILER;
@@ -198,7 +301,9 @@ pybind11::dict build_facts() {
 
 STABLE_TORCH_LIBRARY_IMPL(mtu_fast, CPU, m) {
   m.impl("basis", TORCH_BOX(&basis));
+  m.impl("conv_ghost", TORCH_BOX(&conv_ghost));
   m.impl("gram_schmidt", TORCH_BOX(&gram_schmidt));
+  m.impl("outer_ghost", TORCH_BOX(&outer_ghost));
   m.impl("project", TORCH_BOX(&project));
   m.impl("row_gram", TORCH_BOX(&row_gram));
   m.impl("transform", TORCH_BOX(&transform));

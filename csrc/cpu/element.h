@@ -1,9 +1,13 @@
-// Elements of every float type, to float64 and back: without branches, so that they go by vectors of the caller's target.
+// Elements of every float type, to float64 and back, without branches; and what every kernel here is compiled with.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define MTU_FAST_X86 1
+#define MTU_FAST_FOR(features) __attribute__((target(features)))
+#endif
 #define MTU_FAST_INLINE inline __attribute__((always_inline))
 
 namespace mtu_fast::cpu {
@@ -22,9 +26,13 @@ struct Half {
   uint16_t bits;
 };
 
-constexpr int64_t LANES = 8;  // elements that are converted together
+constexpr int64_t LANES = 8;  // float64 numbers that lie together
 
-inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+struct alignas(64) Line {
+  double lane[LANES];
+};
+
+constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 MTU_FAST_INLINE float from_bits(uint32_t bits) {
   float value;
@@ -89,5 +97,17 @@ MTU_FAST_INLINE void widen(const Row& row, int64_t start, int64_t n, double* to,
     case Element::Half: return widen<STEP>(static_cast<const Half*>(row.data) + start, n, to, ahead);
   }
 }
+
+#ifdef MTU_FAST_X86
+enum class Vectors { Any, Avx2, Avx512 };
+
+inline Vectors vectors() {
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+    return Vectors::Avx512;
+  }
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? Vectors::Avx2 : Vectors::Any;
+}
+#endif
 
 }  // namespace mtu_fast::cpu

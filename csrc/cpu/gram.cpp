@@ -12,10 +12,6 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define MTU_FAST_X86 1
-#endif
-
 namespace mtu_fast::cpu {
 namespace {
 
@@ -28,10 +24,6 @@ constexpr int64_t AHEAD = 2 * TILE;    // columns between those that are widened
 constexpr int64_t CHUNK = 4096;        // least columns of a chunk
 constexpr int64_t CHUNK_PER_ROW = 16;  // its least columns a row: all sums are a 16th of float32 rows at most
 constexpr int64_t CHUNKS = 64;         // most chunks
-
-struct alignas(64) Line {
-  double lane[LANES];
-};
 
 // The sum of each of COUNT vectors to the front: neighbours are added until one is left.
 template <int COUNT, int WIDTH>
@@ -104,17 +96,16 @@ MTU_FAST_INLINE void add_products(const Chunk& c) {
 typedef void (*AddProducts)(const Chunk&);
 
 #ifdef MTU_FAST_X86
-#define MTU_FAST_FOR(features) __attribute__((target(features)))
 MTU_FAST_FOR("avx512f,avx512vl,avx512dq,fma") void add_products_avx512(const Chunk& c) { add_products<8, 4>(c); }
 MTU_FAST_FOR("avx2,fma") void add_products_avx2(const Chunk& c) { add_products<4, 2>(c); }
 void add_products_any(const Chunk& c) { add_products<2, 2>(c); }
 
 AddProducts best() {
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    return add_products_avx512;
+  switch (vectors()) {
+    case Vectors::Avx512: return add_products_avx512;
+    case Vectors::Avx2: return add_products_avx2;
+    default: return add_products_any;
   }
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? add_products_avx2 : add_products_any;
 }
 #else
 void add_products_any(const Chunk& c) { add_products<2, 4>(c); }

@@ -10,10 +10,6 @@
 #include <algorithm>
 #include <utility>
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define MTU_FAST_X86 1
-#endif
-
 namespace mtu_fast::cpu {
 namespace {
 
@@ -23,10 +19,6 @@ constexpr int64_t STORE = 1 << 14;    // elements of a tile: 128 KiB
 constexpr int64_t LONGEST = 1024;     // most columns of a tile
 constexpr int64_t CHUNK = 4096;       // least columns of a chunk
 constexpr int64_t CHUNKS = 256;       // most chunks
-
-struct Line {
-  alignas(64) double lane[LANES];
-};
 
 // A tile: columns start .. start+n-1 of one piece.
 struct Sum {
@@ -150,7 +142,6 @@ struct Kernels {
 };
 
 #ifdef MTU_FAST_X86
-#define MTU_FAST_FOR(features) __attribute__((target(features)))
 MTU_FAST_FOR("avx512f,avx512vl,avx512dq,fma") void sum_avx512(const Sum& t) { sum_tile<8, 4>(t); }
 MTU_FAST_FOR("avx512f,avx512vl,avx512dq,fma") void expand_avx512(const Expand& t) { expand_tile<8, 4>(t); }
 MTU_FAST_FOR("avx2,fma") void sum_avx2(const Sum& t) { sum_tile<4, 2>(t); }
@@ -159,12 +150,11 @@ void sum_any(const Sum& t) { sum_tile<2, 2>(t); }
 void expand_any(const Expand& t) { expand_tile<2, 2>(t); }
 
 Kernels best() {
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    return {sum_avx512, expand_avx512};
+  switch (vectors()) {
+    case Vectors::Avx512: return {sum_avx512, expand_avx512};
+    case Vectors::Avx2: return {sum_avx2, expand_avx2};
+    default: return {sum_any, expand_any};
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {sum_avx2, expand_avx2};
-  return {sum_any, expand_any};
 }
 #else
 void sum_any(const Sum& t) { sum_tile<2, 4>(t); }

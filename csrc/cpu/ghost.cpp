@@ -1,0 +1,421 @@
+// Positions go by panels of eight, widened to float64 once. A pair of tiles is a matrix of products of x, kept in the
+// nearest caches, shifted and added where a kernel has several taps; one of products of b for every pair of tasks; and
+// the sum of their elementwise product over the positions of each pair of rows. Only positions p <= s are multiplied,
+// p = s by half: G = sums + sumsᵀ.
+
+#include "ghost.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace mtu_fast::cpu {
+namespace {
+
+constexpr int64_t TILE = 96;   // positions or pixels of several images
+constexpr int64_t MOST = 256;  // pixels of one box
+constexpr int64_t SLACK = 4 * LANES;  // read beyond the end, not used
+
+struct Matrix {  // consecutive panels of a side
+  const Panels& side;
+  int64_t first, count;
+};
+
+// ---- micro-kernels, for each instruction set ------------------------------------------------------------------------
+
+template <class T>
+MTU_FAST_INLINE void widen(const T* from, const int64_t* offset, int64_t step, int64_t channels, double* to) {
+  bool near = true;
+  for (int64_t l = 0; l < LANES; ++l) near &= offset[l] == offset[0] + l;
+  if (near) {
+    from += offset[0];
+    for (int64_t k = 0; k < channels; ++k, from += step, to += LANES) {
+      for (int64_t l = 0; l < LANES; ++l) to[l] = wide(from[l]);
+    }
+    return;
+  }
+  for (int64_t begin = 0; begin < channels; begin += LANES) {
+    const int64_t end = std::min(begin + LANES, channels);
+    for (int64_t l = 0; l < LANES; ++l) {
+      const T* own = from + std::max<int64_t>(offset[l], 0);
+      if (offset[l] < 0) {
+        for (int64_t k = begin; k < end; ++k) to[k * LANES + l] = 0;
+      } else if (step == 1) {
+        for (int64_t k = begin; k < end; ++k) to[k * LANES + l] = wide(own[k]);
+      } else {
+        for (int64_t k = begin; k < end; ++k) to[k * LANES + l] = wide(own[k * step]);
+      }
+    }
+  }
+}
+
+MTU_FAST_INLINE void widen(const Panels& side, int64_t panel) {
+  const int64_t *offset = side.offset.data() + panel * LANES, step = side.block->stride[2];
+  for (int64_t begin = 0; begin < side.channels; begin += DEPTH) {
+    const int64_t skip = begin * step, depth = std::min(DEPTH, side.channels - begin);
+    double* to = side.at(begin, panel);
+    switch (side.block->element) {
+      case Element::Double: widen(static_cast<const double*>(side.block->data) + skip, offset, step, depth, to); break;
+      case Element::Float: widen(static_cast<const float*>(side.block->data) + skip, offset, step, depth, to); break;
+      case Element::BFloat16: widen(static_cast<const BFloat16*>(side.block->data) + skip, offset, step, depth, to); break;
+      case Element::Half: widen(static_cast<const Half*>(side.block->data) + skip, offset, step, depth, to); break;
+    }
+  }
+}
+
+template <int WIDTH>
+struct Simd {
+  typedef double Vector __attribute__((vector_size(WIDTH * sizeof(double)), may_alias, aligned(8)));
+};
+
+// out[s][p] (+)= Σ_k left[p][k] right[s][k] for COUNT panels of p and one of s, COLUMNS of it at a time.
+template <int WIDTH, int COUNT, int COLUMNS>
+MTU_FAST_INLINE void block(const double* left, int64_t pitch, const double* right, int64_t depth, bool more, double* out,
+                           int64_t ld) {
+  typedef typename Simd<WIDTH>::Vector Vector;
+  constexpr int HEIGHT = COUNT * LANES / WIDTH;
+  for (int64_t start = 0; start < LANES; start += COLUMNS) {
+    Vector part[COLUMNS][HEIGHT] = {};
+    if (more) {
+      for (int c = 0; c < COLUMNS; ++c) {
+        for (int h = 0; h < HEIGHT; ++h) part[c][h] = *reinterpret_cast<Vector*>(out + (start + c) * ld + h * WIDTH);
+      }
+    }
+    for (int64_t k = 0; k < depth; ++k) {
+      Vector column[HEIGHT];
+#pragma GCC unroll 16
+      for (int h = 0; h < HEIGHT; ++h) {
+        constexpr int EACH = LANES / WIDTH;
+        column[h] = *reinterpret_cast<const Vector*>(left + h / EACH * pitch + k * LANES + h % EACH * WIDTH);
+      }
+#pragma GCC unroll 16
+      for (int c = 0; c < COLUMNS; ++c) {
+        const double scale = right[k * LANES + start + c];
+#pragma GCC unroll 16
+        for (int h = 0; h < HEIGHT; ++h) part[c][h] += column[h] * scale;
+      }
+    }
+    for (int c = 0; c < COLUMNS; ++c) {
+      for (int h = 0; h < HEIGHT; ++h) *reinterpret_cast<Vector*>(out + (start + c) * ld + h * WIDTH) = part[c][h];
+    }
+  }
+}
+
+// out[s][p] = left_p · right_s; on the diagonal only panels of p up to that of s.
+template <int WIDTH, int COUNT, int COLUMNS>
+MTU_FAST_INLINE void multiply(const Matrix& left, const Matrix& right, bool diagonal, double* out, int64_t ld) {
+  const int64_t channels = left.side.channels;
+  int64_t begin = 0;
+  do {
+    const int64_t depth = std::min(DEPTH, channels - begin), pitch = depth * LANES;
+    const double* a = left.side.at(begin, left.first);
+    const double* b = right.side.at(begin, right.first);
+    const bool more = begin > 0;
+    for (int64_t s = 0; s < right.count; ++s, b += pitch) {
+      const int64_t last = diagonal ? s + 1 : left.count;
+      double* to = out + s * LANES * ld;
+      int64_t p = 0;
+      for (; p + COUNT <= last; p += COUNT) {
+        block<WIDTH, COUNT, COLUMNS>(a + p * pitch, pitch, b, depth, more, to + p * LANES, ld);
+      }
+      if (COUNT > 2 && p + 2 <= last) {
+        block<WIDTH, 2, COLUMNS>(a + p * pitch, pitch, b, depth, more, to + p * LANES, ld);
+        p += 2;
+      }
+      for (; p < last; ++p) block<WIDTH, 1, COLUMNS>(a + p * pitch, pitch, b, depth, more, to + p * LANES, ld);
+    }
+    begin += depth;
+  } while (begin < channels);
+}
+
+// to[l] = Σ_t from[t][l]
+template <int WIDTH>
+MTU_FAST_INLINE void add(const double* const* from, int64_t count, int64_t length, double* to) {
+  typedef typename Simd<WIDTH>::Vector Vector;
+  for (int64_t l = 0; l < length; l += 2 * WIDTH) {
+    Vector low = {}, high = {};
+    for (int64_t t = 0; t < count; ++t) {
+      low += *reinterpret_cast<const Vector*>(from[t] + l);
+      high += *reinterpret_cast<const Vector*>(from[t] + l + WIDTH);
+    }
+    *reinterpret_cast<Vector*>(to + l) = low;
+    *reinterpret_cast<Vector*>(to + l + WIDTH) = high;
+  }
+}
+
+struct Rows {
+  const std::vector<int64_t>&left, &right;  // of each position
+  int64_t width;                            // right rows: sums are [left row][right row]
+};
+
+// sums[row of p][row of s] += x[s][p] b[s][p]
+template <int WIDTH>
+MTU_FAST_INLINE void sum(const double* x, const double* b, int64_t ld, const Rows& rows, bool diagonal, double* sums) {
+  typedef typename Simd<WIDTH>::Vector Vector;
+  const int64_t height = rows.left.size(), width = rows.right.size();
+  for (int64_t begin = 0, end; begin < width; begin = end) {
+    const int64_t q = rows.right[begin];
+    for (end = begin + 1; end < width && rows.right[end] == q;) ++end;
+    for (int64_t p = 0; p < height && !(diagonal && p >= end); p += LANES) {
+      constexpr int EACH = LANES / WIDTH;
+      Vector part[EACH] = {};
+      for (int64_t s = diagonal ? std::max(begin, p) : begin; s < end; ++s) {
+        for (int h = 0; h < EACH; ++h) {
+          const int64_t at = s * ld + p + h * WIDTH;
+          part[h] += *reinterpret_cast<const Vector*>(x + at) * *reinterpret_cast<const Vector*>(b + at);
+        }
+      }
+      double lanes[LANES];
+      std::memcpy(lanes, part, sizeof lanes);
+      for (int64_t l = 0; l < std::min(LANES, height - p); ++l) sums[rows.left[p + l] * rows.width + q] += lanes[l];
+    }
+  }
+}
+
+struct Kernels {
+  void (*widen)(const Panels&, int64_t);
+  void (*multiply)(const Matrix&, const Matrix&, bool, double*, int64_t);
+  void (*add)(const double* const*, int64_t, int64_t, double*);
+  void (*sum)(const double*, const double*, int64_t, const Rows&, bool, double*);
+};
+
+#ifndef MTU_FAST_FOR
+#define MTU_FAST_FOR(features)
+#endif
+#define MTU_FAST_KERNELS(NAME, FEATURES, WIDTH, COUNT, COLUMNS)                                                        \
+  MTU_FAST_FOR(FEATURES) void widen_##NAME(const Panels& side, int64_t panel) { widen(side, panel); }                  \
+  MTU_FAST_FOR(FEATURES)                                                                                               \
+  void multiply_##NAME(const Matrix& left, const Matrix& right, bool diagonal, double* out, int64_t ld) {              \
+    multiply<WIDTH, COUNT, COLUMNS>(left, right, diagonal, out, ld);                                                   \
+  }                                                                                                                    \
+  MTU_FAST_FOR(FEATURES) void add_##NAME(const double* const* from, int64_t count, int64_t length, double* to) {       \
+    add<WIDTH>(from, count, length, to);                                                                               \
+  }                                                                                                                    \
+  MTU_FAST_FOR(FEATURES)                                                                                               \
+  void sum_##NAME(const double* x, const double* b, int64_t ld, const Rows& rows, bool diagonal, double* sums) {       \
+    sum<WIDTH>(x, b, ld, rows, diagonal, sums);                                                                        \
+  }                                                                                                                    \
+  constexpr Kernels NAME = {widen_##NAME, multiply_##NAME, add_##NAME, sum_##NAME};
+
+#ifdef MTU_FAST_X86
+MTU_FAST_KERNELS(avx512, "avx512f,avx512vl,avx512dq,fma", 8, 3, 8)
+MTU_FAST_KERNELS(avx2, "avx2,fma", 4, 1, 4)
+MTU_FAST_KERNELS(any, "sse2", 2, 1, 2)
+
+Kernels best() {
+  switch (vectors()) {
+    case Vectors::Avx512: return avx512;
+    case Vectors::Avx2: return avx2;
+    default: return any;
+  }
+}
+#else
+MTU_FAST_KERNELS(any, "", 2, 1, 4)
+Kernels best() { return any; }
+#endif
+
+const Kernels& kernels() {
+  static const Kernels chosen = best();
+  return chosen;
+}
+
+int64_t offset(const Block& block, int64_t image, const Sizes& at) {
+  int64_t n = image / block.size[1] * block.stride[0] + image % block.size[1] * block.stride[1];
+  for (size_t a = 0; a < at.size(); ++a) n += at[a] * block.stride[3 + a];
+  return n;
+}
+
+void append(Panels& side, int64_t first, int64_t images, const std::vector<Sizes>& places) {
+  for (int64_t image = first; image < first + images; ++image) {
+    for (const Sizes& at : places) side.offset.push_back(offset(*side.block, image, at));
+  }
+  side.offset.resize(round_up(side.offset.size(), LANES), -1);
+}
+
+Sizes axes(const Block& block) { return {block.size.begin() + 3, block.size.end()}; }
+
+struct Buffer {
+  std::unique_ptr<Line[]> lines;
+
+  explicit Buffer(int64_t size) : lines(new Line[round_up(size, LANES) / LANES]) {}
+  double* data() { return lines[0].lane; }
+};
+
+}  // namespace
+
+// ---- tiles ----------------------------------------------------------------------------------------------------------
+
+Ghost::Ghost(std::vector<Family> families, const Walk& walk) : families_(std::move(families)) {
+  for (const Family& family : families_) {
+    boxes_.push_back(boxes(walk, axes(family.x), axes(family.b[0]), MOST));
+    first_side_.push_back(sides_.size());
+    sides_.push_back({&family.x, family.x.size[2], {}, nullptr});
+    for (const Block& b : family.b) sides_.push_back({&b, b.size[2], {}, nullptr});
+    add_tiles(first_side_.size() - 1);
+  }
+  for (Panels& side : sides_) {
+    side.lines.reset(new Line[side.count() * side.channels + 1]);
+    panels_ += side.count();
+  }
+  int64_t sums = 0;
+  const int64_t tiles = tiles_.size();
+  for (int64_t i = 0; i < tiles; ++i) {
+    for (int64_t j = i; j < tiles; ++j) {
+      pairs_.push_back({i, j, sums});
+      const Tile &left = tiles_[i], &right = tiles_[j];
+      sums += families_[left.family].b.size() * families_[right.family].b.size() * left.rows * right.rows;
+    }
+  }
+  sums_.assign(sums, 0.0);
+}
+
+void Ghost::add_tiles(int64_t family) {
+  const Block& x = families_[family].x;
+  const int64_t images = x.size[0] * x.size[1], frames = x.size[1];
+  Panels* sides = sides_.data() + first_side_[family];
+  for (size_t n = 0; n < boxes_[family].size(); ++n) {
+    const Box& box = boxes_[family][n];
+    const int64_t pixels = box.pixels.size(), positions = box.positions.size();
+    const int64_t together = std::max<int64_t>(1, TILE / std::max(pixels, positions));
+    for (int64_t first = 0; first < images; first += together) {
+      const int64_t count = std::min(together, images - first), row = first / frames;
+      Tile tile{family, int64_t(n), count, count * pixels, count * positions, sides[0].count(), sides[1].count(), row,
+                (first + count - 1) / frames - row + 1, {}};
+      for (int64_t image = first; image < first + count; ++image) tile.row.insert(tile.row.end(), positions, image / frames - row);
+      append(sides[0], first, count, box.pixels);
+      for (size_t b = 1; b <= families_[family].b.size(); ++b) append(sides[b], first, count, box.positions);
+      tiles_.push_back(std::move(tile));
+    }
+  }
+}
+
+int64_t Ghost::work() const {
+  if (tiles_.empty()) return 1;
+  const Tile& tile = tiles_[0];
+  const Family& family = families_[tile.family];
+  const int64_t tasks = family.b.size();
+  return tile.pixels * tile.pixels * family.x.size[2] + tasks * tasks * tile.positions * tile.positions * family.b[0].size[2];
+}
+
+void Ghost::widen(int64_t begin, int64_t end) {
+  for (Panels& side : sides_) {
+    for (int64_t panel = std::max<int64_t>(begin, 0); panel < std::min(end, side.count()); ++panel) {
+      kernels().widen(side, panel);
+    }
+    begin -= side.count();
+    end -= side.count();
+  }
+}
+
+// ---- pairs of tiles -------------------------------------------------------------------------------------------------
+
+struct Ghost::Scratch {
+  Buffer x, b, spread;       // products of positions after the shift; products; products in padded boxes
+  int64_t spread_size, laid_out = -1;  // the tile whose padding `spread` holds
+  std::vector<double> line;
+  std::vector<const double*> taps;
+};
+
+void Ghost::multiply(int64_t begin, int64_t end) {
+  int64_t size = 0, pixels = 0, padded = 0, span = 0;
+  for (const Tile& tile : tiles_) {
+    size = std::max({size, round_up(tile.pixels, LANES), round_up(tile.positions, LANES)});
+    if (box(tile).plain) continue;
+    pixels = std::max(pixels, tile.pixels);
+    padded = std::max(padded, tile.images * box(tile).padded);
+    span = std::max(span, box(tile).span);
+  }
+  if (padded > 0) {
+    for (const Tile& tile : tiles_) pixels = std::max(pixels, tile.pixels);
+  }
+  const int64_t spread = pixels * padded + SLACK;
+  Scratch scratch{Buffer(size * size), Buffer(size * size), Buffer(spread), spread, -1, std::vector<double>(span + SLACK), {}};
+  for (int64_t n = begin; n < end; ++n) multiply(pairs_[n], scratch);
+}
+
+void Ghost::multiply(const Pair& pair, Scratch& scratch) {
+  const Tile &left = tiles_[pair.left], &right = tiles_[pair.right];
+  const bool diagonal = pair.left == pair.right;
+  const int64_t ld = round_up(left.positions, LANES), width = round_up(right.positions, LANES);
+  const auto matrix = [](const Panels& side, int64_t panel, int64_t count) {
+    return Matrix{side, panel, round_up(count, LANES) / LANES};
+  };
+  const bool plain = box(left).plain && box(right).plain;
+  kernels().multiply(matrix(side(left.family, 0), left.pixel_panel, left.pixels),
+                     matrix(side(right.family, 0), right.pixel_panel, right.pixels), diagonal,
+                     (plain ? scratch.x : scratch.b).data(), round_up(left.pixels, LANES));
+  if (!plain) add_patches(left, right, diagonal, scratch);
+  double* x = scratch.x.data();
+  for (int64_t s = 0; diagonal && s < width; ++s) {
+    x[s * ld + s] *= 0.5;
+    std::fill(x + s * ld + s + 1, x + s * ld + round_up(s + 1, LANES), 0.0);
+  }
+  double* sums = sums_.data() + pair.sums;
+  for (size_t i = 1; i <= families_[left.family].b.size(); ++i) {
+    for (size_t j = 1; j <= families_[right.family].b.size(); ++j, sums += left.rows * right.rows) {
+      kernels().multiply(matrix(side(left.family, i), left.position_panel, left.positions),
+                         matrix(side(right.family, j), right.position_panel, right.positions), diagonal,
+                         scratch.b.data(), ld);
+      kernels().sum(x, scratch.b.data(), ld, {left.row, right.row, right.rows}, diagonal, sums);
+    }
+  }
+}
+
+// Products of pixels [right][left] -> products of patches, the same for all pairs of tasks.
+void Ghost::add_patches(const Tile& left, const Tile& right, bool diagonal, Scratch& scratch) const {
+  const Box &mine = box(left), &theirs = box(right);
+  const int64_t key = &left - tiles_.data(), pitch = left.images * mine.padded, ld = round_up(left.pixels, LANES);
+  const int64_t pixels = mine.pixels.size(), positions = mine.positions.size(), taps = mine.shift.size();
+  double* spread = scratch.spread.data();
+  if (scratch.laid_out != key) std::fill(spread, spread + scratch.spread_size, 0.0);
+  scratch.laid_out = key;
+  for (int64_t s = 0; s < right.pixels; ++s) {
+    for (int64_t image = 0; image < left.images; ++image) {
+      const double* from = scratch.b.data() + s * ld + image * pixels;
+      double* to = spread + s * pitch + image * mine.padded;
+      for (const Segment& part : mine.spread) {
+        for (int64_t l = 0; l < part.length; ++l) to[part.to + l] = from[part.from + l];
+      }
+    }
+  }
+  const int64_t height = round_up(left.positions, LANES), stops = theirs.positions.size();
+  for (int64_t s = 0; s < right.positions; ++s) {
+    const int64_t image_s = s / stops;
+    for (int64_t image = 0; image < left.images && !(diagonal && image > image_s); ++image) {
+      scratch.taps.clear();
+      for (int64_t t = 0; t < taps; ++t) {
+        const int64_t pixel = theirs.pixel[s % stops * taps + t];
+        if (pixel < 0) continue;
+        const int64_t column = image_s * static_cast<int64_t>(theirs.pixels.size()) + pixel;
+        scratch.taps.push_back(spread + column * pitch + image * mine.padded + mine.shift[t]);
+      }
+      kernels().add(scratch.taps.data(), scratch.taps.size(), mine.span, scratch.line.data());
+      double* to = scratch.x.data() + s * height + image * positions;
+      for (const Segment& part : mine.gather) {
+        for (int64_t l = 0; l < part.length; ++l) to[part.to + l] = scratch.line[part.from + l];
+      }
+    }
+  }
+}
+
+void Ghost::write(double* gram, int64_t rows) const {
+  std::fill(gram, gram + rows * rows, 0.0);
+  for (const Pair& pair : pairs_) {
+    const Tile &left = tiles_[pair.left], &right = tiles_[pair.right];
+    const double* sums = sums_.data() + pair.sums;
+    for (int64_t top : families_[left.family].start) {
+      for (int64_t start : families_[right.family].start) {
+        for (int64_t r = 0; r < left.rows; ++r) {
+          double* to = gram + (top + left.first_row + r) * rows + start + right.first_row;
+          for (int64_t q = 0; q < right.rows; ++q) to[q] += *sums++;
+        }
+      }
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = i; j < rows; ++j) {
+      gram[i * rows + j] = gram[j * rows + i] = gram[i * rows + j] + gram[j * rows + i];
+    }
+  }
+}
+
+}  // namespace mtu_fast::cpu

@@ -1,0 +1,138 @@
+#include "walk.h"
+
+#include <algorithm>
+
+namespace mtu_fast::cpu {
+namespace {
+
+int64_t product(const Sizes& sizes) {
+  int64_t n = 1;
+  for (int64_t size : sizes) n *= size;
+  return n;
+}
+
+// Coordinates below `sizes`, row by row.
+template <class F>
+void each(const Sizes& sizes, const F& visit) {
+  Sizes at(sizes.size(), 0);
+  for (int64_t n = product(sizes); n > 0; --n) {
+    visit(at);
+    for (size_t a = sizes.size(); a-- > 0;) {
+      if (++at[a] < sizes[a]) break;
+      at[a] = 0;
+    }
+  }
+}
+
+void append(std::vector<Segment>& segments, int64_t from, int64_t to) {
+  if (!segments.empty()) {
+    Segment& last = segments.back();
+    if (last.from + last.length == from && last.to + last.length == to) {
+      ++last.length;
+      return;
+    }
+  }
+  segments.push_back({from, to, 1});
+}
+
+// Where the padded box keeps a coordinate.
+struct Layout {
+  Sizes stride, pitch, plane;
+  int64_t size = 1;
+
+  Layout(const Sizes& strides, const Sizes& extent) : stride(strides), pitch(extent.size()), plane(extent.size()) {
+    for (size_t a = extent.size(); a-- > 0;) {
+      pitch[a] = size;
+      size *= (extent[a] + stride[a] - 1) / stride[a];
+    }
+    for (size_t a = extent.size(); a-- > 0;) {
+      plane[a] = size;
+      size *= stride[a];
+    }
+  }
+
+  int64_t place(const Sizes& at) const {
+    int64_t n = 0;
+    for (size_t a = 0; a < at.size(); ++a) n += at[a] % stride[a] * plane[a] + at[a] / stride[a] * pitch[a];
+    return n;
+  }
+};
+
+Box box(const Walk& walk, const Sizes& image, const Sizes& corner, const Sizes& size) {
+  const size_t axes = image.size();
+  Sizes extent(axes), begin(axes);
+  std::vector<std::vector<int64_t>> used(axes);  // coordinates inside the image that some tap reaches
+  for (size_t a = 0; a < axes; ++a) {
+    extent[a] = (size[a] - 1) * walk.stride[a] + (walk.kernel[a] - 1) * walk.dilation[a] + 1;
+    begin[a] = corner[a] * walk.stride[a] - walk.padding[a];
+    std::vector<bool> reached(extent[a], false);
+    for (int64_t o = 0; o < size[a]; ++o) {
+      for (int64_t k = 0; k < walk.kernel[a]; ++k) reached[o * walk.stride[a] + k * walk.dilation[a]] = true;
+    }
+    for (int64_t c = std::max<int64_t>(0, -begin[a]); c < extent[a] && c + begin[a] < image[a]; ++c) {
+      if (reached[c]) used[a].push_back(c);
+    }
+  }
+  const Layout layout(walk.stride, extent);
+  Box out;
+  out.padded = layout.size;
+  std::vector<int64_t> number(layout.size, -1);  // of the pixel at a place
+
+  Sizes counts(axes), at(axes);
+  for (size_t a = 0; a < axes; ++a) counts[a] = used[a].size();
+  each(counts, [&](const Sizes& i) {
+    Sizes pixel(axes);
+    for (size_t a = 0; a < axes; ++a) at[a] = used[a][i[a]], pixel[a] = at[a] + begin[a];
+    const int64_t place = layout.place(at);
+    number[place] = out.pixels.size();
+    append(out.spread, out.pixels.size(), place);
+    out.pixels.push_back(std::move(pixel));
+  });
+  each(walk.kernel, [&](const Sizes& k) {
+    for (size_t a = 0; a < axes; ++a) at[a] = k[a] * walk.dilation[a];
+    out.shift.push_back(layout.place(at));
+  });
+  each(size, [&](const Sizes& o) {
+    int64_t first = 0;
+    Sizes position(axes);
+    for (size_t a = 0; a < axes; ++a) first += o[a] * layout.pitch[a], position[a] = o[a] + corner[a];
+    append(out.gather, first, out.positions.size());
+    out.positions.push_back(std::move(position));
+    out.span = first + 1;
+    for (int64_t shift : out.shift) out.pixel.push_back(number[first + shift]);
+  });
+  out.plain = out.shift.size() == 1 && out.pixels.size() == out.positions.size();
+  return out;
+}
+
+int64_t reach(const Walk& walk, const Sizes& image, const Sizes& size) {
+  int64_t n = 1;
+  for (size_t a = 0; a < size.size(); ++a) {
+    n *= std::min(image[a], (size[a] - 1) * walk.stride[a] + (walk.kernel[a] - 1) * walk.dilation[a] + 1);
+  }
+  return n;
+}
+
+}  // namespace
+
+std::vector<Box> boxes(const Walk& walk, const Sizes& image, const Sizes& grid, int64_t most) {
+  std::vector<Box> found;
+  if (product(grid) == 0) return found;
+  Sizes size = grid, counts(grid.size());
+  while (reach(walk, image, size) > most && product(size) > 1) {
+    int64_t& longest = *std::max_element(size.begin(), size.end());
+    longest = (longest + 1) / 2;
+  }
+  for (size_t a = 0; a < grid.size(); ++a) counts[a] = (grid[a] + size[a] - 1) / size[a];
+  each(counts, [&](const Sizes& at) {
+    Sizes corner(at.size()), part(at.size());
+    for (size_t a = 0; a < at.size(); ++a) {
+      corner[a] = at[a] * size[a];
+      part[a] = std::min(size[a], grid[a] - corner[a]);
+    }
+    found.push_back(box(walk, image, corner, part));
+  });
+  return found;
+}
+
+}  // namespace mtu_fast::cpu
