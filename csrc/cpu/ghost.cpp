@@ -12,7 +12,9 @@ namespace mtu_fast::cpu {
 namespace {
 
 constexpr int64_t TILE = 96;   // positions or pixels of several images
-constexpr int64_t MOST = 256;  // pixels of one box
+constexpr int64_t LARGE = 192;  // the same where there are
+constexpr int64_t MANY = 2048;  // so many: panels are read less often, and tiles enough are left for all threads
+constexpr int64_t MOST = 256;   // pixels of one box
 constexpr int64_t SLACK = 4 * LANES;  // read beyond the end, not used
 
 struct Matrix {  // consecutive panels of a side
@@ -245,8 +247,14 @@ struct Buffer {
 // ---- tiles ----------------------------------------------------------------------------------------------------------
 
 Ghost::Ghost(std::vector<Family> families, const Walk& walk) : families_(std::move(families)) {
+  int64_t positions = 0;
   for (const Family& family : families_) {
     boxes_.push_back(boxes(walk, axes(family.x), axes(family.b[0]), MOST));
+    const int64_t images = family.x.size[0] * family.x.size[1];
+    for (const Box& box : boxes_.back()) positions += images * std::max(box.pixels.size(), box.positions.size());
+  }
+  tile_ = positions < MANY ? TILE : LARGE;
+  for (const Family& family : families_) {
     first_side_.push_back(sides_.size());
     sides_.push_back({&family.x, family.x.size[2], {}, nullptr});
     for (const Block& b : family.b) sides_.push_back({&b, b.size[2], {}, nullptr});
@@ -275,7 +283,7 @@ void Ghost::add_tiles(int64_t family) {
   for (size_t n = 0; n < boxes_[family].size(); ++n) {
     const Box& box = boxes_[family][n];
     const int64_t pixels = box.pixels.size(), positions = box.positions.size();
-    const int64_t together = std::max<int64_t>(1, TILE / std::max(pixels, positions));
+    const int64_t together = std::max<int64_t>(1, tile_ / std::max(pixels, positions));
     for (int64_t first = 0; first < images; first += together) {
       const int64_t count = std::min(together, images - first), row = first / frames;
       Tile tile{family, int64_t(n), count, count * pixels, count * positions, sides[0].count(), sides[1].count(), row,

@@ -83,7 +83,7 @@ class Ghost {
   std::vector<Tile> tiles_;
   std::vector<Pair> pairs_;
   std::vector<double> sums_;  // of each pair: [b of the left][b of the right][row][row]
-  int64_t panels_ = 0;
+  int64_t tile_ = 0, panels_ = 0;
 };
 
 }  // namespace mtu_fast::cpu
