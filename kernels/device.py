@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import triton
 from triton import knobs
 from triton.runtime import driver
 
@@ -16,11 +17,21 @@ def on(tensor: torch.Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+def interpreted() -> bool:
+    """Whether kernels are run by numpy on CPU tensors."""
+    return bool(knobs.runtime.interpret)
+
+
 def arch() -> int:
     """The current device's compute capability, 90 for 9.0; the interpreter stands for an A100."""
-    return 80 if knobs.runtime.interpret else int(driver.active.get_current_target().arch)
+    return 80 if interpreted() else int(driver.active.get_current_target().arch)
 
 
 def multiprocessors(tensor: torch.Tensor) -> int:
     """How many multiprocessors the tensor's device has; four where there is none."""
     return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 4
+
+
+def float64_dots(arch: int) -> bool:
+    """Whether this Triton compiles `tl.dot` of float64 for the architecture (3.6 does not for Blackwell, 3.9 does)."""
+    return arch < 100 or tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9)

@@ -98,6 +98,7 @@ def _builds(specimens: Mapping[str, Callable[[], object]], arch: int) -> list[Bu
     from triton.runtime.jit import JITFunction
 
     found: list[Build] = []
+    current = ""
 
     def launch(function: Any, grid: Any) -> Callable[..., None]:
         def compile_only(*args: Any, **options: Any) -> None:
@@ -105,7 +106,7 @@ def _builds(specimens: Mapping[str, Callable[[], object]], arch: int) -> list[Bu
             with contextlib.redirect_stdout(log):
                 kernel = function.run(*args, grid=grid, warmup=True, **options)
             if log.getvalue():  # nothing where the same launch was compiled before
-                found.append(_read(specimen, kernel, arch, log.getvalue()))
+                found.append(_read(current, kernel, arch, log.getvalue()))
 
         return compile_only
 
@@ -114,6 +115,7 @@ def _builds(specimens: Mapping[str, Callable[[], object]], arch: int) -> list[Bu
     driver.set_active(_Driver(arch))
     JITFunction.__getitem__ = launch
     for specimen, call in specimens.items():
+        current = specimen
         call()
     return found
 
