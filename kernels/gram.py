@@ -44,9 +44,9 @@ def row_plan(dtype: torch.dtype, rows: int, arch: int) -> Plan | None:
     """The tile for explicit rows; None where float64 products do not compile."""
     tile = min(64, max(16, triton.next_power_of_2(rows)))
     if dtype == WIDE or arch in FAST_FLOAT64:
-        depth = {16: 128, 32: 64, 64: 32}[tile]
-        return Plan(WIDE, WIDE, "ieee", tile, depth, 4, 3) if float64_dots(arch) else None
-    return Plan(torch.float32, torch.float32, "ieee", tile, 32, 4, 3)
+        depth, warps = {16: (128, 4), 32: (64, 4), 64: (32, 8)}[tile]
+        return Plan(WIDE, WIDE, "ieee", tile, depth, warps, 3) if float64_dots(arch) else None
+    return Plan(torch.float32, torch.float32, "ieee", tile, 32, 8 if tile == 64 else 4, 3)
 
 
 def ghost_plan(dtype: torch.dtype, precision: str, arch: int) -> Plan | None:
@@ -241,10 +241,10 @@ def _ghost(
         tiles = tl.num_programs(0).to(tl.int64)
         at = tl.arange(0, X_ROWS)[:, None] * Y_ROWS + tl.arange(0, Y_ROWS)[None, :]
         for pair in range(0, pairs):
-            x_at = _pick(x_right, pair // Y_TASKS, X_TASKS) + x_offset
-            y_at = _pick(y_right, pair % Y_TASKS, Y_TASKS) + y_offset
+            x_task = _pick(x_right, pair // Y_TASKS, X_TASKS) + x_offset
+            y_task = _pick(y_right, pair % Y_TASKS, Y_TASKS) + y_offset
             tile = _products(
-                tl.zeros([TILE, TILE], SUMS), x_at, y_at, x_right_strides[2], y_right_strides[2], m_live, n_live,
+                tl.zeros([TILE, TILE], SUMS), x_task, y_task, x_right_strides[2], y_right_strides[2], m_live, n_live,
                 right_depth, DEPTH, OPERAND, SUMS, MODE,
             )  # fmt: skip
             if KIND == "gather":
