@@ -15,13 +15,12 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from mtu_fast.kernels.device import FAST_FLOAT64, arch, float64_dots, interpreted, multiprocessors, on
+from torch import Tensor
 
 WIDE = torch.float64
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-LANGUAGE = {torch.float64: tl.float64, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+LANGUAGE = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in FLOATS}
 MANY = 16  # tensors of one launch; each adds a select to every address
 PART = 4  # positions of one row that are summed before rows are told apart; rows are padded to a multiple
 WAVES = 4  # programs a multiprocessor is given of explicit rows
@@ -44,7 +43,7 @@ def row_plan(dtype: torch.dtype, rows: int, arch: int) -> Plan | None:
     """The tile for explicit rows; None where float64 products do not compile."""
     tile = min(64, max(16, triton.next_power_of_2(rows)))
     if dtype == WIDE or arch in FAST_FLOAT64:
-        depth, warps = {16: (128, 4), 32: (64, 4), 64: (32, 8)}[tile]
+        depth, warps = {16: (128, 4), 32: (64, 4), 64: (32 if rows <= 64 else 16, 8)}[tile]
         return Plan(WIDE, WIDE, "ieee", tile, depth, warps, 3) if float64_dots(arch) else None
     return Plan(torch.float32, torch.float32, "ieee", tile, 32, 8 if tile == 64 else 4, 3)
 
@@ -56,7 +55,7 @@ def ghost_plan(dtype: torch.dtype, precision: str, arch: int) -> Plan | None:
         return Plan(operand, torch.float32, "ieee", 64, 64, 4, 3)
     if dtype == torch.float32 and (precision != "highest" or arch not in FAST_FLOAT64):
         mode = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[precision]
-        return Plan(dtype, torch.float32, mode, 64, 32, 4, 2)
+        return Plan(dtype, torch.float32, mode, 64, 32, 4 if arch in (90, 100) else 8, 2)
     return Plan(WIDE, WIDE, "ieee", 64, 16, 8, 2) if float64_dots(arch) else None
 
 
@@ -75,7 +74,7 @@ def _row_pointers(blocks, starts, strides, row, COUNT: tl.constexpr):
 @triton.jit(do_not_specialize=["starts", "rows", "width", "chunk"])
 def _row_gram(
     blocks, starts, strides, step, out, rows, width, chunk,
-    COUNT: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, OPERAND: tl.constexpr, SUMS: tl.constexpr,
+    COUNT: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, OPERAND: tl.constexpr, EXACT: tl.constexpr,
     ONE_TILE: tl.constexpr,
 ):  # fmt: skip
     split, i, j = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -94,7 +93,7 @@ def _row_gram(
             else:
                 y = tl.load(y_at[:, None] + p[None, :] * step, mask=live & (column < rows)[:, None], other=0.0)
                 y = y.to(OPERAND)
-            if SUMS == tl.float64:
+            if EXACT:
                 total = tl.dot(x, tl.trans(y), total, out_dtype=tl.float64)
             else:  # a short block in float32, the sum of blocks in float64
                 total += tl.dot(x, tl.trans(y), input_precision="ieee").to(tl.float64)
@@ -108,12 +107,13 @@ def _row_gram(
 def _add_splits(parts, out, count, splits, WIDTH: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
     total = tl.zeros([WIDTH], tl.float64)
-    for split in range(0, splits):
+    for split in range(splits):
         total += tl.load(parts + at + split * count, mask=at < count, other=0.0)
     tl.store(out + at, total, mask=at < count)
 
 
 def row_gram(rows: Sequence[Tensor]) -> Tensor:
+    """Tiles of G by splits of the width; one pass over the rows where they fit one tile."""
     counts, width = [t.shape[0] for t in rows], rows[0].shape[1]
     if any(t.dtype not in FLOATS or t.dim() != 2 or t.shape[1] != width for t in rows):
         return NotImplemented
@@ -131,9 +131,9 @@ def row_gram(rows: Sequence[Tensor]) -> Tensor:
         splits = triton.cdiv(width, chunk)
         parts = blocks[0].new_empty(splits, total, total, dtype=WIDE)
         _row_gram[(splits, tiles, tiles)](
-            tuple(blocks), tuple(_starts(blocks)), tuple(t.stride(0) for t in blocks), blocks[0].stride(1), parts, total,
-            width, chunk, COUNT=len(blocks), TILE=plan.tile, DEPTH=plan.depth, OPERAND=LANGUAGE[plan.operand],
-            SUMS=LANGUAGE[plan.sums], ONE_TILE=tiles == 1, num_warps=plan.warps, num_stages=plan.stages,
+            tuple(blocks), tuple(_starts(blocks)), tuple(t.stride(0) for t in blocks), blocks[0].stride(1), parts,
+            total, width, chunk, COUNT=len(blocks), TILE=plan.tile, DEPTH=plan.depth, OPERAND=LANGUAGE[plan.operand],
+            EXACT=plan.sums == WIDE, ONE_TILE=tiles == 1, num_warps=plan.warps, num_stages=plan.stages,
         )  # fmt: skip
         gram = blocks[0].new_empty(total, total, dtype=WIDE)
         _add_splits[(triton.cdiv(total**2, 256),)](parts, gram, total**2, splits, WIDTH=256)
@@ -216,7 +216,7 @@ def _ghost(
             x_at, y_at = x_left + r * x_left_strides[0], y_left + q * y_left_strides[0]
             if KIND == "conv":
                 x_corner, y_corner = _corner(s, x_grid, walk), _corner(u, y_grid, walk)
-                for tap in range(0, walk[0] * walk[1] * walk[2]):
+                for tap in range(walk[0] * walk[1] * walk[2]):
                     x_offset, x_inside = _tap(x_corner, tap, x_size[3:], x_left_strides, walk)
                     y_offset, y_inside = _tap(y_corner, tap, y_size[3:], y_left_strides, walk)
                     shared = _products(
@@ -240,7 +240,7 @@ def _ghost(
         y_offset = q * y_right_strides[0] + u * y_right_strides[1]
         tiles = tl.num_programs(0).to(tl.int64)
         at = tl.arange(0, X_ROWS)[:, None] * Y_ROWS + tl.arange(0, Y_ROWS)[None, :]
-        for pair in range(0, pairs):
+        for pair in range(pairs):
             x_task = _pick(x_right, pair // Y_TASKS, X_TASKS) + x_offset
             y_task = _pick(y_right, pair % Y_TASKS, Y_TASKS) + y_offset
             tile = _products(
@@ -273,7 +273,7 @@ def _collect(
         live = live & (r * X_TASKS + x_task <= q * Y_TASKS + y_task)  # each unordered pair once
     total = tl.zeros([WIDTH], tl.float64)
     for i in range(r * x_size[2] // TILE, ((r + 1) * x_size[2] - 1) // TILE + 1):
-        for step in range(0, (y_size[2] - 1) // TILE + 2):
+        for step in range((y_size[2] - 1) // TILE + 2):
             j = q * y_size[2] // TILE + step
             inside = live & (j * TILE < (q + 1) * y_size[2])
             x, y = r - i * TILE // x_size[2], q - j * TILE // y_size[2]
@@ -319,6 +319,7 @@ class Family:
 
 
 def outer_ghost(left: Sequence[Tensor], right: Sequence[Tensor], precision: str) -> Tensor:
+    """Products of positions; those of the side that more blocks share are made once."""
     if _distinct(right) < _distinct(left):
         left, right = right, left
     return _ghosts("outer", left, right, [(1, 1, 1)] * len(left), (1,) * 12, precision)
@@ -328,11 +329,10 @@ def conv_ghost(
     x: Sequence[Tensor], b: Sequence[Tensor], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], precision: str,
 ) -> Tensor:  # fmt: skip
+    """Products of positions, windows read in place; what is not channels-last is copied so once."""
     if len(kernel) > 3:
         return NotImplemented
-    walk = tuple(
-        value for values, rest in ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1)) for value in _three(values, rest)
-    )
+    walk = (*_three(kernel, 1), *_three(stride, 1), *_three(padding, 0), *_three(dilation, 1))
     copies: dict[tuple[object, ...], Tensor] = {}
     left = [copies.setdefault(_identity(t), _channels_last(t)) for t in x]
     right = [_channels_last(t).flatten(1, 4) for t in b]
@@ -340,6 +340,7 @@ def conv_ghost(
 
 
 def gather_gram(index: Sequence[Tensor], values: Sequence[Tensor], precision: str = "highest") -> Tensor:
+    """Products of positions where indices agree."""
     if any(t.dtype not in (torch.int64, torch.int32) for t in index):
         return NotImplemented
     return _ghosts("gather", index, values, [(1, 1, 1)] * len(index), (1,) * 12, precision)
