@@ -124,6 +124,9 @@ def _(rows: Sequence[Tensor]) -> Tensor:
     return _square(rows)
 
 
+row_gram.triton("gram")
+
+
 # ---- outer products -------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +184,9 @@ def outer_ghost(left: Sequence[Tensor], right: Sequence[Tensor], precision: str)
 @outer_ghost.fake
 def _(left: Sequence[Tensor], right: Sequence[Tensor], precision: str) -> Tensor:
     return _square(left)
+
+
+outer_ghost.triton("gram")
 
 
 # ---- convolutions ---------------------------------------------------------------------------------------------------
@@ -256,6 +262,9 @@ def _(x: Sequence[Tensor], *_: object) -> Tensor:
     return _square(x)
 
 
+conv_ghost.triton("gram")
+
+
 @dataclass(frozen=True)
 class _Walk:
     """Where a convolution's taps fall."""
@@ -326,6 +335,9 @@ def gather_gram(index: Sequence[Tensor], values: Sequence[Tensor], precision: st
 @gather_gram.fake
 def _(index: Sequence[Tensor], values: Sequence[Tensor], precision: str = "highest") -> Tensor:
     return _square(values)
+
+
+gather_gram.triton("gram")
 
 
 # ---- shared pieces --------------------------------------------------------------------------------------------------

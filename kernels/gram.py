@@ -1,0 +1,445 @@
+"""`G = J Jᵀ` on GPUs: explicit rows, and products of positions for linear layers, convolutions and look-ups.
+
+README.md derives the identity, the tiles, the floors and the errors. A call is deterministic: programs write partial
+sums of their own, a second pass adds them in a fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from math import prod
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from mtu_fast.kernels.device import FAST_FLOAT64, arch, float64_dots, interpreted, multiprocessors, on
+from torch import Tensor
+
+WIDE = torch.float64
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+LANGUAGE = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in FLOATS}
+MANY = 16  # tensors of one launch; each adds a select to every address
+PART = 4  # positions of one row that are summed before rows are told apart; rows are padded to a multiple
+WAVES = 4  # programs a multiprocessor is given of explicit rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How products are made: dtype of the operands and of the sums, Triton's precision, tile, depth, warps, stages."""
+
+    operand: torch.dtype
+    sums: torch.dtype
+    mode: str
+    tile: int
+    depth: int
+    warps: int
+    stages: int
+
+
+def row_plan(dtype: torch.dtype, rows: int, arch: int) -> Plan | None:
+    """The tile for explicit rows; None where float64 products do not compile."""
+    tile = min(64, max(16, triton.next_power_of_2(rows)))
+    if dtype == WIDE or arch in FAST_FLOAT64:
+        depth, warps = {16: (128, 4), 32: (64, 4), 64: (32 if rows <= 64 else 16, 8)}[tile]
+        return Plan(WIDE, WIDE, "ieee", tile, depth, warps, 3) if float64_dots(arch) else None
+    return Plan(torch.float32, torch.float32, "ieee", tile, 32, 8 if tile == 64 else 4, 3)
+
+
+def ghost_plan(dtype: torch.dtype, precision: str, arch: int) -> Plan | None:
+    """The tile for products of positions; None where float64 products do not compile."""
+    if dtype in (torch.float16, torch.bfloat16):
+        operand = torch.float32 if interpreted() else dtype  # the interpreter multiplies the bits of bfloat16
+        return Plan(operand, torch.float32, "ieee", 64, 64, 4, 3)
+    if dtype == torch.float32 and (precision != "highest" or arch not in FAST_FLOAT64):
+        mode = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[precision]
+        return Plan(dtype, torch.float32, mode, 64, 32, 4 if arch in (90, 100) else 8, 2)
+    return Plan(WIDE, WIDE, "ieee", 64, 16, 8, 2) if float64_dots(arch) else None
+
+
+# ---- explicit rows --------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _row_pointers(blocks, starts, strides, row, COUNT: tl.constexpr):
+    """The first element of each row, rows counted through all blocks."""
+    at = blocks[0] + row * strides[0]
+    for b in tl.static_range(1, COUNT):
+        at = tl.where(row >= starts[b], blocks[b] + (row - starts[b]) * strides[b], at)
+    return at
+
+
+@triton.jit(do_not_specialize=["starts", "rows", "width", "chunk"])
+def _row_gram(
+    blocks, starts, strides, step, out, rows, width, chunk,
+    COUNT: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, OPERAND: tl.constexpr, EXACT: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+):  # fmt: skip
+    split, i, j = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    if i <= j:
+        row, column = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
+        x_at = _row_pointers(blocks, starts, strides, row, COUNT)
+        y_at = _row_pointers(blocks, starts, strides, column, COUNT)
+        total = tl.zeros([TILE, TILE], tl.float64)
+        begin = split * chunk
+        for k in range(begin, tl.minimum(begin + chunk, width), DEPTH):
+            p = k + tl.arange(0, DEPTH).to(tl.int64)
+            live = (p < width)[None, :]
+            x = tl.load(x_at[:, None] + p[None, :] * step, mask=live & (row < rows)[:, None], other=0.0).to(OPERAND)
+            if ONE_TILE:
+                y = x
+            else:
+                y = tl.load(y_at[:, None] + p[None, :] * step, mask=live & (column < rows)[:, None], other=0.0)
+                y = y.to(OPERAND)
+            if EXACT:
+                total = tl.dot(x, tl.trans(y), total, out_dtype=tl.float64)
+            else:  # a short block in float32, the sum of blocks in float64
+                total += tl.dot(x, tl.trans(y), input_precision="ieee").to(tl.float64)
+        at = out + split * rows * rows
+        inside = (row < rows)[:, None] & (column < rows)[None, :]
+        tl.store(at + row[:, None] * rows + column[None, :], total, mask=inside & (row[:, None] <= column[None, :]))
+        tl.store(at + column[None, :] * rows + row[:, None], total, mask=inside & (row[:, None] < column[None, :]))
+
+
+@triton.jit(do_not_specialize=["count", "splits"])
+def _add_splits(parts, out, count, splits, WIDTH: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
+    total = tl.zeros([WIDTH], tl.float64)
+    for split in range(splits):
+        total += tl.load(parts + at + split * count, mask=at < count, other=0.0)
+    tl.store(out + at, total, mask=at < count)
+
+
+def row_gram(rows: Sequence[Tensor]) -> Tensor:
+    """Tiles of G by splits of the width; one pass over the rows where they fit one tile."""
+    counts, width = [t.shape[0] for t in rows], rows[0].shape[1]
+    if any(t.dtype not in FLOATS or t.dim() != 2 or t.shape[1] != width for t in rows):
+        return NotImplemented
+    total = sum(counts)
+    if not total or not width:
+        return rows[0].new_zeros(total, total, dtype=WIDE)
+    blocks = _alike([t for t in rows if len(t)], 1)
+    with on(blocks[0]):
+        plan = row_plan(blocks[0].dtype, total, arch())
+        if plan is None:
+            return NotImplemented
+        tiles = triton.cdiv(total, plan.tile)
+        programs = max(1, WAVES * multiprocessors(blocks[0]) // (tiles * (tiles + 1) // 2))
+        chunk = triton.cdiv(triton.cdiv(width, programs), plan.depth) * plan.depth
+        splits = triton.cdiv(width, chunk)
+        parts = blocks[0].new_empty(splits, total, total, dtype=WIDE)
+        _row_gram[(splits, tiles, tiles)](
+            tuple(blocks), tuple(_starts(blocks)), tuple(t.stride(0) for t in blocks), blocks[0].stride(1), parts,
+            total, width, chunk, COUNT=len(blocks), TILE=plan.tile, DEPTH=plan.depth, OPERAND=LANGUAGE[plan.operand],
+            EXACT=plan.sums == WIDE, ONE_TILE=tiles == 1, num_warps=plan.warps, num_stages=plan.stages,
+        )  # fmt: skip
+        gram = blocks[0].new_empty(total, total, dtype=WIDE)
+        _add_splits[(triton.cdiv(total**2, 256),)](parts, gram, total**2, splits, WIDTH=256)
+    return gram
+
+
+# ---- products of positions ------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _pick(values, which, COUNT: tl.constexpr):
+    """`values[which]` of a tuple, `which` known at run time."""
+    found = values[0]
+    for i in tl.static_range(1, COUNT):
+        found = tl.where(which == i, values[i], found)
+    return found
+
+
+@triton.jit
+def _products(
+    total, x_at, y_at, x_step, y_step, x_live, y_live, depth,
+    DEPTH: tl.constexpr, OPERAND: tl.constexpr, SUMS: tl.constexpr, MODE: tl.constexpr,
+):  # fmt: skip
+    """`total + X Yᵀ`, X and Y tiles of positions given by the address of their first feature."""
+    for k in range(0, depth, DEPTH):
+        c = k + tl.arange(0, DEPTH)
+        wide, inside = c.to(tl.int64)[None, :], (c < depth)[None, :]
+        x = tl.load(x_at[:, None] + wide * x_step, mask=x_live[:, None] & inside, other=0.0).to(OPERAND)
+        y = tl.load(y_at[:, None] + wide * y_step, mask=y_live[:, None] & inside, other=0.0).to(OPERAND)
+        total = tl.dot(x, tl.trans(y), total, input_precision=MODE, out_dtype=SUMS)
+    return total
+
+
+@triton.jit
+def _corner(position, grid, walk):
+    """The image of a position, and where the first tap of its window falls: f, z, y, x."""
+    area = grid[1] * grid[2]
+    f = position // (grid[0] * area)
+    inner = position - f * (grid[0] * area)
+    z, plane = inner // area, inner % area
+    return f, z * walk[3] - walk[6], plane // grid[2] * walk[4] - walk[7], plane % grid[2] * walk[5] - walk[8]
+
+
+@triton.jit
+def _tap(corner, tap, size, strides, walk):
+    """Offsets of the pixels under one tap of every window, and whether they lie in the image."""
+    area = walk[1] * walk[2]
+    z = corner[1] + tap // area * walk[9]
+    y = corner[2] + tap % area // walk[2] * walk[10]
+    x = corner[3] + tap % walk[2] * walk[11]
+    inside = (z >= 0) & (z < size[0]) & (y >= 0) & (y < size[1]) & (x >= 0) & (x < size[2])
+    return corner[0] * strides[1] + z * strides[2] + y * strides[3] + x * strides[4], inside
+
+
+@triton.jit(do_not_specialize=["x_size", "y_size", "x_grid", "y_grid", "walk", "y_tiles"])
+def _ghost(
+    x_left, y_left, x_left_strides, y_left_strides, x_right, y_right, x_right_strides, y_right_strides,
+    x_size, y_size, x_grid, y_grid, walk, left_depth, right_depth, y_tiles, out,
+    KIND: tl.constexpr, SAME: tl.constexpr, X_TASKS: tl.constexpr, Y_TASKS: tl.constexpr, X_ROWS: tl.constexpr,
+    Y_ROWS: tl.constexpr, PART: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, OPERAND: tl.constexpr,
+    SUMS: tl.constexpr, MODE: tl.constexpr,
+):  # fmt: skip
+    """One tile of position pairs; `x_size`: rows, positions, padded positions (then the image's three extents)."""
+    program = tl.program_id(0).to(tl.int64)
+    i, j = program // y_tiles, program % y_tiles
+    if (not SAME) | (i <= j):
+        m, n = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
+        r, q = m // x_size[2], n // y_size[2]
+        s, u = m % x_size[2], n % y_size[2]
+        m_live, n_live = (r < x_size[0]) & (s < x_size[1]), (q < y_size[0]) & (u < y_size[1])
+        pairs = X_TASKS * Y_TASKS
+        if KIND == "gather":
+            x_at = x_left + r * x_left_strides[0] + s * x_left_strides[1]
+            y_at = y_left + q * y_left_strides[0] + u * y_left_strides[1]
+            entry, other = tl.load(x_at, mask=m_live, other=0), tl.load(y_at, mask=n_live, other=0)
+            shared = (entry[:, None] == other[None, :]) & m_live[:, None] & n_live[None, :]
+            pairs = tl.where(tl.sum(tl.sum(shared.to(tl.int32), 1), 0) > 0, pairs, 0)
+        else:
+            shared = tl.zeros([TILE, TILE], SUMS)
+            x_at, y_at = x_left + r * x_left_strides[0], y_left + q * y_left_strides[0]
+            if KIND == "conv":
+                x_corner, y_corner = _corner(s, x_grid, walk), _corner(u, y_grid, walk)
+                for tap in range(walk[0] * walk[1] * walk[2]):
+                    x_offset, x_inside = _tap(x_corner, tap, x_size[3:], x_left_strides, walk)
+                    y_offset, y_inside = _tap(y_corner, tap, y_size[3:], y_left_strides, walk)
+                    shared = _products(
+                        shared, x_at + x_offset, y_at + y_offset, x_left_strides[5], y_left_strides[5],
+                        m_live & x_inside, n_live & y_inside, left_depth, DEPTH, OPERAND, SUMS, MODE,
+                    )  # fmt: skip
+            else:
+                shared = _products(
+                    shared, x_at + s * x_left_strides[1], y_at + u * y_left_strides[1], x_left_strides[2],
+                    y_left_strides[2], m_live, n_live, left_depth, DEPTH, OPERAND, SUMS, MODE,
+                )  # fmt: skip
+
+        # Parts of PART positions belong to one row each; which of the tile's rows that is.
+        PARTS: tl.constexpr = TILE // PART
+        part = tl.arange(0, PARTS) * PART
+        x_row = (i * TILE + part) // x_size[2] - i * TILE // x_size[2]
+        y_row = (j * TILE + part) // y_size[2] - j * TILE // y_size[2]
+        x_mine = tl.arange(0, X_ROWS)[:, None] == x_row[None, :]  # [X_ROWS, PARTS]
+        y_mine = tl.arange(0, Y_ROWS)[:, None] == y_row[None, :]
+        x_offset = r * x_right_strides[0] + s * x_right_strides[1]
+        y_offset = q * y_right_strides[0] + u * y_right_strides[1]
+        tiles = tl.num_programs(0).to(tl.int64)
+        at = tl.arange(0, X_ROWS)[:, None] * Y_ROWS + tl.arange(0, Y_ROWS)[None, :]
+        for pair in range(pairs):
+            x_task = _pick(x_right, pair // Y_TASKS, X_TASKS) + x_offset
+            y_task = _pick(y_right, pair % Y_TASKS, Y_TASKS) + y_offset
+            tile = _products(
+                tl.zeros([TILE, TILE], SUMS), x_task, y_task, x_right_strides[2], y_right_strides[2], m_live, n_live,
+                right_depth, DEPTH, OPERAND, SUMS, MODE,
+            )  # fmt: skip
+            if KIND == "gather":
+                tile = tl.where(shared, tile, 0.0)
+            else:
+                tile = tile * shared
+            parts = tl.sum(tl.sum(tl.reshape(tile, [PARTS, PART, PARTS, PART]), 3), 1).to(tl.float64)
+            rows = tl.sum(tl.where(x_mine[:, :, None], parts[None, :, :], 0.0), 1)  # [X_ROWS, PARTS]
+            rows = tl.sum(tl.where(y_mine[None, :, :], rows[:, None, :], 0.0), 2)  # [X_ROWS, Y_ROWS]
+            tl.store(out + (pair * tiles + program) * (X_ROWS * Y_ROWS) + at, rows)
+
+
+@triton.jit(do_not_specialize=["x_starts", "y_starts", "rows", "x_size", "y_size", "x_tiles", "y_tiles"])
+def _collect(
+    parts, gram, x_starts, y_starts, rows, x_size, y_size, x_tiles, y_tiles,
+    SAME: tl.constexpr, X_TASKS: tl.constexpr, Y_TASKS: tl.constexpr, X_ROWS: tl.constexpr, Y_ROWS: tl.constexpr,
+    TILE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Adds a row pair's tiles in order and writes the sum and its mirror image."""
+    r, pair = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    q = tl.program_id(2).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
+    x_task, y_task = pair // Y_TASKS, pair % Y_TASKS
+    mirrored = y_task * Y_TASKS + x_task
+    live = q < y_size[0]
+    if SAME:
+        live = live & (r * X_TASKS + x_task <= q * Y_TASKS + y_task)  # each unordered pair once
+    total = tl.zeros([WIDTH], tl.float64)
+    for i in range(r * x_size[2] // TILE, ((r + 1) * x_size[2] - 1) // TILE + 1):
+        for step in range((y_size[2] - 1) // TILE + 2):
+            j = q * y_size[2] // TILE + step
+            inside = live & (j * TILE < (q + 1) * y_size[2])
+            x, y = r - i * TILE // x_size[2], q - j * TILE // y_size[2]
+            at = ((pair * x_tiles + i) * y_tiles + j) * (X_ROWS * Y_ROWS) + x * Y_ROWS + y
+            if SAME:  # tiles below the diagonal are those above, of the tasks exchanged
+                below = ((mirrored * x_tiles + j) * y_tiles + i) * (X_ROWS * Y_ROWS) + y * Y_ROWS + x
+                at = tl.where(i <= j, at, below)
+            total += tl.load(parts + at, mask=inside, other=0.0)
+    x, y = _pick(x_starts, x_task, X_TASKS) + r, _pick(y_starts, y_task, Y_TASKS) + q
+    tl.store(gram + x * rows + y, total, mask=live)
+    tl.store(gram + y * rows + x, total, mask=live)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Blocks that share their left side: tasks of one forward.
+
+    Attributes:
+        left: Linear: `[R, S, A]`; convolution: `[R, F, z, y, x, C]`; look-up: index `[R, S]`.
+        right: `[R, S, B]` each, strides alike.
+        starts: The first row of each block in G.
+        grid: Output positions along z, y, x; ones where there is no window.
+    """
+
+    left: Tensor
+    right: list[Tensor]
+    starts: list[int]
+    grid: tuple[int, ...]
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Rows, positions, padded positions, the image's extents."""
+        rows, positions = self.right[0].shape[:2]
+        return (rows, positions, triton.cdiv(positions, PART) * PART, *self.left.shape[2:5])
+
+    def tiles(self, tile: int) -> int:
+        """Tiles of padded positions."""
+        return triton.cdiv(self.size[0] * self.size[2], tile)
+
+    def rows_of_tile(self, tile: int) -> int:
+        """How many rows a tile may touch, as a power of two."""
+        return min(tile // PART, triton.next_power_of_2((tile - PART) // self.size[2] + 2))
+
+
+def outer_ghost(left: Sequence[Tensor], right: Sequence[Tensor], precision: str) -> Tensor:
+    """Products of positions; those of the side that more blocks share are made once."""
+    if _distinct(right) < _distinct(left):
+        left, right = right, left
+    return _ghosts("outer", left, right, [(1, 1, 1)] * len(left), (1,) * 12, precision)
+
+
+def conv_ghost(
+    x: Sequence[Tensor], b: Sequence[Tensor], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], precision: str,
+) -> Tensor:  # fmt: skip
+    """Products of positions, windows read in place; what is not channels-last is copied so once."""
+    if len(kernel) > 3:
+        return NotImplemented
+    walk = (*_three(kernel, 1), *_three(stride, 1), *_three(padding, 0), *_three(dilation, 1))
+    copies: dict[tuple[object, ...], Tensor] = {}
+    left = [copies.setdefault(_identity(t), _channels_last(t)) for t in x]
+    right = [_channels_last(t).flatten(1, 4) for t in b]
+    return _ghosts("conv", left, right, [_three(t.shape[3:], 1) for t in b], walk, precision)
+
+
+def gather_gram(index: Sequence[Tensor], values: Sequence[Tensor], precision: str = "highest") -> Tensor:
+    """Products of positions where indices agree."""
+    if any(t.dtype not in (torch.int64, torch.int32) for t in index):
+        return NotImplemented
+    return _ghosts("gather", index, values, [(1, 1, 1)] * len(index), (1,) * 12, precision)
+
+
+def _ghosts(
+    kind: str, left: Sequence[Tensor], right: Sequence[Tensor], grids: Sequence[tuple[int, ...]],
+    walk: tuple[int, ...], precision: str,
+) -> Tensor:  # fmt: skip
+    """All pairs of families, a launch each."""
+    dtypes = {t.dtype for t in (*right, *(() if kind == "gather" else left))}
+    if not dtypes.issubset(FLOATS):
+        return NotImplemented
+    gram = right[0].new_zeros(sum(len(t) for t in right), sum(len(t) for t in right), dtype=WIDE)
+    families = list(_families(left, right, grids))
+    with on(gram):
+        plan = ghost_plan(reduce(torch.promote_types, dtypes), precision, arch())
+        if plan is None:
+            return NotImplemented
+        for f, one in enumerate(families):
+            for other in families[f:]:
+                _pair(kind, one, other, walk, plan, gram)
+    return gram
+
+
+def _pair(kind: str, one: Family, other: Family, walk: tuple[int, ...], plan: Plan, gram: Tensor) -> None:
+    """The blocks of G that two families meet in."""
+    x_tiles, y_tiles = one.tiles(plan.tile), other.tiles(plan.tile)
+    tasks, rows = (len(one.right), len(other.right)), (one.rows_of_tile(plan.tile), other.rows_of_tile(plan.tile))
+    # A look-up skips tiles where no index meets its like: they stay zero.
+    make = gram.new_zeros if kind == "gather" else gram.new_empty
+    parts = make(prod(tasks) * x_tiles * y_tiles * prod(rows))
+    shape: dict[str, Any] = {
+        "SAME": one is other, "X_TASKS": tasks[0], "Y_TASKS": tasks[1], "X_ROWS": rows[0], "Y_ROWS": rows[1],
+        "TILE": plan.tile,
+    }  # fmt: skip
+    _ghost[(x_tiles * y_tiles,)](
+        one.left, other.left, one.left.stride(), other.left.stride(), tuple(one.right), tuple(other.right),
+        one.right[0].stride(), other.right[0].stride(), one.size, other.size, one.grid, other.grid, walk,
+        one.left.shape[-1], one.right[0].shape[2], y_tiles, parts, KIND=kind, PART=PART, DEPTH=plan.depth,
+        OPERAND=LANGUAGE[plan.operand], SUMS=LANGUAGE[plan.sums], MODE=plan.mode, num_warps=plan.warps,
+        num_stages=plan.stages, **shape,
+    )  # fmt: skip
+    width = min(64, triton.next_power_of_2(other.size[0]))
+    _collect[(one.size[0], prod(tasks), triton.cdiv(other.size[0], width))](
+        parts, gram, tuple(one.starts), tuple(other.starts), len(gram), one.size[:3], other.size[:3], x_tiles, y_tiles,
+        WIDTH=width, **shape,
+    )  # fmt: skip
+
+
+# ---- blocks ---------------------------------------------------------------------------------------------------------
+
+
+def _families(left: Sequence[Tensor], right: Sequence[Tensor], grids: Sequence[tuple[int, ...]]) -> Iterator[Family]:
+    """Blocks by their left side, at most MANY together; those without rows, positions or features left out."""
+    starts, members = _starts(right), dict[tuple[object, ...], list[int]]()
+    for i, (x, y) in enumerate(zip(left, right, strict=True)):
+        if x.numel() and y.numel():
+            members.setdefault((_identity(x), grids[i], right[i].dtype), []).append(i)
+    for blocks in members.values():
+        for k in range(0, len(blocks), MANY):
+            some = blocks[k : k + MANY]
+            first = some[0]
+            yield Family(left[first], _alike([right[i] for i in some], 3), [starts[i] for i in some], grids[first])
+
+
+def _alike(blocks: list[Tensor], strided: int) -> list[Tensor]:
+    """At most MANY blocks of one dtype whose last `strided` strides agree: what differs is copied."""
+    if len(blocks) > MANY:
+        blocks = [torch.cat(blocks)]
+    dtype = reduce(torch.promote_types, (t.dtype for t in blocks))
+    blocks = [t.to(dtype) for t in blocks]
+    if len({t.stride()[-strided:] for t in blocks}) == 1:
+        return blocks
+    return [t.contiguous() for t in blocks]
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    """`[R, F, C, *]` -> `[R, F, z, y, x, C]`, neighbouring channels adjacent in memory."""
+    t = t.movedim(2, -1)
+    t = t.reshape(*t.shape[:2], *_three(t.shape[2:-1], 1), t.shape[-1])
+    return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def _three(values: Sequence[int], rest: int) -> tuple[int, ...]:
+    return (*(rest,) * (3 - len(values)), *values)
+
+
+def _identity(t: Tensor) -> tuple[object, ...]:
+    """Equal where two tensors are one and the same memory, seen alike."""
+    return t.data_ptr(), tuple(t.shape), t.stride(), t.dtype
+
+
+def _distinct(blocks: Sequence[Tensor]) -> int:
+    return len({_identity(t) for t in blocks})
+
+
+def _starts(blocks: Sequence[Tensor]) -> list[int]:
+    starts = [0]
+    for block in blocks[:-1]:
+        starts.append(starts[-1] + len(block))
+    return starts
