@@ -31,11 +31,43 @@ PRECISIONS = ("highest", "high", "medium")
 TILE = 1 << 18  # elements of a float64 tile that is read again at once: 2 MiB, what a core's cache holds
 BUFFER = 1 << 22  # elements of explicit rows formed at a time: 16 MiB, below where allocators hand out fresh pages
 
-# Cost of one unit of work relative to one float32 multiply-add inside a large product; measured, see CONTRIBUTING.md.
-FLOAT64 = 2.0
-WIDEN = 40.0  # reading one element of explicit rows into a float64 tile
-REDUCE = 50.0  # multiplying two product tiles and summing, an element
-PER_CALL = 30.0, 175.0, 1 << 19  # a vendor call per sample, a weight element: small weights, large ones, the border
+
+@dataclass(frozen=True)
+class Costs:
+    """What a unit of work costs, relative to one float32 multiply-add inside a large product.
+
+    Attributes:
+        product: A multiply-add of two products of positions, of which half are made at most.
+        reduce: Adding a shifted product of pixels, or multiplying two products and summing, an element.
+        widen: Reading an element of the positions.
+        row_product: A multiply-add between explicit rows, of which half are made at most.
+        row: Writing an element of explicit rows and reading it back.
+        call: A vendor call per sample.
+        weight: The same, a weight element: small weights, large ones, and the border between them.
+    """
+
+    product: float
+    reduce: float
+    widen: float
+    row_product: float
+    row: float
+    call: float
+    weight: tuple[float, float, int]
+
+
+COSTS = {  # measured, see CONTRIBUTING.md
+    "plain torch": Costs(2.0, 50.0, 0.0, 2.0, 40.0, 0.0, (30.0, 175.0, 1 << 19)),
+    "cpu": Costs(0.5, 3.5, 20.0, 0.5, 20.0, 2.5e6, (25.0, 115.0, 1 << 19)),
+    # Estimated from the data sheets of GPUs with fast float64, not measured: an element read costs 30, a launch 2e8.
+    "cuda": Costs(0.5, 0.0, 30.0, 0.5, 40.0, 1e9, (0.0, 0.0, 0)),
+}
+
+
+def costs(device: torch.device) -> Costs:
+    """The costs of the kernels that serve `device`."""
+    if device.type == "cpu" and not outer_ghost.has_kernel("CPU"):
+        return COSTS["plain torch"]
+    return COSTS.get(device.type, COSTS["plain torch"])
 
 
 @dataclass(frozen=True)
@@ -151,10 +183,12 @@ def outer_route(left: Sequence[Tensor], right: Sequence[Tensor]) -> str:
     if all(t.shape[1] == 1 for t in left):
         return "one position"
     r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
+    cost = costs(left[0].device)
     positions = sum(t.shape[0] * t.shape[1] for t in left)
     apart = [sum(t.shape[0] * t.shape[1] for t in _distinct(side)) for side in (left, right)]
-    ghost = FLOAT64 * (apart[0] ** 2 * a + apart[1] ** 2 * b) + REDUCE * positions**2
-    direct = positions * a * b + (FLOAT64 * r + WIDEN) * r * a * b
+    ghost = cost.reduce * positions**2
+    ghost += sum((cost.product * n + cost.widen) * n * width for n, width in zip(apart, (a, b), strict=True))
+    direct = positions * a * b + (cost.row_product * r + cost.row) * r * a * b
     return "ghost" if ghost < direct else "direct"
 
 
@@ -211,12 +245,19 @@ def conv_route(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> 
     """`"ghost"` (the pixel Gram, shifted) or `"direct"` (a vendor call per row), whichever costs less."""
     if not geometry.plain:
         return "direct"
-    r, p = sum(t.shape[0] for t in x), prod(geometry.weight)
-    pixels_in = sum(t.shape[0] * t.shape[1] * prod(t.shape[3:]) for t in _distinct(x))
+    cost = costs(x[0].device)
+    r, p, taps = sum(t.shape[0] for t in x), prod(geometry.weight), prod(geometry.kernel)
+    pixels_in = 0  # those that a tap reaches
+    for i in (family[0] for family in _families(x)):
+        reached = (min(n, o * k) for n, o, k in zip(x[i].shape[3:], b[i].shape[3:], geometry.kernel, strict=True))
+        pixels_in += x[i].shape[0] * x[i].shape[1] * prod(reached)
     pixels_out = sum(t.shape[0] * t.shape[1] * prod(t.shape[3:]) for t in b)
-    ghost = FLOAT64 * (pixels_in**2 * x[0].shape[2] + pixels_out**2 * b[0].shape[2])
-    ghost += REDUCE * pixels_out**2 * (prod(geometry.kernel) + 1)
-    direct = pixels_out * p + (FLOAT64 * r + WIDEN + PER_CALL[p > PER_CALL[2]]) * r * p
+    ghost = cost.reduce * (taps * pixels_in**2 + pixels_out**2)
+    for n, width in ((pixels_in, x[0].shape[2]), (pixels_out, b[0].shape[2])):
+        ghost += (cost.product * n + cost.widen) * n * width
+    small, large, border = cost.weight
+    call = cost.call + (large if p > border else small) * p
+    direct = pixels_out * p + r * ((cost.row_product * r + cost.row) * p + call)
     return "ghost" if ghost < direct else "direct"
 
 
