@@ -88,8 +88,8 @@ def orthonormalize(rows: Tensor | Sequence[Tensor], tol: float | None = None) ->
     pivoted before it. NaN or infinity in a row gives NaN, not fewer rows. The result carries no gradient.
 
     Args:
-        rows: `[K, P]`, a batch `[B, K, P]`, or one `[K, *shape]` for each of a list of parameters, whose rows lie across
-            the whole list and are orthonormalised as such. Any float dtype, the same over a list.
+        rows: `[K, P]`, a batch `[B, K, P]`, or one `[K, *shape]` for each of a list of parameters, of one dtype,
+            whose rows lie across the whole list and are orthonormalised as such. Any float dtype.
         tol: Length, of a row scaled to length one, below which what is left of it counts as nothing; by default what
             `TOLERANCE` holds for the dtype.
 
@@ -110,7 +110,7 @@ def orthonormalize(rows: Tensor | Sequence[Tensor], tol: float | None = None) ->
     tol = TOLERANCE[listed[0].dtype] if tol is None else tol
     if not 0 < tol < 1:
         raise ValueError(f"orthonormalize: tol is {tol}, expected a length between 0 and 1, such as 1e-6 for float32.")
-    flat = [rows.detach()] if isinstance(rows, Tensor) else [t.detach().flatten(1) for t in listed]
+    flat = [rows.detach()] if isinstance(rows, Tensor) else [t.detach()[..., None].flatten(1) for t in listed]
     T, kept = basis(_gram(flat), float(tol))
     flat = transform(flat, T)
     # One round is orthonormal to eps / tol²; the next starts from nearly orthonormal rows and ends at rounding.
@@ -200,13 +200,13 @@ def _(G: Tensor, rhs: Tensor, active: Tensor, tol: float) -> tuple[Tensor, Tenso
 def basis(G: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     """`T G Tᵀ = diag(kept)`: T such that T J is orthonormal, from `G = J Jᵀ` `[..., K, K]` float64.
 
-    Row i of T is what orthonormalises row i of J against the rows pivoted before it, longest remaining first; it is zero
-    where that leaves less than `tol` of the row. NaN or infinity in G gives NaN in T, not fewer rows.
+    Row i of T is what orthonormalises row i of J against the rows pivoted before it, longest remaining first; it is
+    zero where that leaves less than `tol` of the row. NaN or infinity in G gives NaN in T, not fewer rows.
 
     Returns:
         T `[..., K, K]` float64, lower triangular in the order of the pivots, and kept `[..., K]` bool.
     """
-    A, scale, spans = _equilibrate(G, torch.ones_like(G[..., 0], dtype=torch.bool))
+    A, scale, spans = _equilibrate(G, torch.ones_like(G.diagonal(dim1=-2, dim2=-1), dtype=torch.bool))
     steps = _factor(A, torch.diag_embed(scale), spans, tol)
     T, kept = torch.zeros_like(G, memory_format=torch.contiguous_format), torch.zeros_like(spans)
     for step in reversed(steps):  # those after the last pivot name rows anew, to be overwritten
@@ -222,7 +222,7 @@ def _(G: Tensor, tol: float) -> tuple[Tensor, Tensor]:
 
 @define("transform(Tensor[] rows, Tensor T) -> Tensor[]")
 def transform(rows: Sequence[Tensor], T: Tensor) -> list[Tensor]:
-    """`T J_l` with float64 sums: each J_l `[K, P_l]` with T `[K, K]`, or `[B, K, P_l]` with `[B, K, K]`; dtype of J_l."""
+    """`T J_l` with float64 sums, in the dtype of J_l: `[K, P_l]` with T `[K, K]`, or `[B, K, P_l]` with `[B, K, K]`."""
     step = max(1, TILE // max(T.shape[-1], 1))
     out = [t.new_empty(t.shape) for t in rows]
     for t, result in zip(rows, out, strict=True):
@@ -257,11 +257,12 @@ def _equilibrate(G: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _factor(A: Tensor, rhs: Tensor, candidate: Tensor, tol: float) -> list[_Step]:
-    """Pivoted Cholesky of A `[..., R, R]`, largest remaining diagonal first, and L z = rhs `[..., R, C]`; overwrites A."""
+    """Pivoted Cholesky of A `[..., R, R]`, largest remaining diagonal first, L z = rhs `[..., R, C]`; overwrites A."""
     steps = []
     left = A.diagonal(dim1=-2, dim2=-1)  # [..., R], a view
     for _ in range(A.shape[-1]):
-        height, pivot = torch.where(candidate, left, -1.0).max(-1, keepdim=True)  # NaN is the largest of all
+        height = torch.where(candidate, left + (left - left), -1.0)  # infinity of either sign becomes NaN
+        height, pivot = height.max(-1, keepdim=True)  # NaN is the largest of all
         alive = ~(height < tol * tol)
         root = torch.where(alive, height, 1.0).sqrt()
         column = torch.where(alive & candidate, _row(A, pivot) / root, 0.0)

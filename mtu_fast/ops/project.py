@@ -55,8 +55,8 @@ def project(
     if not g:
         return []
     several = g[0].dim() == Q[0].dim()
-    vectors = [t.detach().flatten(1) if several else t.detach().reshape(1, -1) for t in g]
-    parts = project_op(vectors, [t.detach().flatten(1) for t in Q], bool(into))
+    vectors = [t.detach()[..., None].flatten(1) if several else t.detach().reshape(1, -1) for t in g]
+    parts = project_op(vectors, [t.detach()[..., None].flatten(1) for t in Q], bool(into))
     return [part.view(t.shape) for part, t in zip(parts, g, strict=True)]
 
 
@@ -73,16 +73,16 @@ def _check(g: Sequence[Tensor], Q: Sequence[Tensor]) -> None:
             raise ValueError(f"project: Q[{i}] is a scalar, expected [K, *shape of the parameter].")
         if len(rows) != len(Q[0]):
             raise ValueError(
-                f"project: Q[{i}] has shape {list(rows.shape)}, expected [{len(Q[0])}, ...] as Q[0] {list(Q[0].shape)}: "
-                f"the same K rows for every parameter."
+                f"project: Q[{i}] has shape {list(rows.shape)}, expected [{len(Q[0])}, ...] as Q[0] "
+                f"{list(Q[0].shape)}: the same K rows for every parameter."
             )
         shape, several = list(rows.shape[1:]), g[0].dim() == Q[0].dim()
         expected = [*g[0].shape[:1], *shape] if several else shape
         if list(vector.shape) != expected:
             raise ValueError(
                 f"project: g[{i}] has shape {list(vector.shape)}, expected {expected} to go with Q[{i}] "
-                f"{list(rows.shape)}: the parameter's shape, or M vectors [M, {', '.join(map(str, shape))}], the same M "
-                f"for every parameter."
+                f"{list(rows.shape)}: the parameter's shape, or M vectors [M, {', '.join(map(str, shape))}], "
+                f"the same M for every parameter."
             )
 
 

@@ -181,7 +181,6 @@ def test_the_same_bits_whatever_the_threads(m: int) -> None:
 @pytest.mark.parametrize(
     ("g", "Q", "message"),
     [
-        ([], [], "at least one"),
         ([torch.ones(1, 3)], [], "got 1 and 0"),
         ([torch.ones(3)], [torch.ones(2, 3)], "got 1 and 2 dimensions"),
         ([torch.ones(1, 3)], [torch.ones(2, 4)], "width: 3 and 4"),
@@ -212,4 +211,4 @@ def test_errors_teach(
     g: Tensor | list[Tensor], Q: Tensor | list[Tensor], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        project(g, Q)  # type: ignore[call-overload]
+        project(g, Q)
