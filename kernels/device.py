@@ -34,4 +34,12 @@ def multiprocessors(tensor: torch.Tensor) -> int:
 
 def float64_dots(arch: int) -> bool:
     """Whether this Triton compiles `tl.dot` of float64 for the architecture (3.6 does not for Blackwell, 3.9 does)."""
-    return arch < 100 or tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9)
+    return arch < 100 or _TRITON >= (3, 9)
+
+
+def float64_of_halves() -> bool:
+    """Whether this Triton compiles `tl.dot` of half precision widened to float64 (3.6 does not, 3.9 does)."""
+    return _TRITON >= (3, 9)
+
+
+_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])

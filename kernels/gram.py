@@ -15,7 +15,15 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from mtu_fast.kernels.device import FAST_FLOAT64, arch, float64_dots, interpreted, multiprocessors, on
+from mtu_fast.kernels.device import (
+    FAST_FLOAT64,
+    arch,
+    float64_dots,
+    float64_of_halves,
+    interpreted,
+    multiprocessors,
+    on,
+)
 from torch import Tensor
 
 WIDE = torch.float64
@@ -55,7 +63,9 @@ def ghost_plan(dtype: torch.dtype, precision: str, arch: int) -> Plan | None:
         return Plan(operand, torch.float32, "ieee", 64, 64, 4, 3)
     if dtype == torch.float32 and (precision != "highest" or arch not in FAST_FLOAT64):
         mode = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[precision]
-        return Plan(dtype, torch.float32, mode, 64, 32, 4 if arch in (90, 100) else 8, 2)
+        if arch in (90, 100):
+            return Plan(dtype, torch.float32, mode, 64, 32, 4, 2)
+        return Plan(dtype, torch.float32, mode, 64, 32 if mode == "tf32" else 16, 8, 2)
     return Plan(WIDE, WIDE, "ieee", 64, 16, 8, 2) if float64_dots(arch) else None
 
 
@@ -125,6 +135,7 @@ def row_gram(rows: Sequence[Tensor]) -> Tensor:
         plan = row_plan(blocks[0].dtype, total, arch())
         if plan is None:
             return NotImplemented
+        blocks = list(_operands(blocks, plan))
         tiles = triton.cdiv(total, plan.tile)
         programs = max(1, WAVES * multiprocessors(blocks[0]) // (tiles * (tiles + 1) // 2))
         chunk = triton.cdiv(triton.cdiv(width, programs), plan.depth) * plan.depth
@@ -355,11 +366,12 @@ def _ghosts(
     if not dtypes.issubset(FLOATS):
         return NotImplemented
     gram = right[0].new_zeros(sum(len(t) for t in right), sum(len(t) for t in right), dtype=WIDE)
-    families = list(_families(left, right, grids))
     with on(gram):
         plan = ghost_plan(reduce(torch.promote_types, dtypes), precision, arch())
         if plan is None:
             return NotImplemented
+        sides = _operands(left, plan) if kind != "gather" else left, _operands(right, plan)
+        families = list(_families(*sides, grids))
         for f, one in enumerate(families):
             for other in families[f:]:
                 _pair(kind, one, other, walk, plan, gram)
@@ -416,6 +428,14 @@ def _alike(blocks: list[Tensor], strided: int) -> list[Tensor]:
     if len({t.stride()[-strided:] for t in blocks}) == 1:
         return blocks
     return [t.contiguous() for t in blocks]
+
+
+def _operands(blocks: Sequence[Tensor], plan: Plan) -> Sequence[Tensor]:
+    """The blocks, half precision widened beforehand where the kernel cannot; shared ones stay shared."""
+    if plan.operand != WIDE or float64_of_halves():
+        return blocks
+    wide: dict[tuple[object, ...], Tensor] = {}
+    return [t if t.element_size() > 2 else wide.setdefault(_identity(t), t.float()) for t in blocks]
 
 
 def _channels_last(t: Tensor) -> Tensor:
