@@ -1,4 +1,4 @@
-"""The check for GPU machines, walked through on the CPU: stages, files, and what a bad stage does to the exit status."""
+"""The check for GPU machines, walked through on the CPU: stages, files, exit status."""
 
 from __future__ import annotations
 
