@@ -19,10 +19,10 @@ INSTALLED := $(VENV)/.installed
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help setup test check demo bench ops clean
+.PHONY: help setup test check demo bench ops ops-bench gpu-check clean
 
 help: ## this table
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## .venv with torch, the tools and an editable install, mtu_fast._C built
 
@@ -41,6 +41,13 @@ bench: $(INSTALLED) ## step cost against the plain training step and vmap
 
 ops: $(INSTALLED) ## which implementation of each op serves which device, and why
 	@$(BIN)/python -m mtu_fast
+
+ops-bench: $(INSTALLED) ## microbenchmarks: rows for benchmarks/results/ops.csv, a plot an op (ARGS="--ops project")
+	$(BIN)/python -m benchmarks.ops $(ARGS)
+	$(BIN)/python -m benchmarks.plot_ops
+
+gpu-check: ## on a machine with a CUDA GPU, by PYTHON as it is: build, tests, sanitizer, benchmarks (OUT=folder, ARGS=...)
+	$(PYTHON) -m benchmarks.gpu_check --out $(or $(OUT),out/gpu_check) $(ARGS)
 
 clean: ## remove what was built and cached (not .venv)
 	rm -rf build dist out *.egg-info mtu_fast/_C.* $(INSTALLED) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

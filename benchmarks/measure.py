@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 MIB = 1024.0
@@ -53,20 +55,28 @@ def _spread(values: list[float] | tuple[float, ...]) -> float:
     return (high - low) / 2
 
 
-def interleaved(callables: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, Times]:
+def wait_for(device: str) -> Callable[[], object]:
+    """What returns when `device` has done all it was given: work on a GPU goes on after the call that starts it."""
+    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+
+def interleaved(
+    callables: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1, device: str = "cpu"
+) -> dict[str, Times]:
     """{name: ms of each round}: every callable once a round, rounds beginning with a different one each time.
 
     Args:
         callables: the competitors; what they return is dropped before the clock stops.
         repeats: rounds that count, at least 1.
         warmup: rounds before, that do not count.
+        device: where they work; the clock starts when it is idle and stops when it is idle again.
 
     Raises:
         ValueError: `repeats` is below 1.
     """
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}; a median needs at least one round")
-    names = list(callables)
+    names, wait = list(callables), wait_for(device)
     rounds: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
     gc.disable()  # a collection in one competitor's turn would be charged to it alone
@@ -74,8 +84,10 @@ def interleaved(callables: Mapping[str, Callable[[], object]], repeats: int, war
         for turn in range(-warmup, repeats):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
+                wait()
                 start = time.perf_counter()
                 callables[name]()
+                wait()
                 elapsed = (time.perf_counter() - start) * 1e3
                 if turn >= 0:
                     rounds[name].append(elapsed)

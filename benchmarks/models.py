@@ -4,8 +4,11 @@
     transformer   token and position embedding, 4 pre-norm layers, d = 256, 64 tokens, mean pool   N = 16
     resnet        ResNet-18 with GroupNorm(32), stem 3x3 of stride 1 without max-pool, 64x64       N = 16
 
+On a GPU (`size="gpu"`) the batches are 256, 32 and 128, the MLP is 2048 wide, the transformer d = 768 with 6 layers and
+256 tokens.
+
 With one task every parameter is a row parameter, the head's too; with several tasks the backbone's are and the heads
-stay outside, as in multi-task learning. `quick` shrinks everything to milliseconds and keeps the structure.
+stay outside, as in multi-task learning. "quick" shrinks everything to milliseconds and keeps the structure.
 
 `smooth` puts SiLU for ReLU, to compare two ways of computing a step: their forwards round differently, and one ReLU
 that opens in only one of them moves a row's gradient by as much as a hundredth.
@@ -82,20 +85,21 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels // 2), channels)
 
 
-def _mlp(quick: bool, activation: Activation) -> tuple[nn.Module, int, Tensor]:
-    width, samples = (32, 8) if quick else (1024, 64)
+def _mlp(size: str, activation: Activation) -> tuple[nn.Module, int, Tensor]:
+    width, samples = {"quick": (32, 8), "cpu": (1024, 64), "gpu": (2048, 256)}[size]
     layers = [m for inputs in (784, width, width) for m in (nn.Linear(inputs, width), activation())]
     return nn.Sequential(*layers), width, torch.randn(samples, 784)
 
 
-def _transformer(quick: bool, activation: Activation) -> tuple[nn.Module, int, Tensor]:
-    width, layers, positions, samples = (32, 2, 8, 8) if quick else (256, 4, 64, 16)
+def _transformer(size: str, activation: Activation) -> tuple[nn.Module, int, Tensor]:
+    sizes = {"quick": (32, 2, 8, 8), "cpu": (256, 4, 64, 16), "gpu": (768, 6, 256, 32)}
+    width, layers, positions, samples = sizes[size]
     tokens = torch.randint(1000, (samples, positions))
     return Transformer(1000, width, layers, positions, activation), width, tokens
 
 
-def _resnet(quick: bool, activation: Activation) -> tuple[nn.Module, int, Tensor]:
-    base, size, samples = (8, 32, 8) if quick else (64, 64, 16)
+def _resnet(size: str, activation: Activation) -> tuple[nn.Module, int, Tensor]:
+    base, side, samples = {"quick": (8, 32, 8), "cpu": (64, 64, 16), "gpu": (64, 64, 128)}[size]
     layers: list[nn.Module] = [nn.Conv2d(3, base, 3, 1, 1, bias=False), _norm(base), activation()]
     width = base
     for stage in range(4):
@@ -104,10 +108,10 @@ def _resnet(quick: bool, activation: Activation) -> tuple[nn.Module, int, Tensor
         width *= stride
         layers += [Block(width, width, 1, activation)]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers), width, torch.randn(samples, 3, size, size)
+    return nn.Sequential(*layers), width, torch.randn(samples, 3, side, side)
 
 
-MODELS: dict[str, Callable[[bool, Activation], tuple[nn.Module, int, Tensor]]] = {
+MODELS: dict[str, Callable[[str, Activation], tuple[nn.Module, int, Tensor]]] = {
     "mlp": _mlp,
     "transformer": _transformer,
     "resnet": _resnet,
@@ -131,7 +135,13 @@ class Case:
 
 
 def build(
-    name: str, tasks: int, quick: bool = False, *, smooth: bool = False, dtype: torch.dtype = torch.float32
+    name: str,
+    tasks: int,
+    quick: bool = False,
+    *,
+    smooth: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> Case:
     """The case of one of `MODELS` with `tasks` heads; a quarter of the samples is to be forgotten, every fourth one.
 
@@ -143,10 +153,11 @@ def build(
     if tasks < 1:
         raise ValueError(f"tasks is {tasks}; a model needs at least one task")
     torch.manual_seed(0)
-    backbone, width, inputs = MODELS[name](quick, nn.SiLU if smooth else nn.ReLU)
-    model = MultiHead(backbone, width, tasks).to(dtype)
-    inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
+    size = "quick" if quick else "gpu" if device.startswith("cuda") else "cpu"
+    backbone, width, inputs = MODELS[name](size, nn.SiLU if smooth else nn.ReLU)
+    model = MultiHead(backbone, width, tasks).to(device, dtype)
+    inputs = inputs.to(device, dtype) if inputs.is_floating_point() else inputs.to(device)
     samples = len(inputs)
-    labels = {t: torch.randint(CLASSES, (samples,)) for t in model.heads}
+    labels = {t: torch.randint(CLASSES, (samples,)).to(device) for t in model.heads}
     shared = {n: p for n, p in model.named_parameters() if tasks == 1 or n.startswith("backbone.")}
-    return Case(model, inputs, labels, torch.arange(samples) % 4 == 0, shared)
+    return Case(model, inputs, labels, torch.arange(samples, device=device) % 4 == 0, shared)

@@ -1,6 +1,7 @@
 """What an interference-free step costs, beside the plain training step on the same samples.
 
     benchmarks/step_cost.py [--json PATH] [--models mlp transformer resnet] [--tasks 1 3] [--repeats K] [--quick]
+                            [--device cuda]
 
 Four steps, interleaved, on one model and batch; none updates the parameters:
 
@@ -16,16 +17,14 @@ steps must leave the same `.grad` on the model with SiLU for ReLU (see `models`)
 
 With one task the rows are over all parameters, with several over the backbone. Times are medians of rounds with half
 the distance between the quartiles; a ratio is the median over rounds of the ratio in one round. Memory is the peak of
-one step above the loaded model and batch, `measure.peak_memory`, with the libraries' code loaded beforehand.
+one step above the loaded model and batch, `measure.peak_memory`, with the libraries' code loaded beforehand; on a GPU,
+where models and batches are larger (`models`) and TF32 is off, what torch's allocator handed out at the peak.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -41,7 +40,8 @@ if not __package__:  # run as a file: the packages lie one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import mtu_fast as mtu
-from benchmarks.measure import ROOT, Times, interleaved, peak_memory
+from benchmarks.environment import environment
+from benchmarks.measure import Times, interleaved, peak_memory
 from benchmarks.models import MODELS, Case, build
 
 ALPHA = 0.5
@@ -145,7 +145,7 @@ def _rows_of_tasks(case: Case) -> dict[str, list[Tensor]]:
 def _gram(rows: Sequence[list[Tensor]]) -> Tensor:
     """J Jᵀ [R, R] of the tensors' blocks of rows: float32 products, float64 sums over the tensors."""
     tasks, samples = len(rows[0]), len(rows[0][0])
-    G = torch.zeros(tasks, samples, tasks, samples, dtype=torch.float64)
+    G = torch.zeros(tasks, samples, tasks, samples, dtype=torch.float64, device=rows[0][0].device)
     for blocks in rows:
         flat = [block.flatten(1) for block in blocks]
         for t in range(tasks):
@@ -195,19 +195,40 @@ def prepare(model: str, tasks: str, step: str, quick: str) -> Callable[[], objec
     return of[step]
 
 
-def measure(model: str, tasks: int, repeats: int, quick: bool, memory: bool) -> dict[str, Any]:
+def peak_on_gpu(case: Case, step: Callable[[], object]) -> float:
+    """MiB that torch's allocator hands out at the peak of a step's second call, above model and batch."""
+    case.model.zero_grad()
+    torch.cuda.synchronize()
+    base = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - base
+    case.model.zero_grad()
+    return peak / 2**20
+
+
+def _peaks(case: Case, of: dict[str, Callable[[], object]], model: str, quick: bool, device: str) -> dict[str, float]:
+    if device == "cuda":
+        return {name: peak_on_gpu(case, step) for name, step in of.items()}
+    tasks = str(len(case.labels))
+    return {name: peak_memory("benchmarks.step_cost:prepare", model, tasks, name, str(quick)) for name in of}
+
+
+def measure(model: str, tasks: int, repeats: int, quick: bool, memory: bool, device: str = "cpu") -> dict[str, Any]:
     """Times and memory of every step on one case, each also as a ratio to the plain step.
 
     Raises:
         RuntimeError: the two whole steps leave different gradients.
     """
-    error = _checked(build(model, tasks, quick, smooth=True), TOLERANCE, model)
-    case = build(model, tasks, quick)
+    error = _checked(build(model, tasks, quick, smooth=True, device=device), TOLERANCE, model)
+    case = build(model, tasks, quick, device=device)
     with_kinks = _checked(case, KINKS, model)
     of = steps(case)
-    times = interleaved(of, repeats)
-    counted = list(of) if memory else []
-    peaks = {name: peak_memory("benchmarks.step_cost:prepare", model, str(tasks), name, str(quick)) for name in counted}
+    times = interleaved(of, repeats, device=device)
+    peaks = _peaks(case, of, model, quick, device) if memory else {}
     size = sum(p.numel() for p in case.params.values())
     rows = tasks * len(case.inputs)
     of_steps = {name: _result(times[name], times["plain"], peaks.get(name), peaks.get("plain")) for name in of}
@@ -241,30 +262,6 @@ def table(cases: Sequence[dict[str, Any]]) -> str:
     return "\n".join(("| " + " | ".join(formats) + " |").format(*line) for line in lines)
 
 
-def environment() -> dict[str, Any]:
-    """What the figures depend on: versions, threads, processor, date, commit."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "cpu": names[0] if names else platform.processor(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
-        "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
-    }
-
-
-def _git(*args: str) -> str:
-    try:
-        done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the results there too")
@@ -272,9 +269,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", type=int, default=[1, 3], help="rows per sample, a head each")
     parser.add_argument("--repeats", type=int, help="rounds; 9 by default, 3 with --quick")
     parser.add_argument("--quick", action="store_true", help="tiny models: does it run, not how fast")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: with models of a GPU's size")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="times only: no child processes")
     found = parser.parse_args(argv)
     found.repeats = (3 if found.quick else 9) if found.repeats is None else found.repeats
+    if found.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda, but torch sees no CUDA device")
     if found.repeats < 1 or min(found.tasks) < 1:
         parser.error(f"--repeats {found.repeats} and --tasks {found.tasks} must be at least 1")
     return found
@@ -287,23 +287,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: wrong arguments, or two steps that should agree do not.
     """
     args = _arguments(argv)
-    cases = []
+    torch.backends.cudnn.allow_tf32 = False  # products already are float32 by default; convolutions are not
+    found = environment(args.device) | {"quick": args.quick, "repeats": args.repeats, "cases": []}
     for model in args.models:
         for tasks in args.tasks:
             try:
-                case = measure(model, tasks, args.repeats, args.quick, args.memory)
+                case = measure(model, tasks, args.repeats, args.quick, args.memory, args.device)
             except RuntimeError as error:
                 raise SystemExit(f"step_cost: {error}") from error
             errors = f"{case['grad_error']:.1e} (with kinks {case['grad_error_timed']:.1e})"
             print(f"{model}, {tasks} task(s), {case['rows']} rows: same .grad to {errors}", flush=True)
-            cases.append(case)
-    found = environment() | {"quick": args.quick, "repeats": args.repeats, "cases": cases}
+            found["cases"].append(case)
+            if args.json is not None:  # what is measured is kept, whatever comes next
+                args.json.parent.mkdir(parents=True, exist_ok=True)
+                args.json.write_text(json.dumps(found, indent=2) + "\n")
     commit = found["commit"][:10] or "unknown"
-    print(f"\ntorch {found['torch']}, {found['threads']} threads, {found['cpu']}, commit {commit}\n")
-    print(table(cases))
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+    print(f"\ntorch {found['torch']}, {found['threads']} threads, {found['device']}, commit {commit}\n")
+    print(table(found["cases"]))
 
 
 if __name__ == "__main__":
