@@ -36,26 +36,26 @@ struct Expand {
 };
 
 template <class T, int WIDTH>
-struct Vectors {
+struct Simd {
   typedef T type __attribute__((vector_size(WIDTH * sizeof(T)), aligned(sizeof(T)), may_alias));
 };
 
 template <int WIDTH, class T>
-MTU_FAST_INLINE void load(const T* p, typename Vectors<double, WIDTH>::type& to) {
+MTU_FAST_INLINE void load(const T* p, typename Simd<double, WIDTH>::type& to) {
   if constexpr (sizeof(T) == 2) {
     double lanes[WIDTH];
     for (int l = 0; l < WIDTH; ++l) lanes[l] = wide(p[l]);
     std::memcpy(&to, lanes, sizeof to);
   } else {
-    using Wide = typename Vectors<double, WIDTH>::type;
-    to = __builtin_convertvector(*reinterpret_cast<const typename Vectors<T, WIDTH>::type*>(p), Wide);
+    using Wide = typename Simd<double, WIDTH>::type;
+    to = __builtin_convertvector(*reinterpret_cast<const typename Simd<T, WIDTH>::type*>(p), Wide);
   }
 }
 
 // COUNT vectors with GROUP rows, n columns, a multiple of LANES.
 template <int WIDTH, int COUNT, class T>
 MTU_FAST_INLINE void multiply(const double* g, int64_t pitch, const T* const* q, int64_t n, double (&sums)[COUNT][GROUP]) {
-  using Vector = typename Vectors<double, WIDTH>::type;
+  using Vector = typename Simd<double, WIDTH>::type;
   Vector part[COUNT][GROUP] = {};
   const T *a = q[0], *b = q[1], *c = q[2], *d = q[3];
   for (int64_t p = 0; p < n; p += LANES) {
@@ -127,7 +127,7 @@ MTU_FAST_INLINE void sum_tile(const Sum& t) {
 // result[m] += Σ_j weights[m][k + j] Q[k + j] for COUNT rows from k on and every m, over the first n columns.
 template <int WIDTH, int COUNT, class T>
 MTU_FAST_INLINE void accumulate(const Expand& t, int64_t k, int64_t n) {
-  using Vector = typename Vectors<double, WIDTH>::type;
+  using Vector = typename Simd<double, WIDTH>::type;
   const T* q[COUNT];
   for (int j = 0; j < COUNT; ++j) q[j] = static_cast<const T*>(t.piece.rows.row(k + j).data) + t.start;
   for (int64_t m = 0; m < t.vectors; ++m) {
@@ -155,7 +155,7 @@ MTU_FAST_INLINE void accumulate(const Expand& t, int64_t k, int64_t n) {
 // COUNT rows of weights · Q from column begin on, Q widened.
 template <int WIDTH, int COUNT, int VECTORS>
 MTU_FAST_INLINE void combine(const Expand& t, int64_t m, int64_t begin, double* result) {
-  using Vector = typename Vectors<double, WIDTH>::type;
+  using Vector = typename Simd<double, WIDTH>::type;
   const double* weights = t.piece.weights + m * t.rows;
   for (int64_t p = begin; p < t.n; p += WIDTH * VECTORS) {
     Vector part[COUNT][VECTORS] = {};
