@@ -11,7 +11,7 @@
 namespace mtu_fast::cpu {
 namespace {
 
-constexpr int64_t TILE = 96;   // positions or pixels of several images
+constexpr int64_t TILE = 96;    // positions or pixels of several images
 constexpr int64_t LARGE = 192;  // the same where there are
 constexpr int64_t MANY = 2048;  // so many: panels are read less often, and tiles enough are left for all threads
 constexpr int64_t MOST = 256;   // pixels of one box
@@ -55,11 +55,12 @@ MTU_FAST_INLINE void widen(const Panels& side, int64_t panel) {
   for (int64_t begin = 0; begin < side.channels; begin += DEPTH) {
     const int64_t skip = begin * step, depth = std::min(DEPTH, side.channels - begin);
     double* to = side.at(begin, panel);
+    const void* data = side.block->data;
     switch (side.block->element) {
-      case Element::Double: widen(static_cast<const double*>(side.block->data) + skip, offset, step, depth, to); break;
-      case Element::Float: widen(static_cast<const float*>(side.block->data) + skip, offset, step, depth, to); break;
-      case Element::BFloat16: widen(static_cast<const BFloat16*>(side.block->data) + skip, offset, step, depth, to); break;
-      case Element::Half: widen(static_cast<const Half*>(side.block->data) + skip, offset, step, depth, to); break;
+      case Element::Double: widen(static_cast<const double*>(data) + skip, offset, step, depth, to); break;
+      case Element::Float: widen(static_cast<const float*>(data) + skip, offset, step, depth, to); break;
+      case Element::BFloat16: widen(static_cast<const BFloat16*>(data) + skip, offset, step, depth, to); break;
+      case Element::Half: widen(static_cast<const Half*>(data) + skip, offset, step, depth, to); break;
     }
   }
 }
@@ -71,8 +72,8 @@ struct Simd {
 
 // out[s][p] (+)= Σ_k left[p][k] right[s][k] for COUNT panels of p and one of s, COLUMNS of it at a time.
 template <int WIDTH, int COUNT, int COLUMNS>
-MTU_FAST_INLINE void block(const double* left, int64_t pitch, const double* right, int64_t depth, bool more, double* out,
-                           int64_t ld) {
+MTU_FAST_INLINE void block(const double* left, int64_t pitch, const double* right, int64_t depth, bool more,
+                           double* out, int64_t ld) {
   typedef typename Simd<WIDTH>::Vector Vector;
   constexpr int HEIGHT = COUNT * LANES / WIDTH;
   for (int64_t start = 0; start < LANES; start += COLUMNS) {
@@ -288,7 +289,9 @@ void Ghost::add_tiles(int64_t family) {
       const int64_t count = std::min(together, images - first), row = first / frames;
       Tile tile{family, int64_t(n), count, count * pixels, count * positions, sides[0].count(), sides[1].count(), row,
                 (first + count - 1) / frames - row + 1, {}};
-      for (int64_t image = first; image < first + count; ++image) tile.row.insert(tile.row.end(), positions, image / frames - row);
+      for (int64_t image = first; image < first + count; ++image) {
+        tile.row.insert(tile.row.end(), positions, image / frames - row);
+      }
       append(sides[0], first, count, box.pixels);
       for (size_t b = 1; b <= families_[family].b.size(); ++b) append(sides[b], first, count, box.positions);
       tiles_.push_back(std::move(tile));
@@ -301,7 +304,8 @@ int64_t Ghost::work() const {
   const Tile& tile = tiles_[0];
   const Family& family = families_[tile.family];
   const int64_t tasks = family.b.size();
-  return tile.pixels * tile.pixels * family.x.size[2] + tasks * tasks * tile.positions * tile.positions * family.b[0].size[2];
+  return tile.pixels * tile.pixels * family.x.size[2] +
+         tasks * tasks * tile.positions * tile.positions * family.b[0].size[2];
 }
 
 void Ghost::widen(int64_t begin, int64_t end) {
@@ -336,7 +340,8 @@ void Ghost::multiply(int64_t begin, int64_t end) {
     for (const Tile& tile : tiles_) pixels = std::max(pixels, tile.pixels);
   }
   const int64_t spread = pixels * padded + SLACK;
-  Scratch scratch{Buffer(size * size), Buffer(size * size), Buffer(spread), spread, -1, std::vector<double>(span + SLACK), {}};
+  Scratch scratch{Buffer(size * size), Buffer(size * size), Buffer(spread), spread, -1, {}, {}};
+  scratch.line.resize(span + SLACK);
   for (int64_t n = begin; n < end; ++n) multiply(pairs_[n], scratch);
 }
 

@@ -69,7 +69,8 @@ def images(
 
 
 @pytest.mark.parametrize("sizes", [
-    [(1, 1)], [(1, 7)], [(1, 8)], [(3, 8)], [(1, 95)], [(1, 96)], [(1, 97)], [(97, 1)], [(7, 23), (5, 11), (0, 4), (2, 0)],
+    [(1, 1)], [(1, 7)], [(1, 8)], [(3, 8)], [(1, 95)], [(1, 96)], [(1, 97)], [(97, 1)],
+    [(7, 23), (5, 11), (0, 4), (2, 0)],
     [(2, 193)], [(10, 20), (3, 65), (1, 1), (40, 2)], [(0, 3)], [(3, 0)],
 ])  # fmt: skip
 @pytest.mark.parametrize(("a", "b"), [(1, 1), (5, 3), (257, 16), (0, 4), (520, 255)])
@@ -101,8 +102,10 @@ def test_blocks_of_different_dtypes(outer: Callable[..., Tensor]) -> None:
 
 
 def test_views(outer: Callable[..., Tensor]) -> None:
-    left = [integers(6, 20, 9).permute(1, 2, 0), integers(9, 6)[:, None].expand(9, 30, 6), integers(4, 8, 12)[::2, 1:, ::2]]
-    right = [integers(20, 9, 1).expand(20, 9, 7), integers(1, 30, 7).expand(9, 30, 7), integers(7, 2, 7).transpose(0, 1)]
+    every_other = integers(4, 8, 12)[::2, 1:, ::2]
+    left = [integers(6, 20, 9).permute(1, 2, 0), integers(9, 6)[:, None].expand(9, 30, 6), every_other]
+    swapped = integers(7, 2, 7).transpose(0, 1)
+    right = [integers(20, 9, 1).expand(20, 9, 7), integers(1, 30, 7).expand(9, 30, 7), swapped]
     assert torch.equal(outer(left, right, "highest"), outer_exact(left, right))
 
 
@@ -241,7 +244,8 @@ def test_products_of_all_positions_are_never_held() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: outer_ghost([torch.ones(2, 3, 4)], [torch.ones(2, 4, 4)], "highest"), "block 0 differ: 2 by 3 and 2 by 4"),
+        (lambda: outer_ghost([torch.ones(2, 3, 4)], [torch.ones(2, 4, 4)], "highest"),
+         "block 0 differ: 2 by 3 and 2 by 4"),
         (lambda: outer_ghost([torch.ones(2, 3, 4)] * 2, [torch.ones(2, 3, 4)], "highest"), "got 2 and 1"),
         (lambda: outer_ghost([torch.ones(2, 3)], [torch.ones(2, 3)], "highest"), "of 3 dimensions, got 2 and 2"),
         (lambda: outer_ghost([torch.ones(2, 3, 4), torch.ones(2, 3, 5)], [torch.ones(2, 3, 4)] * 2, "highest"),
@@ -250,7 +254,8 @@ def test_products_of_all_positions_are_never_held() -> None:
          "4 output positions along axis 1, expected 5"),
         (lambda: conv_ghost([torch.ones(1, 1, 2, 5, 5)], [torch.ones(1, 1, 2, 5, 5)], *walk(stride=0)),
          "positive kernel, stride"),
-        (lambda: conv_ghost([torch.ones(1, 1, 2, 5, 5)], [torch.ones(1, 1, 2, 5, 5)], [3, 3], [1], [1, 1], [1, 1], "highest"),
+        (lambda: conv_ghost([torch.ones(1, 1, 2, 5, 5)], [torch.ones(1, 1, 2, 5, 5)],
+                            [3, 3], [1], [1, 1], [1, 1], "highest"),
          "differ in length: 2, 1, 2 and 2"),
     ],
 )  # fmt: skip
