@@ -81,7 +81,7 @@ def stages(out: Path, dry: bool) -> list[Stage]:
     device = "cpu" if dry else "cuda"
     pytest = (*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors")
     on_gpu, ordinary = out / "tests_gpu.xml", out / "tests_ops.xml"
-    tests = (
+    tests: tuple[tuple[str, ...], ...] = (
         (*pytest, f"--junitxml={on_gpu}", "-m", "gpu", "tests/ops", "tests/kernels", "tests/test_engine.py"),
         (*pytest, f"--junitxml={ordinary}", "-m", "not gpu", "tests/ops", "tests/kernels"),
     )
@@ -154,7 +154,7 @@ def run(stage: Stage, tree: Path, until: float, log: IO[bytes], none_is_fine: bo
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     if stage.name == "sanitizer":
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # or memcheck sees one large allocation
-    running = []
+    running: list[tuple[tuple[str, ...], subprocess.Popen[bytes] | None, IO[bytes]]] = []
     for command in stage.commands:
         output = tempfile.TemporaryFile()  # noqa: SIM115  closed below
         try:
