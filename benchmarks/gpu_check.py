@@ -82,7 +82,7 @@ def stages(out: Path, dry: bool) -> list[Stage]:
     pytest = (*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors")
     on_gpu, ordinary = out / "tests_gpu.xml", out / "tests_ops.xml"
     tests: tuple[tuple[str, ...], ...] = (
-        (*pytest, f"--junitxml={on_gpu}", "-m", "gpu", "tests/ops", "tests/kernels", "tests/test_engine.py"),
+        (*pytest, f"--junitxml={on_gpu}", "-m", "gpu", "tests/ops", "tests/kernels", "tests/rules"),
         (*pytest, f"--junitxml={ordinary}", "-m", "not gpu", "tests/ops", "tests/kernels"),
     )
     if dry:
@@ -167,13 +167,13 @@ def run(stage: Stage, tree: Path, until: float, log: IO[bytes], none_is_fine: bo
             continue
         running.append((command, child, output))
     statuses = [_status(child, until) for _, child, _ in running]
-    for (command, _, output), status in zip(running, statuses, strict=True):
+    for (command, _, printed), status in zip(running, statuses, strict=True):
         log.write(f"\n$ {' '.join(command)[:2000]}\n".encode())
-        size = output.seek(0, os.SEEK_END)
-        output.seek(max(0, size - LOG_OF_A_STAGE))
-        log.write(output.read())
+        size = printed.seek(0, os.SEEK_END)
+        printed.seek(max(0, size - LOG_OF_A_STAGE))
+        log.write(printed.read())
         log.write(f"\nexit status {status}\n".encode())
-        output.close()
+        printed.close()
     log.flush()
     fine = {0, NO_TESTS} if none_is_fine else {0}
     bad = [(i, status) for i, status in enumerate(statuses) if status not in fine]
