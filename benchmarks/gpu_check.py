@@ -81,8 +81,8 @@ def stages(out: Path, dry: bool) -> list[Stage]:
     device = "cpu" if dry else "cuda"
     pytest = (*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors")
     on_gpu, ordinary = out / "tests_gpu.xml", out / "tests_ops.xml"
-    tests = (
-        (*pytest, f"--junitxml={on_gpu}", "-m", "gpu", "tests/ops", "tests/kernels", "tests/test_engine.py"),
+    tests: tuple[tuple[str, ...], ...] = (
+        (*pytest, f"--junitxml={on_gpu}", "-m", "gpu", "tests/ops", "tests/kernels", "tests/rules"),
         (*pytest, f"--junitxml={ordinary}", "-m", "not gpu", "tests/ops", "tests/kernels"),
     )
     if dry:
@@ -154,7 +154,7 @@ def run(stage: Stage, tree: Path, until: float, log: IO[bytes], none_is_fine: bo
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     if stage.name == "sanitizer":
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # or memcheck sees one large allocation
-    running = []
+    running: list[tuple[tuple[str, ...], subprocess.Popen[bytes] | None, IO[bytes]]] = []
     for command in stage.commands:
         output = tempfile.TemporaryFile()  # noqa: SIM115  closed below
         try:
@@ -167,13 +167,13 @@ def run(stage: Stage, tree: Path, until: float, log: IO[bytes], none_is_fine: bo
             continue
         running.append((command, child, output))
     statuses = [_status(child, until) for _, child, _ in running]
-    for (command, _, output), status in zip(running, statuses, strict=True):
+    for (command, _, printed), status in zip(running, statuses, strict=True):
         log.write(f"\n$ {' '.join(command)[:2000]}\n".encode())
-        size = output.seek(0, os.SEEK_END)
-        output.seek(max(0, size - LOG_OF_A_STAGE))
-        log.write(output.read())
+        size = printed.seek(0, os.SEEK_END)
+        printed.seek(max(0, size - LOG_OF_A_STAGE))
+        log.write(printed.read())
         log.write(f"\nexit status {status}\n".encode())
-        output.close()
+        printed.close()
     log.flush()
     fine = {0, NO_TESTS} if none_is_fine else {0}
     bad = [(i, status) for i, status in enumerate(statuses) if status not in fine]
