@@ -101,14 +101,14 @@ class BuildExtension(build_ext):
         """Build; a failure costs the CUDA part, then the extension, not the installation."""
         nvcc, reason = cuda_part() if self.extensions else ("", "")
         if not nvcc or (reason := self.attempt(nvcc)):
-            reason = self.attempt("", reason)
+            reason = self.attempt("", reason if reason.startswith("no: ") else f"no: {reason}")
         if reason:
             self.extensions = []
         leave_note(ROOT if self.inplace else Path(self.build_lib), reason)
 
     def attempt(self, nvcc: str, why_no_cuda: str = "") -> str:
         """Build with the CUDA part if there is an `nvcc`; why that failed, or ""."""
-        compiler = self.compiler
+        compiler, inplace = self.compiler, self.inplace
         try:
             for each in self.extensions:
                 plain = extension()
@@ -124,7 +124,7 @@ class BuildExtension(build_ext):
                 each.extra_compile_args = [*plain.extra_compile_args, *served]
             super().run()
         except Exception as error:  # compilers, linkers and torch's checks all fail in their own ways
-            self.compiler = compiler  # a name again, for the next attempt
+            self.compiler, self.inplace = compiler, inplace  # as before, for the next attempt
             return f"compiling failed ({' '.join(str(error).split())[:200]})"
         return ""
 

@@ -114,7 +114,7 @@ Tensor row_gram(std::vector<Tensor> blocks) {
 
 void* current_stream(const Tensor& t) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device(), &stream));
   return stream;
 }
 
@@ -126,11 +126,11 @@ int64_t words_for(const char* op, int64_t problems, int64_t rows) {
 }
 
 std::tuple<Tensor, Tensor> gram_schmidt_cuda(Tensor G, Tensor rhs, Tensor active, double tol) {
-  STD_TORCH_CHECK(G.is_cuda() && rhs.is_cuda() && active.is_cuda() && G.get_device_index() == rhs.get_device_index() &&
-                      G.get_device_index() == active.get_device_index(),
+  STD_TORCH_CHECK(G.is_cuda() && rhs.is_cuda() && active.is_cuda() && G.get_device() == rhs.get_device() &&
+                      G.get_device() == active.get_device(),
                   "gram_schmidt: expected G, rhs and active on one CUDA device");
   check_gram_schmidt(G, rhs, active);
-  const torch::stable::accelerator::DeviceGuard guard(G.get_device_index());
+  const torch::stable::accelerator::DeviceGuard guard(G.get_device());
   G = torch::stable::contiguous(G);
   rhs = torch::stable::contiguous(rhs);
   active = torch::stable::contiguous(active);
@@ -156,7 +156,7 @@ std::tuple<Tensor, Tensor> basis_cuda(Tensor G, double tol) {
   STD_TORCH_CHECK(G.is_cuda(), "basis: expected G on a CUDA device");
   STD_TORCH_CHECK(G.scalar_type() == ScalarType::Double, "basis: expected float64 G");
   STD_TORCH_CHECK(dim >= 2 && G.size(dim - 1) == G.size(dim - 2), "basis: expected square G [..., K, K]");
-  const torch::stable::accelerator::DeviceGuard guard(G.get_device_index());
+  const torch::stable::accelerator::DeviceGuard guard(G.get_device());
   G = torch::stable::contiguous(G);
   const auto shape = G.sizes();
   const int64_t K = G.size(dim - 1);
