@@ -17,6 +17,7 @@
 #include "cpu/gram_schmidt.h"
 #ifdef MTU_FAST_CUDA
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include "cuda/gram_schmidt.h"
 #endif
@@ -114,7 +115,7 @@ Tensor row_gram(std::vector<Tensor> blocks) {
 
 void* current_stream(const Tensor& t) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device(), &stream));
   return stream;
 }
 
