@@ -7,6 +7,9 @@ pip hides what a build prints; `python -m mtu_fast` shows it.
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 OLDEST_TORCH = (2, 11)  # LibTorch's stable ABI as of this version; the binary serves every later one
+ARCHITECTURES = ["80", "90", "100"]  # and PTX of the last, for what comes after
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp-simd", "-fno-math-errno", "-fvisibility=hidden", "-Wall"]
 
 try:
@@ -36,7 +40,7 @@ def extension() -> Extension:
     return Extension(
         "mtu_fast._C",
         sources=[path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "csrc").rglob("*.cpp"))],
-        depends=[path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "csrc").rglob("*.h"))],
+        depends=[path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "csrc").rglob("*.[hc]*"))],
         include_dirs=cpp_extension.include_paths(),
         library_dirs=cpp_extension.library_paths(),
         libraries=["torch", "torch_cpu"],
@@ -47,6 +51,29 @@ def extension() -> Extension:
             f'-DMTU_FAST_FLAGS="{" ".join(FLAGS)}"',
         ],
     )
+
+
+def cuda_part() -> tuple[str, str]:
+    """The nvcc that builds the CUDA kernels and "", or "" and why they are left out."""
+    if torch.version.cuda is None:
+        return "", f"no: torch {torch.__version__} is built without CUDA"
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    nvcc = shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
+    return (nvcc, "") if nvcc else ("", "no: nvcc was not found in CUDA_HOME or PATH")
+
+
+def compile_cuda(nvcc: str, folder: Path) -> list[str]:
+    """The objects of csrc/cuda, newly compiled, and what links them: the runtime that belongs to nvcc, static."""
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in ARCHITECTURES]
+    targets.append(f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}")
+    objects = []
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        objects.append(str(folder / f"{source.stem}.cuda.o"))
+        command = [nvcc, "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", *targets, "-c", str(source)]
+        subprocess.run([*command, "-o", objects[-1]], check=True)
+    dry_run = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False).stderr
+    return [*objects, *re.findall(r'"(-L[^"]+)"', dry_run), "-lcudart_static", "-lpthread", "-ldl", "-lrt"]
 
 
 def leave_note(folder: Path, reason: str) -> None:
@@ -71,14 +98,35 @@ class BuildExtension(build_ext):
     """Builds the extension, or goes on without it and says why."""
 
     def run(self) -> None:
-        """Build; a failure costs the extension, not the installation."""
-        reason = ""
-        try:
-            super().run()
-        except Exception as error:  # compilers, linkers and torch's checks all fail in their own ways
-            reason = f"compiling failed ({' '.join(str(error).split())[:200]})"
+        """Build; a failure costs the CUDA part, then the extension, not the installation."""
+        nvcc, reason = cuda_part() if self.extensions else ("", "")
+        if not nvcc or (reason := self.attempt(nvcc)):
+            reason = self.attempt("", reason if reason.startswith("no: ") else f"no: {reason}")
+        if reason:
             self.extensions = []
         leave_note(ROOT if self.inplace else Path(self.build_lib), reason)
+
+    def attempt(self, nvcc: str, why_no_cuda: str = "") -> str:
+        """Build with the CUDA part if there is an `nvcc`; why that failed, or ""."""
+        compiler, inplace = self.compiler, self.inplace
+        try:
+            for each in self.extensions:
+                plain = extension()
+                each.libraries, each.extra_link_args = plain.libraries, plain.extra_link_args
+                if nvcc:
+                    each.libraries.append("torch_cuda")
+                    each.extra_link_args = compile_cuda(nvcc, Path(self.build_temp) / "cuda")
+                    built_for = " ".join(f"sm_{sm}" for sm in ARCHITECTURES)
+                    served = ["-DUSE_CUDA", f'-DMTU_FAST_CUDA="{built_for}"']
+                else:
+                    quoted = why_no_cuda.replace("\\", "/").replace('"', "'")
+                    served = [f'-DMTU_FAST_NO_CUDA="{quoted}"']
+                each.extra_compile_args = [*plain.extra_compile_args, *served]
+            super().run()
+        except Exception as error:  # compilers, linkers and torch's checks all fail in their own ways
+            self.compiler, self.inplace = compiler, inplace  # as before, for the next attempt
+            return f"compiling failed ({' '.join(str(error).split())[:200]})"
+        return ""
 
 
 os.chdir(ROOT)

@@ -18,6 +18,12 @@
 #include "cpu/gram.h"
 #include "cpu/gram_schmidt.h"
 #include "cpu/project.h"
+#ifdef MTU_FAST_CUDA
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include "cuda/gram_schmidt.h"
+#endif
 
 #if defined(__clang__)
 #define MTU_FAST_COMPILER "clang " __clang_version__
@@ -33,7 +39,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 void check_gram_schmidt(const Tensor& G, const Tensor& rhs, const Tensor& active) {
-  STD_TORCH_CHECK(G.is_cpu() && rhs.is_cpu() && active.is_cpu(), "gram_schmidt: expected G, rhs and active on the CPU");
   STD_TORCH_CHECK(G.scalar_type() == ScalarType::Double && rhs.scalar_type() == ScalarType::Double,
                   "gram_schmidt: expected float64 G and rhs");
   STD_TORCH_CHECK(active.scalar_type() == ScalarType::Bool, "gram_schmidt: expected a bool mask of active rows");
@@ -50,6 +55,7 @@ void check_gram_schmidt(const Tensor& G, const Tensor& rhs, const Tensor& active
 }
 
 std::tuple<Tensor, Tensor> gram_schmidt(Tensor G, Tensor rhs, Tensor active, double tol) {
+  STD_TORCH_CHECK(G.is_cpu() && rhs.is_cpu() && active.is_cpu(), "gram_schmidt: expected G, rhs and active on the CPU");
   check_gram_schmidt(G, rhs, active);
   G = torch::stable::contiguous(G);
   rhs = torch::stable::contiguous(rhs);
@@ -287,13 +293,82 @@ Tensor conv_ghost(std::vector<Tensor> x, std::vector<Tensor> b, std::vector<int6
   return ghost(x, b, {std::move(kernel), std::move(stride), std::move(padding), std::move(dilation)});
 }
 
+#ifdef MTU_FAST_CUDA
+
+void* current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device(), &stream));
+  return stream;
+}
+
+int64_t words_for(const char* op, int64_t problems, int64_t rows) {
+  const int64_t words = mtu_fast::cuda::workspace_words(problems, rows);
+  STD_TORCH_CHECK(words >= 0, op, ": ", rows, " rows are more than this device's shared memory serves (about 4000). ",
+                  "Move G to the CPU, or take fewer rows at once");
+  return words;
+}
+
+std::tuple<Tensor, Tensor> gram_schmidt_cuda(Tensor G, Tensor rhs, Tensor active, double tol) {
+  STD_TORCH_CHECK(G.is_cuda() && rhs.is_cuda() && active.is_cuda() && G.get_device() == rhs.get_device() &&
+                      G.get_device() == active.get_device(),
+                  "gram_schmidt: expected G, rhs and active on one CUDA device");
+  check_gram_schmidt(G, rhs, active);
+  const torch::stable::accelerator::DeviceGuard guard(G.get_device());
+  G = torch::stable::contiguous(G);
+  rhs = torch::stable::contiguous(rhs);
+  active = torch::stable::contiguous(active);
+  const auto shape = rhs.sizes();
+  const int64_t R = shape[shape.size() - 1];
+  Tensor x = torch::stable::new_empty(rhs, shape);
+  Tensor rank = torch::stable::new_empty(rhs, shape.slice(0, shape.size() - 1), ScalarType::Long);
+  const int64_t problems = rank.numel();
+  Tensor workspace = torch::stable::new_empty(rhs, {words_for("gram_schmidt", problems, R)});
+  mtu_fast::cuda::GramSchmidt batch{problems, R, G.const_data_ptr<double>(), tol};
+  batch.rhs = rhs.const_data_ptr<double>();
+  batch.active = active.const_data_ptr<bool>();
+  batch.x = x.mutable_data_ptr<double>();
+  batch.rank = rank.mutable_data_ptr<int64_t>();
+  batch.workspace = workspace.mutable_data_ptr<double>();
+  const char* error = mtu_fast::cuda::solve(batch, current_stream(G));
+  STD_TORCH_CHECK(*error == 0, "gram_schmidt: ", error);
+  return {x, rank};
+}
+
+std::tuple<Tensor, Tensor> basis_cuda(Tensor G, double tol) {
+  const int64_t dim = G.dim();
+  STD_TORCH_CHECK(G.is_cuda(), "basis: expected G on a CUDA device");
+  STD_TORCH_CHECK(G.scalar_type() == ScalarType::Double, "basis: expected float64 G");
+  STD_TORCH_CHECK(dim >= 2 && G.size(dim - 1) == G.size(dim - 2), "basis: expected square G [..., K, K]");
+  const torch::stable::accelerator::DeviceGuard guard(G.get_device());
+  G = torch::stable::contiguous(G);
+  const auto shape = G.sizes();
+  const int64_t K = G.size(dim - 1);
+  Tensor T = torch::stable::new_empty(G, shape);
+  Tensor kept = torch::stable::new_empty(G, shape.slice(0, dim - 1), ScalarType::Bool);
+  int64_t problems = 1;
+  for (int64_t i = 0; i + 2 < dim; ++i) problems *= shape[i];
+  words_for("basis", problems, K);
+  mtu_fast::cuda::GramSchmidt batch{problems, K, G.const_data_ptr<double>(), tol};
+  batch.inverse = T.mutable_data_ptr<double>();
+  batch.kept = kept.mutable_data_ptr<bool>();
+  const char* error = mtu_fast::cuda::basis(batch, current_stream(G));
+  STD_TORCH_CHECK(*error == 0, "basis: ", error);
+  return {T, kept};
+}
+
+#endif
+
 pybind11::dict build_facts() {
   pybind11::dict facts;
   facts["compiler"] = MTU_FAST_COMPILER;
   facts["flags"] = MTU_FAST_FLAGS;
   facts["torch (headers)"] = TORCH_VERSION;
   facts["torch (oldest served)"] = MTU_FAST_TORCH_TARGET;
-  facts["cuda"] = "no";
+#ifdef MTU_FAST_CUDA
+  facts["cuda"] = MTU_FAST_CUDA;
+#else
+  facts["cuda"] = MTU_FAST_NO_CUDA;
+#endif
   return facts;
 }
 
@@ -308,6 +383,13 @@ STABLE_TORCH_LIBRARY_IMPL(mtu_fast, CPU, m) {
   m.impl("row_gram", TORCH_BOX(&row_gram));
   m.impl("transform", TORCH_BOX(&transform));
 }
+
+#ifdef MTU_FAST_CUDA
+STABLE_TORCH_LIBRARY_IMPL(mtu_fast, CUDA, m) {
+  m.impl("basis", TORCH_BOX(&basis_cuda));
+  m.impl("gram_schmidt", TORCH_BOX(&gram_schmidt_cuda));
+}
+#endif
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of mtu_fast; importing this module registers them with torch's dispatcher.";
