@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "element.h"
+
 // One binary, two instruction sets (FMA implies AVX), chosen when the library is loaded.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define MTU_FAST_CLONES __attribute__((target_clones("fma", "default")))
@@ -26,13 +28,13 @@ namespace {
 // The loop that does most of the work goes by blocks; columns are padded by one, so that it has no remainder.
 constexpr int64_t WIDTH = 4;
 typedef double Block __attribute__((vector_size(WIDTH * sizeof(double)), aligned(sizeof(double)), may_alias));
-inline Block& block(double* p) { return *reinterpret_cast<Block*>(p); }
-inline const Block& block(const double* p) { return *reinterpret_cast<const Block*>(p); }
+MTU_FAST_INLINE Block& block(double* p) { return *reinterpret_cast<Block*>(p); }
+MTU_FAST_INLINE const Block& block(const double* p) { return *reinterpret_cast<const Block*>(p); }
 
 constexpr double NONE = -INFINITY;  // shorter than any row
 
 // NaN and -infinity as infinity: such a row becomes the next pivot, where it turns the result into NaN.
-inline double or_infinity(double length) { return length - length == 0 ? length : INFINITY; }
+MTU_FAST_INLINE double or_infinity(double length) { return length - length == 0 ? length : INFINITY; }
 
 struct Workspace {
   explicit Workspace(int64_t rows)
@@ -55,7 +57,7 @@ struct Problem {
 };
 
 // Collects the rows that may span, scaled to length 1. What is not finite stays in, to be seen in the result.
-inline int64_t equilibrate(const Problem& p, Workspace& w) {
+MTU_FAST_INLINE int64_t equilibrate(const Problem& p, Workspace& w) {
   int64_t n = 0;
   for (int64_t i = 0; i < p.rows; ++i) {
     const double length = p.gram[i * (p.rows + 1)];
@@ -76,7 +78,7 @@ inline int64_t equilibrate(const Problem& p, Workspace& w) {
 }
 
 // Brings the first of the longest remaining rows to place k.
-inline void pivot(Workspace& w, int64_t k, double longest) {
+MTU_FAST_INLINE void pivot(Workspace& w, int64_t k, double longest) {
   int64_t p = k;
   while (w.left[p] != longest) ++p;
   if (p == k) return;
@@ -88,7 +90,7 @@ inline void pivot(Workspace& w, int64_t k, double longest) {
 }
 
 // L[k][j] for j > k: the pivot's row of the scaled G less what the columns before explain, over the pivot's root.
-inline void make_column(Workspace& w, const double* G, int64_t k, int64_t n, double inverse) {
+MTU_FAST_INLINE void make_column(Workspace& w, const double* G, int64_t k, int64_t n, double inverse) {
   double* c = w.column(k);
   const int64_t* order = w.order.data();
   for (int64_t j = k + 1; j < n; ++j) c[j] = G[order[j]] * w.scale[k] * w.scale[j];
@@ -106,7 +108,7 @@ inline void make_column(Workspace& w, const double* G, int64_t k, int64_t n, dou
 }
 
 // Takes the new column out of the lengths and of the right-hand side that remain; the longest that is left.
-inline double downdate(Workspace& w, int64_t k, int64_t n) {
+MTU_FAST_INLINE double downdate(Workspace& w, int64_t k, int64_t n) {
   const double* __restrict__ c = w.column(k);
   double* __restrict__ left = w.left;
   double* __restrict__ y = w.y;
@@ -122,7 +124,7 @@ inline double downdate(Workspace& w, int64_t k, int64_t n) {
   return longest;
 }
 
-inline void back_substitute(Workspace& w, int64_t rank) {
+MTU_FAST_INLINE void back_substitute(Workspace& w, int64_t rank) {
   for (int64_t k = rank - 1; k >= 0; --k) {
     const double* c = w.column(k);
     double sum = 0;
@@ -133,7 +135,7 @@ inline void back_substitute(Workspace& w, int64_t rank) {
 }
 
 // The factor L of the scaled G and z of L z = rhs; the number of pivots.
-inline int64_t factor(const Problem& p, Workspace& w) {
+MTU_FAST_INLINE int64_t factor(const Problem& p, Workspace& w) {
   const double least = p.tolerance * p.tolerance;
   const int64_t n = equilibrate(p, w);
   double longest = NONE;
@@ -157,7 +159,7 @@ int64_t solve_one(const Problem& p, double* x, Workspace& w) {
 }
 
 // Row k of L⁻¹, from the rows before it: X[m] at inverse + m * stride, with zeros to the end of the diagonal's block.
-inline void invert_row(Workspace& w, double* inverse, int64_t k) {
+MTU_FAST_INLINE void invert_row(Workspace& w, double* inverse, int64_t k) {
   double* x = inverse + k * w.stride;
   const double root = w.column(k)[k];
   for (int64_t j = 0; j < k; j += WIDTH) {
