@@ -16,8 +16,8 @@ namespace {
 constexpr int64_t GROUP = 4;        // rows that are read, or written, at once
 constexpr int64_t FEW = 2;          // results for which rows are read in place
 constexpr int64_t BLOCK = 64;       // a tile is a multiple of it
-constexpr int64_t STORE = 1 << 14;  // elements of a tile: 128 KiB
-constexpr int64_t LONGEST = 1024;   // most columns of a tile
+constexpr int64_t STORE = 1 << 16;  // elements of a tile: 512 KiB
+constexpr int64_t LONGEST = 4096;   // most columns of a tile
 constexpr int64_t AHEAD = 2048;     // bytes between what is used and what is fetched
 constexpr int64_t CHUNK = 4096;     // least columns of a chunk
 constexpr int64_t CHUNKS = 256;     // most chunks
