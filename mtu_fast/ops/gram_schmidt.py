@@ -236,6 +236,9 @@ def _(rows: Sequence[Tensor], T: Tensor) -> list[Tensor]:
     return [t.new_empty(t.shape) for t in rows]
 
 
+transform.triton("gram_schmidt")
+
+
 @dataclass(frozen=True)
 class _Step:
     """One pivot of the factorisation A = L Lᵀ and of the forward substitution L z = rhs."""

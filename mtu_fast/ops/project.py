@@ -108,3 +108,6 @@ def project_op(g: Sequence[Tensor], Q: Sequence[Tensor], into: bool) -> list[Ten
 @project_op.fake
 def _(g: Sequence[Tensor], Q: Sequence[Tensor], into: bool) -> list[Tensor]:
     return [t.new_empty(t.shape) for t in g]
+
+
+project_op.triton("project")
