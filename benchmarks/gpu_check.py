@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
+CUDA_TESTS = ("tests/ops", "tests/kernels", "tests/rules", "tests/test_gpu.py")
 COPIED = (".git", "benchmarks", "csrc", "kernels", "mtu_fast", "tests")
 BUILT = ("_C.*", "build", "__pycache__", ".benchmarks")
 LOG_OF_A_STAGE = 1 << 20  # bytes kept of what a command printed: its end
@@ -82,12 +83,12 @@ def stages(out: Path, dry: bool) -> list[Stage]:
     pytest = (*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors")
     on_gpu, ordinary = out / "tests_gpu.xml", out / "tests_ops.xml"
     tests: tuple[tuple[str, ...], ...] = (
-        (*pytest, f"--junitxml={on_gpu}", "-m", "gpu", "tests/ops", "tests/kernels", "tests/rules"),
+        (*pytest, f"--junitxml={on_gpu}", "-m", "gpu", *CUDA_TESTS),
         (*pytest, f"--junitxml={ordinary}", "-m", "not gpu", "tests/ops", "tests/kernels"),
     )
     if dry:
         few = ("tests/ops/test_gram_schmidt.py", "tests/kernels/test_probe.py", "-k", "literal or probe")
-        tests = ((*tests[0][:-3], "tests/kernels/test_probe.py"), (*tests[1][:-2], *few))
+        tests = ((*tests[0][: -len(CUDA_TESTS)], "tests/kernels/test_probe.py"), (*tests[1][:-2], *few))
     ops = (*python, "-m", "benchmarks.ops", "--device", device, "--tested-by", str(on_gpu), str(ordinary))
     some = ("--ops", "gram_schmidt") if dry else ()
     timed = ("--csv", str(out / "ops.csv"), "--budget", "0.01" if dry else "0.7", *(("--quick",) if dry else ()))

@@ -112,7 +112,7 @@ def gram(J: Tensor) -> Tensor:
 
 
 FORMS = {  # R, bytes of shared memory: the small form where the matrix fits, panels of 32 or fewer columns otherwise
-    **{f"{R} small": (R, SM_80) for R in (1, 2, 5, 31, 32, 33, 64, 127)},
+    **{f"{R} small": (R, SM_80) for R in (1, 2, 5, 31, 32, 33, 64, 128)},
     "5 by panels of 2": (5, 1100),
     "33 by panels of 16": (33, 7500),
     "129 by panels of 32": (129, 45_000),
