@@ -55,7 +55,8 @@ def _plot(op: str, rows: Sequence[Mapping[str, str]], path: Path) -> Path:
     figure, axes = plt.subplots(len(devices), 2, figsize=(12, 1 + sum(heights)), squeeze=False, layout="constrained",
                                 height_ratios=heights)  # fmt: skip
     for (left, right), (device, cases) in zip(axes, devices.items(), strict=True):
-        _bars(left, cases, colours, "fraction_of_floor", "floor / time  (1: bandwidth and vendor products as measured)", True)
+        limit = "floor / time  (1: bandwidth and vendor products as measured)"
+        _bars(left, cases, colours, "fraction_of_floor", limit, True)
         _bars(right, cases, colours, "ratio", "time / reference's time  (shorter is faster)", False)
         left.set_title(device, loc="left", fontsize=10)
     shown = dict(zip(*axes[0][0].get_legend_handles_labels()[::-1], strict=True))
