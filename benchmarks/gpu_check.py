@@ -221,8 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="the same stages on the CPU, tiny sizes")
     parser.add_argument("--commit", default="", help="recorded where there is no git")
     args = parser.parse_args(argv)
-    if not args.dry_run and (why := _why_no_gpu()):
-        print(f"gpu_check: {why}; `--dry-run` tries the check itself on the CPU", file=sys.stderr)
+    if why := _why_not(args.dry_run):
+        print(f"gpu_check: {why}", file=sys.stderr)
         return 2
     args.out.mkdir(parents=True, exist_ok=True)
     out = args.out.resolve()
@@ -234,14 +234,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any(each.status in {"FAILED", "TOO LONG"} for each in outcomes))
 
 
-def _why_no_gpu() -> str:
+def _why_not(dry: bool) -> str:
+    """What is lacking, and the way out; "" where nothing is."""
     try:
         import torch
     except ImportError as error:
-        return f"torch cannot be imported by {sys.executable}: {error}"
-    if torch.cuda.is_available():
+        return (
+            f"torch cannot be imported by {sys.executable}: {error}. Name the Python that has it, such as "
+            "`make gpu-check PYTHON=.venv/bin/python`"
+        )
+    if dry or torch.cuda.is_available():
         return ""
-    return f"no CUDA GPU that torch {torch.__version__} (CUDA {torch.version.cuda}) can use"
+    found = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
+    return f"no CUDA GPU that {found} can use; `--dry-run` tries the check itself on the CPU"
 
 
 if __name__ == "__main__":

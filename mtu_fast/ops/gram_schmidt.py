@@ -135,6 +135,8 @@ def _gram(rows: Sequence[Tensor]) -> Tensor:
 def _check_rows(rows: Sequence[Tensor], batch: bool) -> None:
     for i, t in enumerate(rows):
         name = "rows" if batch else f"rows[{i}]"
+        if not isinstance(t, Tensor):
+            raise TypeError(f"orthonormalize: {name} is {type(t).__name__}, expected a tensor.")
         if t.dtype not in TOLERANCE:
             raise TypeError(f"orthonormalize: {name} is {t.dtype}, expected one of {', '.join(map(str, TOLERANCE))}.")
         if batch and t.dim() not in (2, 3):

@@ -36,7 +36,7 @@ def project(
 
     Args:
         g: One tensor a parameter, of its shape, or M vectors at once, `[M, *shape]` (they share each pass over Q). The
-            shape of a parameter is that of Q without the first dimension.
+            shape of a parameter is that of Q without the first dimension. Dtypes may differ from Q's.
         Q: K rows, orthonormal over the whole list, `[K, *shape]` for each parameter.
         into: Project into the span instead of out of it.
 
@@ -63,6 +63,10 @@ def project(
 def _check(g: Sequence[Tensor], Q: Sequence[Tensor]) -> None:
     if len(g) != len(Q):
         raise ValueError(f"project: g has {len(g)} tensors, Q has {len(Q)}; expected one of each for every parameter.")
+    for name, tensors in (("g", g), ("Q", Q)):
+        for i, t in enumerate(tensors):
+            if not isinstance(t, Tensor):
+                raise TypeError(f"project: {name}[{i}] is {type(t).__name__}, expected a tensor.")
     for i, (vector, rows) in enumerate(zip(g, Q, strict=True)):
         for name, t in (("g", vector), ("Q", rows)):
             if t.dtype not in FLOATS:
@@ -81,8 +85,8 @@ def _check(g: Sequence[Tensor], Q: Sequence[Tensor]) -> None:
         if list(vector.shape) != expected:
             raise ValueError(
                 f"project: g[{i}] has shape {list(vector.shape)}, expected {expected} to go with Q[{i}] "
-                f"{list(rows.shape)}: the parameter's shape, or M vectors [M, {', '.join(map(str, shape))}], "
-                f"the same M for every parameter."
+                f"{list(rows.shape)}, which is [K, *shape of the parameter]: g has that shape, or [M, *shape] for M "
+                f"vectors, the same M for every parameter. Are g and Q exchanged?"
             )
 
 

@@ -164,6 +164,7 @@ def test_twice_the_same_bits() -> None:
     ("rows", "error", "message"),
     [
         (torch.ones(2, 3).int(), TypeError, r"rows is torch\.int32"),
+        ([1, 2], TypeError, r"rows\[0\] is int, expected a tensor"),
         (torch.ones(3), ValueError, r"rows has shape \[3\], expected \[K, P\]"),
         (torch.ones(2, 3, 4, 5), ValueError, "pass a list"),
         ([torch.ones(2, 3), torch.ones(2, 3).double()], TypeError, r"rows\[1\] is torch\.float64"),

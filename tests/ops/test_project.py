@@ -198,6 +198,8 @@ def test_the_kernel_checks_its_own_arguments(g: list[Tensor], Q: list[Tensor], m
     [
         (torch.ones(3), [torch.ones(2, 3)], TypeError, "two tensors or two lists"),
         ([torch.ones(3)], [], ValueError, "g has 1 tensors, Q has 0"),
+        ([torch.ones(3)], [2], TypeError, r"Q\[0\] is int, expected a tensor"),
+        ([torch.ones(2, 3)], [torch.ones(3)], ValueError, "Are g and Q exchanged"),
         ([torch.ones(3).int()], [torch.ones(2, 3)], TypeError, r"g\[0\] is torch\.int32"),
         ([torch.ones(3)], [torch.ones(2, 3).long()], TypeError, r"Q\[0\] is torch\.int64"),
         ([torch.ones(3)], [torch.ones(2, 4)], ValueError, r"g\[0\] has shape \[3\], expected \[4\]"),
