@@ -152,7 +152,8 @@ def run(stage: Stage, tree: Path, until: float, log: IO[bytes], none_is_fine: bo
     start = time.monotonic()
     if stage.skipped:
         return Outcome(stage.name, "SKIPPED", 0.0, stage.skipped)
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    paths = os.pathsep.join(filter(None, [str(tree), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
     if stage.name == "sanitizer":
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # or memcheck sees one large allocation
     running: list[tuple[tuple[str, ...], subprocess.Popen[bytes] | None, IO[bytes]]] = []

@@ -345,7 +345,10 @@ def conv_ghost(
         return NotImplemented
     walk = (*_three(kernel, 1), *_three(stride, 1), *_three(padding, 0), *_three(dilation, 1))
     copies: dict[tuple[object, ...], Tensor] = {}
-    left = [copies.setdefault(_identity(t), _channels_last(t)) for t in x]
+    for t in x:
+        if _identity(t) not in copies:
+            copies[_identity(t)] = _channels_last(t)
+    left = [copies[_identity(t)] for t in x]
     right = [_channels_last(t).flatten(1, 4) for t in b]
     return _ghosts("conv", left, right, [_three(t.shape[3:], 1) for t in b], walk, precision)
 
@@ -435,7 +438,10 @@ def _operands(blocks: Sequence[Tensor], plan: Plan) -> Sequence[Tensor]:
     if plan.operand != WIDE or float64_of_halves():
         return blocks
     wide: dict[tuple[object, ...], Tensor] = {}
-    return [t if t.element_size() > 2 else wide.setdefault(_identity(t), t.float()) for t in blocks]
+    for t in blocks:
+        if _identity(t) not in wide:
+            wide[_identity(t)] = t.float() if t.element_size() <= 2 else t
+    return [wide[_identity(t)] for t in blocks]
 
 
 def _channels_last(t: Tensor) -> Tensor:

@@ -44,6 +44,8 @@ class Costs:
         row: Writing an element of explicit rows and reading it back.
         call: A vendor call per sample.
         weight: The same, a weight element: small weights, large ones, and the border between them.
+        image: Pixels of an image up to which products of pixels are made once; larger ones are cut, which costs more
+            than this rule knows.
     """
 
     product: float
@@ -53,13 +55,14 @@ class Costs:
     row: float
     call: float
     weight: tuple[float, float, int]
+    image: int
 
 
 COSTS = {  # measured, see CONTRIBUTING.md
-    "plain torch": Costs(2.0, 50.0, 0.0, 2.0, 40.0, 0.0, (30.0, 175.0, 1 << 19)),
-    "cpu": Costs(0.5, 3.5, 20.0, 0.5, 20.0, 2.5e6, (25.0, 115.0, 1 << 19)),
+    "plain torch": Costs(2.0, 50.0, 0.0, 2.0, 40.0, 0.0, (30.0, 175.0, 1 << 19), 1 << 62),
+    "cpu": Costs(0.5, 3.5, 20.0, 0.5, 20.0, 2.5e6, (25.0, 115.0, 1 << 19), 256),
     # Estimated from the data sheets of GPUs with fast float64, not measured: an element read costs 30, a launch 2e8.
-    "cuda": Costs(0.5, 0.0, 30.0, 0.5, 40.0, 1e9, (0.0, 0.0, 0)),
+    "cuda": Costs(0.5, 0.0, 30.0, 0.5, 40.0, 1e9, (0.0, 0.0, 0), 1 << 62),
 }
 
 
@@ -247,6 +250,8 @@ def conv_route(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> 
         return "direct"
     cost = costs(x[0].device)
     r, p, taps = sum(t.shape[0] for t in x), prod(geometry.weight), prod(geometry.kernel)
+    if taps > 1 and any(prod(t.shape[3:]) > cost.image for t in x):
+        return "direct"
     pixels_in = 0  # those that a tap reaches
     for i in (family[0] for family in _families(x)):
         reached = (min(n, o * k) for n, o, k in zip(x[i].shape[3:], b[i].shape[3:], geometry.kernel, strict=True))

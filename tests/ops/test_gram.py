@@ -281,6 +281,13 @@ def test_conv_route_prefers_what_is_cheaper() -> None:
     assert op.conv_route(*conv_blocks(h, large, torch.float32), h) == "direct"
 
 
+@pytest.mark.skipif(not op.conv_ghost.has_kernel("CPU"), reason="the kernel's own rule")
+def test_images_that_the_kernel_cuts_go_direct() -> None:
+    dilated = geometry((64, 256, 3, 3), padding=6, dilation=6)
+    for size, route in (((16, 16), "ghost"), ((17, 17), "direct")):
+        assert op.conv_route(*conv_blocks(dilated, [(1, 1, size)], torch.float32), dilated) == route
+
+
 # ---- table look-ups -------------------------------------------------------------------------------------------------
 
 
