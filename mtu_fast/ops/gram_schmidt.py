@@ -9,16 +9,17 @@ first, so that "what is left" is relative to the row, and a row with less than `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from mtu_fast.ops._library import define
+from mtu_fast.ops._library import Op, define
 from mtu_fast.ops.gram import TILE, WIDE, row_gram
 
+MOST_ROWS = 2048  # that the CUDA kernels are asked to serve; their shared memory holds some vectors of them
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 
@@ -51,7 +52,7 @@ def solve(G: Tensor, rhs: Tensor, active: Tensor, tol: float) -> tuple[Tensor, T
     _check_shapes(G, rhs, active)
     if not 0 < tol < 1:
         raise ValueError(f"solve: tol is {tol}, expected a length between 0 and 1, such as 1e-6 for float32 rows.")
-    x, rank = gram_schmidt(G.detach(), rhs.detach(), active, float(tol))
+    x, rank = _serving(gram_schmidt, G)(G.detach(), rhs.detach(), active, float(tol))
     return x, rank
 
 
@@ -111,14 +112,23 @@ def orthonormalize(rows: Tensor | Sequence[Tensor], tol: float | None = None) ->
     if not 0 < tol < 1:
         raise ValueError(f"orthonormalize: tol is {tol}, expected a length between 0 and 1, such as 1e-6 for float32.")
     flat = [rows.detach()] if isinstance(rows, Tensor) else [t.detach()[..., None].flatten(1) for t in listed]
-    T, kept = basis(_gram(flat), float(tol))
+    G = _gram(flat)
+    T, kept = _serving(basis, G)(G, float(tol))
     flat = transform(flat, T)
     # One round is orthonormal to eps / tol²; the next starts from nearly orthonormal rows and ends at rounding.
     if torch.finfo(WIDE).eps > tol * tol * torch.finfo(flat[0].dtype).eps:
-        flat = transform(flat, basis(_gram(flat), float(tol))[0])
+        G = _gram(flat)
+        flat = transform(flat, _serving(basis, G)(G, float(tol))[0])
     if isinstance(rows, Tensor):
         return flat[0], kept
     return [q.view(t.shape) for q, t in zip(flat, listed, strict=True)], kept
+
+
+def _serving(op: Op[..., Any], G: Tensor) -> Callable[..., Any]:
+    """The op, or its reference where the CUDA kernels do not reach: more rows, or devices before sm_80."""
+    if not G.is_cuda or (G.shape[-1] <= MOST_ROWS and torch.cuda.get_device_capability(G.device) >= (8, 0)):
+        return op
+    return op.reference
 
 
 def _gram(rows: Sequence[Tensor]) -> Tensor:

@@ -6,6 +6,8 @@ Truth is Gram-Schmidt with reorthogonalisation on the rows themselves, in extend
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast.ops import _library
-from mtu_fast.ops.gram_schmidt import TOLERANCE, effective_rank, gram_schmidt, solve
+from mtu_fast.ops.gram_schmidt import TOLERANCE, _serving, effective_rank, gram_schmidt, solve
 from tests.helpers import matrices
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.truth import relative_error
@@ -258,3 +260,14 @@ def test_errors_teach(change: dict[str, Tensor | float], error: type[Exception],
     }
     with pytest.raises(error, match=message):
         solve(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    ("rows", "capability", "kernel"), [(512, (9, 0), True), (4096, (9, 0), False), (8, (7, 5), False)]
+)
+def test_what_the_cuda_kernels_do_not_reach_goes_to_the_reference(
+    rows: int, capability: tuple[int, int], kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    G: Any = SimpleNamespace(is_cuda=True, shape=(rows, rows), device="cuda:0")
+    assert _serving(gram_schmidt, G) is (gram_schmidt if kernel else gram_schmidt.reference)
