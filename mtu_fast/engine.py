@@ -19,6 +19,7 @@ from mtu_fast.plan import Plan, discover
 from mtu_fast.rowmap import uneven_weights
 from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, check_finite, check_method, join_roles
 from mtu_fast.stream import Collector, StaleMap, notes, outlives, stream
+from mtu_fast.subspace import Subspace, check_subspace
 from mtu_fast.uses import Dense, Use
 
 KNOWN = 64  # graph signatures remembered; each holds index vectors only
@@ -98,6 +99,7 @@ class Engine:
         *,
         forget: Mask = None,
         present: Mapping[str, Tensor] | None = None,
+        subspace: Subspace | None = None,
     ) -> Update:
         """`.grad += Jᵀ w`, w = method(J Jᵀ): the line that stands for `loss.mean().backward()`.
 
@@ -106,6 +108,7 @@ class Engine:
             method: a method, or weights `[R]`.
             forget: the rows to forget: True, a mask `[N]` (full-task), or `{task: [N]}` (partial-task).
             present: `{task: [N]}`, False where a sample has no label for the task and so gives no row.
+            subspace: rows kept from earlier steps, which this step's rows join and then fill.
 
         Returns:
             The weights, roles and Gram matrix of this update.
@@ -116,9 +119,12 @@ class Engine:
             RuntimeError: the graph is gone or out of date, or a gradient is not finite; `.grad` is then untouched.
         """
         check_method(method)
-        if isinstance(method, Tensor) or method.needs_gram:
-            per = "sample" if isinstance(method, Tensor) else method.per
-            return self.rows(losses, forget=forget, per=per, present=present).backward(method)
+        check_subspace(method, subspace)
+        if isinstance(method, Tensor):
+            return self.rows(losses, forget=forget, present=present).backward(method)
+        if method.needs_gram:
+            rows = self.rows(losses, forget=forget, per=method.per, present=present)
+            return rows.backward(method) if subspace is None else subspace.step(rows, method)
         return self._weighted_backward(losses, method, forget, present)
 
     def rows(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
 from torch import Tensor
 
 from mtu_fast import uses as use_ops
-from mtu_fast.methods import FORGET, RETAIN, Method, Roles
+from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
 from mtu_fast.ops.gram import PRECISIONS, row_gram
 from mtu_fast.ops.gram_schmidt import effective_rank
@@ -52,7 +52,8 @@ class Block:
     """The rows of one task of one call.
 
     uses: parameter index -> the rows' gradients. outside: kind -> gradients of the summed row losses by the parameters
-    outside. versions: of the parameters and of all that the uses hold, when the rows were taken.
+    outside. versions: of the parameters and of all that the uses hold, when the rows were taken. kept: the rows outlive
+    their step, belong to the point where they were taken, and are not used up.
     """
 
     roles: Roles
@@ -60,11 +61,17 @@ class Block:
     outside: dict[int, dict[Tensor, Tensor]]
     versions: tuple[tuple[int, ...], tuple[int, ...]]
     spent: bool = field(default=False)
+    kept: bool = False
 
     @staticmethod
     def of(roles: Roles, uses: dict[int, Use], outside: dict[int, dict[Tensor, Tensor]], shared: Shared) -> Block:
         """A block of rows taken now."""
         return Block(roles, uses, outside, (shared.versions(), _versions(uses)))
+
+    def keep(self) -> Block:
+        """The same rows as rows of a subspace, for later steps."""
+        roles = replace(self.roles, kind=torch.full_like(self.roles.kind, SUBSPACE))
+        return Block(roles, dict(self.uses), {}, self.versions, kept=True)
 
     def __len__(self) -> int:
         return len(self.roles)
@@ -165,6 +172,56 @@ class Rows:
                 found[parameter] = total.view(parameter.shape).to(parameter.dtype)
         return found
 
+    def jacobian(self) -> dict[Tensor, Tensor]:
+        """J itself, `[R, *shape]` for each parameter that a row reaches: R times the memory of a gradient.
+
+        Returns:
+            {parameter: its rows}; parameters that no row reaches are left out.
+
+        Raises:
+            RuntimeError: the rows are used up.
+        """
+        self._check_open()
+        found: dict[Tensor, Tensor] = {}
+        for j, parameter in enumerate(self._shared.parameters):
+            parts = [(at, use.grounded().rows) for at, use in self._uses(j)]
+            if parts:
+                found[parameter] = parts[0][1].new_zeros(len(self), *parameter.shape)
+            for at, rows in parts:
+                found[parameter][at] = rows.view(-1, *parameter.shape)
+        return found
+
+    def kept(self, tasks: Iterable[str] | None = None) -> Rows:
+        """The rows of these tasks (of all by default) as rows of kind SUBSPACE, which outlive the step.
+
+        They belong to the point where they were taken, stay when parameters move, and are not used up by `backward`.
+
+        Raises:
+            RuntimeError: the rows are used up.
+        """
+        self._check_open()
+        wanted = set(self.roles.tasks if tasks is None else tasks)
+        chosen = [block.keep() for block in self._blocks if wanted.issuperset(block.roles.tasks)]
+        return Rows(self._shared, chosen)
+
+    def with_vectors(self, vectors: Mapping[Tensor, Tensor]) -> Rows:
+        """K explicit vectors, `[K, *shape]` for each parameter, as rows of kind SUBSPACE in the space of these rows."""
+        index = {id(p): j for j, p in enumerate(self._shared.parameters)}
+        count = len(next(iter(vectors.values()), ()))
+        uses: dict[int, Use] = {index[id(p)]: Dense(tuple(v.shape[1:]), v) for p, v in vectors.items()}
+        nobody = torch.full((count,), -1, device=self.roles.loss.device)
+        roles = Roles(
+            torch.zeros_like(nobody), nobody, torch.full_like(nobody, SUBSPACE),
+            torch.zeros_like(nobody, dtype=torch.float64), self.roles.tasks[:1], self.roles.dtype,
+        )  # fmt: skip
+        return Rows(self._shared, [Block.of(roles, uses, {}, self._shared).keep()])
+
+    @property
+    def held(self) -> int:
+        """Bytes that the rows keep alive; memory that several of them share counts once."""
+        storages = (t.untyped_storage() for b in self._blocks for use in b.uses.values() for t in use.tensors)
+        return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
     def rank(self) -> Tensor:
         """The effective rank of all rows together: those above the dependence tolerance of their dtype; `[]` int64."""
         return effective_rank(self.gram(), dependence_tolerance(self.roles.dtype))
@@ -204,6 +261,8 @@ class Rows:
             found[parameter] = found[parameter] + g if parameter in found else g
         accumulate(found)
         for block in self._blocks:
+            if block.kept:
+                continue
             block.spent = True
             block.uses, block.outside = {}, {}
         return Update(weights, self.roles, gram)
@@ -291,7 +350,7 @@ class Rows:
                 "rows: an activation or input that these rows are made of changed in place since they were taken (an "
                 "input buffer that is filled again?); use a fresh tensor per batch, or call backward first."
             )
-        if any(block.versions[0] != now for block in self._blocks):
+        if any(block.versions[0] != now and not block.kept for block in self._blocks):
             raise RuntimeError(
                 "rows: parameters changed in place since these rows were taken (an optimizer step?), so their "
                 "gradients belong to another point; take the rows again, and step only after backward."

@@ -131,7 +131,8 @@ class Dense(Use):
         return self.rows.reshape(self.count, prod(self.shape))
 
     def weighted(self, w: Tensor) -> Tensor:
-        return (w.to(self.dtype) @ self.matrix()).view(self.shape)
+        dtype = op.working_dtype(self.rows)
+        return (w.to(dtype) @ self.matrix().to(dtype)).view(self.shape)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,11 @@ PACKAGE = Path(__file__).parents[1] / "mtu_fast"
 # A room is a file or a folder of the package; it may import itself and the rooms on the right.
 ARROWS: dict[str, set[str]] = {
     "__main__": {"__init__", "ops"},
-    "__init__": {"engine", "rows", "methods"},
-    "engine": {"rowmap", "checks", "explain", "stream", "plan", "graph", "nodes", "rows", "uses", "methods"},
+    "__init__": {"engine", "rows", "methods", "subspace"},
+    "engine": {
+        "rowmap", "checks", "explain", "stream", "plan", "graph", "nodes", "rows", "uses", "methods", "subspace",
+    },
+    "subspace": {"rows", "methods", "ops"},
     "explain": {"rows", "uses"},
     "checks": {"methods"},
     "rows": {"uses", "methods", "ops"},

@@ -50,8 +50,7 @@ def solve(G: Tensor, rhs: Tensor, active: Tensor, tol: float) -> tuple[Tensor, T
     """
     _check_types(G, rhs, active)
     _check_shapes(G, rhs, active)
-    if not 0 < tol < 1:
-        raise ValueError(f"solve: tol is {tol}, expected a length between 0 and 1, such as 1e-6 for float32 rows.")
+    _check_tolerance("solve", tol)
     x, rank = _serving(gram_schmidt, G)(G.detach(), rhs.detach(), active, float(tol))
     return x, rank
 
@@ -72,6 +71,31 @@ def effective_rank(G: Tensor, tol: float) -> Tensor:
     """
     active = torch.ones(G.shape[-1:], dtype=torch.bool, device=G.device)
     return solve(G, G.new_zeros(G.shape[:-1]), active, tol)[1]
+
+
+def whiten(G: Tensor, tol: float) -> tuple[Tensor, Tensor]:
+    """T with `T G Tᵀ = diag(kept)`: rows of T J are orthonormal or zero, from `G = J Jᵀ`; longest remaining row first.
+
+    Two rounds: the first is orthonormal to eps / tol², the second to rounding.
+
+    Args:
+        G: Gram matrices, `[..., R, R]` float64. Rows of zeros stay out.
+        tol: Length, of a row scaled to length one, below which what is left of it counts as nothing.
+
+    Returns:
+        T `[..., R, R]` float64, and kept `[..., R]` bool.
+
+    Raises:
+        TypeError: `G` is not float64.
+        ValueError: `G` is not square, or `tol` is not between 0 and 1.
+    """
+    if G.dtype != WIDE or G.dim() < 2 or G.shape[-1] != G.shape[-2]:
+        error = TypeError if G.dtype != WIDE else ValueError
+        raise error(f"whiten: G is {G.dtype} {list(G.shape)}, expected float64 [..., R, R], as rows.gram() gives it.")
+    _check_tolerance("whiten", tol)
+    first, kept = _serving(basis, G)(G, float(tol))
+    second, _ = _serving(basis, G)(first @ G @ first.mT, float(tol))
+    return second @ first, kept
 
 
 @overload
@@ -109,8 +133,7 @@ def orthonormalize(rows: Tensor | Sequence[Tensor], tol: float | None = None) ->
     if not listed:
         return [], torch.zeros(0, dtype=torch.bool)
     tol = TOLERANCE[listed[0].dtype] if tol is None else tol
-    if not 0 < tol < 1:
-        raise ValueError(f"orthonormalize: tol is {tol}, expected a length between 0 and 1, such as 1e-6 for float32.")
+    _check_tolerance("orthonormalize", tol)
     flat = [rows.detach()] if isinstance(rows, Tensor) else [t.detach()[..., None].flatten(1) for t in listed]
     G = _gram(flat)
     T, kept = _serving(basis, G)(G, float(tol))
@@ -165,6 +188,11 @@ def _check_rows(rows: Sequence[Tensor], batch: bool) -> None:
             )
         if t.device != rows[0].device:
             raise ValueError(f"orthonormalize: {name} is on {t.device}, rows[0] on {rows[0].device}; use one device.")
+
+
+def _check_tolerance(name: str, tol: float) -> None:
+    if not 0 < tol < 1:
+        raise ValueError(f"{name}: tol is {tol}, expected a length between 0 and 1, such as 1e-6 for float32 rows.")
 
 
 def _check_types(G: Tensor, rhs: Tensor, active: Tensor) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from mtu_fast.reference.backward import backward
 from mtu_fast.reference.graddiff import graddiff
+from mtu_fast.reference.interference import interference_aware
 from mtu_fast.reference.jacobian import flatten, jacobian, unflatten
 from mtu_fast.reference.mean import mean
 from mtu_fast.reference.orthograd import independent, orthograd, orthograd_blocks, project_out
@@ -17,6 +18,7 @@ __all__ = [
     "flatten",
     "graddiff",
     "independent",
+    "interference_aware",
     "jacobian",
     "mean",
     "orthograd",

@@ -1,0 +1,253 @@
+"""Interference-aware unlearning: ascend inside the target tasks' subspace, orthogonally to every retain row."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtu_fast.methods.base import (
+    FORGET,
+    RETAIN,
+    SUBSPACE,
+    Roles,
+    check_fraction,
+    check_gram,
+    check_granularity,
+    dependence_tolerance,
+    mean_weights,
+)
+from mtu_fast.ops.gram_schmidt import effective_rank, solve, whiten
+
+ORDERS = ("joint", "project-first", "orthogonalize-first")
+CONSTRAINTS = ("all", "target")
+CHECK_EVERY = 50  # calls between looks at the ranks, which wait for the device
+STALE = 1e-3  # length, of a kept row scaled to length one, below which it adds no direction to the subspace
+RIDGED = 1e-12  # a ridge leaves no dependent rows
+
+
+class Interference(NamedTuple):
+    """What a call of `InterferenceAware` made of the rows; all but the weights `[...]`, one for each block.
+
+    weights: w [..., R]. dimension: K of the subspace. rank: of the retain rows seen in it, B = J_r Uᵀ. share:
+    ‖d‖ / ‖g_f‖, how much of the mean forget gradient is left (NaN without forget rows).
+    """
+
+    weights: Tensor
+    dimension: Tensor
+    rank: Tensor
+    share: Tensor
+
+
+class InterferenceAware:
+    """Direction alpha r - (1 - alpha) d, d = Uᵀ(I - Bᵀ(B Bᵀ)⁺B) U g_f with B = J_r Uᵀ: inside span(U), across J_r.
+
+    r and g_f are the mean retain and forget gradients (per task, summed over tasks), J_r the retain rows, U an
+    orthonormal basis of the rows of kind SUBSPACE: gradients of the target tasks kept from earlier batches, see
+    `mtu_fast.Subspace`. The target tasks are those with forget rows. Without rows of kind SUBSPACE, U is the whole
+    space, and the method is OrthoGrad. Without forget rows the weights are alpha r.
+
+    K, the dimension of U, must exceed the rank of B, or nothing is left of g_f: a warning then names both, and the ways
+    out. Looking at them waits for the device, so it happens at the first call and every 50 calls.
+
+    Args:
+        alpha: weight of the retain gradient, in [0, 1].
+        order: "joint": d is in the span and orthogonal to every retain row. "project-first": orthogonalised after the
+            projection, so orthogonal, but partly outside the span. "orthogonalize-first": projected last, so in the
+            span, with a residue on retain rows.
+        retain: "all" retain rows are constraints, or those of the "target" tasks only; the others are then unprotected.
+        energy: share of Σσ² of the subspace rows that U must hold, in (0, 1]; 1 keeps all that is above rounding.
+        rank: at most so many dimensions of U; None for no limit.
+        ridge: λ ≥ 0 of a soft constraint c ← (I + BᵀB/μ)⁻¹ c in place of the exact one, with μ = λ · mean ‖B_i‖²;
+            order "joint" only.
+        granularity: "global", "layer" or "tensor": each block has a subspace and constraints of its own.
+
+    Raises:
+        TypeError: an argument is not a number.
+        ValueError: an argument is out of range or unknown.
+
+    Source: our reading of "interference-aware multi-task unlearning", arXiv 2605.19042, of which the abstract was
+    available: that there are a task-aware gradient projection and an instance-level orthogonalisation is the paper's;
+    how the subspace is made, its rank, the order and the joint solve are ours.
+    """
+
+    per = "sample"
+    needs_gram = True
+    needs_subspace = True
+
+    def __init__(
+        self, alpha: float = 0.5, *, order: str = "joint", retain: str = "all", energy: float = 1.0,
+        rank: int | None = None, ridge: float = 0.0, granularity: str = "global",
+    ) -> None:  # fmt: skip
+        self.alpha = check_fraction("InterferenceAware", "alpha", alpha)
+        self.order, self.retain = _one_of("order", order, ORDERS), _one_of("retain", retain, CONSTRAINTS)
+        self.energy, self.rank, self.ridge = _energy(energy), _rank(rank), _ridge(ridge, order)
+        self.granularity = check_granularity("InterferenceAware", granularity)
+        self._calls = 0
+
+    def __call__(self, G: Tensor, roles: Roles) -> Tensor:
+        """Weights [..., R] float64 from the Gram matrix [..., R, R]; errors and warnings as in the class."""
+        found = self.measure(G, roles)
+        if self._calls % CHECK_EVERY == 0 and self.order == "joint" and not self.ridge:
+            _warn_if_nothing_is_left(found, roles)
+        self._calls += 1
+        return found.weights
+
+    def measure(self, G: Tensor, roles: Roles) -> Interference:
+        """The weights with the ranks behind them.
+
+        A `G` that is no floating tensor, or rows of a dtype without a tolerance, is a TypeError; a `G` whose size is
+        not the number of rows in `roles` a ValueError.
+        """
+        G, tol = check_gram("InterferenceAware", G, roles), dependence_tolerance(roles.dtype)
+        kept, constraint = roles.kind == SUBSPACE, self._constraints(roles)
+        f = mean_weights(roles, FORGET).expand(G.shape[:-1])
+        W, dimension = basis_weights(G * (kept[:, None] & kept), tol, self.energy, self.rank)
+        seen = G @ W  # [..., R, K] every row in the coordinates of U
+        B = _constraining(seen, G, constraint, tol)
+        across, own_rank = _across(G, f, constraint, tol)
+        if self.order == "joint":
+            inside = _apply(W, _remove(B, _apply(seen.mT, f), tol, self.ridge))
+        elif self.order == "project-first":
+            inside = _across(G, _apply(W, _apply(seen.mT, f)), constraint, tol)[0]
+        else:
+            inside = _apply(W, _apply(seen.mT, across))
+        bare = ~kept.any()  # no subspace is known: the whole space
+        d = torch.where(bare, across, inside)
+        rank = torch.where(bare, own_rank, effective_rank(B @ B.mT, tol))
+        weights = self.alpha * mean_weights(roles, RETAIN) - (1.0 - self.alpha) * d
+        return Interference(weights, dimension, rank, _length(G, d) / _length(G, f))
+
+    def outside(self, roles: Roles) -> Tensor:
+        """Weights alpha r - (1 - alpha) f, [R]: the weights before the projections."""
+        return self.alpha * mean_weights(roles, RETAIN) - (1.0 - self.alpha) * mean_weights(roles, FORGET)
+
+    def _constraints(self, roles: Roles) -> Tensor:
+        """The retain rows that d must be orthogonal to, [R] bool."""
+        retain = roles.kind == RETAIN
+        if self.retain == "all":
+            return retain
+        forgets = (roles.kind == FORGET).to(torch.float64)
+        target = forgets.new_zeros(len(roles.tasks)).index_add(0, roles.task, forgets) > 0
+        return retain & target[roles.task]
+
+    def __repr__(self) -> str:
+        return (
+            f"InterferenceAware(alpha={self.alpha}, order={self.order!r}, retain={self.retain!r}, "
+            f"energy={self.energy}, rank={self.rank}, ridge={self.ridge}, granularity={self.granularity!r})"
+        )
+
+
+def basis_weights(G: Tensor, tol: float, energy: float = 1.0, rank: int | None = None) -> tuple[Tensor, Tensor]:
+    """W [..., R, R] with Wᵀ G W = diag(1 or 0), its columns the weights of an orthonormal basis, and the dimension.
+
+    All that the rows span, by pivoted Cholesky; or, where `energy` or `rank` cut it, the leading eigenvectors: the
+    fewest with Σ λ_i ≥ energy · Σ λ, at most `rank`. Directions shorter than STALE (or `tol`, if larger) do not count:
+    beyond it the weights amplify the rounding of the rows, and rows kept from other steps say no more than that.
+
+    Args:
+        G: Gram matrix of the subspace rows [..., R, R], float64, zeros elsewhere.
+        tol: what `dependence_tolerance` gives for the rows.
+        energy: share of the sum of eigenvalues, in (0, 1].
+        rank: the most dimensions, or None.
+
+    Returns:
+        W, and the dimension [...] int64.
+    """
+    tol = max(tol, STALE)
+    if energy == 1.0 and rank is None:
+        T, kept = whiten(G, tol)
+        return T.mT, kept.sum(-1)
+    values, vectors = (t.flip(-1) for t in torch.linalg.eigh(G))  # largest first
+    before = values.cumsum(-1) - values
+    index = torch.arange(values.shape[-1], device=G.device)
+    kept = (values > tol * tol * values[..., :1]) & (before < energy * values.sum(-1, keepdim=True))
+    kept &= index < (len(index) if rank is None else rank)
+    return vectors * torch.where(kept, values.rsqrt(), 0.0)[..., None, :], kept.sum(-1)
+
+
+def _apply(A: Tensor, x: Tensor) -> Tensor:
+    """A x for each matrix and vector of a batch."""
+    return (A @ x[..., None]).squeeze(-1)
+
+
+def _across(G: Tensor, w: Tensor, constraint: Tensor, tol: float) -> tuple[Tensor, Tensor]:
+    """Weights of the part of Jᵀ w that is orthogonal to the constraint rows, and their rank."""
+    x, rank = solve(G, _apply(G, w), constraint, tol)
+    return w - x, rank
+
+
+def _constraining(seen: Tensor, G: Tensor, constraint: Tensor, tol: float) -> Tensor:
+    """B [..., R, K]: the constraint rows in the coordinates of U; zero where they have nothing there but rounding."""
+    length = G.diagonal(dim1=-2, dim2=-1)[..., None]
+    return torch.where(seen.square().sum(-1, keepdim=True) > tol * tol * length, seen, 0.0) * constraint[:, None]
+
+
+def _remove(B: Tensor, c: Tensor, tol: float, ridge: float) -> Tensor:
+    """(I - Bᵀ(B Bᵀ)⁺B) c, taken twice since once leaves some rounding behind; with a ridge (I + BᵀB/μ)⁻¹ c."""
+    A = B @ B.mT
+    every = torch.ones(A.shape[-1:], dtype=torch.bool, device=A.device)
+    if ridge:
+        diagonal = A.diagonal(dim1=-2, dim2=-1)
+        mean = diagonal.sum(-1) / (diagonal > 0).sum(-1).clamp(min=1)
+        A = A + torch.diag_embed((ridge * mean)[..., None] * (diagonal > 0))
+        return c - _apply(B.mT, solve(A, _apply(B, c), every, RIDGED)[0])
+    for _ in range(2):
+        c = c - _apply(B.mT, solve(A, _apply(B, c), every, tol)[0])
+    return c
+
+
+def _length(G: Tensor, w: Tensor) -> Tensor:
+    """‖Jᵀ w‖."""
+    return (w * _apply(G, w)).sum(-1).clamp(min=0.0).sqrt()
+
+
+def _warn_if_nothing_is_left(found: Interference, roles: Roles) -> None:
+    """Name K, rank(B) and what is left of g_f where the subspace has no room beside the constraints."""
+    squeezed = (found.dimension <= found.rank) & (found.dimension > 0) & ~found.share.isnan()
+    if not bool(squeezed.any()):
+        return
+    K, rank, share = (t[squeezed][0].item() for t in (found.dimension, found.rank, found.share))
+    blocks = f" in {int(squeezed.sum())} of {squeezed.numel()} blocks" if squeezed.numel() > 1 else ""
+    warnings.warn(
+        f"InterferenceAware: the subspace has K = {K} dimensions and the retain rows have rank {rank} in it{blocks}, "
+        f"so ‖d‖/‖g_f‖ = {share:.2g}: little or nothing is unlearned. Ways out: keep more rows, mtu.Subspace(size=K) "
+        f"with K at least {2 * rank}; fewer retain samples a step; retain='target' (the other tasks are then "
+        "unprotected); or ridge=0.1 (retain rows are then only nearly protected).",
+        stacklevel=4,
+    )
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ValueError(f"InterferenceAware: {name} is {value!r}, expected one of {', '.join(map(repr, known))}.")
+    return str(value)
+
+
+def _energy(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"InterferenceAware: energy is {value!r}, expected a number in (0, 1].")
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"InterferenceAware: energy is {value}, expected a share in (0, 1]; 1 keeps every direction.")
+    return float(value)
+
+
+def _rank(value: Any) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise TypeError(f"InterferenceAware: rank is {value!r}, expected a whole number, or None for no limit.")
+    if value is not None and value < 1:
+        raise ValueError(f"InterferenceAware: rank is {value}, expected at least 1, or None for no limit.")
+    return value
+
+
+def _ridge(value: Any, order: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"InterferenceAware: ridge is {value!r}, expected a number, at least 0.")
+    if not (math.isfinite(value) and value >= 0.0):
+        raise ValueError(f"InterferenceAware: ridge is {value}, expected a finite number, at least 0.")
+    if value and order != "joint":
+        raise ValueError(f"InterferenceAware: ridge is {value} with order {order!r}; it softens order='joint' only.")
+    return float(value)

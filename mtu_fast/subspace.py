@@ -1,0 +1,200 @@
+"""Subspace: rows of the target tasks kept from earlier batches, which span where an update may move."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtu_fast.methods import FORGET, RETAIN, Method
+from mtu_fast.methods.base import dependence_tolerance
+from mtu_fast.methods.interference import basis_weights
+from mtu_fast.ops.gram_schmidt import orthonormalize
+from mtu_fast.ops.project import project
+from mtu_fast.rows import Rows, Update, cat
+
+
+class Subspace:
+    """span{g_1 … g_K}: per-sample gradients of the target tasks, kept from earlier batches as rows of kind SUBSPACE.
+
+    `engine.backward(losses, method, forget=mask, subspace=subspace)` joins them to the step's rows, so that a method
+    sees them in G, and keeps the step's own for later. Until it is full, the method goes without them. They are the
+    gradients of the point where they were taken, and as many bytes as rows of that size take (`memory`).
+
+    Args:
+        size: rows to hold, K; by default twice the retain rows of the first step, since K minus that is what is left
+            to move in.
+        every: a full subspace takes in a batch and drops its oldest at every so many steps.
+        tasks: the tasks whose rows are kept; by default those with forget rows in the step.
+        basis: hold an orthonormal basis Q of the rows, made anew whenever a batch is taken in, in place of the rows:
+            K explicit vectors of all parameters.
+        rank: the most dimensions of the basis.
+        energy: share of Σσ² of the rows that the basis must hold.
+        dtype: of the basis, torch.bfloat16 for half the memory; by default that of the parameters.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: one out of range, or rank, energy or dtype without `basis`.
+
+    Source: our reading of the task-specific subspaces of arXiv 2605.19042.
+    """
+
+    def __init__(
+        self, size: int | None = None, *, every: int = 10, tasks: Iterable[str] | None = None, basis: bool = False,
+        rank: int | None = None, energy: float = 1.0, dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        self.size, self.every, self._rank = _whole("size", size), _whole("every", every), _whole("rank", rank)
+        if isinstance(tasks, str):
+            raise TypeError(f"Subspace: tasks is {tasks!r}, expected several names, ({tasks!r},) say.")
+        self.tasks = None if tasks is None else tuple(tasks)
+        if not (isinstance(energy, int | float) and 0.0 < energy <= 1.0):
+            raise ValueError(f"Subspace: energy is {energy!r}, expected a share in (0, 1].")
+        if not basis and (rank is not None or energy != 1.0 or dtype is not None):
+            raise ValueError("Subspace: rank, energy and dtype are those of a basis; pass basis=True too.")
+        self.basis, self.energy, self.dtype = bool(basis), float(energy), dtype
+        self._batches: list[Rows] = []
+        self._basis: Rows | None = None
+        self._age = 0
+
+    def __len__(self) -> int:
+        """Rows held, whether or not a basis stands for them."""
+        return sum(len(rows) for rows in self._batches)
+
+    def __repr__(self) -> str:
+        return f"Subspace({len(self)} of {self.size or '?'} rows, {self.memory / 2**20:.1f} MiB)"
+
+    @property
+    def full(self) -> bool:
+        """Whether as many rows are held as asked for."""
+        return self.size is not None and len(self) >= self.size
+
+    @property
+    def memory(self) -> int:
+        """Bytes held."""
+        return sum(rows.held for rows in [*self._batches, *([] if self._basis is None else [self._basis])])
+
+    def join(self, rows: Rows) -> Rows:
+        """The rows of a step with those held behind them; the step's rows alone until the subspace is full.
+
+        Raises:
+            ValueError: rows of another engine.
+        """
+        if not self.full:
+            return rows
+        return cat(rows, *(self._batches if self._basis is None else [self._basis]))
+
+    def keep(self, rows: Rows) -> bool:
+        """Take in the target tasks' rows of a step, if it is time: always until full, then at every `every` calls.
+
+        Args:
+            rows: rows per sample that were not used up; they stay usable.
+
+        Returns:
+            Whether the subspace is full.
+
+        Raises:
+            TypeError: something else than rows.
+            ValueError: rows per task, or unknown names in `tasks`.
+            RuntimeError: the rows are used up.
+        """
+        if not isinstance(rows, Rows):
+            raise TypeError(f"Subspace: found {type(rows).__name__}, expected Rows as engine.rows returns them.")
+        self._age += 1
+        if self.full and self._age < self.every:
+            return True
+        targets = self._targets(rows)
+        if self.size is None:
+            self.size = max(1, 2 * int((rows.roles.kind == RETAIN).sum()))
+        if targets:
+            self._batches.append(rows.kept(targets))
+            self._age = 0
+        while len(self) - len(self._batches[0] if self._batches else ()) >= self.size:
+            self._batches.pop(0)
+        if self.basis and self.full:
+            self._basis = orthonormal(self._batches, self._rank, self.energy, self.dtype)
+        return self.full
+
+    def step(self, rows: Rows, method: Method) -> Update:
+        """`join(rows).backward(method)`, the rows of the step being kept before they are used up; errors of both."""
+        joined = self.join(rows)
+        self.keep(rows)
+        return joined.backward(method)
+
+    def project(self, gradients: dict[Tensor, Tensor], into: bool = True) -> dict[Tensor, Tensor]:
+        """`Qᵀ(Q g)`, the part of {parameter: g} inside the span of the basis, or `g - Qᵀ(Q g)`, the part outside.
+
+        Raises:
+            RuntimeError: the subspace is not `basis=True`, or not full yet.
+        """
+        if self._basis is None:
+            raise RuntimeError(f"Subspace: project needs a basis, found {self!r}; make it with basis=True and fill it.")
+        rows = self._basis.jacobian()
+        zero = [gradients.get(p, torch.zeros_like(p)) for p in rows]
+        return dict(zip(rows, project(zero, list(rows.values()), into), strict=True))
+
+    def _targets(self, rows: Rows) -> tuple[str, ...]:
+        roles = rows.roles
+        if len(roles) and bool((roles.sample < 0).any()):
+            raise ValueError("Subspace: found mean rows (per='task'), expected a row per sample (per='sample').")
+        if self.tasks is None:
+            return tuple(roles.tasks[t] for t in roles.task[roles.kind == FORGET].unique().tolist())
+        unknown = [task for task in self.tasks if task not in roles.tasks]
+        if unknown:
+            raise ValueError(f"Subspace: tasks names {unknown}, the rows have {list(roles.tasks)}.")
+        return self.tasks
+
+
+def orthonormal(batches: Sequence[Rows], rank: int | None, energy: float, dtype: torch.dtype | None) -> Rows:
+    """Rows of kind SUBSPACE that are an orthonormal basis of all rows together, explicit, in `dtype`.
+
+    Args:
+        batches: the rows.
+        rank: the most dimensions.
+        energy: share of Σσ² to be held.
+        dtype: of the basis; None for that of the parameters.
+
+    Returns:
+        K rows.
+    """
+    rows = cat(*batches)
+    W, dimension = basis_weights(rows.gram(), dependence_tolerance(rows.roles.dtype), energy, rank)
+    order = W.square().sum(0).argsort(descending=True)[: int(dimension)]  # columns that are not zero
+    J = rows.jacobian()
+    vectors = [torch.tensordot(W.T[order].to(part.dtype), part, 1) for part in J.values()]
+    Q, _ = orthonormalize(vectors)  # what that rounded
+    return rows.with_vectors({p: q if dtype is None else q.to(dtype) for p, q in zip(J, Q, strict=True)})
+
+
+def check_subspace(method: object, subspace: object) -> None:
+    """A method that works in a subspace has one, and no other is given one.
+
+    Raises:
+        TypeError: something else than a Subspace.
+        ValueError: it is missing, or would not be looked at.
+    """
+    name, needed = type(method).__name__, bool(getattr(method, "needs_subspace", False))
+    if subspace is not None and not isinstance(subspace, Subspace):
+        raise TypeError(f"subspace: found {type(subspace).__name__}, expected a mtu.Subspace.")
+    if needed and subspace is None:
+        raise ValueError(
+            f"subspace: {name} moves in a subspace of rows kept from earlier steps, found none; make one before the "
+            "loop, subspace = mtu.Subspace(), and pass subspace=subspace. It fills in the first steps."
+        )
+    if subspace is not None and not needed:
+        raise ValueError(
+            f"subspace: {name} does not look at one, expected subspace=None; a method of your own that does says so by "
+            "needs_subspace = True."
+        )
+
+
+def _whole(name: str, value: Any) -> Any:
+    if value is None and name != "every":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"Subspace: {name} is {value!r}, expected a whole number.")
+    if value < 1 or not math.isfinite(value):
+        raise ValueError(f"Subspace: {name} is {value}, expected at least 1.")
+    return value

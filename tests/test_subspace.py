@@ -1,0 +1,254 @@
+"""Rows kept across steps: what they are, how long they stay, and that a step with them is the reference's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mtu_fast as mtu
+from mtu_fast import reference
+from tests.helpers.checks import clear, grad_vector, trained, truth_of
+from tests.helpers.truth import matrix, relative_error
+
+N, FORGOTTEN = 8, 3
+MASK = torch.arange(N) < FORGOTTEN
+PARTIAL = {"a": MASK}
+
+
+class Net(nn.Module):
+    """A shared layer, a convolution's worth of smoothness, two tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(5, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh())
+        self.heads = nn.ModuleDict({"a": nn.Linear(24, 1), "b": nn.Linear(24, 1)})
+
+    def losses(self, x: Tensor) -> dict[str, Tensor]:
+        shared = self.backbone(x)
+        return {task: (head(shared)[:, 0] - x[:, 0]).square() for task, head in self.heads.items()}
+
+
+def build(dtype: torch.dtype = torch.float64) -> tuple[Net, mtu.Engine]:
+    torch.manual_seed(0)
+    net = Net().to(dtype)
+    return net, mtu.Engine(net, params=net.backbone.parameters())
+
+
+def batch(seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(N, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def move(net: nn.Module) -> None:
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(1.01)
+
+
+def test_rows_outlive_their_step() -> None:
+    net, engine = build()
+    rows = engine.rows(net.losses(batch(0)), forget=PARTIAL)
+    kept, G = rows.kept(("a",)), rows.gram()[:N, :N]
+    rows.backward(mtu.Mean())
+    move(net)
+    assert torch.equal(kept.gram(), G)
+    assert (kept.roles.kind == mtu.SUBSPACE).all() and len(kept) == N
+    with pytest.raises(RuntimeError, match="used these rows up"):
+        rows.gram()
+
+
+def test_a_buffer_that_is_filled_again_is_noticed() -> None:
+    net, engine = build()
+    x = batch(0)
+    kept = engine.rows(net.losses(x), forget=PARTIAL).kept()
+    x.add_(1.0)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        kept.gram()
+
+
+def test_jacobian_is_that_of_autograd() -> None:
+    net, engine = build()
+    params = trained(net.backbone)
+    losses = net.losses(batch(0))
+    J = matrix(truth_of(losses, params))
+    rows = engine.rows(losses)
+    found = rows.jacobian()
+    assert relative_error(torch.cat([found[p].flatten(1) for p in params], 1), J) <= 1e-12
+
+
+def test_fills_then_takes_in_a_batch_now_and_then() -> None:
+    net, engine = build()
+    subspace, held = mtu.Subspace(size=2 * N, every=3), []
+    for seed in range(9):
+        full = subspace.keep(engine.rows(net.losses(batch(seed)), forget=PARTIAL))
+        assert full == subspace.full
+        held.append([float(rows.roles.loss[0]) for rows in subspace._batches])
+    first = [net.losses(batch(seed))["a"][0].item() for seed in range(9)]
+    taken = [[0], [0, 1], [0, 1], [0, 1], [1, 4], [1, 4], [1, 4], [4, 7], [4, 7]]
+    assert held == [[first[i] for i in which] for which in taken]
+
+
+def test_size_is_by_default_twice_the_retain_rows() -> None:
+    net, engine = build()
+    subspace = mtu.Subspace()
+    subspace.keep(engine.rows(net.losses(batch(0)), forget=PARTIAL))
+    assert subspace.size == 2 * (2 * N - FORGOTTEN)
+
+
+def test_keeps_the_target_tasks_or_those_named() -> None:
+    net, engine = build()
+    for tasks, forget, expected in ((None, PARTIAL, ["a"]), (None, MASK, ["a", "b"]), (("b",), PARTIAL, ["b"])):
+        subspace = mtu.Subspace(size=4, tasks=tasks)
+        subspace.keep(engine.rows(net.losses(batch(0)), forget=forget))
+        (held,) = subspace._batches
+        assert sorted(held.roles.tasks) == expected
+
+
+def test_a_step_without_forget_rows_adds_nothing() -> None:
+    net, engine = build()
+    subspace = mtu.Subspace(size=4)
+    assert not subspace.keep(engine.rows(net.losses(batch(0))))
+    assert len(subspace) == 0
+
+
+@pytest.mark.parametrize("forget", [MASK, PARTIAL], ids=["full", "partial"])
+@pytest.mark.parametrize("order", ["joint", "project-first", "orthogonalize-first"])
+def test_steps_are_the_references(forget: Any, order: str) -> None:
+    """Six steps, parameters moving: rows kept from the points where they were taken."""
+    net, engine = build()
+    params, targets = trained(net.backbone), ("a", "b") if forget is MASK else ("a",)
+    subspace, method = mtu.Subspace(size=5 * N, every=2), mtu.InterferenceAware(0.3, order=order)
+    kept: list[Tensor] = []  # per batch
+    since = 0
+    for seed in range(8):
+        losses = net.losses(batch(seed))
+        J = matrix(truth_of(losses, params))
+        sides = {task: J[i * N : (i + 1) * N] for i, task in enumerate(("a", "b"))}
+        retain = {task: g[~MASK] if task in targets else g for task, g in sides.items()}
+        gone = {task: sides[task][MASK] for task in targets}
+        full = sum(map(len, kept)) >= 5 * N
+        basis = torch.cat(kept) if full else J[:0]
+        expected = reference.interference_aware(retain, gone, basis, 0.3, order)
+        since += 1
+        if not full or since >= 2:
+            kept.append(torch.cat([sides[task] for task in targets]))
+            since = 0
+        while sum(map(len, kept[1:])) >= 5 * N:
+            kept.pop(0)
+        clear(params)
+        update = engine.backward(losses, method, forget=forget, subspace=subspace)
+        assert len(update.roles) == len(J) + len(basis)
+        assert relative_error(grad_vector(params), expected) <= 1e-8
+        move(net)
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 12}, {"energy": 0.95}, {"dtype": torch.bfloat16}], ids=str)
+def test_a_basis_is_orthonormal_and_spans_the_rows(options: dict[str, Any]) -> None:
+    net, engine = build(torch.float32)
+    subspace = mtu.Subspace(size=2 * N, basis=True, **options)
+    for seed in range(2):
+        subspace.keep(engine.rows(net.losses(batch(seed, torch.float32)), forget=PARTIAL))
+    assert subspace._basis is not None
+    Q = torch.cat([q.flatten(1) for q in subspace._basis.jacobian().values()], 1).double()
+    S = torch.cat([torch.cat([g.flatten(1) for g in rows.jacobian().values()], 1) for rows in subspace._batches])
+    limit = 2e-2 if options.get("dtype") is torch.bfloat16 else 1e-6
+    assert (Q @ Q.t() - torch.eye(len(Q), dtype=Q.dtype)).norm() <= limit
+    values, vectors = torch.linalg.svd(S.double(), full_matrices=False)[1:]
+    if not options:
+        kept = vectors[: len(Q)]
+        assert relative_error(Q.t() @ Q, kept.t() @ kept) <= 1e-3  # directions at the edge are rounded ones
+    if "rank" in options:
+        assert len(Q) == 12 and relative_error(Q.t() @ Q, vectors[:12].t() @ vectors[:12]) <= 1e-4
+    if "energy" in options:
+        power = values.square().cumsum(0) / values.square().sum()
+        assert len(Q) == int((power < 0.95).sum()) + 1
+
+
+def test_a_step_with_a_basis_is_a_step_with_the_rows() -> None:
+    found = []
+    for basis in (False, True):
+        net, engine = build()
+        subspace = mtu.Subspace(size=5 * N, basis=basis)
+        for seed in range(5):
+            subspace.keep(engine.rows(net.losses(batch(seed)), forget=PARTIAL))
+        engine.backward(net.losses(batch(9)), mtu.InterferenceAware(0.2), forget=PARTIAL, subspace=subspace)
+        found.append(grad_vector(trained(net.backbone)))
+    assert relative_error(found[1], found[0]) <= 1e-8
+
+
+def test_projects_gradients_of_another_loop() -> None:
+    net, engine = build()
+    subspace = mtu.Subspace(size=N, basis=True)
+    with pytest.raises(RuntimeError, match="needs a basis"):
+        subspace.project({})
+    rows = engine.rows(net.losses(batch(0)), forget=PARTIAL)
+    subspace.keep(rows)
+    g = {p: torch.randn_like(p) for p in net.backbone.parameters()}
+    inside, outside = subspace.project(g), subspace.project(g, into=False)
+    flat = torch.cat([t.flatten() for t in inside.values()])
+    S = torch.cat([t.flatten(1) for t in rows.kept(("a",)).jacobian().values()], 1)
+    assert (S @ torch.cat([t.flatten() for t in outside.values()])).norm() <= 1e-10 * S.norm()
+    for p, whole in g.items():
+        assert relative_error(inside[p] + outside[p], whole) <= 1e-12
+    Q = torch.linalg.qr(S.t()).Q
+    assert relative_error(Q @ (Q.t() @ flat), flat) <= 1e-10
+
+
+def test_heads_get_the_weights_before_the_projections() -> None:
+    net, engine = build()
+    subspace = mtu.Subspace(size=4 * N)
+    for seed in range(2, 6):
+        subspace.keep(engine.rows(net.losses(batch(seed)), forget=PARTIAL))
+    engine.backward(net.losses(batch(1)), mtu.InterferenceAware(0.3), forget=PARTIAL, subspace=subspace)
+    losses = net.losses(batch(1))
+    loss = 0.3 * (losses["a"][~MASK].mean() + losses["b"].mean()) - 0.7 * losses["a"][MASK].mean()
+    heads = trained(net.heads)
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, heads)])
+    assert relative_error(grad_vector(heads), expected) <= 1e-12
+
+
+def test_memory_counts_what_tasks_share_once() -> None:
+    net, engine = build()
+    subspace = mtu.Subspace(size=N)
+    subspace.keep(engine.rows(net.losses(batch(0)), forget=MASK))
+    one = mtu.Subspace(size=N)
+    one.keep(engine.rows(net.losses(batch(0)), forget=PARTIAL))
+    assert 0 < one.memory < subspace.memory < 2 * one.memory
+    assert "of 8 rows" in repr(one)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"size": 0}, ValueError, "size is 0"),
+        ({"size": 1.5}, TypeError, "size is 1.5"),
+        ({"every": None}, TypeError, "every is None"),
+        ({"tasks": "seg"}, TypeError, "expected several names"),
+        ({"energy": 0}, ValueError, "energy is 0"),
+        ({"rank": 3}, ValueError, "basis=True"),
+        ({"dtype": torch.bfloat16}, ValueError, "basis=True"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        mtu.Subspace(**options)
+
+
+def test_misuse_is_named() -> None:
+    net, engine = build()
+    losses = net.losses(batch(0))
+    with pytest.raises(ValueError, match=r"InterferenceAware moves in a subspace .* mtu.Subspace\(\)"):
+        engine.backward(losses, mtu.InterferenceAware(), forget=PARTIAL)
+    with pytest.raises(ValueError, match="OrthoGrad does not look at one"):
+        engine.backward(losses, mtu.OrthoGrad(), forget=PARTIAL, subspace=mtu.Subspace())
+    with pytest.raises(TypeError, match="found int, expected a"):
+        engine.backward(losses, mtu.InterferenceAware(), forget=PARTIAL, subspace=3)
+    with pytest.raises(TypeError, match="found dict, expected Rows"):
+        mtu.Subspace().keep(losses)
+    with pytest.raises(ValueError, match="per='task'"):
+        mtu.Subspace().keep(engine.rows(losses, forget=PARTIAL, per="task"))
+    with pytest.raises(ValueError, match=r"tasks names \['c'\], the rows have \['a', 'b'\]"):
+        mtu.Subspace(tasks=("c",)).keep(engine.rows(net.losses(batch(0))))
+    assert all(p.grad is None for p in net.parameters())
