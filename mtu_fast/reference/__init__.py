@@ -1,11 +1,16 @@
 """The slow, obviously right version of every method, from the papers' formulas on explicit gradient rows.
 
 Shares no code with the engine, the methods or the ops: it is the truth of the tests and the baseline of the benchmarks.
+A file of this folder that registers a direction (`base.reference`) is found by `backward` under its name.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 from mtu_fast.reference.backward import backward
+from mtu_fast.reference.base import METHODS, Sides
 from mtu_fast.reference.graddiff import graddiff
 from mtu_fast.reference.interference import interference_aware
 from mtu_fast.reference.jacobian import flatten, jacobian, unflatten
@@ -13,7 +18,12 @@ from mtu_fast.reference.mean import mean
 from mtu_fast.reference.orthograd import independent, orthograd, orthograd_blocks, project_out
 from mtu_fast.reference.pcgrad import pcgrad
 
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
 __all__ = [
+    "METHODS",
+    "Sides",
     "backward",
     "flatten",
     "graddiff",

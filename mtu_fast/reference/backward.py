@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.graddiff import graddiff
+from mtu_fast.reference.base import Reference, Rows, Sides, find
 from mtu_fast.reference.jacobian import flatten, jacobian, unflatten
-from mtu_fast.reference.mean import mean
-from mtu_fast.reference.orthograd import orthograd
-from mtu_fast.reference.pcgrad import pcgrad
 
 Forget = bool | Tensor | Mapping[str, Tensor] | None
-METHODS = ("orthograd", "pcgrad", "mean", "graddiff", "ascent")
 
 
 def backward(
@@ -24,64 +21,66 @@ def backward(
     *,
     forget: Forget = None,
     outside: Iterable[Tensor] = (),
-    alpha: float = 0.5,
-    tol: float = 1e-6,
     blocks: Sequence[Sequence[int]] | None = None,
+    subspace: Tensor | None = None,
+    **options: Any,
 ) -> None:
     """.grad += the direction of `method`, from the Jacobian [R, P] of the losses, built one backward at a time.
 
     Args:
         params: the shared parameters, on which the method acts.
         losses: unreduced losses, {task: [N]} or [N].
-        method: "orthograd", "pcgrad" (mean rows: task by task, retain before forget), "mean", "graddiff" or "ascent".
+        method: a name in `reference.METHODS`: "orthograd", "pcgrad", "mean", "graddiff", "ascent", ...
         forget: None, True, a mask [N] for all tasks, or {task: mask [N]}.
         outside: parameters that get the gradient of the plain weighted losses (heads).
-        alpha: weight of the retain gradient, for "orthograd" and "graddiff".
-        tol: length of a unit row's residual below which it is dependent, for "orthograd".
         blocks: lists of indices into `params`, each treated on its own (layers, tensors); all together by default.
+        subspace: rows of earlier batches [K, P], as `flatten(jacobian(...))` over all `params` gives them.
+        **options: of the method: alpha (weight of the retain gradient), tol (length of a unit row's residual below
+            which it is dependent), ...
 
     Raises:
         ValueError: `method` is unknown.
+        TypeError: the method has no such option.
     """
-    if method not in METHODS:
-        raise ValueError(f"reference.backward: method is {method!r}, expected one of {', '.join(METHODS)}.")
+    known, options = find(method, options)
     shared, heads = list(params), list(outside)
     named = dict(losses) if isinstance(losses, Mapping) else {"loss": losses}
     masks = {task: _mask(forget, task, loss) for task, loss in named.items()}
     if heads:
-        weighted = _weighted(named, masks, method, alpha)
+        weighted = _weighted(known, named, masks, options)
         _accumulate(heads, torch.autograd.grad(weighted, heads, retain_graph=True, allow_unused=True))
     stacks = jacobian(named, shared)
+    kept = None if subspace is None else _stacked(subspace, shared)
     for block in blocks or [range(len(shared))]:
         members = [shared[i] for i in block]
-        d = _direction(flatten([stacks[i] for i in block]), masks, method, alpha, tol)
-        _accumulate(members, unflatten(d, members))
+        extra = None if kept is None else flatten([kept[i] for i in block])
+        sides = _sides(flatten([stacks[i] for i in block]), named, masks, extra)
+        _accumulate(members, unflatten(known.direction(sides, **options), members))
 
 
-def _direction(J: Tensor, masks: dict[str, Tensor], method: str, alpha: float, tol: float) -> Tensor:
-    """The method on the rows [R, P] of J, split by role and task."""
-    by_task = dict(zip(masks, J.split([len(mask) for mask in masks.values()]), strict=True))
-    retain = {task: g[~masks[task]] for task, g in by_task.items()}
-    forget = {task: g[masks[task]] for task, g in by_task.items()}
-    if method == "orthograd":
-        return orthograd(retain, forget, alpha, tol)
-    if method == "pcgrad":
-        signed = [(sign, g[task]) for task in by_task for sign, g in ((1.0, retain), (-1.0, forget))]
-        return pcgrad(torch.stack([sign * g.mean(0) for sign, g in signed if len(g)]))
-    if method == "mean":
-        return mean(by_task)
-    return graddiff(retain, forget, 0.0 if method == "ascent" else alpha)
+def _sides(J: Tensor, losses: Rows, masks: Rows, subspace: Tensor | None = None) -> Sides:
+    """The rows [R, P] of J and their losses, split by role and task."""
+    rows = dict(zip(masks, J.split([len(mask) for mask in masks.values()]), strict=True))
+    retain = {task: g[~masks[task]] for task, g in rows.items()}
+    forget = {task: g[masks[task]] for task, g in rows.items()}
+    retain_loss = {task: loss.detach()[~masks[task]] for task, loss in losses.items()}
+    forget_loss = {task: loss.detach()[masks[task]] for task, loss in losses.items()}
+    return Sides(retain, forget, retain_loss, forget_loss, subspace)
 
 
-def _weighted(losses: dict[str, Tensor], masks: dict[str, Tensor], method: str, alpha: float) -> Tensor:
+def _stacked(rows: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+    """Rows [K, P] to a stack [K, *shape] for each parameter."""
+    parts = rows.split([p.numel() for p in params], 1)
+    return [part.reshape(len(rows), *p.shape) for part, p in zip(parts, params, strict=True)]
+
+
+def _weighted(known: Reference, losses: Rows, masks: Rows, options: Mapping[str, Any]) -> Tensor:
     """The scalar whose gradient the parameters outside get: the method without its surgery."""
-    if method == "mean":
-        return torch.stack([loss.mean() for loss in losses.values()]).sum()
-    up = {"pcgrad": 1.0, "ascent": 0.0}.get(method, alpha)
-    down = {"pcgrad": 1.0, "ascent": 1.0}.get(method, 1.0 - alpha)
     total = torch.stack([loss.sum() for loss in losses.values()]).sum() * 0.0
+    sides = _sides(total.new_zeros(sum(map(len, losses.values())), 0), losses, masks)
     for task, loss in losses.items():
         kept, gone = loss[~masks[task]], loss[masks[task]]
+        up, down = known.pair(sides, task, options)
         total = total + up * kept.sum() / max(len(kept), 1) - down * gone.sum() / max(len(gone), 1)
     return total
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mtu_fast.reference.mean import Rows, mean
+from mtu_fast.reference.base import Rows, Sides, reference
+from mtu_fast.reference.mean import mean
 
 
 def graddiff(retain: Rows, forget: Rows, alpha: float = 0.5) -> Tensor:
@@ -13,3 +14,15 @@ def graddiff(retain: Rows, forget: Rows, alpha: float = 0.5) -> Tensor:
     Source: arXiv 2203.12817; alpha = 0 is gradient ascent.
     """
     return alpha * mean(retain) - (1.0 - alpha) * mean(forget)
+
+
+@reference("graddiff", outside=lambda sides, task, alpha: (alpha, 1.0 - alpha))
+def direction(sides: Sides, alpha: float = 0.5) -> Tensor:
+    """`graddiff` of the two sides."""
+    return graddiff(sides.retain, sides.forget, alpha)
+
+
+@reference("ascent", outside=(0.0, 1.0))
+def ascent(sides: Sides, alpha: float = 0.0) -> Tensor:
+    """− mean forget gradient; `alpha` is taken so that one call serves both names, and makes no difference."""
+    return graddiff(sides.retain, sides.forget, 0.0)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.mean import Rows, mean
+from mtu_fast.reference.base import Rows, Sides, reference
+from mtu_fast.reference.mean import mean
 
 
 def orthograd(retain: Rows, forget: Rows, alpha: float = 0.5, tol: float = 1e-7) -> Tensor:
@@ -25,6 +26,12 @@ def orthograd(retain: Rows, forget: Rows, alpha: float = 0.5, tol: float = 1e-7)
     Source: arXiv 2503.02312.
     """
     return alpha * mean(retain) - (1.0 - alpha) * project_out(mean(forget), torch.cat(list(retain.values())), tol)
+
+
+@reference("orthograd", outside=lambda sides, task, alpha, tol: (alpha, 1.0 - alpha))
+def direction(sides: Sides, alpha: float = 0.5, tol: float = 1e-6) -> Tensor:
+    """`orthograd` of the two sides."""
+    return orthograd(sides.retain, sides.forget, alpha, tol)
 
 
 def orthograd_blocks(

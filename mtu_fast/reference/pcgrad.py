@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mtu_fast.reference.base import Sides, reference
+
 
 def pcgrad(gradients: Tensor, orders: Sequence[Sequence[int]] | None = None) -> Tensor:
     """Σ_i g_i after g_i ← g_i − (g_i·g_j / ‖g_j‖²) g_j for every j ≠ i with g_i·g_j < 0, one after another.
@@ -29,3 +31,9 @@ def pcgrad(gradients: Tensor, orders: Sequence[Sequence[int]] | None = None) -> 
                 g = g - dot / torch.dot(gradients[j], gradients[j]) * gradients[j]
         total = total + g
     return total
+
+
+@reference("pcgrad")
+def direction(sides: Sides, orders: Sequence[Sequence[int]] | None = None) -> Tensor:
+    """`pcgrad` of the signed mean rows."""
+    return pcgrad(sides.signed_matrix(), orders)

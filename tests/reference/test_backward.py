@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mtu_fast import reference
+from mtu_fast.reference import base
 from tests.helpers.truth import jacobian, matrix, relative_error
 from tests.helpers.zoo import by_name
 
@@ -116,6 +117,66 @@ def test_accumulates() -> None:
 
 def test_refuses_an_unknown_method() -> None:
     _, params, _, losses = _build()
-    with pytest.raises(ValueError, match="method is 'sgd', expected one of orthograd"):
+    with pytest.raises(ValueError, match=r"method is 'sgd', expected one of ascent, .*orthograd"):
         reference.backward(params, losses, "sgd")
     assert all(p.grad is None for p in params)
+
+
+def test_refuses_an_unknown_option() -> None:
+    _, params, _, losses = _build()
+    with pytest.raises(TypeError, match="'orthograd' has no option beta; its options are: alpha, tol"):
+        reference.backward(params, losses, forget=MASK, beta=0.5)
+    assert all(p.grad is None for p in params)
+
+
+def test_a_name_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="two references for mean"):
+        base.reference("mean")(lambda sides: sides.retain["a"][0])
+
+
+def _seen(monkeypatch: pytest.MonkeyPatch, **options: object) -> tuple[list[reference.Sides], list[Tensor]]:
+    """The sides that a method of two blocks, which returns ones, is given; and the gradients of the heads."""
+    seen: list[reference.Sides] = []
+
+    def direction(sides: reference.Sides, tau: float = 2.0) -> Tensor:
+        seen.append(sides)
+        return torch.ones_like(sides.retain["a"][0])
+
+    def outside(sides: reference.Sides, task: str, tau: float) -> base.Pair:
+        return 1.0, (tau - sides.forget_loss[task].mean()).relu()
+
+    monkeypatch.setitem(reference.METHODS, "own", base.Reference(direction, outside, {"tau": 2.0}))
+    _, params, heads, losses = _build()
+    reference.backward(params, losses, "own", forget={"a": MASK}, outside=heads, blocks=[[0], [1, 2, 3]], **options)
+    assert all((p.grad == 1.0).all() for p in params)
+    weighted = losses["b"].mean() + losses["a"][~MASK].mean()
+    tau = float(options.get("tau", 2.0))
+    weighted = weighted - (tau - losses["a"][MASK].detach().mean()).relu() * losses["a"][MASK].mean()
+    assert relative_error(_grads(heads), _plain(weighted, heads)) <= 1e-13
+    return seen, [matrix({0: stack}) for stack in reference.jacobian(losses, params)]
+
+
+def test_a_direction_sees_rows_and_losses_by_role_and_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    (first, second), J = _seen(monkeypatch, tau=5.0)
+    whole = torch.cat(J[1:], 1)
+    for sides, rows in ((first, J[0]), (second, whole)):
+        assert torch.equal(sides.retain["a"], rows[:6][~MASK]) and torch.equal(sides.forget["a"], rows[:6][MASK])
+        assert torch.equal(sides.retain["b"], rows[6:]) and sides.forget["b"].shape == (0, rows.shape[1])
+        assert [len(loss) for loss in (*sides.retain_loss.values(), *sides.forget_loss.values())] == [4, 6, 2, 0]
+        assert sides.subspace is None
+    means = {("retain", "a"): whole[:6][~MASK].mean(0), ("forget", "a"): -whole[:6][MASK].mean(0)}
+    assert list(second.signed_means()) == [*means, ("retain", "b")]
+    assert torch.equal(second.signed_matrix()[:2], torch.stack(list(means.values())))
+
+
+def test_a_direction_sees_the_blocks_columns_of_the_subspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, params, _, _ = _build()
+    rows = torch.randn(3, sum(p.numel() for p in params), dtype=torch.float64)
+    (first, second), _ = _seen(monkeypatch, subspace=rows)
+    cut = params[0].numel()
+    assert torch.equal(first.subspace, rows[:, :cut]) and torch.equal(second.subspace, rows[:, cut:])
+
+
+def test_rows_without_a_task_have_no_means() -> None:
+    nothing = reference.Sides({"a": torch.zeros(0, 3)}, {"a": torch.zeros(0, 3)}, {}, {})
+    assert nothing.signed_means() == {} and nothing.signed_matrix().shape == (0, 3)
