@@ -11,29 +11,34 @@ from pkgutil import iter_modules
 
 from mtu_fast.reference.backward import backward
 from mtu_fast.reference.base import METHODS, Sides
+from mtu_fast.reference.fine_tune import fine_tune
 from mtu_fast.reference.graddiff import graddiff
+from mtu_fast.reference.gradient_ascent import gradient_ascent
 from mtu_fast.reference.interference import interference_aware
 from mtu_fast.reference.jacobian import flatten, jacobian, unflatten
 from mtu_fast.reference.mean import mean
+from mtu_fast.reference.nabla_tau import nabla_tau
 from mtu_fast.reference.orthograd import independent, orthograd, orthograd_blocks, project_out
 from mtu_fast.reference.pcgrad import pcgrad
-
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+from mtu_fast.reference.random_labels import random_labels
 
 __all__ = [
     "METHODS",
     "Sides",
     "backward",
+    "fine_tune",
     "flatten",
     "graddiff",
+    "gradient_ascent",
     "independent",
     "interference_aware",
     "jacobian",
     "mean",
+    "nabla_tau",
     "orthograd",
     "orthograd_blocks",
     "pcgrad",
     "project_out",
+    "random_labels",
     "unflatten",
 ]

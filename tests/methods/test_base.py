@@ -9,18 +9,22 @@ from mtu_fast.methods import (
     FORGET,
     RETAIN,
     SUBSPACE,
+    FineTune,
     GradDiff,
+    GradientAscent,
     Mean,
     Method,
     OrthoGrad,
     PCGrad,
+    RandomLabels,
     Roles,
     dependence_tolerance,
     mean_weights,
 )
 from tests.helpers.matrices import conditioned, roles, roles_of
 
-METHODS = [Mean(), GradDiff(0.3), OrthoGrad(0.3), PCGrad()]
+METHODS: list[Method] = [Mean(), GradDiff(0.3), OrthoGrad(0.3), PCGrad()]
+METHODS += [FineTune(), GradientAscent(), RandomLabels(0.3)]
 # kinds and tasks of six rows: two tasks of unequal counts, and a kept row
 KINDS, TASKS = [RETAIN, RETAIN, FORGET, RETAIN, FORGET, SUBSPACE], [0, 0, 0, 1, 1, 1]
 

@@ -1,0 +1,33 @@
+"""Gradient ascent: climb the forget loss, and leave the rest to luck."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mtu_fast.methods.base import FORGET, Roles, mean_weights
+
+
+class GradientAscent:
+    """w = -1/m on the m forget rows of each task, 0 elsewhere.
+
+    Nothing protects the retained data: it is the lower bar for every other method. The same as `GradDiff(alpha=0)`.
+    Needs no Gram matrix: one weighted backward.
+
+    Source: Golatkar, Achille and Soatto, "Eternal Sunshine of the Spotless Net", arXiv 1911.04933, where it is the
+    baseline of negated gradients.
+    """
+
+    per = "sample"
+    granularity = "global"
+    needs_gram = False
+
+    def __call__(self, G: Tensor | None, roles: Roles) -> Tensor:
+        """Weights [R], float64; `G` is not read."""
+        return -mean_weights(roles, FORGET)
+
+    def outside(self, roles: Roles) -> Tensor:
+        """The same weights [R]."""
+        return self(None, roles)
+
+    def __repr__(self) -> str:
+        return "GradientAscent()"

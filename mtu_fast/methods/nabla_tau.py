@@ -1,0 +1,150 @@
+"""∇τ: ascend on forget until its loss is that of data never seen, with a schedule that is derived, not tuned."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtu_fast.methods.base import FORGET, RETAIN, Roles, mean_weights
+
+REFRESH = 5  # epochs between two looks at the validation data
+LIMIT = 0.3  # share of the training samples that the paper forgets at most
+
+
+class NablaTau:
+    """w = -2 alpha (τ_t - L_t)₊ / m on the m forget rows of task t, (1 - alpha)/k on its k retain rows.
+
+    The gradient of Σ_t alpha (τ_t - L_t)₊² + (1 - alpha) · mean retain loss, where L_t is the mean forget loss of the
+    batch and τ_t the mean loss on validation data: the ascent ends by itself where the forget loss is that of data
+    never seen. Needs no Gram matrix: one weighted backward. One τ a task, summed, is our reading.
+
+    Nothing is to be chosen. With f the forget share of the training samples, R and F the numbers of retain and forget
+    batches: alpha starts at 5/3 · f and falls by that over E after every epoch, E = int(6R / 2F) epochs, and τ is
+    refreshed every 5 epochs. An epoch is one pass over the forget batches, so that a run makes three passes over the
+    retained data (our reading). `mtu.unlearn` does all this by the two hooks
+
+        prepare(...)                      # before the first step
+        start_epoch(epoch, validation)    # before every epoch, counted from 0
+
+    which a loop of one's own calls the same way. A fact of the paper, not enforced: `RECOMMENDED`, the optimizer and
+    batches it used, with BatchNorm in eval mode.
+
+    Source: Trippa et al., "∇τ: Gradient-based and Task-Agnostic machine Unlearning", arXiv 2403.14339, and its code.
+    """
+
+    per = "sample"
+    granularity = "global"
+    needs_gram = False
+    epoch_of = "forget"
+    epochs: int | None = None
+
+    RECOMMENDED: Mapping[str, Any] = MappingProxyType(
+        {"optimizer": "AdamW", "lr": 1e-3, "decay": "linear, to 0.1 of it", "forget_batch": 256, "retain_batch": 256}
+    )
+
+    def __init__(self) -> None:
+        self._start = 0.0
+        self._alpha = 0.0
+        self._tau: dict[str, float] = {}
+
+    @property
+    def alpha(self) -> float:
+        """The weight of the forget term in this epoch."""
+        return self._alpha
+
+    @property
+    def tau(self) -> dict[str, float]:
+        """{task: the forget loss at which the ascent ends}, a copy."""
+        return dict(self._tau)
+
+    def prepare(self, *, forget: int, retain: int, forget_batches: int, retain_batches: int) -> None:
+        """alpha₀ = 5/3 · forget / (forget + retain), E = max(1, int(6 · retain_batches / (2 · forget_batches))).
+
+        Args:
+            forget: samples to forget.
+            retain: samples to retain.
+            forget_batches: batches of a pass over the former.
+            retain_batches: batches of a pass over the latter.
+
+        Raises:
+            ValueError: a number below 1, or so large a forget share that alpha₀ exceeds 1.
+        """
+        if min(forget, retain, forget_batches, retain_batches) < 1:
+            raise ValueError(
+                f"NablaTau: found {forget} samples in {forget_batches} batches to forget, {retain} in {retain_batches} "
+                "to retain, expected at least 1 of each."
+            )
+        share = forget / (forget + retain)
+        if 5 * share > 3:
+            raise ValueError(
+                f"NablaTau: {forget} of {forget + retain} samples are to be forgotten ({share:.0%}), which gives the "
+                f"retain rows a negative weight 1 - 5/3 · {share:.2f}; the paper goes to 30 %. Retrain on the "
+                f"{retain} that stay instead."
+            )
+        if share > LIMIT:
+            warnings.warn(
+                f"NablaTau: {forget} of {forget + retain} samples are to be forgotten ({share:.0%}); the paper tried "
+                "the schedule up to 30 %. Consider retraining.", UserWarning, stacklevel=2,
+            )  # fmt: skip
+        self._start = self._alpha = 5.0 / 3.0 * share
+        self.epochs = max(1, int(6 * retain_batches / (2 * forget_batches)))
+
+    def start_epoch(self, epoch: int, validation: Callable[[], Mapping[str, float]]) -> None:
+        """alpha = alpha₀ · max(0, 1 - epoch/E); τ = validation() where epoch is a multiple of 5.
+
+        Args:
+            epoch: counted from 0.
+            validation: gives {task: mean validation loss}; called only where it is needed.
+
+        Raises:
+            RuntimeError: `prepare` was not called before.
+        """
+        if self.epochs is None:
+            raise RuntimeError("NablaTau: start_epoch was called before prepare(forget=..., retain=..., ...).")
+        self._alpha = self._start * max(0.0, 1.0 - epoch / self.epochs)
+        if epoch % REFRESH == 0 or not self._tau:
+            self._tau = {task: float(loss) for task, loss in validation().items()}
+
+    def __call__(self, G: Tensor | None, roles: Roles) -> Tensor:
+        """Weights [R], float64; `G` is not read.
+
+        Raises:
+            RuntimeError: the hooks were not called before.
+            ValueError: a task has no τ.
+        """
+        if self.epochs is None or not self._tau:
+            raise RuntimeError(
+                "NablaTau: alpha and τ are not known yet. mtu.unlearn sets them; in a loop of your own call "
+                "method.prepare(forget=..., retain=..., forget_batches=..., retain_batches=...) once and "
+                "method.start_epoch(epoch, validation) before each pass over the forget batches."
+            )
+        missing = [task for task in roles.tasks if task not in self._tau]
+        if missing:
+            raise ValueError(f"NablaTau: no τ for tasks {missing}; validation gave a loss for {list(self._tau)} only.")
+        f = mean_weights(roles, FORGET)
+        # Filled on the device: a copy from the host would wait for it.
+        tau = torch.stack([f.new_full((), self._tau[task]) for task in roles.tasks])
+        loss = torch.zeros_like(tau).index_add(0, roles.task, f * roles.loss)
+        below = (tau - loss).clamp(min=0.0)[roles.task]
+        return (1.0 - self._alpha) * mean_weights(roles, RETAIN) - 2.0 * self._alpha * below * f
+
+    def outside(self, roles: Roles) -> Tensor:
+        """The same weights [R]."""
+        return self(None, roles)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedule stands: plain numbers."""
+        return {"start": self._start, "alpha": self._alpha, "epochs": self.epochs, "tau": dict(self._tau)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._start, self._alpha = float(state["start"]), float(state["alpha"])
+        self.epochs, self._tau = state["epochs"], dict(state["tau"])
+
+    def __repr__(self) -> str:
+        return "NablaTau()"

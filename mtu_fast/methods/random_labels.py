@@ -1,0 +1,102 @@
+"""Random labels: train the forget samples on wrong answers, and how to draw these."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtu_fast.methods.base import FORGET, RETAIN, Roles, check_fraction, mean_weights
+
+
+class RandomLabels:
+    """w = alpha/k on the k retain rows and (1 - alpha)/m on the m forget rows of each task: descent on both.
+
+    The losses of the forget rows are to be computed with wrong targets, drawn anew for every batch: `random_labels` for
+    classes, `shuffled_targets` for everything else. With the true targets this is ordinary training. The weights of the
+    two means are our reading: circulating code trains on the union of both sets, or on one after the other. Needs no
+    Gram matrix: one weighted backward.
+
+    Args:
+        alpha: weight of the retain gradient, in [0, 1].
+
+    Raises:
+        TypeError: `alpha` is not a number.
+        ValueError: `alpha` is outside [0, 1].
+
+    Source: Golatkar, Achille and Soatto, "Eternal Sunshine of the Spotless Net", arXiv 1911.04933, where it is a
+    baseline; uniform over the wrong classes as in Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning",
+    arXiv 2010.10981.
+    """
+
+    per = "sample"
+    granularity = "global"
+    needs_gram = False
+
+    def __init__(self, alpha: float = 0.5) -> None:
+        self.alpha = check_fraction("RandomLabels", "alpha", alpha)
+
+    def __call__(self, G: Tensor | None, roles: Roles) -> Tensor:
+        """Weights [R], float64; `G` is not read."""
+        return self.alpha * mean_weights(roles, RETAIN) + (1.0 - self.alpha) * mean_weights(roles, FORGET)
+
+    def outside(self, roles: Roles) -> Tensor:
+        """The same weights [R]."""
+        return self(None, roles)
+
+    def __repr__(self) -> str:
+        return f"RandomLabels(alpha={self.alpha})"
+
+
+def random_labels(target: Tensor, classes: int, generator: torch.Generator | None = None) -> Tensor:
+    """(target + u) mod classes, u uniform in 1..classes-1: a wrong class, each of them equally likely.
+
+    Entries outside 0..classes-1 (an ignored pixel, -1 say) stay as they are.
+
+    Args:
+        target: [...] integer true classes, of samples or of pixels.
+        classes: number of classes C, at least 2.
+        generator: draws; None for torch's default of the device.
+
+    Returns:
+        Labels [...] of the dtype and on the device of `target`.
+
+    Raises:
+        TypeError: `target` is not an integer tensor.
+        ValueError: fewer than two classes.
+    """
+    if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
+        found = target.dtype if isinstance(target, Tensor) else type(target).__name__
+        raise TypeError(f"random_labels: target is {found}, expected integer classes; shuffled_targets takes the rest.")
+    if classes < 2:
+        raise ValueError(f"random_labels: classes is {classes}, expected at least 2: there is no other label to draw.")
+    device = target.device if generator is None else generator.device
+    step = torch.randint(1, classes, target.shape, generator=generator, device=device).to(target)
+    real = (target >= 0) & (target < classes)
+    return torch.where(real, (target + step) % classes, target)
+
+
+def shuffled_targets(target: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """target[σ] with σ a cyclic permutation of the N samples, uniform among these: nobody keeps their own.
+
+    For dense and regression targets, where a wrong answer must still look like an answer. A permutation without fixed
+    point over the batch is our reading; a single sample has nobody to swap with.
+
+    Args:
+        target: [N, ...] targets of a batch.
+        generator: draws; None for torch's default of the device.
+
+    Returns:
+        The targets [N, ...], each sample with that of another.
+
+    Raises:
+        ValueError: fewer than two samples.
+    """
+    if target.dim() == 0 or len(target) < 2:
+        raise ValueError(
+            f"shuffled_targets: target has shape {tuple(target.shape)}, expected [N, ...] with N >= 2: a sample needs "
+            "another to take its target from. Use larger forget batches, or drop_last=True."
+        )
+    device = target.device if generator is None else generator.device
+    cycle = torch.randperm(len(target), generator=generator, device=device).to(target.device)
+    giver = torch.empty_like(cycle).scatter(0, cycle, cycle.roll(1))
+    return target[giver]
