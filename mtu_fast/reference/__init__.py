@@ -22,6 +22,9 @@ from mtu_fast.reference.orthograd import independent, orthograd, orthograd_block
 from mtu_fast.reference.pcgrad import pcgrad
 from mtu_fast.reference.random_labels import random_labels
 
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
 __all__ = [
     "METHODS",
     "Sides",

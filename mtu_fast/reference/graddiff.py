@@ -20,9 +20,3 @@ def graddiff(retain: Rows, forget: Rows, alpha: float = 0.5) -> Tensor:
 def direction(sides: Sides, alpha: float = 0.5) -> Tensor:
     """`graddiff` of the two sides."""
     return graddiff(sides.retain, sides.forget, alpha)
-
-
-@reference("ascent", outside=(0.0, 1.0))
-def ascent(sides: Sides, alpha: float = 0.0) -> Tensor:
-    """− mean forget gradient; `alpha` is taken so that one call serves both names, and makes no difference."""
-    return graddiff(sides.retain, sides.forget, 0.0)

@@ -7,7 +7,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.mean import Rows, mean
+from mtu_fast.reference.base import Rows, Sides, reference
+from mtu_fast.reference.mean import mean
 from mtu_fast.reference.orthograd import independent, project_out
 
 
@@ -69,3 +70,16 @@ def constrained(c: Tensor, B: Tensor, held: Tensor, ridge: float, tol: float) ->
         return project_out(c, B, tol)
     mu = ridge * B.square().sum(1).mean()
     return torch.linalg.solve(torch.eye(len(c), dtype=c.dtype) + B.t() @ B / mu, c)
+
+
+@reference("interference_aware", outside=lambda sides, task, alpha, **others: (alpha, 1.0 - alpha))
+def direction(
+    sides: Sides, alpha: float = 0.5, order: str = "joint", targets: Collection[str] | None = None,
+    energy: float = 1.0, rank: int | None = None, ridge: float = 0.0, tol: float = 1e-6,
+) -> Tensor:  # fmt: skip
+    """`interference_aware` of the two sides and the kept rows."""
+    kept = torch.cat(list(sides.retain.values()))[:0] if sides.subspace is None else sides.subspace
+    return interference_aware(
+        sides.retain, sides.forget, kept, alpha, order,
+        targets=targets, energy=energy, rank=rank, ridge=ridge, tol=tol,
+    )  # fmt: skip

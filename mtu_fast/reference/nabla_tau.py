@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.mean import Rows, mean
+from mtu_fast.reference.base import Pair, Rows, Sides, reference
+from mtu_fast.reference.mean import mean
 
 
 def nabla_tau(
@@ -33,3 +35,15 @@ def nabla_tau(
             gap = torch.relu(tau[task] - forget_losses[task].mean())
             d = d + alpha * 2.0 * gap * -rows.mean(0)  # d relu(x)² = 2 relu(x) dx
     return d
+
+
+def _outside(sides: Sides, task: str, tau: Mapping[str, float], alpha: float) -> Pair:
+    loss = sides.forget_loss[task]
+    gap = torch.relu(tau[task] - loss.mean()) if len(loss) else 0.0
+    return 1.0 - alpha, alpha * 2.0 * gap
+
+
+@reference("nabla_tau", outside=_outside)
+def direction(sides: Sides, tau: Mapping[str, float] = MappingProxyType({}), alpha: float = 0.5) -> Tensor:
+    """`nabla_tau` of the two sides."""
+    return nabla_tau(sides.retain, sides.forget, sides.forget_loss, tau, alpha)
