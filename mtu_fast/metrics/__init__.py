@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
+from mtu_fast.metrics.dense import (
+    depth_loss,
+    depth_scores,
+    normal_loss,
+    normal_scores,
+    pixel_accuracy,
+    present,
+    segmentation_loss,
+    valid_pixels,
+)
 from mtu_fast.metrics.tables import Scores, gaps, mean_gap, over_forgotten, parameter_shift, tow, uis
 from mtu_fast.metrics.tasks import mean_iou, top1
 
-__all__ = ["Scores", "gaps", "mean_gap", "mean_iou", "over_forgotten", "parameter_shift", "top1", "tow", "uis"]
+__all__ = [
+    "Scores",
+    "depth_loss",
+    "depth_scores",
+    "gaps",
+    "mean_gap",
+    "mean_iou",
+    "normal_loss",
+    "normal_scores",
+    "over_forgotten",
+    "parameter_shift",
+    "pixel_accuracy",
+    "present",
+    "segmentation_loss",
+    "top1",
+    "tow",
+    "uis",
+    "valid_pixels",
+]
