@@ -29,9 +29,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import mtu_fast as mtu
+from benchmarks.data import concat
 from benchmarks.measure import interleaved, peak_memory
 from benchmarks.plots import plot_unlearning, text_table
-from benchmarks.scenes import TASKS, Net, Scenes, concat, make_scenes, scene_losses, scene_scores
+from benchmarks.scenes import TASKS, Net, Scenes, make_scenes, scene_losses, scene_scores
 from mtu_fast import metrics, reference
 
 REQUESTS: dict[str, tuple[str, ...]] = {"full": TASKS, "partial": ("left",)}

@@ -13,7 +13,6 @@ no image is in two splits, and none of a forgotten scene is left in the retained
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -22,6 +21,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.data import Samples
 from mtu_fast.metrics import mean_iou, top1
 
 TASKS = ("left", "right", "mask")
@@ -29,28 +29,7 @@ HEIGHT, WIDTH, BOX = 12, 16, 8
 INK = 0.25  # share of full ink below which a pixel is background
 
 
-@dataclass(frozen=True)
-class Scenes:
-    """N scenes: `image` [N, 1, 12, 16] in 0..1, `labels` {task: [N] or [N, 12, 16]}, `source` [N, 2] digit indices."""
-
-    image: Tensor
-    labels: dict[str, Tensor]
-    source: Tensor
-
-    def __len__(self) -> int:
-        """N."""
-        return self.image.shape[0]
-
-    def __getitem__(self, index: Tensor | slice) -> Scenes:
-        """The scenes at `index` ([n] int64, [N] bool, or a slice)."""
-        labels = {task: label[index] for task, label in self.labels.items()}
-        return Scenes(self.image[index], labels, self.source[index])
-
-
-def concat(*parts: Scenes) -> Scenes:
-    """The scenes of all `parts`, in order."""
-    labels = {task: torch.cat([p.labels[task] for p in parts]) for task in TASKS}
-    return Scenes(torch.cat([p.image for p in parts]), labels, torch.cat([p.source for p in parts]))
+Scenes = Samples  # image [N, 1, 12, 16], labels {task: [N] or [N, 12, 16]}, source [N, 2] digit indices
 
 
 def compose(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

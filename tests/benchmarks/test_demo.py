@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import demo
-from benchmarks.scenes import TASKS, Net, Scenes, concat, scene_scores
+from benchmarks.data import concat
+from benchmarks.scenes import TASKS, Net, Scenes, scene_scores
 
 TINY = demo.Setting(
     sizes={"train": 48, "validation": 30, "test": 30}, forget=8, epochs=12, batch=8, forget_batch=4, steps=4, width=8,

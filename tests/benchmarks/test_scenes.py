@@ -6,7 +6,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from benchmarks.scenes import BOX, INK, TASKS, Net, compose, concat, make_scenes, scene_losses, scene_scores
+from benchmarks.data import concat
+from benchmarks.scenes import BOX, INK, TASKS, Net, compose, make_scenes, scene_losses, scene_scores
 
 SIZES = {"train": 40, "validation": 10, "test": 30}
 
