@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 Index = Tensor | slice
+Self = TypeVar("Self")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Dataset(Protocol):
 
     def __getitem__(self, index: Index, /) -> Samples: ...
 
-    def subset(self, index: Index, /) -> Dataset: ...
+    def subset(self: Self, index: Index, /) -> Self: ...
 
 
 def concat(*parts: Samples) -> Samples:

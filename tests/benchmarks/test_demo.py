@@ -3,52 +3,52 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from tqdm import tqdm
+from torch import nn
 
 from benchmarks import demo
-from benchmarks.data import concat
-from benchmarks.scenes import TASKS, Net, Scenes, scene_scores
+from benchmarks.data import Samples, concat
+from benchmarks.protocol import Protocol, draw, search, train, unlearn
+from benchmarks.scenes import TASKS, Net, scene_scores
 
 TINY = demo.Setting(
-    sizes={"train": 48, "validation": 30, "test": 30}, forget=8, epochs=12, batch=8, forget_batch=4, steps=4, width=8,
-    rounds=1, memory=False, protective=((0.5, 0.1), (0.7, 0.1)), ascent=((0.0, 0.02), (0.0, 0.05)),
+    Protocol(epochs=12, batch=8, retain_batch=8, forget_batch=4, steps=4, grids={
+        "protective": ((0.5, 0.1), (0.7, 0.1)), "ascent": ((0.0, 0.02), (0.0, 0.05))
+    }),
+    sizes={"train": 48, "validation": 30, "test": 30}, forget=8, width=8, rounds=1, memory=False,
 )  # fmt: skip
+DIGITS = demo.problem(TINY.width)
+
+
+def quiet(_count: int) -> None:
+    """Nobody watches."""
 
 
 @pytest.fixture(scope="module")
-def data() -> dict[str, Scenes]:
+def data() -> dict[str, Samples]:
     return demo.split(TINY, 0)
 
 
-@pytest.fixture
-def bar() -> Iterator[Any]:
-    with tqdm(disable=True) as quiet:
-        yield quiet
-
-
 @pytest.fixture(scope="module")
-def trained(data: dict[str, Scenes]) -> Net:
-    with tqdm(disable=True) as quiet:
-        return demo.train(concat(data["forget"], data["retain"]), TINY, 0, quiet)
+def trained(data: dict[str, Samples]) -> nn.Module:
+    return train(DIGITS, data["train"], TINY.protocol, 0, quiet)
 
 
-def test_splits_share_no_image(data: dict[str, Scenes]) -> None:
+def test_splits_share_no_image(data: dict[str, Samples]) -> None:
     assert {name: len(scenes) for name, scenes in data.items()} == {
-        "forget": 8, "retain": 40, "validation": 30, "test": 30
+        "train": 48, "forget": 8, "retain": 40, "validation": 30, "test": 30
     }  # fmt: skip
-    used = torch.cat([scenes.source.flatten() for scenes in data.values()])
+    assert torch.equal(concat(data["forget"], data["retain"]).source, data["train"].source)
+    used = torch.cat([scenes.source.flatten() for name, scenes in data.items() if name != "train"])
     assert len(used.unique()) == len(used)
 
 
 @pytest.mark.parametrize("targets", [TASKS, ("left",)])
-def test_a_batch_forgets_only_the_targets_of_forget_scenes(data: dict[str, Scenes], targets: tuple[str, ...]) -> None:
-    batch, mask = demo.draw(data, targets, TINY, torch.Generator().manual_seed(0))
+def test_a_batch_forgets_only_the_targets_of_forget_scenes(data: dict[str, Samples], targets: tuple[str, ...]) -> None:
+    batch, mask = draw(DIGITS, data, targets, TINY.protocol, torch.Generator().manual_seed(0))
     gone = set(data["forget"].source[:, 0].tolist())
     is_forget = torch.tensor([int(n) in gone for n in batch.source[:, 0]])
     assert len(batch) == 12 and int(is_forget.sum()) == 4
@@ -56,24 +56,24 @@ def test_a_batch_forgets_only_the_targets_of_forget_scenes(data: dict[str, Scene
         assert torch.equal(mask[task], is_forget if task in targets else torch.zeros(12, dtype=torch.bool))
 
 
-def test_labels_that_are_absent_do_not_train(data: dict[str, Scenes], bar: Any) -> None:
-    scenes = data["retain"][:8]
-    setting, nobody = demo.Setting(epochs=1, width=8), torch.zeros(8, dtype=torch.bool)
+def test_labels_that_are_absent_do_not_train(data: dict[str, Samples]) -> None:
+    scenes, nobody = data["retain"][:8], torch.zeros(8, dtype=torch.bool)
     torch.manual_seed(0)
     start = Net(8)
-    trained = demo.train(scenes, setting, 0, bar, {"left": nobody})
+    trained = train(DIGITS, scenes, Protocol(epochs=1), 0, quiet, {"left": nobody})
+    assert isinstance(trained, Net)
     assert torch.equal(trained.left.weight, start.left.weight)
     assert not torch.equal(trained.right.weight, start.right.weight)
 
 
 @pytest.mark.parametrize("request_name", list(demo.REQUESTS))
-@pytest.mark.parametrize("method", list(demo.METHODS))
+@pytest.mark.parametrize("method", list(demo.ENTRIES))
 def test_engine_and_reference_take_the_same_step(
-    data: dict[str, Scenes], trained: Net, method: str, request_name: str
+    data: dict[str, Samples], trained: nn.Module, method: str, request_name: str
 ) -> None:
     model = Net(TINY.width).double()
     model.load_state_dict(trained.state_dict())
-    doubled = {name: Scenes(s.image.double(), s.labels, s.source) for name, s in data.items()}
+    doubled = {name: Samples(s.image.double(), s.labels, s.source) for name, s in data.items()}
     directions = []
     for implementation in ("fast", "reference"):
         demo.step(implementation, method, request_name, model, doubled, TINY, 0)()
@@ -82,11 +82,11 @@ def test_engine_and_reference_take_the_same_step(
     assert (directions[0] - directions[1]).norm() <= 1e-8 * directions[1].norm()
 
 
-def test_a_run_stops_at_the_level_and_says_whether_it_did(data: dict[str, Scenes], trained: Net, bar: Any) -> None:
-    arguments = (trained, data, TASKS, "Ascent", 0.0, 0.02)
-    at_once = demo.unlearn(*arguments, level=1.0, setting=TINY, seed=0, bar=bar)
+def test_a_run_stops_at_the_level_and_says_whether_it_did(data: dict[str, Samples], trained: nn.Module) -> None:
+    arguments = (DIGITS, trained, data, TASKS, demo.ENTRIES["Ascent"], 0.0, 0.02)
+    at_once = unlearn(*arguments, level=1.0, protocol=TINY.protocol, seed=0, tick=quiet)
     assert (at_once.reached, at_once.steps, len(at_once.history)) == (True, 0, 1)
-    never = demo.unlearn(*arguments, level=-1.0, setting=TINY, seed=0, bar=bar)
+    never = unlearn(*arguments, level=-1.0, protocol=TINY.protocol, seed=0, tick=quiet)
     assert (never.reached, never.steps) == (False, 4)
     assert [entry["step"] for entry in never.history] == [0, 2, 4]
     assert never.history[0]["forget"] == scene_scores(trained, data["forget"])
@@ -94,17 +94,18 @@ def test_a_run_stops_at_the_level_and_says_whether_it_did(data: dict[str, Scenes
 
 
 def test_the_search_tries_the_whole_table_and_puts_the_best_first(
-    data: dict[str, Scenes], trained: Net, bar: Any
+    data: dict[str, Samples], trained: nn.Module
 ) -> None:
-    runs = demo.search(trained, data, ("left",), "OrthoGrad", TINY, 0, bar)
-    assert sorted((run.alpha, run.lr) for run in runs) == sorted(TINY.protective)
+    runs = search(DIGITS, trained, data, ("left",), demo.ENTRIES["OrthoGrad"], TINY.protocol, 0, quiet)
+    assert sorted((run.alpha, run.lr) for run in runs) == sorted(TINY.protocol.grids["protective"])
     keys = [(not run.reached, run.uis_validation) for run in runs]
     assert keys == sorted(keys)
 
 
 def test_every_method_gets_equally_many_settings() -> None:
     for setting in (demo.Setting(), demo.QUICK):
-        assert len({len(setting.grid(name)) for name in demo.METHODS}) == 1
+        grids = [setting.protocol.grids[entry.family] for entry in demo.ENTRIES.values()]
+        assert len({len(grid) for grid in grids}) == 1
 
 
 def test_the_demo_writes_what_it_prints(
@@ -119,11 +120,11 @@ def test_the_demo_writes_what_it_prints(
     sections = printed.split("-task: forget from ")[1:]
     for section, block in zip(sections, result["requests"].values(), strict=True):
         assert section.startswith(", ".join(block["targets"]))
-        assert list(block["models"]) == ["original", "retrained", *demo.METHODS]
+        assert list(block["models"]) == ["original", "retrained", *demo.ENTRIES]
         for name, row in block["models"].items():
             assert all(0 <= a <= 1 for scores in row["scores"].values() for a in scores.values())
             assert f"{row['uis']:.1f}" in next(line for line in section.splitlines() if line.startswith(name))
-        for name in demo.METHODS:
+        for name in demo.ENTRIES:
             row = block["models"][name]
             assert row["history"][-1]["forget"] == row["scores"]["forget"]
             assert row["ms"]["fast"] > 0 and row["ms"]["reference"] > 0 and row["parameter_shift"] > 0

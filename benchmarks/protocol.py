@@ -1,0 +1,268 @@
+"""How every method is tried: one training, one way to draw batches, one search, one stop, one judge, on any data.
+
+Every method gets the same care: the same number of (alpha, lr) settings, the same batches, plain SGD on a direction
+clipped to one global norm (which keeps orthogonality). A run stops when its mean forget score over the target tasks is
+down to the original's score on validation data, or at the step limit. The setting that counts is the one with the
+lowest UIS on validation data, among those that reached the level; test data serve the final table alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+import mtu_fast as mtu
+from benchmarks.data import Dataset, Samples, concat
+from mtu_fast import metrics
+
+Table = dict[str, dict[str, float]]  # {split: {task: score}}
+Grid = tuple[tuple[float, float], ...]  # (alpha, lr)
+Losses = Mapping[str, Tensor]
+Mask = dict[str, Tensor]
+AnyData = TypeVar("AnyData", bound=Dataset)
+Tick = Callable[[int], object]  # told how many epochs or steps are over
+REPORTED = ("forget", "retain", "test")
+CHUNK = 64  # samples of a forward without gradients
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is unlearned from: the tasks, those of the partial request, the net, its losses {task: [N]} and scores."""
+
+    name: str
+    tasks: tuple[str, ...]
+    partial: tuple[str, ...]
+    net: Callable[[], nn.Module]
+    losses: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]
+    scores: Callable[[nn.Module, Any], dict[str, float]]
+
+    @property
+    def requests(self) -> dict[str, tuple[str, ...]]:
+        """{request: tasks to forget from}."""
+        return {"full": self.tasks, "partial": self.partial}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How much of everything; `grids` {family: (alpha, lr) settings}, equally many in each."""
+
+    epochs: int = 60
+    peak: float = 4e-3  # learning rate of training
+    batch: int = 32  # samples of a training step
+    retain_batch: int = 32  # samples of each side of an unlearning step
+    forget_batch: int = 16
+    steps: int = 160  # at most
+    every: int = 2  # steps between evaluations
+    clip: float = 0.1  # global norm of a direction
+    watch: bool = True  # score the retain data on the way too
+    grids: dict[str, Grid] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a method may use for its state: all but the test data."""
+
+    problem: Problem
+    protocol: Protocol
+    engine: mtu.Engine
+    model: nn.Module
+    method: mtu.Method
+    parts: Mapping[str, Dataset]
+    targets: tuple[str, ...]
+    generator: torch.Generator
+
+
+Step = Callable[[Losses, Mask, Mapping[str, Tensor]], object]  # (losses, forget mask, present) to `.grad`
+
+
+def plain(situation: Situation) -> Step:
+    """`.grad` by the engine alone: for methods that need nothing but the step's rows."""
+
+    def step(losses: Losses, forget: Mask, present: Mapping[str, Tensor]) -> object:
+        return situation.engine.backward(losses, situation.method, forget=forget, present=present)
+
+    return step
+
+
+def unchanged(batch: Samples, forget: Mask, generator: torch.Generator) -> tuple[Samples, Mask]:
+    """The batch as drawn."""
+    return batch, forget
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table of methods.
+
+    Attributes:
+        make: alpha -> the method, anew for each run.
+        reference: its name in `mtu_fast.reference.backward`, or a function (parameters, losses, forget, alpha) that
+            leaves the direction in `.grad`; None where there is none.
+        family: whose settings are searched.
+        prepare: changes a batch and its mask before the forward (random labels).
+        begin: makes the step of one run, with its state (schedules, subspaces).
+    """
+
+    name: str
+    make: Callable[[float], mtu.Method]
+    reference: str | Callable[[Sequence[Tensor], Losses, Mask, float], object] | None = None
+    family: str = "protective"
+    prepare: Callable[[Samples, Mask, torch.Generator], tuple[Samples, Mask]] = unchanged
+    begin: Callable[[Situation], Step] = plain
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def train(
+    problem: Problem, data: Dataset, protocol: Protocol, seed: int, tick: Tick,
+    present: Mapping[str, Tensor] | None = None,
+) -> nn.Module:  # fmt: skip
+    """A net trained on `data` from the initial weights of `seed`; `present` {task: [N] bool}: labels that exist."""
+    torch.manual_seed(seed)
+    model, generator = problem.net(), torch.Generator().manual_seed(seed)
+    known = {task: torch.ones(len(data), dtype=torch.bool) for task in problem.tasks} | dict(present or {})
+    optimizer = torch.optim.Adam(model.parameters())
+    total = protocol.epochs * -(-len(data) // protocol.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, protocol.peak, total_steps=total)
+    for _ in range(protocol.epochs):
+        for index in torch.randperm(len(data), generator=generator).split(protocol.batch):
+            batch = data[index]
+            losses, there = problem.losses(model(batch.image), batch.labels), metrics.present(batch.labels)
+            there = {task: mask & known[task][index] for task, mask in there.items()}
+            weights = {task: mask / mask.sum().clamp(min=1) for task, mask in there.items()}
+            optimizer.zero_grad()
+            torch.stack([losses[task] @ weights[task] for task in problem.tasks]).sum().backward()
+            optimizer.step()
+            schedule.step()
+        tick(1)
+    return model
+
+
+def retrain(
+    problem: Problem, parts: Mapping[str, Dataset], request: str, protocol: Protocol, seed: int, tick: Tick
+) -> nn.Module:
+    """The ideal: trained from the same start without F (full), or without F's labels of the target tasks (partial)."""
+    if request == "full":
+        return train(problem, parts["retain"], protocol, seed, tick)
+    known = torch.arange(len(parts["train"])) >= len(parts["forget"])
+    return train(problem, parts["train"], protocol, seed, tick, dict.fromkeys(problem.requests[request], known))
+
+
+def divide(training: AnyData, forget: int) -> dict[str, AnyData]:
+    """{train, forget, retain}: the first `forget` training samples are F."""
+    return {"train": training, "forget": training.subset(slice(0, forget)),
+            "retain": training.subset(slice(forget, len(training)))}  # fmt: skip
+
+
+# ---- unlearning -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """One unlearning run: its setting, how it went, its model and the scores that decide."""
+
+    alpha: float
+    lr: float
+    reached: bool
+    steps: int
+    history: list[dict[str, Any]]
+    model: nn.Module
+    uis_validation: float = float("nan")
+
+    def summary(self) -> dict[str, Any]:
+        """All but history and model."""
+        return {name: value for name, value in vars(self).items() if name not in ("history", "model")}
+
+
+def draw(
+    problem: Problem, parts: Mapping[str, Dataset], targets: tuple[str, ...], protocol: Protocol,
+    generator: torch.Generator,
+) -> tuple[Samples, Mask]:  # fmt: skip
+    """One step's batch, retain samples first, and its mask {task: [N] bool}: True on (forget sample, target task)."""
+    sides = (("retain", protocol.retain_batch), ("forget", protocol.forget_batch))
+    retain, forget = (parts[s][torch.randperm(len(parts[s]), generator=generator)[:n]] for s, n in sides)
+    last = torch.arange(len(retain) + len(forget)) >= len(retain)
+    mask = {task: last if task in targets else torch.zeros_like(last) for task in problem.tasks}
+    return concat(retain, forget), mask
+
+
+def unlearn(
+    problem: Problem, original: nn.Module, parts: Mapping[str, Dataset], targets: tuple[str, ...], entry: Entry,
+    alpha: float, lr: float, level: float, protocol: Protocol, seed: int, tick: Tick,
+) -> Run:  # fmt: skip
+    """Unlearn parts["forget"] from the target tasks until their mean forget score is at most `level`."""
+    model, generator = copy.deepcopy(original), torch.Generator().manual_seed(seed)
+    engine, private = mtu.Engine(model), torch.Generator().manual_seed(seed)  # batches are the same for every method
+    step = entry.begin(Situation(problem, protocol, engine, model, entry.make(alpha), parts, targets, private))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)  # no momentum: it moves the weights even where d is zero
+    watched = ("forget", "retain") if protocol.watch else ("forget",)
+    history: list[dict[str, Any]] = []
+    for count in range(protocol.steps + 1):
+        if count % protocol.every == 0 or count == protocol.steps:
+            history.append({"step": count} | {s: problem.scores(model, parts[s]) for s in watched})
+            if count == protocol.steps or mean_of(history[-1]["forget"], targets) <= level:
+                break
+        batch, mask = entry.prepare(*draw(problem, parts, targets, protocol, generator), private)
+        optimizer.zero_grad()
+        step(problem.losses(model(batch.image), batch.labels), mask, metrics.present(batch.labels))
+        nn.utils.clip_grad_norm_(model.parameters(), protocol.clip)
+        optimizer.step()
+        tick(1)
+    return Run(alpha, lr, mean_of(history[-1]["forget"], targets) <= level, count, history, model)
+
+
+def mean_of(scores: Mapping[str, float], targets: Sequence[str]) -> float:
+    """The mean score of the target tasks."""
+    return sum(scores[task] for task in targets) / len(targets)
+
+
+def search(
+    problem: Problem, original: nn.Module, parts: Mapping[str, Dataset], targets: tuple[str, ...], entry: Entry,
+    protocol: Protocol, seed: int, tick: Tick,
+) -> list[Run]:  # fmt: skip
+    """Every setting of a method's family, the one that counts first: level reached, then lowest validation UIS."""
+    before = {"forget": problem.scores(original, parts["forget"]),
+              "test": problem.scores(original, parts["validation"])}  # fmt: skip
+    level = mean_of(before["test"], targets)
+    runs = []
+    for alpha, lr in protocol.grids[entry.family]:
+        run = unlearn(problem, original, parts, targets, entry, alpha, lr, level, protocol, seed, tick)
+        after = {"forget": run.history[-1]["forget"], "test": problem.scores(run.model, parts["validation"])}
+        run.uis_validation = metrics.uis(before, after, targets)
+        runs.append(run)
+        tick(protocol.steps - run.steps)
+    return sorted(runs, key=lambda run: (not run.reached, run.uis_validation))
+
+
+# ---- judging --------------------------------------------------------------------------------------------------------
+
+
+def table(problem: Problem, model: nn.Module, parts: Mapping[str, Dataset]) -> Table:
+    """Scores on the three splits that are reported."""
+    return {name: problem.scores(model, parts[name]) for name in REPORTED}
+
+
+def judge(o: Table, u: Table, r: Table, targets: tuple[str, ...]) -> dict[str, Any]:
+    """Every score of `mtu_fast.metrics` that compares the original, an unlearned and the retrained model."""
+    tow = metrics.tow(u, r)
+    return {
+        "uis": metrics.uis(o, u, targets), "mean_gap": metrics.mean_gap(u, r), "gaps": metrics.gaps(u, r),
+        "tow": sum(tow.values()) / len(tow), "over_forgotten": metrics.over_forgotten(u, r, targets),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def sample_losses(problem: Problem, model: nn.Module, data: Dataset) -> dict[str, Tensor]:
+    """The loss of every sample and task, {task: [N]}."""
+    pieces = [problem.losses(model(batch.image), batch.labels) for batch in chunks(data)]
+    return {task: torch.cat([piece[task] for piece in pieces]) for task in problem.tasks}
+
+
+def chunks(data: Dataset) -> Iterator[Samples]:
+    """All samples, a few at a time."""
+    return (data[start : start + CHUNK] for start in range(0, len(data), CHUNK))
