@@ -39,21 +39,25 @@ ARROWS: dict[str, set[str]] = {
     "metrics": set(),
 }
 NEEDED = {"torch", "numpy"}  # besides the standard library
+OPTIONAL = {"sklearn", "tqdm"}  # imported where they are used, within a function
 METHODS_MAY_USE = "mtu_fast.ops.gram_schmidt"  # methods see R x R only
 
 
 SEMI_PRIVATE = ("_input_metadata", "_raw_saved_", "_saved_tensors")  # of autograd nodes
 
 
-def imported(source: str, package: str) -> Iterator[str]:
-    """Full names of what `source`, a file of `package`, imports anywhere in it."""
-    for node in ast.walk(ast.parse(source)):
+def imported(source: str, package: str) -> Iterator[tuple[str, bool]]:
+    """Full names of what `source`, a file of `package`, imports anywhere in it, and whether within a function."""
+    tree = ast.parse(source)
+    inner = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    for node in ast.walk(tree):
+        within = id(node) in inner
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, within) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             parents = package.split(".")[: len(package.split(".")) + 1 - node.level]
             module = ".".join([*parents, *filter(None, [node.module])]) if node.level else str(node.module)
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            yield from ((f"{module}.{alias.name}", within) for alias in node.names)
 
 
 def room(name: str) -> str:
@@ -69,10 +73,10 @@ def violations(file: str, source: str) -> list[str]:
     if parts[0] not in ARROWS:
         return [f"{file}: {parts[0]} is no room of the house"]
     found = []
-    for name in imported(source, ".".join(["mtu_fast", *parts[:-1]])):
+    for name, within in imported(source, ".".join(["mtu_fast", *parts[:-1]])):
         top = name.partition(".")[0]
         if top != "mtu_fast":
-            allowed = top in NEEDED or top in sys.stdlib_module_names
+            allowed = top in NEEDED or top in sys.stdlib_module_names or (within and top in OPTIONAL)
         else:
             allowed = room(name) in {parts[0], *ARROWS[parts[0]]}
             if parts[0] == "methods" and room(name) == "ops":
@@ -112,6 +116,7 @@ def test_one_file_depends_on_what_torch_does_not_promise() -> None:
         ("reference/mean.py", "from mtu_fast.methods import Roles"),
         ("uses.py", "from mtu_fast import Engine"),
         ("metrics.py", "import pandas"),
+        ("metrics.py", "from sklearn.metrics import roc_auc_score"),
         ("attic.py", "import torch"),
     ],
 )
@@ -121,3 +126,7 @@ def test_a_backward_arrow_is_seen(file: str, source: str) -> None:
 
 def test_a_forward_arrow_passes() -> None:
     assert violations("rules/linear.py", "from .base import rule\nfrom ..uses import Outer\nimport torch, math") == []
+
+
+def test_an_optional_package_may_be_imported_where_it_is_used() -> None:
+    assert violations("metrics/membership.py", "def f():\n    from sklearn.metrics import roc_auc_score") == []

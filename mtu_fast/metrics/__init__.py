@@ -12,22 +12,35 @@ from mtu_fast.metrics.dense import (
     segmentation_loss,
     valid_pixels,
 )
+from mtu_fast.metrics.distance import kl_divergence, logit_distance
+from mtu_fast.metrics.drift import QUANTILES, Drift, drift
+from mtu_fast.metrics.membership import Membership, entropy, membership
+from mtu_fast.metrics.relearn import relearn_steps
 from mtu_fast.metrics.tables import Scores, gaps, mean_gap, over_forgotten, parameter_shift, tow, uis
 from mtu_fast.metrics.tasks import mean_iou, top1
 
 __all__ = [
+    "QUANTILES",
+    "Drift",
+    "Membership",
     "Scores",
     "depth_loss",
     "depth_scores",
+    "drift",
+    "entropy",
     "gaps",
+    "kl_divergence",
+    "logit_distance",
     "mean_gap",
     "mean_iou",
+    "membership",
     "normal_loss",
     "normal_scores",
     "over_forgotten",
     "parameter_shift",
     "pixel_accuracy",
     "present",
+    "relearn_steps",
     "segmentation_loss",
     "top1",
     "tow",
