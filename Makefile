@@ -33,7 +33,7 @@ check: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-demo: $(INSTALLED) ## unlearning on handwritten digits: a table, out/unlearning.json, out/unlearning.png
+demo: $(INSTALLED) ## unlearning on handwritten digits: a table, out/unlearning.{json,png}, the audit out/unlearning.html
 	$(BIN)/python -m benchmarks.demo
 
 bench: $(INSTALLED) ## step cost against the plain training step and vmap

@@ -5,7 +5,8 @@
 A shared-backbone net memorises scenes of two overlapping digits (`benchmarks.scenes`: tasks left, right, mask). Then a
 forget set F is unlearned, *full-task* (F from every task) and *partial-task* (F from `left` only; (F, right) and
 (F, mask) are then data to keep), by OrthoGrad, GradDiff and gradient ascent, and each result is set beside the net
-retrained from scratch without that supervision. It prints one table and writes `unlearning.json` and `unlearning.png`.
+retrained from scratch without that supervision. It prints one table and writes `unlearning.json` and `unlearning.png`,
+and an audit of OrthoGrad's run, `unlearning.html`, with its numbers in `audit_full.json` and `audit_partial.json`.
 `benchmarks.protocol` gives every method the same care; `benchmarks.unlearning` tries all of them, on more data.
 """
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 import mtu_fast as mtu
 from benchmarks.data import Samples
+from benchmarks.demo_report import audit_run, write_report
 from benchmarks.measure import interleaved, peak_memory
 from benchmarks.plots import plot_unlearning, text_table
 from benchmarks.protocol import (
@@ -140,8 +142,8 @@ def split(setting: Setting, seed: int) -> dict[str, Samples]:
     return divide(scenes.pop("train"), setting.forget) | scenes
 
 
-def experiment(setting: Setting, seed: int) -> dict[str, Any]:
-    """The whole demo as one dictionary, ready for JSON."""
+def experiment(setting: Setting, seed: int) -> tuple[dict[str, Any], dict[str, mtu.Audit]]:
+    """The whole demo as one dictionary, ready for JSON, and the audit of OrthoGrad's run for each request."""
     data, digits, protocol = split(setting, seed), problem(setting.width), setting.protocol
     with tqdm(total=3 * protocol.epochs, desc="train", unit="epoch") as bar:
         original = train(digits, data["train"], protocol, seed, bar.update)
@@ -157,7 +159,7 @@ def experiment(setting: Setting, seed: int) -> dict[str, Any]:
                 found[request][name] = search(digits, original, data, targets, entry, protocol, seed, bar.update)
     with tqdm(total=(1 + 2 * len(ENTRIES)) * len(REQUESTS), desc="cost", unit="case") as bar:
         cost = {request: costs(request, original, data, setting, seed, bar) for request in REQUESTS}
-    level, requests = scene_scores(original, data["validation"]), {}
+    level, requests, audits = scene_scores(original, data["validation"]), {}, {}
     for request, targets in REQUESTS.items():
         ideal = table(digits, ideals[request], data)
         rows = {"original": {"scores": before} | judge(before, before, ideal, targets)}
@@ -168,9 +170,12 @@ def experiment(setting: Setting, seed: int) -> dict[str, Any]:
                 "chosen": best.summary(), "tried": [run.summary() for run in runs], "history": best.history,
                 "parameter_shift": metrics.parameter_shift(original.parameters(), best.model.parameters()),
             }  # fmt: skip
+        chosen, title = found[request]["OrthoGrad"][0], f"OrthoGrad, {request}-task: forget {', '.join(targets)}"
+        audits[request] = audit_run(original, chosen.model, ideals[request], data, targets, chosen.history,
+                                    cost[request]["OrthoGrad"], title, seed)  # fmt: skip
         requests[request] = {"targets": targets, "level": mean_of(level, targets), "models": rows}
     where = {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads()}
-    return {"seed": seed, "setting": asdict(setting), "versions": where, "requests": requests}
+    return {"seed": seed, "setting": asdict(setting), "versions": where, "requests": requests}, audits
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -181,10 +186,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one setting a method, no memory")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    result = experiment(QUICK if options.quick else Setting(), options.seed)
+    result, audits = experiment(QUICK if options.quick else Setting(), options.seed)
     (options.out / "unlearning.json").write_text(json.dumps(result, indent=1) + "\n")
     plot_unlearning(result, options.out / "unlearning.png")
-    print(f"{text_table(result)}\n\nwritten: {options.out / 'unlearning.json'}, {options.out / 'unlearning.png'}")
+    written = [options.out / "unlearning.json", options.out / "unlearning.png", *write_report(audits, options.out)]
+    print(f"{text_table(result)}\n\nwritten: {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":

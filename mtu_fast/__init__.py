@@ -19,6 +19,7 @@ from mtu_fast.methods import (
     random_labels,
     shuffled_targets,
 )
+from mtu_fast.report import Audit, audit
 from mtu_fast.rows import Rows, Update, cat
 from mtu_fast.subspace import Subspace
 
@@ -28,6 +29,7 @@ __all__ = [
     "FORGET",
     "RETAIN",
     "SUBSPACE",
+    "Audit",
     "Engine",
     "FineTune",
     "GradDiff",
@@ -43,6 +45,7 @@ __all__ = [
     "Rows",
     "Subspace",
     "Update",
+    "audit",
     "cat",
     "random_labels",
     "shuffled_targets",

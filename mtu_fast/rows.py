@@ -39,12 +39,16 @@ class Shared:
 
     def groups(self, per: str) -> list[list[int]]:
         """Indices of the parameters of each block: all, those of one module, or one."""
+        keys = self.keys(per)
+        return [[j for j, key in enumerate(keys) if key == wanted] for wanted in dict.fromkeys(keys)]
+
+    def keys(self, per: str) -> list[str]:
+        """The name of each parameter's block."""
         if per not in PER:
             raise ValueError(f"gram: per is {per!r}, expected one of {', '.join(map(repr, PER))}.")
         if per == "total":
-            return [list(range(len(self.names)))]
-        keys = [name if per == "tensor" else name.rpartition(".")[0] for name in self.names]
-        return [[j for j, key in enumerate(keys) if key == wanted] for wanted in dict.fromkeys(keys)]
+            return [""] * len(self.names)
+        return [name if per == "tensor" else name.rpartition(".")[0] for name in self.names]
 
 
 @dataclass
@@ -147,6 +151,14 @@ class Rows:
             self._add_grams(gram[g], group)
         self._check_finite(gram)
         return gram[0] if per == "total" else gram
+
+    def names(self, per: str = "layer") -> tuple[str, ...]:
+        """The modules ("layer") or parameters ("tensor") that the matrices of `gram(per)` belong to, in their order.
+
+        Raises:
+            ValueError: an unknown `per`.
+        """
+        return tuple(dict.fromkeys(self._shared.keys(per)))
 
     def combine(self, w: Tensor) -> dict[Tensor, Tensor]:
         """`d = Jᵀ w`.

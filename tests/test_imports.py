@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "mtu_fast"
 # A room is a file or a folder of the package; it may import itself and the rooms on the right.
 ARROWS: dict[str, set[str]] = {
     "__main__": {"__init__", "ops"},
-    "__init__": {"engine", "rows", "methods", "subspace"},
+    "__init__": {"engine", "rows", "methods", "report", "subspace"},
     "engine": {
         "rowmap", "checks", "explain", "stream", "plan", "graph", "nodes", "rows", "uses", "methods", "subspace",
     },
@@ -37,6 +37,7 @@ ARROWS: dict[str, set[str]] = {
     "kernels": set(),
     "reference": set(),
     "metrics": set(),
+    "report": {"engine", "methods", "metrics", "rows"},
 }
 NEEDED = {"torch", "numpy"}  # besides the standard library
 OPTIONAL = {"sklearn", "tqdm"}  # imported where they are used, within a function

@@ -1,0 +1,7 @@
+"""The audit of an unlearned model, and its report."""
+
+from __future__ import annotations
+
+from mtu_fast.report.audit import Audit, audit, write_html
+
+__all__ = ["Audit", "audit", "write_html"]

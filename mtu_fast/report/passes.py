@@ -1,0 +1,189 @@
+"""One pass over each loader with all models at once: every sample's loss, entropy and distance, side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtu_fast.metrics import entropy, kl_divergence, logit_distance
+
+PerTask = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How models and batches are read: the functions that the caller of `audit` gave; see there."""
+
+    losses: Callable[[nn.Module, Any], PerTask]
+    score: Callable[[nn.Module, Any], Mapping[str, float]]
+    outputs: Callable[[nn.Module, Any], PerTask] | None = None
+    labels: Callable[[Any], PerTask] | None = None
+    present: Callable[[Any], PerTask] | None = None
+
+
+@dataclass
+class Split:
+    """What was measured on one loader: {model: {task: ...}}, or {task: ...} where a sample's batch or a pair decides.
+
+    Attributes:
+        samples: N of the loader.
+        scores: {model: {task: score}}.
+        losses: {model: {task: [n]}} float64, of the samples that have a label for the task.
+        entropy: likewise, of the tasks that `outputs` names.
+        kl, distance: {task: [n]} between retrained and unlearned.
+        labels: {task: [n]}.
+        index: {task: [n]}, each sample's place in the loader.
+    """
+
+    samples: int = 0
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    losses: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    entropy: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    kl: dict[str, Tensor] = field(default_factory=dict)
+    distance: dict[str, Tensor] = field(default_factory=dict)
+    labels: dict[str, Tensor] = field(default_factory=dict)
+    index: dict[str, Tensor] = field(default_factory=dict)
+
+
+def measure(name: str, models: Mapping[str, nn.Module], loader: Iterable[Any], reading: Reading) -> Split:
+    """Every sample of the loader under every model; one pass, so that a shuffling loader still gives pairs.
+
+    Raises:
+        TypeError: the loader can be read only once, or a function does not return what it should.
+        ValueError: no batch, or losses that are not finite and unreduced, one shape and one set of tasks.
+    """
+    if iter(loader) is loader:
+        raise TypeError(f"{name}: found an iterator, expected a loader or list that can be read again; use list(...).")
+    split, parts = Split(), _Parts()
+    for batch in loader:
+        losses = {model: _losses(name, model, reading.losses(net, batch)) for model, net in models.items()}
+        split.samples += _add_batch(parts, losses, batch, split.samples, models, reading)
+    if not split.samples:
+        raise ValueError(f"{name}: found no sample, expected at least one batch.")
+    split.losses, split.entropy = parts.per_model("loss", models), parts.per_model("entropy", models)
+    for one in ("kl", "distance", "labels", "index"):
+        setattr(split, one, parts.per_task(one))
+    split.scores = {model: _scores(name, model, reading.score(net, loader)) for model, net in models.items()}
+    return split
+
+
+class _Parts(dict[tuple[str, ...], list[Tensor]]):
+    """Pieces of vectors by (quantity, ..., task), joined at the end."""
+
+    def add(self, *key: str, value: Tensor) -> None:
+        self.setdefault(key, []).append(value.detach().cpu())
+
+    def per_task(self, quantity: str) -> dict[str, Tensor]:
+        return {key[-1]: torch.cat(value) for key, value in self.items() if key[0] == quantity}
+
+    def per_model(self, quantity: str, models: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+        return {
+            model: {key[2]: torch.cat(value) for key, value in self.items() if key[:2] == (quantity, model)}
+            for model in models
+        }
+
+
+def _add_batch(
+    parts: _Parts, losses: Mapping[str, PerTask], batch: Any, start: int, models: Mapping[str, nn.Module],
+    reading: Reading,
+) -> int:  # fmt: skip
+    """Add one batch's values; return its number of samples."""
+    shapes = {(model, task): len(loss) for model, row in losses.items() for task, loss in row.items()}
+    count = next(iter(shapes.values()))
+    if len(set(shapes.values())) > 1 or len({tuple(row) for row in losses.values()}) > 1:
+        raise ValueError(f"losses: found (model, task): length {shapes}, expected one length and the same tasks.")
+    there = {} if reading.present is None else reading.present(batch)
+    kept = {t: _kept(there.get(t), loss) for t, loss in losses["original"].items()}
+    labels = {} if reading.labels is None else reading.labels(batch)
+    for task, at in kept.items():
+        parts.add("index", task, value=start + at)
+        if task in labels:
+            parts.add("labels", task, value=labels[task].cpu()[at])
+        for model, row in losses.items():
+            value = row[task].detach().double().cpu()[at]
+            _check_finite(model, task, value)
+            parts.add("loss", model, task, value=value)
+    if reading.outputs is not None:
+        _add_outputs(parts, {model: reading.outputs(net, batch) for model, net in models.items()}, kept)
+    return count
+
+
+def _add_outputs(parts: _Parts, outputs: Mapping[str, PerTask], kept: Mapping[str, Tensor]) -> None:
+    for task, at in kept.items():
+        if task not in outputs["original"]:
+            continue
+        logits = {model: row[task].detach().cpu()[at] for model, row in outputs.items()}
+        for model, z in logits.items():
+            parts.add("entropy", model, task, value=entropy(z))
+        if "retrained" in logits:
+            parts.add("kl", task, value=kl_divergence(logits["retrained"], logits["unlearned"]))
+            parts.add("distance", task, value=logit_distance(logits["retrained"], logits["unlearned"]))
+
+
+def _kept(mask: Tensor | None, loss: Tensor) -> Tensor:
+    """Indices of the samples that have a label."""
+    if mask is None:
+        return torch.arange(len(loss))
+    if mask.dtype != torch.bool or mask.shape != loss.shape:
+        raise ValueError(f"present: found {mask.dtype} {tuple(mask.shape)}, expected bool [{len(loss)}] for each task.")
+    return mask.cpu().nonzero().flatten()
+
+
+def _losses(split: str, model: str, found: object) -> PerTask:
+    if not isinstance(found, Mapping) or not found:
+        raise TypeError(f"losses: found {type(found).__name__} on {split}, expected {{task: tensor [N]}}.")
+    for task, loss in found.items():
+        if not isinstance(loss, Tensor) or loss.dim() != 1:
+            what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(
+                f"losses of task {task!r} on {split}: found {what}, expected [N], one value per sample; build the loss "
+                "with reduction='none' and average it over everything but the samples."
+            )
+    return found
+
+
+def _check_finite(model: str, task: str, loss: Tensor) -> None:
+    bad = (~torch.isfinite(loss)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"losses of task {task!r}: the {model} model gives no finite loss for samples {bad[:8]} of a batch. A "
+            "sample without a label is left out by present; a model that diverged is not worth an audit."
+        )
+
+
+def _scores(split: str, model: str, found: object) -> dict[str, float]:
+    if not isinstance(found, Mapping) or not found:
+        raise TypeError(f"score: found {type(found).__name__} on {split}, expected {{task: number}}, higher better.")
+    bad = [task for task, value in found.items() if not math.isfinite(value)]
+    if bad:
+        raise ValueError(f"score: not finite for tasks {bad} of the {model} model on {split}, expected numbers.")
+    return {str(task): float(value) for task, value in found.items()}
+
+
+@contextmanager
+def untouched(models: Iterable[nn.Module], loaders: Iterable[Any]) -> Iterator[None]:
+    """Models in eval mode, and every mode, `requires_grad` and random state as before in the end."""
+    models = list(models)
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    required = [(p, p.requires_grad) for model in models for p in model.parameters()]
+    drawn = [g for g in (getattr(loader, "generator", None) for loader in loaders) if isinstance(g, torch.Generator)]
+    states = [g.get_state() for g in drawn]
+    devices = sorted({p.device.index for p, _ in required if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            for model in models:
+                model.eval()
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for p, needed in required:
+                p.requires_grad_(needed)
+            for g, state in zip(drawn, states, strict=True):
+                g.set_state(state)

@@ -1,0 +1,155 @@
+"""The verdict: what the numbers of an audit mean, in plain words, by rules that are written down beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+WAY = 0.9  # share of the way from the original's forget score to the reference from which data count as removed
+PART = 0.5  # from which they count as partly removed
+SLACK = 0.02  # a score may fall by so much and count as kept; differences below it show nothing
+HARM = 0.1  # a fall by more is serious
+CHANCE = 2.0  # standard errors of an AUC of 0.5 that chance may explain
+
+RULES = (
+    "The reference for a forget score is the retrained model's, or the original's test score where there is none.",
+    f"Removed: the forget score fell at least {WAY:.0%} of the way to the reference; partly: at least {PART:.0%}; a "
+    f"way of less than {SLACK} shows nothing by itself. Over-forgotten: more than {SLACK} below the reference.",
+    f"Kept: no score on retained or unseen data, and no other task of the forget data, fell by more than {SLACK}; "
+    f"more than {HARM} is serious. With a retrained model a fall counts only as far as retraining does not share it.",
+    f"Told apart: the attack's AUC is more than {CHANCE:g} standard errors above 0.5.",
+)
+
+
+def verdict(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Headline, paragraph and three findings from the numbers of an audit; thresholds are our choice.
+
+    Args:
+        data: the numbers as `Audit.data` holds them, up to the verdict.
+
+    Returns:
+        headline, text; removal, kept and attack, each {level: "good" | "fair" | "poor" | "unknown", word, detail};
+        rules.
+    """
+    parts = {"removal": _removal(data), "kept": _kept(data), "attack": _attack(data)}
+    request = data["request"]
+    asked = (
+        f"It was asked to forget {_count(request['samples']['forget'])} from "
+        f"{'every task' if request['kind'] == 'full' else 'the task' + _s(request['targets']) + ' '}"
+        f"{'' if request['kind'] == 'full' else _and(request['targets'])}."
+    )
+    ideal = (
+        "" if "retrained" in data["models"] else
+        "No retrained model was given, so what forgetting ideally looks like is estimated from unseen data."
+    )  # fmt: skip
+    text = " ".join(filter(None, [asked, *(part["detail"] for part in parts.values()), ideal]))
+    return {"headline": _headline(parts), "text": text, **parts, "rules": list(RULES)}
+
+
+def _headline(parts: Mapping[str, Mapping[str, str]]) -> str:
+    gone = {
+        "good": "The data are forgotten", "fair": "The data are partly forgotten",
+        "poor": "The data are not forgotten", "unknown": "Whether the data are forgotten cannot be told",
+    }  # fmt: skip
+    first = "The data are forgotten, and more than that" if parts["removal"]["word"] == "over-forgotten" else (
+        gone[parts["removal"]["level"]]
+    )  # fmt: skip
+    kept = {"good": "the rest is kept", "fair": "the rest suffered somewhat", "poor": "the rest was damaged"}
+    good = parts["removal"]["word"] == "removed"
+    join = "and" if good == (parts["kept"]["level"] == "good") else "but"
+    trace = "; a trace remains" if parts["attack"]["level"] in ("fair", "poor") and good else ""
+    return f"{first}, {join} {kept[parts['kept']['level']]}{trace}."
+
+
+def reference_scores(data: Mapping[str, Any]) -> dict[str, float]:
+    """What forgetting aims at: the retrained model's forget scores, or the original's test scores."""
+    scores = data["scores"]
+    found: dict[str, float] = scores["retrained"]["forget"] if "retrained" in scores else scores["original"]["test"]
+    return found
+
+
+def _removal(data: Mapping[str, Any]) -> dict[str, str]:
+    targets, aim = data["request"]["targets"], reference_scores(data)
+    before, after = data["scores"]["original"]["forget"], data["scores"]["unlearned"]["forget"]
+    scores = [f"{t} from {_score(before[t])} to {_score(after[t])} (reference {_score(aim[t])})" for t in targets]
+    detail = f"On the data to forget, scores went as follows: {_and(scores)}."
+    below = [t for t in targets if after[t] < aim[t] - SLACK]
+    far = {t: before[t] - aim[t] for t in targets if before[t] - aim[t] >= SLACK}
+    ways = {t: (before[t] - after[t]) / way for t, way in far.items()}
+    if below:
+        detail += f" That is below the reference for {_and(below)}: over-forgetting is itself a trace."
+    if not ways:
+        more = " The original scored no better on these data than the reference, so scores alone show no removal."
+        return {"level": "unknown", "word": "not visible in scores", "detail": detail + more}
+    least = min(ways.values())
+    if least < PART:
+        return {"level": "poor", "word": "not removed", "detail": detail}
+    if least < WAY:
+        return {"level": "fair", "word": "partly removed", "detail": detail}
+    return {"level": "fair" if below else "good", "word": "over-forgotten" if below else "removed", "detail": detail}
+
+
+def _kept(data: Mapping[str, Any]) -> dict[str, str]:
+    scores, targets = data["scores"], data["request"]["targets"]
+    places = [(s, t) for s in ("retain", "test") for t in scores["original"][s]]
+    places += [("forget", t) for t in scores["original"]["forget"] if t not in targets]
+    falls = {(s, t): _fall(scores, s, t) for s, t in places}
+    (split, task), fall = max(falls.items(), key=lambda item: item[1])
+    where = {"retain": "retained data", "test": "unseen data", "forget": "the forget data's other tasks"}[split]
+    before, after = (scores[model][split][task] for model in ("original", "unlearned"))
+    if fall > SLACK:
+        word, level = ("damaged", "poor") if fall > HARM else ("some damage", "fair")
+        detail = f"Elsewhere the largest loss is on {where}, task {task}: from {_score(before)} to {_score(after)}."
+    else:
+        word, level = "kept", "good"
+        detail = f"No score elsewhere fell by more than {SLACK} beyond what retraining costs." \
+            if "retrained" in scores else f"No score elsewhere fell by more than {SLACK}."  # fmt: skip
+    drift = data["drift"]["unlearned"]["retain"]
+    worst = max(drift, key=lambda t: drift[t]["worst_mean"])
+    rise = drift[worst]["worst_mean"]
+    detail += (
+        f" Single retained samples moved more than the mean shows: the worst 1 % of losses rose by {rise:.2g} "
+        f"(task {worst}), the mean changed by {drift[worst]['mean']:+.2g}."
+    )
+    return {"level": level, "word": word, "detail": detail}
+
+
+def _fall(scores: Mapping[str, Any], split: str, task: str) -> float:
+    """How far a score fell, less what it fell by retraining."""
+    before, after = scores["original"][split][task], scores["unlearned"][split][task]
+    bound = before if "retrained" not in scores else min(before, scores["retrained"][split][task])
+    return float(bound - after)
+
+
+def _attack(data: Mapping[str, Any]) -> dict[str, str]:
+    found = data["membership"].get("unlearned", {})
+    values = [(task, by, found[task][by]) for task in data["request"]["targets"] if task in found for by in found[task]]
+    values = [value for value in values if value[2] is not None]
+    if not values:
+        return {"level": "unknown", "word": "not tested", "detail": "Membership inference could not be tested."}
+    task, by, worst = max(values, key=lambda value: (value[2]["auc"] - 0.5) / value[2]["error"])
+    excess = (worst["auc"] - 0.5) / worst["error"]
+    auc = f"AUC {worst['auc']:.2f}, chance is 0.50 ± {worst['error']:.2f}"
+    if excess <= CHANCE:
+        detail = f"An attacker who sees one loss per sample cannot tell them from unseen data (at most {auc})."
+        return {"level": "good", "word": "not told apart", "detail": detail}
+    ideal = data["membership"].get("retrained", {}).get(task, {}).get(by)
+    beside = f"; the retrained model gives {ideal['auc']:.2f}" if ideal else ""
+    detail = f"An attacker can tell them from unseen data by the {by} of task {task} ({auc}{beside})."
+    return {"level": "poor" if worst["auc"] > 0.75 else "fair", "word": "told apart", "detail": detail}
+
+
+def _score(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _count(samples: int) -> str:
+    return f"{samples} sample{'' if samples == 1 else 's'}"
+
+
+def _s(names: Sequence[str]) -> str:
+    return "" if len(names) == 1 else "s"
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
