@@ -302,7 +302,9 @@ void* current_stream(const Tensor& t) {
 }
 
 int64_t words_for(const char* op, int64_t problems, int64_t rows) {
-  const int64_t words = mtu_fast::cuda::workspace_words(problems, rows);
+  int64_t words = 0;
+  const std::string error = mtu_fast::cuda::workspace(problems, rows, words);
+  STD_TORCH_CHECK(error.empty(), op, ": CUDA reports ", error);
   STD_TORCH_CHECK(words >= 0, op, ": ", rows, " rows are more than this device's shared memory serves (about 4000). ",
                   "Move G to the CPU, or take fewer rows at once");
   return words;
@@ -329,8 +331,8 @@ std::tuple<Tensor, Tensor> gram_schmidt_cuda(Tensor G, Tensor rhs, Tensor active
   batch.x = x.mutable_data_ptr<double>();
   batch.rank = rank.mutable_data_ptr<int64_t>();
   batch.workspace = workspace.mutable_data_ptr<double>();
-  const char* error = mtu_fast::cuda::solve(batch, current_stream(G));
-  STD_TORCH_CHECK(*error == 0, "gram_schmidt: ", error);
+  const std::string error = mtu_fast::cuda::solve(batch, current_stream(G));
+  STD_TORCH_CHECK(error.empty(), "gram_schmidt: CUDA reports ", error);
   return {x, rank};
 }
 
@@ -351,8 +353,8 @@ std::tuple<Tensor, Tensor> basis_cuda(Tensor G, double tol) {
   mtu_fast::cuda::GramSchmidt batch{problems, K, G.const_data_ptr<double>(), tol};
   batch.inverse = T.mutable_data_ptr<double>();
   batch.kept = kept.mutable_data_ptr<bool>();
-  const char* error = mtu_fast::cuda::basis(batch, current_stream(G));
-  STD_TORCH_CHECK(*error == 0, "basis: ", error);
+  const std::string error = mtu_fast::cuda::basis(batch, current_stream(G));
+  STD_TORCH_CHECK(error.empty(), "basis: CUDA reports ", error);
   return {T, kept};
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace mtu_fast::cuda {
 
@@ -16,19 +17,21 @@ struct GramSchmidt {
   const bool* active = nullptr;  // [R], the same for every problem
   double* x = nullptr;           // [B, R], out: 0 on inactive and dependent rows
   int64_t* rank = nullptr;       // [B], out
-  double* workspace = nullptr;   // [workspace_words]
+  double* workspace = nullptr;   // of `workspace` words
 
   // Or the inverse factor: `basis`.
   double* inverse = nullptr;  // [B, R, R], out: T
   bool* kept = nullptr;       // [B, R], out
 };
 
+// All three return "" or what is wrong, an error of CUDA by its name.
+
 // Float64 words that `solve` needs on the current device; 0 where the matrix fits into shared memory. -1: the device
 // serves no problem of so many rows.
-int64_t workspace_words(int64_t problems, int64_t rows);
+std::string workspace(int64_t problems, int64_t rows, int64_t& words);
 
-// Both return "" or what CUDA says is wrong. `stream` is a cudaStream_t; nothing is allocated or waited for.
-const char* solve(const GramSchmidt& batch, void* stream);
-const char* basis(const GramSchmidt& batch, void* stream);
+// `stream` is a cudaStream_t; nothing is allocated or waited for.
+std::string solve(const GramSchmidt& batch, void* stream);
+std::string basis(const GramSchmidt& batch, void* stream);
 
 }  // namespace mtu_fast::cuda

@@ -41,7 +41,7 @@ namespace host {
 
 enum class Order { ASCENDING, DESCENDING, RANDOM };
 inline Order order = Order::ASCENDING;
-inline int shared_limit = 227 * 1024;  // bytes a block may ask for
+inline int shared_limit = 227 * 1024;  // bytes a block may ask for; negative: the device does not answer
 
 constexpr unsigned WARP = 32;
 constexpr size_t STACK = 128 * 1024;
@@ -272,7 +272,7 @@ inline double __longlong_as_double(long long bits) {
   return x;
 }
 
-enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorInvalidDevice };
 enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 using cudaStream_t = struct CUstream_st*;
@@ -283,11 +283,20 @@ struct cudaLaunchConfig_t {
 };
 
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = host::shared_limit, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  if (host::shared_limit < 0) return cudaErrorInvalidDevice;
+  return *value = host::shared_limit, cudaSuccess;
+}
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
   return bytes <= host::shared_limit ? cudaSuccess : cudaErrorInvalidValue;
 }
-inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid argument"; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorName(cudaError_t error) {
+  return error == cudaErrorInvalidDevice ? "cudaErrorInvalidDevice" : "cudaErrorInvalidValue";
+}
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorInvalidDevice ? "invalid device ordinal" : "invalid argument";
+}
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {

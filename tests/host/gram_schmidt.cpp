@@ -1,8 +1,9 @@
 // Runs the CUDA kernels of gram_schmidt.cu on the CPU: problems from the file named first, results to the second.
 //
-// In, for each call: int64 B, R, whether `basis`, bytes of shared memory a block may have; float64 tol; float64 G [B, R, R];
-// for `solve` float64 rhs [B, R] and a byte for each of `active` [R]. Out: float64 x [B, R], int64 rank [B]; or float64
-// T [B, R, R], a byte for each of `kept` [B, R]. Each call runs in three orders of threads, whose bits must be the same.
+// In, for each call: int64 B, R, whether `basis`, bytes of shared memory a block may have (negative: the device does not
+// say); float64 tol; float64 G [B, R, R]; for `solve` float64 rhs [B, R] and a byte for each of `active` [R]. Out: float64
+// x [B, R], int64 rank [B]; or float64 T [B, R, R], a byte for each of `kept` [B, R]. Each call runs in three orders of
+// threads, whose bits must be the same.
 
 #include "../../csrc/cuda/gram_schmidt.cu"
 
@@ -33,14 +34,16 @@ Bytes run(bool inverse, mtu_fast::cuda::GramSchmidt batch) {
   std::vector<double> x(inverse ? B * R * R : B * R, nan);
   std::vector<int64_t> rank(inverse ? 0 : B, -1);
   std::vector<char> kept(inverse ? B * R : 0, -1);
-  const int64_t words = inverse ? 0 : mtu_fast::cuda::workspace_words(B, R);
+  int64_t words = 0;
+  const std::string refused = inverse ? "" : mtu_fast::cuda::workspace(B, R, words);
+  if (!refused.empty()) host::fail(refused);
   std::vector<double> workspace(std::max<int64_t>(words, 0), nan);
   batch.x = batch.inverse = x.data();
   batch.rank = rank.data();
   batch.kept = reinterpret_cast<bool*>(kept.data());
   batch.workspace = workspace.data();
-  const char* error = inverse ? mtu_fast::cuda::basis(batch, nullptr) : mtu_fast::cuda::solve(batch, nullptr);
-  if (*error) host::fail(error);
+  const std::string error = inverse ? mtu_fast::cuda::basis(batch, nullptr) : mtu_fast::cuda::solve(batch, nullptr);
+  if (!error.empty()) host::fail(error);
   Bytes out;
   append(out, x);
   append(out, rank);

@@ -176,6 +176,14 @@ def test_more_rows_than_the_device_serves_is_an_error(driver: Path) -> None:
         host_basis(driver, torch.eye(40).double()[None], 1000)
 
 
+def test_an_error_of_cuda_is_named_and_not_taken_for_too_many_rows(driver: Path) -> None:
+    G, active = torch.eye(4).double()[None], torch.ones(4, dtype=torch.bool)
+    with pytest.raises(AssertionError, match="cudaErrorInvalidDevice, invalid device ordinal"):
+        host_basis(driver, G, -1)
+    with pytest.raises(AssertionError, match="cudaErrorInvalidDevice, invalid device ordinal"):
+        host_solve(driver, G, torch.ones(1, 4).double(), active, -1)
+
+
 CAUGHT = {
     "race": "depends on the order of threads",
     "diverged": r"divergence: thread .* __syncthreads at .*misuse\.cpp",
