@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
@@ -19,7 +20,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 OLDEST_TORCH = (2, 11)  # LibTorch's stable ABI as of this version; the binary serves every later one
-ARCHITECTURES = ["80", "90", "100"]  # and PTX of the last, for what comes after
+ARCHITECTURES = ("80", "90", "100")  # those of them that nvcc knows, and PTX of the last, for what comes after
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp-simd", "-fno-math-errno", "-fvisibility=hidden", "-Wall"]
 
 try:
@@ -53,26 +54,52 @@ def extension() -> Extension:
     )
 
 
-def cuda_part() -> tuple[str, str]:
-    """The nvcc that builds the CUDA kernels and "", or "" and why they are left out."""
+class Cuda(NamedTuple):
+    """What compiles the CUDA kernels, for which architectures; or why nothing does."""
+
+    nvcc: str = ""
+    architectures: tuple[str, ...] = ()
+    absent: str = ""
+
+
+def cuda_part() -> Cuda:
+    """How the CUDA kernels are built here, or why they are left out."""
     if torch.version.cuda is None:
-        return "", f"no: torch {torch.__version__} is built without CUDA"
+        return Cuda(absent=f"torch {torch.__version__} is built without CUDA")
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
     nvcc = shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
-    return (nvcc, "") if nvcc else ("", "no: nvcc was not found in CUDA_HOME or PATH")
+    if nvcc is None:
+        return Cuda(absent="nvcc was not found in CUDA_HOME or PATH")
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout
+    known = re.findall(r"^compute_(\d+)$", listed, re.MULTILINE)
+    served = tuple(sm for sm in ARCHITECTURES if sm in known)
+    if not served:
+        wanted = ", ".join(f"compute_{sm}" for sm in ARCHITECTURES)
+        return Cuda(absent=f"{nvcc} --list-gpu-arch names none of {wanted}, but {' '.join(known) or 'nothing'}")
+    return Cuda(nvcc, served)
 
 
-def compile_cuda(nvcc: str, folder: Path) -> list[str]:
-    """The objects of csrc/cuda, newly compiled, and what links them: the runtime that belongs to nvcc, static."""
+def compile_cuda(cuda: Cuda, folder: Path) -> list[str]:
+    """The objects of csrc/cuda, newly compiled, and what links them: the runtime that belongs to nvcc, static.
+
+    Raises:
+        RuntimeError: nvcc failed; its first error.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    targets = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in ARCHITECTURES]
-    targets.append(f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}")
+    last = cuda.architectures[-1]
+    targets = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in cuda.architectures]
+    targets.append(f"-gencode=arch=compute_{last},code=compute_{last}")
     objects = []
     for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
         objects.append(str(folder / f"{source.stem}.cuda.o"))
-        command = [nvcc, "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", *targets, "-c", str(source)]
-        subprocess.run([*command, "-o", objects[-1]], check=True)
-    dry_run = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False).stderr
+        command = [cuda.nvcc, "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", *targets]
+        command += ["-c", str(source), "-o", objects[-1]]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        sys.stderr.write(done.stderr)
+        if done.returncode:
+            lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
+            raise RuntimeError("nvcc: " + next((line for line in lines if "error" in line.lower()), lines[-1]))
+    dry_run = subprocess.run([cuda.nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False).stderr
     return [*objects, *re.findall(r'"(-L[^"]+)"', dry_run), "-lcudart_static", "-lpthread", "-ldl", "-lrt"]
 
 
@@ -99,28 +126,33 @@ class BuildExtension(build_ext):
 
     def run(self) -> None:
         """Build; a failure costs the CUDA part, then the extension, not the installation."""
-        nvcc, reason = cuda_part() if self.extensions else ("", "")
-        if not nvcc or (reason := self.attempt(nvcc)):
-            reason = self.attempt("", reason if reason.startswith("no: ") else f"no: {reason}")
+        reason = ""
+        if self.extensions:
+            cuda = cuda_part()
+            if cuda.nvcc and (failed := self.attempt(cuda)):
+                cuda = Cuda(absent=failed)
+            if not cuda.nvcc:
+                print(f"mtu_fast: built without CUDA kernels: {cuda.absent}", file=sys.stderr)
+                reason = self.attempt(cuda)
         if reason:
             self.extensions = []
         leave_note(ROOT if self.inplace else Path(self.build_lib), reason)
 
-    def attempt(self, nvcc: str, why_no_cuda: str = "") -> str:
-        """Build with the CUDA part if there is an `nvcc`; why that failed, or ""."""
+    def attempt(self, cuda: Cuda) -> str:
+        """Build, with the CUDA part if there is an nvcc; why that failed, or ""."""
         compiler, inplace = self.compiler, self.inplace
         try:
             for each in self.extensions:
                 plain = extension()
                 each.libraries, each.extra_link_args = plain.libraries, plain.extra_link_args
-                if nvcc:
+                if cuda.nvcc:
                     each.libraries.append("torch_cuda")
-                    each.extra_link_args = compile_cuda(nvcc, Path(self.build_temp) / "cuda")
-                    built_for = " ".join(f"sm_{sm}" for sm in ARCHITECTURES)
+                    each.extra_link_args = compile_cuda(cuda, Path(self.build_temp) / "cuda")
+                    built_for = " ".join(f"sm_{sm}" for sm in cuda.architectures)
                     served = ["-DUSE_CUDA", f'-DMTU_FAST_CUDA="{built_for}"']
                 else:
-                    quoted = why_no_cuda.replace("\\", "/").replace('"', "'")
-                    served = [f'-DMTU_FAST_NO_CUDA="{quoted}"']
+                    quoted = cuda.absent.replace("\\", "/").replace('"', "'")
+                    served = [f'-DMTU_FAST_NO_CUDA="no: {quoted}"']
                 each.extra_compile_args = [*plain.extra_compile_args, *served]
             super().run()
         except Exception as error:  # compilers, linkers and torch's checks all fail in their own ways
@@ -129,10 +161,11 @@ class BuildExtension(build_ext):
         return ""
 
 
-os.chdir(ROOT)
-setup(
-    packages=[*find_packages(include=["mtu_fast", "mtu_fast.*"]), "mtu_fast.kernels"],
-    package_dir={"mtu_fast.kernels": "kernels"},
-    ext_modules=[] if ABSENT else [extension()],
-    cmdclass={"build_py": BuildPython, "build_ext": BuildExtension},
-)
+if __name__ == "__main__":  # pip runs it so, too
+    os.chdir(ROOT)
+    setup(
+        packages=[*find_packages(include=["mtu_fast", "mtu_fast.*"]), "mtu_fast.kernels"],
+        package_dir={"mtu_fast.kernels": "kernels"},
+        ext_modules=[] if ABSENT else [extension()],
+        cmdclass={"build_py": BuildPython, "build_ext": BuildExtension},
+    )
