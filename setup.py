@@ -14,11 +14,13 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from setuptools import Extension, find_packages, setup
+import setuptools
+from setuptools import Distribution, Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+OLDEST_SETUPTOOLS = 77  # reads the licence in pyproject.toml
 OLDEST_TORCH = (2, 11)  # LibTorch's stable ABI as of this version; the binary serves every later one
 ARCHITECTURES = ("80", "90", "100")  # those of them that nvcc knows, and PTX of the last, for what comes after
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp-simd", "-fno-math-errno", "-fvisibility=hidden", "-Wall"]
@@ -112,6 +114,25 @@ def leave_note(folder: Path, reason: str) -> None:
         print(f"mtu_fast: built without mtu_fast._C: {reason}", file=sys.stderr)
 
 
+class Package(Distribution):
+    """What pyproject.toml says; to build the extension alone nothing of it is needed, and older setuptools serve."""
+
+    def parse_config_files(self, *arguments, **options) -> None:
+        """Read pyproject.toml.
+
+        Raises:
+            SystemExit: setuptools is too old to; it would speak of a "data.license" that is not valid.
+        """
+        if int(setuptools.__version__.partition(".")[0]) >= OLDEST_SETUPTOOLS:
+            super().parse_config_files(*arguments, **options)
+        elif sys.argv[1:2] != ["build_ext"]:
+            found, needed = setuptools.__version__, f"setuptools>={OLDEST_SETUPTOOLS}"
+            raise SystemExit(
+                f"mtu_fast: setuptools {found} cannot read pyproject.toml: `pip install '{needed}'`. Without network, "
+                "`python setup.py build_ext --inplace` builds the extension in the source tree"
+            )
+
+
 class BuildPython(build_py):
     """Copies the package, with the note when no extension is going to be built."""
 
@@ -164,6 +185,7 @@ class BuildExtension(build_ext):
 if __name__ == "__main__":  # pip runs it so, too
     os.chdir(ROOT)
     setup(
+        distclass=Package,
         packages=[*find_packages(include=["mtu_fast", "mtu_fast.*"]), "mtu_fast.kernels"],
         package_dir={"mtu_fast.kernels": "kernels"},
         ext_modules=[] if ABSENT else [extension()],

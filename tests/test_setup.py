@@ -129,3 +129,20 @@ def test_without_any_compiler_there_is_a_note_instead_of_an_extension(
     assert build(script, monkeypatch, cuda_torch, fails=True) == []
     assert (cuda_torch / "mtu_fast" / "_C.missing").read_text() == "compiling failed (no compiler)\n"
     assert "built without mtu_fast._C: compiling failed (no compiler)" in capfd.readouterr().err
+
+
+def test_an_older_setuptools_builds_the_extension_and_refuses_the_rest(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    package = script.Package()
+    monkeypatch.setattr("sys.argv", ["setup.py", "bdist_wheel"])
+    package.parse_config_files()
+    assert package.metadata.name == "mtu_fast"
+    monkeypatch.setattr(setuptools, "__version__", "70.3.0")
+    with pytest.raises(SystemExit, match=r"setuptools 70\.3\.0 cannot .*: `pip install 'setuptools>=77'`"):
+        script.Package().parse_config_files()
+    monkeypatch.setattr("sys.argv", ["setup.py", "build_ext", "--inplace"])
+    package = script.Package()
+    package.parse_config_files()
+    assert package.metadata.name is None
