@@ -1,13 +1,14 @@
 """Cases of `row_gram`, the ghost Grams, `gather_gram`, and the direct routes composed of them.
 
-Products of the ghost Grams are float64 on the CPU and float32 on a GPU ("highest"), and so is what they are measured
-against. Floors count the upper triangle only, the activations' products once for all tasks.
+Products are what the kernels plan for the device (float64 on the CPU and on GPUs where that is fast, else float32), and
+so is what they are measured against. Floors count the upper triangle only, products that tasks share once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from itertools import combinations_with_replacement
 from math import prod
 
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from benchmarks.floor import Cost
 from benchmarks.ops.case import KERNEL, REFERENCE, Bench, Case, Run
-from mtu_fast.ops import gram
+from mtu_fast.ops import _library, gram
 
 HIGHEST = "highest"
 CHUNK = 1 << 11  # columns of a truth's tile
@@ -25,8 +26,23 @@ STRIPS = 8  # of the upper triangle, for the vendor's products
 
 
 def products(device: str) -> torch.dtype:
-    """The precision of the ghost Grams' products on this device."""
-    return torch.float32 if device.startswith("cuda") else torch.float64
+    """The precision of the ghost Grams' products of float32 on this device, "highest"."""
+    return _planned(device, "ghost_plan", HIGHEST)
+
+
+def row_products(device: str, rows: int) -> torch.dtype:
+    """The precision of the products of explicit float32 rows on this device."""
+    return _planned(device, "row_plan", rows)
+
+
+def _planned(device: str, chooser: str, *arguments: object) -> torch.dtype:
+    """What Triton's launcher chooses; float64 where plain torch or the CPU's kernels serve."""
+    if device.startswith("cuda") and not _library.why_no_triton():
+        kernels = import_module("mtu_fast.kernels.gram")
+        plan = getattr(kernels, chooser)(torch.float32, *arguments, kernels.arch())
+        if plan is not None:
+            return plan.sums
+    return torch.float64
 
 
 def untiled(left: Sequence[Tensor], right: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -55,8 +71,10 @@ def _upper(n: int, k: int) -> float:
     return float(n) * (n + 1) * k
 
 
-def _cost(dtype: torch.dtype, flops: float, read: float, rows: int) -> Cost:
-    return Cost(read, 8.0 * rows**2, **{"flops64" if dtype == torch.float64 else "flops32": flops})
+def _cost(dtype: torch.dtype, flops: float, read: float, rows: int, flops32: float = 0.0) -> Cost:
+    """Products in `dtype` of what is read, into G; `flops32` besides, whatever the dtype."""
+    wide = flops if dtype == torch.float64 else 0.0
+    return Cost(read, 8.0 * rows**2, flops32=flops32 + flops - wide, flops64=wide)
 
 
 def _summed_pairwise(rows: Tensor) -> Tensor:
@@ -81,8 +99,9 @@ def _rows(r: int, p: int, device: str) -> Bench:
         "untiled": whole,
     }
     parts: dict[str, Run] = {"one float32 product": lambda: rows[0] @ rows[0].T}
-    cost = Cost(4.0 * r * p, 8.0 * r * r, flops64=_upper(r, p))
-    return Bench(runs, partial(_summed_pairwise, rows[0]), runs[REFERENCE], cost, parts)
+    dtype = row_products(device, r)
+    plain = runs[REFERENCE] if dtype == torch.float64 else parts["one float32 product"]
+    return Bench(runs, partial(_summed_pairwise, rows[0]), plain, _cost(dtype, _upper(r, p), 4.0 * r * p, r), parts)
 
 
 # ---- ghost routes ---------------------------------------------------------------------------------------------------
@@ -155,7 +174,7 @@ def _gather(n: int, s: int, vocabulary: int, d: int, device: str) -> Bench:
         "matched": partial(matched, torch.float64),
     }
     # What has to be multiplied: rows restricted to the entries that occur in both of a pair; the diagonal at least.
-    cost = Cost(4.0 * n * s * d + 8.0 * n * s, 8.0 * n * n, flops64=2.0 * n * s * d)
+    cost = _cost(products(device), 2.0 * n * s * d, 4.0 * n * s * d + 8.0 * n * s, n)
     return Bench(runs, runs["matched"], lambda: gram.gather_gram.reference(index, values).float(), cost)
 
 
@@ -172,7 +191,8 @@ def _outer_direct(n: int, s: int, a: int, b: int, device: str) -> Bench:
         return gram.row_gram.reference([rows])
 
     runs: dict[str, Run] = {REFERENCE: partial(whole, torch.float32), KERNEL: partial(gram.outer_gram, left, right)}
-    cost = Cost(4.0 * n * s * (a + b), 8.0 * n * n, flops32=2.0 * n * s * a * b, flops64=_upper(n, a * b))
+    making = 2.0 * n * s * a * b
+    cost = _cost(row_products(device, n), _upper(n, a * b), 4.0 * n * s * (a + b), n, flops32=making)
     parts: dict[str, Run] = {"vendor products": partial(gram.outer_rows, left[0], right[0])}
     return Bench(runs, partial(whole, torch.float64), lambda: whole(torch.float32).float(), cost, parts)
 
@@ -197,7 +217,8 @@ def _conv_direct(n: int, channels: int, side: int, device: str) -> Bench:
         KERNEL: partial(gram.conv_gram, x, b, geometry),
     }
     p, positions = prod(geometry.weight), n * side**2
-    cost = Cost(8.0 * positions * channels, 8.0 * n * n, flops32=2.0 * positions * p, flops64=_upper(n, p))
+    making = 2.0 * positions * p
+    cost = _cost(row_products(device, n), _upper(n, p), 8.0 * positions * channels, n, flops32=making)
     parts: dict[str, Run] = {
         "vendor convolutions": vendor,
         "one batch weight gradient": partial(gram.conv_weight_gradient, x[0][:, 0], b[0][:, 0], geometry),

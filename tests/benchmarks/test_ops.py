@@ -13,10 +13,11 @@ from torch import Tensor
 
 from benchmarks.floor import Ceilings, Cost, ceilings
 from benchmarks.ops import __main__ as command
-from benchmarks.ops import table, tested
+from benchmarks.ops import gram, table, tested
 from benchmarks.ops.case import KERNEL, REFERENCE, Bench, Case, check
 from benchmarks.ops.project import uneven
 from benchmarks.plot_ops import plot_ops
+from mtu_fast.ops import _library
 from mtu_fast.ops._library import ops
 
 pytestmark = pytest.mark.usefixtures("only_new_objects")  # every round collects
@@ -194,6 +195,32 @@ def test_the_floor_is_the_longer_of_moving_and_computing() -> None:
     assert machine.floor(Cost(read=20.0, flops32=200.0, flops64=100.0)) == 4.0
     measured = ceilings("cpu", quick=True)
     assert min(measured.read, measured.copy, measured.float32, measured.float64) > 1e6
+
+
+@pytest.mark.parametrize(
+    ("arch", "expected"),
+    [(80, torch.float64), (86, torch.float32), (89, torch.float32), (90, torch.float64), (120, torch.float32)],
+)
+def test_what_is_measured_against_is_what_the_gpus_kernels_plan(
+    monkeypatch: pytest.MonkeyPatch, arch: int, expected: torch.dtype
+) -> None:
+    kernels = pytest.importorskip("mtu_fast.kernels.gram")
+    monkeypatch.setattr(_library, "why_no_triton", lambda: "")
+    monkeypatch.setattr(kernels, "arch", lambda: arch)
+    assert gram.products("cuda") == gram.row_products("cuda", 48) == expected
+    assert gram.products("cpu") == gram.row_products("cpu", 48) == torch.float64
+    monkeypatch.setattr(gram, "products", lambda device: expected)  # of a case made on the CPU
+    monkeypatch.setattr(gram, "row_products", lambda device, rows: expected)
+    for case in gram.cases("quick"):
+        bench = case.make("cpu")
+        assert (bench.cost.flops64 > 0) == (expected == torch.float64)
+        precise = bench.plain().dtype == torch.float64
+        assert precise == (expected == torch.float64 and case.op in {"row_gram", "outer_ghost", "conv_ghost"})
+
+
+def test_without_triton_a_gpu_has_plain_torch_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "why_no_triton", lambda: "no C compiler")
+    assert gram.products("cuda") == gram.row_products("cuda", 48) == torch.float64
 
 
 def test_uneven_sizes_add_up() -> None:
