@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,30 @@ def test_the_time_adds_up_and_every_stage_is_for_the_gpu(tmp_path: Path) -> None
     assert sum(stage.seconds for stage in real) + 10 <= 540
     for stage in real[4:]:
         assert all("cuda" in command and "--quick" not in command for command in stage.commands)
+
+
+def launched(file: Path) -> set[str]:
+    """The functions of a file of Triton kernels that are launched: `kernel[grid](...)`."""
+    calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    names = {f.value.id for f in calls if isinstance(f, ast.Subscript) and isinstance(f.value, ast.Name)}
+    return names - {"dict"}
+
+
+def test_the_sanitizer_watches_every_kernel_of_ours_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = set().union(*(launched(file) for file in (gpu_check.ROOT / "kernels").glob("*.py")))
+    assert {"_row_gram", "_ghost", "_collect", "_double"} <= ours
+    assert set(gpu_check.kernel_names()) == {"mtu_fast", *ours}
+    assert "namespace mtu_fast::cuda" in (gpu_check.ROOT / "csrc" / "cuda" / "gram_schmidt.cuh").read_text()
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    (stage,) = (stage for stage in gpu_check.stages(tmp_path, dry=False) if stage.name == "sanitizer")
+    tools = [command[: command.index("-m")] for command in stage.commands]
+    assert [tool[tool.index("--tool") + 1] for tool in tools] == ["memcheck", "racecheck"]
+    for tool in tools:
+        filters = {value for option, value in pairwise(tool) if option == "--kernel-name"}
+        assert filters == {f"kns={name}" for name in gpu_check.kernel_names()}
+    assert "--report-api-errors no" in " ".join(tools[0])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
