@@ -1,6 +1,7 @@
 """mtu_fast: from unreduced losses to an interference-free `.grad`, without building the per-sample Jacobian."""
 
 from mtu_fast.engine import Engine
+from mtu_fast.loop import History, unlearn
 from mtu_fast.methods import (
     FORGET,
     RETAIN,
@@ -34,6 +35,7 @@ __all__ = [
     "FineTune",
     "GradDiff",
     "GradientAscent",
+    "History",
     "InterferenceAware",
     "Mean",
     "Method",
@@ -49,4 +51,5 @@ __all__ = [
     "cat",
     "random_labels",
     "shuffled_targets",
+    "unlearn",
 ]

@@ -20,6 +20,10 @@ PER = ("total", "layer", "tensor")
 SMALL = 1 << 14  # parameters of a tensor: below, calls cost more than the work, and tensors are taken together
 
 
+class NotFiniteError(RuntimeError):
+    """A row or an update is infinite or undefined; nothing was written."""
+
+
 @dataclass(frozen=True)
 class Shared:
     """What the rows of one engine have in common: its parameters, and how exact the products of a Gram must be."""
@@ -372,7 +376,7 @@ class Rows:
         if gram.numel() and not bool(torch.isfinite(gram).all()):
             bad = (~torch.isfinite(gram.diagonal(dim1=-2, dim2=-1))).any(0).nonzero().flatten()
             at = [(self.roles.tasks[self.roles.task[r]], int(self.roles.sample[r])) for r in bad[:8]]
-            raise RuntimeError(
+            raise NotFiniteError(
                 f"rows: the gradient of (task, sample) {at} is not finite although its loss is (an overflow in half "
                 "precision, a square root at zero?); leave these rows out by `present`, or rescale the loss."
             )
@@ -420,12 +424,12 @@ def check_finite(tensors: Iterable[Tensor]) -> None:
     """Nothing of an update is infinite or undefined.
 
     Raises:
-        RuntimeError: something is.
+        NotFiniteError: something is.
     """
     # A sum is finite if all its terms are, but for terms near the end of the range; it costs one read.
     sums = [t.sum(dtype=torch.float32 if t.dtype.itemsize < 4 else None).double() for t in tensors]
     if sums and not bool(torch.isfinite(torch.stack(sums)).all()):
-        raise RuntimeError(
+        raise NotFiniteError(
             "backward: the update is not finite; .grad is untouched. Look for overflow in half precision, for weights "
             "that are not finite, or for a gradient that is not finite though its loss is; the last spoils whole-batch "
             "backwards even where `present` leaves the sample out (0 times infinity), so guard it in the loss."

@@ -17,10 +17,11 @@ PACKAGE = Path(__file__).parents[1] / "mtu_fast"
 # A room is a file or a folder of the package; it may import itself and the rooms on the right.
 ARROWS: dict[str, set[str]] = {
     "__main__": {"__init__", "ops"},
-    "__init__": {"engine", "rows", "methods", "report", "subspace"},
+    "__init__": {"engine", "rows", "methods", "report", "subspace", "loop"},
     "engine": {
         "rowmap", "checks", "explain", "stream", "plan", "graph", "nodes", "rows", "uses", "methods", "subspace",
     },
+    "loop": {"engine", "rows", "checks", "methods", "subspace"},
     "subspace": {"rows", "methods", "ops"},
     "explain": {"rows", "uses"},
     "checks": {"methods"},
@@ -40,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "report": {"engine", "methods", "metrics", "rows"},
 }
 NEEDED = {"torch", "numpy"}  # besides the standard library
-OPTIONAL = {"sklearn", "tqdm"}  # imported where they are used, within a function
+OPTIONAL = {"matplotlib", "sklearn", "tqdm"}  # imported where they are used, within a function
 METHODS_MAY_USE = "mtu_fast.ops.gram_schmidt"  # methods see R x R only
 
 

@@ -1,0 +1,104 @@
+"""What a losses function gives, and its means over a loader in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtu_fast.checks import presence
+from mtu_fast.loop.randomness import preserved
+from mtu_fast.loop.stream import generators
+
+LossFunction = Callable[[nn.Module, Any], Any]
+ScoreFunction = Callable[[nn.Module, Iterable[Any]], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model on the data of one loader.
+
+    Attributes:
+        loss: {task: mean loss} over the labelled samples; a task without any is left out.
+        score: {task: score}, higher better.
+        tasks: all tasks that the losses function knows.
+        samples: how many.
+        batches: in how many batches.
+    """
+
+    loss: dict[str, float]
+    score: dict[str, float]
+    tasks: tuple[str, ...]
+    samples: int
+    batches: int
+
+
+def labelled(given: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Losses {task: [N]} and the masks {task: [N]} of labelled samples, from what a losses function returned.
+
+    Args:
+        given: losses [N] or {task: [N]}, or a pair of them and {task: [N] bool}.
+
+    Raises:
+        TypeError: neither losses nor such a pair.
+        ValueError: losses that are not one value a sample, or masks that do not fit.
+    """
+    losses, present = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    named = {"loss": losses} if isinstance(losses, Tensor) else losses
+    if not isinstance(named, Mapping) or not all(isinstance(loss, Tensor) for loss in named.values()):
+        raise TypeError(
+            f"losses: found {type(losses).__name__}, expected that losses(model, batch) returns a tensor [N], "
+            "{task: [N]}, or a pair (losses, {task: [N] bool}) where labels are missing."
+        )
+    shapes = {task: tuple(loss.shape) for task, loss in named.items()}
+    if not named or len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise ValueError(
+            f"losses: found shapes {shapes}, expected one value per sample [N] for every task: reduction='none', then "
+            "loss.flatten(1).mean(1). Samples without a label keep their place; return (losses, {task: mask})."
+        )
+    return dict(named), presence(present, named)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; each module's own mode is put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def measure(
+    name: str, model: nn.Module, loader: Iterable[Any], losses: LossFunction, score: ScoreFunction | None
+) -> Measured:
+    """Mean loss and score per task of a model on a loader; no random generator notices.
+
+    Raises:
+        ValueError: the loader gives no batch.
+    """
+    total: dict[str, Tensor] = {}
+    count: dict[str, Tensor] = {}
+    samples = batches = 0
+    with preserved(generators(loader)), evaluating(model):
+        for batch in loader:
+            named, present = labelled(losses(model, batch))
+            for task, loss in named.items():
+                total[task] = total.get(task, 0.0) + loss.double().where(present[task], 0.0).sum()
+                count[task] = count.get(task, 0.0) + present[task].sum()
+            samples, batches = samples + len(next(iter(named.values()))), batches + 1
+        if not batches:
+            raise ValueError(f"{name}: the loader gave no batch.")
+        n = {task: int(one) for task, one in count.items()}
+        mean = {task: float(total[task]) / n[task] for task in total if n[task]}
+        scored = {task: -loss for task, loss in mean.items()}
+        if score is not None:
+            scored = {task: float(value) for task, value in score(model, loader).items()}
+    return Measured(mean, scored, tuple(total), samples, batches)
