@@ -100,10 +100,11 @@ class Run:
 
     def _update(self, retain: Any, forget: Any) -> None:
         s = self.settings
+        wanted = s.losses if s.forget_losses is None else s.forget_losses
         clear_gradients(s)
         add_gradients(
             self.engine, s.method, lambda: self._forward("retain", s.losses, retain),
-            lambda: self._forward("forget", s.forget_losses or s.losses, forget), self.history.targets,
+            lambda: self._forward("forget", wanted, forget), self.history.targets,
         )  # fmt: skip
         if s.clip is not None:
             held = [p for group in s.optimizer.param_groups for p in group["params"]]

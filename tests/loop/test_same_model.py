@@ -44,7 +44,7 @@ def slow(model: MultiTask, retain: Any, forget: Any, targets: tuple[str, ...], s
         step(held, found, masks, i)
         with torch.no_grad():
             for p in held:
-                p -= LR * p.grad
+                p.sub_(p.grad, alpha=LR)
     return parameters(model)
 
 

@@ -341,4 +341,4 @@ def test_the_direction_is_clipped_as_a_whole() -> None:
         moved.append(parameters(one) - start)
     length: Tensor = moved[1].norm()
     assert length.item() == pytest.approx(1e-3, rel=1e-5)
-    assert torch.cosine_similarity(*moved, dim=0).item() == pytest.approx(1.0, abs=1e-9)
+    assert torch.cosine_similarity(moved[0], moved[1], dim=0).item() == pytest.approx(1.0, abs=1e-9)
