@@ -53,11 +53,21 @@ class Settings:
                 check_loader(name, loader)
         for name in ("max_steps", "epochs", "every"):
             _whole(name, getattr(self, name))
-        bounds = {"clip": self.clip}
-        bounds |= self.max_drift if isinstance(self.max_drift, Mapping) else {"max_drift": self.max_drift}
+        self._check_bounds()
+        self._check_end()
+        self._check_parameters()
+
+    def _check_bounds(self) -> None:
+        bounds: dict[str, float | None] = {"clip": self.clip}
+        if isinstance(self.max_drift, Mapping):
+            bounds |= {f"max_drift[{task!r}]": bound for task, bound in self.max_drift.items()}
+        else:
+            bounds["max_drift"] = self.max_drift
         for name, bound in bounds.items():
             if bound is not None and not (math.isfinite(bound) and bound > 0):
                 raise ValueError(f"{name}: found {bound}, expected a positive number, or None for no bound.")
+
+    def _check_end(self) -> None:
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise TypeError("scheduler: ReduceLROnPlateau waits for a score; expected one that is stepped every step.")
         if self.validation is None and isinstance(self.method, Scheduled):
@@ -67,7 +77,6 @@ class Settings:
                 "unlearn: nothing would end this run; pass validation (it stops at the held-out level), max_steps or "
                 "epochs."
             )
-        self._check_parameters()
 
     def _check_parameters(self) -> None:
         mine = {id(p) for p in self.model.parameters()}

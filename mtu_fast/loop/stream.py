@@ -53,7 +53,6 @@ class Stream:
 
     Attributes:
         passes: finished passes.
-        open: whether a pass has begun and its end was not seen.
     """
 
     def __init__(self, name: str, loader: Iterable[Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mtu_fast.loop.evaluate import Measured, measure
@@ -27,7 +27,8 @@ class Watch:
 
     def validation(self) -> Measured:
         """Losses and scores on data never seen."""
-        return self._on("validation", self.settings.validation or ())
+        held_out = self.settings.validation
+        return self._on("validation", () if held_out is None else held_out)
 
     def _on(self, name: str, loader: Iterable[Any]) -> Measured:
         return measure(name, self.settings.model, loader, self.settings.losses, self.settings.score)
@@ -46,6 +47,10 @@ class Watch:
                 raise ValueError(f"{side}: the mean loss of tasks {bad} is not finite before the first step already.")
         tasks = tuple(dict.fromkeys((*forget.tasks, *retain.tasks)))
         targets = chosen(self.settings.targets, tasks)
+        bound = self.settings.max_drift
+        unknown = [name for name in bound if name not in tasks] if isinstance(bound, Mapping) else []
+        if unknown:
+            raise ValueError(f"max_drift: found unknown tasks {unknown}, expected some of {list(tasks)}.")
         _finite_scores("forget", forget, targets)
         level = None
         if self.settings.validation is not None:

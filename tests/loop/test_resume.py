@@ -277,3 +277,31 @@ def test_samples_drawn_on_the_way(tmp_path: Path) -> None:
     second = scene(path)
     second.run()
     assert torch.equal(parameters(second.model), parameters(whole.model))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 6]),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
+        lambda o: torch.optim.lr_scheduler.SequentialLR(
+            o, [torch.optim.lr_scheduler.ConstantLR(o), torch.optim.lr_scheduler.CosineAnnealingLR(o, 9)], [3]
+        ),
+    ],
+    ids=["multi-step", "lambda", "sequential"],
+)
+def test_schedulers_are_resumed(make: Callable[[Any], Any], tmp_path: Path) -> None:
+    found = []
+    for give_up in (None, 7):
+        path = None if give_up is None else tmp_path / "run.pt"
+        for again in (give_up, None) if give_up else (None,):
+            scene = Scene(mtu.GradDiff, path)
+            scene.optimizer = sgd(scene.model, momentum=0.9)
+            scene.arguments |= {"scheduler": make(scene.optimizer), "max_steps": 9}
+            if again:
+                with pytest.raises(Interrupted):
+                    scene.run(again)
+            else:
+                scene.run()
+        found.append(parameters(scene.model))
+    assert torch.equal(found[0], found[1])
