@@ -1,0 +1,100 @@
+"""The weights of alpha-fair bargaining: G w = w^(-1/a), w > 0, by Newton's method on the whole batch at once.
+
+With C = D G D of unit diagonal and w = D u this is C u = b ∘ u^(-q), b = D^(1-q), q = 1/a: the point where the convex
+function ½ uᵀCu - Σ b u^(1-q) / (1-q) (for a = 1: - Σ log u) is least. Newton's steps go down that function, their
+length by a safeguarded Newton search on its derivative along the step, and q moves from 1 to 1/a on the way, since the
+function is self-concordant at 1 only. Tried on condition 10 to 1e5 of J, 2 to 32 rows, lengths over three decades: the
+residual ends at rounding for a from 0.25 to 5.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtu_fast.methods.signed import equilibrated
+
+SETTLE, TRAVEL, POLISH = 4, 24, 12  # iterations at q = 1, towards 1/a, and there; SETTLE + POLISH + 8 where a = 1
+SEARCH = 3  # steps of the line search
+LARGEST = 1e16  # of u, where the function has no least point
+
+
+def fair_weights(G: Tensor, a: float, tol: float) -> Tensor:
+    """w ≥ 0 with (G w)_i = w_i^(-1/a) on the rows that are not zero, 0 on those that are.
+
+    Where a non-negative combination of the unit rows is shorter than `tol` times its largest coefficient, no direction
+    suits all rows and no w exists: w = 0 there.
+
+    Args:
+        G: `[..., R, R]` float64.
+        a: exponent, positive.
+        tol: length below which a combination counts as zero.
+
+    Returns:
+        w `[..., R]`.
+    """
+    if not G.shape[-1]:
+        return G.sum(-1)
+    C, D = equilibrated(G)
+    active = D > 0
+    length = torch.where(active, D, torch.ones_like(D)).log()
+    mean = (length * active).sum(-1, keepdim=True) / active.sum(-1, keepdim=True).clamp(min=1)
+    length = torch.where(active, length - mean, torch.zeros_like(length))
+    u, cancel = torch.ones_like(D), torch.zeros_like(mean, dtype=torch.bool)
+    for q in _exponents(1.0 / a):
+        u = _newton(C, ((1.0 - q) * length).exp(), u, q)
+        cancel = cancel | _cancels(C, u, tol)  # one such u is proof; what the iteration does afterwards is not
+    w = D * u * ((a - 1.0) / (a + 1.0) * mean).exp()  # b was divided by exp((1 - q) mean)
+    return torch.where(cancel, torch.zeros_like(w), w)
+
+
+def _exponents(q: float) -> list[float]:
+    """The q of every iteration: 1, then evenly in the logarithm to its value, then its value."""
+    if q == 1.0:
+        return [1.0] * (SETTLE + POLISH + 8)
+    return [1.0] * SETTLE + [q ** (k / TRAVEL) for k in range(1, TRAVEL)] + [q] * POLISH
+
+
+def _cancels(C: Tensor, u: Tensor, tol: float) -> Tensor:
+    """Whether the combination of the unit rows is shorter than `tol` times its largest coefficient; `[..., 1]`."""
+    square = (u * _times(C, u)).sum(-1, keepdim=True)
+    return square <= (tol * u.amax(-1, keepdim=True)) ** 2
+
+
+def _times(C: Tensor, u: Tensor) -> Tensor:
+    return (C @ u[..., None])[..., 0]
+
+
+def _newton(C: Tensor, b: Tensor, u: Tensor, q: float) -> Tensor:
+    """One step: u scaled as a whole to where the function is least, then the Newton direction."""
+    Cu = _times(C, u)
+    quadratic, linear = (u * Cu).sum(-1, keepdim=True), (b * u ** (1.0 - q)).sum(-1, keepdim=True)
+    t = (linear / quadratic.clamp(min=1e-30)) ** (1.0 / (1.0 + q))
+    u, Cu = t * u, t * Cu
+    price = b * u**-q
+    d = _solve(C + torch.diag_embed(q * price / u), price - Cu)
+    d = torch.where(d.isfinite(), d, torch.zeros_like(d))
+    return (u + _step_length(C, b, u, Cu, d, q) * d).clamp(max=LARGEST)
+
+
+def _solve(H: Tensor, rhs: Tensor) -> Tensor:
+    """H⁻¹ rhs for a positive definite H, by Cholesky after scaling to unit diagonal; nothing is checked."""
+    scale = H.diagonal(dim1=-2, dim2=-1).rsqrt()
+    ridge = torch.diag_embed(torch.full_like(rhs, 1e-15 * H.shape[-1]))
+    L, _ = torch.linalg.cholesky_ex(H * scale[..., None] * scale[..., None, :] + ridge)
+    return scale * torch.cholesky_solve((scale * rhs)[..., None], L)[..., 0]
+
+
+def _step_length(C: Tensor, b: Tensor, u: Tensor, Cu: Tensor, d: Tensor, q: float) -> Tensor:
+    """t > 0 at which the derivative along d is about zero, u + t d staying positive; `[..., 1]`."""
+    level, slope = (d * Cu).sum(-1, keepdim=True), (d * _times(C, d)).sum(-1, keepdim=True)
+    high = 0.99 / (-d / u).amax(-1, keepdim=True).clamp(min=1e-3)
+    low, t = torch.zeros_like(high), high.clamp(max=1.0)
+    for _ in range(SEARCH):
+        moved = u + t * d
+        price = b * moved**-q
+        value = level + t * slope - (d * price).sum(-1, keepdim=True)
+        low, high = torch.where(value < 0, t, low), torch.where(value < 0, high, t)
+        newton = t - value / (slope + q * (d * d * price / moved).sum(-1, keepdim=True))
+        t = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
+    return t

@@ -1,0 +1,144 @@
+"""GradVac: raise every pair of rows to the similarity that it usually has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtu_fast.methods.base import FORGET, SUBSPACE, Roles, check_fraction, dependence_tolerance
+from mtu_fast.methods.pcgrad import visiting_orders
+from mtu_fast.methods.signed import signed_gram, signs
+
+
+class GradVac:
+    """w = Σ_i c_i: c_i = e_i, for every j ≠ i raised along g_j to the target φ̂_ij of the cosine φ of J^T c_i and g_j.
+
+    if φ < φ̂: c_i[j] += ‖J^T c_i‖ (φ̂ √(1 - φ²) - φ √(1 - φ̂²)) / (‖g_j‖ √(1 - φ̂²)); then φ̂ += beta (φ - φ̂).
+
+    The targets φ̂_ij start at 0, where the first call is PCGrad, and follow the cosines that were met. They are kept by
+    (kind, task) of both rows, so they survive rows in another order and steps in which a task is missing; rows of one
+    (kind, task) share them and move them by their mean. Forget rows enter negated and their weights come back negated;
+    subspace rows take no part. Zero rows, a c_i of which the dependence tolerance leaves nothing, and targets closer to
+    1 than that change nothing (our reading). A batch of matrices has targets of its own for each. Runs on the device of
+    G without waiting for it. `state_dict` and `load_state_dict` keep the targets across runs.
+
+    Args:
+        beta: how fast targets follow, in [0, 1]; 0 leaves them at 0.
+        generator: draws for every row i the order of its j, at each call; None for increasing j. One order serves all
+            matrices of a batch.
+
+    Raises:
+        TypeError: `beta` is not a number, or `generator` is not a torch.Generator.
+        ValueError: `beta` is outside [0, 1].
+
+    Source: Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively
+    Multilingual Models", arXiv 2010.05874, algorithm 1.
+    """
+
+    per = "task"
+    granularity = "global"
+    needs_gram = True
+
+    def __init__(self, beta: float = 0.01, generator: torch.Generator | None = None) -> None:
+        self.beta = _check_beta(beta)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"GradVac: generator is {type(generator).__name__}, expected a torch.Generator or None; "
+                "for a seed pass torch.Generator().manual_seed(seed)."
+            )
+        self.generator = generator
+        self._tasks: tuple[str, ...] = ()
+        self._targets: Tensor | None = None  # [..., 2 tasks, 2 tasks]: retain and forget row of each task
+
+    def __call__(self, G: Tensor, roles: Roles) -> Tensor:
+        """Weights [..., R] float64 from the Gram matrix [..., R, R]; moves the targets.
+
+        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in `roles`, or a batch
+        of another shape than before, a ValueError.
+        """
+        G, sign = signed_gram("GradVac", G, roles)
+        table = self._table(G, roles.tasks)
+        which = self._memberships(roles)  # [R, 2 tasks]
+        orders = visiting_orders(len(roles), self.generator).to(G.device)
+        C, met, seen = _vaccinate(G, which @ table @ which.t(), orders, dependence_tolerance(roles.dtype))
+        count = which.t() @ seen @ which
+        mean = (which.t() @ (met * seen) @ which) / count.clamp(min=1.0)
+        self._targets = torch.where(count > 0, table + self.beta * (mean - table), table)
+        return sign * C.sum(-2)
+
+    def outside(self, roles: Roles) -> Tensor:
+        """Weights 1 on retain rows, -1 on forget rows, [R]: the weights where nothing is changed."""
+        return signs(roles)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Targets, the tasks they belong to, and the state of the generator."""
+        generator = None if self.generator is None else self.generator.get_state()
+        targets = None if self._targets is None else self._targets.clone()
+        return {"tasks": list(self._tasks), "targets": targets, "generator": generator}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._tasks = tuple(state["tasks"])
+        self._targets = None if state["targets"] is None else state["targets"].clone()
+        if self.generator is not None and state["generator"] is not None:
+            self.generator.set_state(state["generator"])
+
+    def _table(self, G: Tensor, tasks: tuple[str, ...]) -> Tensor:
+        """The targets, grown by rows and columns of zeros for tasks not met before: [..., 2 tasks, 2 tasks]."""
+        known = self._tasks
+        self._tasks = (*known, *(task for task in tasks if task not in known))
+        size = 2 * len(self._tasks)
+        if self._targets is None:
+            return G.new_zeros(*G.shape[:-2], size, size)
+        if self._targets.shape[:-2] != G.shape[:-2]:
+            raise ValueError(
+                f"GradVac: G has the batch shape {tuple(G.shape[:-2])}, but the targets have "
+                f"{tuple(self._targets.shape[:-2])} from the calls before; use one GradVac for each."
+            )
+        more = size - self._targets.shape[-1]
+        return torch.nn.functional.pad(self._targets.to(G), (0, more, 0, more))
+
+    def _memberships(self, roles: Roles) -> Tensor:
+        """1 where row r is of the entry's (kind, task), [R, 2 tasks] float64; zero for subspace rows."""
+        known = [self._tasks.index(task) for task in roles.tasks]
+        place = torch.tensor(known, dtype=torch.int64, device=roles.task.device)
+        entry = 2 * place[roles.task] + (roles.kind == FORGET).long()
+        one_hot = torch.nn.functional.one_hot(entry, 2 * len(self._tasks)).double()
+        return one_hot * (roles.kind != SUBSPACE)[:, None]
+
+    def __repr__(self) -> str:
+        return f"GradVac(beta={self.beta}{'' if self.generator is None else ', generator=...'})"
+
+
+def _check_beta(beta: float) -> float:
+    """The share by which a target moves."""
+    if not isinstance(beta, bool) and isinstance(beta, int | float) and not 0.0 <= beta <= 1.0:
+        raise ValueError(f"GradVac: beta is {beta}, expected a number in [0, 1]: how far targets move a step.")
+    return check_fraction("GradVac", "beta", beta)
+
+
+def _vaccinate(G: Tensor, targets: Tensor, orders: Tensor, tol: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Coefficients [..., R, R] of the changed rows, the cosines [..., R, R] met, and 1 where one was met.
+
+    All rows i take their step at once; orders [R, R-1] holds whom each of them meets.
+    """
+    C = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device).expand(G.shape)
+    met, seen = torch.zeros_like(G), torch.zeros_like(G)
+    square = G.diagonal(dim1=-2, dim2=-1)
+    for j in orders.unbind(1):
+        at = j[:, None].expand(*square.shape, 1)
+        left = ((C @ G) * C).sum(-1)  # ‖J^T c_i‖²
+        other = square[..., j]
+        there = (left > tol**2 * square) & (other > 0)
+        cosine = ((C * G[..., j, :]).sum(-1) / (left * other).sqrt()).clamp(-1.0, 1.0)
+        cosine = torch.where(there, cosine, torch.zeros_like(cosine))
+        target = targets.gather(-1, at)[..., 0]
+        sine, wanted = (1.0 - cosine**2).sqrt(), (1.0 - target**2).clamp(min=0.0).sqrt()
+        step = (left / other).sqrt() * (target * sine / wanted - cosine)
+        step = torch.where(there & (cosine < target) & (wanted > tol), step, torch.zeros_like(step))
+        C = C.scatter_add(-1, at, step[..., None])
+        met, seen = met.scatter(-1, at, cosine[..., None]), seen.scatter(-1, at, there[..., None].to(G))
+    return C, met, seen

@@ -1,0 +1,42 @@
+"""GDR-GMA on explicit gradient vectors."""
+
+from __future__ import annotations
+
+from math import exp
+from typing import Any
+
+from torch import Tensor
+
+from mtu_fast.reference.base import Pair, Sides, reference
+from mtu_fast.reference.mean import mean
+
+
+def gdrgma(r: Tensor, f: Tensor, share: float) -> Tensor:
+    """(1 − share) r' + share f': r' is r without its conflict with f, f' is f − <r, f> / ‖r‖² · r' ([P] each).
+
+    Source: GDR-GMA, ACM Multimedia 2024; the order and the r' in the second step as in its code.
+    """
+    conflict = r @ f
+    if conflict < 0:
+        rectified = r - conflict / (f @ f) * f
+        f = f - conflict / (r @ r) * rectified
+        r = rectified
+    return (1 - share) * r + share * f
+
+
+def forget_share(sides: Sides, slope: float, threshold: float) -> float:
+    """1 / (1 + exp(slope (L − threshold))), L the mean over tasks of the mean retain loss; 0 without any."""
+    means = [float(loss.mean()) for loss in sides.retain_loss.values() if len(loss)]
+    loss = sum(means) / max(len(means), 1)
+    return 1 / (1 + exp(min(slope * (loss - threshold), 700.0)))
+
+
+def _shares(sides: Sides, task: str, slope: float, threshold: float, **_: Any) -> Pair:
+    share = forget_share(sides, slope, threshold)
+    return 1 - share, share
+
+
+@reference("gdrgma", outside=_shares)
+def direction(sides: Sides, slope: float = 100.0, threshold: float = 0.02) -> Tensor:
+    """`gdrgma` of the summed mean retain gradients and the negated forget ones."""
+    return gdrgma(mean(sides.retain), -mean(sides.forget), forget_share(sides, slope, threshold))

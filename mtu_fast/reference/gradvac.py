@@ -1,0 +1,69 @@
+"""GradVac on explicit gradient vectors, as the paper's loop."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mtu_fast.reference.base import Sides, reference
+
+Targets = MutableMapping[tuple[Any, Any], float]
+
+
+def gradvac(
+    gradients: Tensor,
+    targets: Targets | None = None,
+    beta: float = 0.01,
+    names: Sequence[Any] | None = None,
+    orders: Sequence[Sequence[int]] | None = None,
+    tol: float = 1e-7,
+) -> Tensor:
+    """Σ_i g_i after g_i is raised along every g_j to the target of their cosine, one j after another.
+
+    Args:
+        gradients: [R, P], one gradient per task; a gradient to be ascended is negated by the caller.
+        targets: {(name of i, name of j): target cosine}, 0 where missing; written to.
+        beta: share by which a target moves towards the cosine met.
+        names: of the rows; their numbers by default.
+        orders: for every i the order of its j; increasing by default.
+        tol: a g_i of which a smaller share is left is zero; a target whose sine is smaller is out of reach.
+
+    Returns:
+        The update direction [P].
+
+    Source: arXiv 2010.05874, algorithm 1.
+    """
+    targets = {} if targets is None else targets
+    named = list(range(len(gradients))) if names is None else list(names)
+    total = gradients.new_zeros(gradients.shape[1])
+    for i in range(len(gradients)):
+        g = gradients[i].clone()
+        for j in range(len(gradients)) if orders is None else orders[i]:
+            length, other = g.norm(), gradients[j].norm()
+            if j == i or other == 0 or length <= tol * gradients[i].norm():
+                continue
+            pair = (named[i], named[j])
+            wanted, cosine = targets.get(pair, 0.0), float((g @ gradients[j] / (length * other)).clamp(-1, 1))
+            sine, reach = (1 - cosine**2) ** 0.5, (1 - wanted**2) ** 0.5
+            if cosine < wanted and reach > tol:
+                g = g + length * (wanted * sine - cosine * reach) / (other * reach) * gradients[j]
+            targets[pair] = wanted + beta * (cosine - wanted)
+        total = total + g
+    return total
+
+
+@reference("gradvac")
+def direction(
+    sides: Sides,
+    beta: float = 0.01,
+    targets: Targets | None = None,
+    orders: Sequence[Sequence[int]] | None = None,
+    tol: float = 1e-7,
+) -> Tensor:
+    """`gradvac` of the signed mean rows; `targets`, a dict, is kept by the caller from step to step."""
+    means = sides.signed_means()
+    return gradvac(sides.signed_matrix(), targets, beta, list(means), orders, tol)
+
+
