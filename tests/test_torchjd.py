@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import mtu_fast as mtu
 from tests.helpers.checks import clear, grad_vector, trained, truth_of
+from tests.helpers.matrices import conditioned, roles
 from tests.helpers.truth import matrix, relative_error
 from tests.helpers.zoo import by_name
 
@@ -60,6 +62,47 @@ def test_pcgrad_is_torchjds(case: str) -> None:
     rows = mtu.Engine(model.backbone).rows(forward(), per="task")
     rows.backward(w)
     assert relative_error(ours, grad_vector(params)) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "slack"),
+    [
+        (mtu.IMTLG, "IMTLG", 1e-9),
+        (mtu.AlignedMTL, "AlignedMTL", 1e-9),
+        (mtu.Sum, "Sum", 0.0),
+        (lambda: mtu.FairGrad(2.0), "FairGrad", 1e-6),  # theirs is a least-squares fit to a tolerance
+        (mtu.NashMTL, "FairGrad", 1e-6),  # exponent one; their Nash-MTL needs cvxpy
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_surgery_is_torchjds(ours: Callable[[], mtu.Method], theirs: str, slack: float, seed: int) -> None:
+    J = conditioned(4, 9, 20.0, seed)
+    G, who = J @ J.t(), roles([mtu.RETAIN] * 4, [0, 1, 2, 3])
+    method = ours()
+    if theirs == "FairGrad":
+        pytest.importorskip("scipy")
+        weighting = aggregation.FairGradWeighting(2.0 if isinstance(method, mtu.FairGrad) else 1.0)
+    else:
+        weighting = getattr(aggregation, f"{theirs}Weighting")()
+    assert relative_error(method(G, who), weighting(J if theirs == "Sum" else G)) <= slack
+
+
+def test_preferences_are_torchjds() -> None:
+    J, p = conditioned(3, 9, 20.0), torch.tensor([0.2, 3.0, 0.0], dtype=torch.float64)
+    ours = mtu.AlignedMTL(dict(zip("abc", p.tolist(), strict=True)))
+    w = ours(J @ J.t(), roles([mtu.RETAIN] * 3, [0, 1, 2]))
+    assert relative_error(w, aggregation.AlignedMTLWeighting(p)(J @ J.t())) <= 1e-9
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.6])
+def test_gradvac_is_torchjds_step_after_step(shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Theirs draws from the global random state; in increasing order the two loops and memories are one."""
+    monkeypatch.setattr(torch, "randperm", torch.arange)
+    ours, theirs = mtu.GradVac(beta=0.5), aggregation.GradVacWeighting(beta=0.5, eps=0.0)
+    for seed in range(6):
+        J = conditioned(4, 9, 20.0, seed) + shift / 3
+        w = ours(J @ J.t(), roles([mtu.RETAIN] * 4, [0, 1, 2, 3]))
+        assert relative_error(w, theirs(J @ J.t())) <= 1e-9
 
 
 @pytest.mark.parametrize("tasks", [1, 2])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import mtu_fast as mtu
 from mtu_fast import reference
 from mtu_fast.methods import (
     FORGET,
@@ -25,8 +26,10 @@ from mtu_fast.methods import (
     Sum,
 )
 from tests.helpers import matrices
+from tests.helpers.checks import clear, grad_vector
 from tests.helpers.matrices import roles
 from tests.helpers.truth import relative_error
+from tests.helpers.zoo import by_name
 
 Make = Callable[[], Method]
 PAIRWISE: dict[str, Make] = {  # a row for each (kind, task)
@@ -40,6 +43,7 @@ PAIRWISE: dict[str, Make] = {  # a row for each (kind, task)
 TWO_SIDED: dict[str, Make] = {"munba": MUNBa, "gdrgma": GDRGMA}
 ALL = PAIRWISE | TWO_SIDED
 OPTIONS = {"gradvac": {"beta": 0.3}, "fairgrad": {"a": 2.0}}
+MASK = torch.tensor([True, False, False, True, False, False])
 KINDS, TASKS = [RETAIN, FORGET, RETAIN, FORGET, RETAIN], [0, 0, 1, 1, 2]
 WHO = {"mixed": (KINDS, TASKS), "retain": ([RETAIN] * 3, [0, 1, 2]), "forget": ([FORGET] * 3, [0, 1, 2])}
 
@@ -76,6 +80,21 @@ def test_is_the_reference_on_explicit_gradients(name: str, case: str, conflict: 
     kinds, tasks = WHO[case]
     J, who = rows_of(len(kinds), 3, conflict), with_losses(roles(kinds, tasks))
     assert relative_error(J.t() @ ALL[name]()(J @ J.t(), who), by_reference(name, J, who)) <= 1e-9
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("forget", [MASK, {"b": MASK}, None])
+def test_a_step_of_the_engine_is_that_of_the_reference(name: str, forget: Tensor | dict[str, Tensor] | None) -> None:
+    """Shared layers and heads, full-task and partial-task requests, nothing to forget."""
+    model, forward = by_name("mlp").build(3, 6)
+    params, heads = list(model.backbone.parameters()), list(model.heads.parameters())
+    blocks = [[j] for j in range(len(params))] if name == "gdrgma" else None
+    options = OPTIONS.get(name, {})
+    reference.backward(params, forward(), name, forget=forget, outside=heads, blocks=blocks, **options)
+    expected = grad_vector([*params, *heads])
+    clear([*params, *heads])
+    mtu.Engine(model, params=model.backbone.parameters()).backward(forward(), ALL[name](), forget=forget)
+    assert relative_error(grad_vector([*params, *heads]), expected) <= 1e-9
 
 
 @pytest.mark.parametrize("name", ALL)

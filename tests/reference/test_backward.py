@@ -117,7 +117,7 @@ def test_accumulates() -> None:
 
 def test_refuses_an_unknown_method() -> None:
     _, params, _, losses = _build()
-    with pytest.raises(ValueError, match=r"method is 'sgd', expected one of ascent, .*orthograd"):
+    with pytest.raises(ValueError, match=r"method is 'sgd', expected one of .*ascent, .*orthograd"):
         reference.backward(params, losses, "sgd")
     assert all(p.grad is None for p in params)
 
