@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from mtu_fast.methods.alignedmtl import AlignedMTL
 from mtu_fast.methods.base import FORGET, RETAIN, SUBSPACE, Method, Roles, dependence_tolerance, mean_weights
+from mtu_fast.methods.cagrad import CAGrad
+from mtu_fast.methods.dualproj import DualProj
 from mtu_fast.methods.fairgrad import FairGrad
 from mtu_fast.methods.fine_tune import FineTune
 from mtu_fast.methods.gdrgma import GDRGMA
@@ -13,6 +15,7 @@ from mtu_fast.methods.gradvac import GradVac
 from mtu_fast.methods.imtlg import IMTLG
 from mtu_fast.methods.interference import InterferenceAware
 from mtu_fast.methods.mean import Mean
+from mtu_fast.methods.mgda import MGDA
 from mtu_fast.methods.munba import MUNBa
 from mtu_fast.methods.nabla_tau import NablaTau
 from mtu_fast.methods.nashmtl import NashMTL
@@ -20,14 +23,18 @@ from mtu_fast.methods.orthograd import OrthoGrad
 from mtu_fast.methods.pcgrad import PCGrad
 from mtu_fast.methods.random_labels import RandomLabels, random_labels, shuffled_targets
 from mtu_fast.methods.sum import Sum
+from mtu_fast.methods.upgrad import UPGrad
 
 __all__ = [
     "FORGET",
     "GDRGMA",
     "IMTLG",
+    "MGDA",
     "RETAIN",
     "SUBSPACE",
     "AlignedMTL",
+    "CAGrad",
+    "DualProj",
     "FairGrad",
     "FineTune",
     "GradDiff",
@@ -44,6 +51,7 @@ __all__ = [
     "RandomLabels",
     "Roles",
     "Sum",
+    "UPGrad",
     "dependence_tolerance",
     "mean_weights",
     "random_labels",

@@ -11,16 +11,20 @@ from pkgutil import iter_modules
 
 from mtu_fast.reference.backward import backward
 from mtu_fast.reference.base import METHODS, Sides
+from mtu_fast.reference.cagrad import cagrad
+from mtu_fast.reference.dualproj import dualproj
 from mtu_fast.reference.fine_tune import fine_tune
 from mtu_fast.reference.graddiff import graddiff
 from mtu_fast.reference.gradient_ascent import gradient_ascent
 from mtu_fast.reference.interference import interference_aware
 from mtu_fast.reference.jacobian import flatten, jacobian, unflatten
 from mtu_fast.reference.mean import mean
+from mtu_fast.reference.mgda import mgda
 from mtu_fast.reference.nabla_tau import nabla_tau
 from mtu_fast.reference.orthograd import independent, orthograd, orthograd_blocks, project_out
 from mtu_fast.reference.pcgrad import pcgrad
 from mtu_fast.reference.random_labels import random_labels
+from mtu_fast.reference.upgrad import upgrad
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -29,6 +33,8 @@ __all__ = [
     "METHODS",
     "Sides",
     "backward",
+    "cagrad",
+    "dualproj",
     "fine_tune",
     "flatten",
     "graddiff",
@@ -37,6 +43,7 @@ __all__ = [
     "interference_aware",
     "jacobian",
     "mean",
+    "mgda",
     "nabla_tau",
     "orthograd",
     "orthograd_blocks",
@@ -44,4 +51,5 @@ __all__ = [
     "project_out",
     "random_labels",
     "unflatten",
+    "upgrad",
 ]

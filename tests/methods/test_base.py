@@ -7,8 +7,11 @@ import torch
 
 from mtu_fast.methods import (
     FORGET,
+    MGDA,
     RETAIN,
     SUBSPACE,
+    CAGrad,
+    DualProj,
     FineTune,
     GradDiff,
     GradientAscent,
@@ -18,6 +21,7 @@ from mtu_fast.methods import (
     PCGrad,
     RandomLabels,
     Roles,
+    UPGrad,
     dependence_tolerance,
     mean_weights,
 )
@@ -25,6 +29,7 @@ from tests.helpers.matrices import conditioned, roles, roles_of
 
 METHODS: list[Method] = [Mean(), GradDiff(0.3), OrthoGrad(0.3), PCGrad()]
 METHODS += [FineTune(), GradientAscent(), RandomLabels(0.3)]
+METHODS += [MGDA(), CAGrad(0.3), DualProj(), UPGrad()]
 # kinds and tasks of six rows: two tasks of unequal counts, and a kept row
 KINDS, TASKS = [RETAIN, RETAIN, FORGET, RETAIN, FORGET, SUBSPACE], [0, 0, 0, 1, 1, 1]
 
@@ -103,13 +108,13 @@ def test_never_waits_for_the_device(method: Method) -> None:
     assert w.device.type == "meta" and w.shape[-1] == 5
 
 
-@pytest.mark.parametrize("method", [OrthoGrad(), PCGrad()], ids=repr)
+@pytest.mark.parametrize("method", [OrthoGrad(), PCGrad(), *CONVEX], ids=repr)
 def test_refuses_a_gram_of_other_rows(method: Method) -> None:
     with pytest.raises(ValueError, match=r"shape \(4, 4\), expected \[\.\.\., 5, 5\] for 5 rows"):
         method(torch.eye(4, dtype=torch.float64), roles_of(3, 2))
 
 
-@pytest.mark.parametrize("method", [OrthoGrad(), PCGrad()], ids=repr)
+@pytest.mark.parametrize("method", [OrthoGrad(), PCGrad(), *CONVEX], ids=repr)
 def test_refuses_a_gram_of_integers(method: Method) -> None:
     with pytest.raises(TypeError, match=r"G is torch.int64.*rows.gram\(\)"):
         method(torch.eye(5, dtype=torch.int64), roles_of(3, 2))
@@ -137,3 +142,15 @@ def test_refuses_an_unknown_granularity() -> None:
 def test_refuses_a_seed_for_a_generator() -> None:
     with pytest.raises(TypeError, match=r"generator is int.*manual_seed"):
         PCGrad(generator=3)
+
+
+@pytest.mark.parametrize("c", [-0.1, float("nan"), float("inf")])
+def test_cagrad_refuses_a_ball_of_no_radius(c: float) -> None:
+    with pytest.raises(ValueError, match=r"c is .*at least 0"):
+        CAGrad(c=c)
+
+
+@pytest.mark.parametrize("c", ["0.5", None, True])
+def test_cagrad_refuses_a_c_that_is_no_number(c: object) -> None:
+    with pytest.raises(TypeError, match="expected a number"):
+        CAGrad(c=c)

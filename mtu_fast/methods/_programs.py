@@ -1,0 +1,136 @@
+"""Convex programs over the Gram matrix of a few rows, batched and on its device: what methods of hulls and cones share.
+
+All are one problem, x ≥ 0, s = M x + q ≥ 0, x·s = 0 with M positive semidefinite, and have one solver, `complementary`.
+
+* Projection on the cone {d: J d ≥ 0}: min ½‖Jᵀ(u + x)‖² over x ≥ 0, so M = G, q = G u (`project`).
+* Least norm over the simplex: min ½‖Jᵀx‖² + ½(1·x - 1)² over x ≥ 0, so M = G + 11ᵀ, q = -1 (`least_norm`). On a ray
+  x = t w with 1·w = 1 the best t leaves ½ N / (1 + N) of N = ‖Jᵀw‖², which increases with N: w = x / (1·x) has the
+  least N. The optimum t = 1 / (1 + N) exists even where the hull of the rows contains 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtu_fast.methods.base import FORGET, SUBSPACE, Roles
+
+STEPS = 30  # 11 to 20 reach rounding; nearly 30 where x and s vanish together, as between orthogonal rows
+SHORT = 0.995  # share of the way to the boundary that a step may go
+FLOOR = 1e-14  # least s/x beside the unit diagonal of M: a singular M still factors, and Newton's steps correct for it
+DONE = 1e-30  # mean of x s below which a problem rests
+TINY = torch.finfo(torch.float64).tiny
+
+
+@dataclass(frozen=True)
+class UnitRows:
+    """The rows that take part, divided by their lengths, so that the scale of a loss makes no difference to a solver.
+
+    Attributes:
+        E: [..., R, R] cosines with forget rows negated; the identity where a row is not live.
+        length: [..., R] lengths; 1 where a row is not live.
+        live: [..., R] bool, rows that take part and are not zero.
+        zero: [..., R] bool, rows that take part and are zero.
+    """
+
+    E: Tensor
+    length: Tensor
+    live: Tensor
+    zero: Tensor
+
+
+def preference(roles: Roles) -> Tensor:
+    """Weights [R]: 1/T on retain and -1/T on forget rows, T of them in all, 0 on subspace rows."""
+    sign = 1.0 - 2.0 * (roles.kind == FORGET).double() - (roles.kind == SUBSPACE).double()
+    return sign / sign.abs().sum().clamp(min=1.0)
+
+
+def equilibrate(G: Tensor, roles: Roles) -> UnitRows:
+    """Unit rows from their Gram matrix [..., R, R]."""
+    squares = G.diagonal(dim1=-2, dim2=-1)
+    taking = roles.kind != SUBSPACE
+    live = taking & (squares > 0)
+    length = torch.where(live, squares, 1.0).sqrt()
+    unit = torch.where(live, preference(roles).sign() / length, 0.0)
+    lower = (G * unit[..., None] * unit[..., None, :]).tril(-1)
+    E = lower + lower.mT + torch.eye(len(roles), dtype=G.dtype, device=G.device)
+    return UnitRows(E, length, live, taking & ~live)
+
+
+def complementary(M: Tensor, q: Tensor) -> Tensor:
+    """x ≥ 0 with s = M x + q ≥ 0 and x·s = 0: the minimum of ½ xᵀM x + qᵀx over x ≥ 0.
+
+    Mehrotra's predictor-corrector interior point from x = s = 1, whatever M x + q is there: convergence asks for a
+    solution, neither for an interior nor for uniqueness. Among several solutions equal rows get equal shares.
+
+    Args:
+        M: [..., R, R] positive semidefinite, diagonal near 1; may be singular.
+        q: [..., R] of order 1, in a batch that broadcasts with that of M; R > 0.
+
+    Returns:
+        x [..., R].
+    """
+    point = q.new_ones(2, *q.shape)  # x, s
+    for _step in range(STEPS):
+        x, s = point
+        gap = (x * s).mean(-1, keepdim=True)
+        missing = s - times(M, x) - q
+        factor = torch.linalg.cholesky_ex(M + torch.diag_embed((s / x).clamp(min=FLOOR)))[0]
+        predictor = _newton(factor, point, missing, -x * s)
+        ahead_x, ahead_s = point + predictor * _reach(point, predictor, 1.0)
+        centre = gap * ((ahead_x * ahead_s).mean(-1, keepdim=True) / gap) ** 3
+        move = _newton(factor, point, missing, centre - x * s - predictor[0] * predictor[1])
+        after = point + move * _reach(point, move, SHORT)
+        moving = (gap > DONE) & after.isfinite().all(-1, keepdim=True).all(0)
+        point = torch.where(moving, after, point)
+    return point[0]
+
+
+def _newton(factor: Tensor, point: Tensor, missing: Tensor, change: Tensor) -> Tensor:
+    """(dx, ds) [2, ..., R] with M dx - ds = missing and s dx + x ds = change; factor is that of M + diag(s/x)."""
+    x, s = point
+    dx = torch.cholesky_solve((missing + change / x)[..., None], factor)[..., 0]
+    return torch.stack([dx, (change - s * dx) / x])
+
+
+def _reach(point: Tensor, move: Tensor, share: float) -> Tensor:
+    """The longest step [..., 1] up to 1 that takes x and s no more than this share of the way to 0."""
+    return share / (-move / point).amax((0, -1)).clamp(min=share)[..., None]
+
+
+def cosines(rows: UnitRows, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines b [..., R] of g = Σ u_i g_i with the unit rows (1 where not live), and ‖g‖ [..., 1]."""
+    scaled = torch.where(rows.live, u * rows.length, 0.0)
+    size = norm(rows.E, scaled)
+    b = (times(rows.E, scaled) / size.clamp(min=TINY)).clamp(-1.0, 1.0)
+    return torch.where(rows.live, b, 1.0), size
+
+
+def project(rows: UnitRows, u: Tensor) -> Tensor:
+    """argmin ‖Jᵀv‖² over v ≥ u: the weights v [..., R] of the projection of Jᵀu on {d: J d ≥ 0}; v = u if not live."""
+    b, size = cosines(rows, u)
+    x = complementary(rows.E, b)
+    return u + torch.where(rows.live, x * size / rows.length, 0.0)
+
+
+def least_norm(rows: UnitRows) -> tuple[Tensor, Tensor]:
+    """Coefficients x and a [..., R]: Σ x_i (unit row i) has the least norm over x ≥ 0 with a·x = 1, a ~ 1 / length.
+
+    a is 1 for the shortest live row and 0 where a row is not live; the rows themselves have the weights a x.
+    """
+    shortest = torch.where(rows.live, rows.length, torch.inf).amin(-1, keepdim=True)
+    a = torch.where(rows.live, shortest / rows.length, 0.0)
+    x = complementary(rows.E + a[..., None] * a[..., None, :], torch.where(rows.live, -a, 1.0))
+    return torch.where(rows.live, x / (a * x).sum(-1, keepdim=True).clamp(min=TINY), 0.0), a
+
+
+def times(M: Tensor, x: Tensor) -> Tensor:
+    """M x [..., R]."""
+    return (M @ x[..., None])[..., 0]
+
+
+def norm(E: Tensor, x: Tensor) -> Tensor:
+    """√(xᵀE x) [..., 1]."""
+    return (x * times(E, x)).sum(-1, keepdim=True).clamp(min=0.0).sqrt()

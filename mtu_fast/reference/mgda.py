@@ -1,0 +1,27 @@
+"""MGDA on explicit gradient vectors, by trying every face of their hull."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtu_fast.reference.dualproj import subsets
+
+
+def mgda(gradients: Tensor) -> Tensor:
+    """The point of least norm in the convex hull of the gradients: [R, P] -> [P].
+
+    It is the point of least norm in the affine hull of some independent subset, with weights that are not negative.
+
+    Source: arXiv 1810.04650.
+    """
+    if not len(gradients):
+        return gradients.sum(0)
+    best = gradients[0]
+    for first, *others in subsets(len(gradients))[1:]:
+        edges = (gradients[others] - gradients[first]).t()  # [P, |S| - 1]
+        weights = -torch.linalg.pinv(edges, rtol=1e-12) @ gradients[first]
+        d = gradients[first] + edges @ weights
+        if bool((weights >= 0).all()) and weights.sum() <= 1 and d.norm() < best.norm():
+            best = d
+    return best
