@@ -91,6 +91,7 @@ def audit(
     history: object = None,
     cost: Mapping[str, Any] | None = None,
     relearn: Optimizer | None = None,
+    relearn_limit: int = 200,
     params: Params | None = None,
     removal: str = "instance",
     cosine_samples: int = 16,
@@ -120,6 +121,7 @@ def audit(
         history: anything with `.records`, a list of mappings or dataclasses with `step` and numbers or {task: number}.
         cost: {what: number}, or {what: {variant: number}}: ms a step and peak MiB, say.
         relearn: parameters -> optimizer; given, the steps until the forget scores of the targets are back are counted.
+        relearn_limit: steps after which relearning gives up.
         params: model -> the parameters whose gradients the cosines compare; all that require grad by default.
         removal: "instance" or "class", see `metrics.uis`.
         cosine_samples: samples of either side for the cosines; 0 leaves them out.
@@ -146,7 +148,7 @@ def audit(
                                  samples=cosine_samples, params=params)
             for model in ("original", "unlearned") if cosine_samples
         }  # fmt: skip
-        again = None if relearn is None else _relearn(models, forget, reading, chosen, relearn)
+        again = None if relearn is None else _relearn(models, forget, reading, chosen, relearn, relearn_limit)
     scores = {model: {name: split.scores[model] for name, split in splits.items()} for model in models}
     went = numbers.records(history)
     data = numbers.plain({
@@ -195,8 +197,10 @@ def _indexed(loaders: Mapping[str, object], notes: list[str]) -> dict[str, bool]
 
 def _relearn(
     models: Mapping[str, nn.Module], forget: Iterable[Any], reading: Reading, targets: Sequence[str],
-    optimizer: Optimizer,
+    optimizer: Optimizer, limit: int,
 ) -> dict[str, int | None]:  # fmt: skip
+    """Steps of the unlearned and of the retrained model until the targets' mean forget score is the original's."""
+
     def of_targets(model: nn.Module, batch: Any) -> dict[str, Tensor]:
         return {task: loss for task, loss in reading.losses(model, batch).items() if task in targets}
 
@@ -208,7 +212,7 @@ def _relearn(
     goal = level(models["original"])
     with torch.enable_grad():
         return {
-            name: relearn_steps(model, forget, of_targets, level, goal, optimizer)
+            name: relearn_steps(model, forget, of_targets, level, goal, optimizer, limit=limit)
             for name, model in models.items() if name != "original"
         }  # fmt: skip
 

@@ -100,8 +100,8 @@ def heat_map(found: Mapping[str, Any], describe: str) -> Markup:
 
 def _cell(value: float | None, x: float, y: float, width: float, height: float, said: str) -> Markup:
     tint = "var(--line)" if value is None else "var(--with)" if value > 0 else "var(--against)"
-    strength = 0.25 if value is None else 0.05 + 0.7 * min(abs(value), 1.0)
-    text = "–" if value is None else f"{value:+.2f}".replace("-", "−")
+    strength = 0.25 if value is None else 0.75 * min(abs(value), 1.0) ** 0.5  # most are small
+    text = signed(value, 2)
     return el(
         "g", el("title", f"{said}: {text}"),
         el("rect", x=x + 1, y=y + 1, width=width - 2, height=height - 2, rx=3, fill=tint, fill_opacity=strength),

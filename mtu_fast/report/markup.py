@@ -50,19 +50,17 @@ def _text(value: Any) -> str:
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
-    """A number for people: a dash where there is none, a true minus sign, an exponent only where it must be."""
+    """A number for people: a dash where there is none, a true minus sign, an exponent only for the very large."""
     if value is None:
         return "–"
     if isinstance(value, int):
         return f"{value:,}".replace("-", "−")
     size = abs(value)
-    if size and (size < 10 ** -digits or size >= 1e6):
-        text = f"{value:.1e}"
-    else:
-        text = f"{value:.{digits if size < 100 else 1}f}"
-    return text.replace("-", "−")
+    text = f"{value:.1e}" if size >= 1e6 else f"{value:.{digits if size < 100 else 1}f}"
+    return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 3) -> str:
     """`number` with a plus sign where it is positive."""
-    return f"+{number(value, digits)}" if value is not None and value > 0 else number(value, digits)
+    text = number(value, digits)
+    return f"+{text}" if value is not None and value > 0 and text.strip("0.") else text

@@ -8,6 +8,7 @@ from typing import Any
 from mtu_fast.report import charts, tables
 from mtu_fast.report.markup import Markup, el, number
 from mtu_fast.report.tables import Data
+from mtu_fast.report.verdict import CHANCE
 
 NO_RETRAINED = (
     "No retrained model was given. Training one from scratch without the data is the only exact reference: with it, "
@@ -82,7 +83,11 @@ def removed(data: Data) -> Markup:
         tables.score_table(data, "forget", "Scores on the data to forget, higher is better."), flag,
         el("h3", "Can an attacker tell that the data were used?"),
         el("p", "Logistic regression on one number per sample, forget data against unseen data, both equally many. "
-                "In the shaded range the result is what chance explains (two standard errors)."),
+                f"The shaded range is what chance explains ({CHANCE:g} standard errors). A result below it is a trace "
+                "as well: the data then stand out in a way that the attack reads the wrong way round."),
+        None if len(targets) == len(tasks) else el(
+            "p", "In tasks not to be forgotten these data were used and still are: a high value is right there."
+        ),
         _attack_figure(data), tables.attack_table(data),
         el("h3", "How the losses on the data to forget moved"),
         tables.drift_table(data, "forget", targets, "Change of each sample's loss; a rise is wanted here."),
@@ -111,7 +116,7 @@ def _attack_figure(data: Data) -> Markup | None:
             if len(one) == len(data["models"]):
                 rows[f"{task}, {by}"] = {m: value["auc"] for m, value in one.items()}
                 error = one["unlearned"]["error"]
-                band[f"{task}, {by}"] = (max(0.5 - 2 * error, 0.0), min(0.5 + 2 * error, 1.0))
+                band[f"{task}, {by}"] = (max(0.5 - CHANCE * error, 0.0), min(0.5 + CHANCE * error, 1.0))
     if not rows:
         return absent("Membership inference could not be made; the notes below say why.")
     said = "AUC of the membership attack by task and model; the shaded range is chance."

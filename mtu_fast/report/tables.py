@@ -57,7 +57,7 @@ def attack_table(data: Data) -> Markup:
                     "–" if one is None else f"{number(one['auc'], 2)} ({number(one['accuracy'], 2)})"
                     for one in found.values()
                 )  # fmt: skip
-                rows.append([[*task_name(data, task), f", by {by}"], *cells])
+                rows.append([[f"{task}, by {by}", task_name(data, task)[1]], *cells])
     return table("AUC of the attack, its accuracy in brackets; 0.50 is a guess.", ["task", *data["models"]], rows)
 
 

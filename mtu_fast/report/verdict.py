@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 WAY = 0.9  # share of the way from the original's forget score to the reference from which data count as removed
 PART = 0.5  # from which they count as partly removed
 SLACK = 0.02  # a score may fall by so much and count as kept; differences below it show nothing
+SHARE = (0.0, 1.0)  # scores in this range are means over samples; p has a standard error of at most √(p (1 - p) / n)
 HARM = 0.1  # a fall by more is serious
-CHANCE = 2.0  # standard errors of an AUC of 0.5 that chance may explain
+CHANCE = 2.5  # standard errors of an AUC of 0.5 that chance may explain; several attacks are looked at
 
 RULES = (
     "The reference for a forget score is the retrained model's, or the original's test score where there is none.",
     f"Removed: the forget score fell at least {WAY:.0%} of the way to the reference; partly: at least {PART:.0%}; a "
-    f"way of less than {SLACK} shows nothing by itself. Over-forgotten: more than {SLACK} below the reference.",
+    f"way of less than {SLACK} shows nothing by itself. A score within the reference's standard error √(p (1 − p) / n) "
+    f"has arrived (or within {SLACK}, if that is more); one further below is over-forgotten.",
     f"Kept: no score on retained or unseen data, and no other task of the forget data, fell by more than {SLACK}; "
     f"more than {HARM} is serious. With a retrained model a fall counts only as far as retraining does not share it.",
-    f"Told apart: the attack's AUC is more than {CHANCE:g} standard errors above 0.5.",
+    f"Told apart: the attack's AUC is more than {CHANCE:g} standard errors away from 0.5, on either side, and at least "
+    "one further away than the retrained model's, if there is one.",
 )
 
 
@@ -51,9 +55,8 @@ def _headline(parts: Mapping[str, Mapping[str, str]]) -> str:
         "good": "The data are forgotten", "fair": "The data are partly forgotten",
         "poor": "The data are not forgotten", "unknown": "Whether the data are forgotten cannot be told",
     }  # fmt: skip
-    first = "The data are forgotten, and more than that" if parts["removal"]["word"] == "over-forgotten" else (
-        gone[parts["removal"]["level"]]
-    )  # fmt: skip
+    over = parts["removal"]["word"] == "over-forgotten"
+    first = "The data are over-forgotten" if over else gone[parts["removal"]["level"]]
     kept = {"good": "the rest is kept", "fair": "the rest suffered somewhat", "poor": "the rest was damaged"}
     good = parts["removal"]["word"] == "removed"
     join = "and" if good == (parts["kept"]["level"] == "good") else "but"
@@ -73,11 +76,13 @@ def _removal(data: Mapping[str, Any]) -> dict[str, str]:
     before, after = data["scores"]["original"]["forget"], data["scores"]["unlearned"]["forget"]
     scores = [f"{t} from {_score(before[t])} to {_score(after[t])} (reference {_score(aim[t])})" for t in targets]
     detail = f"On the data to forget, scores went as follows: {_and(scores)}."
-    below = [t for t in targets if after[t] < aim[t] - SLACK]
+    slack = {t: _tolerance(aim[t], data["request"]["samples"]["forget"]) for t in targets}
+    below = [t for t in targets if after[t] < aim[t] - slack[t]]
     far = {t: before[t] - aim[t] for t in targets if before[t] - aim[t] >= SLACK}
-    ways = {t: (before[t] - after[t]) / way for t, way in far.items()}
+    ways = {t: 1.0 if after[t] <= aim[t] + slack[t] < before[t] else (before[t] - after[t]) / way
+            for t, way in far.items()}  # fmt: skip
     if below:
-        detail += f" That is below the reference for {_and(below)}: over-forgetting is itself a trace."
+        detail += f" That is well below the reference for {_and(below)}: over-forgetting is itself a trace."
     if not ways:
         more = " The original scored no better on these data than the reference, so scores alone show no removal."
         return {"level": "unknown", "word": "not visible in scores", "detail": detail + more}
@@ -87,6 +92,12 @@ def _removal(data: Mapping[str, Any]) -> dict[str, str]:
     if least < WAY:
         return {"level": "fair", "word": "partly removed", "detail": detail}
     return {"level": "fair" if below else "good", "word": "over-forgotten" if below else "removed", "detail": detail}
+
+
+def _tolerance(score: float, samples: int) -> float:
+    """How far a score may lie from another and count as the same."""
+    low, high = SHARE
+    return max(SLACK, math.sqrt(score * (1 - score) / samples)) if low <= score <= high else SLACK
 
 
 def _kept(data: Mapping[str, Any]) -> dict[str, str]:
@@ -127,16 +138,25 @@ def _attack(data: Mapping[str, Any]) -> dict[str, str]:
     values = [value for value in values if value[2] is not None]
     if not values:
         return {"level": "unknown", "word": "not tested", "detail": "Membership inference could not be tested."}
-    task, by, worst = max(values, key=lambda value: (value[2]["auc"] - 0.5) / value[2]["error"])
-    excess = (worst["auc"] - 0.5) / worst["error"]
-    auc = f"AUC {worst['auc']:.2f}, chance is 0.50 ± {worst['error']:.2f}"
-    if excess <= CHANCE:
-        detail = f"An attacker who sees one loss per sample cannot tell them from unseen data (at most {auc})."
-        return {"level": "good", "word": "not told apart", "detail": detail}
-    ideal = data["membership"].get("retrained", {}).get(task, {}).get(by)
+    ideals = data["membership"].get("retrained", {})
+    task, by, worst = max(values, key=lambda value: _excess(value[2], ideals.get(value[0], {}).get(value[1])))
+    ideal = ideals.get(task, {}).get(by)
     beside = f"; the retrained model gives {ideal['auc']:.2f}" if ideal else ""
+    auc = f"AUC {worst['auc']:.2f}, chance is 0.50 ± {CHANCE * worst['error']:.2f}"
+    if _excess(worst, ideal) <= 0:
+        detail = "An attacker who sees one number per sample cannot tell them from unseen data better than chance" + (
+            " or than with the retrained model." if ideal else "."
+        )
+        return {"level": "good", "word": "not told apart", "detail": detail}
     detail = f"An attacker can tell them from unseen data by the {by} of task {task} ({auc}{beside})."
-    return {"level": "poor" if worst["auc"] > 0.75 else "fair", "word": "told apart", "detail": detail}
+    return {"level": "poor" if abs(worst["auc"] - 0.5) > 0.25 else "fair", "word": "told apart", "detail": detail}
+
+
+def _excess(found: Mapping[str, float], ideal: Mapping[str, float] | None) -> float:
+    """How many standard errors an AUC lies outside what chance and the retrained model explain."""
+    away = abs(found["auc"] - 0.5) / found["error"]
+    bound = CHANCE if ideal is None else max(CHANCE, abs(ideal["auc"] - 0.5) / found["error"] + 1)
+    return away - bound
 
 
 def _score(value: float) -> str:
