@@ -1,0 +1,101 @@
+"""The verdict on numbers whose meaning is plain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mtu_fast.report.verdict import verdict
+
+SPLITS = ("forget", "retain", "test")
+ORIGINAL = (1.0, 1.0, 0.8)
+RETRAINED = (0.8, 1.0, 0.8)
+
+
+def numbers(
+    unlearned: tuple[float, float, float], retrained: bool = True, auc: float = 0.5, auc_retrained: float = 0.5,
+    targets: tuple[str, ...] = ("a", "b"), other: tuple[float, float, float] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """An audit's data: tasks a and b with these scores on forget, retain and test; b's differ where given."""
+    models = {"original": ORIGINAL, "unlearned": unlearned} | ({"retrained": RETRAINED} if retrained else {})
+    scores = {m: {s: {"a": row[i], "b": row[i]} for i, s in enumerate(SPLITS)} for m, row in models.items()}
+    if other is not None:
+        for i, split in enumerate(SPLITS):
+            scores["unlearned"][split]["b"] = other[i]
+    attacks = {"unlearned": auc, "retrained": auc_retrained}
+    found = {m: {t: {"loss": {"auc": attacks.get(m, 1.0), "error": 0.04}} for t in "ab"} for m in models}
+    drift = {"unlearned": {"retain": {t: {"mean": 0.01, "worst_mean": 0.5} for t in "ab"}}}
+    return {
+        "models": list(models), "scores": scores, "membership": found, "drift": drift,
+        "request": {"kind": "full" if len(targets) == 2 else "partial", "tasks": ["a", "b"], "targets": list(targets),
+                    "samples": {"forget": 400, "retain": 100, "test": 100}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "removal", "kept", "attack", "headline"),
+    [
+        (numbers(RETRAINED), "removed", "kept", "not told apart", "The data are forgotten, and the rest is kept."),
+        (numbers(ORIGINAL, auc=0.9), "not removed", "kept", "told apart",
+         "The data are not forgotten, but the rest is kept."),
+        (numbers((0.88, 0.95, 0.8)), "partly removed", "some damage", "not told apart",
+         "The data are partly forgotten, and the rest suffered somewhat."),
+        (numbers((0.8, 0.8, 0.5)), "removed", "damaged", "not told apart",
+         "The data are forgotten, but the rest was damaged."),
+        (numbers(RETRAINED, auc=0.65), "removed", "kept", "told apart",
+         "The data are forgotten, and the rest is kept; a trace remains."),
+        (numbers((0.3, 1.0, 0.8)), "over-forgotten", "kept", "not told apart",
+         "The data are over-forgotten, but the rest is kept."),
+        (numbers(RETRAINED, retrained=False), "removed", "kept", "not told apart",
+         "The data are forgotten, and the rest is kept."),
+    ],
+)  # fmt: skip
+def test_findings_and_headline(data: dict[str, Any], removal: str, kept: str, attack: str, headline: str) -> None:
+    found = verdict(data)
+    assert (found["removal"]["word"], found["kept"]["word"], found["attack"]["word"]) == (removal, kept, attack)
+    assert found["headline"] == headline
+
+
+def test_an_attack_that_is_wrong_consistently_is_a_trace() -> None:
+    assert verdict(numbers(RETRAINED, auc=0.2))["attack"]["level"] == "poor"
+
+
+def test_chance_and_the_retrained_model_explain_an_attack() -> None:
+    assert verdict(numbers(RETRAINED, auc=0.59))["attack"]["level"] == "good"  # 2.25 standard errors
+    assert verdict(numbers(RETRAINED, auc=0.61))["attack"]["level"] == "fair"
+    assert verdict(numbers(RETRAINED, auc=0.65, auc_retrained=0.64))["attack"]["level"] == "good"
+
+
+def test_a_fall_that_retraining_shares_is_no_damage() -> None:
+    data = numbers((0.8, 1.0, 0.72))
+    assert verdict(data)["kept"]["word"] == "some damage"
+    for task in "ab":
+        data["scores"]["retrained"]["test"][task] = 0.72
+    assert verdict(data)["kept"]["word"] == "kept"
+
+
+def test_the_slack_of_a_forget_score_is_its_standard_error() -> None:
+    """√(0.8 · 0.2 / 400) = 0.02; with 25 samples 0.08."""
+    data = numbers((0.75, 1.0, 0.8))
+    assert verdict(data)["removal"]["word"] == "over-forgotten"
+    data["request"]["samples"]["forget"] = 25
+    assert verdict(data)["removal"]["word"] == "removed"
+
+
+def test_in_the_partial_case_the_other_tasks_of_the_forget_data_must_stay() -> None:
+    kept = numbers(RETRAINED, retrained=False, targets=("a",), other=(1.0, 1.0, 0.8))
+    lost = numbers(RETRAINED, retrained=False, targets=("a",), other=(0.7, 1.0, 0.8))
+    assert verdict(kept)["kept"]["word"] == "kept"
+    assert verdict(lost)["kept"]["word"] == "damaged"
+    assert "the forget data's other tasks, task b: from 1.000 to 0.700" in verdict(lost)["text"]
+    assert "to forget 400 samples from the task a." in verdict(kept)["text"]
+
+
+def test_scores_that_never_differed_show_nothing() -> None:
+    data = numbers(RETRAINED)
+    for split in ("original", "unlearned", "retrained"):
+        data["scores"][split]["forget"] = {"a": 0.8, "b": 0.8}
+    found = verdict(data)
+    assert found["removal"]["level"] == "unknown"
+    assert found["headline"].startswith("Whether the data are forgotten cannot be told")
