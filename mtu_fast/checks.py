@@ -22,7 +22,7 @@ def named_losses(losses: Losses) -> dict[str, Tensor]:
     """Losses as `{task: [N]}` with a graph, of one length, on one device, all finite.
 
     Raises:
-        TypeError: losses are neither a tensor nor a mapping of tensors.
+        TypeError: losses are neither a tensor nor a mapping of tensors, or complex.
         ValueError: no task, a reduced or ragged loss, mixed devices, a non-finite value, no graph.
     """
     named = {"loss": losses} if isinstance(losses, Tensor) else losses
@@ -49,6 +49,8 @@ def named_losses(losses: Losses) -> dict[str, Tensor]:
 
 
 def _check_loss(task: str, loss: Tensor) -> None:
+    if loss.is_complex():
+        raise TypeError(f"losses[{task!r}]: found {loss.dtype}, expected real values, such as loss.abs() or loss.real.")
     if loss.dim() != 1:
         what = "is already reduced to one number" if loss.dim() == 0 else "has more than one value a sample"
         raise ValueError(f"losses[{task!r}]: found shape {tuple(loss.shape)}, which {what}; {_UNREDUCED}.")

@@ -51,7 +51,7 @@ class Engine:
     module that holds them all.
 
     Raises:
-        TypeError: `params` are no tensors, or `memory_budget` is not a whole number.
+        TypeError: `params` are no tensors or complex ones, or `memory_budget` is not a whole number.
         ValueError: no parameter requires grad, one of `params` is not the model's, `memory_budget` is negative, or
             `precision` is unknown.
     """

@@ -130,15 +130,19 @@ def infer(b: Tensor, scaled: Sequence[Tensor], base: int, count: int) -> RowMap 
         count: the number of rows N.
     """
     found = []
-    for dim in range(b.dim()):
+    shape, ndim = b.shape, b.dim()
+    if b.is_complex():  # two real numbers of one row
+        b, scaled = _parts(b), [_parts(s) for s in scaled]
+    for dim in range(ndim):
         ids = _ids(_lines(b, dim), [_lines(s, dim) for s in scaled], base, count)
         if ids is not None:
             found.append(RowMap.along(ids, dim, count))
     if found:
         first = next((m for m in found if m.inner), found[0])
         return replace(first, ambiguous=len(found) > 1 and count > 1)
-    ids = _ids(b.reshape(-1, 1), [s.reshape(-1, 1) for s in scaled], base, count)
-    return None if ids is None else RowMap.elementwise(ids.view(b.shape).clamp(min=NO_ROW), count)
+    elements = (shape.numel(), b.numel() // max(1, shape.numel()))
+    ids = _ids(b.reshape(elements), [s.reshape(elements) for s in scaled], base, count)
+    return None if ids is None else RowMap.elementwise(ids.view(shape).clamp(min=NO_ROW), count)
 
 
 def uneven_weights(loss: Tensor) -> Tensor:
@@ -149,6 +153,10 @@ def uneven_weights(loss: Tensor) -> Tensor:
 def _slack(dtype: torch.dtype) -> float:
     """What two exact passes may differ by, relative to a line of the gradient: sums taken in another order."""
     return 64 * torch.finfo(dtype).eps if dtype.itemsize > 2 else 0.0
+
+
+def _parts(t: Tensor) -> Tensor:
+    return torch.view_as_real(t.resolve_conj())
 
 
 def _lines(t: Tensor, dim: int) -> Tensor:

@@ -36,6 +36,13 @@ class Shared:
         if self.precision not in PRECISIONS:
             wanted = ", ".join(map(repr, PRECISIONS))
             raise ValueError(f"precision: found {self.precision!r}, expected one of {wanted}.")
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            if parameter.is_complex():
+                raise TypeError(
+                    f"params: {name} is {parameter.dtype}, expected real parameters: rows and their Gram are real. "
+                    f"Keep it as a real one of shape {(*parameter.shape, 2)} and write torch.view_as_complex({name}) "
+                    "where it is used, or leave it out of params."
+                )
 
     def versions(self) -> tuple[int, ...]:
         """Changes whenever a parameter is written in place."""
@@ -427,7 +434,8 @@ def check_finite(tensors: Iterable[Tensor]) -> None:
         NotFiniteError: something is.
     """
     # A sum is finite if all its terms are, but for terms near the end of the range; it costs one read.
-    sums = [t.sum(dtype=torch.float32 if t.dtype.itemsize < 4 else None).double() for t in tensors]
+    real = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors)  # complex: outside params
+    sums = [t.sum(dtype=torch.float32 if t.dtype.itemsize < 4 else None).double() for t in real]
     if sums and not bool(torch.isfinite(torch.stack(sums)).all()):
         raise NotFiniteError(
             "backward: the update is not finite; .grad is untouched. Look for overflow in half precision, for weights "

@@ -150,6 +150,8 @@ def _use(graph: Graph, site: Site, maps: Sequence[RowMap | None], grads: Grads) 
     function, b = RULES.get(graph.name(site.node)), grads[0]
     if function is None or maps[0] is None or b is None or any(g is not None for g in grads[1:]):
         return None
+    if b.is_complex():  # the rules are for real products; a vjp of torch's conjugates and takes real parts as it must
+        return None
     return function(graph.nodes[site.node], site.slot, graph.shape(site.edge), b, maps[0])
 
 

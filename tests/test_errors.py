@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import mtu_fast as mtu
+from mtu_fast.rows import check_finite
 from tests.helpers.checks import assert_rows, grads, same_grads, trained, truth_of
 
 N = 4
@@ -106,6 +107,7 @@ BAD_LOSSES: list[tuple[str, Callable[[Losses], Any], type[Exception], str]] = [
         r"losses\['b'\].*samples \[2, 3\]",
     ),
     ("none", lambda l: {}, ValueError, r"found no task"),
+    ("complex", lambda l: torch.complex(l["a"], l["b"]), TypeError, r"losses\['loss'\]: found torch.complex128.*real"),
     ("a list", lambda l: list(l.values()), TypeError, r"found list, expected a tensor \[N\]"),
     ("a float", lambda l: {"a": 1.0}, TypeError, r"losses\['a'\]: found float"),
     ("nothing", lambda l: None, TypeError, r"found NoneType"),
@@ -493,6 +495,47 @@ def test_one_sample(forget: bool, method: mtu.Method) -> None:
     assert_rows(bench.engine.rows(losses), J, params, 1e-12)
     update = bench.engine.backward(bench.losses(), method, forget=forget)
     assert len(update.weights) == 2 and torch.isfinite(update.weights).all()
+
+
+# ---- complex numbers ------------------------------------------------------------------------------------------------
+
+
+class Rotated(nn.Module):
+    """A linear layer, each feature times a complex parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 5).double()
+        self.turn = nn.Parameter(torch.randn(5, dtype=torch.complex128))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.inner(x) * self.turn).real.square().sum(1)
+
+
+def test_complex_parameters_are_refused_by_name() -> None:
+    model = Rotated()
+    with pytest.raises(TypeError, match=r"params: turn is torch.complex128.*shape \(5, 2\).*view_as_complex\(turn\)"):
+        mtu.Engine(model)
+
+
+def test_a_complex_parameter_outside_gets_its_gradient() -> None:
+    model, x = Rotated(), torch.randn(N, 3, dtype=torch.float64)
+    params = trained(model.inner)
+    engine = mtu.Engine(model, params=params)
+    losses = model(x)
+    J = truth_of({"loss": losses}, params)
+    rows = engine.rows(losses)
+    assert_rows(rows, J, params, 1e-12)
+    rows.backward(mtu.Mean())
+    found = model.turn.grad
+    model.turn.grad = None
+    model(x).mean().backward()
+    assert torch.allclose(found, model.turn.grad, rtol=1e-12)
+
+
+def test_a_complex_update_whose_imaginary_part_is_not_finite() -> None:
+    with pytest.raises(RuntimeError, match="not finite"):
+        check_finite([torch.complex(torch.zeros(2), torch.tensor([0.0, torch.nan]))])
 
 
 # ---- precisions -----------------------------------------------------------------------------------------------------

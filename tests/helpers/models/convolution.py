@@ -125,3 +125,17 @@ def conv_transposed_1d_3d(n: int) -> Parts:
         "volume": nn.ConvTranspose3d(2, 3, (1, 2, 2), padding=(0, 0, 1)),
     }
     return Parts(Net(run, **parts), (torch.randn(n, 3, 3),))
+
+
+@case()
+def fourier(n: int) -> Parts:
+    """Frequencies scaled (by real and complex numbers), shifted and mixed, all by real parameters."""
+
+    def run(self: Net, x: Tensor) -> Tensor:
+        f = torch.fft.rfft(self.before(x)) * self.scale + torch.view_as_complex(self.shift)
+        f = f * torch.complex(self.filter, self.scale)
+        return torch.fft.irfft(f @ self.mixing.to(f.dtype) * (1 + 2j), 8)
+
+    parts = {"before": nn.Linear(3, 8), "scale": nn.Parameter(torch.randn(5)), "filter": nn.Parameter(torch.randn(5))}
+    parts |= {"shift": nn.Parameter(torch.randn(5, 2)), "mixing": nn.Parameter(torch.randn(5, 5))}
+    return Parts(Net(run, **parts), (torch.randn(n, 6, 3),))
