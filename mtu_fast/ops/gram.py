@@ -46,6 +46,7 @@ class Costs:
         weight: The same, a weight element: small weights, large ones, and the border between them.
         image: Pixels of an image up to which products of pixels are made once; larger ones are cut, which costs more
             than this rule knows.
+        patches: Whether products of positions are made of whole patches, tap by tap, not of pixels that are shifted.
     """
 
     product: float
@@ -56,13 +57,15 @@ class Costs:
     call: float
     weight: tuple[float, float, int]
     image: int
+    patches: bool = False
 
 
 COSTS = {  # measured, see CONTRIBUTING.md
     "plain torch": Costs(2.0, 50.0, 0.0, 2.0, 40.0, 0.0, (30.0, 175.0, 1 << 19), 1 << 62),
     "cpu": Costs(0.5, 3.5, 20.0, 0.5, 20.0, 2.5e6, (25.0, 115.0, 1 << 19), 256),
-    # Estimated from the data sheets of GPUs with fast float64, not measured: an element read costs 30, a launch 2e8.
-    "cuda": Costs(0.5, 0.0, 30.0, 0.5, 40.0, 1e9, (0.0, 0.0, 0), 1 << 62),
+    # Estimated from the data sheets of GPUs with fast float64: an element read costs 30, a launch 2e8. Not yet verified
+    # on hardware.
+    "cuda": Costs(0.5, 0.0, 30.0, 0.5, 40.0, 1e9, (0.0, 0.0, 0), 1 << 62, patches=True),
 }
 
 
@@ -252,18 +255,29 @@ def conv_route(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> 
     r, p, taps = sum(t.shape[0] for t in x), prod(geometry.weight), prod(geometry.kernel)
     if taps > 1 and any(prod(t.shape[3:]) > cost.image for t in x):
         return "direct"
-    pixels_in = 0  # those that a tap reaches
-    for i in (family[0] for family in _families(x)):
-        reached = (min(n, o * k) for n, o, k in zip(x[i].shape[3:], b[i].shape[3:], geometry.kernel, strict=True))
-        pixels_in += x[i].shape[0] * x[i].shape[1] * prod(reached)
-    pixels_out = sum(t.shape[0] * t.shape[1] * prod(t.shape[3:]) for t in b)
+    first = [(x[family[0]], b[family[0]]) for family in _families(x)]
+    pixels_out = sum(_positions(t) for t in b)
+    if cost.patches:
+        pixels_in, width_in = sum(_positions(t) for _, t in first), taps * x[0].shape[2]
+    else:
+        pixels_in, width_in = sum(_reached(t, u.shape[3:], geometry.kernel) for t, u in first), x[0].shape[2]
     ghost = cost.reduce * (taps * pixels_in**2 + pixels_out**2)
-    for n, width in ((pixels_in, x[0].shape[2]), (pixels_out, b[0].shape[2])):
+    for n, width in ((pixels_in, width_in), (pixels_out, b[0].shape[2])):
         ghost += (cost.product * n + cost.widen) * n * width
     small, large, border = cost.weight
     call = cost.call + (large if p > border else small) * p
     direct = pixels_out * p + r * ((cost.row_product * r + cost.row) * p + call)
     return "ghost" if ghost < direct else "direct"
+
+
+def _positions(t: Tensor) -> int:
+    """Pixels of all images `[R, F, C, *]`."""
+    return t.shape[0] * t.shape[1] * prod(t.shape[3:])
+
+
+def _reached(x: Tensor, grid: Sequence[int], kernel: Sequence[int]) -> int:
+    """How many pixels of x a tap reaches, at most."""
+    return x.shape[0] * x.shape[1] * prod(min(n, o * k) for n, o, k in zip(x.shape[3:], grid, kernel, strict=True))
 
 
 _CONV_GHOST = (

@@ -281,6 +281,14 @@ def test_conv_route_prefers_what_is_cheaper() -> None:
     assert op.conv_route(*conv_blocks(h, large, torch.float32), h) == "direct"
 
 
+def test_on_a_gpu_patches_are_charged_for_each_tap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """6272 positions: products of 49-tap patches cost 25 times those of one tap, and more than the rows."""
+    monkeypatch.setattr(op, "costs", lambda device: op.COSTS["cuda"])
+    for kernel, route in ((1, "ghost"), (7, "direct")):
+        g = geometry((64, 64, kernel, kernel), padding=kernel // 2)
+        assert op.conv_route(*conv_blocks(g, [(32, 1, (14, 14))], torch.float32), g) == route
+
+
 @pytest.mark.skipif(not op.conv_ghost.has_kernel("CPU"), reason="the kernel's own rule")
 def test_images_that_the_kernel_cuts_go_direct() -> None:
     dilated = geometry((64, 256, 3, 3), padding=6, dilation=6)
