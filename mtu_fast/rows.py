@@ -12,7 +12,7 @@ from torch import Tensor
 from mtu_fast import uses as use_ops
 from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
-from mtu_fast.ops.gram import PRECISIONS, row_gram
+from mtu_fast.ops.gram import check_blocks, row_gram
 from mtu_fast.ops.gram_schmidt import effective_rank
 from mtu_fast.uses import Dense, Use
 
@@ -33,9 +33,7 @@ class Shared:
     precision: str = "highest"
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            wanted = ", ".join(map(repr, PRECISIONS))
-            raise ValueError(f"precision: found {self.precision!r}, expected one of {wanted}.")
+        check_blocks(self.precision)
         for name, parameter in zip(self.names, self.parameters, strict=True):
             if parameter.is_complex():
                 raise TypeError(

@@ -33,12 +33,14 @@ class Op(Generic[P, T]):
     Attributes:
         name: The op's name without namespace.
         reference: The plain-torch function, called directly (the truth that a kernel is measured against).
+        check: Refuses wrong arguments by name, whatever serves; called first.
         triton_file: The file of `mtu_fast.kernels` that serves CUDA tensors; "" where none does.
     """
 
-    def __init__(self, schema: str, reference: Callable[P, T]) -> None:
+    def __init__(self, schema: str, reference: Callable[P, T], check: Callable[P, None] | None) -> None:
         self.name = schema.partition("(")[0]
         self.reference = reference
+        self.check = check
         self.triton_file = ""
         update_wrapper(self, reference)
         _LIBRARY.define(schema)
@@ -52,6 +54,8 @@ class Op(Generic[P, T]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the op's kernel for the device of its arguments, or the reference where there is none."""
+        if self.check is not None:
+            self.check(*args, **kwargs)
         result: T = self.overload(*args, **kwargs)
         return result
 
@@ -92,16 +96,17 @@ class Implementation:
     why: str
 
 
-def define(schema: str) -> Callable[[Callable[P, T]], Op[P, T]]:
+def define(schema: str, check: Callable[..., None] | None = None) -> Callable[[Callable[P, T]], Op[P, T]]:
     """Make the decorated plain-torch function the reference of a new op `mtu_fast::<schema>`.
 
     Args:
         schema: The dispatcher's signature, `name(Tensor a, ...) -> Tensor`; the op must be functional.
+        check: Called with the op's arguments before each call, to refuse what no implementation is for.
 
     Returns:
         A decorator that turns the reference, which serves every device without a kernel, into the op.
     """
-    return lambda reference: Op(schema, reference)
+    return lambda reference: Op(schema, reference, check)
 
 
 def ops() -> dict[str, Op[..., Any]]:

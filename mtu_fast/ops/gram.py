@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from functools import partial
+from itertools import chain, product
 from math import prod
 
 import torch
@@ -104,6 +105,23 @@ def working_dtype(t: Tensor) -> torch.dtype:
     return torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else t.dtype
 
 
+def check_blocks(precision: str, *sides: Sequence[Tensor]) -> None:
+    """What every Gram here asks of its arguments.
+
+    Raises:
+        TypeError: complex blocks, of which kernels would read the real part alone.
+        ValueError: an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: found {precision!r}, expected one of {', '.join(map(repr, PRECISIONS))}.")
+    for block in chain.from_iterable(sides):
+        if block.is_complex():
+            raise TypeError(
+                f"found a block of {block.dtype}, expected real ones: the Gram of complex rows is that of "
+                "torch.view_as_real(rows).flatten(1)."
+            )
+
+
 # ---- rows: what the direct route multiplies -------------------------------------------------------------------------
 
 
@@ -144,7 +162,7 @@ def gather_rows(index: Tensor, values: Tensor, size: int) -> Tensor:
 # ---- explicit rows --------------------------------------------------------------------------------------------------
 
 
-@define("row_gram(Tensor[] rows) -> Tensor")
+@define("row_gram(Tensor[] rows) -> Tensor", check=partial(check_blocks, "highest"))
 def row_gram(rows: Sequence[Tensor]) -> Tensor:
     """`G = J Jᵀ` of explicit rows, without joining them: each `[R_i, P]` -> float64 `[R, R]`, R = Σ R_i."""
     r = sum(t.shape[0] for t in rows)
@@ -170,6 +188,7 @@ row_gram.triton("gram")
 
 def outer_gram(left: Sequence[Tensor], right: Sequence[Tensor], precision: str = "highest") -> Tensor:
     """`G = J Jᵀ` of rows `Σ_s left ⊗ right`: blocks left `[R_i, S_i, A]`, right `[R_i, S_i, B]` -> float64 `[R, R]`."""
+    check_blocks(precision, left, right)
     route = outer_route(left, right)
     if route == "one position":
         return row_gram([t[:, 0] for t in left]).mul_(row_gram([t[:, 0] for t in right]))
@@ -198,7 +217,11 @@ def outer_route(left: Sequence[Tensor], right: Sequence[Tensor]) -> str:
     return "ghost" if ghost < direct else "direct"
 
 
-@define("outer_ghost(Tensor[] left, Tensor[] right, str precision) -> Tensor")
+def _check_sides(left: Sequence[Tensor], right: Sequence[Tensor], precision: str = "highest") -> None:
+    check_blocks(precision, left, right)
+
+
+@define("outer_ghost(Tensor[] left, Tensor[] right, str precision) -> Tensor", check=_check_sides)
 def outer_ghost(left: Sequence[Tensor], right: Sequence[Tensor], precision: str) -> Tensor:
     """`outer_gram` by products of positions, `Σ_{s,u} (left_rs · left_qu) (right_rs · right_qu)`."""
     if len(_distinct(right)) < len(_distinct(left)):
@@ -233,6 +256,7 @@ outer_ghost.triton("gram")
 
 def conv_gram(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, precision: str = "highest") -> Tensor:
     """`G = J Jᵀ` of convolution weight gradients: blocks x `[R_i, F, C, *]`, b `[R_i, F, O, *]` -> float64 `[R, R]`."""
+    check_blocks(precision, x, b)
     if conv_route(x, b, geometry) == "ghost":
         return conv_ghost(x, b, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, precision)
     r = sum(t.shape[0] for t in x)
@@ -286,7 +310,14 @@ _CONV_GHOST = (
 )
 
 
-@define(_CONV_GHOST)
+def _check_images(
+    x: Sequence[Tensor], b: Sequence[Tensor], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], precision: str,
+) -> None:  # fmt: skip
+    check_blocks(precision, x, b)
+
+
+@define(_CONV_GHOST, check=_check_images)
 def conv_ghost(
     x: Sequence[Tensor], b: Sequence[Tensor], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], precision: str,
@@ -371,7 +402,7 @@ def _pixels(t: Tensor) -> Tensor:
 # ---- table look-ups -------------------------------------------------------------------------------------------------
 
 
-@define('gather_gram(Tensor[] index, Tensor[] values, str precision="highest") -> Tensor')
+@define('gather_gram(Tensor[] index, Tensor[] values, str precision="highest") -> Tensor', check=_check_sides)
 def gather_gram(index: Sequence[Tensor], values: Sequence[Tensor], precision: str = "highest") -> Tensor:
     """`G = J Jᵀ` of scattered rows: blocks index `[R_i, S_i]`, values `[R_i, S_i, D]` -> float64 `[R, R]`.
 

@@ -389,3 +389,33 @@ def test_ops_change_nothing_they_are_given(name: str) -> None:
 def test_the_same_bits_twice(name: str) -> None:
     function, arguments = CALLS[name]()
     assert torch.equal(function(*arguments), function(*arguments))
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+ROUTES: dict[str, Callable[[Tensor, str], Tensor]] = {
+    "row_gram": lambda t, precision: op.row_gram([t[:, 0]]),
+    "outer_gram, one position": lambda t, precision: op.outer_gram([t[:, :1]], [t[:, :1].abs()], precision),
+    "outer_gram": lambda t, precision: op.outer_gram([t.abs()], [t], precision),
+    "outer_ghost": lambda t, precision: op.outer_ghost([t], [t], precision),
+    "conv_gram": lambda t, precision: op.conv_gram(
+        [t[:, None, :, :, None]], [t[:, None, :1, :, None].abs()],
+        geometry((1, 3, 1, 1)), precision,
+    ),
+    "conv_ghost": lambda t, precision: op.conv_ghost(
+        [t[..., None].abs()], [t[..., None]], [1], [1], [0], [1], precision=precision
+    ),
+    "gather_gram": lambda t, precision: op.gather_gram([torch.zeros(t.shape[:2]).long()], [t], precision=precision),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_complex_blocks_are_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=r"block of torch\.complex128, expected real ones"):
+        ROUTES[name](torch.randn(2, 3, 5, dtype=torch.complex128), "highest")
+
+
+@pytest.mark.parametrize("name", [name for name in ROUTES if name != "row_gram"])
+def test_an_unknown_precision_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"precision: found 'fast', expected one of 'highest', 'high', 'medium'"):
+        ROUTES[name](torch.randn(2, 3, 5), "fast")
