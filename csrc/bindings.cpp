@@ -238,14 +238,8 @@ Tensor ghost(std::vector<Tensor>& x, std::vector<Tensor>& b, const mtu_fast::cpu
   std::vector<size_t> family(x.size());
   int64_t R = 0;
   for (size_t i = 0; i < x.size(); ++i) {
-    // One x under outputs of different sizes walks differently.
-    size_t of = i;
-    for (size_t j = first[i]; j < i && of == i; ++j) {
-      const auto mine = b[i].sizes(), theirs = b[j].sizes();
-      if (first[j] == first[i] && std::equal(mine.begin(), mine.end(), theirs.begin(), theirs.end())) of = j;
-    }
-    family[i] = of == i ? families.size() : family[of];
-    if (of == i) families.push_back({block(x[i]), {}, {}});
+    family[i] = first[i] == i ? families.size() : family[first[i]];  // one x has outputs of one size, as was checked
+    if (first[i] == i) families.push_back({block(x[i]), {}, {}});
     families[family[i]].b.push_back(block(b[i]));
     families[family[i]].start.push_back(R);
     R += x[i].size(0);
