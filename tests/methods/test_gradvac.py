@@ -67,6 +67,20 @@ def test_two_rows_by_hand() -> None:
     assert method.state_dict()["targets"][0, 2] == 0.0  # the cosine of the last call
 
 
+def test_targets_belong_to_kind_and_task_not_to_the_place_of_a_row() -> None:
+    """Rows that agree are not changed on the first call, so the cosines met are theirs in whatever order they come."""
+    J, order = rows_at(0, 2.0), torch.tensor([2, 1, 3, 0])
+    cosines = torch.nn.functional.normalize(SIGN[:, None] * J) @ torch.nn.functional.normalize(SIGN[:, None] * J).t()
+    assert (cosines > 0).all()
+    method, who = GradVac(0.5), roles(KINDS, TASKS)
+    there = Roles(1 - who.task[order], who.sample[order], who.kind[order], who.loss[order], ("b", "a"), who.dtype)
+    method(J[order] @ J[order].t(), there)
+    state = method.state_dict()
+    assert state["tasks"] == ["b", "a"]
+    expected = 0.5 * (cosines - torch.eye(4, dtype=torch.float64))[[2, 3, 0, 1]][:, [2, 3, 0, 1]]
+    assert relative_error(state["targets"], expected) <= 1e-12
+
+
 def test_two_rows_in_either_order_share_targets() -> None:
     """With two rows there is one order of meeting, so weights follow the rows exactly."""
     method, turned = GradVac(0.4), GradVac(0.4)

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtu_fast import reference
-from mtu_fast.methods import FORGET, RETAIN, OrthoGrad, PCGrad, Roles
+from mtu_fast.methods import FORGET, IMTLG, RETAIN, AlignedMTL, FairGrad, GradVac, NashMTL, OrthoGrad, PCGrad, Roles
+from mtu_fast.reference.alignedmtl import alignedmtl
+from mtu_fast.reference.gradvac import gradvac
+from mtu_fast.reference.imtlg import imtlg
 from tests.helpers import matrices
 from tests.helpers.matrices import roles
 
@@ -59,3 +62,42 @@ def test_pcgrad_is_the_papers_loop(drawn: Drawn) -> None:
     signed = J * PCGrad().outside(who)[:, None]
     d = J.t() @ PCGrad()(J @ J.t(), who)
     assert (d - reference.pcgrad(signed)).norm() <= 1e-8 * J.norm()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(row_sets(), st.sampled_from([NashMTL(), FairGrad(2.0)]))
+def test_a_bargain_helps_every_row_or_moves_nothing(drawn: Drawn, method: NashMTL | FairGrad) -> None:
+    J, who = drawn
+    signed = (J * method.outside(who)[:, None])[J.norm(dim=1) > 0]
+    w = method(J @ J.t(), who)
+    gains = signed @ (J.t() @ w) / signed.norm(dim=1)
+    assert w.isfinite().all() and ((gains > 0).all() or not w.any())
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(row_sets())
+def test_aligned_mtl_is_the_singular_value_decomposition(drawn: Drawn) -> None:
+    J, who = drawn
+    d = J.t() @ AlignedMTL()(J @ J.t(), who)
+    assert (d - alignedmtl(J * AlignedMTL().outside(who)[:, None] * len(who))).norm() <= 1e-8 * J.norm()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(row_sets())
+def test_imtlg_is_the_pseudo_inverse_of_the_unit_rows(drawn: Drawn) -> None:
+    J, who = drawn
+    truth = imtlg(J * IMTLG().outside(who)[:, None])
+    assert (J.t() @ IMTLG()(J @ J.t(), who) - truth).norm() <= 1e-6 * (J.norm() + truth.norm())
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(row_sets(), st.sampled_from([0.0, 0.2]))
+def test_gradvac_is_the_papers_loop(drawn: Drawn, beta: float) -> None:
+    J, who = drawn
+    signed, method = J * PCGrad().outside(who)[:, None], GradVac(beta)
+    names = list(range(len(J)))
+    alone = Roles(torch.tensor(names), who.sample, who.kind, who.loss, tuple(map(str, names)), who.dtype)
+    targets: dict[tuple[int, int], float] = {}
+    for _call in range(2):
+        d = J.t() @ method(J @ J.t(), alone)
+        assert (d - gradvac(signed, targets, beta)).norm() <= 1e-6 * J.norm()
