@@ -17,7 +17,7 @@ from mtu_fast.methods import FORGET, RETAIN, Method, Roles
 from mtu_fast.nodes import densified
 from mtu_fast.plan import Plan, discover
 from mtu_fast.rowmap import uneven_weights
-from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, check_finite, check_method, join_roles
+from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, check_finite, check_method, explicit, join_roles
 from mtu_fast.stream import Collector, StaleMap, notes, outlives, stream
 from mtu_fast.subspace import Subspace, check_subspace
 from mtu_fast.uses import Dense, Use
@@ -158,6 +158,25 @@ class Engine:
             if all(loss.numel() for loss in named.values()):
                 return Rows(self._shared, make(named, kind, there))
             return Rows(self._shared, [self._empty_block(task, loss) for task, loss in named.items()])
+
+    def kept(self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype | None = None) -> Rows:
+        """K explicit vectors, a basis from elsewhere say, as rows of kind SUBSPACE: `mtu.cat` joins them to others.
+
+        Args:
+            vectors: {name of a parameter: `[K, *shape]`}; zero where a parameter is left out.
+            task: the task they are said to be of.
+            dtype: the precision in which they were computed; that of the parameters by default.
+
+        Raises:
+            ValueError: an unknown name, or a shape that is not [K, *shape of the parameter] with one K for all.
+        """
+        shapes = dict(zip(self._shared.names, (p.shape for p in self._shared.parameters), strict=True))
+        counts = {len(v) for v in vectors.values() if v.dim()}
+        for name, v in vectors.items():
+            if name not in shapes or v.shape[1:] != shapes[name] or v.dim() == 0 or len(counts) > 1:
+                expected = f"[K, *{tuple(shapes[name])}], one K for all" if name in shapes else "a shared parameter"
+                raise ValueError(f"kept: vectors[{name!r}] has shape {tuple(v.shape)}, expected {expected}.")
+        return explicit(self._shared, vectors, task, dtype or self._shared.parameters[0].dtype)
 
     def explain(self) -> Explanation:
         """How each parameter's rows were obtained in the last call of `rows`: uses, route, cost, and why if slow.

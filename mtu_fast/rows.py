@@ -225,17 +225,14 @@ class Rows:
         chosen = [block.keep() for block in self._blocks if wanted.issuperset(block.roles.tasks)]
         return Rows(self._shared, chosen)
 
-    def with_vectors(self, vectors: Mapping[Tensor, Tensor]) -> Rows:
-        """K explicit vectors, `[K, *shape]` for each parameter, as rows of kind SUBSPACE in the space of these rows."""
-        index = {id(p): j for j, p in enumerate(self._shared.parameters)}
-        count = len(next(iter(vectors.values()), ()))
-        uses: dict[int, Use] = {index[id(p)]: Dense(tuple(v.shape[1:]), v) for p, v in vectors.items()}
-        nobody = torch.full((count,), -1, device=self.roles.loss.device)
-        roles = Roles(
-            torch.zeros_like(nobody), nobody, torch.full_like(nobody, SUBSPACE),
-            torch.zeros_like(nobody, dtype=torch.float64), self.roles.tasks[:1], self.roles.dtype,
-        )  # fmt: skip
-        return Rows(self._shared, [Block.of(roles, uses, {}, self._shared).keep()])
+    def replaced(self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype) -> Rows:
+        """Other rows of kind SUBSPACE in the same space, explicit, as `explicit` makes them."""
+        return explicit(self._shared, vectors, task, dtype)
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """{name: parameter}, the space the rows lie in."""
+        return dict(zip(self._shared.names, self._shared.parameters, strict=True))
 
     @property
     def held(self) -> int:
@@ -385,6 +382,26 @@ class Rows:
                 f"rows: the gradient of (task, sample) {at} is not finite although its loss is (an overflow in half "
                 "precision, a square root at zero?); leave these rows out by `present`, or rescale the loss."
             )
+
+
+def explicit(shared: Shared, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype) -> Rows:
+    """K vectors, `[K, *shape]` for each parameter by name, as rows of kind SUBSPACE that outlive a step.
+
+    Args:
+        shared: the parameters whose space they lie in.
+        vectors: {name of a parameter: its part of every vector}; zero where a parameter is left out.
+        task: the task they are said to be of.
+        dtype: the precision in which they were computed, whatever they are held in.
+
+    Returns:
+        K rows.
+    """
+    uses: dict[int, Use] = {shared.names.index(name): Dense(tuple(v.shape[1:]), v) for name, v in vectors.items()}
+    device = shared.parameters[0].device
+    nobody = torch.full((max((use.count for use in uses.values()), default=0),), -1, device=device)
+    loss = torch.zeros(len(nobody), dtype=torch.float64, device=device)
+    roles = Roles(torch.zeros_like(nobody), nobody, torch.full_like(nobody, SUBSPACE), loss, (task,), dtype)
+    return Rows(shared, [replace(Block.of(roles, uses, {}, shared), kept=True)])
 
 
 def cat(*rows: Rows) -> Rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,8 @@ class Subspace:
         if not basis and (rank is not None or energy != 1.0 or dtype is not None):
             raise ValueError("Subspace: rank, energy and dtype are those of a basis; pass basis=True too.")
         self.basis, self.energy, self.dtype = bool(basis), float(energy), dtype
+        self.options = {"size": size, "every": every, "tasks": None if tasks is None else list(self.tasks or ()),
+                        "basis": self.basis, "rank": rank, "energy": self.energy, "dtype": str(dtype)}  # fmt: skip
         self._batches: list[Rows] = []
         self._basis: Rows | None = None
         self._age = 0
@@ -135,6 +137,27 @@ class Subspace:
         zero = [gradients.get(p, torch.zeros_like(p)) for p in rows]
         return dict(zip(rows, project(zero, list(rows.values()), into), strict=True))
 
+    def state_dict(self) -> dict[str, Any]:
+        """What is held, as plain values and explicit rows {parameter's name: [K, *shape]}.
+
+        From here on this subspace holds its rows explicitly too, so that it and one that loads the state go on alike.
+        """
+        batches = [_explicit(rows) for rows in self._batches]
+        self._batches = [rows for rows, _ in batches]
+        basis = None if self._basis is None else _explicit(self._basis)[1]
+        return {"size": self.size, "age": self._age, "batches": [state for _, state in batches], "basis": basis}
+
+    def load_state_dict(self, state: Mapping[str, Any], kept: Callable[..., Rows]) -> None:
+        """Go on from what `state_dict` gave.
+
+        Args:
+            state: what it gave.
+            kept: `engine.kept` of an engine of the same parameters, which refuses others.
+        """
+        self.size, self._age = state["size"], state["age"]
+        self._batches = [kept(**batch) for batch in state["batches"]]
+        self._basis = None if state["basis"] is None else kept(**state["basis"])
+
     def _targets(self, rows: Rows) -> tuple[str, ...]:
         roles = rows.roles
         if len(roles) and bool((roles.sample < 0).any()):
@@ -165,7 +188,17 @@ def orthonormal(batches: Sequence[Rows], rank: int | None, energy: float, dtype:
     J = rows.jacobian()
     vectors = [torch.tensordot(W.T[order].to(part.dtype), part, 1) for part in J.values()]
     Q, _ = orthonormalize(vectors)  # what that rounded
-    return rows.with_vectors({p: q if dtype is None else q.to(dtype) for p, q in zip(J, Q, strict=True)})
+    basis = {p: q if dtype is None else q.to(dtype) for p, q in zip(J, Q, strict=True)}
+    named = {name: basis[p] for name, p in rows.parameters.items() if p in basis}
+    return rows.replaced(named, rows.roles.tasks[0], rows.roles.dtype)
+
+
+def _explicit(rows: Rows) -> tuple[Rows, dict[str, Any]]:
+    """The same rows made explicit, and the arguments of `Engine.kept` that make them again."""
+    held = rows.jacobian()
+    names = {name: held[p] for name, p in rows.parameters.items() if p in held}
+    task, dtype = rows.roles.tasks[0], rows.roles.dtype
+    return rows.replaced(names, task, dtype), {"vectors": names, "task": task, "dtype": dtype}
 
 
 def check_subspace(method: object, subspace: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -176,6 +177,36 @@ def test_a_step_with_a_basis_is_a_step_with_the_rows() -> None:
         engine.backward(net.losses(batch(9)), mtu.InterferenceAware(0.2), forget=PARTIAL, subspace=subspace)
         found.append(grad_vector(trained(net.backbone)))
     assert relative_error(found[1], found[0]) <= 1e-8
+
+
+@pytest.mark.parametrize("options", [{}, {"basis": True}, {"basis": True, "dtype": torch.bfloat16}], ids=str)
+def test_one_that_loads_the_state_goes_on_alike(options: dict[str, Any], tmp_path: Path) -> None:
+    """To the bit, through a file."""
+    found = []
+    for reload in (False, True):
+        net, engine = build()
+        subspace = mtu.Subspace(size=4 * N, every=1, **options)
+        for seed in range(6):
+            if seed == 4:
+                torch.save(subspace.state_dict(), tmp_path / "state.pt")
+            if seed == 4 and reload:
+                subspace = mtu.Subspace(size=4 * N, every=1, **options)
+                subspace.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), engine.kept)
+            engine.backward(net.losses(batch(seed)), mtu.InterferenceAware(0.2), forget=PARTIAL, subspace=subspace)
+        found.append(grad_vector(trained(net.backbone)))
+    assert torch.equal(*found)
+
+
+def test_vectors_from_elsewhere_are_kept_rows() -> None:
+    net, engine = build()
+    v = {"backbone.0.weight": torch.randn(3, 24, 5, dtype=torch.float64)}
+    rows = engine.kept(v, "a")
+    assert torch.allclose(rows.gram(), v["backbone.0.weight"].flatten(1) @ v["backbone.0.weight"].flatten(1).T)
+    assert (rows.roles.kind == mtu.SUBSPACE).all()
+    with pytest.raises(ValueError, match=r"vectors\['heads.a.bias'\] has shape \(3, 1\), expected a shared parameter"):
+        engine.kept({"heads.a.bias": torch.zeros(3, 1)}, "a")
+    with pytest.raises(ValueError, match=r"expected \[K, \*\(24,\)\]"):
+        engine.kept({"backbone.0.bias": torch.zeros(24)}, "a")
 
 
 def test_projects_gradients_of_another_loop() -> None:

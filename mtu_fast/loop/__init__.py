@@ -17,6 +17,7 @@ from mtu_fast.loop.schedule import Scheduled
 from mtu_fast.loop.settings import Bound, Settings
 from mtu_fast.loop.state import clear_gradients
 from mtu_fast.methods import Method
+from mtu_fast.subspace import Subspace
 
 __all__ = ["DivergedError", "History", "Record", "Scheduled", "unlearn"]
 
@@ -42,6 +43,7 @@ def unlearn(
     scheduler: Any = None,
     clip: float | None = None,
     checkpoint: str | Path | None = None,
+    subspace: Subspace | None = None,
     progress: bool = True,
 ) -> History:
     """θ ← θ - lr · Jᵀ w, w = method(J Jᵀ) on a retain and a forget batch, until the forget scores are held-out ones.
@@ -82,6 +84,8 @@ def unlearn(
         scheduler: a learning rate scheduler, stepped after every step.
         clip: the global norm to which the direction is clipped, which keeps orthogonality.
         checkpoint: a file, written at every evaluation and found again by the next call.
+        subspace: rows kept across steps, for a method that moves in their span (`mtu.InterferenceAware`), which gets
+            a `mtu.Subspace()` by default. It holds explicit rows, K gradients, from the first checkpoint on.
         progress: a progress bar, if tqdm is installed.
 
     Returns:
@@ -94,9 +98,11 @@ def unlearn(
         DivergedError: a RuntimeError; a loss or gradient was not finite. The model is that of the last evaluation.
     """
     shared = None if params is None else list(params)
+    if subspace is None and getattr(method, "needs_subspace", False):
+        subspace = Subspace()
     settings = Settings(
         model, optimizer, forget, retain, losses, method, targets, shared, validation, score, forget_losses, monitor,
-        max_steps, epochs, every, max_drift, scheduler, clip, checkpoint,
+        max_steps, epochs, every, max_drift, scheduler, clip, checkpoint, subspace,
     )  # fmt: skip
     run = Run(settings)
     with Progress(run, progress) as bar:

@@ -10,18 +10,23 @@ from torch import Tensor
 from mtu_fast.engine import Engine
 from mtu_fast.methods import Method
 from mtu_fast.rows import Rows, Update, cat
+from mtu_fast.subspace import Subspace
 
 Side = tuple[dict[str, Tensor], dict[str, Tensor]]  # losses {task: [N]}, labelled samples {task: [N]}
 Forward = Callable[[], Side]  # runs the forward when called, so that one graph lives at a time where rows are taken
 
 
-def add_gradients(engine: Engine, method: Method, retain: Forward, forget: Forward, targets: Sequence[str]) -> Update:
+def add_gradients(
+    engine: Engine, method: Method, retain: Forward, forget: Forward, targets: Sequence[str],
+    subspace: Subspace | None = None,
+) -> Update:  # fmt: skip
     """`.grad += d` of one step: rows of both batches for a method on sample rows, one weighted backward otherwise.
 
     The rows (forget sample, task that is no target) are retain rows.
     """
     if method.needs_gram and method.per == "sample":
-        return rows_of_step(engine, retain, forget, targets).backward(method)
+        rows = rows_of_step(engine, retain, forget, targets)
+        return rows.backward(method) if subspace is None else subspace.step(rows, method)
     losses, present, mask = joined(retain(), forget(), targets)
     return engine.backward(losses, method, forget=mask, present=present)
 

@@ -104,7 +104,7 @@ class Run:
         clear_gradients(s)
         add_gradients(
             self.engine, s.method, lambda: self._forward("retain", s.losses, retain),
-            lambda: self._forward("forget", wanted, forget), self.history.targets,
+            lambda: self._forward("forget", wanted, forget), self.history.targets, s.subspace,
         )  # fmt: skip
         if s.clip is not None:
             held = [p for group in s.optimizer.param_groups for p in group["params"]]
@@ -167,6 +167,8 @@ class Run:
             "step": self.step, "seconds": self.seconds, "random": capture(self._generators()),
             "forget_place": self.forget.state_dict(), "retain_place": self.retain.state_dict(),
         }  # fmt: skip
+        if self.settings.subspace is not None:
+            state["subspace"] = self.settings.subspace.state_dict()
         checkpoint.save(path, state)
 
     def _resume(self, path: str | Path) -> None:
@@ -177,6 +179,8 @@ class Run:
         self.good = take(self.settings, strict=False)
         self.forget.load_state_dict(state["forget_place"])
         self.retain.load_state_dict(state["retain_place"])
+        if self.settings.subspace is not None:
+            self.settings.subspace.load_state_dict(state["subspace"], self.engine.kept)
         restore(state["random"], self._generators())
         if self.history.reason not in FINAL:
             over = self.settings.max_steps is not None and self.step >= self.settings.max_steps

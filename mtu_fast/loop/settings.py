@@ -17,6 +17,7 @@ from mtu_fast.loop.schedule import Scheduled
 from mtu_fast.loop.stream import check_loader
 from mtu_fast.methods import Method
 from mtu_fast.rows import check_method
+from mtu_fast.subspace import Subspace, check_subspace
 
 Bound = float | Mapping[str, float] | None
 
@@ -44,9 +45,11 @@ class Settings:
     scheduler: Any
     clip: float | None
     checkpoint: str | Path | None
+    subspace: Subspace | None
 
     def __post_init__(self) -> None:
         check_method(self.method)
+        check_subspace(self.method, self.subspace)
         loaders = {"forget": self.forget, "retain": self.retain, "validation": self.validation, "monitor": self.monitor}
         for name, loader in loaders.items():
             if loader is not None:
@@ -102,6 +105,7 @@ class Settings:
             "every": self.every,
             "max_drift": bound,
             "clip": self.clip,
+            "subspace": None if self.subspace is None else self.subspace.options,
             "batches": {name: _length(getattr(self, name)) for name in ("forget", "retain")},
         }
 

@@ -305,3 +305,28 @@ def test_schedulers_are_resumed(make: Callable[[Any], Any], tmp_path: Path) -> N
                 scene.run()
         found.append(parameters(scene.model))
     assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("subspace", [{"size": 60}, {"size": 40, "basis": True}], ids=["rows", "basis"])
+def test_a_subspace_is_resumed(subspace: dict[str, Any], tmp_path: Path) -> None:
+    """Beside a run that writes checkpoints too: from the first on, the rows are held explicitly."""
+    found = []
+    for name, give_up in (("whole", None), ("broken", 9)):
+        options = {"targets": ("b",), "checkpoint": tmp_path / name, "subspace": mtu.Subspace(every=2, **subspace)}
+        scene = Scene(lambda: mtu.InterferenceAware(0.5), None, **options)
+        if give_up is not None:
+            with pytest.raises(Interrupted):
+                scene.run(give_up)
+            scene = Scene(lambda: mtu.InterferenceAware(0.5), None, **options)
+            scene.arguments["subspace"] = mtu.Subspace(every=2, **subspace)
+        scene.run()
+        assert scene.arguments["subspace"].full
+        found.append(parameters(scene.model))
+    assert torch.equal(*found)
+
+
+def test_a_subspace_of_another_size_is_refused(tmp_path: Path) -> None:
+    options = {"checkpoint": tmp_path / "run.pt", "max_steps": 4}
+    Scene(mtu.InterferenceAware, None, **options, subspace=mtu.Subspace(60)).run()
+    with pytest.raises(ValueError, match="subspace"):
+        Scene(mtu.InterferenceAware, None, **options, subspace=mtu.Subspace(50)).run()
