@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib import util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,6 +74,35 @@ def test_where_triton_does_not_work_the_reference_serves_and_says_so(monkeypatch
     with pytest.warns(RuntimeWarning, match=r"Triton does not work here: RuntimeError: no C compiler"):
         assert "mtu_fast.kernels.probe" in _library.why_no_triton()
     _library.why_no_triton.cache_clear()
+
+
+@pytest.mark.parametrize("answer", ["a Gram", "nothing", "no Triton"])
+def test_what_a_launcher_does_not_implement_goes_to_the_reference(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    calls: list[object] = []
+    rows, gram = [torch.arange(6.0).view(2, 3)], torch.eye(2).double()
+
+    def launcher(blocks: list[torch.Tensor]) -> object:
+        calls.append(blocks)
+        return gram if answer == "a Gram" else NotImplemented
+
+    def kernels(name: str) -> SimpleNamespace:
+        assert name == "mtu_fast.kernels.gram"
+        return SimpleNamespace(row_gram=launcher)
+
+    op = _library.ops()["row_gram"]
+    monkeypatch.setattr(op, "triton_file", "gram")
+    monkeypatch.setattr(_library, "import_module", kernels)
+    monkeypatch.setattr(_library, "why_no_triton", lambda: "no C compiler" if answer == "no Triton" else "")
+    expected = gram if answer == "a Gram" else torch.tensor([[5.0, 14.0], [14.0, 50.0]]).double()
+    assert torch.equal(op.launch(rows), expected)
+    assert calls == ([] if answer == "no Triton" else [rows])
+
+
+@pytest.mark.skipif(util.find_spec("triton") is None, reason="needs Triton")
+def test_the_dispatcher_holds_the_launcher_of_every_op_that_has_one() -> None:
+    with_launcher = {name for name, op in _library.ops().items() if op.triton_file}
+    assert {"row_gram", "outer_ghost", "conv_ghost", "gather_gram", "project", "transform"} == with_launcher
+    assert all(_library.ops()[name].has_kernel("CUDA") for name in with_launcher)
 
 
 @pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING or "built")

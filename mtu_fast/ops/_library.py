@@ -69,17 +69,16 @@ class Op(Generic[P, T]):
 
         What the launcher returns `NotImplemented` for goes to the reference.
         """
-        if util.find_spec("triton") is None:
-            return
-        self.triton_file = file
+        if util.find_spec("triton") is not None:
+            self.triton_file = file
+            _LIBRARY.impl(self.name, self.launch, "CUDA")
 
-        def launch(*args: P.args, **kwargs: P.kwargs) -> T:
-            result = NotImplemented
-            if not why_no_triton():
-                result = getattr(import_module(f"mtu_fast.kernels.{file}"), self.name)(*args, **kwargs)
-            return self.reference(*args, **kwargs) if result is NotImplemented else result
-
-        _LIBRARY.impl(self.name, launch, "CUDA")
+    def launch(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """What the dispatcher calls for CUDA tensors: Triton's launcher, or the reference."""
+        result = NotImplemented
+        if not why_no_triton():
+            result = getattr(import_module(f"mtu_fast.kernels.{self.triton_file}"), self.name)(*args, **kwargs)
+        return self.reference(*args, **kwargs) if result is NotImplemented else result
 
     def has_kernel(self, device: str) -> bool:
         """Whether the dispatcher holds a kernel of ours for `device` (`"CPU"` or `"CUDA"`)."""
