@@ -16,10 +16,12 @@
 #include "element.h"
 
 // One binary, two instruction sets (FMA implies AVX), chosen when the library is loaded.
+#ifndef MTU_FAST_CLONES  // tests/host makes each by itself
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define MTU_FAST_CLONES __attribute__((target_clones("fma", "default")))
 #else
 #define MTU_FAST_CLONES
+#endif
 #endif
 
 namespace mtu_fast::cpu {
