@@ -17,210 +17,6 @@ constexpr int64_t MANY = 2048;  // so many: panels are read less often, and tile
 constexpr int64_t MOST = 256;   // pixels of one box
 constexpr int64_t SLACK = 4 * LANES;  // read beyond the end, not used
 
-struct Matrix {  // consecutive panels of a side
-  const Panels& side;
-  int64_t first, count;
-};
-
-// ---- micro-kernels, for each instruction set ------------------------------------------------------------------------
-
-template <class T>
-MTU_FAST_INLINE void widen(const T* from, const int64_t* offset, int64_t step, int64_t channels, double* to) {
-  bool near = true;
-  for (int64_t l = 0; l < LANES; ++l) near &= offset[l] == offset[0] + l;
-  if (near) {
-    from += offset[0];
-    for (int64_t k = 0; k < channels; ++k, from += step, to += LANES) {
-      for (int64_t l = 0; l < LANES; ++l) to[l] = wide(from[l]);
-    }
-    return;
-  }
-  for (int64_t begin = 0; begin < channels; begin += LANES) {
-    const int64_t end = std::min(begin + LANES, channels);
-    for (int64_t l = 0; l < LANES; ++l) {
-      const T* own = from + std::max<int64_t>(offset[l], 0);
-      if (offset[l] < 0) {
-        for (int64_t k = begin; k < end; ++k) to[k * LANES + l] = 0;
-      } else if (step == 1) {
-        for (int64_t k = begin; k < end; ++k) to[k * LANES + l] = wide(own[k]);
-      } else {
-        for (int64_t k = begin; k < end; ++k) to[k * LANES + l] = wide(own[k * step]);
-      }
-    }
-  }
-}
-
-MTU_FAST_INLINE void widen(const Panels& side, int64_t panel) {
-  const int64_t *offset = side.offset.data() + panel * LANES, step = side.block->stride[2];
-  for (int64_t begin = 0; begin < side.channels; begin += DEPTH) {
-    const int64_t skip = begin * step, depth = std::min(DEPTH, side.channels - begin);
-    double* to = side.at(begin, panel);
-    const void* data = side.block->data;
-    switch (side.block->element) {
-      case Element::Double: widen(static_cast<const double*>(data) + skip, offset, step, depth, to); break;
-      case Element::Float: widen(static_cast<const float*>(data) + skip, offset, step, depth, to); break;
-      case Element::BFloat16: widen(static_cast<const BFloat16*>(data) + skip, offset, step, depth, to); break;
-      case Element::Half: widen(static_cast<const Half*>(data) + skip, offset, step, depth, to); break;
-    }
-  }
-}
-
-template <int WIDTH>
-struct Simd {
-  typedef double Vector __attribute__((vector_size(WIDTH * sizeof(double)), may_alias, aligned(8)));
-};
-
-// out[s][p] (+)= Σ_k left[p][k] right[s][k] for COUNT panels of p and one of s, COLUMNS of it at a time.
-template <int WIDTH, int COUNT, int COLUMNS>
-MTU_FAST_INLINE void block(const double* left, int64_t pitch, const double* right, int64_t depth, bool more,
-                           double* out, int64_t ld) {
-  typedef typename Simd<WIDTH>::Vector Vector;
-  constexpr int HEIGHT = COUNT * LANES / WIDTH;
-  for (int64_t start = 0; start < LANES; start += COLUMNS) {
-    Vector part[COLUMNS][HEIGHT] = {};
-    if (more) {
-      for (int c = 0; c < COLUMNS; ++c) {
-        for (int h = 0; h < HEIGHT; ++h) part[c][h] = *reinterpret_cast<Vector*>(out + (start + c) * ld + h * WIDTH);
-      }
-    }
-    for (int64_t k = 0; k < depth; ++k) {
-      Vector column[HEIGHT];
-#pragma GCC unroll 16
-      for (int h = 0; h < HEIGHT; ++h) {
-        constexpr int EACH = LANES / WIDTH;
-        column[h] = *reinterpret_cast<const Vector*>(left + h / EACH * pitch + k * LANES + h % EACH * WIDTH);
-      }
-#pragma GCC unroll 16
-      for (int c = 0; c < COLUMNS; ++c) {
-        const double scale = right[k * LANES + start + c];
-#pragma GCC unroll 16
-        for (int h = 0; h < HEIGHT; ++h) part[c][h] += column[h] * scale;
-      }
-    }
-    for (int c = 0; c < COLUMNS; ++c) {
-      for (int h = 0; h < HEIGHT; ++h) *reinterpret_cast<Vector*>(out + (start + c) * ld + h * WIDTH) = part[c][h];
-    }
-  }
-}
-
-// out[s][p] = left_p · right_s; on the diagonal only panels of p up to that of s.
-template <int WIDTH, int COUNT, int COLUMNS>
-MTU_FAST_INLINE void multiply(const Matrix& left, const Matrix& right, bool diagonal, double* out, int64_t ld) {
-  const int64_t channels = left.side.channels;
-  int64_t begin = 0;
-  do {
-    const int64_t depth = std::min(DEPTH, channels - begin), pitch = depth * LANES;
-    const double* a = left.side.at(begin, left.first);
-    const double* b = right.side.at(begin, right.first);
-    const bool more = begin > 0;
-    for (int64_t s = 0; s < right.count; ++s, b += pitch) {
-      const int64_t last = diagonal ? s + 1 : left.count;
-      double* to = out + s * LANES * ld;
-      int64_t p = 0;
-      for (; p + COUNT <= last; p += COUNT) {
-        block<WIDTH, COUNT, COLUMNS>(a + p * pitch, pitch, b, depth, more, to + p * LANES, ld);
-      }
-      if (COUNT > 2 && p + 2 <= last) {
-        block<WIDTH, 2, COLUMNS>(a + p * pitch, pitch, b, depth, more, to + p * LANES, ld);
-        p += 2;
-      }
-      for (; p < last; ++p) block<WIDTH, 1, COLUMNS>(a + p * pitch, pitch, b, depth, more, to + p * LANES, ld);
-    }
-    begin += depth;
-  } while (begin < channels);
-}
-
-// to[l] = Σ_t from[t][l]
-template <int WIDTH>
-MTU_FAST_INLINE void add(const double* const* from, int64_t count, int64_t length, double* to) {
-  typedef typename Simd<WIDTH>::Vector Vector;
-  for (int64_t l = 0; l < length; l += 2 * WIDTH) {
-    Vector low = {}, high = {};
-    for (int64_t t = 0; t < count; ++t) {
-      low += *reinterpret_cast<const Vector*>(from[t] + l);
-      high += *reinterpret_cast<const Vector*>(from[t] + l + WIDTH);
-    }
-    *reinterpret_cast<Vector*>(to + l) = low;
-    *reinterpret_cast<Vector*>(to + l + WIDTH) = high;
-  }
-}
-
-struct Rows {
-  const std::vector<int64_t>&left, &right;  // of each position
-  int64_t width;                            // right rows: sums are [left row][right row]
-};
-
-// sums[row of p][row of s] += x[s][p] b[s][p]
-template <int WIDTH>
-MTU_FAST_INLINE void sum(const double* x, const double* b, int64_t ld, const Rows& rows, bool diagonal, double* sums) {
-  typedef typename Simd<WIDTH>::Vector Vector;
-  const int64_t height = rows.left.size(), width = rows.right.size();
-  for (int64_t begin = 0, end; begin < width; begin = end) {
-    const int64_t q = rows.right[begin];
-    for (end = begin + 1; end < width && rows.right[end] == q;) ++end;
-    for (int64_t p = 0; p < height && !(diagonal && p >= end); p += LANES) {
-      constexpr int EACH = LANES / WIDTH;
-      Vector part[EACH] = {};
-      for (int64_t s = diagonal ? std::max(begin, p) : begin; s < end; ++s) {
-        for (int h = 0; h < EACH; ++h) {
-          const int64_t at = s * ld + p + h * WIDTH;
-          part[h] += *reinterpret_cast<const Vector*>(x + at) * *reinterpret_cast<const Vector*>(b + at);
-        }
-      }
-      double lanes[LANES];
-      std::memcpy(lanes, part, sizeof lanes);
-      for (int64_t l = 0; l < std::min(LANES, height - p); ++l) sums[rows.left[p + l] * rows.width + q] += lanes[l];
-    }
-  }
-}
-
-struct Kernels {
-  void (*widen)(const Panels&, int64_t);
-  void (*multiply)(const Matrix&, const Matrix&, bool, double*, int64_t);
-  void (*add)(const double* const*, int64_t, int64_t, double*);
-  void (*sum)(const double*, const double*, int64_t, const Rows&, bool, double*);
-};
-
-#ifndef MTU_FAST_FOR
-#define MTU_FAST_FOR(features)
-#endif
-#define MTU_FAST_KERNELS(NAME, FEATURES, WIDTH, COUNT, COLUMNS)                                                        \
-  MTU_FAST_FOR(FEATURES) void widen_##NAME(const Panels& side, int64_t panel) { widen(side, panel); }                  \
-  MTU_FAST_FOR(FEATURES)                                                                                               \
-  void multiply_##NAME(const Matrix& left, const Matrix& right, bool diagonal, double* out, int64_t ld) {              \
-    multiply<WIDTH, COUNT, COLUMNS>(left, right, diagonal, out, ld);                                                   \
-  }                                                                                                                    \
-  MTU_FAST_FOR(FEATURES) void add_##NAME(const double* const* from, int64_t count, int64_t length, double* to) {       \
-    add<WIDTH>(from, count, length, to);                                                                               \
-  }                                                                                                                    \
-  MTU_FAST_FOR(FEATURES)                                                                                               \
-  void sum_##NAME(const double* x, const double* b, int64_t ld, const Rows& rows, bool diagonal, double* sums) {       \
-    sum<WIDTH>(x, b, ld, rows, diagonal, sums);                                                                        \
-  }                                                                                                                    \
-  constexpr Kernels NAME = {widen_##NAME, multiply_##NAME, add_##NAME, sum_##NAME};
-
-#ifdef MTU_FAST_X86
-MTU_FAST_KERNELS(avx512, "avx512f,avx512vl,avx512dq,fma", 8, 3, 8)
-MTU_FAST_KERNELS(avx2, "avx2,fma", 4, 1, 4)
-MTU_FAST_KERNELS(any, "sse2", 2, 1, 2)
-
-Kernels best() {
-  switch (vectors()) {
-    case Vectors::Avx512: return avx512;
-    case Vectors::Avx2: return avx2;
-    default: return any;
-  }
-}
-#else
-MTU_FAST_KERNELS(any, "", 2, 1, 4)
-Kernels best() { return any; }
-#endif
-
-const Kernels& kernels() {
-  static const Kernels chosen = best();
-  return chosen;
-}
-
 int64_t offset(const Block& block, int64_t image, const Sizes& at) {
   int64_t n = image / block.size[1] * block.stride[0] + image % block.size[1] * block.stride[1];
   for (size_t a = 0; a < at.size(); ++a) n += at[a] * block.stride[3 + a];
@@ -311,7 +107,7 @@ int64_t Ghost::work() const {
 void Ghost::widen(int64_t begin, int64_t end) {
   for (Panels& side : sides_) {
     for (int64_t panel = std::max<int64_t>(begin, 0); panel < std::min(end, side.count()); ++panel) {
-      kernels().widen(side, panel);
+      products().widen(side, panel);
     }
     begin -= side.count();
     end -= side.count();
@@ -353,7 +149,7 @@ void Ghost::multiply(const Pair& pair, Scratch& scratch) {
     return Matrix{side, panel, round_up(count, LANES) / LANES};
   };
   const bool plain = box(left).plain && box(right).plain;
-  kernels().multiply(matrix(side(left.family, 0), left.pixel_panel, left.pixels),
+  products().multiply(matrix(side(left.family, 0), left.pixel_panel, left.pixels),
                      matrix(side(right.family, 0), right.pixel_panel, right.pixels), diagonal,
                      (plain ? scratch.x : scratch.b).data(), round_up(left.pixels, LANES));
   if (!plain) add_patches(left, right, diagonal, scratch);
@@ -365,10 +161,10 @@ void Ghost::multiply(const Pair& pair, Scratch& scratch) {
   double* sums = sums_.data() + pair.sums;
   for (size_t i = 1; i <= families_[left.family].b.size(); ++i) {
     for (size_t j = 1; j <= families_[right.family].b.size(); ++j, sums += left.rows * right.rows) {
-      kernels().multiply(matrix(side(left.family, i), left.position_panel, left.positions),
+      products().multiply(matrix(side(left.family, i), left.position_panel, left.positions),
                          matrix(side(right.family, j), right.position_panel, right.positions), diagonal,
                          scratch.b.data(), ld);
-      kernels().sum(x, scratch.b.data(), ld, {left.row, right.row, right.rows}, diagonal, sums);
+      products().sum(x, scratch.b.data(), ld, {left.row, right.row, right.rows}, diagonal, sums);
     }
   }
 }
@@ -391,6 +187,7 @@ void Ghost::add_patches(const Tile& left, const Tile& right, bool diagonal, Scra
     }
   }
   const int64_t height = round_up(left.positions, LANES), stops = theirs.positions.size();
+  const auto add = products().add;
   for (int64_t s = 0; s < right.positions; ++s) {
     const int64_t image_s = s / stops;
     for (int64_t image = 0; image < left.images && !(diagonal && image > image_s); ++image) {
@@ -401,7 +198,7 @@ void Ghost::add_patches(const Tile& left, const Tile& right, bool diagonal, Scra
         const int64_t column = image_s * static_cast<int64_t>(theirs.pixels.size()) + pixel;
         scratch.taps.push_back(spread + column * pitch + image * mine.padded + mine.shift[t]);
       }
-      kernels().add(scratch.taps.data(), scratch.taps.size(), mine.span, scratch.line.data());
+      add(scratch.taps.data(), scratch.taps.size(), mine.span, scratch.line.data());
       double* to = scratch.x.data() + s * height + image * positions;
       for (const Segment& part : mine.gather) {
         for (int64_t l = 0; l < part.length; ++l) to[part.to + l] = scratch.line[part.from + l];

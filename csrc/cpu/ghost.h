@@ -5,36 +5,13 @@
 // A sum of outer products is the case without axes: frames are its positions, each an image of one pixel.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
-#include "element.h"
+#include "products.h"
 #include "walk.h"
 
 namespace mtu_fast::cpu {
-
-struct Block {  // [rows, frames, channels, *grid], by strides in elements
-  const void* data;
-  Element element;
-  Sizes size, stride;
-};
-
-constexpr int64_t DEPTH = 256;  // channels multiplied at once: eight positions are 16 KiB
-
-// Positions of a block as they are multiplied, eight to a panel: [channel / DEPTH][panel][channel % DEPTH][position].
-struct Panels {
-  const Block* block;
-  int64_t channels = 0;
-  std::vector<int64_t> offset;  // of each position in the block, -1 for what fills up a panel
-  std::unique_ptr<Line[]> lines;
-
-  int64_t count() const { return offset.size() / LANES; }
-  double* at(int64_t channel, int64_t panel) const {  // channel: a multiple of DEPTH
-    return lines[channel * count() + panel * std::min(DEPTH, channels - channel)].lane;
-  }
-};
 
 // All pairs of tiles i <= j are multiplied, each apart from the others; the sums of a pair are its own.
 class Ghost {
