@@ -36,7 +36,8 @@ def audit_run(
         forget=Batches(data["forget"]), retain=Batches(data["retain"]), test=Batches(data["test"]),
         losses=lambda model, batch: scene_losses(_logits(model, batch), batch.labels), outputs=_logits,
         score=lambda model, batches: scene_scores(model, batches.whole), labels=_classes, targets=targets,
-        history=SimpleNamespace(records=history), relearn=lambda parameters: torch.optim.SGD(parameters, lr=0.05),
+        history=SimpleNamespace(records=history), relearn=lambda parameters: torch.optim.Adam(parameters, lr=2e-4),
+        relearn_limit=60,
         cost={"ms a step": cost["ms"], "peak MiB of a step": cost["mib"]}, title=title, seed=seed,
     )  # fmt: skip
 

@@ -88,19 +88,27 @@ def entropy(logits: Tensor) -> Tensor:
 
 def _attack(x: np.ndarray, label: np.ndarray, splits: int, seed: int) -> tuple[float, float]:
     try:
+        from sklearn import config_context
         from sklearn.linear_model import LogisticRegression
-        from sklearn.metrics import roc_auc_score
         from sklearn.model_selection import StratifiedKFold
     except ImportError as error:
         raise ImportError("membership needs scikit-learn: pip install 'mtu_fast[demo]'") from error
     found = []
-    for fit, held in StratifiedKFold(splits, shuffle=True, random_state=seed).split(x, label):
-        center, scale = x[fit].mean(), x[fit].std() or 1.0
-        attack = LogisticRegression().fit((x[fit] - center) / scale, label[fit])
-        score = attack.decision_function((x[held] - center) / scale)
-        found.append((((score > 0) == label[held]).mean(), roc_auc_score(label[held], score)))
+    with config_context(assume_finite=True, skip_parameter_validation=True):  # half the time goes there
+        for fit, held in StratifiedKFold(splits, shuffle=True, random_state=seed).split(x, label):
+            center, scale = x[fit].mean(), x[fit].std() or 1.0
+            attack = LogisticRegression().fit((x[fit] - center) / scale, label[fit])
+            score = attack.decision_function((x[held] - center) / scale)
+            found.append((((score > 0) == label[held]).mean(), _auc(score[label[held] == 1], score[label[held] == 0])))
     accuracy, auc = np.mean(found, axis=0)
     return float(accuracy), float(auc)
+
+
+def _auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """P(positive > negative) + ½ P(positive = negative)."""
+    ranked = np.sort(negative)
+    below = np.searchsorted(ranked, positive, "left") + np.searchsorted(ranked, positive, "right")
+    return float(below.mean() / (2 * len(negative)))
 
 
 def _vector(name: str, x: Tensor) -> np.ndarray:

@@ -19,6 +19,7 @@ from mtu_fast.report.cosines import Params, layer_cosines
 from mtu_fast.report.passes import PerTask, Reading, Split, measure, untouched
 from mtu_fast.report.verdict import verdict
 
+BACK = 0.95  # share of the original's forget score from which it counts as back; the last bit takes as long as it likes
 SCHEMA, VERSION = "mtu_fast.audit", 1
 
 Optimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
@@ -120,7 +121,8 @@ def audit(
         present: batch -> {task: [N] bool}, False where a sample has no label for the task.
         history: anything with `.records`, a list of mappings or dataclasses with `step` and numbers or {task: number}.
         cost: {what: number}, or {what: {variant: number}}: ms a step and peak MiB, say.
-        relearn: parameters -> optimizer; given, the steps until the forget scores of the targets are back are counted.
+        relearn: parameters -> optimizer; given, the steps of fine-tuning in eval mode are counted until the targets'
+            mean forget score is back at 95 % of the original's.
         relearn_limit: steps after which relearning gives up.
         params: model -> the parameters whose gradients the cosines compare; all that require grad by default.
         removal: "instance" or "class", see `metrics.uis`.
@@ -199,7 +201,7 @@ def _relearn(
     models: Mapping[str, nn.Module], forget: Iterable[Any], reading: Reading, targets: Sequence[str],
     optimizer: Optimizer, limit: int,
 ) -> dict[str, int | None]:  # fmt: skip
-    """Steps of the unlearned and of the retrained model until the targets' mean forget score is the original's."""
+    """Steps of the unlearned and of the retrained model until the targets' mean forget score is back."""
 
     def of_targets(model: nn.Module, batch: Any) -> dict[str, Tensor]:
         return {task: loss for task, loss in reading.losses(model, batch).items() if task in targets}
@@ -210,6 +212,7 @@ def _relearn(
         return sum(found[task] for task in targets) / len(targets)
 
     goal = level(models["original"])
+    goal -= (1 - BACK) * abs(goal)
     with torch.enable_grad():
         return {
             name: relearn_steps(model, forget, of_targets, level, goal, optimizer, limit=limit)

@@ -173,8 +173,8 @@ def ideal(data: Data) -> Markup:
         return card("Beside retraining", lead, absent(NO_RETRAINED))
     again = data["relearn"]
     steps = None if again is None else tables.table(
-        "Relearn time: steps of fine-tuning until the forget scores are back. Far fewer than the retrained model needs "
-        "means hidden, not removed.", ["model", "steps"],
+        "Relearn time: steps of fine-tuning on the forget data until their score is back at 95 % of the original's. "
+        "Far fewer than the retrained model needs means hidden, not removed.", ["model", "steps"],
         [[model, "not within the limit" if count is None else count] for model, count in again.items()],
     )  # fmt: skip
     apart = tables.distance_table(data) if data["distances"] else absent(

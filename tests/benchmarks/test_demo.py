@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import mtu_fast as mtu
 from benchmarks import demo
 from benchmarks.data import Samples, concat
 from benchmarks.protocol import Protocol, draw, search, train, unlearn
@@ -117,6 +118,13 @@ def test_the_demo_writes_what_it_prints(
     result = json.loads((tmp_path / "unlearning.json").read_text())
     assert result["seed"] == 1 and set(result["requests"]) == {"full", "partial"}
     assert (tmp_path / "unlearning.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    page = (tmp_path / "unlearning.html").read_text(encoding="utf-8")
+    for request, block in result["requests"].items():
+        audited = mtu.Audit.from_json(tmp_path / f"audit_{request}.json").data
+        found, chosen = audited["scores"], block["models"]["OrthoGrad"]
+        assert found["unlearned"] == chosen["scores"] and found["retrained"] == block["models"]["retrained"]["scores"]
+        assert audited["uis"]["unlearned"] == chosen["uis"] and audited["request"]["targets"] == block["targets"]
+        assert audited["history"] == chosen["history"] and audited["verdict"]["headline"] in page
     sections = printed.split("-task: forget from ")[1:]
     for section, block in zip(sections, result["requests"].values(), strict=True):
         assert section.startswith(", ".join(block["targets"]))

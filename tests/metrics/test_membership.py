@@ -9,9 +9,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from mtu_fast.metrics import entropy, membership
+from mtu_fast.metrics.membership import _auc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -82,6 +84,13 @@ def test_classes_are_balanced_and_few_samples_mean_fewer_splits() -> None:
 def test_what_is_refused(forget: Tensor, test: Tensor, splits: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         membership(forget, test, splits=splits)
+
+
+def test_auc_is_that_of_scikit_learn() -> None:
+    draw = np.random.default_rng(0)
+    positive, negative = draw.integers(0, 9, 40).astype(float), draw.integers(-3, 6, 25).astype(float)
+    label, score = np.repeat([1, 0], [40, 25]), np.concatenate([positive, negative])
+    assert _auc(positive, negative) == pytest.approx(roc_auc_score(label, score), rel=1e-12)
 
 
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
