@@ -48,6 +48,21 @@ def test_gram_is_the_product_of_combinations() -> None:
     assert torch.equal(rows.gram(), rows.gram())
 
 
+@pytest.mark.parametrize("per", ["layer", "tensor"])
+def test_names_are_those_of_the_matrices(per: str) -> None:
+    model, forward, _, engine = build()
+    rows = engine.rows(forward())
+    w, grams, names = random_weights(2 * N), rows.gram(per), rows.names(per)
+    assert len(names) == len(grams)
+    d = rows.combine(w)
+    for name, G in zip(names, grams, strict=True):
+        mine = [p for key, p in model.named_parameters() if name in (key, key.rpartition(".")[0])]
+        size = sum(float(d[p].square().sum()) for p in mine if p in d)
+        assert float(w @ G @ w) == pytest.approx(size, rel=1e-10)
+    with pytest.raises(ValueError, match="per is 'module'"):
+        rows.names("module")
+
+
 def test_combine_is_linear_and_takes_any_real_dtype() -> None:
     _, forward, params, engine = build()
     rows = engine.rows(forward())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from mtu_fast.report.audit import Audit, audit, write_html
+from mtu_fast.report.audit import audit
+from mtu_fast.report.result import Audit, write_html
 
 __all__ = ["Audit", "audit", "write_html"]

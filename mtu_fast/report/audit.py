@@ -1,13 +1,10 @@
-"""The audit: original, unlearned and perhaps retrained model on forget, retain and test data, as numbers and a page."""
+"""The audit: original, unlearned and perhaps retrained model on forget, retain and test data."""
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,62 +14,12 @@ from mtu_fast.metrics import parameter_shift, relearn_steps
 from mtu_fast.report import numbers
 from mtu_fast.report.cosines import Params, layer_cosines
 from mtu_fast.report.passes import PerTask, Reading, Split, measure, untouched
+from mtu_fast.report.result import SCHEMA, VERSION, Audit
 from mtu_fast.report.verdict import verdict
 
 BACK = 0.95  # share of the original's forget score from which it counts as back; the last bit takes as long as it likes
-SCHEMA, VERSION = "mtu_fast.audit", 1
 
 Optimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What an audit found.
-
-    Attributes:
-        data: every number and word of the report as plain lists, dictionaries, strings and finite numbers or None:
-            request, scores, uis, gaps, tow, over_forgotten, membership, drift, histograms, distances, relearn,
-            parameter_shift, cosines, cost, history, notes and verdict.
-    """
-
-    data: dict[str, Any]
-
-    def __repr__(self) -> str:
-        return f"Audit({self.data['title']!r}: {self.data['verdict']['headline']})"
-
-    def to_json(self, path: str | Path) -> None:
-        """Write `data`; `from_json` reads it back."""
-        Path(path).write_text(json.dumps(self.data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> Audit:
-        """The audit that `to_json` wrote.
-
-        Raises:
-            ValueError: another schema, or a later version of it.
-        """
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        if data.get("schema") != SCHEMA or data.get("version") != VERSION:
-            found = f"{data.get('schema')!r} version {data.get('version')!r}"
-            raise ValueError(f"{path}: found schema {found}, expected {SCHEMA!r} version {VERSION}.")
-        return cls(data)
-
-    def to_html(self, path: str | Path) -> None:
-        """Write one self-contained page: no script, nothing loaded from elsewhere."""
-        write_html(path, [self])
-
-
-def write_html(path: str | Path, audits: Sequence[Audit], title: str | None = None) -> None:
-    """Write several audits, of several requests say, as one self-contained page.
-
-    Raises:
-        ValueError: no audit.
-    """
-    from mtu_fast.report.page import page
-
-    if not audits:
-        raise ValueError("write_html: found no audit, expected at least one.")
-    Path(path).write_text(page([each.data for each in audits], title), encoding="utf-8")
 
 
 def audit(

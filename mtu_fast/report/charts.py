@@ -42,7 +42,8 @@ def dots(rows: Mapping[str, Mapping[str, float]], low: float, high: float, descr
         shapes.append(el("text", name, x=left - 12, y=y + 4, text_anchor="end"))
         at = [x(value) for value in values.values()]
         shapes.append(el("line", x1=min(at), x2=max(at), y1=y, y2=y, stroke="var(--line)", stroke_width=4))
-        shapes += [_mark(model, x(value), y, f"{name}, {model}: {number(value)}") for model, value in values.items()]
+        shapes += [_mark(model, x(values[model]), y, f"{name}, {model}: {number(values[model])}")
+                   for model in ("original", "retrained", "unlearned") if model in values]  # fmt: skip
     return svg(width, height, describe, shapes)
 
 
@@ -178,7 +179,7 @@ def _mark(model: str, x: float, y: float, said: str | None = None) -> Markup:
     if MARKS[model] == "square":
         return el("rect", inside, x=x - 5, y=y - 5, width=10, height=10, fill=colour, fill_opacity=0.85)
     around = f"{x:.1f},{y - 7:.1f} {x + 7:.1f},{y:.1f} {x:.1f},{y + 7:.1f} {x - 7:.1f},{y:.1f}"
-    return el("polygon", inside, points=around, fill=colour)
+    return el("polygon", inside, points=around, fill=colour, stroke="var(--card)")
 
 
 def _short(name: str, length: int = 10) -> str:

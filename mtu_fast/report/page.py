@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mtu_fast.report import sections
+from mtu_fast.report import effects, sections
 from mtu_fast.report.markup import Markup, el, join
 from mtu_fast.report.style import STYLE
 from mtu_fast.report.tables import Data
@@ -67,7 +67,7 @@ def _audit(data: Data, index: int, several: bool) -> Markup:
     name = el("div", el("h2", data["title"]) if several else None, el("p", asked, class_="soft"),
               class_="request first" if index == 0 else "request") if several else el("p", asked)  # fmt: skip
     notes = el("section", el("h2", "Notes"), el("ul", (el("li", note) for note in data["notes"])), class_="card")
-    parts = (part(data) for part in (sections.verdict, sections.removed, sections.moved, sections.ideal,
+    parts = (part(data) for part in (sections.verdict, effects.removed, effects.moved, sections.ideal,
                                      sections.conflict, sections.course))  # fmt: skip
     return el("article", name, *parts, notes if data["notes"] else None, id=f"audit-{index}")
 

@@ -33,7 +33,7 @@ def verdict(data: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         headline, text; removal, kept and attack, each {level: "good" | "fair" | "poor" | "unknown", word, detail};
-        rules.
+        over_forgotten, the targets that lie below the reference by more than chance explains; rules.
     """
     parts = {"removal": _removal(data), "kept": _kept(data), "attack": _attack(data)}
     request = data["request"]
@@ -47,7 +47,8 @@ def verdict(data: Mapping[str, Any]) -> dict[str, Any]:
         "No retrained model was given, so what forgetting ideally looks like is estimated from unseen data."
     )  # fmt: skip
     text = " ".join(filter(None, [asked, *(part["detail"] for part in parts.values()), ideal]))
-    return {"headline": _headline(parts), "text": text, **parts, "rules": list(RULES)}
+    over = _below(data)
+    return {"headline": _headline(parts), "text": text, **parts, "over_forgotten": over, "rules": list(RULES)}
 
 
 def _headline(parts: Mapping[str, Mapping[str, str]]) -> str:
@@ -76,8 +77,7 @@ def _removal(data: Mapping[str, Any]) -> dict[str, str]:
     before, after = data["scores"]["original"]["forget"], data["scores"]["unlearned"]["forget"]
     scores = [f"{t} from {_score(before[t])} to {_score(after[t])} (reference {_score(aim[t])})" for t in targets]
     detail = f"On the data to forget, scores went as follows: {_and(scores)}."
-    slack = {t: _tolerance(aim[t], data["request"]["samples"]["forget"]) for t in targets}
-    below = [t for t in targets if after[t] < aim[t] - slack[t]]
+    slack, below = {t: _tolerance(aim[t], data["request"]["samples"]["forget"]) for t in targets}, _below(data)
     far = {t: before[t] - aim[t] for t in targets if before[t] - aim[t] >= SLACK}
     ways = {t: 1.0 if after[t] <= aim[t] + slack[t] < before[t] else (before[t] - after[t]) / way
             for t, way in far.items()}  # fmt: skip
@@ -92,6 +92,11 @@ def _removal(data: Mapping[str, Any]) -> dict[str, str]:
     if least < WAY:
         return {"level": "fair", "word": "partly removed", "detail": detail}
     return {"level": "fair" if below else "good", "word": "over-forgotten" if below else "removed", "detail": detail}
+
+
+def _below(data: Mapping[str, Any]) -> list[str]:
+    after, aim, samples = data["scores"]["unlearned"]["forget"], reference_scores(data), data["request"]["samples"]
+    return [t for t in data["request"]["targets"] if after[t] < aim[t] - _tolerance(aim[t], samples["forget"])]
 
 
 def _tolerance(score: float, samples: int) -> float:

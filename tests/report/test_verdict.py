@@ -79,6 +79,7 @@ def test_the_slack_of_a_forget_score_is_its_standard_error() -> None:
     """√(0.8 · 0.2 / 400) = 0.02; with 25 samples 0.08."""
     data = numbers((0.75, 1.0, 0.8))
     assert verdict(data)["removal"]["word"] == "over-forgotten"
+    assert verdict(data)["over_forgotten"] == ["a", "b"]
     data["request"]["samples"]["forget"] = 25
     assert verdict(data)["removal"]["word"] == "removed"
 
