@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import mtu_fast as mtu
+from tests.helpers import matrices
 from tests.helpers.checks import clear, grad_vector, trained, truth_of
 from tests.helpers.matrices import conditioned, roles
 from tests.helpers.truth import matrix, relative_error
@@ -127,3 +128,38 @@ def test_gram_is_that_of_autogram(tasks: int) -> None:
     rows = mtu.Engine(net).rows({str(t): ours[:, t] for t in range(tasks)})
     samples_first = torch.arange(tasks * N).view(tasks, N).T.flatten()  # ours are task-major
     assert relative_error(rows.gram()[samples_first][:, samples_first], expected) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["DualProj", "UPGrad"])
+@pytest.mark.parametrize("seed", range(3))
+def test_projections_are_torchjds(name: str, seed: int) -> None:
+    """Theirs normalises G, adds reg_eps to its diagonal and hands it to a solver of the host."""
+    linalg = pytest.importorskip("torchjd.linalg")
+    J = matrices.pulled_apart(6, 10, 0.8, seed)
+    G = J @ J.t()
+    projector = linalg.QuadprogProjector(norm_eps=0.0, reg_eps=1e-10)
+    expected = getattr(aggregation, f"{name}Weighting")(projector=projector)(G)
+    found = getattr(mtu, name)()(G, matrices.roles_of(6, 0))
+    assert relative_error(J.t() @ found, J.t() @ expected) <= 1e-6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mgda_is_no_longer_than_torchjds(seed: int) -> None:
+    """Theirs are steps of Frank and Wolfe: the norm comes down to ours."""
+    J = matrices.pulled_apart(4, 10, 0.5, seed)
+    G = J @ J.t()
+    ours = (J.t() @ mtu.MGDA()(G, matrices.roles_of(4, 0))).norm()
+    theirs = (J.t() @ aggregation.MGDAWeighting(epsilon=1e-12, max_iters=2000)(G)).norm()
+    assert ours <= theirs * (1 + 1e-12)
+    assert theirs <= ours * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("c", [0.2, 0.8])
+def test_cagrad_is_torchjds(c: float) -> None:
+    pytest.importorskip("cvxpy")
+    pytest.importorskip("clarabel")
+    J = matrices.pulled_apart(5, 10, 0.5)
+    G = J @ J.t()
+    expected = aggregation.CAGradWeighting(c=c)(G)
+    found = mtu.CAGrad(c)(G, matrices.roles_of(5, 0))
+    assert relative_error(J.t() @ found, J.t() @ expected) <= 1e-5

@@ -63,7 +63,7 @@ def complementary(M: Tensor, q: Tensor) -> Tensor:
     """x ≥ 0 with s = M x + q ≥ 0 and x·s = 0: the minimum of ½ xᵀM x + qᵀx over x ≥ 0.
 
     Mehrotra's predictor-corrector interior point from x = s = 1, whatever M x + q is there: convergence asks for a
-    solution, neither for an interior nor for uniqueness. Among several solutions equal rows get equal shares.
+    solution, neither for an interior nor for uniqueness. Among several solutions one of moderate size is found.
 
     Args:
         M: [..., R, R] positive semidefinite, diagonal near 1; may be singular.

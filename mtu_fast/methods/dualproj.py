@@ -12,8 +12,8 @@ class DualProj:
     """w = argmin ½ vᵀG v over v ≥ u, u = 1/T: J^T w is the projection of the mean row on {d: ⟨g_i, d⟩ ≥ 0 for all i}.
 
     Where the mean conflicts with no row, w = u. Forget rows enter negated and their weights come back negated; subspace
-    rows take no part; T counts the rows that do. A zero row conflicts with none. J^T w is unique; where w is not, equal
-    rows get equal weights. Meant for one mean row per (kind, task). Runs on the device of G without waiting for it.
+    rows take no part; T counts the rows that do. A zero row conflicts with none. J^T w is unique; w is where rows are
+    independent. Meant for one mean row per (kind, task). Runs on the device of G without waiting for it.
 
     Source: Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", arXiv 1706.08840, section 3 (its
     quadratic program, with the mean row as what is projected); named as here in Quinton and Rey, "Jacobian Descent for

@@ -14,8 +14,8 @@ class MGDA:
 
     J^T w serves every row, ⟨g_i, J^T w⟩ ≥ ‖J^T w‖², or is 0 where no direction does. Short rows rule: a row that tends
     to 0 takes all the weight and the direction with it; zero rows share the weight equally. Forget rows enter negated
-    and their weights come back negated; subspace rows take no part. J^T w is unique; where w is not, equal rows get
-    equal weights. Meant for one mean row per (kind, task). Runs on the device of G without waiting for it.
+    and their weights come back negated; subspace rows take no part. J^T w is unique; w is where rows are
+    independent. Meant for one mean row per (kind, task). Runs on the device of G without waiting for it.
 
     Source: Désidéri, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization", 2012; Sener and
     Koltun, "Multi-Task Learning as Multi-Objective Optimization", arXiv 1810.04650, section 3.

@@ -13,8 +13,8 @@ class UPGrad:
     """w = Σ_i argmin ½ vᵀG v over v ≥ u_i, u_i = e_i / T: the mean of the rows, each projected on {d: J d ≥ 0}.
 
     Where no rows conflict, w = 1/T. Forget rows enter negated and their weights come back negated; subspace rows take
-    no part; T counts the rows that do. A zero row conflicts with none. J^T w is unique; where w is not, equal rows get
-    equal weights. Meant for one mean row per (kind, task). Runs on the device of G without waiting for it: R problems
+    no part; T counts the rows that do. A zero row conflicts with none. J^T w is unique; w is where rows are
+    independent. Meant for one mean row per (kind, task). Runs on the device of G without waiting for it: R problems
     of R rows at once, in memory of R³.
 
     Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", arXiv 2406.16232,

@@ -72,3 +72,9 @@ def roles(kind: list[int], task: list[int] | None = None, dtype: torch.dtype = t
 def roles_of(retain: int, forget: int, dtype: torch.dtype = torch.float64) -> Roles:
     """Roles of so many retain rows, then so many forget rows, of one task."""
     return roles([RETAIN] * retain + [FORGET] * forget, dtype=dtype)
+
+
+def pulled_apart(R: int, P: int, share: float = 0.9, seed: int = 0) -> Tensor:
+    """Random rows [R, P] less this share of their mean: at 0 pairs agree as often as not, near 1 most conflict."""
+    J = _normal(seed, R, P)
+    return J - share * J.mean(0)
