@@ -156,10 +156,12 @@ def test_mgda_is_no_longer_than_torchjds(seed: int) -> None:
 
 @pytest.mark.parametrize("c", [0.2, 0.8])
 def test_cagrad_is_torchjds(c: float) -> None:
+    """Theirs stops at a gap of 1e-8 in the objective, which is flat: its root in the direction."""
     pytest.importorskip("cvxpy")
     pytest.importorskip("clarabel")
     J = matrices.pulled_apart(5, 10, 0.5)
     G = J @ J.t()
-    expected = aggregation.CAGradWeighting(c=c)(G)
-    found = mtu.CAGrad(c)(G, matrices.roles_of(5, 0))
-    assert relative_error(J.t() @ found, J.t() @ expected) <= 1e-5
+    expected = J.t() @ aggregation.CAGradWeighting(c=c)(G)
+    found = J.t() @ mtu.CAGrad(c)(G, matrices.roles_of(5, 0))
+    assert (J @ found).min() >= (J @ expected).min()
+    assert relative_error(found, expected) <= 1e-4
