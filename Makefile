@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/.installed
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help setup test check demo bench ops ops-bench gpu-check clean
+.PHONY: help setup test check demo unlearning bench ops ops-bench gpu-check clean
 
 help: ## this table
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,13 +36,19 @@ check: $(INSTALLED) ## ruff and mypy
 demo: $(INSTALLED) ## unlearning on handwritten digits: a table, out/unlearning.{json,png}, the audit out/unlearning.html
 	$(BIN)/python -m benchmarks.demo
 
+unlearning: $(INSTALLED) ## every method on rendered rooms, against retraining: a table, benchmarks/results (ARGS="--data digits")
+	$(BIN)/python -m benchmarks.unlearning $(ARGS)
+
 bench: $(INSTALLED) ## step cost against the plain training step and vmap
 	$(BIN)/python -m benchmarks.step_cost
 
 ops: $(INSTALLED) ## which implementation of each op serves which device, and why
 	@$(BIN)/python -m mtu_fast
 
-ops-bench: $(INSTALLED) ## microbenchmarks: rows for benchmarks/results/ops.csv, a plot an op (ARGS="--ops project")
+ops-unlearning: $(INSTALLED) ## every method on rendered rooms, against retraining: a table, benchmarks/results (ARGS="--data digits")
+	$(BIN)/python -m benchmarks.unlearning $(ARGS)
+
+bench: $(INSTALLED) ## microbenchmarks: rows for benchmarks/results/ops.csv, a plot an op (ARGS="--ops project")
 	$(BIN)/python -m benchmarks.ops $(ARGS)
 	$(BIN)/python -m benchmarks.plot_ops
 
