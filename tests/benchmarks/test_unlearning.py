@@ -39,7 +39,7 @@ PROBLEM = Problem("rooms", TASKS, ("segmentation",), partial(DenseNet, TASKS, CL
 TINY = Case(
     PROBLEM,
     Protocol(epochs=4, batch=8, retain_batch=4, forget_batch=3, steps=2, every=1, watch=False, grids={
-        family: tuple((alpha, 0.1 * lr) for alpha, lr in grid[:2]) for family, grid in cases.GRIDS.items()
+        family: tuple((alpha, 0.1 * lr) for alpha, lr in grid[:2]) for family, grid in cases.DENSE.items()
     }),
     split, rounds=1,
 )  # fmt: skip
@@ -139,7 +139,8 @@ def test_what_is_kept_is_retain_and_the_other_tasks_of_f() -> None:
 
 def test_every_method_has_a_name_of_its_own_and_equally_many_settings() -> None:
     assert len(METHODS) == len(ENTRIES)
-    assert len({len(cases.GRIDS[entry.family]) for entry in ENTRIES}) == 1
+    for grids in (cases.DENSE, cases.DIGITS):
+        assert len({len(grids[entry.family]) for entry in ENTRIES}) == 1
 
 
 @pytest.mark.parametrize("name", ["digits", "rooms"])
