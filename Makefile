@@ -45,10 +45,7 @@ bench: $(INSTALLED) ## step cost against the plain training step and vmap
 ops: $(INSTALLED) ## which implementation of each op serves which device, and why
 	@$(BIN)/python -m mtu_fast
 
-ops-unlearning: $(INSTALLED) ## every method on rendered rooms, against retraining: a table, benchmarks/results (ARGS="--data digits")
-	$(BIN)/python -m benchmarks.unlearning $(ARGS)
-
-bench: $(INSTALLED) ## microbenchmarks: rows for benchmarks/results/ops.csv, a plot an op (ARGS="--ops project")
+ops-bench: $(INSTALLED) ## microbenchmarks: rows for benchmarks/results/ops.csv, a plot an op (ARGS="--ops project")
 	$(BIN)/python -m benchmarks.ops $(ARGS)
 	$(BIN)/python -m benchmarks.plot_ops
 

@@ -6,14 +6,128 @@ method needs besides (labels replaced, a schedule, kept rows) is a hook of `benc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor
+
 import mtu_fast as mtu
-from benchmarks.protocol import Entry
+from benchmarks.data import Samples
+from benchmarks.protocol import Entry, Losses, Mask, Situation, Step, draw, mean_losses
+from mtu_fast import metrics, reference
+
+# ---- hooks ----------------------------------------------------------------------------------------------------------
+
+
+def wrong_labels(batch: Samples, forget: Mask, generator: torch.Generator) -> tuple[Samples, Mask]:
+    """Forget samples get a wrong class where labels are classes, and one another's labels where they are numbers."""
+    labels = dict(batch.labels)
+    for task, mask in forget.items():
+        if mask.any():
+            labels[task] = labels[task].clone()
+            labels[task][mask] = _wrong(labels[task], mask, generator)
+    return Samples(batch.image, labels, batch.source), forget
+
+
+def _wrong(label: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+    if label.is_floating_point():
+        return mtu.shuffled_targets(label[mask], generator)
+    return mtu.random_labels(label[mask], int(label.max()) + 1, generator)  # classes that occur in the batch
+
+
+def in_subspace(situation: Situation) -> Step:
+    """Steps with rows kept from earlier batches; the subspace is filled at the original model, before the first."""
+    problem, protocol, subspace = situation.problem, situation.protocol, mtu.Subspace(every=5)
+    while not subspace.full:
+        batch, mask = draw(problem, situation.parts, situation.targets, protocol, situation.generator)
+        losses = problem.losses(situation.model(batch.image), batch.labels)
+        subspace.keep(situation.engine.rows(losses, forget=mask, present=metrics.present(batch.labels)))
+
+    def step(losses: Losses, forget: Mask, present: Mask) -> object:
+        return situation.engine.backward(
+            losses, situation.method, forget=forget, present=present, subspace=subspace
+        )  # fmt: skip
+
+    return cast(Step, step)
+
+
+def on_schedule(situation: Situation) -> Step:
+    """The hooks of a scheduled method; an epoch is a pass over F."""
+    method, protocol, parts = cast(mtu.NablaTau, situation.method), situation.protocol, situation.parts
+    forget, retain = len(parts["forget"]), len(parts["retain"])
+    batches = -(-forget // protocol.forget_batch)
+    method.prepare(
+        forget=forget, retain=retain, forget_batches=batches, retain_batches=-(-retain // protocol.retain_batch)
+    )
+    count = 0
+
+    def step(losses: Losses, forget: Mask, present: Mask) -> object:
+        nonlocal count
+        if count % batches == 0:
+            method.start_epoch(
+                count // batches, lambda: mean_losses(situation.problem, situation.model, parts["validation"])
+            )
+        count += 1
+        return situation.engine.backward(losses, method, forget=forget, present=present)
+
+    return cast(Step, step)
+
+
+# ---- references that need more than alpha ---------------------------------------------------------------------------
+
+KEPT = 96  # rows of the reference's subspace, which are in memory: random ones take as long as kept ones
+
+
+def slow_interference(params: Sequence[Tensor], losses: Losses, forget: Mask, alpha: float, order: str) -> None:
+    """The reference with a subspace of random rows."""
+    size = sum(p.numel() for p in params)
+    kept = torch.randn(KEPT, size, generator=torch.Generator().manual_seed(0), dtype=params[0].dtype)
+    reference.backward(params, losses, "interference_aware", forget=forget, subspace=kept, alpha=alpha, order=order)
+
+
+def slow_nabla_tau(params: Sequence[Tensor], losses: Losses, forget: Mask, alpha: float) -> None:
+    """The reference at any threshold."""
+    reference.backward(params, losses, "nabla_tau", forget=forget, tau=dict.fromkeys(losses, 1.0), alpha=alpha)
+
+
+def slow_gdr_gma(params: Sequence[Tensor], losses: Losses, forget: Mask, alpha: float) -> None:
+    """The reference tensor by tensor, as the method is defined."""
+    reference.backward(params, losses, "gdrgma", forget=forget, blocks=[[i] for i in range(len(params))])
+
+
+def interference(name: str, order: str = "joint", retain: str = "all") -> Entry:
+    """The interference-aware method of one order and set of constraints."""
+    return Entry(
+        name, partial(mtu.InterferenceAware, order=order, retain=retain), partial(slow_interference, order=order),
+        family="subspace", begin=in_subspace,
+    )  # fmt: skip
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
 
 ENTRIES: tuple[Entry, ...] = (
-    Entry("Fine-tune", mtu.GradDiff, "graddiff", family="descent"),
-    Entry("Ascent", mtu.GradDiff, "ascent", family="ascent"),
+    Entry("Fine-tune", lambda alpha: mtu.FineTune(), "fine_tune", family="descent"),
+    Entry("Ascent", lambda alpha: mtu.GradientAscent(), "ascent", family="ascent"),
     Entry("GradDiff", mtu.GradDiff, "graddiff", family="protective"),
+    Entry("Random labels", mtu.RandomLabels, "random_labels", family="protective", prepare=wrong_labels),
+    Entry("∇τ", lambda alpha: mtu.NablaTau(), slow_nabla_tau, family="surgery", begin=on_schedule),
     Entry("OrthoGrad", mtu.OrthoGrad, "orthograd", family="orthogonal"),
+    interference("Interference-aware"),
+    interference("Interference-aware (project first)", order="project-first"),
+    interference("Interference-aware (target rows)", retain="target"),
+    Entry("GDR-GMA", lambda alpha: mtu.GDRGMA(), slow_gdr_gma, family="surgery"),
+    Entry("MUNBa", lambda alpha: mtu.MUNBa(), "munba", family="surgery"),
     Entry("PCGrad", lambda alpha: mtu.PCGrad(), "pcgrad", family="surgery"),
+    Entry("GradVac", lambda alpha: mtu.GradVac(), "gradvac", family="surgery"),
+    Entry("MGDA", lambda alpha: mtu.MGDA(), "mgda", family="surgery"),
+    Entry("CAGrad", lambda alpha: mtu.CAGrad(), "cagrad", family="surgery"),
+    Entry("IMTL-G", lambda alpha: mtu.IMTLG(), "imtlg", family="surgery"),
+    Entry("Nash-MTL", lambda alpha: mtu.NashMTL(), "nashmtl", family="surgery"),
+    Entry("FairGrad", lambda alpha: mtu.FairGrad(), "fairgrad", family="surgery"),
+    Entry("Aligned-MTL", lambda alpha: mtu.AlignedMTL(), "alignedmtl", family="surgery"),
+    Entry("DualProj", lambda alpha: mtu.DualProj(), "dualproj", family="surgery"),
+    Entry("UPGrad", lambda alpha: mtu.UPGrad(), "upgrad", family="surgery"),
 )
 METHODS = {entry.name: entry for entry in ENTRIES}

@@ -263,6 +263,11 @@ def sample_losses(problem: Problem, model: nn.Module, data: Dataset) -> dict[str
     return {task: torch.cat([piece[task] for piece in pieces]) for task in problem.tasks}
 
 
+def mean_losses(problem: Problem, model: nn.Module, data: Dataset) -> dict[str, float]:
+    """{task: mean loss}."""
+    return {task: loss.mean().item() for task, loss in sample_losses(problem, model, data).items()}
+
+
 def chunks(data: Dataset) -> Iterator[Samples]:
     """All samples, a few at a time."""
     return (data[start : start + CHUNK] for start in range(0, len(data), CHUNK))

@@ -25,22 +25,16 @@ def compare(
     rise = kept_rise(before, after, targets)
     return {
         "uis": scores["uis"], "gap": scores["mean_gap"], **gaps, "tow": scores["tow"],
-        "auc": membership(after, targets), "drift": rise.mean().item(),
+        "auc": attack(after, targets), "drift": rise.mean().item(),
         "drift_99": torch.quantile(rise, 0.99).item(),
         "shift": metrics.parameter_shift(original.parameters(), model.parameters()),
         "over_forgotten": list(scores["over_forgotten"]), "scores": u,
     }  # fmt: skip
 
 
-def membership(losses: Mapping[str, Mapping[str, Tensor]], targets: tuple[str, ...]) -> float:
-    """Mean over target tasks of how well a low loss tells F from the test data; 0.5 is ideal."""
-    return _mean(auc(losses["test"][task], losses["forget"][task]) for task in targets)
-
-
-def auc(high: Tensor, low: Tensor) -> float:
-    """P(a > b) + P(a = b) / 2 for a of `high` [n] and b of `low` [m]."""
-    difference = high.double()[:, None] - low.double()
-    return ((difference > 0).double() + 0.5 * (difference == 0).double()).mean().item()
+def attack(losses: Mapping[str, Mapping[str, Tensor]], targets: tuple[str, ...]) -> float:
+    """Mean over target tasks of the AUC with which `metrics.membership` tells F from test data; 0.5 is chance."""
+    return _mean(metrics.membership(losses["forget"][task], losses["test"][task]).auc for task in targets)
 
 
 def kept_rise(

@@ -12,7 +12,7 @@ from torch import Tensor
 from mtu_fast import uses as use_ops
 from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
-from mtu_fast.ops.gram import check_blocks, row_gram
+from mtu_fast.ops.gram import check_blocks, row_cross, row_gram
 from mtu_fast.ops.gram_schmidt import effective_rank
 from mtu_fast.uses import Dense, Use
 
@@ -66,7 +66,8 @@ class Block:
 
     uses: parameter index -> the rows' gradients. outside: kind -> gradients of the summed row losses by the parameters
     outside. versions: of the parameters and of all that the uses hold, when the rows were taken. kept: the rows outlive
-    their step, belong to the point where they were taken, and are not used up.
+    their step, belong to the point where they were taken, and are not used up. grams: group of parameters -> Gram of
+    the block with itself, where it is kept.
     """
 
     roles: Roles
@@ -75,6 +76,7 @@ class Block:
     versions: tuple[tuple[int, ...], tuple[int, ...]]
     spent: bool = field(default=False)
     kept: bool = False
+    grams: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(roles: Roles, uses: dict[int, Use], outside: dict[int, dict[Tensor, Tensor]], shared: Shared) -> Block:
@@ -296,9 +298,12 @@ class Rows:
 
     def _add_grams(self, gram: Tensor, group: Sequence[int]) -> None:
         """Add the Gram of a group of parameters; those whose rows are small and explicit go together."""
+        basis = self._basis()
+        if basis is not None:
+            self._add_basis(gram, group, basis)
         together: dict[tuple[tuple[int, int], ...], list[list[Use]]] = {}
         for j in group:
-            found = list(self._uses(j))
+            found = [(at, use) for at, use in self._uses(j) if basis is None or use is not basis.uses.get(j)]
             if not found:
                 continue
             where, uses = tuple((at.start, at.stop) for at, _ in found), [use for _, use in found]
@@ -309,6 +314,26 @@ class Rows:
         for where, many in together.items():
             blocks = zip(*many, strict=True)  # per block, the uses of every parameter
             self._add(gram, where, row_gram([torch.cat([use.matrix() for use in block], 1) for block in blocks]))
+
+    def _basis(self) -> Block | None:
+        """The last block, where it is kept and explicit: its products with itself are those of the step before."""
+        last = self._blocks[-1]
+        explicit = last.kept and len(self._blocks) > 1 and all(isinstance(use, Dense) for use in last.uses.values())
+        return last if explicit else None
+
+    def _add_basis(self, gram: Tensor, group: Sequence[int], basis: Block) -> None:
+        """Add the products of a kept explicit block with itself, known from its first step, and with all other rows."""
+        own, key = slice(len(self) - len(basis), len(self)), tuple(group)
+        held = {j: basis.uses[j].grounded().matrix() for j in group if j in basis.uses}
+        if key not in basis.grams:
+            basis.grams[key] = sum((row_gram([rows]) for rows in held.values()), gram.new_zeros(len(basis), len(basis)))
+        gram[own, own] += basis.grams[key]
+        for j, rows in held.items():
+            for at, use in self._uses(j):
+                if use is not basis.uses[j]:
+                    cross = row_cross(use.grounded().matrix(), rows)
+                    gram[at, own] += cross
+                    gram[own, at] += cross.T
 
     @staticmethod
     def _add(gram: Tensor, where: Sequence[tuple[int, int]], part: Tensor) -> None:

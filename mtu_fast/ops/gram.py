@@ -183,6 +183,15 @@ def _(rows: Sequence[Tensor]) -> Tensor:
 row_gram.triton("gram")
 
 
+def row_cross(a: Tensor, b: Tensor) -> Tensor:
+    """`J_a J_bᵀ` of explicit rows `[R_a, P]` and `[R_b, P]`, of any float dtype -> float64 `[R_a, R_b]`."""
+    cross = a.new_zeros(a.shape[0], b.shape[0], dtype=WIDE)
+    step = max(1, TILE // max(a.shape[0] + b.shape[0], 1))
+    for start in range(0, a.shape[1], step):
+        cross.addmm_(a[:, start : start + step].to(WIDE), b[:, start : start + step].to(WIDE).T)
+    return cross
+
+
 # ---- outer products -------------------------------------------------------------------------------------------------
 
 

@@ -73,6 +73,12 @@ class Reference:
         return self.outside(sides, task, **options) if callable(self.outside) else self.outside
 
 
+def even(sides: Sides, task: str, **options: Any) -> Pair:
+    """1/T for parameters outside, T the number of signed mean rows."""
+    share = 1.0 / max(len(sides.signed_means()), 1)
+    return share, share
+
+
 METHODS: dict[str, Reference] = {}
 
 

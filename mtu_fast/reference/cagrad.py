@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtu_fast.reference.base import Sides, even, reference
 from mtu_fast.reference.dualproj import nearest
 
 
@@ -38,3 +39,9 @@ def cagrad(gradients: Tensor, c: float = 0.5) -> Tensor:
         else:
             high = middle
     return best
+
+
+@reference("cagrad", outside=even)
+def direction(sides: Sides, c: float = 0.5) -> Tensor:
+    """`cagrad` of the signed mean rows."""
+    return cagrad(sides.signed_matrix(), c)

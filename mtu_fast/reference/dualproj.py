@@ -7,6 +7,8 @@ from itertools import chain, combinations
 import torch
 from torch import Tensor
 
+from mtu_fast.reference.base import Sides, even, reference
+
 
 def dualproj(gradients: Tensor, g: Tensor | None = None) -> Tensor:
     """The nearest point to g, the mean gradient by default, of {d: ⟨g_i, d⟩ ≥ 0 for all i}: [R, P] -> [P].
@@ -39,3 +41,9 @@ def nearest(gradients: Tensor, g: Tensor, height: float, tol: float = 1e-11) -> 
 def subsets(R: int) -> list[list[int]]:
     """All subsets of R indices, the empty one first."""
     return [list(S) for S in chain.from_iterable(combinations(range(R), k) for k in range(R + 1))]
+
+
+@reference("dualproj", outside=even)
+def direction(sides: Sides) -> Tensor:
+    """`dualproj` of the signed mean rows."""
+    return dualproj(sides.signed_matrix())

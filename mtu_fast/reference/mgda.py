@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtu_fast.reference.base import Sides, even, reference
 from mtu_fast.reference.dualproj import subsets
 
 
@@ -25,3 +26,9 @@ def mgda(gradients: Tensor) -> Tensor:
         if bool((weights >= 0).all()) and weights.sum() <= 1 and d.norm() < best.norm():
             best = d
     return best
+
+
+@reference("mgda", outside=even)
+def direction(sides: Sides) -> Tensor:
+    """`mgda` of the signed mean rows."""
+    return mgda(sides.signed_matrix())

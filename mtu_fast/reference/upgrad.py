@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtu_fast.reference.base import Sides, even, reference
 from mtu_fast.reference.dualproj import dualproj
 
 
@@ -16,3 +17,9 @@ def upgrad(gradients: Tensor) -> Tensor:
     if not len(gradients):
         return gradients.sum(0)
     return torch.stack([dualproj(gradients, g) for g in gradients]).mean(0)
+
+
+@reference("upgrad", outside=even)
+def direction(sides: Sides) -> Tensor:
+    """`upgrad` of the signed mean rows."""
+    return upgrad(sides.signed_matrix())

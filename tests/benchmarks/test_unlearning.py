@@ -14,7 +14,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 import mtu_fast as mtu
@@ -24,7 +23,7 @@ from benchmarks.data import Dataset, Samples, rooms
 from benchmarks.methods import ENTRIES, METHODS
 from benchmarks.nets import DenseNet, dense_losses, dense_scores
 from benchmarks.protocol import Entry, Losses, Mask, Problem, Protocol, Situation, divide, plain, retrain, unlearn
-from benchmarks.unlearning_scores import auc, kept_rise
+from benchmarks.unlearning_scores import attack, kept_rise
 from mtu_fast import metrics
 
 TASKS, CLASSES = rooms.TASKS, len(rooms.CLASSES)
@@ -119,11 +118,12 @@ def test_scores_by_chunks_are_those_of_all_pixels_at_once(
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 
-def test_auc() -> None:
-    assert auc(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0])) == (1 + 0.5 + 1 + 1) / 4
-    high, low = torch.randn(30).round(decimals=1), torch.randn(20).round(decimals=1)
-    label = np.repeat([1, 0], [30, 20])
-    assert auc(high, low) == pytest.approx(roc_auc_score(label, torch.cat([high, low]).numpy()))
+def test_the_attack_is_the_mean_over_target_tasks() -> None:
+    told, untold = torch.arange(40.0), torch.arange(40.0).view(20, 2)
+    losses = {"forget": {"a": told, "b": untold[:, 0]}, "test": {"a": told + 100, "b": untold[:, 1]}}
+    assert attack(losses, ("a",)) == 1.0
+    both = metrics.membership(untold[:, 0], untold[:, 1]).auc
+    assert attack(losses, ("a", "b")) == pytest.approx((1 + both) / 2) and both < 0.7
 
 
 def test_what_is_kept_is_retain_and_the_other_tasks_of_f() -> None:
@@ -183,6 +183,7 @@ def test_a_wrong_choice_is_refused(choice: Choice, message: str) -> None:
 # ---- protocol and jobs ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:InterferenceAware")  # of so small a net the subspace leaves little
 @pytest.mark.parametrize("request_name", unlearning.REQUESTS)
 @pytest.mark.parametrize("name", METHODS)
 def test_engine_and_reference_take_the_same_step(name: str, request_name: str, parts: dict[str, Samples]) -> None:
@@ -196,8 +197,8 @@ def test_engine_and_reference_take_the_same_step(name: str, request_name: str, p
     for step in competitors.values():
         step()
         found.append(torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]))
-    assert found[0].norm() > 0
-    if len(found) == 2:
+    assert len(found) == 2 and all(0 < g.norm() < torch.inf for g in found)
+    if isinstance(METHODS[name].reference, str):  # else it stands in for the time, with a state of its own
         assert (found[0] - found[1]).norm() <= 1e-8 * found[1].norm()
 
 
@@ -245,13 +246,14 @@ def test_the_benchmark_writes_what_it_prints(
     unlearning.main([*options, "--methods", ",".join(names)])
     cases.parts.cache_clear()
     printed = capsys.readouterr().out
+    assert printed.startswith((tmp_path / "unlearning_rooms.txt").read_text())
     result = json.loads((tmp_path / "unlearning_rooms.json").read_text())
     with (tmp_path / "unlearning_rooms.csv").open() as file:
         table: list[dict[str, str]] = list(csv.DictReader(file))
     assert (tmp_path / "unlearning_rooms.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [(r["request"], r["method"], r["seed"]) for r in result["rows"]] == [
         (request, name, seed) for request in ("full", "partial") for name in ("original", "retrained", *names)
-        for seed in (0, 1)
+        for seed in (1, 2)
     ]  # fmt: skip
     for row, line in zip(result["rows"], table, strict=True):
         assert float(line["uis"]) == row["uis"] and line["method"] == row["method"]
