@@ -37,13 +37,19 @@ def _wrong(label: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
     return mtu.random_labels(label[mask], int(label.max()) + 1, generator)  # classes that occur in the batch
 
 
+KEPT = 4  # rows of a subspace for each retain row of a step: with twice as many, too little is left of partial requests
+
+
 def in_subspace(situation: Situation) -> Step:
-    """Steps with rows kept from earlier batches; the subspace is filled at the original model, before the first."""
-    problem, protocol, subspace = situation.problem, situation.protocol, mtu.Subspace(every=5)
-    while not subspace.full:
-        batch, mask = draw(problem, situation.parts, situation.targets, protocol, situation.generator)
+    """Steps in the span of kept rows, as an orthonormal basis; filled before the first step."""
+    problem, subspace = situation.problem, None
+    while subspace is None or not subspace.full:
+        batch, mask = draw(problem, situation.parts, situation.targets, situation.protocol, situation.generator)
         losses = problem.losses(situation.model(batch.image), batch.labels)
-        subspace.keep(situation.engine.rows(losses, forget=mask, present=metrics.present(batch.labels)))
+        rows = situation.engine.rows(losses, forget=mask, present=metrics.present(batch.labels))
+        if subspace is None:
+            subspace = mtu.Subspace(KEPT * int((rows.roles.kind == mtu.RETAIN).sum()), every=10, basis=True)
+        subspace.keep(rows)
 
     def step(losses: Losses, forget: Mask, present: Mask) -> object:
         return situation.engine.backward(
@@ -77,13 +83,10 @@ def on_schedule(situation: Situation) -> Step:
 
 # ---- references that need more than alpha ---------------------------------------------------------------------------
 
-KEPT = 96  # rows of the reference's subspace, which are in memory: random ones take as long as kept ones
-
-
 def slow_interference(params: Sequence[Tensor], losses: Losses, forget: Mask, alpha: float, order: str) -> None:
-    """The reference with a subspace of random rows."""
-    size = sum(p.numel() for p in params)
-    kept = torch.randn(KEPT, size, generator=torch.Generator().manual_seed(0), dtype=params[0].dtype)
+    """The reference with a subspace of as many random rows in memory, which take as long as kept ones."""
+    size, retain = sum(p.numel() for p in params), sum(int((~mask).sum()) for mask in forget.values())
+    kept = torch.randn(KEPT * retain, size, generator=torch.Generator().manual_seed(0), dtype=params[0].dtype)
     reference.backward(params, losses, "interference_aware", forget=forget, subspace=kept, alpha=alpha, order=order)
 
 
