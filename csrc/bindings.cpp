@@ -109,7 +109,7 @@ std::optional<mtu_fast::cpu::Element> element(const Tensor& t) {
   }
 }
 
-Tensor row_gram(std::vector<Tensor> blocks) {
+Tensor row_gram(std::vector<Tensor> blocks, int64_t known) {
   STD_TORCH_CHECK(!blocks.empty(), "row_gram: expected at least one block of rows");
   std::vector<mtu_fast::cpu::Row> rows;
   for (Tensor& t : blocks) {
@@ -124,8 +124,9 @@ Tensor row_gram(std::vector<Tensor> blocks) {
     for (int64_t r = 0; r < t.size(0); ++r) rows.push_back({data + r * step, *element(t)});
   }
   const int64_t R = rows.size();
+  STD_TORCH_CHECK(0 <= known && known <= R, "row_gram: expected known from 0 to ", R, ", got ", known);
   Tensor out = torch::stable::new_empty(blocks[0], {R, R}, ScalarType::Double);
-  mtu_fast::cpu::RowGram gram(std::move(rows), blocks[0].size(1));
+  mtu_fast::cpu::RowGram gram(std::move(rows), blocks[0].size(1), known);
   const int64_t grain = std::max<int64_t>(1, 1'000'000 / (gram.work() + 1));  // about 50 us a thread
   torch::stable::parallel_for(0, gram.chunks(), grain, [&](int64_t begin, int64_t end) { gram.sum(begin, end); });
   gram.write(out.mutable_data_ptr<double>());

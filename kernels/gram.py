@@ -122,7 +122,7 @@ def _add_splits(parts, out, count, splits, WIDTH: tl.constexpr):
     tl.store(out + at, total, mask=at < count)
 
 
-def row_gram(rows: Sequence[Tensor]) -> Tensor:
+def row_gram(rows: Sequence[Tensor], known: int = 0) -> Tensor:
     """Tiles of G by splits of the width; one pass over the rows where they fit one tile."""
     counts, width = [t.shape[0] for t in rows], rows[0].shape[1]
     if any(t.dtype not in FLOATS or t.dim() != 2 or t.shape[1] != width for t in rows):
@@ -140,14 +140,17 @@ def row_gram(rows: Sequence[Tensor]) -> Tensor:
         programs = max(1, WAVES * multiprocessors(blocks[0]) // (tiles * (tiles + 1) // 2))
         chunk = triton.cdiv(triton.cdiv(width, programs), plan.depth) * plan.depth
         splits = triton.cdiv(width, chunk)
-        parts = blocks[0].new_empty(splits, total, total, dtype=WIDE)
-        _row_gram[(splits, tiles, tiles)](
+        empty = blocks[0].new_zeros if known else blocks[0].new_empty
+        parts = empty(splits, total, total, dtype=WIDE)
+        fresh = triton.cdiv(total - known, plan.tile)  # tiles of rows that are not all known
+        _row_gram[(splits, max(1, fresh), tiles)](
             tuple(blocks), tuple(_starts(blocks)), tuple(t.stride(0) for t in blocks), blocks[0].stride(1), parts,
             total, width, chunk, COUNT=len(blocks), TILE=plan.tile, DEPTH=plan.depth, OPERAND=LANGUAGE[plan.operand],
             EXACT=plan.sums == WIDE, ONE_TILE=tiles == 1, num_warps=plan.warps, num_stages=plan.stages,
         )  # fmt: skip
         gram = blocks[0].new_empty(total, total, dtype=WIDE)
         _add_splits[(triton.cdiv(total**2, 256),)](parts, gram, total**2, splits, WIDTH=256)
+        gram[total - known :, total - known :] = 0.0  # tiles on the border know some
     return gram
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mtu_fast import uses as use_ops
 from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
-from mtu_fast.ops.gram import check_blocks, row_cross, row_gram
+from mtu_fast.ops.gram import check_blocks, row_gram
 from mtu_fast.ops.gram_schmidt import effective_rank
 from mtu_fast.uses import Dense, Use
 
@@ -239,7 +239,9 @@ class Rows:
     @property
     def held(self) -> int:
         """Bytes that the rows keep alive; memory that several of them share counts once."""
-        storages = (t.untyped_storage() for b in self._blocks for use in b.uses.values() for t in use.tensors)
+        tensors = [t for b in self._blocks for use in b.uses.values() for t in use.tensors]
+        tensors += [gram for b in self._blocks for gram in b.grams.values()]
+        storages = (t.untyped_storage() for t in tensors)
         return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
     def rank(self) -> Tensor:
@@ -298,42 +300,41 @@ class Rows:
 
     def _add_grams(self, gram: Tensor, group: Sequence[int]) -> None:
         """Add the Gram of a group of parameters; those whose rows are small and explicit go together."""
-        basis = self._basis()
-        if basis is not None:
-            self._add_basis(gram, group, basis)
+        known = self._add_known(gram, group)
         together: dict[tuple[tuple[int, int], ...], list[list[Use]]] = {}
         for j in group:
-            found = [(at, use) for at, use in self._uses(j) if basis is None or use is not basis.uses.get(j)]
+            found = list(self._uses(j))
             if not found:
                 continue
             where, uses = tuple((at.start, at.stop) for at, _ in found), [use for _, use in found]
+            held = known if where[-1][1] == len(self) else 0
+            if held:
+                uses = [use.grounded() for use in uses]
             if all(isinstance(use, Dense) for use in uses) and use_ops.aligned(uses) and prod(uses[0].shape) <= SMALL:
                 together.setdefault(where, []).append(uses)
+            elif held:
+                self._add(gram, where, row_gram([use.matrix() for use in uses], held))
             else:
                 self._add(gram, where, use_ops.gram(uses, self._shared.precision))
         for where, many in together.items():
             blocks = zip(*many, strict=True)  # per block, the uses of every parameter
-            self._add(gram, where, row_gram([torch.cat([use.matrix() for use in block], 1) for block in blocks]))
+            rows = [torch.cat([use.matrix() for use in block], 1) for block in blocks]
+            self._add(gram, where, row_gram(rows, known if where[-1][1] == len(self) else 0))
 
-    def _basis(self) -> Block | None:
-        """The last block, where it is kept and explicit: its products with itself are those of the step before."""
-        last = self._blocks[-1]
-        explicit = last.kept and len(self._blocks) > 1 and all(isinstance(use, Dense) for use in last.uses.values())
-        return last if explicit else None
+    def _add_known(self, gram: Tensor, group: Sequence[int]) -> int:
+        """Add the last block's products with itself where they are known from a step before; its rows, 0 if not.
 
-    def _add_basis(self, gram: Tensor, group: Sequence[int], basis: Block) -> None:
-        """Add the products of a kept explicit block with itself, known from its first step, and with all other rows."""
-        own, key = slice(len(self) - len(basis), len(self)), tuple(group)
-        held = {j: basis.uses[j].grounded().matrix() for j in group if j in basis.uses}
-        if key not in basis.grams:
-            basis.grams[key] = sum((row_gram([rows]) for rows in held.values()), gram.new_zeros(len(basis), len(basis)))
-        gram[own, own] += basis.grams[key]
-        for j, rows in held.items():
-            for at, use in self._uses(j):
-                if use is not basis.uses[j]:
-                    cross = row_cross(use.grounded().matrix(), rows)
-                    gram[at, own] += cross
-                    gram[own, at] += cross.T
+        They are known of a block that is kept and explicit, from its first step on.
+        """
+        last, key = self._blocks[-1], tuple(group)
+        if len(self._blocks) == 1 or not last.kept or not all(isinstance(use, Dense) for use in last.uses.values()):
+            return 0
+        if key not in last.grams:
+            held = [last.uses[j].grounded().matrix() for j in group if j in last.uses]
+            last.grams[key] = sum(map(row_gram, ([rows] for rows in held)), gram.new_zeros(len(last), len(last)))
+        own = slice(len(self) - len(last), len(self))
+        gram[own, own] += last.grams[key]
+        return len(last)
 
     @staticmethod
     def _add(gram: Tensor, where: Sequence[tuple[int, int]], part: Tensor) -> None:

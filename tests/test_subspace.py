@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 import mtu_fast as mtu
 from mtu_fast import reference
+from mtu_fast import rows as rows_module
+from mtu_fast.ops.gram import row_gram
 from tests.helpers.checks import clear, grad_vector, trained, truth_of
 from tests.helpers.truth import matrix, relative_error
 
@@ -195,6 +198,54 @@ def test_one_that_loads_the_state_goes_on_alike(options: dict[str, Any], tmp_pat
             engine.backward(net.losses(batch(seed)), mtu.InterferenceAware(0.2), forget=PARTIAL, subspace=subspace)
         found.append(grad_vector(trained(net.backbone)))
     assert torch.equal(*found)
+
+
+def explicit_gram(*parts: mtu.Rows, per: str = "total") -> Tensor:
+    """Of the four tensors, weight and bias of two layers."""
+    found = [rows.jacobian() for rows in parts]
+    J = [torch.cat([held[p].flatten(1) for held in found]) for p in parts[0].parameters.values()]
+    G = torch.stack([rows @ rows.T for rows in J])
+    return {"total": G.sum(0), "layer": G.unflatten(0, (2, 2)).sum(1), "tensor": G}[per]
+
+
+def vectors(net: Net, count: int) -> dict[str, Tensor]:
+    return {f"backbone.{name}": torch.randn(count, *p.shape, dtype=torch.float64)
+            for name, p in net.backbone.named_parameters()}  # fmt: skip
+
+
+@pytest.mark.parametrize("per", ["total", "layer", "tensor"])
+def test_products_of_kept_explicit_rows_are_made_once(per: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, engine = build()
+    kept = engine.kept(vectors(net, 5), "a")
+    counts: list[int] = []
+
+    def counted(rows: Sequence[Tensor], known: int = 0) -> Tensor:
+        counts.append(known)
+        return row_gram(rows, known)
+
+    monkeypatch.setattr(rows_module, "row_gram", counted)
+    for seed in range(2):
+        rows = engine.rows(net.losses(batch(seed)), forget=PARTIAL)
+        expected = explicit_gram(rows, kept, per=per)
+        assert relative_error(mtu.cat(rows, kept).gram(per), expected) <= 1e-12
+        assert (0 in counts) == (seed == 0) and 5 in counts
+        counts.clear()
+
+
+@pytest.mark.parametrize("order", ["rows, kept, kept", "kept, rows, kept", "rows, its own", "kept, kept", "kept, rows"])
+def test_blocks_that_share_their_rows(order: str) -> None:
+    """Whatever is repeated: what is known of the last block is known by its place, not by its tensors."""
+    net, engine = build()
+    rows = engine.rows(net.losses(batch(0)), forget=PARTIAL)
+    dense = engine.kept(named(rows), "a")
+    parts = {"rows": rows, "kept": dense, "its own": rows.kept()}
+    chosen = [parts[name] for name in order.split(", ")]
+    assert relative_error(mtu.cat(*chosen).gram(), explicit_gram(*chosen)) <= 1e-12
+
+
+def named(rows: mtu.Rows) -> dict[str, Tensor]:
+    held = rows.jacobian()
+    return {name: held[p] for name, p in rows.parameters.items() if p in held}
 
 
 def test_vectors_from_elsewhere_are_kept_rows() -> None:

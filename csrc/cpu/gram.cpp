@@ -3,8 +3,8 @@
 //     tile[group][column / 8][row in the group][column % 8]
 //
 // and every pair of groups i <= j multiplies its 4 x 4 pairs of rows over the tile: 16 sums in registers, each a vector
-// over columns. The tile stays in the nearest caches; rows are read once, ahead of their use. What fills up the last group
-// only meets itself and sums that are not written.
+// over columns. The tile stays in the nearest caches; rows are read once, ahead of their use. What fills up the last
+// group only meets itself and sums that are not written. Groups of known rows do not meet one another.
 
 #include "gram.h"
 
@@ -68,7 +68,7 @@ inline int64_t place(int64_t i, int64_t j) { return (j * (j + 1) / 2 + i) * PAIR
 
 struct Chunk {
   const std::vector<Row>& rows;
-  int64_t begin, end, groups, pitch;  // pitch: from one group of the tile to the next
+  int64_t begin, end, groups, fresh, pitch;  // fresh: groups with a row that is not known; pitch: from group to group
   double *tile, *sums;
 };
 
@@ -81,7 +81,7 @@ MTU_FAST_INLINE void add_products(const Chunk& c) {
     }
     for (int64_t panel = 0; panel < c.groups; panel += PANEL) {
       const int64_t last = std::min(panel + PANEL, c.groups);
-      for (int64_t i = 0; i < last; ++i) {
+      for (int64_t i = 0; i < std::min(last, c.fresh); ++i) {
         const double* a = c.tile + i * c.pitch;
         if (i >= panel) multiply<WIDTH, HEIGHT, true>(a, a, steps, c.sums + place(i, i));
         for (int64_t j = std::max(panel, i + 1); j < last; ++j) {
@@ -114,8 +114,9 @@ AddProducts best() { return add_products_any; }
 
 }  // namespace
 
-RowGram::RowGram(std::vector<Row> rows, int64_t columns)
-    : rows_(std::move(rows)), columns_(columns), groups_(round_up(rows_.size(), GROUP) / GROUP) {
+RowGram::RowGram(std::vector<Row> rows, int64_t columns, int64_t known)
+    : rows_(std::move(rows)), columns_(columns), fresh_(rows_.size() - known),
+      groups_(round_up(rows_.size(), GROUP) / GROUP) {
   const int64_t least = std::max<int64_t>(CHUNK, CHUNK_PER_ROW * rows_.size());
   width_ = round_up(std::max(least, columns / CHUNKS), TILE);
   chunks_ = rows_.empty() ? 0 : round_up(columns, width_) / width_;
@@ -129,8 +130,8 @@ void RowGram::sum(int64_t begin, int64_t end) {
   const int64_t pitch = std::min(TILE, round_up(columns_, LANES)) * GROUP;
   std::vector<Line> tile(groups_ * pitch / LANES);  // zeros: what fills up the last group
   for (int64_t c = begin; c < end; ++c) {
-    add({rows_, c * width_, std::min((c + 1) * width_, columns_), groups_, pitch, tile.data()->lane,
-         sums_.data() + c * place(0, groups_)});
+    add({rows_, c * width_, std::min((c + 1) * width_, columns_), groups_, round_up(fresh_, GROUP) / GROUP, pitch,
+         tile.data()->lane, sums_.data() + c * place(0, groups_)});
   }
 }
 
@@ -145,7 +146,8 @@ void RowGram::write(double* gram) {
       const double* pairs = sums_.data() + place(i / GROUP, j / GROUP);
       for (int64_t q = 0; q < PAIRS; ++q) {
         const int64_t row = i + q / GROUP, column = j + q % GROUP;
-        if (row <= column && column < R) gram[row * R + column] = gram[column * R + row] = pairs[q];
+        if (row > column || column >= R) continue;
+        gram[row * R + column] = gram[column * R + row] = row < fresh_ ? pairs[q] : 0.0;
       }
     }
   }

@@ -11,7 +11,8 @@ namespace mtu_fast::cpu {
 // The columns are cut into chunks that do not depend on the number of threads; each has its own sums.
 class RowGram {
  public:
-  RowGram(std::vector<Row> rows, int64_t columns);
+  // Products of the last `known` rows with one another are left out: zeros.
+  RowGram(std::vector<Row> rows, int64_t columns, int64_t known);
 
   int64_t chunks() const { return chunks_; }
   int64_t work() const;  // multiply-adds of a chunk
@@ -24,7 +25,7 @@ class RowGram {
 
  private:
   std::vector<Row> rows_;
-  int64_t columns_, groups_, width_, chunks_;
+  int64_t columns_, fresh_, groups_, width_, chunks_;  // fresh_: rows before the known ones
   std::vector<double> sums_;
 };
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, product
 from math import prod
 
@@ -162,34 +161,37 @@ def gather_rows(index: Tensor, values: Tensor, size: int) -> Tensor:
 # ---- explicit rows --------------------------------------------------------------------------------------------------
 
 
-@define("row_gram(Tensor[] rows) -> Tensor", check=partial(check_blocks, "highest"))
-def row_gram(rows: Sequence[Tensor]) -> Tensor:
-    """`G = J Jᵀ` of explicit rows, without joining them: each `[R_i, P]` -> float64 `[R, R]`, R = Σ R_i."""
-    r = sum(t.shape[0] for t in rows)
-    gram = rows[0].new_zeros(r, r, dtype=WIDE)
-    step = max(1, TILE // max(r, 1))
+def _check_rows(rows: Sequence[Tensor], known: int = 0) -> None:
+    check_blocks("highest", rows)
+    total = sum(t.shape[0] for t in rows)
+    if not 0 <= known <= total:
+        raise ValueError(f"known: found {known}, expected a number of rows, from 0 to {total}.")
+
+
+@define("row_gram(Tensor[] rows, int known=0) -> Tensor", check=_check_rows)
+def row_gram(rows: Sequence[Tensor], known: int = 0) -> Tensor:
+    """`G = J Jᵀ` of explicit rows, without joining them: each `[R_i, P]` -> float64 `[R, R]`, R = Σ R_i.
+
+    Products of the last `known` rows with one another are left out: zeros.
+    """
+    total = sum(t.shape[0] for t in rows)
+    fresh = total - known
+    gram = rows[0].new_zeros(total, total, dtype=WIDE)
+    step = max(1, TILE // max(total, 1))
     for start in range(0, rows[0].shape[1], step):
         wide = [t[:, start : start + step].to(WIDE) for t in rows]
         tile = wide[0] if len(wide) == 1 else torch.cat(wide)
-        gram.addmm_(tile, tile.T)
+        gram[:fresh].addmm_(tile[:fresh], tile.T)
+    gram[fresh:, :fresh] = gram[:fresh, fresh:].T
     return gram
 
 
 @row_gram.fake
-def _(rows: Sequence[Tensor]) -> Tensor:
+def _(rows: Sequence[Tensor], known: int = 0) -> Tensor:
     return _square(rows)
 
 
 row_gram.triton("gram")
-
-
-def row_cross(a: Tensor, b: Tensor) -> Tensor:
-    """`J_a J_bᵀ` of explicit rows `[R_a, P]` and `[R_b, P]`, of any float dtype -> float64 `[R_a, R_b]`."""
-    cross = a.new_zeros(a.shape[0], b.shape[0], dtype=WIDE)
-    step = max(1, TILE // max(a.shape[0] + b.shape[0], 1))
-    for start in range(0, a.shape[1], step):
-        cross.addmm_(a[:, start : start + step].to(WIDE), b[:, start : start + step].to(WIDE).T)
-    return cross
 
 
 # ---- outer products -------------------------------------------------------------------------------------------------

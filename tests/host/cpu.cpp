@@ -38,11 +38,11 @@ int runs() {
   return wanted == Vectors::Any || (wanted == Vectors::Avx2 ? avx2 : avx512);
 }
 
-// J [R, P] -> G [R, R]
-void row_gram(const char* J, int element, int64_t R, int64_t P, double* G) {
+// J [R, P], of which the last `known` rows meet the others only -> G [R, R]
+void row_gram(const char* J, int element, int64_t R, int64_t P, int64_t known, double* G) {
   std::vector<Row> rows;
   for (int64_t r = 0; r < R; ++r) rows.push_back({J + r * P * BYTES[element], Element(element)});
-  RowGram gram(std::move(rows), P);
+  RowGram gram(std::move(rows), P, known);
   gram.sum(0, gram.chunks());
   gram.write(G);
 }

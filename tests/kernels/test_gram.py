@@ -58,6 +58,16 @@ def test_row_gram(device: str, dtype: torch.dtype, counts: list[int]) -> None:
     check(f"row_gram {counts} {dtype}", kernels.row_gram(rows), lambda to: [t.to(to) for t in rows], torch.float64)
 
 
+@pytest.mark.parametrize("counts", [[9], [20, 13], [70, 80]])
+@pytest.mark.parametrize("part", [0.2, 0.6, 1.0])
+def test_row_gram_leaves_out_what_is_known(device: str, counts: list[int], part: float) -> None:
+    rows = [draw(device, r, 77).round() for r in counts]
+    fresh = sum(counts) - round(part * sum(counts))
+    expected = explicit(rows)
+    expected[fresh:, fresh:] = 0
+    assert torch.equal(kernels.row_gram(rows, sum(counts) - fresh), expected)
+
+
 def test_row_gram_of_other_dtypes_strides_and_many_blocks(device: str) -> None:
     rows = [
         draw(device, 3, 40, dtype=torch.bfloat16), draw(device, 2, 40), draw(device, 1, 40, dtype=torch.float16),

@@ -18,7 +18,7 @@ from mtu_fast.ops.gram import outer_gram, outer_route, row_gram
 from tests.helpers.tolerance import assert_as_accurate
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-Run = Callable[[Sequence[Tensor]], Tensor]
+Run = Callable[..., Tensor]
 IMPLEMENTATIONS: dict[str, Run] = {"dispatched": row_gram, "reference": row_gram.reference}
 
 
@@ -74,6 +74,30 @@ def test_every_shape(run: Run, counts: list[int], width: int, dtype: torch.dtype
     found = run(rows)
     assert found.dtype == torch.float64
     assert torch.equal(found, exact(rows))
+
+
+@pytest.mark.parametrize("counts", [[0], [1], [5], [8], [3, 1, 9], [130]])
+@pytest.mark.parametrize("width", [0, 9, 300])
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_known_rows_meet_the_others_only(run: Run, counts: list[int], width: int, part: float) -> None:
+    rows = [integers(r, width) for r in counts]
+    known = round(part * sum(counts))
+    expected = exact(rows)
+    expected[sum(counts) - known :, sum(counts) - known :] = 0
+    assert torch.equal(run(rows, known), expected)
+
+
+def test_known_rows_that_are_not_finite(run: Run) -> None:
+    rows = integers(6, 21)
+    rows[4, 20] = float("nan")
+    found = run([rows], 3)
+    assert found[:3, 4].isnan().all() and found.isnan().sum() == 6 and not found[3:, 3:].any()
+
+
+@pytest.mark.parametrize("known", [-1, 4])
+def test_more_known_rows_than_rows_are_refused(known: int) -> None:
+    with pytest.raises(ValueError, match=rf"known: found {known}, expected a number of rows, from 0 to 3"):
+        row_gram([integers(3, 5)], known)
 
 
 @pytest.mark.parametrize("count", [2, 5, 130, 261])

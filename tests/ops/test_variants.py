@@ -84,8 +84,11 @@ def sizes(*numbers: int) -> list[ctypes.c_int64]:
 @pytest.mark.parametrize(("R", "P"), [(1, 1), (3, 7), (5, 300), (13, 4_101)])
 def test_row_gram(library: ctypes.CDLL, dtype: torch.dtype, R: int, P: int) -> None:
     J, G = integers(R, P, dtype=dtype), torch.empty(R, R, dtype=torch.float64)
-    library.row_gram(pointer(J), DTYPES.index(dtype), *sizes(R, P), pointer(G))
-    assert torch.equal(G, J.double() @ J.double().T)
+    for known in {0, R // 2, R}:
+        expected = J.double() @ J.double().T
+        expected[R - known :, R - known :] = 0
+        library.row_gram(pointer(J), DTYPES.index(dtype), *sizes(R, P, known), pointer(G))
+        assert torch.equal(G, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
