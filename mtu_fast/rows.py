@@ -12,7 +12,8 @@ from torch import Tensor
 from mtu_fast import uses as use_ops
 from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
-from mtu_fast.ops.gram import check_blocks, row_gram
+from mtu_fast.ops._blocks import check_blocks
+from mtu_fast.ops.gram import row_gram
 from mtu_fast.ops.gram_schmidt import effective_rank
 from mtu_fast.uses import Dense, Use
 

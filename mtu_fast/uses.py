@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from mtu_fast.ops import gram as op
-from mtu_fast.ops.gram import Geometry
+from mtu_fast.ops._blocks import same
+from mtu_fast.ops.explicit import Geometry, conv_rows, conv_weight_gradient, gather_rows, outer_rows, working_dtype
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Dense(Use):
         return self.rows.reshape(self.count, prod(self.shape))
 
     def weighted(self, w: Tensor) -> Tensor:
-        dtype = op.working_dtype(self.rows)
+        dtype = working_dtype(self.rows)
         return (w.to(dtype) @ self.matrix().to(dtype)).view(self.shape)
 
 
@@ -156,10 +157,10 @@ class Outer(Use):
 
     @property
     def dtype(self) -> torch.dtype:
-        return op.working_dtype(self.left)
+        return working_dtype(self.left)
 
     def matrix(self) -> Tensor:
-        return op.outer_rows(self.left, self.right).flatten(1)
+        return outer_rows(self.left, self.right).flatten(1)
 
     def weighted(self, w: Tensor) -> Tensor:
         # The weights go to the smaller side; positions and rows are one contraction: a single GEMM.
@@ -196,14 +197,14 @@ class Conv(Use):
 
     @property
     def dtype(self) -> torch.dtype:
-        return op.working_dtype(self.x)
+        return working_dtype(self.x)
 
     def matrix(self) -> Tensor:
-        return op.conv_rows(self.x, self.b, self.geometry).flatten(1)
+        return conv_rows(self.x, self.b, self.geometry).flatten(1)
 
     def weighted(self, w: Tensor) -> Tensor:
         x, b = self.x.to(self.dtype), _scaled(self.b, w)
-        return op.conv_weight_gradient(x.flatten(0, 1), b.flatten(0, 1), self.geometry)
+        return conv_weight_gradient(x.flatten(0, 1), b.flatten(0, 1), self.geometry)
 
 
 @dataclass(frozen=True)
@@ -227,10 +228,10 @@ class Gather(Use):
 
     @property
     def dtype(self) -> torch.dtype:
-        return op.working_dtype(self.values)
+        return working_dtype(self.values)
 
     def matrix(self) -> Tensor:
-        return op.gather_rows(self.index, self.values, self.shape[0]).flatten(1)
+        return gather_rows(self.index, self.values, self.shape[0]).flatten(1)
 
     def weighted(self, w: Tensor) -> Tensor:
         values = _scaled(self.values, w)
@@ -260,18 +261,18 @@ def _joined(u: Use, w: Tensor, v: Use, of_v: Tensor) -> Use | None:
     if u.chain != v.chain or u.shape != v.shape:
         return None
     if isinstance(u, Outer) and isinstance(v, Outer):
-        if op.same(u.left, v.left):
+        if same(u.left, v.left):
             return replace(u, right=_scaled(u.right, w) + _scaled(v.right, of_v))
-        if op.same(u.right, v.right):
+        if same(u.right, v.right):
             return replace(u, left=_scaled(u.left, w) + _scaled(v.left, of_v))
-    if isinstance(u, Conv) and isinstance(v, Conv) and u.geometry == v.geometry and op.same(u.x, v.x):
+    if isinstance(u, Conv) and isinstance(v, Conv) and u.geometry == v.geometry and same(u.x, v.x):
         return replace(u, b=_scaled(u.b, w) + _scaled(v.b, of_v))
     return None
 
 
 def _scaled(t: Tensor, w: Tensor) -> Tensor:
     """`w[r] t[r]` in the working dtype."""
-    dtype = op.working_dtype(t)
+    dtype = working_dtype(t)
     return t.to(dtype) * w.to(dtype).view(-1, *[1] * (t.dim() - 1))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast import uses
-from mtu_fast.ops.gram import Geometry
+from mtu_fast.ops.explicit import Geometry
 from mtu_fast.uses import Chain, Conv, Dense, Gather, Outer, Use
 from tests.helpers.checks import random_weights
 from tests.helpers.truth import relative_error

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from benchmarks.floor import Cost
 from benchmarks.ops.case import KERNEL, REFERENCE, Bench, Case, Run
-from mtu_fast.ops import _library, gram
+from mtu_fast.ops import _library, explicit, gram
 
 HIGHEST = "highest"
 CHUNK = 1 << 11  # columns of a truth's tile
@@ -187,30 +187,30 @@ def _outer_direct(n: int, s: int, a: int, b: int, device: str) -> Bench:
         raise RuntimeError(f"outer_gram takes the {gram.outer_route(left, right)} route here; choose other sizes")
 
     def whole(dtype: torch.dtype) -> Tensor:
-        rows = gram.outer_rows(left[0].to(dtype), right[0].to(dtype)).flatten(1)
+        rows = explicit.outer_rows(left[0].to(dtype), right[0].to(dtype)).flatten(1)
         return gram.row_gram.reference([rows])
 
     runs: dict[str, Run] = {REFERENCE: partial(whole, torch.float32), KERNEL: partial(gram.outer_gram, left, right)}
     making = 2.0 * n * s * a * b
     cost = _cost(row_products(device, n), _upper(n, a * b), 4.0 * n * s * (a + b), n, flops32=making)
-    parts: dict[str, Run] = {"vendor products": partial(gram.outer_rows, left[0], right[0])}
+    parts: dict[str, Run] = {"vendor products": partial(explicit.outer_rows, left[0], right[0])}
     return Bench(runs, partial(whole, torch.float64), lambda: whole(torch.float32).float(), cost, parts)
 
 
 def _conv_direct(n: int, channels: int, side: int, device: str) -> Bench:
     shape = (n, 1, channels, side, side)
     x, b = [torch.randn(shape, device=device)], [torch.randn(shape, device=device)]
-    geometry = gram.Geometry((channels, channels, 3, 3), (1, 1), (1, 1), (1, 1), False, (0, 0), 1)
+    geometry = explicit.Geometry((channels, channels, 3, 3), (1, 1), (1, 1), (1, 1), False, (0, 0), 1)
     if gram.conv_route(x, b, geometry) != "direct":
         raise RuntimeError(f"conv_gram takes the {gram.conv_route(x, b, geometry)} route here; choose other sizes")
 
     def whole(dtype: torch.dtype) -> Tensor:
-        rows = gram.conv_rows(x[0].to(dtype), b[0].to(dtype), geometry).flatten(1)
+        rows = explicit.conv_rows(x[0].to(dtype), b[0].to(dtype), geometry).flatten(1)
         return gram.row_gram.reference([rows])
 
     def vendor() -> None:
         for x_r, b_r in zip(x[0], b[0], strict=True):
-            gram.conv_weight_gradient(x_r, b_r, geometry)
+            explicit.conv_weight_gradient(x_r, b_r, geometry)
 
     runs: dict[str, Run] = {
         REFERENCE: partial(whole, torch.float32),
@@ -221,7 +221,7 @@ def _conv_direct(n: int, channels: int, side: int, device: str) -> Bench:
     cost = _cost(row_products(device, n), _upper(n, p), 8.0 * positions * channels, n, flops32=making)
     parts: dict[str, Run] = {
         "vendor convolutions": vendor,
-        "one batch weight gradient": partial(gram.conv_weight_gradient, x[0][:, 0], b[0][:, 0], geometry),
+        "one batch weight gradient": partial(explicit.conv_weight_gradient, x[0][:, 0], b[0][:, 0], geometry),
     }
     return Bench(runs, partial(whole, torch.float64), lambda: whole(torch.float32).float(), cost, parts)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mtu_fast.ops.gram import Geometry
+from mtu_fast.ops.explicit import Geometry
 from mtu_fast.rowmap import RowMap
 from mtu_fast.rules.base import rule, summed
 from mtu_fast.uses import Conv, Use

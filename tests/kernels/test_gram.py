@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtu_fast.ops import explicit as rows_of
 from mtu_fast.ops import gram as op
+from mtu_fast.ops.explicit import Geometry
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.truth import relative_error
 
@@ -211,15 +213,15 @@ CONVS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {  #
 }
 
 
-def geometry(name: str) -> op.Geometry:
+def geometry(name: str) -> Geometry:
     weight, image, walk = CONVS[name]
     d = len(image)
     one, zero = [1] * d, (0,) * d
     stride, padding, dilation = walk.get("stride", one), walk.get("padding", zero), walk.get("dilation", one)
-    return op.Geometry(weight, tuple(stride), tuple(padding), tuple(dilation), False, zero, 1)
+    return Geometry(weight, tuple(stride), tuple(padding), tuple(dilation), False, zero, 1)
 
 
-def conv_blocks(device: str, g: op.Geometry, sizes: list[tuple[int, ...]], dtype: torch.dtype) -> tuple[Blocks, Blocks]:
+def conv_blocks(device: str, g: Geometry, sizes: list[tuple[int, ...]], dtype: torch.dtype) -> tuple[Blocks, Blocks]:
     """x [R, F, C, *] and b [R, F, O, *] for sizes (R, F, *image)."""
     xs, bs = [], []
     for r, f, *image in sizes:
@@ -232,11 +234,11 @@ def conv_blocks(device: str, g: op.Geometry, sizes: list[tuple[int, ...]], dtype
     return xs, bs
 
 
-def conv_rows(xs: Blocks, bs: Blocks, g: op.Geometry) -> Callable[[torch.dtype], Blocks]:
-    return lambda to: [op.conv_rows(x.to(to), b.to(to), g) for x, b in zip(xs, bs, strict=True)]
+def conv_rows(xs: Blocks, bs: Blocks, g: Geometry) -> Callable[[torch.dtype], Blocks]:
+    return lambda to: [rows_of.conv_rows(x.to(to), b.to(to), g) for x, b in zip(xs, bs, strict=True)]
 
 
-def conv_ghost(xs: Blocks, bs: Blocks, g: op.Geometry, precision: str = "highest") -> Tensor:
+def conv_ghost(xs: Blocks, bs: Blocks, g: Geometry, precision: str = "highest") -> Tensor:
     walk = [list(part) for part in (g.kernel, g.stride, g.padding, g.dilation)]
     found: Tensor = kernels.conv_ghost(xs, bs, *walk, precision)
     return found

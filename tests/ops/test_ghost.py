@@ -244,21 +244,24 @@ def test_products_of_all_positions_are_never_held() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: outer_ghost([torch.ones(2, 3, 4)], [torch.ones(2, 4, 4)], "highest"),
+        (lambda: outer_ghost.overload([torch.ones(2, 3, 4)], [torch.ones(2, 4, 4)], "highest"),
          "block 0 differ: 2 by 3 and 2 by 4"),
-        (lambda: outer_ghost([torch.ones(2, 3, 4)] * 2, [torch.ones(2, 3, 4)], "highest"), "got 2 and 1"),
-        (lambda: outer_ghost([torch.ones(2, 3)], [torch.ones(2, 3)], "highest"), "of 3 dimensions, got 2 and 2"),
-        (lambda: outer_ghost([torch.ones(2, 3, 4), torch.ones(2, 3, 5)], [torch.ones(2, 3, 4)] * 2, "highest"),
+        (lambda: outer_ghost.overload([torch.ones(2, 3, 4)] * 2, [torch.ones(2, 3, 4)], "highest"), "got 2 and 1"),
+        (lambda: outer_ghost.overload([torch.ones(2, 3)], [torch.ones(2, 3)], "highest"),
+         "of 3 dimensions, got 2 and 2"),
+        (lambda: outer_ghost.overload(
+            [torch.ones(2, 3, 4), torch.ones(2, 3, 5)], [torch.ones(2, 3, 4)] * 2, "highest"),
          "one width, got 4 by 4 and 5 by 4"),
-        (lambda: conv_ghost([torch.ones(1, 1, 2, 5, 5)], [torch.ones(1, 1, 2, 5, 4)], *walk()),
+        (lambda: conv_ghost.overload([torch.ones(1, 1, 2, 5, 5)], [torch.ones(1, 1, 2, 5, 4)], *walk()),
          "4 output positions along axis 1, expected 5"),
-        (lambda: conv_ghost([torch.ones(1, 1, 2, 5, 5)], [torch.ones(1, 1, 2, 5, 5)], *walk(stride=0)),
+        (lambda: conv_ghost.overload([torch.ones(1, 1, 2, 5, 5)], [torch.ones(1, 1, 2, 5, 5)], *walk(stride=0)),
          "positive kernel, stride"),
-        (lambda: conv_ghost([torch.ones(1, 1, 2, 5, 5)], [torch.ones(1, 1, 2, 5, 5)],
+        (lambda: conv_ghost.overload([torch.ones(1, 1, 2, 5, 5)], [torch.ones(1, 1, 2, 5, 5)],
                             [3, 3], [1], [1, 1], [1, 1], "highest"),
          "differ in length: 2, 1, 2 and 2"),
     ],
 )  # fmt: skip
 def test_the_kernel_checks_its_own_arguments(call: Callable[[], Tensor], message: str) -> None:
+    """Whoever calls it by the dispatcher alone."""
     with pytest.raises(RuntimeError, match=message):
         call()

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtu_fast.ops import explicit as rows_of
 from mtu_fast.ops import gram as op
-from mtu_fast.ops.gram import Geometry
+from mtu_fast.ops._costs import COSTS
+from mtu_fast.ops.explicit import Geometry, working_dtype
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.truth import relative_error
 
@@ -32,7 +34,7 @@ def explicit(rows: Sequence[Tensor]) -> Tensor:
 
 def plain_gram(rows: Sequence[Tensor]) -> Tensor:
     """What plain torch makes of rows in their own precision (float32 for half precision)."""
-    J = torch.cat([t.to(op.working_dtype(t)).flatten(1) for t in rows])
+    J = torch.cat([t.to(working_dtype(t)).flatten(1) for t in rows])
     return J @ J.T
 
 
@@ -91,7 +93,7 @@ def outer_truth(left: Blocks, right: Blocks) -> Blocks:
 
 
 def outer_plain(left: Blocks, right: Blocks) -> Blocks:
-    pairs = ((x.to(op.working_dtype(x)), y.to(op.working_dtype(y))) for x, y in zip(left, right, strict=True))
+    pairs = ((x.to(working_dtype(x)), y.to(working_dtype(y))) for x, y in zip(left, right, strict=True))
     return [torch.einsum("rsa,rsb->rab", x, y) for x, y in pairs]
 
 
@@ -253,7 +255,7 @@ def test_conv_gram(
         monkeypatch.setattr(op, "TILE", 60)
         monkeypatch.setattr(op, "BUFFER", 60)
     xs, bs = conv_blocks(g, [(3, 1, size), (2, 2, size)], dtype)
-    work = op.working_dtype(xs[0])
+    work = working_dtype(xs[0])
     check(f"conv {route}, {name}, {dtype}", op.conv_gram(xs, bs, g), conv_truth(xs, bs, g), conv_truth(xs, bs, g, work))
 
 
@@ -283,7 +285,7 @@ def test_conv_route_prefers_what_is_cheaper() -> None:
 
 def test_on_a_gpu_patches_are_charged_for_each_tap(monkeypatch: pytest.MonkeyPatch) -> None:
     """6272 positions: products of 49-tap patches cost 25 times those of one tap, and more than the rows."""
-    monkeypatch.setattr(op, "costs", lambda device: op.COSTS["cuda"])
+    monkeypatch.setattr(op, "costs", lambda device: COSTS["cuda"])
     for kernel, route in ((1, "ghost"), (7, "direct")):
         g = geometry((64, 64, kernel, kernel), padding=kernel // 2)
         assert op.conv_route(*conv_blocks(g, [(32, 1, (14, 14))], torch.float32), g) == route
@@ -316,7 +318,7 @@ def test_gather_gram(
     index = [torch.randint(0, 7, size) for size in sizes]
     values = [draw(*size, 4, dtype=dtype, seed=i) for i, size in enumerate(sizes)]
     truth = gather_truth(index, values, 7)
-    plain = [t.to(op.working_dtype(values[0])) for t in truth]
+    plain = [t.to(working_dtype(values[0])) for t in truth]
     check(f"gather, {dtype}", op.gather_gram(index, values), truth, plain)
 
 
@@ -333,7 +335,7 @@ def test_gather_gram_of_a_large_table_reads_what_occurs() -> None:
 
 def test_outer_rows() -> None:
     left, right = outer_blocks("one block", torch.float64)
-    assert relative_error(op.outer_rows(left[0], right[0]), outer_truth(left, right)[0]) <= 1e-15
+    assert relative_error(rows_of.outer_rows(left[0], right[0]), outer_truth(left, right)[0]) <= 1e-15
 
 
 @pytest.mark.parametrize("name", CONVS)
@@ -341,14 +343,14 @@ def test_conv_rows(name: str) -> None:
     g, size = CONVS[name]
     xs, bs = conv_blocks(g, [(3, 2, size)], torch.float64)
     truth = conv_truth(xs, bs, g)[0]
-    assert relative_error(op.conv_rows(xs[0], bs[0], g), truth) <= 1e-14
-    summed = op.conv_weight_gradient(xs[0].flatten(0, 1), bs[0].flatten(0, 1), g)
+    assert relative_error(rows_of.conv_rows(xs[0], bs[0], g), truth) <= 1e-14
+    summed = rows_of.conv_weight_gradient(xs[0].flatten(0, 1), bs[0].flatten(0, 1), g)
     assert relative_error(summed, truth.sum(0)) <= 1e-14
 
 
 def test_gather_rows() -> None:
     index, values = torch.tensor([[1, 1, 0], [3, 2, 3]]), draw(2, 3, 4)
-    assert relative_error(op.gather_rows(index, values, 5), gather_truth([index], [values], 5)[0]) <= 1e-15
+    assert relative_error(rows_of.gather_rows(index, values, 5), gather_truth([index], [values], 5)[0]) <= 1e-15
 
 
 # ---- the ops as torch sees them -------------------------------------------------------------------------------------
@@ -419,3 +421,43 @@ def test_complex_blocks_are_refused(name: str) -> None:
 def test_an_unknown_precision_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"precision: found 'fast', expected one of 'highest', 'high', 'medium'"):
         ROUTES[name](torch.randn(2, 3, 5), "fast")
+
+
+WRONG: dict[str, tuple[Callable[[], Tensor], str]] = {
+    "sides in number": (lambda: op.outer_ghost([draw(2, 3, 4)], [], "highest"), "found 1 blocks on one side and 0"),
+    "positions": (lambda: op.outer_gram([draw(2, 1, 4)], [draw(2, 3, 4)]), r"block 0 .* \(2, 1, 4\) and \(2, 3"),
+    "rows": (lambda: op.outer_ghost([draw(2, 3, 4)], [draw(3, 3, 4)], "highest"), "expected the same rows"),
+    "widths": (
+        lambda: op.outer_ghost([draw(2, 3, 4), draw(2, 3, 5)], [draw(2, 3, 4)] * 2, "highest"),
+        r"block 1 has shape \(2, 3, 5\), the first one \(2, 3, 4\)",
+    ),
+    "axes": (lambda: op.outer_ghost([draw(2, 3)], [draw(2, 3)], "highest"), r"expected \[rows, positions, width"),
+    "grid": (
+        lambda: op.conv_ghost([draw(1, 1, 2, 4, 4)], [draw(1, 1, 2, 9, 9)], [3, 3], [1, 1], [1, 1], [1, 1], "highest"),
+        r"gradients of \(9, 9\), expected \(4, 4\)",
+    ),
+    "stride": (
+        lambda: op.conv_ghost([draw(1, 1, 2, 4)], [draw(1, 1, 2, 4)], [1], [0], [0], [1], "highest"), "only padding",
+    ),
+    "axes of the kernel": (
+        lambda: op.conv_ghost([draw(1, 1, 2, 4)], [draw(1, 1, 2, 4)], [1, 1], [1], [0], [1], "highest"), "one number",
+    ),
+    "conv, rows": (
+        lambda: op.conv_gram([draw(2, 1, 2, 4)], [draw(1, 1, 2, 4)], geometry((2, 2, 1), padding=0)), "the same rows",
+    ),
+    "values": (
+        lambda: op.gather_gram([torch.zeros(2, 3).long()], [draw(2, 3)]), r"values \(2, 3\), expected \[rows, posi",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_blocks_that_do_not_fit_are_refused(name: str) -> None:
+    call, message = WRONG[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_an_index_of_numbers_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"index of torch\.float64, expected whole numbers"):
+        op.gather_gram([draw(2, 3)], [draw(2, 3, 4)])
