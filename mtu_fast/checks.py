@@ -1,8 +1,9 @@
-"""What a user hands over, made uniform or refused by name: losses and masks."""
+"""What a user hands over, made uniform or refused by name: losses, masks and names of tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def named_losses(losses: Losses) -> dict[str, Tensor]:
         TypeError: losses are neither a tensor nor a mapping of tensors, or complex.
         ValueError: no task, a reduced or ragged loss, mixed devices, a non-finite value, no graph.
     """
-    named = {"loss": losses} if isinstance(losses, Tensor) else losses
+    named = _named(losses)
     if not isinstance(named, Mapping):
         raise TypeError(f"losses: found {type(losses).__name__}, expected a tensor [N] or {{task: tensor [N]}}.")
     if not named:
@@ -48,6 +49,37 @@ def named_losses(losses: Losses) -> dict[str, Tensor]:
     return dict(named)
 
 
+def labelled(given: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Losses {task: [N]} and the masks {task: [N]} of labelled samples, from what a losses function returned.
+
+    Args:
+        given: losses [N] or {task: [N]}, or a pair of them and {task: [N] bool}.
+
+    Raises:
+        TypeError: neither losses nor such a pair.
+        ValueError: losses that are not one value a sample, or masks that do not fit.
+    """
+    losses, present = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    named = _named(losses)
+    if not isinstance(named, Mapping) or not all(isinstance(loss, Tensor) for loss in named.values()):
+        raise TypeError(
+            f"losses: found {type(losses).__name__}, expected that losses(model, batch) returns a tensor [N], "
+            "{task: [N]}, or a pair (losses, {task: [N] bool}) where labels are missing."
+        )
+    shapes = {task: tuple(loss.shape) for task, loss in named.items()}
+    if not named or len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise ValueError(
+            f"losses: found shapes {shapes}, expected one value per sample [N] for every task: reduction='none', then "
+            "loss.flatten(1).mean(1). Samples without a label keep their place; return (losses, {task: mask})."
+        )
+    return dict(named), presence(present, named)
+
+
+def _named(losses: Any) -> Any:
+    """A task that was given no name is called "loss"."""
+    return {"loss": losses} if isinstance(losses, Tensor) else losses
+
+
 def _check_loss(task: str, loss: Tensor) -> None:
     if loss.is_complex():
         raise TypeError(f"losses[{task!r}]: found {loss.dtype}, expected real values, such as loss.abs() or loss.real.")
@@ -68,6 +100,24 @@ def _check_finite(task: str, loss: Tensor) -> None:
             f"losses[{task!r}]: found a non-finite value for samples {bad.nonzero().flatten()[:8].tolist()}, expected "
             "finite ones. A mean over no labels is 0/0: divide by count.clamp(min=1) and say present={task: mask}."
         )
+
+
+def targeted(targets: Iterable[str] | None, tasks: Iterable[str]) -> tuple[str, ...]:
+    """The tasks to forget from, in the order of `tasks`; None stands for all.
+
+    Raises:
+        TypeError: targets are one string, which would be read as its letters.
+        ValueError: none, or names that are no tasks.
+    """
+    every = tuple(tasks)
+    if isinstance(targets, str):
+        raise TypeError(f"targets: found the string {targets!r}, expected several names, ({targets!r},) for this one.")
+    named = every if targets is None else tuple(targets)
+    unknown = [name for name in named if name not in every]
+    if unknown or not named:
+        found = f"unknown tasks {unknown}" if unknown else "no task"
+        raise ValueError(f"targets: found {found}, expected at least one of the tasks {list(every)}, or None for all.")
+    return tuple(task for task in every if task in named)
 
 
 def kinds(forget: Mask, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:

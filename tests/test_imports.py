@@ -37,8 +37,8 @@ ARROWS: dict[str, set[str]] = {
     "ops": {"kernels", "_C"},
     "kernels": set(),
     "reference": set(),
-    "metrics": set(),
-    "report": {"engine", "methods", "metrics", "rows"},
+    "metrics": {"checks"},
+    "report": {"checks", "engine", "methods", "metrics", "rows"},
 }
 NEEDED = {"torch", "numpy"}  # besides the standard library
 OPTIONAL = {"matplotlib", "sklearn", "tqdm"}  # imported where they are used, within a function

@@ -1,4 +1,4 @@
-"""What a losses function gives, and its means over a loader in evaluation mode."""
+"""The means of what a losses function gives, over a loader in evaluation mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtu_fast.checks import presence
+from mtu_fast.checks import labelled
 from mtu_fast.loop.randomness import preserved
 from mtu_fast.loop.stream import generators
 
@@ -35,32 +35,6 @@ class Measured:
     tasks: tuple[str, ...]
     samples: int
     batches: int
-
-
-def labelled(given: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Losses {task: [N]} and the masks {task: [N]} of labelled samples, from what a losses function returned.
-
-    Args:
-        given: losses [N] or {task: [N]}, or a pair of them and {task: [N] bool}.
-
-    Raises:
-        TypeError: neither losses nor such a pair.
-        ValueError: losses that are not one value a sample, or masks that do not fit.
-    """
-    losses, present = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
-    named = {"loss": losses} if isinstance(losses, Tensor) else losses
-    if not isinstance(named, Mapping) or not all(isinstance(loss, Tensor) for loss in named.values()):
-        raise TypeError(
-            f"losses: found {type(losses).__name__}, expected that losses(model, batch) returns a tensor [N], "
-            "{task: [N]}, or a pair (losses, {task: [N] bool}) where labels are missing."
-        )
-    shapes = {task: tuple(loss.shape) for task, loss in named.items()}
-    if not named or len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
-        raise ValueError(
-            f"losses: found shapes {shapes}, expected one value per sample [N] for every task: reduction='none', then "
-            "loss.flatten(1).mean(1). Samples without a label keep their place; return (losses, {task: mask})."
-        )
-    return dict(named), presence(present, named)
 
 
 @contextmanager

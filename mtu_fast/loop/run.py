@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from mtu_fast.checks import labelled
 from mtu_fast.engine import Engine
 from mtu_fast.loop import checkpoint
-from mtu_fast.loop.evaluate import LossFunction, labelled
+from mtu_fast.loop.evaluate import LossFunction
 from mtu_fast.loop.gradients import Side, add_gradients
 from mtu_fast.loop.history import History
 from mtu_fast.loop.overlap import check_data

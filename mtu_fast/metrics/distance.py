@@ -14,7 +14,7 @@ def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
         logits: [N, C, ...] logits of q, usually of the unlearned model.
 
     Returns:
-        [N] float64, in nats, >= 0.
+        [N] float64, in nats, >= 0; N = 0 is allowed.
 
     Raises:
         ValueError: shapes that differ or lack a class dimension of at least two, or logits that are not finite.
@@ -24,7 +24,7 @@ def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
         raise ValueError(f"kl_divergence: found {tuple(logits.shape)}, expected at least two classes in dimension 1.")
     log_p, log_q = (z.detach().double().log_softmax(1) for z in (reference, logits))
     per_pixel = (log_p.exp() * (log_p - log_q)).sum(1).clamp(min=0.0)  # rounding alone is below
-    return per_pixel.reshape(len(logits), -1).mean(1)
+    return per_pixel.unsqueeze(-1).flatten(1).mean(1)
 
 
 def logit_distance(reference: Tensor, logits: Tensor) -> Tensor:
@@ -37,20 +37,20 @@ def logit_distance(reference: Tensor, logits: Tensor) -> Tensor:
         logits: [N, C, ...] outputs of the other.
 
     Returns:
-        [N] float64, >= 0.
+        [N] float64, >= 0; N = 0 is allowed.
 
     Raises:
         ValueError: shapes that differ or lack a channel dimension, or outputs that are not finite.
     """
     _check("logit_distance", reference, logits)
     distance = (reference.detach().double() - logits.detach().double()).square().sum(1).sqrt()
-    return distance.reshape(len(logits), -1).mean(1)
+    return distance.unsqueeze(-1).flatten(1).mean(1)
 
 
 def _check(name: str, a: Tensor, b: Tensor) -> None:
     if a.dim() < 2 or a.shape != b.shape:
         raise ValueError(f"{name}: found shapes {tuple(a.shape)} and {tuple(b.shape)}, expected [N, C, ...] both.")
     for z in (a, b):
-        bad = (~torch.isfinite(z.detach()).reshape(len(z), -1).all(1)).nonzero().flatten().tolist()
+        bad = (~torch.isfinite(z.detach()).flatten(1).all(1)).nonzero().flatten().tolist()
         if bad:
             raise ValueError(f"{name}: the outputs for samples {bad[:8]} are not finite; the distance would not be.")

@@ -75,7 +75,7 @@ def entropy(logits: Tensor) -> Tensor:
         logits: [N, C, ...], at least two classes.
 
     Returns:
-        [N] float64, in nats, 0..ln C.
+        [N] float64, in nats, 0..ln C; N = 0 is allowed.
 
     Raises:
         ValueError: no class dimension of at least two.
@@ -83,7 +83,7 @@ def entropy(logits: Tensor) -> Tensor:
     if logits.dim() < 2 or logits.shape[1] < 2:
         raise ValueError(f"entropy: found shape {tuple(logits.shape)}, expected logits [N, C, ...] with C at least 2.")
     log_p = logits.detach().double().log_softmax(1)
-    return -(log_p.exp() * log_p).sum(1).reshape(len(logits), -1).mean(1)
+    return -(log_p.exp() * log_p).sum(1).unsqueeze(-1).flatten(1).mean(1)
 
 
 def _attack(x: np.ndarray, label: np.ndarray, splits: int, seed: int) -> tuple[float, float]:

@@ -7,11 +7,15 @@ Notation: a_S(m), the score of model m on split S; o original, u unlearned, r re
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
+from mtu_fast.checks import targeted
+
 Scores = Mapping[str, Mapping[str, float]]
+
+REMOVALS = ("instance", "class")
 
 
 def uis(original: Scores, unlearned: Scores, targets: Iterable[str] | None = None, removal: str = "instance") -> float:
@@ -23,6 +27,8 @@ def uis(original: Scores, unlearned: Scores, targets: Iterable[str] | None = Non
     |a_F(o) - a_F(u)| / a_F(o): forgotten instances must not move there. The two terms for one task follow the
     published code of single-task UIS; the mean over tasks, and the term of a non-target task, are our reading.
 
+    It is relative to the original's scores, so these must be positive: shares such as accuracy, not minus a loss.
+
     Args:
         original: {split: {task: score}} with splits `forget` and `test`.
         unlearned: the same splits and tasks.
@@ -33,16 +39,14 @@ def uis(original: Scores, unlearned: Scores, targets: Iterable[str] | None = Non
         UIS in percent, >= 0; it can exceed 100.
 
     Raises:
-        ValueError: unknown targets or removal, a split or task is missing, a score is not finite, or one that divides
-            is 0.
+        TypeError: targets are one string.
+        ValueError: unknown targets or removal, a split or task is missing, a score is not finite, or one of the
+            original's that divides is not positive.
     """
-    if removal not in ("instance", "class"):
-        raise ValueError(f'removal is "instance" or "class"; got {removal!r}')
+    check_removal(removal)
     _check_same(original, unlearned, ("forget", "test"))
     tasks = tuple(original["test"])
-    chosen = set(tasks if targets is None else targets)
-    if not chosen <= set(tasks) or not chosen:
-        raise ValueError(f"targets must name at least one of the tasks {tasks}; got {sorted(chosen)}")
+    chosen = targeted(targets, tasks)
     total = 0.0
     for task in tasks:
         test_o, test_u = original["test"][task], unlearned["test"][task]
@@ -58,6 +62,16 @@ def uis(original: Scores, unlearned: Scores, targets: Iterable[str] | None = Non
     return 100 * total / len(tasks)
 
 
+def check_removal(removal: str) -> None:
+    """The kind of removal is one that UIS knows.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if removal not in REMOVALS:
+        raise ValueError(f"removal: found {removal!r}, expected one of {REMOVALS}.")
+
+
 def gaps(unlearned: Scores, retrained: Scores) -> dict[str, dict[str, float]]:
     """|a_S(u) - a_S(r)| for every split S and task, 0 is ideal.
 
@@ -69,9 +83,9 @@ def gaps(unlearned: Scores, retrained: Scores) -> dict[str, dict[str, float]]:
         {split: {task: gap}}.
 
     Raises:
-        ValueError: splits or tasks differ, or a score is not finite.
+        ValueError: no split, splits or tasks differ, or a score is not finite.
     """
-    _check_same(unlearned, retrained, tuple(unlearned))
+    _check_same(unlearned, retrained, tuple(dict.fromkeys((*unlearned, *retrained))))
     return {s: {t: abs(a - retrained[s][t]) for t, a in row.items()} for s, row in unlearned.items()}
 
 
@@ -84,6 +98,9 @@ def mean_gap(unlearned: Scores, retrained: Scores) -> float:
 
     Returns:
         The mean gap, in the scores' unit.
+
+    Raises:
+        ValueError: no split, splits or tasks differ, or a score is not finite.
     """
     values = [gap for row in gaps(unlearned, retrained).values() for gap in row.values()]
     return sum(values) / len(values)
@@ -100,14 +117,14 @@ def tow(unlearned: Scores, retrained: Scores) -> dict[str, float]:
         {task: ToW}, each in 0..1.
 
     Raises:
-        ValueError: splits or tasks differ, or a score is not finite or outside 0..1.
+        ValueError: no split, splits or tasks differ, or a score is not finite or outside 0..1.
     """
     for name, table in (("unlearned", unlearned), ("retrained", retrained)):
         wide = [f"{s}/{t} = {a}" for s, row in table.items() for t, a in row.items() if not 0 <= a <= 1]
         if wide:
             raise ValueError(f"ToW needs scores in 0..1 (fractions, not percent); {name} has {', '.join(wide)}")
     distance = gaps(unlearned, retrained)
-    tasks = next(iter(distance.values()), {})
+    tasks = next(iter(distance.values()))
     return {task: math.prod(1 - row[task] for row in distance.values()) for task in tasks}
 
 
@@ -121,10 +138,14 @@ def over_forgotten(unlearned: Scores, retrained: Scores, targets: Iterable[str] 
 
     Returns:
         The names of those tasks, in the order of the table.
+
+    Raises:
+        TypeError: targets are one string.
+        ValueError: unknown targets, the split is missing, tasks differ, or a score is not finite.
     """
     _check_same(unlearned, retrained, ("forget",))
-    chosen = set(unlearned["forget"] if targets is None else targets)
-    return tuple(t for t, a in unlearned["forget"].items() if t in chosen and a < retrained["forget"][t])
+    chosen = targeted(targets, unlearned["forget"])
+    return tuple(task for task in chosen if unlearned["forget"][task] < retrained["forget"][task])
 
 
 def parameter_shift(original: Iterable[Tensor], unlearned: Iterable[Tensor]) -> float:
@@ -157,13 +178,18 @@ def parameter_shift(original: Iterable[Tensor], unlearned: Iterable[Tensor]) -> 
 
 
 def _ratio(part: float, whole: float, name: str) -> float:
-    if whole == 0:
-        raise ValueError(f"the original model's {name} is 0, and UIS is relative to it: nothing was learned there")
+    if whole <= 0:
+        raise ValueError(
+            f"the original model's {name} is {whole:g}, and UIS is relative to it: scores must be positive and higher "
+            "better, such as accuracy or another share, not minus a loss"
+        )
     return part / whole
 
 
-def _check_same(a: Scores, b: Scores, splits: Iterable[str]) -> None:
-    """Both tables hold these splits, every split the same tasks, and every score is finite."""
+def _check_same(a: Scores, b: Scores, splits: Sequence[str]) -> None:
+    """Both tables hold these splits, at least one, every split the same tasks, and every score is finite."""
+    if not splits:
+        raise ValueError("the score tables are empty, expected {split: {task: score}}")
     tasks: set[str] | None = None
     for split in splits:
         for table in (a, b):

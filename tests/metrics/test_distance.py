@@ -70,3 +70,9 @@ def test_what_is_refused(distance: object) -> None:
 def test_kl_needs_classes() -> None:
     with pytest.raises(ValueError, match="two classes"):
         kl_divergence(torch.zeros(2, 1), torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4, 5)])
+def test_no_sample_has_no_distance(shape: tuple[int, ...]) -> None:
+    nothing = torch.zeros(shape)
+    assert kl_divergence(nothing, nothing).shape == logit_distance(nothing, nothing).shape == (0,)

@@ -112,3 +112,8 @@ def test_entropy_of_pixels_is_their_mean() -> None:
     assert entropy(logits).tolist() == pytest.approx([math.log(2) / 2])
     with pytest.raises(ValueError, match=r"found shape \(3, 1\)"):
         entropy(torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4, 5)])
+def test_no_sample_has_no_entropy(shape: tuple[int, ...]) -> None:
+    assert entropy(torch.zeros(shape)).shape == (0,)

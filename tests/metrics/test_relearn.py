@@ -58,6 +58,19 @@ def test_the_model_is_not_touched_and_a_frozen_one_serves() -> None:
     assert float(net.weight) == 0.0 and net.weight.grad is None and not net.weight.requires_grad
 
 
+def test_samples_without_a_label_have_no_say() -> None:
+    """Half of the samples pull to -1, without a label; a batch without any makes a step that goes nowhere."""
+    sgd = lambda parameters: torch.optim.SGD(parameters, lr=RATE)  # noqa: E731
+    batch, there = torch.ones(4, 1), torch.tensor([True, False, True, False])
+    goals = torch.where(there, 1.0, -1.0)
+
+    def masked(net: nn.Module, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return (net(batch).flatten() - goals).square() / 2, {"loss": mask}
+
+    assert relearn_steps(model(0.0), [there], masked, score, -0.1, sgd) == 9
+    assert relearn_steps(model(0.0), [there, torch.zeros_like(there)], masked, score, -0.1, sgd) == 17
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="limit is 0"):
         steps(model(0.0), level=0.0, limit=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -41,20 +42,41 @@ def test_uis_of_doing_nothing_is_the_generalisation_gap() -> None:
 
 
 def test_uis_rejects() -> None:
-    with pytest.raises(ValueError, match="'depth'"):
-        uis(ORIGINAL, UNLEARNED, targets=["depth"])
-    with pytest.raises(ValueError, match="at least one"):
-        uis(ORIGINAL, UNLEARNED, targets=[])
     with pytest.raises(ValueError, match="removal"):
         uis(ORIGINAL, UNLEARNED, removal="batch")
     with pytest.raises(ValueError, match="'test' is missing"):
         uis(ORIGINAL, {"forget": UNLEARNED["forget"]})
-    with pytest.raises(ValueError, match="test score of task 'a' is 0"):
-        uis({**ORIGINAL, "test": {"a": 0.0, "b": 0.5}}, UNLEARNED)
     with pytest.raises(ValueError, match="not finite for \\['b'\\]"):
         uis(ORIGINAL, {**UNLEARNED, "forget": {"a": 0.5, "b": math.nan}})
     with pytest.raises(ValueError, match="another has"):
         uis(ORIGINAL, {**UNLEARNED, "test": {"a": 0.5}})
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.5])
+def test_uis_needs_positive_scores_where_it_divides(bad: float) -> None:
+    with pytest.raises(ValueError, match=rf"test score of task 'a' is {bad:g}.*must be positive"):
+        uis({**ORIGINAL, "test": {"a": bad, "b": 0.5}}, UNLEARNED)
+    low = {**ORIGINAL, "forget": {"a": 1.0, "b": bad}}
+    with pytest.raises(ValueError, match=rf"forget score of task 'b' is {bad:g}.*must be positive"):
+        uis(low, UNLEARNED, targets=["a"])
+    assert uis(low, UNLEARNED, targets=["b"]) > 0  # a target's forget score divides nothing
+
+
+@pytest.mark.parametrize("of", [uis, over_forgotten])
+def test_targets_are_several_known_names(of: Any) -> None:
+    with pytest.raises(ValueError, match=r"targets: found unknown tasks \['depth'\].*\['a', 'b'\]"):
+        of(ORIGINAL, UNLEARNED, targets=["a", "depth"])
+    with pytest.raises(ValueError, match="targets: found no task, expected at least one"):
+        of(ORIGINAL, UNLEARNED, targets=[])
+    with pytest.raises(TypeError, match=r"the string 'ab', expected several names, \('ab',\)"):
+        of(ORIGINAL, UNLEARNED, targets="ab")
+    assert of(ORIGINAL, UNLEARNED, targets=iter("ba")) == of(ORIGINAL, UNLEARNED)
+
+
+@pytest.mark.parametrize("of", [gaps, mean_gap, tow])
+def test_empty_tables_compare_to_nothing(of: Any) -> None:
+    with pytest.raises(ValueError, match="the score tables are empty"):
+        of({}, {})
 
 
 def test_gaps_and_their_mean() -> None:
@@ -65,6 +87,8 @@ def test_gaps_and_their_mean() -> None:
     assert mean_gap(UNLEARNED, RETRAINED) == pytest.approx(0.7 / 6)
     with pytest.raises(ValueError, match="'test' is missing"):
         gaps(UNLEARNED, {k: RETRAINED[k] for k in ("forget", "retain")})
+    with pytest.raises(ValueError, match="'test' is missing"):
+        gaps({k: UNLEARNED[k] for k in ("forget", "retain")}, RETRAINED)
 
 
 def test_tow() -> None:
