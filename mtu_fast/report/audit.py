@@ -8,12 +8,15 @@ from datetime import datetime, timezone
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
+from mtu_fast.checks import targeted
 from mtu_fast.metrics import parameter_shift, relearn_steps
+from mtu_fast.metrics.tables import check_removal
 from mtu_fast.report import numbers
 from mtu_fast.report.cosines import Params, layer_cosines
-from mtu_fast.report.passes import PerTask, Reading, Split, measure, untouched
+from mtu_fast.report.passes import PerTask, Reading, Side, Split, measure, untouched
 from mtu_fast.report.result import SCHEMA, VERSION, Audit
 from mtu_fast.report.verdict import verdict
 
@@ -30,7 +33,7 @@ def audit(
     forget: Iterable[Any],
     retain: Iterable[Any],
     test: Iterable[Any],
-    losses: Callable[[nn.Module, Any], PerTask],
+    losses: Callable[[nn.Module, Any], Any],
     score: Callable[[nn.Module, Any], Mapping[str, float]],
     targets: Iterable[str] | None = None,
     outputs: Callable[[nn.Module, Any], PerTask] | None = None,
@@ -60,12 +63,14 @@ def audit(
         forget: batches of the data to forget, readable again and again.
         retain: batches of the data to keep.
         test: batches never seen by any of the models.
-        losses: (model, batch) -> {task: [N]}, unreduced.
-        score: (model, loader) -> {task: score}, higher better.
+        losses: as for `unlearn`: (model, batch) -> unreduced losses, [N] (of a task called "loss") or {task: [N]}, or
+            the pair (losses, {task: [N] bool}) where some samples have no label for a task.
+        score: (model, loader) -> {task: score}, higher better; UIS wants shares such as accuracy, above 0.
         targets: tasks to forget from; None: all (full-task).
         outputs: (model, batch) -> {task: logits [N, C, ...]} of the classification tasks, for entropy and KL.
         labels: batch -> {task: [N] integers}, for the worst class; tasks without one are left out.
-        present: batch -> {task: [N] bool}, False where a sample has no label for the task.
+        present: batch -> {task: [N] bool}, False where a sample has no label for the task, besides those that `losses`
+            itself leaves out.
         history: anything with `.records`, a list of mappings or dataclasses with `step` and numbers or {task: number}.
         cost: {what: number}, or {what: {variant: number}}: ms a step and peak MiB, say.
         relearn: parameters -> optimizer; given, the steps of fine-tuning in eval mode are counted until the targets'
@@ -83,23 +88,27 @@ def audit(
     Raises:
         ImportError: scikit-learn is missing.
         TypeError: arguments of the wrong kind.
-        ValueError: unknown targets, an empty loader, or losses or scores that are not as described.
+        ValueError: unknown targets or removal, a loader without batches or labels, or losses or scores that are not as
+            described.
     """
+    check_removal(removal)
+    went = numbers.records(history)
     models = {"original": original, "unlearned": unlearned} | ({} if retrained is None else {"retrained": retrained})
     loaders = {"forget": forget, "retain": retain, "test": test}
     reading = Reading(losses, score, outputs, labels, present)
     notes: list[str] = []
     with untouched(models.values(), loaders.values()), torch.no_grad():
         splits = {name: measure(name, models, loader, reading) for name, loader in loaders.items()}
-        chosen = _targets(targets, splits["forget"])
+        chosen = targeted(targets, _tasks(splits))
         cosines = {
             model: layer_cosines(models[model], next(iter(forget)), next(iter(retain)), reading, chosen,
                                  samples=cosine_samples, params=params)
             for model in ("original", "unlearned") if cosine_samples
         }  # fmt: skip
-        again = None if relearn is None else _relearn(models, forget, reading, chosen, relearn, relearn_limit)
+        known = [task for task in chosen if splits["forget"].labelled[task]]
+        again = _relearn(models, forget, reading, known, relearn, relearn_limit) if relearn and known else None
     scores = {model: {name: split.scores[model] for name, split in splits.items()} for model in models}
-    went = numbers.records(history)
+    notes += _unlabelled(splits)
     data = numbers.plain({
         "schema": SCHEMA, "version": VERSION, "title": title, "seed": seed, "made": _now(), "versions": _versions(),
         "models": list(models), "request": _request(chosen, splits), "scores": scores,
@@ -112,21 +121,18 @@ def audit(
     return Audit(data | {"verdict": verdict(data)})
 
 
-def _targets(targets: Iterable[str] | None, split: Split) -> list[str]:
-    """The target tasks in the order of the losses."""
-    tasks = list(split.losses["original"])
-    if set(split.scores["original"]) != set(tasks):
-        raise ValueError(f"score gives tasks {sorted(split.scores['original'])}, losses {tasks}; expected the same.")
-    if isinstance(targets, str):
-        targets = [targets]
-    wanted = set(tasks if targets is None else targets)
-    if not wanted or not wanted <= set(tasks):
-        raise ValueError(f"targets: found {sorted(wanted)}, expected at least one of the tasks {tasks}.")
-    return [task for task in tasks if task in wanted]
+def _tasks(splits: Mapping[str, Split]) -> tuple[str, ...]:
+    found = {name: tuple(split.labelled) for name, split in splits.items()}
+    if len(set(found.values())) > 1:
+        raise ValueError(
+            f"losses: found tasks {found}, expected the same on all data; for a task without labels return any finite "
+            "loss and a mask of False."
+        )
+    return found["forget"]
 
 
-def _request(targets: list[str], splits: Mapping[str, Split]) -> dict[str, Any]:
-    tasks = list(splits["forget"].losses["original"])
+def _request(targets: Sequence[str], splits: Mapping[str, Split]) -> dict[str, Any]:
+    tasks = tuple(splits["forget"].labelled)
     kind = "full" if targets == tasks else "partial"
     samples = {name: split.samples for name, split in splits.items()}
     return {"kind": kind, "tasks": tasks, "targets": targets, "samples": samples}
@@ -134,14 +140,30 @@ def _request(targets: list[str], splits: Mapping[str, Split]) -> dict[str, Any]:
 
 def _indexed(loaders: Mapping[str, object], notes: list[str]) -> dict[str, bool]:
     """Whether a sample's place in the loader names it."""
-    shuffled = [
-        name for name, loader in loaders.items()
-        if isinstance(getattr(loader, "sampler", None), torch.utils.data.RandomSampler)
+    found = {name: _in_order(loader) for name, loader in loaders.items()}
+    if not all(found.values()):
+        names = ", ".join(name for name, ordered in found.items() if not ordered)
+        notes.append(
+            f"Read in an order that may change: {names}; the worst samples there have no index (pass a list of "
+            "batches, or a DataLoader with shuffle=False and no sampler of its own)."
+        )
+    return found
+
+
+def _in_order(loader: object) -> bool:
+    """A list, or a DataLoader that goes through its dataset from the first to the last; of others nothing is known."""
+    if not isinstance(loader, DataLoader):
+        return isinstance(loader, Sequence)
+    batches = loader.batch_sampler
+    sampler = loader.sampler if batches is None else batches.sampler if type(batches) is BatchSampler else None
+    return type(sampler) is SequentialSampler
+
+
+def _unlabelled(splits: Mapping[str, Split]) -> list[str]:
+    return [
+        f"No sample of {name} has a label for task {task!r}: its numbers there are left out."
+        for name, split in splits.items() for task, there in split.labelled.items() if not there
     ]  # fmt: skip
-    if shuffled:
-        names = ", ".join(shuffled)
-        notes.append(f"Shuffled when read: {names}; the worst samples there have no index (use shuffle=False).")
-    return {name: name not in shuffled for name in loaders}
 
 
 def _relearn(
@@ -150,8 +172,9 @@ def _relearn(
 ) -> dict[str, int | None]:  # fmt: skip
     """Steps of the unlearned and of the retrained model until the targets' mean forget score is back."""
 
-    def of_targets(model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        return {task: loss for task, loss in reading.losses(model, batch).items() if task in targets}
+    def of_targets(model: nn.Module, batch: Any) -> Side:
+        losses, there = reading.read(model, batch)
+        return {task: losses[task] for task in targets}, {task: there[task] for task in targets}
 
     def level(model: nn.Module) -> float:
         with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ def layer_cosines(
         retain: a batch of the retain set.
         reading: how to get losses from a batch.
         targets: the tasks s.
-        samples: at most so many samples of each batch.
+        samples: at most so many samples of each batch, the first that have a label.
         params: model -> the parameters to look at; all that require grad by default.
 
     Returns:
@@ -43,9 +43,9 @@ def layer_cosines(
     with torch.enable_grad():
         sides = []
         for batch, kind in ((forget, True), (retain, None)):
-            losses = reading.losses(model, batch)
-            chosen = _first(losses, reading.present and reading.present(batch), samples)
-            sides.append(engine.rows(losses, forget=kind, present=chosen))
+            losses, present = reading.read(model, batch)
+            first = {task: there & (there.cumsum(0) <= samples) for task, there in present.items()}
+            sides.append(engine.rows(losses, forget=kind, present=first))
     rows = cat(*sides)
     gram = rows.gram(per="layer")
     length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -57,15 +57,6 @@ def layer_cosines(
         "layers": list(rows.names("layer")), "pairs": [list(pair) for pair in pairs], "mean": means.tolist(),
         "samples": {"forget": used[0], "retain": used[1]},
     }  # fmt: skip
-
-
-def _first(losses: Mapping[str, Tensor], present: Mapping[str, Tensor] | None, samples: int) -> dict[str, Tensor]:
-    """The first samples of those that have a label."""
-    found = {}
-    for task, loss in losses.items():
-        there = torch.ones(len(loss), dtype=torch.bool) if present is None or task not in present else present[task]
-        found[task] = there.to(loss.device) & (there.cumsum(0) <= samples).to(loss.device)
-    return found
 
 
 def _at(roles: Roles, kind: int, task: str) -> Tensor:

@@ -60,7 +60,8 @@ def _aim(data: Data) -> str:
 
 
 def _score_dots(data: Data, split: str, said: str) -> Markup:
-    rows = {t: {m: data["scores"][m][split][t] for m in data["models"]} for t in data["request"]["tasks"]}
+    known = [t for t in data["request"]["tasks"] if data["scores"]["original"][split][t] is not None]
+    rows = {t: {m: data["scores"][m][split][t] for m in data["models"]} for t in known}
     values = [value for row in rows.values() for value in row.values()]
     low, high = min(0.0, *values), max(values)
     return charts.dots(rows, low, 1.0 if 0.4 < high <= 1 else high or 1.0, said)
@@ -114,8 +115,10 @@ def _histograms(data: Data, split: str, tasks: Sequence[str]) -> Markup:
             f"Histogram of loss changes on {split} data, task {task}: mean "
             f"{number(data['drift']['unlearned'][split][task]['mean'])}, worst percent "
             f"{number(data['drift']['unlearned'][split][task]['worst_mean'])}.",
-        ), class_="panel") for task in tasks
+        ), class_="panel") for task in tasks if data["histograms"][split][task]
     ]  # fmt: skip
+    if not panels:
+        return absent("No sample there has a label.")
     outline = "; outline: retrained" if "retrained" in data["models"] else ""
     said = (
         f"Number of samples (logarithmic) by change of loss, after minus before. Filled: unlearned{outline}. The end "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtu_fast.metrics import Drift, drift, gaps, mean_gap, membership, over_forgotten, tow, uis
+from mtu_fast.metrics import drift, gaps, mean_gap, membership, over_forgotten, tow, uis
 from mtu_fast.metrics.drift import QUANTILES
 from mtu_fast.report.passes import Split
 
@@ -34,23 +34,42 @@ def plain(value: Any) -> Any:
 
 
 def comparisons(scores: Mapping[str, Any], targets: Sequence[str], removal: str, notes: list[str]) -> dict[str, Any]:
-    """UIS of every model; gaps, ToW and over-forgetting where a retrained model is; None, with a note, where not."""
+    """UIS of every model; gaps, ToW and over-forgetting where a retrained model is; None, with a note, where not.
 
-    def attempt(score: Callable[..., Any], *arguments: Any) -> Any:
+    All are of the tasks that have a score on all of the data.
+    """
+
+    def attempt(name: str, score: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return score(*arguments)
         except ValueError as error:
-            notes.append(str(error))
+            note(notes, f"{name} left out: {error}.")
             return None
 
-    o, u, r = scores["original"], scores["unlearned"], scores.get("retrained")
+    splits = scores["original"].values()
+    tasks = list(scores["original"]["forget"])
+    known = [task for task in tasks if all(row[task] is not None for row in splits)]
+    chosen = [task for task in targets if task in known]
+    if not chosen:
+        notes.append("UIS, gaps, ToW and over-forgetting left out: no task to forget has labels in all of the data.")
+        return {"uis": dict.fromkeys(scores)} | dict.fromkeys(("gaps", "mean_gap", "tow", "over_forgotten"))
+    if known != tasks:
+        notes.append(f"UIS, gaps, ToW and over-forgetting are of the tasks with labels in all of the data: {known}.")
+    tables = {m: {split: {t: row[t] for t in known} for split, row in table.items()} for m, table in scores.items()}
+    o, u, r = tables["original"], tables["unlearned"], tables.get("retrained")
     return {
-        "uis": {model: attempt(uis, o, row, targets, removal) for model, row in scores.items()},
+        "uis": {model: attempt("UIS", uis, o, table, chosen, removal) for model, table in tables.items()},
         "gaps": None if r is None else gaps(u, r),
         "mean_gap": None if r is None else mean_gap(u, r),
-        "tow": None if r is None else attempt(tow, u, r),
-        "over_forgotten": None if r is None else list(over_forgotten(u, r, targets)),
+        "tow": None if r is None else attempt("ToW", tow, u, r),
+        "over_forgotten": None if r is None else over_forgotten(u, r, chosen),
     }
+
+
+def note(notes: list[str], text: str) -> None:
+    """Say it once."""
+    if text not in notes:
+        notes.append(text)
 
 
 def attacks(splits: Mapping[str, Split], seed: int, notes: list[str]) -> dict[str, Any]:
@@ -65,21 +84,22 @@ def attacks(splits: Mapping[str, Split], seed: int, notes: list[str]) -> dict[st
                 try:
                     result = dataclasses.asdict(membership(sides[0][task], sides[1][task], seed=seed))
                 except ValueError as error:
-                    if str(error) not in notes:
-                        notes.append(str(error))
+                    note(notes, str(error))
                 found[model].setdefault(task, {})[by] = result
     return found
 
 
 def drifts(splits: Mapping[str, Split], indexed: Mapping[str, bool]) -> dict[str, Any]:
-    """{model: {split: {task: drift}}} of unlearned and retrained against the original; indices where they mean one."""
+    """{model: {split: {task: drift}}} of unlearned and retrained against the original; None without a label.
+
+    A sample has its index only in data that are `indexed`.
+    """
     models = [model for model in splits["retain"].losses if model != "original"]
     return {
         model: {
             name: {
-                task: _drift(drift(loss, split.losses[model][task], split.labels.get(task)), split.index[task],
-                             indexed[name])
-                for task, loss in split.losses["original"].items()
+                task: _drift(split, model, task, indexed[name]) if there else None
+                for task, there in split.labelled.items()
             }
             for name, split in splits.items()
         }
@@ -87,7 +107,9 @@ def drifts(splits: Mapping[str, Split], indexed: Mapping[str, bool]) -> dict[str
     }  # fmt: skip
 
 
-def _drift(found: Drift, index: Tensor, indexed: bool) -> dict[str, Any]:
+def _drift(split: Split, model: str, task: str, indexed: bool) -> dict[str, Any]:
+    found = drift(split.losses["original"][task], split.losses[model][task], split.labels.get(task))
+    index = split.index[task]
     quantiles = {f"{q:.0%}": value for q, value in zip(QUANTILES, found.quantiles, strict=True)}
     worst = [{"index": int(index[i]) if indexed else None, "change": change} for i, change in found.worst]
     return dataclasses.asdict(found) | {"quantiles": quantiles, "worst": worst}
@@ -95,15 +117,15 @@ def _drift(found: Drift, index: Tensor, indexed: bool) -> dict[str, Any]:
 
 def histograms(splits: Mapping[str, Split]) -> dict[str, Any]:
     """{split: {task: {edges, counts: {model: [...]}}}} of loss changes; the end bins hold all that lies beyond."""
+
+    def changes(split: Split, task: str) -> dict[str, Tensor]:
+        before = split.losses["original"][task]
+        return {model: row[task] - before for model, row in split.losses.items() if model != "original"}
+
     return {
-        name: {
-            task: _histogram({
-                model: row[task] - loss for model, row in split.losses.items() if model != "original"
-            })
-            for task, loss in split.losses["original"].items()
-        }
+        name: {task: _histogram(changes(split, task)) if there else None for task, there in split.labelled.items()}
         for name, split in splits.items()
-    }  # fmt: skip
+    }
 
 
 def _histogram(changes: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -129,7 +151,8 @@ def distances(splits: Mapping[str, Split]) -> dict[str, Any] | None:
     """{split: {task: {kl, logit_distance}}}, means and 95 % quantiles; None without retrained outputs."""
     found = {
         name: {
-            task: {"kl": _spread(split.kl[task]), "logit_distance": _spread(split.distance[task])} for task in split.kl
+            task: {"kl": _spread(split.kl[task]), "logit_distance": _spread(split.distance[task])}
+            for task in split.kl if split.labelled[task]
         }
         for name, split in splits.items()
     }

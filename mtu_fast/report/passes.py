@@ -11,20 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtu_fast.checks import labelled, presence
 from mtu_fast.metrics import entropy, kl_divergence, logit_distance
 
 PerTask = Mapping[str, Tensor]
+Side = tuple[dict[str, Tensor], dict[str, Tensor]]  # losses {task: [N]}, labelled samples {task: [N]}
 
 
 @dataclass(frozen=True)
 class Reading:
     """How models and batches are read: the functions that the caller of `audit` gave; see there."""
 
-    losses: Callable[[nn.Module, Any], PerTask]
+    losses: Callable[[nn.Module, Any], Any]
     score: Callable[[nn.Module, Any], Mapping[str, float]]
     outputs: Callable[[nn.Module, Any], PerTask] | None = None
     labels: Callable[[Any], PerTask] | None = None
     present: Callable[[Any], PerTask] | None = None
+
+    def read(self, model: nn.Module, batch: Any) -> Side:
+        """A batch's losses and the masks of its labelled samples, which `losses` and `present` both may name."""
+        losses, there = labelled(self.losses(model, batch))
+        also = presence(None if self.present is None else self.present(batch), losses)
+        return losses, {task: mask & also[task] for task, mask in there.items()}
 
 
 @dataclass
@@ -33,8 +41,8 @@ class Split:
 
     Attributes:
         samples: N of the loader.
-        scores: {model: {task: score}}.
-        losses: {model: {task: [n]}} float64, of the samples that have a label for the task.
+        scores: {model: {task: score}}; None where no sample has a label for the task.
+        losses: {model: {task: [n]}} float64, of the samples that have a label for the task; n may be 0.
         entropy: likewise, of the tasks that `outputs` names.
         kl, distance: {task: [n]} between retrained and unlearned.
         labels: {task: [n]}.
@@ -42,7 +50,7 @@ class Split:
     """
 
     samples: int = 0
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
     losses: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     entropy: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     kl: dict[str, Tensor] = field(default_factory=dict)
@@ -50,26 +58,34 @@ class Split:
     labels: dict[str, Tensor] = field(default_factory=dict)
     index: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def labelled(self) -> dict[str, bool]:
+        """{task: whether a sample has a label for it}, all tasks in the order of the losses."""
+        return {task: len(at) > 0 for task, at in self.index.items()}
+
 
 def measure(name: str, models: Mapping[str, nn.Module], loader: Iterable[Any], reading: Reading) -> Split:
     """Every sample of the loader under every model; one pass, so that a shuffling loader still gives pairs.
 
     Raises:
         TypeError: the loader can be read only once, or a function does not return what it should.
-        ValueError: no batch, or losses that are not finite and unreduced, one shape and one set of tasks.
+        ValueError: no batch, no label, or losses that are not finite and unreduced, one shape and one set of tasks.
     """
     if iter(loader) is loader:
         raise TypeError(f"{name}: found an iterator, expected a loader or list that can be read again; use list(...).")
     split, parts = Split(), _Parts()
     for batch in loader:
-        losses = {model: _losses(name, model, reading.losses(net, batch)) for model, net in models.items()}
-        split.samples += _add_batch(parts, losses, batch, split.samples, models, reading)
+        sides = {model: reading.read(net, batch) for model, net in models.items()}
+        split.samples += _add_batch(parts, sides, batch, split.samples, models, reading)
     if not split.samples:
         raise ValueError(f"{name}: found no sample, expected at least one batch.")
     split.losses, split.entropy = parts.per_model("loss", models), parts.per_model("entropy", models)
     for one in ("kl", "distance", "labels", "index"):
         setattr(split, one, parts.per_task(one))
-    split.scores = {model: _scores(name, model, reading.score(net, loader)) for model, net in models.items()}
+    if not any(split.labelled.values()):
+        raise ValueError(f"{name}: no sample has a label for any of the tasks {list(split.labelled)}, expected some.")
+    found = {model: reading.score(net, loader) for model, net in models.items()}
+    split.scores = {model: _scores(name, model, row, split.labelled) for model, row in found.items()}
     return split
 
 
@@ -90,28 +106,31 @@ class _Parts(dict[tuple[str, ...], list[Tensor]]):
 
 
 def _add_batch(
-    parts: _Parts, losses: Mapping[str, PerTask], batch: Any, start: int, models: Mapping[str, nn.Module],
+    parts: _Parts, sides: Mapping[str, Side], batch: Any, start: int, models: Mapping[str, nn.Module],
     reading: Reading,
 ) -> int:  # fmt: skip
     """Add one batch's values; return its number of samples."""
-    shapes = {(model, task): len(loss) for model, row in losses.items() for task, loss in row.items()}
-    count = next(iter(shapes.values()))
-    if len(set(shapes.values())) > 1 or len({tuple(row) for row in losses.values()}) > 1:
-        raise ValueError(f"losses: found (model, task): length {shapes}, expected one length and the same tasks.")
-    there = {} if reading.present is None else reading.present(batch)
-    kept = {t: _kept(there.get(t), loss) for t, loss in losses["original"].items()}
+    masks = {model: {task: mask.cpu() for task, mask in present.items()} for model, (_, present) in sides.items()}
+    there = masks["original"]
+    for model, its in masks.items():
+        if list(its) != list(there) or any(not torch.equal(mask, its[task]) for task, mask in there.items()):
+            raise ValueError(
+                f"losses: the {model} model gives tasks, lengths or masks that differ from the original's on the same "
+                "batch, expected the same: whether a sample has a label does not depend on the model."
+            )
+    kept = {task: mask.nonzero().flatten() for task, mask in there.items()}
     labels = {} if reading.labels is None else reading.labels(batch)
     for task, at in kept.items():
         parts.add("index", task, value=start + at)
         if task in labels:
             parts.add("labels", task, value=labels[task].cpu()[at])
-        for model, row in losses.items():
-            value = row[task].detach().double().cpu()[at]
+        for model, (losses, _) in sides.items():
+            value = losses[task].detach().double().cpu()[at]
             _check_finite(model, task, value)
             parts.add("loss", model, task, value=value)
     if reading.outputs is not None:
         _add_outputs(parts, {model: reading.outputs(net, batch) for model, net in models.items()}, kept)
-    return count
+    return len(next(iter(there.values())))
 
 
 def _add_outputs(parts: _Parts, outputs: Mapping[str, PerTask], kept: Mapping[str, Tensor]) -> None:
@@ -126,28 +145,6 @@ def _add_outputs(parts: _Parts, outputs: Mapping[str, PerTask], kept: Mapping[st
             parts.add("distance", task, value=logit_distance(logits["retrained"], logits["unlearned"]))
 
 
-def _kept(mask: Tensor | None, loss: Tensor) -> Tensor:
-    """Indices of the samples that have a label."""
-    if mask is None:
-        return torch.arange(len(loss))
-    if mask.dtype != torch.bool or mask.shape != loss.shape:
-        raise ValueError(f"present: found {mask.dtype} {tuple(mask.shape)}, expected bool [{len(loss)}] for each task.")
-    return mask.cpu().nonzero().flatten()
-
-
-def _losses(split: str, model: str, found: object) -> PerTask:
-    if not isinstance(found, Mapping) or not found:
-        raise TypeError(f"losses: found {type(found).__name__} on {split}, expected {{task: tensor [N]}}.")
-    for task, loss in found.items():
-        if not isinstance(loss, Tensor) or loss.dim() != 1:
-            what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(
-                f"losses of task {task!r} on {split}: found {what}, expected [N], one value per sample; build the loss "
-                "with reduction='none' and average it over everything but the samples."
-            )
-    return found
-
-
 def _check_finite(model: str, task: str, loss: Tensor) -> None:
     bad = (~torch.isfinite(loss)).nonzero().flatten().tolist()
     if bad:
@@ -157,13 +154,17 @@ def _check_finite(model: str, task: str, loss: Tensor) -> None:
         )
 
 
-def _scores(split: str, model: str, found: object) -> dict[str, float]:
+def _scores(split: str, model: str, found: object, known: Mapping[str, bool]) -> dict[str, float | None]:
+    """The scores; what a score function makes of a task without labels means nothing and is left out."""
     if not isinstance(found, Mapping) or not found:
         raise TypeError(f"score: found {type(found).__name__} on {split}, expected {{task: number}}, higher better.")
-    bad = [task for task, value in found.items() if not math.isfinite(value)]
+    needed = [task for task, there in known.items() if there]
+    if not set(needed) <= set(found) <= set(known):
+        raise ValueError(f"score gives tasks {sorted(found)} on {split}, losses {list(known)}; expected the same.")
+    bad = [task for task in needed if not math.isfinite(found[task])]
     if bad:
         raise ValueError(f"score: not finite for tasks {bad} of the {model} model on {split}, expected numbers.")
-    return {str(task): float(value) for task, value in found.items()}
+    return {task: float(found[task]) if there else None for task, there in known.items()}
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def _summary(data: Data) -> list[Markup]:
         over = data["over_forgotten"]
         found.insert(1, _tile("Mean gap to retrained", number(data["mean_gap"]), "0 is ideal"))
         found.insert(2, _tile("ToW, mean over tasks", number(mean), "1 is ideal"))
-        names = el("span", "⚑ " + ", ".join(over), class_="poor") if over else "none"
+        names = el("span", "⚑ " + ", ".join(over), class_="poor") if over else number(None) if over is None else "none"
         found.append(_tile("Below the retrained model", names, "on the data to forget"))
     return found
 
@@ -78,7 +78,8 @@ def ideal(data: Data) -> Markup:
     apart = tables.distance_table(data) if data["distances"] else absent(
         "No outputs were given, so the distance between the models' predictions is not known."
     )  # fmt: skip
-    return card("Beside retraining", lead, tables.gap_table(data), apart, steps)
+    gaps = tables.gap_table(data) if data["gaps"] else absent("The gaps could not be made; the notes below say why.")
+    return card("Beside retraining", lead, gaps, apart, steps)
 
 
 def conflict(data: Data) -> Markup:

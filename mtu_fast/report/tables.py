@@ -9,6 +9,9 @@ from mtu_fast.report.markup import Markup, el, number, signed
 
 Data = Mapping[str, Any]
 SHOWN = ("1%", "5%", "50%", "95%", "99%")  # quantiles of drift that the page shows; JSON has all
+NO_DRIFT: Data = {  # of a task without labels there
+    "samples": 0, "mean": None, "quantiles": dict.fromkeys(SHOWN), "worst_mean": None, "worst": (), "worst_class": None,
+}  # fmt: skip
 
 
 def table(caption: str, head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Markup:
@@ -38,12 +41,14 @@ def score_table(data: Data, split: str, caption: str) -> Markup:
     for task in data["request"]["tasks"]:
         values = {model: data["scores"][model][split][task] for model in data["models"]}
         row = [task_name(data, task), *(number(value) for value in values.values())]
-        row.append(signed(values["unlearned"] - values["original"]))
-        if "retrained" in values:
-            row.append(signed(values["unlearned"] - values["retrained"]))
+        row += [signed(_less(values["unlearned"], values[m])) for m in ("original", "retrained") if m in values]
         rows.append(row)
     beyond = ["unlearned − retrained"] if "retrained" in data["models"] else []
     return table(caption, ["task", *data["models"], "unlearned − original", *beyond], rows)
+
+
+def _less(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
 
 
 def attack_table(data: Data) -> Markup:
@@ -66,7 +71,7 @@ def drift_table(data: Data, split: str, tasks: Sequence[str], caption: str) -> M
     rows = []
     for task in tasks:
         for model in (m for m in data["models"] if m != "original"):
-            one = data["drift"][model][split][task]
+            one = data["drift"][model][split][task] or NO_DRIFT
             name = [task, el("span", model, class_="tag")] if "retrained" in data["models"] else task
             worst = one["worst_class"]
             rows.append([
@@ -81,7 +86,7 @@ def worst_table(data: Data, split: str) -> Markup:
     """The samples whose losses rose most."""
     found = data["drift"]["unlearned"][split]
     rows = [
-        [task, *(_place(one["index"]) + signed(one["change"], 2) for one in found[task]["worst"])]
+        [task, *(_place(one["index"]) + signed(one["change"], 2) for one in (found[task] or NO_DRIFT)["worst"])]
         for task in data["request"]["tasks"]
     ]
     width = max(len(row) for row in rows)
@@ -97,8 +102,8 @@ def _place(index: int | None) -> str:
 def gap_table(data: Data) -> Markup:
     """|unlearned − retrained| by split and task, with ToW."""
     rows = [
-        [task_name(data, task), *(number(data["gaps"][split][task]) for split in ("forget", "retain", "test")),
-         number(None if data["tow"] is None else data["tow"][task])]
+        [task_name(data, task), *(number(data["gaps"][split].get(task)) for split in ("forget", "retain", "test")),
+         number((data["tow"] or {}).get(task))]
         for task in data["request"]["tasks"]
     ]  # fmt: skip
     caption = "Gap to the retrained model, 0 is ideal; ToW is the product of 1 − gap, 1 is ideal."

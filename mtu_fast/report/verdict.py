@@ -22,6 +22,8 @@ RULES = (
     f"more than {HARM} is serious. With a retrained model a fall counts only as far as retraining does not share it.",
     f"Told apart: the attack's AUC is more than {CHANCE:g} standard errors away from 0.5, on either side, and at least "
     "one further away than the retrained model's, if there is one.",
+    f"Single retained samples are mentioned where the worst 1 % of a task's losses rose by more than {SLACK} beyond "
+    "any rise of the mean.",
 )
 
 
@@ -65,20 +67,27 @@ def _headline(parts: Mapping[str, Mapping[str, str]]) -> str:
     return f"{first}, {join} {kept[parts['kept']['level']]}{trace}."
 
 
-def reference_scores(data: Mapping[str, Any]) -> dict[str, float]:
-    """What forgetting aims at: the retrained model's forget scores, or the original's test scores."""
+def aims(data: Mapping[str, Any]) -> dict[str, float]:
+    """What forgetting aims at for each target: the retrained model's forget score, or the original's test score.
+
+    A target without labels among the data to forget, or among those of its reference, has none.
+    """
     scores = data["scores"]
-    found: dict[str, float] = scores["retrained"]["forget"] if "retrained" in scores else scores["original"]["test"]
-    return found
+    reference = scores["retrained"]["forget"] if "retrained" in scores else scores["original"]["test"]
+    before = scores["original"]["forget"]
+    return {t: reference[t] for t in data["request"]["targets"] if None not in (before[t], reference[t])}
 
 
 def _removal(data: Mapping[str, Any]) -> dict[str, str]:
-    targets, aim = data["request"]["targets"], reference_scores(data)
+    aim = aims(data)
     before, after = data["scores"]["original"]["forget"], data["scores"]["unlearned"]["forget"]
-    scores = [f"{t} from {_score(before[t])} to {_score(after[t])} (reference {_score(aim[t])})" for t in targets]
+    if not aim:
+        detail = "What was removed cannot be scored: labels of the tasks to forget are missing."
+        return {"level": "unknown", "word": "not scored", "detail": detail}
+    scores = [f"{t} from {_score(before[t])} to {_score(after[t])} (reference {_score(a)})" for t, a in aim.items()]
     detail = f"On the data to forget, scores went as follows: {_and(scores)}."
-    slack, below = {t: _tolerance(aim[t], data["request"]["samples"]["forget"]) for t in targets}, _below(data)
-    far = {t: before[t] - aim[t] for t in targets if before[t] - aim[t] >= SLACK}
+    slack, below = {t: _tolerance(a, data["request"]["samples"]["forget"]) for t, a in aim.items()}, _below(data)
+    far = {t: before[t] - a for t, a in aim.items() if before[t] - a >= SLACK}
     ways = {t: 1.0 if after[t] <= aim[t] + slack[t] < before[t] else (before[t] - after[t]) / way
             for t, way in far.items()}  # fmt: skip
     if below:
@@ -95,8 +104,8 @@ def _removal(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _below(data: Mapping[str, Any]) -> list[str]:
-    after, aim, samples = data["scores"]["unlearned"]["forget"], reference_scores(data), data["request"]["samples"]
-    return [t for t in data["request"]["targets"] if after[t] < aim[t] - _tolerance(aim[t], samples["forget"])]
+    after, samples = data["scores"]["unlearned"]["forget"], data["request"]["samples"]
+    return [t for t, aim in aims(data).items() if after[t] < aim - _tolerance(aim, samples["forget"])]
 
 
 def _tolerance(score: float, samples: int) -> float:
@@ -109,7 +118,7 @@ def _kept(data: Mapping[str, Any]) -> dict[str, str]:
     scores, targets = data["scores"], data["request"]["targets"]
     places = [(s, t) for s in ("retain", "test") for t in scores["original"][s]]
     places += [("forget", t) for t in scores["original"]["forget"] if t not in targets]
-    falls = {(s, t): _fall(scores, s, t) for s, t in places}
+    falls = {(s, t): _fall(scores, s, t) for s, t in places if scores["original"][s][t] is not None}
     (split, task), fall = max(falls.items(), key=lambda item: item[1])
     where = {"retain": "retained data", "test": "unseen data", "forget": "the forget data's other tasks"}[split]
     before, after = (scores[model][split][task] for model in ("original", "unlearned"))
@@ -120,14 +129,19 @@ def _kept(data: Mapping[str, Any]) -> dict[str, str]:
         word, level = "kept", "good"
         detail = f"No score elsewhere fell by more than {SLACK} beyond what retraining costs." \
             if "retrained" in scores else f"No score elsewhere fell by more than {SLACK}."  # fmt: skip
-    drift = data["drift"]["unlearned"]["retain"]
-    worst = max(drift, key=lambda t: drift[t]["worst_mean"])
-    rise = drift[worst]["worst_mean"]
-    detail += (
-        f" Single retained samples moved more than the mean shows: the worst 1 % of losses rose by {rise:.2g} "
-        f"(task {worst}), the mean changed by {drift[worst]['mean']:+.2g}."
+    return {"level": level, "word": word, "detail": detail + _singles(data["drift"]["unlearned"]["retain"])}
+
+
+def _singles(drift: Mapping[str, Any]) -> str:
+    """Whether the mean hides what happened to single samples."""
+    hidden = {t: one["worst_mean"] - max(one["mean"], 0.0) for t, one in drift.items() if one is not None}
+    task, beyond = max(hidden.items(), key=lambda item: item[1])
+    if beyond <= SLACK:
+        return ""
+    return (
+        " Single retained samples moved more than the mean shows: the worst 1 % of losses rose by "
+        f"{drift[task]['worst_mean']:.2g} (task {task}), the mean changed by {drift[task]['mean']:+.2g}."
     )
-    return {"level": level, "word": word, "detail": detail}
 
 
 def _fall(scores: Mapping[str, Any], split: str, task: str) -> float:

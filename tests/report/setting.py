@@ -39,6 +39,11 @@ def loader(split: str, batch: int = 8) -> list[Batch]:
     return list(zip(*(part.split(batch) for part in whole), strict=True))
 
 
+def whole(split: str) -> Batch:
+    """All of it as one batch."""
+    return loader(split, SIZES[split])[0]
+
+
 def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     out = model(batch[0])
     return {

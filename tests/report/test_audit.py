@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, SubsetRandomSampler, TensorDataset
 
 import mtu_fast as mtu
 from mtu_fast.metrics import QUANTILES, entropy, kl_divergence, membership
+from mtu_fast.report.audit import _indexed
+from mtu_fast.report.page import page
 from tests.report import setting
-from tests.report.setting import SIZES, Batch, Net, audit, loader, nets
+from tests.report.document import Document
+from tests.report.setting import SIZES, Batch, Net, audit, loader, nets, whole
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,10 +30,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def full() -> mtu.Audit:
     return audit()
-
-
-def whole(split: str) -> Batch:
-    return loader(split, SIZES[split])[0]
 
 
 def losses_of(model: Net, split: str, task: str) -> Tensor:
@@ -135,6 +134,11 @@ def test_models_are_left_as_they_were_after_an_error_too() -> None:
     assert all(net.training for net in models)
 
 
+def test_the_kind_of_removal_is_checked_before_any_work() -> None:
+    with pytest.raises(ValueError, match=r"removal: found 'clazz', expected one of \('instance', 'class'\)"):
+        audit(removal="clazz", losses=lambda model, batch: pytest.fail("a batch was read"))
+
+
 def test_a_shuffling_loader_gives_the_same_pairs_and_no_indices(full: mtu.Audit) -> None:
     shuffled = DataLoader(TensorDataset(*whole("retain")), 8, shuffle=True)
     found = audit(retain=shuffled, outputs=None).data
@@ -143,23 +147,47 @@ def test_a_shuffling_loader_gives_the_same_pairs_and_no_indices(full: mtu.Audit)
         assert mine["mean"] == pytest.approx(theirs["mean"], rel=1e-5)
         assert mine["quantiles"] == pytest.approx(theirs["quantiles"], rel=1e-4, abs=1e-6)
         assert [one["index"] for one in mine["worst"]] == [None] * 5
-    assert any("Shuffled when read: retain" in note for note in found["notes"])
+    assert any("order that may change: retain;" in note for note in found["notes"])
 
 
-def test_samples_without_a_label_are_left_out() -> None:
-    def present(batch: Batch) -> dict[str, Tensor]:
-        return {"depth": batch[0][:, 0] > 0}
+DATA = TensorDataset(*loader("retain", SIZES["retain"])[0])
 
-    def poisoned(model: Net, batch: Batch) -> dict[str, Tensor]:
-        found = setting.losses(model, batch)
-        return found | {"depth": found["depth"].where(present(batch)["depth"], torch.zeros(()))}
 
-    data = audit(present=present, losses=poisoned).data
-    there = whole("retain")[0][:, 0] > 0
-    found = data["drift"]["unlearned"]["retain"]
-    assert (found["class"]["samples"], found["depth"]["samples"]) == (30, int(there.sum()))
-    assert all(bool(there[one["index"]]) for one in found["depth"]["worst"])
-    assert data["cosines"]["original"]["samples"]["retain"] >= 4
+@pytest.mark.parametrize(
+    ("retain", "in_order"),
+    [
+        (loader("retain"), True),
+        (DataLoader(DATA, 8), True),
+        (DataLoader(DATA, batch_sampler=BatchSampler(SequentialSampler(DATA), 8, drop_last=False)), True),
+        (DataLoader(DATA, 8, sampler=SubsetRandomSampler(range(30))), False),
+        (DataLoader(DATA, batch_sampler=BatchSampler(SubsetRandomSampler(range(30)), 8, drop_last=False)), False),
+        (DataLoader(DATA, batch_sampler=[[3, 1, 2], [0, 4]]), False),
+        (SimpleNamespace(__iter__=None), False),
+    ],
+)
+def test_samples_have_an_index_only_where_the_order_is_known(retain: Any, in_order: bool) -> None:
+    notes: list[str] = []
+    assert _indexed({"retain": retain}, notes) == {"retain": in_order}
+    assert bool(notes) is not in_order
+
+
+def test_worst_samples_of_a_random_subset_have_no_index() -> None:
+    subset = DataLoader(DATA, 8, sampler=SubsetRandomSampler(range(30)))
+    found = audit(retain=subset, outputs=None, cosine_samples=0).data["drift"]["unlearned"]
+    assert {one["index"] for one in found["retain"]["class"]["worst"]} == {None}
+    assert None not in {one["index"] for one in found["test"]["class"]["worst"]}
+
+
+def test_scores_that_are_minus_a_loss_have_no_uis_but_a_note() -> None:
+    def minus(model: nn.Module, batches: list[Batch]) -> dict[str, float]:
+        whole = [torch.cat(part) for part in zip(*batches, strict=True)]
+        return {task: -float(loss.mean()) for task, loss in setting.losses(model, tuple(whole)).items()}
+
+    data = audit(score=minus, cosine_samples=0).data
+    assert data["uis"] == dict.fromkeys(data["models"]) and data["mean_gap"] > 0
+    said = [note for note in data["notes"] if note.startswith("UIS left out: the original model's test score")]
+    assert len(said) == 1 and "scores must be positive" in said[0]
+    Document(page([data]))
 
 
 def test_partial_requests_and_no_retrained_model() -> None:
@@ -222,20 +250,47 @@ def test_an_audit_is_deterministic(full: mtu.Audit) -> None:
     assert {k: v for k, v in again.items() if k != "made"} == {k: v for k, v in full.data.items() if k != "made"}
 
 
+def is_unseen(batch: Batch) -> bool:
+    return any(torch.equal(x, batch[0]) for x, *_ in loader("test"))
+
+
+def fewer_unseen(model: Net, batch: Batch) -> dict[str, Tensor]:
+    """One task fewer on test data."""
+    found = setting.losses(model, batch)
+    return {"class": found["class"]} if is_unseen(batch) else found
+
+
+def fewer_scores(model: Net, batches: list[Batch]) -> dict[str, float]:
+    found = setting.score(model, batches)
+    return {"class": found["class"]} if is_unseen(batches[0]) else found
+
+
+def by_model(model: Net, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A mask that the model decides."""
+    there = model.backbone[0].weight[0, 0] == nets()[0].backbone[0].weight[0, 0]
+    return setting.losses(model, batch), {"class": torch.full((len(batch[0]),), bool(there))}
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"forget": iter(loader("forget"))}, TypeError, "forget: found an iterator"),
         ({"retain": []}, ValueError, "retain: found no sample"),
         ({"targets": []}, ValueError, "at least one of the tasks"),
-        ({"losses": lambda m, b: {"class": torch.zeros(())}}, ValueError, r"found shape \(\), expected \[N\]"),
-        ({"losses": lambda m, b: torch.zeros(3)}, TypeError, "losses: found Tensor"),
+        ({"targets": "class"}, TypeError, "the string 'class', expected several names"),
+        ({"targets": ["class", "color"]}, ValueError, r"unknown tasks \['color'\]"),
+        ({"losses": lambda m, b: {"class": torch.zeros(())}}, ValueError, r"found shapes \{'class': \(\)\}"),
+        ({"losses": lambda m, b: torch.zeros(3).tolist()}, TypeError, "losses: found list"),
         ({"losses": lambda m, b: {"class": torch.full((8,), math.nan)}}, ValueError, "original model gives no finite"),
-        ({"losses": lambda m, b: {"a": torch.zeros(3), "b": torch.zeros(2)}}, ValueError, "expected one length"),
+        ({"losses": lambda m, b: {"a": torch.zeros(3), "b": torch.zeros(2)}}, ValueError, "one value per sample"),
+        ({"losses": fewer_unseen, "score": fewer_scores}, ValueError, "expected the same on all data"),
+        ({"losses": by_model}, ValueError, "the unlearned model gives tasks, lengths or masks that differ"),
         ({"score": lambda m, b: {"class": 1.0}}, ValueError, r"score gives tasks \['class'\]"),
         ({"score": lambda m, b: {"class": math.nan, "depth": 1.0}}, ValueError, r"not finite for tasks \['class'\]"),
         ({"score": lambda m, b: 1.0}, TypeError, "score: found float"),
-        ({"present": lambda b: {"class": torch.ones(8)}}, ValueError, "present: found torch.float32"),
+        ({"present": lambda b: {"class": torch.ones(8)}}, TypeError, r"present\['class'\]: found torch.float32"),
+        ({"present": lambda b: {"color": b[1] > 0}}, ValueError, r"present: found unknown tasks \['color'\]"),
+        ({"present": lambda b: dict.fromkeys(setting.TASKS, b[1] > 9)}, ValueError, "forget: no sample has a label"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:

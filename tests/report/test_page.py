@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,36 +12,13 @@ import mtu_fast as mtu
 from mtu_fast.report import charts, write_html
 from mtu_fast.report.markup import Markup, el, number, signed
 from mtu_fast.report.page import page
+from tests.report.document import Document
 from tests.report.setting import audit, nets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 HISTORY = SimpleNamespace(records=[{"step": s, "forget": {"class": 1 - s / 10, "depth": 0.5}} for s in range(3)])
 EVIL = '<script>alert("&")</script>'
-
-
-class Document(HTMLParser):
-    """Checks nesting as it reads; keeps elements, ids and texts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        assert len(dict(attrs)) == len(attrs)
-        if tag not in ("meta", "br", "hr"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 @pytest.fixture(scope="module")

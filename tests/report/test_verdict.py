@@ -93,6 +93,29 @@ def test_in_the_partial_case_the_other_tasks_of_the_forget_data_must_stay() -> N
     assert "to forget 400 samples from the task a." in verdict(kept)["text"]
 
 
+def test_single_samples_are_mentioned_only_where_the_mean_hides_them() -> None:
+    data = numbers(RETRAINED)
+    drift = data["drift"]["unlearned"]["retain"]
+    drift["a"], drift["b"] = {"mean": 2.0, "worst_mean": 2.0}, {"mean": -0.1, "worst_mean": 0.5}
+    said = verdict(data)["kept"]["detail"]
+    assert said.endswith("the worst 1 % of losses rose by 0.5 (task b), the mean changed by -0.1.")
+    for mean, worst in ((0.0, 0.0), (2.0, 2.0), (-1.0, 0.0)):
+        drift["a"] = drift["b"] = {"mean": mean, "worst_mean": worst}
+        assert "Single retained samples" not in verdict(data)["text"]
+
+
+def test_a_target_without_labels_is_not_judged() -> None:
+    data = numbers(RETRAINED)
+    for model in data["models"]:
+        data["scores"][model]["forget"]["b"] = None
+    assert verdict(data)["removal"]["word"] == "removed" and "b from" not in verdict(data)["text"]
+    for model in data["models"]:
+        data["scores"][model]["forget"]["a"] = None
+    found = verdict(data)
+    assert (found["removal"]["level"], found["over_forgotten"]) == ("unknown", [])
+    assert found["headline"] == "Whether the data are forgotten cannot be told, but the rest is kept."
+
+
 def test_scores_that_never_differed_show_nothing() -> None:
     data = numbers(RETRAINED)
     for split in ("original", "unlearned", "retrained"):
