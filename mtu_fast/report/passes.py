@@ -160,7 +160,10 @@ def _scores(split: str, model: str, found: object, known: Mapping[str, bool]) ->
         raise TypeError(f"score: found {type(found).__name__} on {split}, expected {{task: number}}, higher better.")
     needed = [task for task, there in known.items() if there]
     if not set(needed) <= set(found) <= set(known):
-        raise ValueError(f"score gives tasks {sorted(found)} on {split}, losses {list(known)}; expected the same.")
+        raise ValueError(
+            f"score gives tasks {sorted(found)} on {split}, losses {list(known)}; expected the same (losses that are a "
+            "plain tensor are those of a task called 'loss')."
+        )
     bad = [task for task in needed if not math.isfinite(found[task])]
     if bad:
         raise ValueError(f"score: not finite for tasks {bad} of the {model} model on {split}, expected numbers.")

@@ -285,6 +285,7 @@ def by_model(model: Net, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Ten
         ({"losses": lambda m, b: {"a": torch.zeros(3), "b": torch.zeros(2)}}, ValueError, "one value per sample"),
         ({"losses": fewer_unseen, "score": fewer_scores}, ValueError, "expected the same on all data"),
         ({"losses": by_model}, ValueError, "the unlearned model gives tasks, lengths or masks that differ"),
+        ({"losses": lambda m, b: setting.losses(m, b)["class"]}, ValueError, r"losses \['loss'\].*called 'loss'"),
         ({"score": lambda m, b: {"class": 1.0}}, ValueError, r"score gives tasks \['class'\]"),
         ({"score": lambda m, b: {"class": math.nan, "depth": 1.0}}, ValueError, r"not finite for tasks \['class'\]"),
         ({"score": lambda m, b: 1.0}, TypeError, "score: found float"),
