@@ -17,11 +17,12 @@ class FairGrad:
     """G w = w^(-1/a), w > 0: the w whose J^T w is alpha-fair to all rows, with a the alpha of the paper.
 
     a = 1 is Nash-MTL; a towards 0 is `Sum`, a large a cares for the row that gains least. Scaling all losses by c
-    scales w by c^(-2a / (1+a)). Forget rows enter negated and their weights come back negated; subspace and zero rows
-    take no part. Where the rows allow no common direction (a non-negative combination of them vanishes to the
-    dependence tolerance) w = 0: our reading. Meant for one mean row per (kind, task). A fixed number of Newton steps on
-    the device of G, without waiting for it; with rows whose lengths are three decades apart they end at rounding for a
-    from 0.5 to 5 only.
+    scales w by c^(-2a / (1+a)) and d by c^((1-a) / (1+a)), so that a loss scaler, which divides `.grad` by c, leaves
+    c^(-2a / (1+a)) of d: hand over unscaled losses. Forget rows enter negated and their weights come back negated;
+    subspace and zero rows take no part. Where the rows allow no common direction (a non-negative combination of them
+    vanishes to the dependence tolerance) w = 0: our reading. Meant for one mean row per (kind, task). A fixed number of
+    Newton steps on the device of G, without waiting for it; with rows whose lengths are three decades apart they end at
+    rounding for a from 0.5 to 5 only.
 
     Args:
         a: exponent of fairness, from 0.2 to 10.

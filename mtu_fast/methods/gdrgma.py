@@ -18,7 +18,8 @@ class GDRGMA:
     r is the mean retain gradient and f minus the mean forget gradient, each summed over tasks; L is the mean retain
     loss. Our reading with several tasks: L is the mean over the tasks that have retain rows, so that the threshold
     means the same for any number of tasks; without any L is 0. The forget step is thus taken while the retain loss is
-    low. A side that is missing or zero conflicts with nothing; subspace rows take no part.
+    low. A side that is missing or zero conflicts with nothing; subspace rows take no part. λ reads the value of the
+    loss: under a loss scaler L is S times as large and the forget step never taken; hand over unscaled losses.
 
     Args:
         granularity: "tensor" as in the original code, "layer" or "global": where the two are rectified on their own.

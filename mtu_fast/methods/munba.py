@@ -17,7 +17,9 @@ class MUNBa:
     r is the mean retain gradient and f minus the mean forget gradient, each summed over tasks, g their 2x2 Gram: the
     Nash bargaining solution of two players, of length √2 whatever the scale of the losses. Without a bargain (f
     opposite to r to the dependence tolerance, or a side that is missing or has no gradient) the direction is r + 0.1 f.
-    Subspace rows take no part. Our reading: ascent on the forget losses as they are, one player for all tasks.
+    Subspace rows take no part. With a bargain losses times S leave d as it is, and a loss scaler, which divides `.grad`
+    by S, then makes the step S times too short; hand over unscaled losses. Our reading: ascent on the forget losses as
+    they are, one player for all tasks.
 
     Source: Wu and Harandi, "MUNBa: Machine Unlearning via Nash Bargaining", arXiv 2411.15537, and its code.
     """

@@ -23,6 +23,10 @@ class NablaTau:
     batch and τ_t the mean loss on validation data: the ascent ends by itself where the forget loss is that of data
     never seen. Needs no Gram matrix: one weighted backward. One τ a task, summed, is our reading.
 
+    Not homogeneous: losses times S make the retain part S times as long, the forget part S² times where τ is of scaled
+    losses too, and end the ascent where S L_t exceeds a τ of unscaled ones. A loss scaler undoes none of this by
+    dividing `.grad` by S: hand over unscaled losses.
+
     Nothing is to be chosen. With f the forget share of the training samples, R and F the numbers of retain and forget
     batches: alpha starts at 5/3 · f and falls by that over E after every epoch, E = int(6R / 2F) epochs, and τ is
     refreshed every 5 epochs. An epoch is one pass over the forget batches, so that a run makes three passes over the

@@ -1,14 +1,30 @@
-"""Properties over drawn row sets: any number of rows, repeated, zero, dependent, of any length."""
+"""Properties over drawn row sets (any number of rows, repeated, zero, dependent, of any length), and under scaling."""
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtu_fast import reference
-from mtu_fast.methods import FORGET, IMTLG, RETAIN, AlignedMTL, FairGrad, GradVac, NashMTL, OrthoGrad, PCGrad, Roles
+from mtu_fast import methods, reference
+from mtu_fast.methods import (
+    FORGET,
+    IMTLG,
+    RETAIN,
+    AlignedMTL,
+    FairGrad,
+    GradVac,
+    Method,
+    NashMTL,
+    OrthoGrad,
+    PCGrad,
+    Roles,
+)
 from mtu_fast.reference.alignedmtl import alignedmtl
 from mtu_fast.reference.gradvac import gradvac
 from mtu_fast.reference.imtlg import imtlg
@@ -101,3 +117,65 @@ def test_gradvac_is_the_papers_loop(drawn: Drawn, beta: float) -> None:
     for _call in range(2):
         d = J.t() @ method(J @ J.t(), alone)
         assert (d - gradvac(signed, targets, beta)).norm() <= 1e-6 * J.norm()
+
+
+# ---- the scale of the losses ----------------------------------------------------------------------------------------
+
+S = 65536.0  # what a loss scaler begins with
+LINEAR: list[Method] = [
+    methods.Mean(), methods.Sum(), methods.FineTune(), methods.GradientAscent(), methods.RandomLabels(0.3),
+    methods.GradDiff(0.3), methods.OrthoGrad(0.3), methods.InterferenceAware(0.3), methods.PCGrad(), methods.GradVac(),
+    methods.MGDA(), methods.CAGrad(), methods.IMTLG(), methods.AlignedMTL(), methods.DualProj(), methods.UPGrad(),
+]  # fmt: skip
+DEGREES: list[tuple[Method, float]] = [
+    *((method, 1.0) for method in LINEAR), (methods.MUNBa(), 0.0), (methods.NashMTL(), 0.0),
+    *((methods.FairGrad(a), (1 - a) / (1 + a)) for a in (0.5, 1.0, 2.0, 4.0)),
+]  # fmt: skip
+KINDS = [RETAIN, RETAIN, FORGET, RETAIN, FORGET, FORGET] + [methods.SUBSPACE] * 5
+ROWS = matrices.conditioned(11, 20, 10.0)
+
+
+def _direction(method: Method, factor: float) -> Tensor:
+    """d [P] of two tasks' rows and losses, both `factor` times as large."""
+    J, who = factor * ROWS, roles(KINDS, [0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1])
+    loss = factor * torch.linspace(0.01, 0.03, len(who), dtype=torch.float64)
+    return J.t() @ deepcopy(method)(J @ J.t(), replace(who, loss=loss))  # GradVac remembers
+
+
+@pytest.mark.parametrize(("method", "degree"), DEGREES, ids=lambda value: repr(value))
+def test_losses_times_s_multiply_d_by_a_power_of_s(method: Method, degree: float) -> None:
+    """Where d is S times as long, a loss scaler that divides it by S is harmless; to the others it is not."""
+    d = _direction(method, 1.0)
+    assert d.norm() > 0
+    torch.testing.assert_close(_direction(method, S), S**degree * d, rtol=1e-9, atol=1e-9 * S**degree * float(d.norm()))
+
+
+def test_gdr_gma_has_a_degree_where_its_constants_scale_too() -> None:
+    """λ reads the value of the loss: at 0.02 it is one half, at 65536 · 0.02 nothing."""
+    d = _direction(methods.GDRGMA(), 1.0)
+    torch.testing.assert_close(_direction(methods.GDRGMA(slope=100.0 / S, threshold=0.02 * S), S), S * d)
+    assert (_direction(methods.GDRGMA(), S) / S - d).norm() > 0.1 * d.norm()
+
+
+@pytest.mark.parametrize("follows", [True, False], ids=["τ scales too", "τ stays"])
+def test_nabla_tau_has_a_degree_a_side(follows: bool) -> None:
+    """Retain rows S; forget rows S² with the τ of scaled losses, and nothing with that of unscaled ones."""
+    sides = []
+    for factor, tau in ((1.0, 0.05), (S, 0.05 * S if follows else 0.05)):
+        method = methods.NablaTau()
+        method.prepare(forget=10, retain=90, forget_batches=1, retain_batches=9)
+        method.start_epoch(0, lambda tau=tau: dict.fromkeys("ab", tau))  # type: ignore[misc]
+        with_both, alpha = _direction(method, factor), method.alpha
+        who = roles(KINDS, [0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1])
+        retain = (1 - alpha) * factor * ROWS.t() @ methods.mean_weights(who, RETAIN)
+        sides.append((retain, with_both - retain))
+    (retain, forget), (retain_s, forget_s) = sides
+    assert forget.norm() > 0
+    torch.testing.assert_close(retain_s, S * retain)
+    torch.testing.assert_close(forget_s, S**2 * forget if follows else 0 * forget, rtol=1e-6, atol=1e-9 * S)
+
+
+def test_no_method_is_without_a_degree() -> None:
+    stated = {type(method) for method, _ in DEGREES} | {methods.GDRGMA, methods.NablaTau}
+    found = {value for value in vars(methods).values() if isinstance(value, type) and hasattr(value, "needs_gram")}
+    assert stated == found - {Method}
