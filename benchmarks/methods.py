@@ -6,17 +6,18 @@ method needs besides (labels replaced, a schedule, kept rows) is a hook of `benc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
 import mtu_fast as mtu
-from benchmarks.data import Samples
-from benchmarks.protocol import Entry, Losses, Mask, Situation, Step, draw, mean_losses
+from benchmarks.data import Dataset, Samples
+from benchmarks.protocol import Entry, Losses, Mask, Protocol, Situation, Step, draw, mean_losses
 from mtu_fast import metrics, reference
+from mtu_fast.methods.nabla_tau import REFRESH
 
 # ---- hooks ----------------------------------------------------------------------------------------------------------
 
@@ -37,6 +38,7 @@ def _wrong(label: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
     return mtu.random_labels(label[mask], int(label.max()) + 1, generator)  # classes that occur in the batch
 
 
+EVERY = 10  # steps between two batches that a subspace takes in
 KEPT = 4  # rows of a subspace for each retain row of a step: with twice as many, too little is left of partial requests
 
 
@@ -48,7 +50,7 @@ def in_subspace(situation: Situation) -> Step:
         losses = problem.losses(situation.model(batch.image), batch.labels)
         rows = situation.engine.rows(losses, forget=mask, present=metrics.present(batch.labels))
         if subspace is None:
-            subspace = mtu.Subspace(KEPT * int((rows.roles.kind == mtu.RETAIN).sum()), every=10, basis=True)
+            subspace = mtu.Subspace(KEPT * int((rows.roles.kind == mtu.RETAIN).sum()), every=EVERY, basis=True)
         subspace.keep(rows)
 
     def step(losses: Losses, forget: Mask, present: Mask) -> object:
@@ -59,11 +61,15 @@ def in_subspace(situation: Situation) -> Step:
     return cast(Step, step)
 
 
+def epoch(protocol: Protocol, parts: Mapping[str, Dataset]) -> int:
+    """Steps of a pass over F."""
+    return -(-len(parts["forget"]) // protocol.forget_batch)
+
+
 def on_schedule(situation: Situation) -> Step:
     """The hooks of a scheduled method; an epoch is a pass over F."""
     method, protocol, parts = cast(mtu.NablaTau, situation.method), situation.protocol, situation.parts
-    forget, retain = len(parts["forget"]), len(parts["retain"])
-    batches = -(-forget // protocol.forget_batch)
+    forget, retain, batches = len(parts["forget"]), len(parts["retain"]), epoch(protocol, parts)
     method.prepare(
         forget=forget, retain=retain, forget_batches=batches, retain_batches=-(-retain // protocol.retain_batch)
     )
@@ -83,10 +89,18 @@ def on_schedule(situation: Situation) -> Step:
 
 # ---- references that need more than alpha ---------------------------------------------------------------------------
 
+@lru_cache(maxsize=1)
+def _random_rows(count: int, size: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(count, size, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
 def slow_interference(params: Sequence[Tensor], losses: Losses, forget: Mask, alpha: float, order: str) -> None:
-    """The reference with a subspace of as many random rows in memory, which take as long as kept ones."""
+    """The reference with a subspace of as many random rows in memory, which take as long as kept ones.
+
+    They are there from the first step on and never made anew: time that a refresh takes is not in it, in its favour.
+    """
     size, retain = sum(p.numel() for p in params), sum(int((~mask).sum()) for mask in forget.values())
-    kept = torch.randn(KEPT * retain, size, generator=torch.Generator().manual_seed(0), dtype=params[0].dtype)
+    kept = _random_rows(KEPT * retain, size, params[0].dtype)
     reference.backward(params, losses, "interference_aware", forget=forget, subspace=kept, alpha=alpha, order=order)
 
 
@@ -104,7 +118,7 @@ def interference(name: str, order: str = "joint", retain: str = "all") -> Entry:
     """The interference-aware method of one order and set of constraints."""
     return Entry(
         name, partial(mtu.InterferenceAware, order=order, retain=retain), partial(slow_interference, order=order),
-        family="subspace", begin=in_subspace,
+        family="subspace", begin=in_subspace, period=lambda protocol, parts: EVERY,
     )  # fmt: skip
 
 
@@ -115,7 +129,8 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("Ascent", lambda alpha: mtu.GradientAscent(), "ascent", family="ascent"),
     Entry("GradDiff", mtu.GradDiff, "graddiff", family="protective"),
     Entry("Random labels", mtu.RandomLabels, "random_labels", family="protective", prepare=wrong_labels),
-    Entry("∇τ", lambda alpha: mtu.NablaTau(), slow_nabla_tau, family="surgery", begin=on_schedule),
+    Entry("∇τ", lambda alpha: mtu.NablaTau(), slow_nabla_tau, family="surgery", begin=on_schedule,
+          period=lambda protocol, parts: REFRESH * epoch(protocol, parts)),
     Entry("OrthoGrad", mtu.OrthoGrad, "orthograd", family="orthogonal"),
     interference("Interference-aware"),
     interference("Interference-aware (project first)", order="project-first"),

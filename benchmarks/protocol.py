@@ -105,6 +105,7 @@ class Entry:
         family: whose settings are searched.
         prepare: changes a batch and its mask before the forward (random labels).
         begin: makes the step of one run, with its state (schedules, subspaces).
+        period: steps after which the work of a step repeats, where some do more than others.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Entry:
     family: str = "protective"
     prepare: Callable[[Samples, Mask, torch.Generator], tuple[Samples, Mask]] = unchanged
     begin: Callable[[Situation], Step] = plain
+    period: Callable[[Protocol, Mapping[str, Dataset]], int] = lambda protocol, parts: 1
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -258,14 +260,18 @@ def judge(o: Table, u: Table, r: Table, targets: tuple[str, ...]) -> dict[str, A
 
 @torch.no_grad()
 def sample_losses(problem: Problem, model: nn.Module, data: Dataset) -> dict[str, Tensor]:
-    """The loss of every sample and task, {task: [N]}."""
-    pieces = [problem.losses(model(batch.image), batch.labels) for batch in chunks(data)]
-    return {task: torch.cat([piece[task] for piece in pieces]) for task in problem.tasks}
+    """The losses of the samples that have a label, {task: [n]}: the loss of one without is 0, which says nothing."""
+    found: dict[str, list[Tensor]] = {task: [] for task in problem.tasks}
+    for batch in chunks(data):
+        losses, there = problem.losses(model(batch.image), batch.labels), metrics.present(batch.labels)
+        for task, pieces in found.items():
+            pieces.append(losses[task][there[task]])
+    return {task: torch.cat(pieces) for task, pieces in found.items()}
 
 
 def mean_losses(problem: Problem, model: nn.Module, data: Dataset) -> dict[str, float]:
-    """{task: mean loss}."""
-    return {task: loss.mean().item() for task, loss in sample_losses(problem, model, data).items()}
+    """{task: mean loss over the samples with a label}, of the tasks that have any."""
+    return {task: loss.mean().item() for task, loss in sample_losses(problem, model, data).items() if len(loss)}
 
 
 def chunks(data: Dataset) -> Iterator[Samples]:

@@ -1,12 +1,13 @@
 """Every method, full-task and partial-task, over several seeds, against retraining: the table of unlearning.
 
     python -m benchmarks.unlearning [--data {digits,rooms,nyuv2,cityscapes}] [--root PATH] [--seeds 3]
-                                    [--methods OrthoGrad,PCGrad] [--quick] [--workers 2] [--out DIR]
+                                    [--methods OrthoGrad,PCGrad] [--quick] [--workers 2] [--out DIR] [--times]
 
 A net memorises the data; each method unlearns F from all tasks (full) or from the tasks of the partial request, whose
 other tasks are then data to keep, by the protocol of `benchmarks.protocol`. Nets are trained and runs made in processes
 of one thread each; a seed gives the same numbers however many there are. Steps are timed afterwards, alone, by one
-thread too.
+thread too, on an untrained net. If the machine was busy then, --times does this again: it reads the JSON in --out,
+keeps its rows, times the methods that they are of and writes all files anew (of the others it heeds --data, --root).
 
 It prints the table and writes it as `unlearning_<data>.txt`, with `.csv` (a row a seed, request and method), `.json`
 (all of it) and `.png`. Seeds count from 1: the settings were chosen on seed 0. NYUv2 and Cityscapes are read from
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -30,20 +32,24 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+if not __package__:  # run as a file, or a process of such a run: the packages lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import mtu_fast as mtu
 from benchmarks import cases, protocol
 from benchmarks.cases import Case, Choice
-from benchmarks.data import Dataset
+from benchmarks.data import Dataset, Samples
 from benchmarks.environment import environment
-from benchmarks.measure import interleaved
+from benchmarks.measure import Times, interleaved
 from benchmarks.methods import METHODS
-from benchmarks.protocol import Entry
+from benchmarks.protocol import Entry, Mask
 from benchmarks.unlearning_report import COLUMNS, plot, text
 from benchmarks.unlearning_scores import compare
 from mtu_fast import reference
 
 State = dict[str, Tensor]
 Row = dict[str, Any]
+WholeStep = Callable[[Samples, Mask], None]
 Job = tuple[Callable[..., Any], tuple[Any, ...]]
 REQUESTS = ("full", "partial")
 FIRST = 1  # seed 0 is what the settings of `cases` were chosen on
@@ -89,46 +95,75 @@ def _silent(_count: int) -> None:
 
 
 def sides(
-    case: Case, parts: Mapping[str, Dataset], request: str, entry: Entry, model: nn.Module, seed: int
-) -> dict[str, Callable[[], None]]:
-    """A whole step on one batch, forward to `.grad`: {fast: by the engine, reference: by the slow one, if there is}."""
-    problem, setting = case.problem, case.protocol
-    alpha, generator = setting.grids[entry.family][0][0], torch.Generator().manual_seed(seed)
-    targets, engine = problem.requests[request], mtu.Engine(model)
-    batch, mask = protocol.draw(problem, parts, targets, setting, generator)
-    batch, mask = entry.prepare(batch, mask, generator)
-    engine_step = entry.begin(
-        protocol.Situation(problem, setting, engine, model, entry.make(alpha), parts, targets, generator)
+    case: Case, parts: Mapping[str, Dataset], request: str, entry: Entry, model: nn.Module, generator: torch.Generator
+) -> dict[str, WholeStep]:
+    """A whole step on a batch, forward to `.grad`: {fast: by the engine, reference: by the slow one, if there is}."""
+    problem, alpha = case.problem, case.protocol.grids[entry.family][0][0]
+    situation = protocol.Situation(
+        problem, case.protocol, mtu.Engine(model), model, entry.make(alpha), parts, problem.requests[request], generator
     )
+    engine_step = entry.begin(situation)
 
-    def losses() -> dict[str, Tensor]:
+    def losses(batch: Samples) -> dict[str, Tensor]:
         model.zero_grad()
         return problem.losses(model(batch.image), batch.labels)
 
-    def fast() -> None:
-        engine_step(losses(), mask, {})
+    def fast(batch: Samples, mask: Mask) -> None:
+        engine_step(losses(batch), mask, {})
 
-    def slow() -> None:
+    def slow(batch: Samples, mask: Mask) -> None:
         if callable(entry.reference):
-            entry.reference(list(model.parameters()), losses(), mask, alpha)
+            entry.reference(list(model.parameters()), losses(batch), mask, alpha)
         elif entry.reference is not None:
             options: dict[str, Any] = {"alpha": alpha} if "alpha" in reference.METHODS[entry.reference].options else {}
-            reference.backward(list(model.parameters()), losses(), entry.reference, forget=mask, **options)
+            reference.backward(list(model.parameters()), losses(batch), entry.reference, forget=mask, **options)
 
-    return {"fast": fast} | ({"reference": slow} if entry.reference is not None else {})
+    steps: dict[str, WholeStep] = {"fast": fast}
+    return steps | ({"reference": slow} if entry.reference is not None else {})
 
 
-def step_times(
-    choice: Choice, seed: int, request: str, name: str, original: State
-) -> tuple[str, str, dict[str, float]]:
-    """(request, method, {fast, reference: median ms of a step; ratio: median of the rounds' ratios})."""
-    case, parts = cases.load(choice), cases.parts(choice, seed)
-    competitors = sides(case, parts, request, METHODS[name], net_of(case, original), seed)
-    times = interleaved(competitors, case.rounds)
-    found = {side: measured.median for side, measured in times.items()}
+def step_times(choice: Choice, request: str, name: str) -> tuple[str, str, dict[str, float]]:
+    """(request, method, {fast, reference: ms of a step; ratio of the two}), medians over rounds.
+
+    A round is one period of the method (`Entry.period`), of which the mean is taken, and one step of the reference,
+    which does the same work in each. The net is untrained: training changes no shape.
+    """
+    case, parts, entry = cases.load(choice), cases.parts(choice, FIRST), METHODS[name]
+    torch.manual_seed(FIRST)
+    model, generator = case.problem.net(), torch.Generator().manual_seed(FIRST)
+    competitors = sides(case, parts, request, entry, model, generator)
+    targets, counts = case.problem.requests[request], {"fast": entry.period(case.protocol, parts), "reference": 1}
+    batches = [  # one a round, the first to warm up: a subspace must not take in the same rows again
+        entry.prepare(*protocol.draw(case.problem, parts, targets, case.protocol, generator), generator)
+        for _ in range(1 + case.rounds)
+    ]
+
+    def rounds(side: str) -> Callable[[], None]:
+        step, turns = competitors[side], iter(batches)
+
+        def one() -> None:
+            batch, mask = next(turns)
+            for _ in range(counts[side]):
+                step(batch, mask)
+
+        return one
+
+    measured = interleaved({side: rounds(side) for side in competitors}, case.rounds)
+    times = {side: Times(tuple(ms / counts[side] for ms in found.rounds)) for side, found in measured.items()}
+    found = {side: mine.median for side, mine in times.items()}
     if "reference" in times:
         found["ratio"] = times["reference"].ratio(times["fast"])[0]
     return request, name, found
+
+
+def all_times(choice: Choice, names: Sequence[str]) -> dict[str, Any]:
+    """What a result says of time: {times: {request: {method: as `step_times`}}, times_environment}."""
+    timings: list[Job] = [(step_times, (choice, request, name)) for request in REQUESTS for name in names]
+    times: dict[str, dict[str, Any]] = {request: {} for request in REQUESTS}
+    for request, name, found in do(timings, 1, "ms a step"):
+        times[request][name] = found
+    with one_thread():
+        return {"times": times, "times_environment": environment()}
 
 
 # ---- the whole ------------------------------------------------------------------------------------------------------
@@ -171,16 +206,27 @@ def experiment(choice: Choice, seeds: int, names: Sequence[str], workers: int) -
     runs: list[Job] = [(unlearn_job, (choice, s, r, name, nets[s, "original"], nets[s, r])) for r, name, s in order]
     rows = do(runs, workers, "unlearn")
     rows.sort(key=lambda row: order.index((row["request"], row["method"], row["seed"])))
-    timings: list[Job] = [
-        (step_times, (choice, FIRST, request, name, nets[FIRST, "original"])) for request in REQUESTS for name in names
-    ]
-    times: dict[str, dict[str, Any]] = {request: {} for request in REQUESTS}
-    for request, name, found in do(timings, 1, "ms a step"):
-        times[request][name] = found
+    with one_thread():
+        where = environment()
     return {
-        "data": choice.data, "quick": choice.quick, "seeds": list(drawn), "environment": environment(), "times": times,
-        "protocol": asdict(case.protocol), "requests": case.problem.requests, "rows": rows,
+        "data": choice.data, "quick": choice.quick, "seeds": list(drawn), "environment": where,
+        "protocol": asdict(case.protocol), "requests": case.problem.requests, "rows": rows, **all_times(choice, names),
     }  # fmt: skip
+
+
+def timed_anew(path: Path, root: Path | None) -> dict[str, Any]:
+    """The result in this file, its rows and their environment as they are, with times (and where they are from) of now.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has a method that is not there any more.
+    """
+    result: dict[str, Any] = json.loads(path.read_text())
+    seen = dict.fromkeys(row["method"] for row in result["rows"])
+    names = [name for name in seen if name not in ("original", "retrained")]
+    if unknown := sorted(set(names) - set(METHODS)):
+        raise ValueError(f"{path} has rows of {', '.join(unknown)}; known are {', '.join(METHODS)}")
+    return result | all_times(Choice(result["data"], root, result["quick"]), names)
 
 
 def write(result: dict[str, Any], folder: Path) -> list[Path]:
@@ -209,6 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="less of everything, one setting a method")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--out", type=Path, help="benchmarks/results, or out with --quick")
+    parser.add_argument("--times", action="store_true", help="time the steps of the last run's methods anew")
     options = parser.parse_args(arguments)
     names = [name for name in options.methods.split(",") if name]
     unknown = sorted(set(names) - set(METHODS))
@@ -221,8 +268,14 @@ def main(arguments: list[str] | None = None) -> None:
         cases.parts(choice, 0)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    result = experiment(choice, options.seeds, names, options.workers)
     out = options.out or Path("out" if options.quick else "benchmarks/results")
+    if options.times:
+        try:
+            result = timed_anew(out / f"unlearning_{choice.data}.json", options.root)
+        except (ValueError, FileNotFoundError) as error:
+            parser.error(f"--times: {error}")
+    else:
+        result = experiment(choice, options.seeds, names, options.workers)
     print(f"{text(result)}\n\nwritten: {', '.join(str(path) for path in write(result, out))}")
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -17,14 +22,28 @@ import torch
 from torch import Tensor, nn
 
 import mtu_fast as mtu
-from benchmarks import cases, nets, unlearning
+from benchmarks import cases, methods, nets, unlearning
 from benchmarks.cases import Case, Choice
 from benchmarks.data import Dataset, Samples, rooms
-from benchmarks.methods import ENTRIES, METHODS
+from benchmarks.methods import ENTRIES, METHODS, in_subspace
 from benchmarks.nets import DenseNet, dense_losses, dense_scores
-from benchmarks.protocol import Entry, Losses, Mask, Problem, Protocol, Situation, divide, plain, retrain, unlearn
+from benchmarks.protocol import (
+    Entry,
+    Losses,
+    Mask,
+    Problem,
+    Protocol,
+    Situation,
+    divide,
+    draw,
+    mean_losses,
+    plain,
+    retrain,
+    sample_losses,
+    unlearn,
+)
 from benchmarks.unlearning_scores import attack, kept_rise
-from mtu_fast import metrics
+from mtu_fast import metrics, reference, subspace
 
 TASKS, CLASSES = rooms.TASKS, len(rooms.CLASSES)
 
@@ -134,6 +153,20 @@ def test_what_is_kept_is_retain_and_the_other_tasks_of_f() -> None:
     assert kept_rise(zeros, after, ("a", "b")).tolist() == [3, 4, 5, 6]
 
 
+def test_samples_without_a_label_have_no_loss_to_count(parts: dict[str, Samples]) -> None:
+    test, model = parts["test"], DenseNet(TASKS, CLASSES, 8)
+    whole = sample_losses(PROBLEM, model, test)
+    labels = {task: label.clone() for task, label in test.labels.items()}
+    labels["depth"][:2], labels["segmentation"][3], labels["normal"][:] = 0, -1, 0
+    data = Samples(test.image, labels, test.source)
+    found = sample_losses(PROBLEM, model, data)
+    torch.testing.assert_close(found["depth"], whole["depth"][2:])
+    torch.testing.assert_close(found["segmentation"], torch.cat([whole["segmentation"][:3], whole["segmentation"][4:]]))
+    assert mean_losses(PROBLEM, model, data) == {
+        task: pytest.approx(found[task].mean().item()) for task in ("segmentation", "depth")
+    }
+
+
 # ---- cases and methods ----------------------------------------------------------------------------------------------
 
 
@@ -192,14 +225,64 @@ def test_engine_and_reference_take_the_same_step(name: str, request_name: str, p
     for s, d in parts.items():
         labels = {task: y.double() if y.is_floating_point() else y for task, y in d.labels.items()}
         doubled[s] = Samples(d.image.double(), labels, d.source)
-    competitors = unlearning.sides(TINY, doubled, request_name, METHODS[name], model, 0)
+    entry, generator = METHODS[name], torch.Generator().manual_seed(0)
+    if name == "∇τ":  # at the τ and alpha that its schedule begins with, F being 5 of 20 samples
+        tau = mean_losses(PROBLEM, model, doubled["validation"])
+        exact = partial(reference.backward, method="nabla_tau", tau=tau, alpha=5 / 12)
+        entry = replace(entry, reference=lambda params, losses, forget, alpha: exact(params, losses, forget=forget))
+    competitors = unlearning.sides(TINY, doubled, request_name, entry, model, generator)
+    targets = PROBLEM.requests[request_name]
+    batch, mask = entry.prepare(*draw(PROBLEM, doubled, targets, TINY.protocol, generator), generator)
     found = []
     for step in competitors.values():
-        step()
+        step(batch, mask)
         found.append(torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]))
     assert len(found) == 2 and all(0 < g.norm() < torch.inf for g in found)
-    if isinstance(METHODS[name].reference, str):  # else it stands in for the time, with a state of its own
+    if entry.begin is not in_subspace:  # whose reference has random rows in place of kept ones, for their time alone:
+        # tests/loop/test_same_model.py compares the method itself
         assert (found[0] - found[1]).norm() <= 1e-8 * found[1].norm()
+
+
+@pytest.mark.filterwarnings("ignore:InterferenceAware")
+@pytest.mark.parametrize(
+    ("name", "module", "refresh", "before"),
+    [("Interference-aware", subspace, "orthonormal", 1), ("∇τ", methods, "mean_losses", 0)],
+)
+def test_every_timed_round_has_one_refresh(
+    name: str, module: ModuleType, refresh: str, before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, calls = getattr(module, refresh), []
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(refresh)
+        return right(*arguments)
+
+    monkeypatch.setattr(module, refresh, counted)
+    monkeypatch.setattr(cases, "load", lambda choice: replace(TINY, rounds=2))
+    cases.parts.cache_clear()
+    unlearning.step_times(Choice("rooms"), "partial", name)
+    cases.parts.cache_clear()
+    assert len(calls) == before + 3  # the round that warms up, and two
+
+
+def test_a_time_is_the_mean_over_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fifth step takes 100 ms longer: 20 a step."""
+    steps: list[float] = []
+
+    def begin(situation: Situation) -> Any:
+        def step(losses: Losses, forget: Mask, present: Mapping[str, Tensor]) -> None:
+            steps.append(0.1 if len(steps) % 5 == 2 else 0.0)
+            time.sleep(steps[-1])
+
+        return step
+
+    entry = Entry("uneven", mtu.GradDiff, begin=begin, period=lambda protocol, parts: 5)
+    monkeypatch.setitem(METHODS, "uneven", entry)
+    monkeypatch.setattr(cases, "load", lambda choice: replace(TINY, rounds=2))
+    cases.parts.cache_clear()
+    found = unlearning.step_times(Choice("rooms"), "full", "uneven")[2]
+    cases.parts.cache_clear()
+    assert len(steps) == 15 and 20 <= found["fast"] < 100
 
 
 def test_a_partial_retraining_sees_nothing_of_what_it_must_not(parts: dict[str, Samples]) -> None:
@@ -274,6 +357,49 @@ def test_the_benchmark_writes_what_it_prints(
             assert result["times"][request][name]["ratio"] > 0
 
 
+def test_times_are_measured_anew_beside_the_rows_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cases, "load", lambda choice: TINY)
+    cases.parts.cache_clear()
+    options = ["--data", "rooms", "--out", str(tmp_path)]
+    unlearning.main([*options, "--seeds", "1", "--workers", "1", "--methods", "Fine-tune"])
+    path = tmp_path / "unlearning_rooms.json"
+    first = json.loads(path.read_text())
+    old = first | {"environment": first["environment"] | {"commit": "then"}, "times": {}}
+    del old["times_environment"]
+    path.write_text(json.dumps(old))
+    for name in ("csv", "txt", "png"):
+        (tmp_path / f"unlearning_rooms.{name}").unlink()
+    monkeypatch.setattr(unlearning, "train_job", None)
+    monkeypatch.setattr(unlearning, "unlearn_job", None)
+    unlearning.main([*options, "--times"])
+    cases.parts.cache_clear()
+    new = json.loads(path.read_text())
+    assert new["rows"] == first["rows"] and new["environment"] == old["environment"]
+    assert new["times_environment"]["commit"] == first["environment"]["commit"]
+    assert all(new["times"][request]["Fine-tune"]["fast"] > 0 for request in unlearning.REQUESTS)
+    assert (tmp_path / "unlearning_rooms.txt").read_text() in capsys.readouterr().out
+    assert "then" in (tmp_path / "unlearning_rooms.csv").read_text()
+    assert (tmp_path / "unlearning_rooms.png").exists()
+
+
+def test_times_of_methods_that_are_gone_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "unlearning_digits.json").write_text(
+        json.dumps({"data": "digits", "quick": True, "rows": [{"method": "original"}, {"method": "Magic"}]})
+    )
+    with pytest.raises(SystemExit):
+        unlearning.main(["--data", "digits", "--quick", "--times", "--out", str(tmp_path)])
+    assert "has rows of Magic; known are" in capsys.readouterr().err
+
+
+def test_it_runs_as_a_file_from_anywhere(tmp_path: Path) -> None:
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, str(unlearning.__file__), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "--times" in done.stdout, done.stderr
+
+
 def test_a_job_gives_the_same_row_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "load", lambda choice: replace(TINY, rounds=1))
     cases.parts.cache_clear()
@@ -289,6 +415,7 @@ def test_a_job_gives_the_same_row_again(monkeypatch: pytest.MonkeyPatch) -> None
     [
         (["--methods", "Magic"], "Magic; expected some of"),
         (["--seeds", "0"], "at least one"),
+        (["--data", "digits", "--times", "--out", "/nowhere"], "--times: "),
         (["--data", "nyuv2"], "needs --root"),
         (["--data", "nyuv2", "--root", "/nowhere"], "is no folder"),
     ],
