@@ -6,8 +6,7 @@ sums of their own, a second pass adds them in a fixed order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import reduce
 from math import prod
 from typing import Any
@@ -15,58 +14,25 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from mtu_fast.kernels.device import (
-    FAST_FLOAT64,
-    arch,
-    float64_dots,
-    float64_of_halves,
-    interpreted,
-    multiprocessors,
-    on,
+from mtu_fast.kernels.blocks import (
+    PART,
+    Family,
+    alike,
+    channels_last,
+    distinct,
+    families,
+    first_rows,
+    identity,
+    operands,
+    three,
 )
+from mtu_fast.kernels.device import arch, multiprocessors, on
+from mtu_fast.kernels.plans import WIDE, Plan, ghost_plan, row_plan
 from torch import Tensor
 
-WIDE = torch.float64
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LANGUAGE = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in FLOATS}
-MANY = 16  # tensors of one launch; each adds a select to every address
-PART = 4  # positions of one row that are summed before rows are told apart; rows are padded to a multiple
 WAVES = 4  # programs a multiprocessor is given of explicit rows
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How products are made: dtype of the operands and of the sums, Triton's precision, tile, depth, warps, stages."""
-
-    operand: torch.dtype
-    sums: torch.dtype
-    mode: str
-    tile: int
-    depth: int
-    warps: int
-    stages: int
-
-
-def row_plan(dtype: torch.dtype, rows: int, arch: int) -> Plan | None:
-    """The tile for explicit rows; None where float64 products do not compile."""
-    tile = min(64, max(16, triton.next_power_of_2(rows)))
-    if dtype == WIDE or arch in FAST_FLOAT64:
-        depth, warps = {16: (128, 4), 32: (64, 4), 64: (32 if rows <= 64 else 16, 8)}[tile]
-        return Plan(WIDE, WIDE, "ieee", tile, depth, warps, 3) if float64_dots(arch) else None
-    return Plan(torch.float32, torch.float32, "ieee", tile, 32, 8 if tile == 64 else 4, 3)
-
-
-def ghost_plan(dtype: torch.dtype, precision: str, arch: int) -> Plan | None:
-    """The tile for products of positions; None where float64 products do not compile."""
-    if dtype in (torch.float16, torch.bfloat16):
-        operand = torch.float32 if interpreted() else dtype  # the interpreter multiplies the bits of bfloat16
-        return Plan(operand, torch.float32, "ieee", 64, 64, 4, 3)
-    if dtype == torch.float32 and (precision != "highest" or arch not in FAST_FLOAT64):
-        mode = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[precision]
-        if arch in (90, 100):
-            return Plan(dtype, torch.float32, mode, 64, 32, 4, 2)
-        return Plan(dtype, torch.float32, mode, 64, 32 if mode == "tf32" else 16, 8, 2)
-    return Plan(WIDE, WIDE, "ieee", 64, 16, 8, 2) if float64_dots(arch) else None
 
 
 # ---- explicit rows --------------------------------------------------------------------------------------------------
@@ -130,12 +96,12 @@ def row_gram(rows: Sequence[Tensor], known: int = 0) -> Tensor:
     total = sum(counts)
     if not total or not width:
         return rows[0].new_zeros(total, total, dtype=WIDE)
-    blocks = _alike([t for t in rows if len(t)], 1)
+    blocks = alike([t for t in rows if len(t)], 1)
     with on(blocks[0]):
         plan = row_plan(blocks[0].dtype, total, arch())
         if plan is None:
             return NotImplemented
-        blocks = list(_operands(blocks, plan))
+        blocks = list(operands(blocks, plan))
         tiles = triton.cdiv(total, plan.tile)
         programs = max(1, WAVES * multiprocessors(blocks[0]) // (tiles * (tiles + 1) // 2))
         chunk = triton.cdiv(triton.cdiv(width, programs), plan.depth) * plan.depth
@@ -144,7 +110,7 @@ def row_gram(rows: Sequence[Tensor], known: int = 0) -> Tensor:
         parts = empty(splits, total, total, dtype=WIDE)
         fresh = triton.cdiv(total - known, plan.tile)  # tiles of rows that are not all known
         _row_gram[(splits, max(1, fresh), tiles)](
-            tuple(blocks), tuple(_starts(blocks)), tuple(t.stride(0) for t in blocks), blocks[0].stride(1), parts,
+            tuple(blocks), tuple(first_rows(blocks)), tuple(t.stride(0) for t in blocks), blocks[0].stride(1), parts,
             total, width, chunk, COUNT=len(blocks), TILE=plan.tile, DEPTH=plan.depth, OPERAND=LANGUAGE[plan.operand],
             EXACT=plan.sums == WIDE, ONE_TILE=tiles == 1, num_warps=plan.warps, num_stages=plan.stages,
         )  # fmt: skip
@@ -301,40 +267,9 @@ def _collect(
     tl.store(gram + y * rows + x, total, mask=live)
 
 
-@dataclass(frozen=True)
-class Family:
-    """Blocks that share their left side: tasks of one forward.
-
-    Attributes:
-        left: Linear: `[R, S, A]`; convolution: `[R, F, z, y, x, C]`; look-up: index `[R, S]`.
-        right: `[R, S, B]` each, strides alike.
-        starts: The first row of each block in G.
-        grid: Output positions along z, y, x; ones where there is no window.
-    """
-
-    left: Tensor
-    right: list[Tensor]
-    starts: list[int]
-    grid: tuple[int, ...]
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """Rows, positions, padded positions, the image's extents."""
-        rows, positions = self.right[0].shape[:2]
-        return (rows, positions, triton.cdiv(positions, PART) * PART, *self.left.shape[2:5])
-
-    def tiles(self, tile: int) -> int:
-        """Tiles of padded positions."""
-        return triton.cdiv(self.size[0] * self.size[2], tile)
-
-    def rows_of_tile(self, tile: int) -> int:
-        """How many rows a tile may touch, as a power of two."""
-        return min(tile // PART, triton.next_power_of_2((tile - PART) // self.size[2] + 2))
-
-
 def outer_ghost(left: Sequence[Tensor], right: Sequence[Tensor], precision: str) -> Tensor:
     """Products of positions; those of the side that more blocks share are made once."""
-    if _distinct(right) < _distinct(left):
+    if distinct(right) < distinct(left):
         left, right = right, left
     return _ghosts("outer", left, right, [(1, 1, 1)] * len(left), (1,) * 12, precision)
 
@@ -346,14 +281,14 @@ def conv_ghost(
     """Products of positions, windows read in place; what is not channels-last is copied so once."""
     if len(kernel) > 3:
         return NotImplemented
-    walk = (*_three(kernel, 1), *_three(stride, 1), *_three(padding, 0), *_three(dilation, 1))
+    walk = (*three(kernel, 1), *three(stride, 1), *three(padding, 0), *three(dilation, 1))
     copies: dict[tuple[object, ...], Tensor] = {}
     for t in x:
-        if _identity(t) not in copies:
-            copies[_identity(t)] = _channels_last(t)
-    left = [copies[_identity(t)] for t in x]
-    right = [_channels_last(t).flatten(1, 4) for t in b]
-    return _ghosts("conv", left, right, [_three(t.shape[3:], 1) for t in b], walk, precision)
+        if identity(t) not in copies:
+            copies[identity(t)] = channels_last(t)
+    left = [copies[identity(t)] for t in x]
+    right = [channels_last(t).flatten(1, 4) for t in b]
+    return _ghosts("conv", left, right, [three(t.shape[3:], 1) for t in b], walk, precision)
 
 
 def gather_gram(index: Sequence[Tensor], values: Sequence[Tensor], precision: str = "highest") -> Tensor:
@@ -376,10 +311,10 @@ def _ghosts(
         plan = ghost_plan(reduce(torch.promote_types, dtypes), precision, arch())
         if plan is None:
             return NotImplemented
-        sides = _operands(left, plan) if kind != "gather" else left, _operands(right, plan)
-        families = list(_families(*sides, grids))
-        for f, one in enumerate(families):
-            for other in families[f:]:
+        sides = operands(left, plan) if kind != "gather" else left, operands(right, plan)
+        groups = list(families(*sides, grids))
+        for f, one in enumerate(groups):
+            for other in groups[f:]:
                 _pair(kind, one, other, walk, plan, gram)
     return gram
 
@@ -407,68 +342,3 @@ def _pair(kind: str, one: Family, other: Family, walk: tuple[int, ...], plan: Pl
         parts, gram, tuple(one.starts), tuple(other.starts), len(gram), one.size[:3], other.size[:3], x_tiles, y_tiles,
         WIDTH=width, **shape,
     )  # fmt: skip
-
-
-# ---- blocks ---------------------------------------------------------------------------------------------------------
-
-
-def _families(left: Sequence[Tensor], right: Sequence[Tensor], grids: Sequence[tuple[int, ...]]) -> Iterator[Family]:
-    """Blocks by their left side, at most MANY together; those without rows, positions or features left out."""
-    starts, members = _starts(right), dict[tuple[object, ...], list[int]]()
-    for i, (x, y) in enumerate(zip(left, right, strict=True)):
-        if x.numel() and y.numel():
-            members.setdefault((_identity(x), grids[i], right[i].dtype), []).append(i)
-    for blocks in members.values():
-        for k in range(0, len(blocks), MANY):
-            some = blocks[k : k + MANY]
-            first = some[0]
-            yield Family(left[first], _alike([right[i] for i in some], 3), [starts[i] for i in some], grids[first])
-
-
-def _alike(blocks: list[Tensor], strided: int) -> list[Tensor]:
-    """At most MANY blocks of one dtype whose last `strided` strides agree: what differs is copied."""
-    if len(blocks) > MANY:
-        blocks = [torch.cat(blocks)]
-    dtype = reduce(torch.promote_types, (t.dtype for t in blocks))
-    blocks = [t.to(dtype) for t in blocks]
-    if len({t.stride()[-strided:] for t in blocks}) == 1:
-        return blocks
-    return [t.contiguous() for t in blocks]
-
-
-def _operands(blocks: Sequence[Tensor], plan: Plan) -> Sequence[Tensor]:
-    """The blocks, half precision widened beforehand where the kernel cannot; shared ones stay shared."""
-    if plan.operand != WIDE or float64_of_halves():
-        return blocks
-    wide: dict[tuple[object, ...], Tensor] = {}
-    for t in blocks:
-        if _identity(t) not in wide:
-            wide[_identity(t)] = t.float() if t.element_size() <= 2 else t
-    return [wide[_identity(t)] for t in blocks]
-
-
-def _channels_last(t: Tensor) -> Tensor:
-    """`[R, F, C, *]` -> `[R, F, z, y, x, C]`, neighbouring channels adjacent in memory."""
-    t = t.movedim(2, -1)
-    t = t.reshape(*t.shape[:2], *_three(t.shape[2:-1], 1), t.shape[-1])
-    return t if t.stride(-1) == 1 else t.contiguous()
-
-
-def _three(values: Sequence[int], rest: int) -> tuple[int, ...]:
-    return (*(rest,) * (3 - len(values)), *values)
-
-
-def _identity(t: Tensor) -> tuple[object, ...]:
-    """Equal where two tensors are one and the same memory, seen alike."""
-    return t.data_ptr(), tuple(t.shape), t.stride(), t.dtype
-
-
-def _distinct(blocks: Sequence[Tensor]) -> int:
-    return len({_identity(t) for t in blocks})
-
-
-def _starts(blocks: Sequence[Tensor]) -> list[int]:
-    starts = [0]
-    for block in blocks[:-1]:
-        starts.append(starts[-1] + len(block))
-    return starts

@@ -19,7 +19,9 @@ from tests.helpers.truth import relative_error
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from mtu_fast.kernels import blocks as kernel_blocks
 from mtu_fast.kernels import gram as kernels
+from mtu_fast.kernels import plans
 
 from tests.helpers.triton import compiled, table
 
@@ -77,7 +79,7 @@ def test_row_gram_of_other_dtypes_strides_and_many_blocks(device: str) -> None:
         draw(device, 1, 1).expand(2, 40),
     ]  # fmt: skip
     check("views", kernels.row_gram(rows), lambda to: [t.to(to) for t in rows], torch.float64)
-    many = [draw(device, 1, 50) for _ in range(kernels.MANY + 1)]
+    many = [draw(device, 1, 50) for _ in range(kernel_blocks.MANY + 1)]
     check("many", kernels.row_gram(many), lambda to: [t.to(to) for t in many], torch.float64)
     columns = [draw(device, 40, 5).T, draw(device, 40, 5).T]
     check("columns", kernels.row_gram(columns), lambda to: [t.to(to) for t in columns], torch.float64)
@@ -99,7 +101,7 @@ def test_row_gram_keeps_what_is_not_finite_in_its_row(device: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_row_gram_without_fast_float64(device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of float32 products, sums in float64: the error of a short float32 sum, however long the rows."""
-    monkeypatch.setattr(kernels, "FAST_FLOAT64", ())
+    monkeypatch.setattr(plans, "FAST_FLOAT64", ())
     rows = [draw(device, 6, 3_000, dtype=dtype)]
     found = kernels.row_gram(rows)
     check("float32 blocks", found, lambda to: [t.to(to) for t in rows], torch.float32)
@@ -160,7 +162,7 @@ def test_outer_ghost_of_views_and_mixed_dtypes(device: str) -> None:
 
 
 def test_outer_ghost_of_more_tasks_than_a_launch_takes(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "MANY", 2)
+    monkeypatch.setattr(kernel_blocks, "MANY", 2)
     left = [draw(device, 2, 5, 3)] * 5
     right = [draw(device, 2, 5, 4) for _ in left]
     check("five tasks", kernels.outer_ghost(left, right, "highest"), outer_rows(left, right), torch.float64)
@@ -193,13 +195,13 @@ def test_outer_ghost_shows_what_is_not_finite(device: str, value: float) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_plans_know_the_architecture(device: str, dtype: torch.dtype) -> None:
     for arch in (80, 90):
-        assert kernels.ghost_plan(dtype, "highest", arch).sums == torch.float64
-        assert kernels.row_plan(dtype, 9, arch).sums == torch.float64
+        assert plans.ghost_plan(dtype, "highest", arch).sums == torch.float64
+        assert plans.row_plan(dtype, 9, arch).sums == torch.float64
     for arch in (86, 89, 120):
-        assert kernels.ghost_plan(torch.float32, "highest", arch).mode == "ieee"
-        assert kernels.row_plan(torch.float32, 9, arch).sums == torch.float32
-    assert kernels.ghost_plan(torch.float32, "high", 90).mode == "tf32x3"
-    assert kernels.ghost_plan(torch.float32, "medium", 90).mode == "tf32"
+        assert plans.ghost_plan(torch.float32, "highest", arch).mode == "ieee"
+        assert plans.row_plan(torch.float32, 9, arch).sums == torch.float32
+    assert plans.ghost_plan(torch.float32, "high", 90).mode == "tf32x3"
+    assert plans.ghost_plan(torch.float32, "medium", 90).mode == "tf32"
 
 
 # ---- convolutions ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,46 @@
+"""How the Grams' products are made on a GPU: dtypes, precision and tile by architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from mtu_fast.kernels.device import FAST_FLOAT64, float64_dots, interpreted
+
+WIDE = torch.float64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How products are made: dtype of the operands and of the sums, Triton's precision, tile, depth, warps, stages."""
+
+    operand: torch.dtype
+    sums: torch.dtype
+    mode: str
+    tile: int
+    depth: int
+    warps: int
+    stages: int
+
+
+def row_plan(dtype: torch.dtype, rows: int, arch: int) -> Plan | None:
+    """The tile for explicit rows; None where float64 products do not compile."""
+    tile = min(64, max(16, triton.next_power_of_2(rows)))
+    if dtype == WIDE or arch in FAST_FLOAT64:
+        depth, warps = {16: (128, 4), 32: (64, 4), 64: (32 if rows <= 64 else 16, 8)}[tile]
+        return Plan(WIDE, WIDE, "ieee", tile, depth, warps, 3) if float64_dots(arch) else None
+    return Plan(torch.float32, torch.float32, "ieee", tile, 32, 8 if tile == 64 else 4, 3)
+
+
+def ghost_plan(dtype: torch.dtype, precision: str, arch: int) -> Plan | None:
+    """The tile for products of positions; None where float64 products do not compile."""
+    if dtype in (torch.float16, torch.bfloat16):
+        operand = torch.float32 if interpreted() else dtype  # the interpreter multiplies the bits of bfloat16
+        return Plan(operand, torch.float32, "ieee", 64, 64, 4, 3)
+    if dtype == torch.float32 and (precision != "highest" or arch not in FAST_FLOAT64):
+        mode = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[precision]
+        if arch in (90, 100):
+            return Plan(dtype, torch.float32, mode, 64, 32, 4, 2)
+        return Plan(dtype, torch.float32, mode, 64, 32 if mode == "tf32" else 16, 8, 2)
+    return Plan(WIDE, WIDE, "ieee", 64, 16, 8, 2) if float64_dots(arch) else None
