@@ -18,6 +18,7 @@ from mtu_fast.ops.gram_schmidt import effective_rank
 from mtu_fast.uses import Dense, Use
 
 PER = ("total", "layer", "tensor")
+SIDES = {RETAIN: "to retain", FORGET: "to forget", SUBSPACE: "kept for the subspace"}
 SMALL = 1 << 14  # parameters of a tensor: below, calls cost more than the work, and tensors are taken together
 
 
@@ -404,10 +405,14 @@ class Rows:
     def _check_finite(self, gram: Tensor) -> None:
         if gram.numel() and not bool(torch.isfinite(gram).all()):
             bad = (~torch.isfinite(gram.diagonal(dim1=-2, dim2=-1))).any(0).nonzero().flatten()
-            at = [(self.roles.tasks[self.roles.task[r]], int(self.roles.sample[r])) for r in bad[:8]]
+            at: dict[str, list[tuple[str, int]]] = {}
+            for r in bad[:8]:
+                sample = self.roles.tasks[self.roles.task[r]], int(self.roles.sample[r])
+                at.setdefault(SIDES[int(self.roles.kind[r])], []).append(sample)
             raise NotFiniteError(
-                f"rows: the gradient of (task, sample) {at} is not finite although its loss is (an overflow in half "
-                "precision, a square root at zero?); leave these rows out by `present`, or rescale the loss."
+                f"rows: the gradient of (task, sample) {', '.join(f'{side} {which}' for side, which in at.items())} is "
+                "not finite although its loss is (an overflow in half precision, a square root at zero?); leave these "
+                "rows out by `present`, or rescale the loss."
             )
 
 

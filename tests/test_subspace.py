@@ -88,7 +88,7 @@ def test_fills_then_takes_in_a_batch_now_and_then() -> None:
     for seed in range(9):
         full = subspace.keep(engine.rows(net.losses(batch(seed)), forget=PARTIAL))
         assert full == subspace.full
-        held.append([float(rows.roles.loss[0]) for rows in subspace._batches])
+        held.append([float(rows.roles.loss[0]) for rows in subspace.held.batches])
     first = [net.losses(batch(seed))["a"][0].item() for seed in range(9)]
     taken = [[0], [0, 1], [0, 1], [0, 1], [1, 4], [1, 4], [1, 4], [4, 7], [4, 7]]
     assert held == [[first[i] for i in which] for which in taken]
@@ -106,7 +106,7 @@ def test_keeps_the_target_tasks_or_those_named() -> None:
     for tasks, forget, expected in ((None, PARTIAL, ["a"]), (None, MASK, ["a", "b"]), (("b",), PARTIAL, ["b"])):
         subspace = mtu.Subspace(size=4, tasks=tasks)
         subspace.keep(engine.rows(net.losses(batch(0)), forget=forget))
-        (held,) = subspace._batches
+        (held,) = subspace.held.batches
         assert sorted(held.roles.tasks) == expected
 
 
@@ -154,9 +154,9 @@ def test_a_basis_is_orthonormal_and_spans_the_rows(options: dict[str, Any]) -> N
     subspace = mtu.Subspace(size=2 * N, basis=True, **options)
     for seed in range(2):
         subspace.keep(engine.rows(net.losses(batch(seed, torch.float32)), forget=PARTIAL))
-    assert subspace._basis is not None
-    Q = torch.cat([q.flatten(1) for q in subspace._basis.jacobian().values()], 1).double()
-    S = torch.cat([torch.cat([g.flatten(1) for g in rows.jacobian().values()], 1) for rows in subspace._batches])
+    assert subspace.held.basis is not None
+    Q = torch.cat([q.flatten(1) for q in subspace.held.basis.jacobian().values()], 1).double()
+    S = torch.cat([torch.cat([g.flatten(1) for g in rows.jacobian().values()], 1) for rows in subspace.held.batches])
     limit = 2e-2 if options.get("dtype") is torch.bfloat16 else 1e-6
     assert (Q @ Q.t() - torch.eye(len(Q), dtype=Q.dtype)).norm() <= limit
     values, vectors = torch.linalg.svd(S.double(), full_matrices=False)[1:]
@@ -301,6 +301,57 @@ def test_memory_counts_what_tasks_share_once() -> None:
     assert "of 8 rows" in repr(one)
 
 
+def broken(net: Net, seed: int) -> dict[str, Tensor]:
+    """Losses of which sample 2 of task a has an infinite gradient."""
+    losses = net.losses(batch(seed))
+    value = losses["a"].detach()
+    losses["a"] = (losses["a"] - value + (torch.arange(N) != 2)).sqrt()
+    return losses
+
+
+class Refuses(mtu.InterferenceAware):
+    def __call__(self, G: Tensor, roles: mtu.Roles) -> Tensor:
+        raise ArithmeticError("not today")
+
+
+@pytest.mark.parametrize("basis", [False, True], ids=["rows", "basis"])
+@pytest.mark.parametrize("filled", [0, 2])
+def test_a_step_that_fails_keeps_nothing(basis: bool, filled: int) -> None:
+    net, engine = build()
+    subspace, method = mtu.Subspace(size=2 * N, every=1, basis=basis), mtu.InterferenceAware(0.3)
+    for seed in range(filled):
+        engine.backward(net.losses(batch(seed)), method, forget=PARTIAL, subspace=subspace)
+    clear(list(net.parameters()))
+    held = subspace.held
+    for _attempt in range(2):
+        with pytest.raises(RuntimeError, match=r"\('a', 2\)\] is not finite"):
+            engine.backward(broken(net, 5), method, forget=PARTIAL, subspace=subspace)
+        with pytest.raises(ArithmeticError, match="not today"):
+            engine.backward(net.losses(batch(5)), Refuses(0.3), forget=PARTIAL, subspace=subspace)
+        with pytest.raises(RuntimeError, match=r"kept for the subspace \[\('a', 2\)\] is not finite"):
+            subspace.keep(engine.rows(broken(net, 5), forget=PARTIAL))
+        assert subspace.held is held and all(p.grad is None for p in net.parameters())
+    engine.backward(net.losses(batch(6)), method, forget=PARTIAL, subspace=subspace)
+    assert len(subspace) == N * min(filled + 1, 2)
+
+
+def test_the_size_is_that_of_the_first_step_that_succeeds() -> None:
+    net, engine = build()
+    subspace = mtu.Subspace()
+    with pytest.raises(RuntimeError, match="not finite"):
+        engine.backward(broken(net, 0), mtu.InterferenceAware(), forget=PARTIAL, subspace=subspace)
+    assert subspace.size is None and len(subspace) == 0
+
+
+def test_errors_tell_kept_rows_from_those_of_the_step() -> None:
+    net, engine = build()
+    rows = engine.rows(net.losses(batch(0)), forget=PARTIAL)
+    bad = engine.rows(broken(net, 1), forget=PARTIAL)
+    says = r"\(task, sample\) to forget \[\('a', 2\)\], kept for the subspace \[\('a', 2\)\] is not finite"
+    with pytest.raises(RuntimeError, match=says):
+        mtu.cat(rows, bad, bad.kept(("a",))).gram()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
@@ -309,6 +360,10 @@ def test_memory_counts_what_tasks_share_once() -> None:
         ({"every": None}, TypeError, "every is None"),
         ({"tasks": "seg"}, TypeError, "expected several names"),
         ({"energy": 0}, ValueError, "energy is 0"),
+        ({"energy": True, "basis": True}, TypeError, "energy is True"),
+        ({"energy": "1"}, TypeError, "energy is '1'"),
+        ({"basis": True, "dtype": float}, TypeError, "dtype is <class 'float'>, expected a real one"),
+        ({"basis": True, "dtype": torch.int32}, TypeError, "dtype is torch.int32"),
         ({"rank": 3}, ValueError, "basis=True"),
         ({"dtype": torch.bfloat16}, ValueError, "basis=True"),
     ],
