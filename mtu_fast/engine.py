@@ -17,7 +17,18 @@ from mtu_fast.methods import FORGET, RETAIN, Method, Roles
 from mtu_fast.nodes import densified
 from mtu_fast.plan import Plan, discover
 from mtu_fast.rowmap import uneven_weights
-from mtu_fast.rows import Block, Rows, Shared, Update, accumulate, check_finite, check_method, explicit, join_roles
+from mtu_fast.rows import (
+    Block,
+    NotFiniteError,
+    Rows,
+    Shared,
+    Update,
+    accumulate,
+    check_finite,
+    check_method,
+    explicit,
+    join_roles,
+)
 from mtu_fast.stream import Collector, StaleMap, notes, outlives, stream
 from mtu_fast.subspace import Subspace, check_subspace
 from mtu_fast.uses import Dense, Use
@@ -204,7 +215,10 @@ class Engine:
             uses = self._stream(graph, plan, kept, keep)
         except StaleMap:
             plan = discover(graph, DISCOVERY, plan)
-            uses = self._stream(graph, plan, kept, keep)
+            try:
+                uses = self._stream(graph, plan, kept, keep)
+            except StaleMap as error:  # a map of this very graph
+                raise _no_rows(error, list(losses)[error.task]) from error
         blocks = []
         for (task, loss), rows, of_task in zip(losses.items(), kept, uses, strict=True):
             roles = _roles(task, torch.arange(len(loss), device=loss.device), kind[task], loss, graph.dtype)
@@ -371,6 +385,21 @@ def _vjp(
     ]
     found = torch.autograd.grad(list(live.values()), parameters, outputs, retain_graph=keep, allow_unused=True)
     return {p: densified(g) for p, g in zip(parameters, found, strict=True) if g is not None}
+
+
+def _no_rows(stale: StaleMap, task: str) -> RuntimeError:
+    """Why the gradient of a task does not fit the row map that was made from its own graph."""
+    if not stale.finite:
+        return NotFiniteError(
+            f"rows: the gradient of task {task!r} is not finite at {stale.name} although its losses are (a square root "
+            "or norm at zero, zero times infinity?), so rows cannot be told apart there; .grad is untouched. Guard it "
+            "in the loss: (x.square().sum() + eps).sqrt(), say."
+        )
+    return RuntimeError(
+        f"rows: two passes through one graph gave task {task!r} different gradients at {stale.name}: rows reach places "
+        "they did not reach before; .grad is untouched. A hook or an autograd function whose backward draws random "
+        "numbers or keeps a state? per='task' needs one pass only."
+    )
 
 
 def _roles(task: str, sample: Tensor, kind: Tensor, loss: Tensor, dtype: torch.dtype) -> Roles:

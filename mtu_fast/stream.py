@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from mtu_fast.graph import Edge, Graph
@@ -21,7 +22,17 @@ Seed = Callable[[int], Iterable[tuple[Edge, Tensor]]]  # row -> gradients to pus
 
 
 class StaleMap(Exception):
-    """A cached row map does not fit this batch: rows reach positions they did not reach before."""
+    """A row map does not fit this pass: rows reach positions they did not reach before, or one is not finite.
+
+    Args:
+        task: which of the graph's losses.
+        name: of the node with the gradient that does not fit.
+        finite: whether that gradient is finite.
+    """
+
+    def __init__(self, task: int, name: str, finite: bool) -> None:
+        super().__init__(task, name, finite)
+        self.task, self.name, self.finite = task, name, finite
 
 
 class Collector:
@@ -79,7 +90,7 @@ def stream(graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> Non
     def reached(i: int, grads: Grads) -> None:
         for row_map, b in zip(maps[i], grads, strict=True):
             if b is not None and b.numel() and (row_map is None or not row_map.fits(b)):
-                raise StaleMap
+                raise StaleMap(task, graph.name(i), bool(torch.isfinite(b).all()))
         wait = recomputes(graph.nodes[i])
         for site in plan.sites[i]:
             use = None if wait or plan.is_local(site) else _use(graph, site, maps[i], grads)

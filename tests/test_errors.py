@@ -356,6 +356,49 @@ def test_the_row_that_is_not_finite_is_named(bench: Bench) -> None:
         rows.gram()
 
 
+@pytest.mark.parametrize("earlier", [0, 1])
+@pytest.mark.parametrize("which", ["bias", "weight"])
+def test_an_infinite_gradient_that_all_rows_share(earlier: int, which: str) -> None:
+    """Where it is taken no row can be told from another, in this pass or any other."""
+    bench = Bench()
+    parameter = next(p for name, p in bench.model.named_parameters() if name.endswith(which))
+
+    def losses(power: float) -> Losses:
+        found = bench.losses()
+        return {**found, "b": found["b"] * (1 + (parameter.sum() * 0).pow(power))}
+
+    for _call in range(earlier):
+        bench.engine.rows(losses(2.0))
+
+    def call(_: Losses) -> None:
+        bench.engine.backward(losses(0.5), mtu.OrthoGrad(), forget=MASK)
+
+    refused(bench, RuntimeError, r"the gradient of task 'b' is not finite at \w+ .*\.grad is untouched\. Guard", call)
+
+
+class Restless(torch.autograd.Function):
+    """Its backward hides the last row, but at the calls `shown`."""
+
+    calls, shown = 0, (5, 9)  # outside 1, row maps 2 to 4, uses 5; row maps 6 to 8, uses 9
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        Restless.calls += 1
+        hidden = -1 if Restless.calls in Restless.shown else N - 1
+        return grads[0] * (torch.arange(N) != hidden)
+
+
+def test_rows_that_move_between_two_passes(bench: Bench) -> None:
+    Restless.calls = 0
+    found = bench.losses()
+    with pytest.raises(RuntimeError, match="two passes through one graph gave task 'a' different gradients at Addmm"):
+        bench.engine.rows({"b": found["b"], "a": Restless.apply(found["a"])})
+
+
 def test_weights_that_are_not_finite(bench: Bench) -> None:
     rows = bench.engine.rows(bench.losses())
     with bench.untouched(), pytest.raises(RuntimeError, match=r"not finite; \.grad is untouched.*weights"):
