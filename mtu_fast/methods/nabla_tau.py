@@ -119,7 +119,7 @@ class NablaTau:
 
         Raises:
             RuntimeError: the hooks were not called before.
-            ValueError: a task has no τ.
+            ValueError: a task with forget rows has no τ.
         """
         if self.epochs is None or not self._tau:
             raise RuntimeError(
@@ -127,12 +127,16 @@ class NablaTau:
                 "method.prepare(forget=..., retain=..., forget_batches=..., retain_batches=...) once and "
                 "method.start_epoch(epoch, validation) before each pass over the forget batches."
             )
-        missing = [task for task in roles.tasks if task not in self._tau]
-        if missing:
-            raise ValueError(f"NablaTau: no τ for tasks {missing}; validation gave a loss for {list(self._tau)} only.")
         f = mean_weights(roles, FORGET)
+        missing = [i for i, task in enumerate(roles.tasks) if task not in self._tau]
+        if missing:  # a task that is only retained needs none
+            gone = roles.task[roles.kind == FORGET].unique().tolist()
+            lacking = [roles.tasks[i] for i in missing if i in gone]
+            if lacking:
+                known = list(self._tau)
+                raise ValueError(f"NablaTau: no τ for tasks {lacking}; validation gave a loss for {known} only.")
         # Filled on the device: a copy from the host would wait for it.
-        tau = torch.stack([f.new_full((), self._tau[task]) for task in roles.tasks])
+        tau = torch.stack([f.new_full((), self._tau.get(task, 0.0)) for task in roles.tasks])
         loss = torch.zeros_like(tau).index_add(0, roles.task, f * roles.loss)
         below = (tau - loss).clamp(min=0.0)[roles.task]
         return (1.0 - self._alpha) * mean_weights(roles, RETAIN) - 2.0 * self._alpha * below * f
