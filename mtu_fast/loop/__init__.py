@@ -44,6 +44,7 @@ def unlearn(
     clip: float | None = None,
     checkpoint: str | Path | None = None,
     subspace: Subspace | None = None,
+    generators: Iterable[torch.Generator] = (),
     progress: bool = True,
 ) -> History:
     """θ ← θ - lr · Jᵀ w, w = method(J Jᵀ) on a retain and a forget batch, until the forget scores are held-out ones.
@@ -60,20 +61,24 @@ def unlearn(
     the methods want. Evaluations are made in evaluation mode, draw no random numbers and leave all modes as they were.
     The shorter loader starts again, with a fresh iterator. An interrupted run that has a `checkpoint` goes on from its
     last evaluation when `unlearn` is called again with the same arguments, to the same parameters bit for bit (where
-    the device is deterministic); longer limits continue a run that is over.
+    the device is deterministic); longer limits continue a run that is over. Whatever is raised on the way, by a user's
+    function or by Ctrl-C too, leaves model, optimizer, scheduler, method, subspace and generators as they were at the
+    last evaluation within all bounds, and no gradients.
 
     Args:
         model: unlearned in place.
         optimizer: of its parameters. Momentum, weight decay and adaptive steps act after the direction.
         forget: batches of anything, the data to forget; a DataLoader or a list, not an iterator.
-        retain: the data to keep; no sample of `forget` may be in it.
+        retain: the data to keep; no sample of `forget` may be in it, which is an error where it can be told: of
+            DataLoaders over one dataset, and of lists of batches of the same memory.
         losses: `losses(model, batch)` gives unreduced losses, [N] or {task: [N]}, or the pair (losses, {task: [N]
             bool}) where some samples have no label for a task. Moving the batch to a device is its business.
         method: a method, `mtu.OrthoGrad(0.7)` say.
         targets: the tasks to forget from; None for all (full-task). With fewer (partial-task) the other tasks of the
             forget samples are retained.
         params: the shared parameters the method works on; all by default.
-        validation: data never seen, for the level at which to stop, and for ∇τ.
+        validation: data never seen, for the level at which to stop, and for ∇τ; no sample of `forget` or `retain` may
+            be in it.
         score: `score(model, loader)` gives {task: score}, higher better; by default minus the mean loss.
         forget_losses: the losses that steps take of forget batches, where they differ: those of `mtu.RandomLabels`.
         monitor: the retained data that evaluations look at; all of `retain` by default, which may take long.
@@ -86,6 +91,9 @@ def unlearn(
         checkpoint: a file, written at every evaluation and found again by the next call.
         subspace: rows kept across steps, for a method that moves in their span (`mtu.InterferenceAware`), which gets
             a `mtu.Subspace()` by default. It holds explicit rows, K gradients, from the first checkpoint on.
+        generators: those that `losses`, `forget_losses`, `score` or the data draw from, beside the default ones and
+            those of loaders and method: `mtu.random_labels` takes one. They are stored and put back with the rest; a
+            resumed run differs from an uninterrupted one where one is missing here.
         progress: a progress bar, if tqdm is installed.
 
     Returns:
@@ -95,19 +103,26 @@ def unlearn(
         TypeError: an argument of the wrong kind.
         ValueError: an argument that makes no sense: unknown tasks, overlapping data, empty loaders, reduced losses, no
             end, a checkpoint of another run.
-        DivergedError: a RuntimeError; a loss or gradient was not finite. The model is that of the last evaluation.
+        FileNotFoundError: the folder of `checkpoint` does not exist.
+        DivergedError: a RuntimeError; a loss or gradient was not finite.
     """
     shared = None if params is None else list(params)
     if subspace is None and getattr(method, "needs_subspace", False):
         subspace = Subspace()
     settings = Settings(
         model, optimizer, forget, retain, losses, method, targets, shared, validation, score, forget_losses, monitor,
-        max_steps, epochs, every, max_drift, scheduler, clip, checkpoint, subspace,
+        max_steps, epochs, every, max_drift, scheduler, clip, checkpoint, subspace, _all(generators),
     )  # fmt: skip
     run = Run(settings)
-    with Progress(run, progress) as bar:
+    with run.undoing(), Progress(run, progress) as bar:
         while not run.history.reason:
             run.advance()
             bar.update()
     clear_gradients(settings)
     return run.history
+
+
+def _all(generators: Iterable[torch.Generator]) -> tuple[torch.Generator, ...]:
+    if isinstance(generators, torch.Generator):
+        raise TypeError("generators: found one torch.Generator, expected several, (generator,) for this one.")
+    return tuple(generators)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 PLAIN = (str, bytes, int, float, bool, torch.dtype, torch.device, type(None))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtu_fast.checks import labelled
 from mtu_fast.loop.randomness import preserved
-from mtu_fast.loop.stream import generators
+from mtu_fast.loop.stream import generators as drawn_by
 
 LossFunction = Callable[[nn.Module, Any], Any]
 ScoreFunction = Callable[[nn.Module, Iterable[Any]], Mapping[str, float]]
@@ -51,9 +51,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def measure(
-    name: str, model: nn.Module, loader: Iterable[Any], losses: LossFunction, score: ScoreFunction | None
-) -> Measured:
+    name: str, model: nn.Module, loader: Iterable[Any], losses: LossFunction, score: ScoreFunction | None,
+    generators: Iterable[torch.Generator] = (),
+) -> Measured:  # fmt: skip
     """Mean loss and score per task of a model on a loader; no random generator notices.
+
+    Args:
+        name: what errors call the loader.
+        model: measured in evaluation mode.
+        loader: of batches.
+        losses: see `unlearn`.
+        score: see `unlearn`.
+        generators: those that the functions or the data draw from, beside the loader's and the default ones.
+
+    Returns:
+        What was measured.
 
     Raises:
         ValueError: the loader gives no batch.
@@ -61,7 +73,7 @@ def measure(
     total: dict[str, Tensor] = {}
     count: dict[str, Tensor] = {}
     samples = batches = 0
-    with preserved(generators(loader)), evaluating(model):
+    with preserved([*drawn_by(loader), *generators]), evaluating(model):
         for batch in loader:
             named, present = labelled(losses(model, batch))
             for task, loss in named.items():

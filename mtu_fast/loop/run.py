@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,13 @@ from mtu_fast.loop import checkpoint
 from mtu_fast.loop.evaluate import LossFunction
 from mtu_fast.loop.gradients import Side, add_gradients
 from mtu_fast.loop.history import History
-from mtu_fast.loop.overlap import check_data
+from mtu_fast.loop.overlap import check_data, check_share
 from mtu_fast.loop.randomness import capture, restore
 from mtu_fast.loop.schedule import Scheduled
 from mtu_fast.loop.settings import Settings
-from mtu_fast.loop.state import clear_gradients, put_back, take
+from mtu_fast.loop.state import clear_gradients, mark, put_back, take
 from mtu_fast.loop.stream import END, Stream, generators
-from mtu_fast.loop.watch import Look, Watch, unbounded
+from mtu_fast.loop.watch import Look, Watch, known, unbounded
 from mtu_fast.rows import NotFiniteError
 
 FINAL = ("level", "drift")  # reasons that hold whatever limits a later call sets
@@ -42,12 +44,12 @@ class Run:
         settings: what was asked for.
         history: what happened; its `reason` is set when the run is over.
         step: optimizer steps made.
-        good: the state of model, optimizer, scheduler and method at the last evaluation within all bounds.
+        good: the state of all that steps change at the last evaluation within all bounds.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.watch = settings, Watch(settings)
-        check_data(settings.forget, settings.retain)
+        check_data(settings.forget, settings.retain, settings.validation)
         self.engine = Engine(settings.model, settings.params)
         self.schedule = settings.method if isinstance(settings.method, Scheduled) else None
         self.forget, self.retain = Stream("forget", settings.forget), Stream("retain", settings.retain)
@@ -58,11 +60,21 @@ class Run:
         else:
             self._begin()
 
+    @contextmanager
+    def undoing(self) -> Iterator[None]:
+        """Whatever is raised inside leaves no trace of the steps since the last evaluation within all bounds."""
+        try:
+            yield
+        except BaseException:
+            put_back(self.settings, self.good)
+            clear_gradients(self.settings)
+            raise
+
     def advance(self) -> None:
         """One step, and an evaluation where one is due; sets `history.reason` at the end.
 
         Raises:
-            DivergedError: something is not finite; model and optimizer are those of the last evaluation.
+            DivergedError: something is not finite.
         """
         start = time.perf_counter()
         batches = self._batches()
@@ -117,10 +129,13 @@ class Run:
     def _forward(self, side: str, losses: LossFunction, batch: Any) -> Side:
         named, present = labelled(losses(self.settings.model, batch))
         for task, loss in named.items():
-            bad = ~torch.isfinite(loss.detach()) & present[task]
-            if bool(bad.any()):
-                at = bad.nonzero().flatten()[:8].tolist()
+            bad = ~torch.isfinite(loss.detach())
+            if not bool(bad.any()):
+                continue
+            at = (bad & present[task]).nonzero().flatten()[:8].tolist()
+            if at:
                 raise NotFiniteError(f"the loss of task {task!r} is not finite for samples {at} of the {side} batch.")
+            named[task] = loss.masked_fill(bad, 0.0)  # without a label it gives no row
         return named, present
 
     # ---- between steps ----------------------------------------------------------------------------------------------
@@ -139,30 +154,37 @@ class Run:
         if history.reason == "drift":
             put_back(self.settings, self.good)
         else:
-            history.step, self.good = self.step, take(self.settings, strict=False)
-        if self.settings.checkpoint is not None:
-            self._save(self.settings.checkpoint)
+            history.step = self.step
+        path = self.settings.checkpoint
+        state = None if path is None else self._state()  # holds a subspace explicitly, and `good` is to hold no other
+        self.good = mark(self.settings)
+        if path is not None and state is not None:
+            checkpoint.save(path, state)
 
     def _diverged(self, what: str) -> DivergedError:
-        put_back(self.settings, self.good)
-        clear_gradients(self.settings)
         self.history.reason = "not finite"
+        path = self.settings.checkpoint
+        fresh = "" if path is None else f" Other settings need a new checkpoint path: {path} is of these."
         return DivergedError(
             f"unlearn: {what} Model and optimizer are again as they were after step {self.history.step}, the last "
             "evaluation. Ways out: a smaller learning rate, clip=1.0, a larger share of retain (alpha), max_drift to "
-            "stop before, or a loss guarded against overflow and the logarithm or root of zero.", self.history,
-        )  # fmt: skip
+            f"stop before, or a loss guarded against overflow and the logarithm or root of zero.{fresh}",
+            self.history,
+        )
 
     # ---- beginning, and beginning again -----------------------------------------------------------------------------
 
     def _begin(self) -> None:
         look = self.watch.look()
         self.history = self.watch.begin(look)
+        sizes = self.watch.sizes(look)
+        check_share(look[0].samples, sizes["retain"])
         if self.schedule is not None:
-            self.schedule.prepare(**self.watch.sizes(look))
+            self.schedule.prepare(**known(sizes))
         self._evaluate("", look)
 
-    def _save(self, path: str | Path) -> None:
+    def _state(self) -> dict[str, Any]:
+        """All that a checkpoint holds."""
         state = take(self.settings, strict=True) | {
             "settings": self.settings.describe(), "history": self.history.to_dict(),
             "step": self.step, "seconds": self.seconds, "random": capture(self._generators()),
@@ -170,23 +192,24 @@ class Run:
         }  # fmt: skip
         if self.settings.subspace is not None:
             state["subspace"] = self.settings.subspace.state_dict()
-        checkpoint.save(path, state)
+        return state
 
     def _resume(self, path: str | Path) -> None:
         state = checkpoint.load(path, self.settings.describe())
         self.history = History.from_dict(state["history"])
         self.step, self.seconds = state["step"], state["seconds"]
         put_back(self.settings, state)
-        self.good = take(self.settings, strict=False)
         self.forget.load_state_dict(state["forget_place"])
         self.retain.load_state_dict(state["retain_place"])
         if self.settings.subspace is not None:
             self.settings.subspace.load_state_dict(state["subspace"], self.engine.kept)
         restore(state["random"], self._generators())
+        self.good = mark(self.settings)
         if self.history.reason not in FINAL:
             over = self.settings.max_steps is not None and self.step >= self.settings.max_steps
             self.history.reason = "max_steps" if over else ""
 
     def _generators(self) -> list[torch.Generator]:
-        found = [*generators(self.settings.forget), *generators(self.settings.retain)]
+        s = self.settings
+        found = [*generators(s.forget), *generators(s.retain), *s.generators]  # replaying a pass may draw from any
         return list({id(generator): generator for generator in found}.values())

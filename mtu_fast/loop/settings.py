@@ -46,6 +46,7 @@ class Settings:
     clip: float | None
     checkpoint: str | Path | None
     subspace: Subspace | None
+    generators: tuple[torch.Generator, ...]
 
     def __post_init__(self) -> None:
         check_method(self.method)
@@ -59,14 +60,18 @@ class Settings:
         self._check_bounds()
         self._check_end()
         self._check_parameters()
+        self._check_generators()
+        self._check_folder()
 
     def _check_bounds(self) -> None:
-        bounds: dict[str, float | None] = {"clip": self.clip}
+        bounds: dict[str, Any] = {"clip": self.clip}
         if isinstance(self.max_drift, Mapping):
             bounds |= {f"max_drift[{task!r}]": bound for task, bound in self.max_drift.items()}
         else:
             bounds["max_drift"] = self.max_drift
         for name, bound in bounds.items():
+            if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int | float)):
+                raise TypeError(f"{name}: found {bound!r}, expected a positive number, or None for no bound.")
             if bound is not None and not (math.isfinite(bound) and bound > 0):
                 raise ValueError(f"{name}: found {bound}, expected a positive number, or None for no bound.")
 
@@ -85,6 +90,21 @@ class Settings:
         mine = {id(p) for p in self.model.parameters()}
         if not any(id(p) in mine for group in self.optimizer.param_groups for p in group["params"]):
             raise ValueError("optimizer: none of its parameters is the model's; build it from model.parameters().")
+
+    def _check_generators(self) -> None:
+        for draw in self.generators:
+            if not isinstance(draw, torch.Generator):
+                raise TypeError(f"generators: found {type(draw).__name__}, expected several torch.Generator.")
+
+    def _check_folder(self) -> None:
+        if self.checkpoint is None:
+            return
+        folder = Path(self.checkpoint).parent
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"checkpoint: there is no folder {folder} for {Path(self.checkpoint).name}; make it first, "
+                f"Path({str(folder)!r}).mkdir(parents=True)."
+            )
 
     def describe(self) -> dict[str, Any]:
         """What tells this run from others, as text and numbers; limits of its length are no part of it."""
@@ -105,6 +125,7 @@ class Settings:
             "every": self.every,
             "max_drift": bound,
             "clip": self.clip,
+            "generators": len(self.generators),
             "subspace": None if self.subspace is None else self.subspace.options,
             "batches": {name: _length(getattr(self, name)) for name in ("forget", "retain")},
         }

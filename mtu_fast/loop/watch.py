@@ -31,7 +31,8 @@ class Watch:
         return self._on("validation", () if held_out is None else held_out)
 
     def _on(self, name: str, loader: Iterable[Any]) -> Measured:
-        return measure(name, self.settings.model, loader, self.settings.losses, self.settings.score)
+        s = self.settings
+        return measure(name, s.model, loader, s.losses, s.score, s.generators)
 
     def begin(self, look: Look) -> History:
         """An empty history, with targets and held-out level.
@@ -59,8 +60,8 @@ class Watch:
             level = {task: held_out.score[task] for task in targets}
         return History(tasks, targets, level)
 
-    def sizes(self, look: Look) -> dict[str, int]:
-        """Samples and batches of both sides, as `Scheduled.prepare` wants them."""
+    def sizes(self, look: Look) -> dict[str, int | None]:
+        """Samples and batches of both sides; None where a loader that was not read does not know."""
         forget, retain = look
         s = self.settings
         return {
@@ -122,11 +123,23 @@ def _finite_scores(name: str, found: Measured, targets: Sequence[str]) -> None:
         )
 
 
-def _size(loader: Any, of: Callable[[Any], Any]) -> int:
-    try:
-        return len(of(loader))
-    except (TypeError, AttributeError) as error:
+def known(sizes: Mapping[str, int | None]) -> dict[str, int]:
+    """The sizes as `Scheduled.prepare` wants them.
+
+    Raises:
+        ValueError: one is not known.
+    """
+    found = {name: size for name, size in sizes.items() if size is not None}
+    if len(found) < len(sizes):
         raise ValueError(
             "retain: the schedule of the method needs the number of samples and batches, and this loader does not know "
             "them; pass a DataLoader with a length, or leave monitor out."
-        ) from error
+        )
+    return found
+
+
+def _size(loader: Any, of: Callable[[Any], Any]) -> int | None:
+    try:
+        return len(of(loader))
+    except (TypeError, AttributeError):
+        return None

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.data import DataLoader, RandomSampler, Subset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import WeightedRandomSampler as Weighted
 
 import mtu_fast as mtu
 from mtu_fast.loop.evaluate import measure
@@ -60,6 +61,16 @@ def nan_losses(model: Any, batch: Any) -> Any:
         ({"max_steps": 0}, ValueError, "max_steps: found 0, expected at least 1"),
         ({"every": 2.5}, TypeError, r"every: found 2.5, expected a whole number"),
         ({"every": None}, TypeError, "every: found None"),
+        ({"clip": "1"}, TypeError, "clip: found '1', expected a positive number"),
+        ({"max_drift": "1"}, TypeError, "max_drift: found '1', expected a positive number"),
+        ({"max_drift": {"a": True}}, TypeError, r"max_drift\['a'\]: found True"),
+        ({"generators": torch.Generator()}, TypeError, r"generators: found one torch.Generator, .*\(generator,\)"),
+        ({"generators": [3]}, TypeError, "generators: found int"),
+        (
+            {"checkpoint": "no/such/folder/run.pt"},
+            FileNotFoundError,
+            r"checkpoint: there is no folder no/such/folder for run.pt; make it first, Path\(.*mkdir",
+        ),
         ({"clip": -1.0}, ValueError, r"clip: found -1.0, expected a positive number"),
         ({"max_drift": {"a": float("nan")}}, ValueError, r"max_drift\['a'\]: found nan, expected a positive number"),
         ({"max_drift": {"seg": 1.0}}, ValueError, r"max_drift: found unknown tasks \['seg'\], .*\['a', 'b'\]"),
@@ -124,6 +135,10 @@ def test_different_tasks_on_the_two_sides() -> None:
         (loader(data(), range(8), 3), loader(data(), range(6, 24))),  # equal values, but two datasets
         (loader(w := data(), range(6)), loader(w, range(6, 24))),
         (held_out(), [1, 2, 3]),
+        ([None, "x", 3], [3, "x", None]),  # equal ones may be one object
+        ([(torch.ones(2), same := torch.zeros(2))], [(torch.ones(2), same)]),  # a tensor of equal labels
+        ([torch.zeros(2, 0)], [torch.zeros(2, 0)]),
+        (list(sides()["forget"]), list(sides()["retain"])),
     ],
 )
 def test_nothing_is_said_of_what_does_not_overlap(forget: Any, retain: Any) -> None:
@@ -146,10 +161,52 @@ def overlapping(w: TensorDataset) -> list[tuple[Any, Any]]:
 def test_samples_in_both_are_counted(case: int) -> None:
     forget, retain = overlapping(data())[case]
     given = 2 if case == 3 else 8
-    message = rf"2 samples are in both \({given} to forget, 18 to retain; dataset indices \[6, 7\]\)"
+    message = rf"2 samples are in both \({given} in forget, 18 in retain; dataset indices \[6, 7\]\)"
     with pytest.raises(ValueError, match=message):
         check_data(forget, retain)
     refused(ValueError, message, forget=forget, retain=retain)
+
+
+PAIRS = [("forget", "retain"), ("forget", "validation"), ("retain", "validation")]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize("way", ["dataset", "weighted", "views", "objects"])
+def test_two_sets_that_share_samples_are_refused(way: str, pair: tuple[str, str]) -> None:
+    """Validation too: its level, or that of ∇τ, is one of data never seen."""
+    whole = data()
+    x, y = whole.tensors
+    weight = (torch.arange(24) >= 4).double()
+    rows = {name: {"x": x[i : i + 6], "y": y[i : i + 6]} for name, i in zip(pair, (0, 4), strict=True)}
+    ragged = [[torch.zeros(2), torch.zeros(3)], [torch.zeros(1), torch.zeros(2)]]
+    one, other, says = {
+        "dataset": (loader(whole, range(6)), loader(whole, range(4, 24)), r"indices \[4, 5\]"),
+        "weighted": (
+            loader(whole, range(6)), DataLoader(whole, 4, sampler=Weighted(weight, 9)), r"indices \[4, 5\]",
+        ),
+        "views": ([rows[pair[0]]], [rows[pair[1]]], "place in memory"),
+        "objects": (ragged, ragged, "place in memory"),
+    }[way]  # fmt: skip
+    sets: dict[str, Any] = {"forget": held_out(), "retain": held_out(), **dict(zip(pair, (one, other), strict=True))}
+    with pytest.raises(ValueError, match=rf"{pair[0]} and {pair[1]}: 2 samples .*are in both \(.*{says}"):
+        check_data(**sets)
+    refused(ValueError, f"{pair[0]} and {pair[1]}: 2 samples", **sets)
+
+
+@pytest.mark.parametrize("monitored", [False, True])
+def test_more_than_half_in_lists_warns(monitored: bool) -> None:
+    """By the samples that were seen; nothing is said where nobody knows how many there are."""
+    given, model = sides(forget=13), net()
+    forget, retain = list(given["forget"]), list(given["retain"])
+    more = {"monitor": held_out()} if monitored else {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mtu.unlearn(
+            model, sgd(model), forget=forget, retain=retain, losses=losses, method=mtu.GradDiff(), max_steps=1,
+            progress=False, **more,
+        )  # fmt: skip
+    said = [str(w.message) for w in caught]
+    assert (said == []) if monitored else ("13 of 24 samples are to be forgotten" in said[0] and len(said) == 1)
 
 
 def test_more_than_half_to_forget_warns() -> None:

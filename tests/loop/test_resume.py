@@ -123,6 +123,27 @@ def test_methods_with_a_state_are_resumed(method: Callable[[], Any], tmp_path: P
     assert torch.equal(parameters(second.model), parameters(whole.model))
 
 
+def test_generators_of_the_users_functions_are_resumed(tmp_path: Path) -> None:
+    """Evaluations leave them alone, too."""
+    def scene(path: Path | None) -> Scene:
+        labels, noise = (torch.Generator().manual_seed(seed) for seed in (5, 6))
+        made = Scene(lambda: mtu.RandomLabels(0.5), path, generators=[labels, noise])
+        made.arguments["forget_losses"] = lambda model, batch: losses(
+            model, (batch[0] + 0.1 * torch.randn((), generator=noise), mtu.random_labels(batch[1], 3, labels))
+        )
+        return made
+
+    whole, path = scene(None), tmp_path / "run.pt"
+    whole.run(every=2)
+    with pytest.raises(Interrupted):
+        scene(path).run(5, every=2)  # in step 10: steps draw the losses of forget batches elsewhere
+    second = scene(path)
+    second.run(every=2)
+    assert torch.equal(parameters(second.model), parameters(whole.model))
+    with pytest.raises(ValueError, match="generators was 2, is 0"):
+        scene(path).run(generators=(), every=2)
+
+
 def test_resumed_in_the_same_process(tmp_path: Path) -> None:
     """The very objects of the interrupted run, half a step further on, are put back first."""
     whole = Scene(mtu.OrthoGrad, None)
