@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mtu_fast.methods import FORGET, RETAIN, Method
 from mtu_fast.methods.base import dependence_tolerance
-from mtu_fast.methods.interference import basis_weights
+from mtu_fast.methods.interference import STALE, basis_weights
+from mtu_fast.ops.gram import row_gram
 from mtu_fast.ops.gram_schmidt import orthonormalize
 from mtu_fast.ops.project import project
 from mtu_fast.rows import Rows, Update, cat
@@ -230,11 +231,12 @@ def orthonormal(batches: Sequence[Rows], rank: int | None, energy: float, dtype:
         K rows.
     """
     rows = cat(*batches)
-    W, dimension = basis_weights(rows.gram(), dependence_tolerance(rows.roles.dtype), energy, rank)
-    order = W.square().sum(0).argsort(descending=True)[: int(dimension)]  # columns that are not zero
     J = rows.jacobian()
+    G = torch.stack([row_gram([part.flatten(1)]) for part in J.values()]).sum(0)
+    W, dimension = basis_weights(G, dependence_tolerance(rows.roles.dtype), energy, rank)
+    order = W.square().sum(0).argsort(descending=True)[: int(dimension)]  # columns that are not zero
     vectors = [torch.tensordot(W.T[order].to(part.dtype), part, 1) for part in J.values()]
-    Q, _ = orthonormalize(vectors)  # what that rounded
+    Q, _ = orthonormalize(vectors, STALE)  # what that rounded: one round, since they are nearly orthonormal
     basis = {p: q if dtype is None else q.to(dtype) for p, q in zip(J, Q, strict=True)}
     named = {name: basis[p] for name, p in rows.parameters.items() if p in basis}
     return rows.replaced(named, rows.roles.tasks[0], rows.roles.dtype)
