@@ -72,7 +72,10 @@ def cuda_part() -> Cuda:
     nvcc = shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
     if nvcc is None:
         return Cuda(absent="nvcc was not found in CUDA_HOME or PATH")
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout
+    try:
+        listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout
+    except OSError as error:  # not a program of this machine
+        return Cuda(absent=f"{nvcc} does not run: {error.strerror}")
     known = re.findall(r"^compute_(\d+)$", listed, re.MULTILINE)
     served = tuple(sm for sm in ARCHITECTURES if sm in known)
     if not served:

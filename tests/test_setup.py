@@ -89,6 +89,13 @@ def test_an_nvcc_that_knows_none_is_left_out(
     assert script.cuda_part() == script.Cuda(absent=f"{program} --list-gpu-arch {why}")
 
 
+def test_an_nvcc_of_another_machine_is_left_out(script: ModuleType, cuda_torch: Path) -> None:
+    program = nvcc(cuda_torch, NEW)
+    program.write_bytes(b"\x7fELF of another machine")
+    found = script.cuda_part()
+    assert not found.nvcc and found.absent == f"{program} does not run: Exec format error"
+
+
 def test_no_nvcc_and_no_cuda_torch(script: ModuleType, cuda_torch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(cuda_torch))
     assert script.cuda_part() == script.Cuda(absent="nvcc was not found in CUDA_HOME or PATH")

@@ -84,6 +84,16 @@ class Op(Generic[P, T]):
         """Whether the dispatcher holds a kernel of ours for `device` (`"CPU"` or `"CUDA"`)."""
         return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{self.name}", device))
 
+    def why_no_kernel(self, device: str) -> str:
+        """Why the reference serves `device`; "" where a kernel does."""
+        if device == "CUDA" and not torch.cuda.is_available():
+            return "no CUDA device, or torch is built without CUDA"
+        if device == "CUDA" and self.triton_file:
+            return why_no_triton()
+        if self.has_kernel(device):
+            return ""
+        return MISSING or f"this version has no {device} kernel for {self.name}"
+
 
 @dataclass(frozen=True)
 class Implementation:
@@ -122,20 +132,9 @@ def implementations() -> list[Implementation]:
 
 
 def _implementation(op: Op[..., Any], device: str) -> Implementation:
-    why = _why_no_kernel(op, device)
+    why = op.why_no_kernel(device)
     kernel = "Triton" if device == "CUDA" and op.triton_file else "mtu_fast._C"
     return Implementation(op.name, device, "reference (plain torch)" if why else f"kernel ({kernel})", why)
-
-
-def _why_no_kernel(op: Op[..., Any], device: str) -> str:
-    """Why the reference serves `device`; "" where a kernel does."""
-    if device == "CUDA" and not torch.cuda.is_available():
-        return "no CUDA device, or torch is built without CUDA"
-    if device == "CUDA" and op.triton_file:
-        return why_no_triton()
-    if op.has_kernel(device):
-        return ""
-    return MISSING or f"this version has no {device} kernel for {op.name}"
 
 
 @cache

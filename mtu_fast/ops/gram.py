@@ -46,10 +46,10 @@ BUFFER = 1 << 22  # elements of explicit rows formed at a time: 16 MiB, below wh
 
 
 def costs(device: torch.device) -> Costs:
-    """The costs of the kernels that serve `device`."""
-    if device.type == "cpu" and not outer_ghost.has_kernel("CPU"):
+    """The costs of what serves `device`."""
+    if outer_ghost.why_no_kernel(device.type.upper()):
         return COSTS["plain torch"]
-    return COSTS.get(device.type, COSTS["plain torch"])
+    return COSTS[device.type]
 
 
 # ---- explicit rows --------------------------------------------------------------------------------------------------

@@ -283,6 +283,15 @@ def test_conv_route_prefers_what_is_cheaper() -> None:
     assert op.conv_route(*conv_blocks(h, large, torch.float32), h) == "direct"
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "meta"])
+def test_without_a_kernel_plain_torch_is_charged(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op.outer_ghost, "why_no_kernel", lambda device: "none was built")
+    assert op.costs(torch.device(device)) == COSTS["plain torch"]
+    monkeypatch.setattr(op.outer_ghost, "why_no_kernel", lambda device: "")
+    if device in COSTS:
+        assert op.costs(torch.device(device)) == COSTS[device]
+
+
 def test_on_a_gpu_patches_are_charged_for_each_tap(monkeypatch: pytest.MonkeyPatch) -> None:
     """6272 positions: products of 49-tap patches cost 25 times those of one tap, and more than the rows."""
     monkeypatch.setattr(op, "costs", lambda device: COSTS["cuda"])
