@@ -27,7 +27,7 @@ from tests.ops.test_gram_schmidt_cuda import assert_orthonormal_as_well, assert_
 ROOT = Path(__file__).parents[2]
 HOST = ROOT / "tests" / "host"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]  # as Element counts them
-COMPILE = ["g++", "-std=c++17", "-O1", "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-Wall", "-fvisibility=hidden"]
+COMPILE = ["g++", "-std=c++17", "-O3", "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-Wall", "-fvisibility=hidden"]
 TOL = TOLERANCE[torch.float64]
 CLONES = {"Any": [], "Avx2": ["-mfma"], "Avx512": ["-mfma"]}  # what gram_schmidt.cpp chooses from by its own means
 
