@@ -165,9 +165,25 @@ def _lasts(graph: Graph, maps: Maps) -> bool:
     They do where every row reaches every node, in sample-major or -minor order, and rows never meet in a sum to be
     kept apart by zeros in the data alone (packed samples and a mask, a mixing weight that happens to be zero).
     """
-    if any(m is not None and not m.regular for found in maps.values() for m in found):
-        return False
+    for i, found in maps.items():
+        if any(m is not None and not (m.regular or _picks(graph, maps, i, m)) for m in found):
+            return False
     return not any(_meets(graph, maps, i, m) for i, (m, *_) in maps.items() if m is not None and m.count > 1)
+
+
+def _picks(graph: Graph, maps: Maps, i: int, row_map: RowMap | None) -> bool:
+    """Whether the node is a softmax of which a loss picks one class a sample, or a view of its result.
+
+    Classes then tell the rows apart too where all labels differ. The softmax keeps its shape, so what is below it says
+    which dimension is meant; a view moves no rows.
+    """
+    if row_map is None or not row_map.ordered:
+        return False
+    onward = [e for e in graph.next[i] if e is not None]
+    below = [(e[0], maps[e[0]][e[1]] if e[0] in maps else None) for e in onward]
+    if stem(graph.nodes[i]) == "LogSoftmax":
+        return all(m is not None and m.regular and m.dim == row_map.dim for _, m in below)
+    return graph.name(i) in ISOMETRIES and all(_picks(graph, maps, node, m) for node, m in below)
 
 
 def _meets(graph: Graph, maps: Maps, i: int, row_map: RowMap) -> bool:

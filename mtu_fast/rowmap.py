@@ -29,6 +29,7 @@ class RowMap:
             rows follow no such order.
         gaps: True where some positions had no gradient when the map was made.
         ambiguous: True where another dimension would tell the rows apart as well, in this batch.
+        rival: True where it would do so in an order of its own.
     """
 
     ids: Tensor
@@ -37,6 +38,7 @@ class RowMap:
     inner: int
     gaps: bool
     ambiguous: bool = False
+    rival: bool = False
 
     @staticmethod
     def along(ids: Tensor, dim: int, count: int) -> RowMap:
@@ -56,11 +58,16 @@ class RowMap:
         return RowMap(ids, count, None, 0, bool((ids < 0).any()))
 
     @property
-    def regular(self) -> bool:
+    def ordered(self) -> bool:
         """Whether the rows follow one order, and every row has a gradient somewhere."""
-        if not self.inner or self.ambiguous:
+        if not self.inner or self.rival:
             return False
         return not self.gaps or len(self.ids[self.ids >= 0].unique()) == self.count
+
+    @property
+    def regular(self) -> bool:
+        """Whether the rows are ordered, and no other dimension tells them apart."""
+        return self.ordered and not self.ambiguous
 
     def agrees(self, b: Tensor, weighted: Tensor, weights: Tensor) -> bool:
         """Whether the gradient under other row weights `[N]` is what this map says, to rounding."""
@@ -138,8 +145,9 @@ def infer(b: Tensor, scaled: Sequence[Tensor], base: int, count: int) -> RowMap 
         if ids is not None:
             found.append(RowMap.along(ids, dim, count))
     if found:
-        first = next((m for m in found if m.inner), found[0])
-        return replace(first, ambiguous=len(found) > 1 and count > 1)
+        ordered = [m for m in found if m.inner]
+        first = (ordered or found)[0]
+        return replace(first, ambiguous=len(found) > 1 and count > 1, rival=len(ordered) > 1 and count > 1)
     elements = (shape.numel(), b.numel() // max(1, shape.numel()))
     ids = _ids(b.reshape(elements), [s.reshape(elements) for s in scaled], base, count)
     return None if ids is None else RowMap.elementwise(ids.view(shape).clamp(min=NO_ROW), count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -160,6 +161,40 @@ def test_ignored_labels_that_change_every_step(layout: str) -> None:
             yield F.cross_entropy(y.transpose(1, 2), labels, ignore_index=-1, reduction="none").sum(1)
 
     steps(net, losses())
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_labels_that_all_differ_keep_the_plan(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of a picked class is one number a sample: of 100 classes, no two samples have the same."""
+    net, found = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 100)).double(), discoveries(monkeypatch)
+    shape = (N,) if dim == 1 else (N, S)
+
+    def losses() -> Iterator[Tensor]:
+        for seed in range(4):
+            generator = torch.Generator().manual_seed(seed)
+            labels = torch.randperm(100, generator=generator)[: math.prod(shape)].view(shape)
+            logits = net(double(*shape, 3))
+            loss = F.cross_entropy(logits if dim == 1 else logits.mT, labels, reduction="none")
+            yield loss if dim == 1 else loss.sum(1)
+
+    steps(net, losses())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("C", [2, 4])
+def test_picked_classes_in_the_samples_own_order(C: int) -> None:
+    """Class i of sample i, with the samples first or last, and a softmax or none; later batches tell."""
+    for samples_last in (False, True):
+        for softmax in (False, True):
+            net = nn.Linear(3, C).double()
+
+            def losses(net: nn.Module = net, last: bool = samples_last, softmax: bool = softmax) -> Iterator[Tensor]:
+                for labels in (torch.arange(C), torch.arange(C).flip(0), torch.zeros(C).long(), torch.arange(C)):
+                    logits = net(double(C, 3)).T if last else net(double(C, 3))
+                    scores = logits.log_softmax(0 if last else 1) if softmax else logits
+                    yield -(scores.T if last else scores).gather(1, labels[:, None])[:, 0]
+
+            steps(net, losses())
 
 
 def test_dead_units_come_alive() -> None:
