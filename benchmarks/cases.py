@@ -43,6 +43,7 @@ class Choice:
     data: str
     root: Path | None = None
     quick: bool = False
+    kept: int = Protocol.kept
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def load(choice: Choice) -> Case:
     if on_disk == (choice.root is None):
         raise ValueError(f"--data {choice.data} {'needs' if on_disk else 'makes its data and takes no'} --root PATH")
     case = _digits(choice.quick) if choice.data == "digits" else _dense(choice)
+    case = replace(case, protocol=replace(case.protocol, kept=choice.kept))
     if not choice.quick:
         return case
     grids = {family: grid[1:2] for family, grid in case.protocol.grids.items()}

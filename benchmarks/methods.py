@@ -39,9 +39,6 @@ def _wrong(label: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
 
 
 EVERY = 10  # steps between two batches that a subspace takes in
-KEPT = 4  # rows of a subspace for each retain row of a step: with twice as many, too little is left of partial requests
-
-
 def in_subspace(situation: Situation) -> Step:
     """Steps in the span of kept rows, as an orthonormal basis; filled before the first step."""
     problem, subspace = situation.problem, None
@@ -50,7 +47,8 @@ def in_subspace(situation: Situation) -> Step:
         losses = problem.losses(situation.model(batch.image), batch.labels)
         rows = situation.engine.rows(losses, forget=mask, present=metrics.present(batch.labels))
         if subspace is None:
-            subspace = mtu.Subspace(KEPT * int((rows.roles.kind == mtu.RETAIN).sum()), every=EVERY, basis=True)
+            retain = int((rows.roles.kind == mtu.RETAIN).sum())
+            subspace = mtu.Subspace(situation.protocol.kept * retain, every=EVERY, basis=True)
         subspace.keep(rows)
 
     def step(losses: Losses, forget: Mask, present: Mask) -> object:
@@ -100,7 +98,7 @@ def slow_interference(params: Sequence[Tensor], losses: Losses, forget: Mask, al
     They are there from the first step on and never made anew: time that a refresh takes is not in it, in its favour.
     """
     size, retain = sum(p.numel() for p in params), sum(int((~mask).sum()) for mask in forget.values())
-    kept = _random_rows(KEPT * retain, size, params[0].dtype)
+    kept = _random_rows(Protocol.kept * retain, size, params[0].dtype)
     reference.backward(params, losses, "interference_aware", forget=forget, subspace=kept, alpha=alpha, order=order)
 
 

@@ -3,9 +3,12 @@
     mlp           784 -> 3 x 1024 -> 10, ReLU                                                     N = 64
     transformer   token and position embedding, 4 pre-norm layers, d = 256, 64 tokens, mean pool   N = 16
     resnet        ResNet-18 with GroupNorm(32), stem 3x3 of stride 1 without max-pool, 64x64       N = 16
+    vit           8x8 patches of 64x64, class token, 4 pre-norm layers, d = 192                    N = 16
+    depthwise     inverted residuals: 1x1, depthwise 3x3, 1x1 convolutions, GroupNorm, 32x32       N = 16
+    dense         ResNet-18 with BatchNorm in eval, last stages dilated, 64x64; pixels at 1/4      N = 8
 
 On a GPU (`size="gpu"`) the batches are 256, 32 and 128, the MLP is 2048 wide, the transformer d = 768 with 6 layers and
-256 tokens.
+256 tokens; the others are as on a CPU, with batches of 128, 128 and 32.
 
 With one task every parameter is a row parameter, the head's too; with several tasks the backbone's are and the heads
 stay outside, as in multi-task learning. "quick" shrinks everything to milliseconds and keeps the structure.
@@ -27,15 +30,17 @@ CLASSES = 10
 
 
 Activation = Callable[[], nn.Module]
+Norm = Callable[[int], nn.Module]
 
 
 class MultiHead(nn.Module):
-    """{task: logits [N, C]} of x [N, ...]: one linear head per task on the features of one backbone."""
+    """{task: logits [N, C] or [N, C, H, W]} of x [N, ...]: one linear head per task on the features of one backbone."""
 
-    def __init__(self, backbone: nn.Module, width: int, tasks: int) -> None:
+    def __init__(self, backbone: nn.Module, width: int, tasks: int, pixels: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
-        self.heads = nn.ModuleDict({f"task{t}": nn.Linear(width, CLASSES) for t in range(tasks)})
+        heads = [nn.Conv2d(width, CLASSES, 1) if pixels else nn.Linear(width, CLASSES) for _ in range(tasks)]
+        self.heads = nn.ModuleDict({f"task{t}": head for t, head in enumerate(heads)})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         features = self.backbone(x)
@@ -58,64 +63,139 @@ class Transformer(nn.Module):
         return features.mean(-2)
 
 
-class Block(nn.Module):
-    """y = act(f(x) + shortcut(x)), f two 3x3 convolutions with GroupNorm; the shortcut is 1x1 where shapes differ."""
+class ViT(nn.Module):
+    """Features [N, d] of images [N, 3, H, W], those of a class token, which is a parameter of this module."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, activation: Activation) -> None:
+    def __init__(self, patches: int, patch: int, width: int, layers: int, activation: Activation) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, patch, patch)
+        self.token = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(patches + 1, width))
+        layer = nn.TransformerEncoderLayer(
+            width, max(1, width // 64), 4 * width, 0.0, activation(), batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(-2).mT
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), patches], 1) + self.positions
+        features: Tensor = self.encoder(tokens)
+        return features[:, 0]
+
+
+class Block(nn.Module):
+    """y = act(f(x) + shortcut(x)), f two 3x3 convolutions with norms; the shortcut is 1x1 where shapes differ."""
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, activation: Activation, norm: Norm, dilation: int = 1
+    ) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            _norm(outputs),
+            nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False),
+            norm(outputs),
             activation(),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
-            _norm(outputs),
+            nn.Conv2d(outputs, outputs, 3, 1, dilation, dilation, bias=False),
+            norm(outputs),
         )
         self.activation = activation()
         same = inputs == outputs and stride == 1
         self.shortcut: nn.Module = nn.Identity()
         if not same:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), _norm(outputs))
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.activation(self.body(x) + self.shortcut(x))
         return y
 
 
+class Inverted(nn.Module):
+    """x + f(x), f a 1x1 convolution to four times the channels, a depthwise 3x3 and a 1x1 back, each with GroupNorm."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: Activation) -> None:
+        super().__init__()
+        wide = 4 * inputs
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, wide, 1, bias=False), _norm(wide), activation(),
+            nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False), _norm(wide), activation(),
+            nn.Conv2d(wide, outputs, 1, bias=False), _norm(outputs),
+        )  # fmt: skip
+        self.residual = inputs == outputs and stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x)
+        return x + y if self.residual else y
+
+
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels // 2), channels)
 
 
-def _mlp(size: str, activation: Activation) -> tuple[nn.Module, int, Tensor]:
-    width, samples = {"quick": (32, 8), "cpu": (1024, 64), "gpu": (2048, 256)}[size]
+def _mlp(size: str, activation: Activation, samples: int | None) -> tuple[nn.Module, int, Tensor]:
+    width, default = {"quick": (32, 8), "cpu": (1024, 64), "gpu": (2048, 256)}[size]
     layers = [m for inputs in (784, width, width) for m in (nn.Linear(inputs, width), activation())]
-    return nn.Sequential(*layers), width, torch.randn(samples, 784)
+    return nn.Sequential(*layers), width, torch.randn(samples or default, 784)
 
 
-def _transformer(size: str, activation: Activation) -> tuple[nn.Module, int, Tensor]:
+def _transformer(size: str, activation: Activation, samples: int | None) -> tuple[nn.Module, int, Tensor]:
     sizes = {"quick": (32, 2, 8, 8), "cpu": (256, 4, 64, 16), "gpu": (768, 6, 256, 32)}
-    width, layers, positions, samples = sizes[size]
-    tokens = torch.randint(1000, (samples, positions))
+    width, layers, positions, default = sizes[size]
+    tokens = torch.randint(1000, (samples or default, positions))
     return Transformer(1000, width, layers, positions, activation), width, tokens
 
 
-def _resnet(size: str, activation: Activation) -> tuple[nn.Module, int, Tensor]:
-    base, side, samples = {"quick": (8, 32, 8), "cpu": (64, 64, 16), "gpu": (64, 64, 128)}[size]
+def _resnet(size: str, activation: Activation, samples: int | None) -> tuple[nn.Module, int, Tensor]:
+    base, side, default = {"quick": (8, 32, 8), "cpu": (64, 64, 16), "gpu": (64, 64, 128)}[size]
     layers: list[nn.Module] = [nn.Conv2d(3, base, 3, 1, 1, bias=False), _norm(base), activation()]
     width = base
     for stage in range(4):
         stride = 1 if stage == 0 else 2
-        layers += [Block(width, stride * width, stride, activation)]
+        layers += [Block(width, stride * width, stride, activation, _norm)]
         width *= stride
-        layers += [Block(width, width, 1, activation)]
+        layers += [Block(width, width, 1, activation, _norm)]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers), width, torch.randn(samples, 3, side, side)
+    return nn.Sequential(*layers), width, torch.randn(samples or default, 3, side, side)
 
 
-MODELS: dict[str, Callable[[str, Activation], tuple[nn.Module, int, Tensor]]] = {
+def _vit(size: str, activation: Activation, samples: int | None) -> tuple[nn.Module, int, Tensor]:
+    side, patch, width, layers, default = {
+        "quick": (16, 4, 32, 2, 8), "cpu": (64, 8, 192, 4, 16), "gpu": (64, 8, 192, 4, 128),
+    }[size]  # fmt: skip
+    model = ViT((side // patch) ** 2, patch, width, layers, activation)
+    return model, width, torch.randn(samples or default, 3, side, side)
+
+
+def _depthwise(size: str, activation: Activation, samples: int | None) -> tuple[nn.Module, int, Tensor]:
+    base, side, default = {"quick": (8, 16, 8), "cpu": (32, 32, 16), "gpu": (32, 32, 128)}[size]
+    layers: list[nn.Module] = [nn.Conv2d(3, base, 3, 1, 1, bias=False), _norm(base), activation()]
+    for stage in range(3):
+        width = base << stage
+        layers += [Inverted(width, width, 1, activation), Inverted(width, 2 * width, 2, activation)]
+    layers += [activation(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers), 8 * base, torch.randn(samples or default, 3, side, side)
+
+
+def _dense(size: str, activation: Activation, samples: int | None) -> tuple[nn.Module, int, Tensor]:
+    base, side, default = {"quick": (8, 32, 4), "cpu": (64, 64, 8), "gpu": (64, 64, 32)}[size]
+    norm = nn.BatchNorm2d
+    layers: list[nn.Module] = [nn.Conv2d(3, base, 3, 2, 1, bias=False), norm(base), activation()]
+    width = base
+    for stage, (stride, dilation) in enumerate(((1, 1), (2, 1), (1, 2), (1, 4))):
+        wide = base << stage
+        layers += [Block(width, wide, stride, activation, norm, dilation)]
+        layers += [Block(wide, wide, 1, activation, norm, dilation)]
+        width = wide
+    return nn.Sequential(*layers), width, torch.randn(samples or default, 3, side, side)
+
+
+MODELS: dict[str, Callable[[str, Activation, int | None], tuple[nn.Module, int, Tensor]]] = {
     "mlp": _mlp,
     "transformer": _transformer,
     "resnet": _resnet,
+    "vit": _vit,
+    "depthwise": _depthwise,
+    "dense": _dense,
 }
+PIXELS = ("dense",)  # models whose heads say something of every pixel
 
 
 @dataclass(frozen=True)
@@ -131,7 +211,12 @@ class Case:
     def losses(self) -> dict[str, Tensor]:
         """{task: cross-entropy of each sample [N]}, one forward of the whole batch."""
         outputs = self.model(self.inputs)
-        return {t: functional.cross_entropy(outputs[t], y, reduction="none") for t, y in self.labels.items()}
+        return {t: cross_entropy(outputs[t], y) for t, y in self.labels.items()}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of each sample, [N], its mean over pixels where there are some: logits [N, C, *], labels [N, *]."""
+    return functional.cross_entropy(logits, labels, reduction="none").reshape(len(labels), -1).mean(1)
 
 
 def build(
@@ -139,11 +224,14 @@ def build(
     tasks: int,
     quick: bool = False,
     *,
+    samples: int | None = None,
     smooth: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> Case:
     """The case of one of `MODELS` with `tasks` heads; a quarter of the samples is to be forgotten, every fourth one.
+
+    `samples` is N, by default as listed above. The model is in eval mode.
 
     Raises:
         ValueError: the model is unknown, or `tasks` is not positive.
@@ -154,10 +242,12 @@ def build(
         raise ValueError(f"tasks is {tasks}; a model needs at least one task")
     torch.manual_seed(0)
     size = "quick" if quick else "gpu" if device.startswith("cuda") else "cpu"
-    backbone, width, inputs = MODELS[name](size, nn.SiLU if smooth else nn.ReLU)
-    model = MultiHead(backbone, width, tasks).to(device, dtype)
+    backbone, width, inputs = MODELS[name](size, nn.SiLU if smooth else nn.ReLU, samples)
+    model = MultiHead(backbone, width, tasks, name in PIXELS).to(device, dtype).eval()
     inputs = inputs.to(device, dtype) if inputs.is_floating_point() else inputs.to(device)
-    samples = len(inputs)
-    labels = {t: torch.randint(CLASSES, (samples,)).to(device) for t in model.heads}
+    count = len(inputs)
+    with torch.no_grad():
+        shape = model(inputs[:1])["task0"].shape[2:]
+    labels = {t: torch.randint(CLASSES, (count, *shape)).to(device) for t in model.heads}
     shared = {n: p for n, p in model.named_parameters() if tasks == 1 or n.startswith("backbone.")}
-    return Case(model, inputs, labels, torch.arange(samples, device=device) % 4 == 0, shared)
+    return Case(model, inputs, labels, torch.arange(count, device=device) % 4 == 0, shared)

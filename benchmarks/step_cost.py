@@ -26,25 +26,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.func import functional_call, grad, vmap
-from torch.nn import functional
 
 if not __package__:  # run as a file: the packages lie one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import mtu_fast as mtu
 from benchmarks.environment import environment
 from benchmarks.measure import Times, interleaved, peak_memory
 from benchmarks.models import MODELS, Case, build
+from benchmarks.peers import ways
 
-ALPHA = 0.5
 TOLERANCE = 1e-3  # relative distance of the two .grad in float32, on the model without kinks
 KINKS = 0.1  # and on the timed model, where rounding may open a ReLU in one of the two forwards only
 STEPS = ("plain", "gram", "orthograd", "vmap")
@@ -53,108 +48,11 @@ STEPS = ("plain", "gram", "orthograd", "vmap")
 
 
 def steps(case: Case) -> dict[str, Callable[[], object]]:
-    """{name: the step on this case}, one engine between them; see the module's docstring."""
-    engine = mtu.Engine(case.model, params=case.params.values())
-    method = mtu.OrthoGrad(alpha=ALPHA)
-
-    def plain() -> None:
-        case.model.zero_grad()
-        torch.stack([loss.mean() for loss in case.losses().values()]).sum().backward()
-
-    def gram() -> Tensor:
-        return engine.rows(case.losses()).gram()
-
-    def orthograd() -> None:
-        case.model.zero_grad()
-        engine.backward(case.losses(), method, forget=case.forget)
-
-    def jacobian_kept() -> None:
-        case.model.zero_grad()
-        with (
-            warnings.catch_warnings()
-        ):  # attention has no batching rule on CPU: torch loops over the samples, and warns
-            warnings.filterwarnings("ignore", message="There is a performance drop")
-            vmap_step(case)
-
-    return dict(zip(STEPS, (plain, gram, orthograd, jacobian_kept), strict=True))
-
-
-def vmap_step(case: Case) -> None:
-    """.grad = Jᵀ w with J built by torch.func and kept; parameters outside the rows get their weighted gradient."""
-    forget = case.forget.repeat(len(case.labels))
-    rows = _rows_of_one_task(case) if len(case.labels) == 1 else _rows_of_tasks(case)
-    dtype = next(iter(case.params.values())).dtype
-    w = weights(_gram(list(rows.values())), forget, len(case.labels)).to(dtype).split(len(case.forget))
-    for name, parameter in case.params.items():
-        parts = [v @ block.flatten(1) for v, block in zip(w, rows[name], strict=True)]
-        parameter.grad = torch.stack(parts).sum(0).view_as(parameter) if len(parts) > 1 else parts[0].view_as(parameter)
-
-
-def weights(G: Tensor, forget: Tensor, tasks: int) -> Tensor:
-    """w = α r - (1-α)(f - G_rr⁻¹ G_r. f), [R] float64, from G [R, R] and the mask of forget rows [R]."""
-    retain = ~forget
-    r, f = _means(forget, tasks)
-    inside = torch.zeros_like(f)
-    inside[retain] = torch.linalg.solve(G[retain][:, retain], G[retain] @ f)
-    return ALPHA * r - (1 - ALPHA) * (f - inside)
-
-
-def _means(forget: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
-    f = forget.double()
-    return (1 - f) * tasks / (1 - f).sum(), f * tasks / f.sum()
-
-
-def _losses_of_one(case: Case) -> Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]:
-    """(parameters, x, labels [T]) -> losses [T] of one sample."""
-
-    def losses(parameters: dict[str, Tensor], x: Tensor, labels: Tensor) -> Tensor:
-        outputs = functional_call(case.model, parameters, (x[None],))
-        pairs = zip(case.labels, labels, strict=True)
-        return torch.stack([functional.cross_entropy(outputs[task][0], y) for task, y in pairs])
-
-    return losses
-
-
-def _rows_of_one_task(case: Case) -> dict[str, list[Tensor]]:
-    """{parameter: [its rows [N, ...]]} by vmap(grad)."""
-    losses = _losses_of_one(case)
-    parameters = {name: p.detach() for name, p in case.params.items()}
-    labels = torch.stack(list(case.labels.values()), 1)
-    of_one = grad(lambda p, x, y: losses(p, x, y).sum())
-    rows: dict[str, Tensor] = vmap(of_one, in_dims=(None, 0, 0))(parameters, case.inputs, labels)
-    return {name: [block] for name, block in rows.items()}
-
-
-def _rows_of_tasks(case: Case) -> dict[str, list[Tensor]]:
-    """{parameter: its rows [N, ...] of each task}; `.grad` of the parameters outside, from the same forward."""
-    samples, tasks = len(case.inputs), len(case.labels)
-    copies = {n: p.detach().expand(samples, *p.shape).requires_grad_() for n, p in case.params.items()}
-    losses: Tensor = vmap(_losses_of_one(case))(copies, case.inputs, torch.stack(list(case.labels.values()), 1))
-    r, f = _means(case.forget.repeat(tasks), tasks)
-    outside = [p for name, p in case.model.named_parameters() if name not in case.params]
-    direction = (ALPHA * r - (1 - ALPHA) * f).to(losses.dtype).view(tasks, samples).T
-    of_outside = torch.autograd.grad(losses, outside, direction, retain_graph=True)
-    for parameter, gradient in zip(outside, of_outside, strict=True):
-        parameter.grad = gradient
-    rows = [
-        torch.autograd.grad(losses[:, t].sum(), list(copies.values()), retain_graph=t + 1 < tasks) for t in range(tasks)
-    ]
-    return {name: list(blocks) for name, blocks in zip(copies, zip(*rows, strict=True), strict=True)}
-
-
-def _gram(rows: Sequence[list[Tensor]]) -> Tensor:
-    """J Jᵀ [R, R] of the tensors' blocks of rows: float32 products, float64 sums over the tensors."""
-    tasks, samples = len(rows[0]), len(rows[0][0])
-    G = torch.zeros(tasks, samples, tasks, samples, dtype=torch.float64, device=rows[0][0].device)
-    for blocks in rows:
-        flat = [block.flatten(1) for block in blocks]
-        for t in range(tasks):
-            for u in range(t, tasks):
-                product = flat[t] @ flat[u].T
-                G[t, :, u] += product
-                if t != u:
-                    G[u, :, t] += product.T
-    return G.view(tasks * samples, tasks * samples)
+    """{name: the step on this case}; see the module's docstring."""
+    mine, vmap = ways.ours(case), ways.vmapped(case)
+    assert mine.gram is not None
+    calls = (ways.plain(case).step, mine.gram, mine.step, vmap.step)
+    return dict(zip(STEPS, calls, strict=True))
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------
@@ -265,7 +163,7 @@ def table(cases: Sequence[dict[str, Any]]) -> str:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the results there too")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["mlp", "transformer", "resnet"])
     parser.add_argument("--tasks", nargs="+", type=int, default=[1, 3], help="rows per sample, a head each")
     parser.add_argument("--repeats", type=int, help="rounds; 9 by default, 3 with --quick")
     parser.add_argument("--quick", action="store_true", help="tiny models: does it run, not how fast")

@@ -226,7 +226,8 @@ def timed_anew(path: Path, root: Path | None) -> dict[str, Any]:
     names = [name for name in seen if name not in ("original", "retrained")]
     if unknown := sorted(set(names) - set(METHODS)):
         raise ValueError(f"{path} has rows of {', '.join(unknown)}; known are {', '.join(METHODS)}")
-    return result | all_times(Choice(result["data"], root, result["quick"]), names)
+    kept = result["protocol"].get("kept", protocol.Protocol.kept)
+    return result | all_times(Choice(result["data"], root, result["quick"], kept), names)
 
 
 def write(result: dict[str, Any], folder: Path) -> list[Path]:
@@ -253,6 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default=",".join(METHODS), help=f"some of {', '.join(METHODS)}")
     parser.add_argument("--quick", action="store_true", help="less of everything, one setting a method")
+    kept = protocol.Protocol.kept
+    parser.add_argument("--kept", type=int, default=kept, help="rows of a subspace for each retain row of a step")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--out", type=Path, help="benchmarks/results, or out with --quick")
     parser.add_argument("--times", action="store_true", help="time the steps of the last run's methods anew")
@@ -261,10 +264,11 @@ def main(arguments: list[str] | None = None) -> None:
     unknown = sorted(set(names) - set(METHODS))
     if unknown or not names:
         parser.error(f"--methods: {', '.join(unknown) or 'nothing'}; expected some of {', '.join(METHODS)}")
-    if options.seeds < 1 or options.workers < 1:
-        parser.error(f"--seeds {options.seeds} --workers {options.workers}: at least one of each is needed")
+    if min(options.seeds, options.workers, options.kept) < 1:
+        counts = f"--seeds {options.seeds} --workers {options.workers} --kept {options.kept}"
+        parser.error(f"{counts}: at least one of each is needed")
     try:
-        choice = Choice(options.data, options.root, options.quick)
+        choice = Choice(options.data, options.root, options.quick, options.kept)
         cases.parts(choice, 0)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))

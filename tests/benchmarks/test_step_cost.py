@@ -14,6 +14,7 @@ import torch
 from benchmarks import step_cost
 from benchmarks.measure import Times, interleaved, peak_memory
 from benchmarks.models import MODELS, build
+from benchmarks.peers import base
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +56,8 @@ def test_both_whole_steps_leave_the_same_grad(model: str, tasks: int) -> None:
 
 
 def test_a_wrong_step_gets_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = step_cost.weights
-    monkeypatch.setattr(step_cost, "weights", lambda *args: 1.25 * right(*args))
+    right = base.weights
+    monkeypatch.setattr(base, "weights", lambda *args: 1.25 * right(*args))
     with pytest.raises(SystemExit, match=r"differ by 2\.0e-01 of its norm, expected at most 1e-03"):
         step_cost.main(["--quick", "--no-memory", "--models", "mlp", "--tasks", "1"])
 
@@ -64,7 +65,7 @@ def test_a_wrong_step_gets_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_orthogonalise_against_every_retain_row() -> None:
     torch.manual_seed(0)
     J, forget = torch.randn(12, 50, dtype=torch.float64), torch.arange(12) % 4 == 0
-    w = step_cost.weights(J @ J.T, forget, tasks=3)
+    w = base.weights(J @ J.T, forget, tasks=3)
     Q, _ = torch.linalg.qr(J[~forget].T)
     f = J[forget].sum(0)  # one forget row a task: the mean of each, summed over tasks
     expected = 0.5 * J[~forget].sum(0) / 3 - 0.5 * (f - Q @ (Q.T @ f))

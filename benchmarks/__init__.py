@@ -1,0 +1,1 @@
+"""Benchmarks; a package of its own name, since others install one called so too."""
