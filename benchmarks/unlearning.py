@@ -1,17 +1,20 @@
 """Every method, full-task and partial-task, over several seeds, against retraining: the table of unlearning.
 
     python -m benchmarks.unlearning [--data {digits,rooms,nyuv2,cityscapes}] [--root PATH] [--seeds 3]
-                                    [--methods OrthoGrad,PCGrad] [--quick] [--workers 2] [--out DIR] [--times]
+                                    [--methods OrthoGrad,PCGrad] [--quick] [--workers 2] [--out DIR] [--kept 4]
+                                    [--times | --update]
 
 A net memorises the data; each method unlearns F from all tasks (full) or from the tasks of the partial request, whose
 other tasks are then data to keep, by the protocol of `benchmarks.protocol`. Nets are trained and runs made in processes
 of one thread each; a seed gives the same numbers however many there are. Steps are timed afterwards, alone, by one
-thread too, on an untrained net. If the machine was busy then, --times does this again: it reads the JSON in --out,
-keeps its rows, times the methods that they are of and writes all files anew (of the others it heeds --data, --root).
+thread too, on an untrained net.
 
 It prints the table and writes it as `unlearning_<data>.txt`, with `.csv` (a row a seed, request and method), `.json`
 (all of it) and `.png`. Seeds count from 1: the settings were chosen on seed 0. NYUv2 and Cityscapes are read from
 --root, in the layout that `benchmarks.data.folder` describes.
+
+`--times` times the steps of all methods in the JSON of the last run again, on a quiet machine say; `--update` runs some
+methods again and puts their rows into it. What else is in the files stays.
 """
 
 from __future__ import annotations
@@ -198,7 +201,7 @@ def _counted(results: Iterable[Any], bar: Any) -> Iterator[Any]:
 
 
 def experiment(choice: Choice, seeds: int, names: Sequence[str], workers: int) -> dict[str, Any]:
-    """All rows, times and settings as one dictionary, ready for JSON."""
+    """All rows and settings as one dictionary, ready for JSON but for the times; each row says when it was made."""
     case, drawn = cases.load(choice), range(FIRST, FIRST + seeds)
     trainings: list[Job] = [(train_job, (choice, s, w)) for s in drawn for w in ("original", *REQUESTS)]
     nets: dict[tuple[int, str], State] = {(s, w): state for s, w, state in do(trainings, workers, "train")}
@@ -210,8 +213,34 @@ def experiment(choice: Choice, seeds: int, names: Sequence[str], workers: int) -
         where = environment()
     return {
         "data": choice.data, "quick": choice.quick, "seeds": list(drawn), "environment": where,
-        "protocol": asdict(case.protocol), "requests": case.problem.requests, "rows": rows, **all_times(choice, names),
+        "protocol": asdict(case.protocol), "requests": case.problem.requests,
+        "rows": [row | {"date": where["date"], "commit": where["commit"]} for row in rows],
     }  # fmt: skip
+
+
+def last_run(path: Path, choice: Choice, seeds: int) -> dict[str, Any]:
+    """The result in this file, which one of this choice and number of seeds may update.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of another size or of other seeds.
+    """
+    old: dict[str, Any] = json.loads(path.read_text())
+    wanted = {"quick": choice.quick, "seeds": list(range(FIRST, FIRST + seeds))}
+    for name, value in wanted.items():
+        if old[name] != value:
+            raise ValueError(f"{path} has {name} {old[name]}, this run {value}; only the same are joined")
+    return old
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The old result with the rows of the methods that are in the new one replaced, or put behind; the old times."""
+    made = {key: old["environment"][key] for key in ("date", "commit")}
+    fresh = {row["method"] for row in new["rows"]}
+    names = list(dict.fromkeys(row["method"] for row in [*old["rows"], *new["rows"]]))
+    rows = [made | row for row in old["rows"] if row["method"] not in fresh] + new["rows"]
+    rows.sort(key=lambda row: (REQUESTS.index(row["request"]), names.index(row["method"]), row["seed"]))
+    return {**old, **new, "rows": rows}
 
 
 def timed_anew(path: Path, root: Path | None) -> dict[str, Any]:
@@ -239,7 +268,7 @@ def write(result: dict[str, Any], folder: Path) -> list[Path]:
     with paths[0].open("w", newline="") as file:
         table = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
-        table.writerows({"data": result["data"]} | row | where for row in result["rows"])
+        table.writerows({"data": result["data"]} | where | row for row in result["rows"])
     paths[1].write_text(json.dumps(result, indent=1) + "\n")
     plot(result, paths[2])
     paths[3].write_text(text(result) + "\n")
@@ -259,6 +288,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--out", type=Path, help="benchmarks/results, or out with --quick")
     parser.add_argument("--times", action="store_true", help="time the steps of the last run's methods anew")
+    parser.add_argument("--update", action="store_true", help="put these methods' rows into the last run's")
     options = parser.parse_args(arguments)
     names = [name for name in options.methods.split(",") if name]
     unknown = sorted(set(names) - set(METHODS))
@@ -273,13 +303,16 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     out = options.out or Path("out" if options.quick else "benchmarks/results")
-    if options.times:
-        try:
-            result = timed_anew(out / f"unlearning_{choice.data}.json", options.root)
-        except (ValueError, FileNotFoundError) as error:
-            parser.error(f"--times: {error}")
-    else:
+    last = out / f"unlearning_{choice.data}.json"
+    try:
+        if options.times:
+            result = timed_anew(last, options.root)
+        old = last_run(last, choice, options.seeds) if options.update else None
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(f"{'--times' if options.times else '--update'}: {error}")
+    if not options.times:
         result = experiment(choice, options.seeds, names, options.workers)
+        result = merged(old, result) if old is not None else result | all_times(choice, names)
     print(f"{text(result)}\n\nwritten: {', '.join(str(path) for path in write(result, out))}")
 
 

@@ -367,6 +367,8 @@ def test_times_are_measured_anew_beside_the_rows_that_are_there(
     path = tmp_path / "unlearning_rooms.json"
     first = json.loads(path.read_text())
     old = first | {"environment": first["environment"] | {"commit": "then"}, "times": {}}
+    for row in old["rows"]:
+        del row["commit"]
     del old["times_environment"]
     path.write_text(json.dumps(old))
     for name in ("csv", "txt", "png"):
@@ -376,12 +378,38 @@ def test_times_are_measured_anew_beside_the_rows_that_are_there(
     unlearning.main([*options, "--times"])
     cases.parts.cache_clear()
     new = json.loads(path.read_text())
-    assert new["rows"] == first["rows"] and new["environment"] == old["environment"]
+    assert new["rows"] == old["rows"] and new["environment"] == old["environment"]
     assert new["times_environment"]["commit"] == first["environment"]["commit"]
     assert all(new["times"][request]["Fine-tune"]["fast"] > 0 for request in unlearning.REQUESTS)
     assert (tmp_path / "unlearning_rooms.txt").read_text() in capsys.readouterr().out
     assert "then" in (tmp_path / "unlearning_rooms.csv").read_text()
     assert (tmp_path / "unlearning_rooms.png").exists()
+
+
+def test_rows_of_some_methods_are_put_into_the_last_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cases, "load", lambda choice: TINY)
+    cases.parts.cache_clear()
+    options = ["--data", "rooms", "--out", str(tmp_path), "--seeds", "1", "--workers", "1"]
+    unlearning.main([*options, "--methods", "Fine-tune,Ascent"])
+    path = tmp_path / "unlearning_rooms.json"
+    first = json.loads(path.read_text())
+    for row in first["rows"]:
+        row["uis"], row["commit"] = -1.0, "then"
+    path.write_text(json.dumps(first))
+    unlearning.main([*options, "--update", "--methods", "Ascent"])
+    new = json.loads(path.read_text())
+    order = [(row["request"], row["method"]) for row in new["rows"]]
+    assert order == [(row["request"], row["method"]) for row in first["rows"]]
+    for row in new["rows"]:
+        assert (row["uis"] == -1.0) == (row["commit"] == "then") == (row["method"] == "Fine-tune")
+    assert new["times"] == first["times"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        unlearning.main([*options[:-4], "--seeds", "2", "--update", "--methods", "Ascent"])
+    assert "has seeds [1], this run [1, 2]; only the same are joined" in capsys.readouterr().err
+    cases.parts.cache_clear()
 
 
 def test_times_of_methods_that_are_gone_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
