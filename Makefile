@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/.installed
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help setup test check demo unlearning bench ops ops-bench gpu-check clean
+.PHONY: help setup test check demo unlearning bench peers compare ops ops-bench gpu-check clean
 
 help: ## this table
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,14 @@ unlearning: $(INSTALLED) ## every method on rendered rooms, against retraining: 
 
 bench: $(INSTALLED) ## step cost against the plain training step and vmap
 	$(BIN)/python -m benchmarks.step_cost
+
+peers: $(INSTALLED) ## the same step by TorchJD, vmap, Opacus, BackPACK and a loop: time and memory, benchmarks/results/peers.csv (ARGS="...")
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[peers]'
+	$(BIN)/python -m benchmarks.peers.run $(ARGS)
+	$(BIN)/python -m benchmarks.plot_peers
+
+compare: $(INSTALLED) ## step cost of this tree over that of another revision, interleaved (BASE=HEAD)
+	$(BIN)/python -m benchmarks.compare $(or $(BASE),HEAD) $(ARGS)
 
 ops: $(INSTALLED) ## which implementation of each op serves which device, and why
 	@$(BIN)/python -m mtu_fast

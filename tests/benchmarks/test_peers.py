@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import plot_peers
 from benchmarks.models import MODELS, Case, build
 from benchmarks.peers import run
 from benchmarks.peers.base import Peer, Steps
@@ -89,6 +90,22 @@ def test_what_does_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(run, "LIMIT", 1e-12)
     what = run.What("mlp", 1, 4, True)
     assert run.why_not(what, "loop over samples", run.result(what, "mtu_fast")).startswith("J alone takes 0.0 of")
+
+
+def test_the_newest_times_are_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "peers.csv"
+    empty = dict.fromkeys(run.COLUMNS, "")
+    for ratio in (2.0, 1.5):
+        run.append(path, [
+            empty | {"model": "mlp", "tasks": tasks, "samples": n, "way": "mtu_fast", "step_ms": 1, "step_ratio": ratio}
+            for tasks in (1, 3) for n in (4, 16)
+        ])  # fmt: skip
+    found = plot_peers.plot_peers(path, tmp_path / "plots")
+    assert [file.name for file in found] == ["peers_1_task.png", "peers_3_tasks.png"]
+    assert all(file.stat().st_size > 5_000 for file in found)
+    (tmp_path / "empty.csv").write_text(",".join(run.COLUMNS) + "\n")
+    with pytest.raises(ValueError, match="holds no times"):
+        plot_peers.plot_peers(tmp_path / "empty.csv", tmp_path)
 
 
 def test_a_file_with_other_columns_is_left_alone(tmp_path: Path) -> None:
