@@ -71,7 +71,8 @@ def _plot(rows: Sequence[Row], path: Path) -> Path:
         axes[0, column].set_title(model)
         axes[1, column].set_xlabel("N")
     lines = {str(line.get_label()): line for at in axes.flat for line in at.get_lines() if line.get_label() in COLOURS}
-    figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines), frameon=False)
+    columns = min(len(lines), 2 * len(models))
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=columns, frameon=False)
     where = f"{rows[-1]['device']}, {rows[-1]['threads']} thread(s)"
     figure.suptitle(f"OrthoGrad step over the plain step, {_tasks(rows[0]['tasks'])}: {where}")
     figure.savefig(path, dpi=110)

@@ -85,7 +85,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     for row, (request, targets) in zip(axes, requests.items(), strict=True):
         found = groups(result, request)
         order = sorted((n for n in found if n != "retrained"), key=lambda n: -spread(found[n], "uis")[0])
-        for axis, column, label in ((row[0], "uis", "UIS"), (row[1], "gap", "mean gap to retraining, points")):
+        for axis, column, label in ((row[0], "uis", "UIS"), (row[1], "gap", "mean gap to retraining in points")):
             factor = COLUMNS[column][1]
             for y, name in enumerate(order):
                 mean, deviation = (factor * value for value in spread(found[name], column))
@@ -95,12 +95,13 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
             if column == "uis":
                 axis.axvline(spread(found["retrained"], "uis")[0], color="0.45", linestyle="--", linewidth=1)
             axis.set(xlabel=f"{label} (lower is better)", xlim=(0, None))
-            axis.set_yticks(range(len(order)), order)
+            axis.set_yticks(range(len(order)), order if axis is row[0] else [])
             axis.grid(axis="x", alpha=0.25, linewidth=0.6)
             axis.spines[["top", "right"]].set_visible(False)
         row[0].set_title(f"{request}-task: forget from {', '.join(targets)}", loc="left", fontsize=10)
     figure.suptitle(
-        f"Unlearning on {result['data']}, {result['seeds']} seeds (hollow: did not forget enough; dashed: retrained)",
+        f"Unlearning on {result['data']}, {len(result['seeds'])} seeds "
+        "(hollow: did not forget enough; dashed: retrained)",
         fontsize=11,
     )
     figure.savefig(path, dpi=140)
