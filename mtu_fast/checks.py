@@ -98,7 +98,8 @@ def _check_finite(task: str, loss: Tensor) -> None:
     if bool(bad.any()):
         raise ValueError(
             f"losses[{task!r}]: found a non-finite value for samples {bad.nonzero().flatten()[:8].tolist()}, expected "
-            "finite ones. A mean over no labels is 0/0: divide by count.clamp(min=1) and say present={task: mask}."
+            "finite ones. A mean over no labels is 0/0: divide by count.clamp(min=1). A label that is missing must not "
+            "reach the loss as NaN: torch.nan_to_num(label), and say present={task: mask}."
         )
 
 

@@ -53,7 +53,8 @@ class Engine:
         params: the shared parameters that the method works on; every parameter that requires grad by default. All
             others get the weighted gradient of the losses (see `Method.outside`).
         memory_budget: bytes (at least 0) of row gradients that a call of `rows` may keep beyond the smaller of rows and
-            factors of each layer, which saves the second weight gradient in `combine`; None for none.
+            factors of each layer, where the Gram forms them anyway; saves the second weight gradient in `combine`. None
+            for none.
         precision: how exact the products under a Gram's float64 sums must be, in the words of
             `torch.set_float32_matmul_precision`: "highest", "high" (TF32×3) or "medium" (TF32). A GPU may make use of
             it; on the CPU products are exact to float64 throughout.

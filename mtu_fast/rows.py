@@ -263,10 +263,18 @@ class Rows:
 
         Raises:
             TypeError: neither a method nor weights.
-            ValueError: weights of the wrong shape, or that differ within a role for parameters outside.
+            ValueError: rows that the method is not meant for, weights of the wrong shape, or that differ within a role
+                for parameters outside.
             RuntimeError: the rows are used up, parameters changed since, or something is not finite; `.grad` is
                 untouched on any error.
         """
+        check_method(method)
+        if not isinstance(method, Tensor):
+            _check_meant(method, self.roles)
+        return self.update(method, outside=outside)
+
+    def update(self, method: Method | Tensor, *, outside: Tensor | None = None) -> Update:
+        """`backward` without asking whether the method is meant for such rows; arguments and errors are the same."""
         self._check_open()
         check_method(method)
         gram = None
@@ -276,7 +284,8 @@ class Rows:
             if method.needs_gram:
                 granularity = getattr(method, "granularity", "global")
                 gram = self.gram("total" if granularity == "global" else granularity)
-            weights, others = method(gram, self.roles), method.outside(self.roles)
+            weights = method(gram, self.roles)
+            others = method.outside(self.roles) if self._has_outside else weights
         found, heads = self.combine(weights), self._outside(others if outside is None else outside)
         # Rows whose Gram is finite are finite, and so is what finite weights make of them, but for half precision.
         unsure = (g for g in found.values() if gram is None or g.dtype.itemsize < 4)
@@ -292,6 +301,10 @@ class Rows:
         return Update(weights, self.roles, gram)
 
     # ---- inside -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _has_outside(self) -> bool:
+        return any(gradients for block in self._blocks for gradients in block.outside.values())
 
     def _uses(self, j: int) -> Iterator[tuple[slice, Use]]:
         start = 0
@@ -366,6 +379,9 @@ class Rows:
     def _outside(self, w: Tensor) -> dict[Tensor, Tensor]:
         """`Σ w_group · gradient of the group's summed losses`, over the groups (kind, task) of every block."""
         found: dict[Tensor, Tensor] = {}
+        if self._has_outside and (not isinstance(w, Tensor) or w.shape[-1:] != (len(self),)):
+            what = f"shape {tuple(w.shape)}" if isinstance(w, Tensor) else type(w).__name__
+            raise ValueError(f"outside: found {what}, expected weights [{len(self)}], one per row.")
         start, w = 0, w.detach()
         for block in self._blocks:
             mine = w[..., start : start + len(block.roles)]
@@ -380,7 +396,8 @@ class Rows:
                     raise ValueError(
                         "weights differ between rows of one kind and task, but the engine has parameters outside "
                         "`params`, whose gradients are known per kind and task only; say what those get by "
-                        "backward(w, outside=weights [R]) or a method with outside(), or take rows with per='task'."
+                        "backward(w, outside=weights [R]) or a method whose outside() is equal within them, or take "
+                        "rows with per='task'."
                     )
                 for parameter, g in gradients.items():
                     part = g * group[0].to(g.dtype)
@@ -471,6 +488,25 @@ def check_method(method: object) -> None:
             f"backward: found {what} without {lacking}, expected a method such as mtu.OrthoGrad(alpha=0.5) with per, "
             "needs_gram, outside(roles) and __call__(G, roles), or weights [R]. A map from G alone is used as "
             "rows.backward(weighting(rows.gram()))."
+        )
+
+
+def _check_meant(method: Method, roles: Roles) -> None:
+    """The rows are such as the method is meant for.
+
+    Raises:
+        ValueError: sample rows for a method of mean rows, or no subspace for one that needs it.
+    """
+    name, own = type(method).__name__, roles.kind != SUBSPACE
+    if method.per == "task" and bool((own & (roles.sample >= 0)).any()):
+        raise ValueError(
+            f"backward: {name} works on mean rows, one a task and role, found rows per sample; take them by "
+            "engine.rows(..., per='task'), or call engine.backward(losses, method). rows.update(method) does not ask."
+        )
+    if getattr(method, "needs_subspace", False) and bool(own.all()):
+        raise ValueError(
+            f"backward: {name} moves in a subspace of rows kept from earlier steps, found none among these; call "
+            "subspace.step(rows, method) with a mtu.Subspace() made before the loop."
         )
 
 

@@ -15,7 +15,7 @@ from mtu_fast.nodes import Grads, integers, outputs, recomputes
 from mtu_fast.plan import Plan, Site
 from mtu_fast.rowmap import RowMap
 from mtu_fast.rules import RULES
-from mtu_fast.uses import Chain, Dense, Outer, Use, aligned, merge
+from mtu_fast.uses import Chain, Dense, Outer, Use, aligned, merge, route
 
 Visit = Callable[[int, Use], None]
 Seed = Callable[[int], Iterable[tuple[Edge, Tensor]]]  # row -> gradients to push down
@@ -63,6 +63,8 @@ class Collector:
     def _smaller(self, use: Use) -> Use:
         beyond = use.rows_bytes() - use.held
         if isinstance(use, Dense) or beyond > self.budget:
+            return use
+        if beyond > 0 and "direct" not in route([use]):  # a Gram of factors would not even form the rows
             return use
         self.budget -= max(beyond, 0)
         return use.dense()

@@ -147,9 +147,9 @@ class Subspace:
         return self.full
 
     def step(self, rows: Rows, method: Method) -> Update:
-        """`join(rows).backward(method)`, then the rows of the step are kept; on an error, of both, nothing is."""
+        """`join(rows).update(method)`, then the rows of the step are kept; on an error, of both, nothing is."""
         joined, after = self.join(rows), self._after(rows)  # before: `backward` uses the rows up
-        update = joined.backward(method)
+        update = joined.update(method)
         self.held = after  # finite rows: the Gram and the update are
         return update
 

@@ -431,7 +431,7 @@ def test_rank_of_the_retain_rows(rows: Tensor, rank: int) -> None:
 def test_a_budget_changes_only_what_is_kept() -> None:
     model, forward, params, _ = build("mlp_3d_no_bias", tasks=1, n=4)
     wide = nn.Linear(40, 50, bias=False).double()
-    x = torch.randn(4, 3, 40, dtype=torch.float64)
+    x = torch.randn(4, 20, 40, dtype=torch.float64)
     found = {}
     for budget in (None, 4 * 40 * 50 * 8):
         engine = mtu.Engine(wide, memory_budget=budget)
@@ -442,25 +442,25 @@ def test_a_budget_changes_only_what_is_kept() -> None:
     assert relative_error(found["rows"][0], found["factors"][0]) <= 1e-13
     assert relative_error(found["rows"][1], found["factors"][1]) <= 1e-13
     assert found["rows"][2] == 4 * 40 * 50 * 8
-    assert found["factors"][2] == 4 * 3 * (40 + 50) * 8
+    assert found["factors"][2] == 4 * 20 * (40 + 50) * 8
 
 
 def test_a_budget_is_not_overdrawn() -> None:
     layers = nn.Sequential(nn.Linear(30, 30, bias=False), nn.Tanh(), nn.Linear(30, 30, bias=False)).double()
-    x = torch.randn(4, 30, dtype=torch.float64)
-    one = 4 * 30 * 30 * 8  # the rows of one layer
+    x = torch.randn(4, 14, 30, dtype=torch.float64)
+    one = 4 * (30 * 30 - 14 * (30 + 30)) * 8  # by how much the rows of one layer are more than its factors
     kept = []
     for budget in (0, one, 2 * one):
         engine = mtu.Engine(layers, memory_budget=budget)
-        engine.rows(layers(x).square().sum(1))
+        engine.rows(layers(x).square().sum((1, 2)))
         kept.append(sorted(line.kept for line in engine.explain().lines))
     assert kept == [["factors", "factors"], ["factors", "rows"], ["rows", "rows"]]
 
 
 def test_a_budget_is_one_for_all_tasks() -> None:
     layer = nn.Linear(30, 30, bias=False).double()
-    x = torch.randn(4, 2, 30, dtype=torch.float64)
-    one = 4 * 30 * 30 * 8  # the rows of one task
+    x = torch.randn(4, 14, 30, dtype=torch.float64)
+    one = 4 * 30 * 30 * 8 - (factors := 4 * 14 * (30 + 30) * 8)  # the rows of one task beyond its factors
     held = []
     for budget in (0, one, 3 * one):
         engine = mtu.Engine(layer, memory_budget=budget)
@@ -468,8 +468,15 @@ def test_a_budget_is_one_for_all_tasks() -> None:
         engine.rows({task: h.pow(k).sum((1, 2)) for k, task in enumerate("abc", start=2)})
         (line,) = engine.explain().lines
         held.append(line.bytes)
-    factors = 4 * 2 * (30 + 30) * 8
-    assert held == [3 * factors, 2 * factors + one, 3 * one]
+    assert held == [3 * factors, 3 * factors + one, 3 * (factors + one)]
+
+
+def test_a_budget_is_not_for_rows_that_a_gram_would_not_form() -> None:
+    """One position: the products of factors are all there is to do."""
+    layer = nn.Linear(30, 30, bias=False).double()
+    engine = mtu.Engine(layer, memory_budget=1 << 30)
+    engine.rows(layer(torch.randn(4, 30, dtype=torch.float64)).square().sum(1))
+    assert [line.kept for line in engine.explain().lines] == ["factors"]
 
 
 def test_the_smaller_is_kept() -> None:

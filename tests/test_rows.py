@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import mtu_fast as mtu
 from tests.helpers.checks import (
@@ -155,3 +157,59 @@ def test_rank_counts_independent_rows(name: str) -> None:
     once = engine.rows(forward())
     assert int(once.rank()) == len(once)
     assert int(mtu.cat(once, engine.rows(forward())).rank()) == len(once)
+
+
+# ---- rows that a method is meant for --------------------------------------------------------------------------------
+
+
+class Reading(mtu.Method):
+    """Says nothing of parameters outside."""
+
+    def __call__(self, G: Any, roles: mtu.Roles) -> Tensor:
+        return torch.ones(len(roles), dtype=torch.float64)
+
+
+def two_layers() -> tuple[nn.Sequential, Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    return net, net(torch.randn(5, 3, dtype=torch.float64)).square().sum(1)
+
+
+@pytest.mark.parametrize("method", [mtu.PCGrad(), mtu.NashMTL(), mtu.MUNBa()], ids=repr)
+def test_methods_of_mean_rows_refuse_sample_rows(method: Any) -> None:
+    net, loss = two_layers()
+    rows = mtu.Engine(net).rows(loss, forget=torch.arange(5) < 2)
+    with pytest.raises(ValueError, match=rf"{type(method).__name__} works on mean rows.*per='task'"):
+        rows.backward(method)
+    assert all(p.grad is None for p in net.parameters())
+    rows.update(method)
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_a_method_of_a_subspace_refuses_rows_without_one() -> None:
+    net, loss = two_layers()
+    rows = mtu.Engine(net).rows(loss, forget=torch.arange(5) < 2)
+    with pytest.raises(ValueError, match=r"InterferenceAware moves in a subspace.*subspace\.step\(rows, method\)"):
+        rows.backward(mtu.InterferenceAware())
+    mtu.Subspace().step(rows, mtu.InterferenceAware())
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_outside_is_asked_for_where_there_are_parameters_outside() -> None:
+    net, loss = two_layers()
+    mtu.Engine(net).backward(loss, Reading())  # type: ignore[abstract]
+    assert all(p.grad is not None for p in net.parameters())
+    net, loss = two_layers()
+    engine = mtu.Engine(net, params=net[0].parameters())
+    with pytest.raises(NotImplementedError, match=r"Reading\.outside\(roles\): expected weights \[R\]"):
+        engine.backward(loss, Reading())  # type: ignore[abstract]
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize(("given", "found"), [(torch.ones(3).double(), r"shape \(3,\)"), (None, "NoneType")])
+def test_what_outside_returns_has_a_weight_for_each_row(given: Any, found: str) -> None:
+    method = Reading()  # type: ignore[abstract]
+    method.outside = lambda roles: given  # type: ignore[method-assign]
+    net, loss = two_layers()
+    with pytest.raises(ValueError, match=rf"outside: found {found}, expected weights \[5\]"):
+        mtu.Engine(net, params=net[0].parameters()).backward(loss, method)

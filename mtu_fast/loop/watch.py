@@ -45,7 +45,10 @@ class Watch:
         for side, found in zip(("forget", "retain"), look, strict=True):
             bad = unbounded(found)
             if bad:
-                raise ValueError(f"{side}: the mean loss of tasks {bad} is not finite before the first step already.")
+                raise ValueError(
+                    f"{side}: the mean loss of tasks {bad} is not finite before the first step already. Where labels "
+                    "are missing, losses(model, batch) must return (losses, {task: [N] bool}), True where one is there."
+                )
         tasks = tuple(dict.fromkeys((*forget.tasks, *retain.tasks)))
         targets = chosen(self.settings.targets, tasks)
         bound = self.settings.max_drift

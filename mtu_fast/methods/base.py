@@ -71,8 +71,14 @@ class Method(Protocol):
         ...
 
     def outside(self, roles: Roles) -> Tensor:
-        """Weights [R] float64 of the losses for parameters outside the shared ones; equal within a (kind, task)."""
-        ...
+        """Weights [R] float64 of the losses for parameters outside the shared ones; equal within a (kind, task).
+
+        Asked for only where there are such parameters.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__}.outside(roles): expected weights [R] of the losses for the parameters outside "
+            "`params`, equal within each (kind, task): the weights before surgery, say."
+        )
 
 
 def mean_weights(roles: Roles, kind: int | None) -> Tensor:
