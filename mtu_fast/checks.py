@@ -1,8 +1,9 @@
-"""What a user hands over, made uniform or refused by name: losses, masks and names of tasks."""
+"""What a user hands over, made uniform or refused by name: losses, masks, names of tasks and of files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -170,3 +171,17 @@ def _mask(name: str, mask: object, loss: Tensor) -> Tensor:
     if mask.shape != loss.shape:
         raise ValueError(f"{name}: found shape {tuple(mask.shape)}, expected [{len(loss)}], one entry per sample.")
     return mask.to(loss.device)
+
+
+def check_folder(name: str, path: str | Path) -> None:
+    """There is a folder for the file to be written.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{name}: there is no folder {folder} for {Path(path).name}; make it first, "
+            f"Path({str(folder)!r}).mkdir(parents=True)."
+        )

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtu_fast.checks import check_folder
+
 PLAIN = (
     ("level", "the forget scores fell to the held-out level"),
     ("drift", "the retained data drifted over the bound; the model is that of the last evaluation within it"),
@@ -67,7 +69,12 @@ class History:
         return dict(PLAIN).get(self.reason, "it has not stopped")
 
     def to_json(self, path: str | Path) -> None:
-        """Write everything as JSON."""
+        """Write everything as JSON.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+        """
+        check_folder("path", path)
         Path(path).write_text(json.dumps(self.to_dict() | {"explanation": self.explanation}, indent=1))
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,7 +99,10 @@ class History:
 
         Raises:
             ImportError: matplotlib is not installed.
+            FileNotFoundError: there is no such folder.
         """
+        if path is not None:
+            check_folder("path", path)
         try:
             from matplotlib.figure import Figure
         except ImportError as error:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtu_fast.checks import check_folder
 from mtu_fast.loop.evaluate import LossFunction, ScoreFunction
 from mtu_fast.loop.schedule import Scheduled
 from mtu_fast.loop.stream import check_loader
@@ -97,14 +98,8 @@ class Settings:
                 raise TypeError(f"generators: found {type(draw).__name__}, expected several torch.Generator.")
 
     def _check_folder(self) -> None:
-        if self.checkpoint is None:
-            return
-        folder = Path(self.checkpoint).parent
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"checkpoint: there is no folder {folder} for {Path(self.checkpoint).name}; make it first, "
-                f"Path({str(folder)!r}).mkdir(parents=True)."
-            )
+        if self.checkpoint is not None:
+            check_folder("checkpoint", self.checkpoint)
 
     def describe(self) -> dict[str, Any]:
         """What tells this run from others, as text and numbers; limits of its length are no part of it."""

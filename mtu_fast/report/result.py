@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtu_fast.checks import check_folder
 from mtu_fast.report.page import page
 
 SCHEMA, VERSION = "mtu_fast.audit", 1
@@ -29,7 +30,12 @@ class Audit:
         return f"Audit({self.data['title']!r}: {self.data['verdict']['headline']})"
 
     def to_json(self, path: str | Path) -> None:
-        """Write `data`; `from_json` reads it back."""
+        """Write `data`; `from_json` reads it back.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+        """
+        check_folder("path", path)
         Path(path).write_text(json.dumps(self.data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -46,7 +52,11 @@ class Audit:
         return cls(data)
 
     def to_html(self, path: str | Path) -> None:
-        """Write one self-contained page: no script, nothing loaded from elsewhere."""
+        """Write one self-contained page: no script, nothing loaded from elsewhere.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+        """
         write_html(path, [self])
 
 
@@ -55,7 +65,9 @@ def write_html(path: str | Path, audits: Sequence[Audit], title: str | None = No
 
     Raises:
         ValueError: no audit.
+        FileNotFoundError: there is no such folder.
     """
     if not audits:
         raise ValueError("write_html: found no audit, expected at least one.")
+    check_folder("path", path)
     Path(path).write_text(page([each.data for each in audits], title), encoding="utf-8")

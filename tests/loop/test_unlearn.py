@@ -415,6 +415,12 @@ def test_history_as_json_and_as_a_plot(tmp_path: Path) -> None:
     assert list(forget.get_ydata()) == [record.forget["a"] for record in history.records]
 
 
+@pytest.mark.parametrize("write", [mtu.History.to_json, mtu.History.plot])
+def test_a_history_names_the_folder_that_is_not_there(write: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"path: there is no folder .*nodir for x.png; make it first, Path\("):
+        write(mtu.History(("a",), ("a",)), tmp_path / "nodir" / "x.png")
+
+
 def test_neither_bar_nor_plot_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
