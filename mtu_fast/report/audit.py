@@ -78,7 +78,8 @@ def audit(
         relearn_limit: steps after which relearning gives up.
         params: model -> the parameters whose gradients the cosines compare; all that require grad by default.
         removal: "instance" or "class", see `metrics.uis`.
-        cosine_samples: samples of either side for the cosines; 0 leaves them out.
+        cosine_samples: at most so many samples of the first batch of `forget` and of `retain`, for the cosines; later
+            batches are not used. 0 leaves them out.
         title: of the report.
         seed: of the attack.
 

@@ -18,6 +18,10 @@ TERMS = (
     ("Drift", "loss after minus loss before, sample by sample."),
     ("Gradient cosine", "how much a step on one sample's loss moves another's, between −1 and 1."),
 )  # fmt: skip
+PARTIAL = (  # what a partial request adds to the first term
+    " In a partial request the second part of a task that is no target is the relative change of its own forget score, "
+    "|before − after| / before: the data to forget must not move there."
+)
 LIMITS = (
     "This report is evidence on the data it was given, not a proof: a stronger attack may find what this one does not, "
     "and copies of the data outside the three sets are not looked for."
@@ -74,7 +78,9 @@ def _audit(data: Data, index: int, several: bool) -> Markup:
 
 def _explanations(audits: Sequence[Data]) -> Markup:
     rules = el("ul", (el("li", rule) for rule in audits[0]["verdict"]["rules"]))
-    terms = el("ul", (el("li", el("b", term), ": ", text) for term, text in TERMS))
+    partial = any(data["request"]["kind"] == "partial" for data in audits)
+    more = {"UIS": PARTIAL} if partial else {}
+    terms = el("ul", (el("li", el("b", term), ": ", text, more.get(term)) for term, text in TERMS))
     return el("section", el("h2", "How to read this"), el("p", LIMITS), el("h3", "Terms"), terms,
               el("h3", "Rules of the verdict"), rules, class_="card")  # fmt: skip
 

@@ -93,8 +93,10 @@ def conflict(data: Data) -> Markup:
     maps = []
     for model, found in data["cosines"].items():
         used = found["samples"]
-        said = f"{model} model: {used['forget']} forget and {used['retain']} retain samples, read as layer × (forget " \
-               "task × retain task). A dash: the task does not reach the layer."  # fmt: skip
+        said = (
+            f"{model} model: {used['forget']} forget and {used['retain']} retain samples, of the first batch of "
+            "either loader, read as layer × (forget task × retain task). A dash: the task does not reach the layer."
+        )
         picture = charts.heat_map(found, f"Mean gradient cosines by layer and task pair, {model} model.")
         maps.append(el("figure", el("figcaption", said), el("div", picture, class_="scroll")))
     return card("Where forgetting and keeping meet", lead, maps)

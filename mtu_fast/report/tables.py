@@ -91,7 +91,8 @@ def worst_table(data: Data, split: str) -> Markup:
     ]
     width = max(len(row) for row in rows)
     rows = [row + [""] * (width - len(row)) for row in rows]
-    caption = f"Largest rises of a sample's loss on {split} (# is its place in the loader)."
+    placed = any(one["index"] is not None for row in found.values() for one in (row or NO_DRIFT)["worst"])
+    caption = f"Largest rises of a sample's loss on {split}{' (# is its place in the loader)' if placed else ''}."
     return table(caption, ["task", *(f"{i}." for i in range(1, width))], rows)
 
 

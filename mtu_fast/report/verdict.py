@@ -12,6 +12,8 @@ SLACK = 0.02  # a score may fall by so much and count as kept; differences below
 SHARE = (0.0, 1.0)  # scores in this range are means over samples; p has a standard error of at most √(p (1 - p) / n)
 HARM = 0.1  # a fall by more is serious
 CHANCE = 2.5  # standard errors of an AUC of 0.5 that chance may explain; several attacks are looked at
+WIDE = 0.15  # an AUC as far as this from 0.5 should show; where chance explains it, there are too few samples
+NEAR = 0.1  # an AUC further than this from 0.5 does not look like a guess
 
 RULES = (
     "The reference for a forget score is the retrained model's, or the original's test score where there is none.",
@@ -22,6 +24,8 @@ RULES = (
     f"more than {HARM} is serious. With a retrained model a fall counts only as far as retraining does not share it.",
     f"Told apart: the attack's AUC is more than {CHANCE:g} standard errors away from 0.5, on either side, and at least "
     "one further away than the retrained model's, if there is one.",
+    f"Too few samples to tell: the attack does not tell them apart, but {CHANCE:g} standard errors are {WIDE} or more, "
+    f"so that chance could give {0.5 + WIDE}, or its AUC is further than {NEAR} from 0.5 and still within them.",
     f"Single retained samples are mentioned where the worst 1 % of a task's losses rose by more than {SLACK} beyond "
     "any rise of the mean.",
 )
@@ -163,12 +167,30 @@ def _attack(data: Mapping[str, Any]) -> dict[str, str]:
     beside = f"; the retrained model gives {ideal['auc']:.2f}" if ideal else ""
     auc = f"AUC {worst['auc']:.2f}, chance is 0.50 ± {CHANCE * worst['error']:.2f}"
     if _excess(worst, ideal) <= 0:
+        blurred = [value for value in values if _is_blurred(value[2])]
+        if blurred:
+            return _too_few(*max(blurred, key=lambda value: (value[2]["error"], abs(value[2]["auc"] - 0.5))))
         detail = "An attacker who sees one number per sample cannot tell them from unseen data better than chance" + (
             " or than with the retrained model." if ideal else "."
         )
         return {"level": "good", "word": "not told apart", "detail": detail}
     detail = f"An attacker can tell them from unseen data by the {by} of task {task} ({auc}{beside})."
     return {"level": "poor" if abs(worst["auc"] - 0.5) > 0.25 else "fair", "word": "told apart", "detail": detail}
+
+
+def _is_blurred(found: Mapping[str, float]) -> bool:
+    """Whether chance explains so much that not being told apart means little."""
+    chance = CHANCE * found["error"]
+    return chance >= WIDE or NEAR < abs(found["auc"] - 0.5) <= chance
+
+
+def _too_few(task: str, by: str, found: Mapping[str, float]) -> dict[str, str]:
+    detail = (
+        "There are too few samples to tell whether an attacker can tell them from unseen data: by the "
+        f"{by} of task {task} the AUC is {found['auc']:.2f} with {found['samples']} samples of either kind, and chance "
+        f"alone gives 0.50 ± {CHANCE * found['error']:.2f}."
+    )
+    return {"level": "unknown", "word": "too few samples to tell", "detail": detail}
 
 
 def _excess(found: Mapping[str, float], ideal: Mapping[str, float] | None) -> float:

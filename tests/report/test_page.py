@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from torch.utils.data import DataLoader, TensorDataset
 
 import mtu_fast as mtu
 from mtu_fast.report import charts, write_html
 from mtu_fast.report.markup import Markup, el, number, signed
 from mtu_fast.report.page import page
 from tests.report.document import Document
-from tests.report.setting import audit, nets
+from tests.report.setting import audit, nets, whole
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -95,6 +97,32 @@ def test_several_requests_on_one_page(full: mtu.Audit, tmp_path: Path) -> None:
     assert {a["href"] for a in document.all("a")} == targets and len(targets) == 2
     with pytest.raises(ValueError, match="no audit"):
         write_html(tmp_path / "none.html", [])
+
+
+def test_uis_is_explained_as_it_was_made(full: mtu.Audit) -> None:
+    partial = audit(targets=["depth"], cosine_samples=0)
+    said = "the second part of a task that is no target is the relative change of its own forget score"
+    assert said in page([partial.data]) and said in page([full.data, partial.data])
+    assert said not in page([full.data])
+
+
+def test_a_place_in_the_loader_is_promised_only_where_it_is_shown() -> None:
+    shuffled = DataLoader(TensorDataset(*whole("retain")), 8, shuffle=True)
+    text = page([audit(retain=shuffled, cosine_samples=0).data])
+    assert "loss on retain.</caption>" in text
+    assert "loss on test (# is its place in the loader).</caption>" in text
+
+
+def test_cosines_name_the_batches_they_are_of() -> None:
+    found = audit(cosine_samples=16)  # batches of 8
+    assert "8 forget and 8 retain samples, of the first batch of either loader" in page([found.data])
+
+
+@pytest.mark.parametrize("write", [mtu.Audit.to_html, mtu.Audit.to_json, lambda a, path: write_html(path, [a])])
+def test_a_folder_that_is_not_there_is_named(full: mtu.Audit, write: Callable[..., None], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"path: there is no folder .*nodir for x.out; make it first, Path\("):
+        write(full, tmp_path / "nodir" / "x.out")
+    assert not (tmp_path / "nodir").exists()
 
 
 def test_elements() -> None:

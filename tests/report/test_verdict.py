@@ -24,7 +24,8 @@ def numbers(
         for i, split in enumerate(SPLITS):
             scores["unlearned"][split]["b"] = other[i]
     attacks = {"unlearned": auc, "retrained": auc_retrained}
-    found = {m: {t: {"loss": {"auc": attacks.get(m, 1.0), "error": 0.04}} for t in "ab"} for m in models}
+    size = {"error": 0.04, "samples": 104}
+    found = {m: {t: {"loss": {"auc": attacks.get(m, 1.0)} | size} for t in "ab"} for m in models}
     drift = {"unlearned": {"retain": {t: {"mean": 0.01, "worst_mean": 0.5} for t in "ab"}}}
     return {
         "models": list(models), "scores": scores, "membership": found, "drift": drift,
@@ -65,6 +66,33 @@ def test_chance_and_the_retrained_model_explain_an_attack() -> None:
     assert verdict(numbers(RETRAINED, auc=0.59))["attack"]["level"] == "good"  # 2.25 standard errors
     assert verdict(numbers(RETRAINED, auc=0.61))["attack"]["level"] == "fair"
     assert verdict(numbers(RETRAINED, auc=0.65, auc_retrained=0.64))["attack"]["level"] == "good"
+
+
+@pytest.mark.parametrize(
+    ("auc", "error", "word"),
+    [(0.8, 0.132, "too few samples to tell"), (0.5, 0.132, "too few samples to tell"), (0.9, 0.132, "told apart"),
+     (0.5, 0.061, "too few samples to tell"), (0.5, 0.059, "not told apart"),
+     (0.62, 0.055, "too few samples to tell"), (0.39, 0.055, "too few samples to tell"),
+     (0.61, 0.042, "told apart"), (0.59, 0.055, "not told apart")],
+)  # fmt: skip
+@pytest.mark.parametrize("retrained", [False, True])
+def test_too_few_samples_show_nothing(auc: float, error: float, word: str, retrained: bool) -> None:
+    data = numbers(RETRAINED, auc=auc, retrained=retrained)
+    for model in data["models"]:
+        for task in "ab":
+            data["membership"][model][task]["loss"] |= {"error": error, "samples": 10}
+    found = verdict(data)["attack"]
+    assert found["word"] == word
+    assert (found["level"] == "unknown") == (word == "too few samples to tell")
+
+
+def test_too_few_samples_are_named_even_of_one_task() -> None:
+    data = numbers(RETRAINED)
+    data["membership"]["unlearned"]["b"]["loss"] = {"auc": 0.8, "error": (21 / 1200) ** 0.5, "samples": 10}
+    said = verdict(data)["text"]
+    assert "by the loss of task b the AUC is 0.80 with 10 samples of either kind" in said
+    assert "chance alone gives 0.50 ± 0.33." in said
+    assert "better than chance" not in said
 
 
 def test_a_fall_that_retraining_shares_is_no_damage() -> None:
