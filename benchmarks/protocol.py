@@ -60,7 +60,7 @@ class Protocol:
     every: int = 2  # steps between evaluations
     clip: float = 0.1  # global norm of a direction
     watch: bool = True  # score the retain data on the way too
-    kept: int = 4  # rows of a subspace for each retain row of a step: with 2, too little is left of partial requests
+    kept: int = 4  # rows of a subspace for each retain row of a step; with fewer, less is left of the forget gradient
     grids: dict[str, Grid] = field(default_factory=dict)
 
 
