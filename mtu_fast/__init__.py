@@ -33,8 +33,9 @@ from mtu_fast.methods import (
     shuffled_targets,
 )
 from mtu_fast.report import Audit, audit
-from mtu_fast.rows import Rows, Update, cat
+from mtu_fast.rows import Rows, cat
 from mtu_fast.subspace import Subspace
+from mtu_fast.update import Update
 
 __version__ = "0.1.0"
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mtu_fast.block import Block, Shared, join_roles
 from mtu_fast.checks import Losses, Mask, kinds, named_losses, presence
 from mtu_fast.explain import Explanation
 from mtu_fast.graph import Graph
@@ -17,20 +18,10 @@ from mtu_fast.methods import FORGET, RETAIN, Method, Roles
 from mtu_fast.nodes import densified
 from mtu_fast.plan import Plan, discover
 from mtu_fast.rowmap import uneven_weights
-from mtu_fast.rows import (
-    Block,
-    NotFiniteError,
-    Rows,
-    Shared,
-    Update,
-    accumulate,
-    check_finite,
-    check_method,
-    explicit,
-    join_roles,
-)
+from mtu_fast.rows import Rows, explicit
 from mtu_fast.stream import Collector, StaleMap, notes, outlives, stream
 from mtu_fast.subspace import Subspace, check_subspace
+from mtu_fast.update import NotFiniteError, Update, accumulate, check_finite, check_method
 from mtu_fast.uses import Dense, Use
 
 KNOWN = 64  # graph signatures remembered; each holds index vectors only

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mtu_fast.rows import Shared
+from mtu_fast.block import Shared
 from mtu_fast.uses import Dense, Use, route
 
 

@@ -3,126 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import prod
 
 import torch
 from torch import Tensor
 
 from mtu_fast import uses as use_ops
+from mtu_fast.block import Block, Shared, join_roles
 from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
-from mtu_fast.ops._blocks import check_blocks
 from mtu_fast.ops.gram import row_gram
 from mtu_fast.ops.gram_schmidt import effective_rank
+from mtu_fast.update import NotFiniteError, Update, accumulate, check_finite, check_meant, check_method
 from mtu_fast.uses import Dense, Use
 
-PER = ("total", "layer", "tensor")
 SIDES = {RETAIN: "to retain", FORGET: "to forget", SUBSPACE: "kept for the subspace"}
 SMALL = 1 << 14  # parameters of a tensor: below, calls cost more than the work, and tensors are taken together
-
-
-class NotFiniteError(RuntimeError):
-    """A row or an update is infinite or undefined; nothing was written."""
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What the rows of one engine have in common: its parameters, and how exact the products of a Gram must be."""
-
-    names: tuple[str, ...]
-    parameters: tuple[Tensor, ...]
-    precision: str = "highest"
-
-    def __post_init__(self) -> None:
-        check_blocks(self.precision)
-        for name, parameter in zip(self.names, self.parameters, strict=True):
-            if parameter.is_complex():
-                raise TypeError(
-                    f"params: {name} is {parameter.dtype}, expected real parameters: rows and their Gram are real. "
-                    f"Keep it as a real one of shape {(*parameter.shape, 2)} and write torch.view_as_complex({name}) "
-                    "where it is used, or leave it out of params."
-                )
-
-    def versions(self) -> tuple[int, ...]:
-        """Changes whenever a parameter is written in place."""
-        return tuple(p._version for p in self.parameters)
-
-    def groups(self, per: str) -> list[list[int]]:
-        """Indices of the parameters of each block: all, those of one module, or one."""
-        keys = self.keys(per)
-        return [[j for j, key in enumerate(keys) if key == wanted] for wanted in dict.fromkeys(keys)]
-
-    def keys(self, per: str) -> list[str]:
-        """The name of each parameter's block."""
-        if per not in PER:
-            raise ValueError(f"gram: per is {per!r}, expected one of {', '.join(map(repr, PER))}.")
-        if per == "total":
-            return [""] * len(self.names)
-        return [name if per == "tensor" else name.rpartition(".")[0] for name in self.names]
-
-
-@dataclass
-class Block:
-    """The rows of one task of one call.
-
-    uses: parameter index -> the rows' gradients. outside: kind -> gradients of the summed row losses by the parameters
-    outside. versions: of the parameters and of all that the uses hold, when the rows were taken. kept: the rows outlive
-    their step, belong to the point where they were taken, and are not used up. grams: group of parameters -> Gram of
-    the block with itself, where it is kept.
-    """
-
-    roles: Roles
-    uses: dict[int, Use]
-    outside: dict[int, dict[Tensor, Tensor]]
-    versions: tuple[tuple[int, ...], tuple[int, ...]]
-    spent: bool = field(default=False)
-    kept: bool = False
-    grams: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
-
-    @staticmethod
-    def of(roles: Roles, uses: dict[int, Use], outside: dict[int, dict[Tensor, Tensor]], shared: Shared) -> Block:
-        """A block of rows taken now."""
-        return Block(roles, uses, outside, (shared.versions(), _versions(uses)))
-
-    def keep(self) -> Block:
-        """The same rows as rows of a subspace, for later steps."""
-        roles = replace(self.roles, kind=torch.full_like(self.roles.kind, SUBSPACE))
-        return Block(roles, dict(self.uses), {}, self.versions, kept=True)
-
-    def __len__(self) -> int:
-        return len(self.roles)
-
-
-def _versions(uses: dict[int, Use]) -> tuple[int, ...]:
-    return tuple(t._version for use in uses.values() for t in use.tensors)
-
-
-@dataclass(frozen=True, repr=False)
-class Update:
-    """What a `backward` did: w, and from what.
-
-    Attributes:
-        weights: w `[R]`, or `[L, R]` for a method that works per layer or tensor.
-        roles: what each row is.
-        gram: G `[R, R]` or `[L, R, R]`, float64; None where no Gram was needed.
-    """
-
-    weights: Tensor
-    roles: Roles
-    gram: Tensor | None
-
-    def __repr__(self) -> str:
-        rank = "none needed" if self.rank is None else self.rank.tolist()
-        return f"Update({len(self.roles)} rows, rank of the retain rows: {rank})"
-
-    @property
-    def rank(self) -> Tensor | None:
-        """Effective rank of the retain rows: how many directions were protected; None without a Gram."""
-        if self.gram is None:
-            return None
-        retain = (self.roles.kind == RETAIN).to(self.gram.dtype)
-        return effective_rank(self.gram * retain * retain[:, None], dependence_tolerance(self.roles.dtype))
 
 
 class Rows:
@@ -270,7 +167,7 @@ class Rows:
         """
         check_method(method)
         if not isinstance(method, Tensor):
-            _check_meant(method, self.roles)
+            check_meant(method, self.roles)
         return self.update(method, outside=outside)
 
     def update(self, method: Method | Tensor, *, outside: Tensor | None = None) -> Update:
@@ -408,7 +305,7 @@ class Rows:
         if any(block.spent for block in self._blocks):
             raise RuntimeError("rows: backward was called before and used these rows up; call engine.rows again.")
         now = self._shared.versions()
-        if any(block.versions[1] != _versions(block.uses) for block in self._blocks):
+        if any(block.changed() for block in self._blocks):
             raise RuntimeError(
                 "rows: an activation or input that these rows are made of changed in place since they were taken (an "
                 "input buffer that is filled again?); use a fresh tensor per batch, or call backward first."
@@ -473,81 +370,3 @@ def cat(*rows: Rows) -> Rows:
             raise ValueError("cat: found rows of different engines, expected one engine: its parameters are the space.")
         each._check_open()
     return Rows(rows[0]._shared, [block for each in rows for block in each._blocks])
-
-
-def check_method(method: object) -> None:
-    """A method, or weights.
-
-    Raises:
-        TypeError: it is neither.
-    """
-    lacking = [name for name in ("per", "needs_gram", "outside", "__call__") if not hasattr(method, name)]
-    if isinstance(method, type) or (lacking and not isinstance(method, Tensor)):
-        what = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
-        raise TypeError(
-            f"backward: found {what} without {lacking}, expected a method such as mtu.OrthoGrad(alpha=0.5) with per, "
-            "needs_gram, outside(roles) and __call__(G, roles), or weights [R]. A map from G alone is used as "
-            "rows.backward(weighting(rows.gram()))."
-        )
-
-
-def _check_meant(method: Method, roles: Roles) -> None:
-    """The rows are such as the method is meant for.
-
-    Raises:
-        ValueError: sample rows for a method of mean rows, or no subspace for one that needs it.
-    """
-    name, own = type(method).__name__, roles.kind != SUBSPACE
-    if method.per == "task" and bool((own & (roles.sample >= 0)).any()):
-        raise ValueError(
-            f"backward: {name} works on mean rows, one a task and role, found rows per sample; take them by "
-            "engine.rows(..., per='task'), or call engine.backward(losses, method). rows.update(method) does not ask."
-        )
-    if getattr(method, "needs_subspace", False) and bool(own.all()):
-        raise ValueError(
-            f"backward: {name} moves in a subspace of rows kept from earlier steps, found none among these; call "
-            "subspace.step(rows, method) with a mtu.Subspace() made before the loop."
-        )
-
-
-def check_finite(tensors: Iterable[Tensor]) -> None:
-    """Nothing of an update is infinite or undefined.
-
-    Raises:
-        NotFiniteError: something is.
-    """
-    # A sum is finite if all its terms are, but for terms near the end of the range; it costs one read.
-    real = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors)  # complex: outside params
-    sums = [t.sum(dtype=torch.float32 if t.dtype.itemsize < 4 else None).double() for t in real]
-    if sums and not bool(torch.isfinite(torch.stack(sums)).all()):
-        raise NotFiniteError(
-            "backward: the update is not finite; .grad is untouched. Look for overflow in half precision, for weights "
-            "that are not finite, or for a gradient that is not finite though its loss is; the last spoils whole-batch "
-            "backwards even where `present` leaves the sample out (0 times infinity), so guard it in the loss."
-        )
-
-
-def accumulate(gradients: dict[Tensor, Tensor]) -> None:
-    """`.grad += gradient` for every parameter."""
-    owned: set[int] = set()
-    for parameter, g in gradients.items():
-        if parameter.grad is None:
-            # Autograd may hand out one memory twice, or expanded: a gradient is its parameter's alone.
-            alone = g.is_contiguous() and g.untyped_storage().data_ptr() not in owned
-            parameter.grad = g.detach() if alone else g.detach().clone(memory_format=torch.contiguous_format)
-            owned.add(parameter.grad.untyped_storage().data_ptr())
-        elif parameter.grad.is_sparse:
-            parameter.grad = g.detach() + parameter.grad
-        else:
-            parameter.grad.add_(g.detach())
-
-
-def join_roles(parts: Sequence[Roles]) -> Roles:
-    """Roles of rows laid end to end, tasks matched by name."""
-    tasks = tuple(dict.fromkeys(task for part in parts for task in part.tasks))
-    moved = [torch.tensor([tasks.index(t) for t in part.tasks], device=part.task.device)[part.task] for part in parts]
-    lowest = min((part.dtype for part in parts), key=lambda dtype: -torch.finfo(dtype).eps)
-    return Roles(
-        torch.cat(moved), torch.cat([p.sample for p in parts]), torch.cat([p.kind for p in parts]),
-        torch.cat([p.loss for p in parts]), tasks, lowest,
-    )  # fmt: skip

@@ -16,7 +16,8 @@ from mtu_fast.methods.interference import STALE, basis_weights
 from mtu_fast.ops.gram import row_gram
 from mtu_fast.ops.gram_schmidt import orthonormalize
 from mtu_fast.ops.project import project
-from mtu_fast.rows import Rows, Update, cat
+from mtu_fast.rows import Rows, cat
+from mtu_fast.update import Update
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import mtu_fast as mtu
-from mtu_fast.rows import check_finite
+from mtu_fast.update import check_finite
 from tests.helpers.checks import assert_rows, grads, same_grads, trained, truth_of
 
 N = 4

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mtu_fast.engine import Engine
 from mtu_fast.methods import Method
-from mtu_fast.rows import Rows, Update, cat
+from mtu_fast.rows import Rows, cat
 from mtu_fast.subspace import Subspace
+from mtu_fast.update import Update
 
 Side = tuple[dict[str, Tensor], dict[str, Tensor]]  # losses {task: [N]}, labelled samples {task: [N]}
 Forward = Callable[[], Side]  # runs the forward when called, so that one graph lives at a time where rows are taken

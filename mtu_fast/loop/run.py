@@ -24,7 +24,7 @@ from mtu_fast.loop.settings import Settings
 from mtu_fast.loop.state import clear_gradients, mark, put_back, take
 from mtu_fast.loop.stream import END, Stream, generators
 from mtu_fast.loop.watch import Look, Watch, known, unbounded
-from mtu_fast.rows import NotFiniteError
+from mtu_fast.update import NotFiniteError
 
 FINAL = ("level", "drift")  # reasons that hold whatever limits a later call sets
 

@@ -17,8 +17,8 @@ from mtu_fast.loop.evaluate import LossFunction, ScoreFunction
 from mtu_fast.loop.schedule import Scheduled
 from mtu_fast.loop.stream import check_loader
 from mtu_fast.methods import Method
-from mtu_fast.rows import check_method
 from mtu_fast.subspace import Subspace, check_subspace
+from mtu_fast.update import check_method
 
 Bound = float | Mapping[str, float] | None
 
