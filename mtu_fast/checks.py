@@ -50,6 +50,34 @@ def named_losses(losses: Losses) -> dict[str, Tensor]:
     return dict(named)
 
 
+def check_direction(d: Any, parameters: Mapping[str, Tensor]) -> None:
+    """A direction is {parameter: real tensor of its shape}.
+
+    Raises:
+        TypeError: no mapping, or something else than real tensors in it.
+        ValueError: a key that is none of the parameters, or another shape.
+    """
+    if not isinstance(d, Mapping):
+        raise TypeError(f"push: found {type(d).__name__}, expected {{parameter: tensor of its shape}}.")
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    for parameter, t in d.items():
+        if id(parameter) not in names:
+            what = f"a tensor of shape {tuple(parameter.shape)}" if isinstance(parameter, Tensor) else repr(parameter)
+            raise ValueError(
+                f"push: found {what} as a key, expected parameters of the engine, as rows.parameters holds them by "
+                "name and rows.combine(w) has them for keys."
+            )
+        name = names[id(parameter)]
+        if not isinstance(t, Tensor) or t.is_complex():
+            found = t.dtype if isinstance(t, Tensor) else type(t).__name__
+            raise TypeError(f"push: {name} is given {found}, expected a real tensor {tuple(parameter.shape)}.")
+        if t.shape != parameter.shape:
+            raise ValueError(
+                f"push: {name} is given shape {tuple(t.shape)}, expected {tuple(parameter.shape)}, that of the "
+                "parameter; call it once a direction."
+            )
+
+
 def labelled(given: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Losses {task: [N]} and the masks {task: [N]} of labelled samples, from what a losses function returned.
 

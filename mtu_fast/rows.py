@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtu_fast import uses as use_ops
 from mtu_fast.block import Block, Shared, join_roles
+from mtu_fast.checks import check_direction
 from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
 from mtu_fast.ops.gram import row_gram
@@ -93,6 +94,35 @@ class Rows:
                 total = use_ops.combine([use for _, use in uses], [weights[j][at] for at, _ in uses])
                 found[parameter] = total.view(parameter.shape).to(parameter.dtype)
         return found
+
+    def push(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor:
+        """`J d`, what each row feels of a direction: its loss changes by `ε (J d)_r` where parameters move by ε d.
+
+        Products and sums are float64, in one pass over what the rows hold.
+
+        Args:
+            d: {parameter: tensor of its shape}, as `combine` gives it; parameters that are left out do not move.
+            per: "total", or "layer" or "tensor" for what the rows feel of each block of parameters alone.
+
+        Returns:
+            float64 `[R]`, or `[L, R]` in the order of `names(per)`.
+
+        Raises:
+            TypeError: d is no mapping of parameters to real tensors.
+            ValueError: an unknown `per`, something else than the engine's parameters, or another shape than theirs.
+            RuntimeError: the rows are used up.
+        """
+        self._check_open()
+        check_direction(d, self.parameters)
+        groups = self._shared.groups(per)
+        found = self.roles.loss.new_zeros(len(groups), len(self))
+        for g, group in enumerate(groups):
+            for j in group:
+                moved = d.get(self._shared.parameters[j])
+                if moved is not None:
+                    for at, use in self._uses(j):
+                        found[g, at] += use.push(moved)
+        return found[0] if per == "total" else found
 
     def jacobian(self) -> dict[Tensor, Tensor]:
         """J itself, `[R, *shape]` for each parameter that a row reaches: R times the memory of a gradient.

@@ -12,7 +12,8 @@ Dense    rows `[R, *shape]`                          itself
 =======  ==========================================  =========================================
 
 Between a use and its parameter there may be a `Chain` of views and casts: linear maps whose adjoints keep inner
-products. A Gram is therefore taken on this side of the chain, a combination is pushed through it once.
+products. A Gram is therefore taken on this side of the chain, a combination is pushed through it once, and a direction
+is pulled back to this side before the rows' inner products with it are taken.
 """
 
 from __future__ import annotations
@@ -27,8 +28,19 @@ import torch
 from torch import Tensor
 
 from mtu_fast.ops import gram as op
-from mtu_fast.ops._blocks import same
-from mtu_fast.ops.explicit import Geometry, conv_rows, conv_weight_gradient, gather_rows, outer_rows, working_dtype
+from mtu_fast.ops._blocks import WIDE, same
+from mtu_fast.ops.explicit import (
+    Geometry,
+    conv_inner,
+    conv_rows,
+    conv_weight_gradient,
+    gather_inner,
+    gather_rows,
+    outer_inner,
+    outer_rows,
+    row_inner,
+    working_dtype,
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,20 @@ class Chain:
 
     key: tuple[object, ...] = ()
     apply: Callable[[Tensor], Tensor] = field(default=lambda g: g, compare=False, repr=False)
+
+    def pull(self, d: Tensor, shape: Sequence[int]) -> Tensor:
+        """`Aᵀ d` float64 `[*shape]` for the linear map A = `apply`: the gradient of `⟨A x, d⟩` by x."""
+        if not self.key:
+            return d.detach().to(WIDE).reshape(shape)
+        found, left = d.new_zeros(shape, dtype=WIDE), d.detach().to(WIDE)
+        x = torch.zeros_like(found, requires_grad=True)
+        with torch.enable_grad():
+            y = self.apply(x)
+        for _ in range(3):  # a cast on the way rounds d; bfloat16 takes 8 of the 24 bits of a float32 at a time
+            part, = torch.autograd.grad(y, x, left.to(y.dtype), retain_graph=True)
+            found += part
+            left = left - self.apply(part)
+        return found
 
 
 DIRECT = Chain()
@@ -86,9 +112,17 @@ class Use(ABC):
     def weighted(self, w: Tensor) -> Tensor:
         """`Σ_r w_r row_r` on this side of the chain, `[*shape]`."""
 
+    @abstractmethod
+    def inner(self, d: Tensor) -> Tensor:
+        """`⟨row_r, d⟩` on this side of the chain, products and sums float64: d float64 `[*shape]` -> `[R]`."""
+
     def combine(self, w: Tensor) -> Tensor:
         """`Σ_r w_r row_r` in the shape of the parameter; w `[R]`."""
         return self.chain.apply(self.weighted(w))
+
+    def push(self, d: Tensor) -> Tensor:
+        """`J d`, the inner product of each row with d of the parameter's shape; float64 `[R]`."""
+        return self.inner(self.chain.pull(d, self.shape))
 
     def dense(self) -> Dense:
         """The same rows, materialised; the chain stays."""
@@ -135,6 +169,9 @@ class Dense(Use):
         dtype = working_dtype(self.rows)
         return (w.to(dtype) @ self.matrix().to(dtype)).view(self.shape)
 
+    def inner(self, d: Tensor) -> Tensor:
+        return row_inner(self.matrix(), d.flatten())
+
 
 @dataclass(frozen=True)
 class Outer(Use):
@@ -169,6 +206,9 @@ class Outer(Use):
         else:
             left, right = self.left.to(self.dtype), _scaled(self.right, w)
         return (left.flatten(0, 1).T @ right.flatten(0, 1)).view(self.shape)
+
+    def inner(self, d: Tensor) -> Tensor:
+        return outer_inner(self.left, self.right, d.view(self.left.shape[2], self.right.shape[2]))
 
     def transposed(self) -> Outer:
         """The same rows as a use of the transposed matrix."""
@@ -206,6 +246,9 @@ class Conv(Use):
         x, b = self.x.to(self.dtype), _scaled(self.b, w)
         return conv_weight_gradient(x.flatten(0, 1), b.flatten(0, 1), self.geometry)
 
+    def inner(self, d: Tensor) -> Tensor:
+        return conv_inner(self.x, self.b, self.geometry, d)
+
 
 @dataclass(frozen=True)
 class Gather(Use):
@@ -236,6 +279,9 @@ class Gather(Use):
     def weighted(self, w: Tensor) -> Tensor:
         values = _scaled(self.values, w)
         return values.new_zeros(self.shape).index_add_(0, self.index.flatten(), values.flatten(0, 1))
+
+    def inner(self, d: Tensor) -> Tensor:
+        return gather_inner(self.index, self.values, d)
 
 
 def combine(uses: Sequence[Use], weights: Sequence[Tensor]) -> Tensor:

@@ -63,7 +63,9 @@ def test_gram_and_combine_are_those_of_autograd(name: str, float64: bool, device
         w = torch.randn(len(rows), dtype=torch.float64)
         found = rows.combine(w)
         assert {d.device.type for d in found.values()} == {device}
-        assert relative_error(vector([found.get(p) for p in params], params).cpu(), w @ matrix(J)) <= tolerance
+        d = vector([found.get(p) for p in params], params).cpu()
+        assert relative_error(d, w @ matrix(J)) <= tolerance
+        assert relative_error(rows.push(found).cpu(), matrix(J) @ d) <= tolerance
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv2d", "vit"])

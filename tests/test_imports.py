@@ -26,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "subspace": {"rows", "update", "methods", "ops"},
     "explain": {"block", "uses"},
     "checks": {"methods"},
-    "rows": {"block", "update", "uses", "methods", "ops"},
+    "rows": {"block", "checks", "update", "uses", "methods", "ops"},
     "block": {"uses", "methods", "ops"},
     "update": {"methods", "ops"},
     "stream": {"plan", "graph", "nodes", "rowmap", "rules", "uses"},

@@ -92,6 +92,61 @@ def test_weights_per_block(per: str) -> None:
     assert relative_error(grad_vector(params), vector(truth, params)) <= 1e-12
 
 
+def test_push_of_a_combination_is_the_gram_times_its_weights() -> None:
+    """J Jᵀ w = G w, whole and by blocks; what is left out does not move."""
+    _, forward, params, engine = build()
+    rows = engine.rows(forward())
+    w = random_weights(2 * N)
+    d = rows.combine(w)
+    assert relative_error(rows.push(d), rows.gram() @ w) <= 1e-12
+    for per in ("layer", "tensor"):
+        assert relative_error(rows.push(d, per), rows.gram(per) @ w) <= 1e-12
+    one = {params[0]: d[params[0]]}
+    assert relative_error(rows.push(one), rows.push(d, "tensor")[0]) <= 1e-13
+    assert not rows.push({}).any() and rows.push({}, "layer").shape == (len(rows.names()), 2 * N)
+
+
+def test_push_is_the_change_of_the_losses() -> None:
+    """To first order: central differences err by their step squared."""
+    _, forward, params, engine = build()
+    rows = engine.rows(forward())
+    d = {p: torch.randn_like(p) for p in params}
+    felt, step = rows.push(d), 1e-4
+    ends = []
+    for sign in (1.0, -1.0):
+        with torch.no_grad():
+            for p, t in d.items():
+                p.add_(t, alpha=sign * step)
+        ends.append(torch.cat([loss.detach() for loss in forward().values()]))
+        with torch.no_grad():
+            for p, t in d.items():
+                p.sub_(t, alpha=sign * step)
+    assert relative_error(felt, (ends[0] - ends[1]) / (2 * step)) <= 1e-6
+
+
+def test_push_names_what_it_was_given_instead() -> None:
+    _, forward, params, engine = build()
+    rows = engine.rows(forward())
+    name, p = next(iter(rows.parameters.items()))
+    with pytest.raises(TypeError, match="push: found list, expected"):
+        rows.push([torch.zeros_like(q) for q in params])
+    with pytest.raises(ValueError, match=r"found a tensor of shape \(3,\) as a key, expected parameters of the engine"):
+        rows.push({torch.zeros(3): torch.zeros(3)})
+    with pytest.raises(ValueError, match="found 'weight' as a key"):
+        rows.push({"weight": torch.zeros(3)})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=rf"{name} is given shape \(2,\), expected \({p.shape[0]}, "):
+        rows.push({p: torch.zeros(2)})
+    with pytest.raises(TypeError, match=f"{name} is given float, expected a real tensor"):
+        rows.push({p: 1.0})  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match=f"{name} is given torch.complex64"):
+        rows.push({p: torch.zeros(p.shape, dtype=torch.complex64)})
+    with pytest.raises(ValueError, match="per is 'module'"):
+        rows.push({}, per="module")
+    rows.backward(random_weights(2 * N))
+    with pytest.raises(RuntimeError, match="used these rows up"):
+        rows.push({p: torch.zeros_like(p)})
+
+
 def test_cat_is_associative_and_copies_nothing() -> None:
     model, forward, params, engine = build()
     calls = [forward(), twin(by_name("conv2d"), model, 2, n=3)(), twin(by_name("conv2d"), model, 2, n=1, seed=9)()]

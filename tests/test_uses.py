@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast import uses
+from mtu_fast.ops import explicit
 from mtu_fast.ops.explicit import Geometry
 from mtu_fast.uses import Chain, Conv, Dense, Gather, Outer, Use
 from tests.helpers.checks import random_weights
@@ -57,6 +58,9 @@ def test_a_use_is_its_rows(kind: str) -> None:
     assert use.combine(w).shape == use.shape
     assert relative_error(use.combine(w).flatten(), w @ J) <= CLOSE
     assert relative_error(use.dense().rows.flatten(1), J) <= CLOSE
+    d = draw(*use.shape)
+    assert use.push(d).dtype == torch.float64
+    assert relative_error(use.push(d), J @ d.flatten()) <= CLOSE
     assert relative_error(uses.gram([use]), J @ J.T) <= CLOSE
     assert use.rows_bytes() == J.numel() * 8
 
@@ -136,6 +140,57 @@ def test_uses_behind_unequal_views_meet_in_the_space_of_the_parameter() -> None:
     assert relative_error(uses.gram([one]), (J + K) @ (J + K).T) <= CLOSE
     assert relative_error(one.combine(w).flatten(), w @ (J + K)) <= CLOSE
     assert relative_error(uses.combine([top, bottom], [w, 2 * w]).flatten(), w @ J + 2 * w @ K) <= CLOSE
+    d = draw(10, 4)
+    for use, rows_ in ((top, J), (bottom, K), (one, J + K)):
+        assert relative_error(use.push(d), rows_ @ d.flatten()) <= CLOSE
+
+
+@pytest.mark.parametrize(
+    ("geometry", "image", "grid"),
+    [
+        (Geometry((6, 4, 3, 2), (2, 1), (1, 0), (1, 2), False, (0, 0), 1), (7, 5), (4, 3)),
+        (Geometry((6, 2, 3, 3), (1, 1), (1, 1), (1, 1), False, (0, 0), 2), (5, 4), (5, 4)),
+        (Geometry((4, 6, 3, 2), (2, 1), (1, 0), (1, 1), True, (1, 0), 1), (4, 3), (8, 4)),
+        (Geometry((4, 3, 2, 2), (2, 2), (0, 0), (1, 1), True, (0, 0), 2), (3, 3), (6, 6)),
+        (Geometry((6, 4, 3), (1,), (2,), (1,), False, (0,), 1), (5,), (7,)),
+        (Geometry((6, 4, 2, 2, 2), (1, 1, 1), (0, 0, 0), (1, 1, 1), False, (0, 0, 0), 1), (3, 4, 3), (2, 3, 2)),
+    ],
+    ids=["strided and dilated", "grouped", "transposed", "transposed and grouped", "1d", "3d"],
+)
+def test_convolutions_are_pushed_by_their_geometry(
+    geometry: Geometry, image: tuple[int, ...], grid: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two images a row; whole, and a row at a time."""
+    use = Conv(geometry.weight, draw(R, 2, 4, *image), draw(R, 2, 6, *grid), geometry)
+    d = draw(*geometry.weight)
+    truth = use.matrix() @ d.flatten()
+    assert relative_error(use.push(d), truth) <= CLOSE
+    monkeypatch.setattr(explicit, "PIECE", 1)
+    assert relative_error(use.push(d), truth) <= CLOSE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_rows_are_pushed_in_float64(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products and sums: the inner product with a d that the rows nearly cancel keeps its digits, in any piece."""
+    use = make(kind)
+    use = use.with_tensors(*(t if t.dtype == torch.int64 else t.float() for t in use.tensors))
+    exact = use.with_tensors(*(t if t.dtype == torch.int64 else t.double() for t in use.tensors))
+    J = rows_of(exact)
+    d = draw(J.shape[1])
+    d = (d - torch.linalg.pinv(J) @ (J @ d) * (1.0 - 1e-6)).view(use.shape)  # J d is a millionth of what it was
+    assert relative_error(use.push(d), J @ d.flatten()) <= 1e-8  # eps / 1e-6, and the sums
+    monkeypatch.setattr(explicit, "PIECE", 1)
+    assert relative_error(use.push(d), J @ d.flatten()) <= 1e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_cast_on_the_way_does_not_round_what_is_pushed(dtype: torch.dtype) -> None:
+    """A bfloat16 copy of a part of the parameter: d has more digits than the copy could hold."""
+    chain = Chain(("cast", "slice"), lambda g: torch.nn.functional.pad(g.bfloat16(), (0, 0, 0, 4)).to(dtype))
+    use = replace(make("outer"), chain=chain)
+    d = draw(10, 4).to(dtype)
+    # Three times the 8 bits of bfloat16, which is all that a float32 has.
+    assert relative_error(use.push(d), rows_of(use) @ d[:6].double().flatten()) <= 2.0**-23
 
 
 def test_a_transposed_use() -> None:

@@ -1,11 +1,19 @@
-"""Row gradients made explicit, from what a use holds: what the direct routes multiply."""
+"""Row gradients from what a use holds: made explicit, as the direct routes multiply them, or met with one direction.
+
+Inner products with a direction have float64 products and sums, and never form a row.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from mtu_fast.ops._blocks import WIDE
+
+PIECE = 1 << 22  # elements that are widened to float64 at a time: 32 MiB
 
 
 @dataclass(frozen=True)
@@ -68,3 +76,47 @@ def gather_rows(index: Tensor, values: Tensor, size: int) -> Tensor:
     out = values.new_zeros(r * size, d, dtype=working_dtype(values))
     out.index_add_(0, (index + offset).flatten(), values.to(out.dtype).flatten(0, 1))
     return out.view(r, size, d)
+
+
+def row_inner(rows: Tensor, d: Tensor) -> Tensor:
+    """`⟨rows[r], d⟩`: rows `[R, P]`, d float64 `[P]` -> float64 `[R]`."""
+    found = d.new_zeros(len(rows))
+    step = max(1, PIECE // max(len(rows), 1))
+    for start in range(0, rows.shape[1], step):
+        found += rows[:, start : start + step].to(WIDE) @ d[start : start + step]
+    return found
+
+
+def outer_inner(left: Tensor, right: Tensor, d: Tensor) -> Tensor:
+    """`Σ_s left[r, s] · d right[r, s]`: left `[R, S, A]`, right `[R, S, B]`, d float64 `[A, B]` -> float64 `[R]`."""
+    found = d.new_zeros(len(left))
+    for some in _pieces(left, right):
+        found[some] = ((right[some].to(WIDE) @ d.T) * left[some].to(WIDE)).sum((1, 2))
+    return found
+
+
+def conv_inner(x: Tensor, b: Tensor, geometry: Geometry, d: Tensor) -> Tensor:
+    """`⟨x * d, b⟩`, a convolution forward with d as its weight: x `[R, F, C, *]`, b `[R, F, O, *]` -> float64 `[R]`."""
+    found = d.new_zeros(len(x))
+    for some in _pieces(x, b):
+        y = torch.ops.aten.convolution(
+            x[some].to(WIDE).flatten(0, 1), d, None, geometry.stride, geometry.padding, geometry.dilation,
+            geometry.transposed, geometry.output_padding, geometry.groups,
+        )  # fmt: skip
+        found[some] = (y.view(b[some].shape) * b[some].to(WIDE)).flatten(1).sum(1)
+    return found
+
+
+def gather_inner(index: Tensor, values: Tensor, d: Tensor) -> Tensor:
+    """`Σ_s values[r, s] · d[index[r, s]]`: index `[R, S]`, values `[R, S, D]`, d float64 `[V, D]` -> float64 `[R]`."""
+    found = d.new_zeros(len(values))
+    for some in _pieces(values, values):
+        found[some] = (values[some].to(WIDE) * d[index[some]]).sum((1, 2))
+    return found
+
+
+def _pieces(left: Tensor, right: Tensor) -> Iterator[slice]:
+    """Ranges of rows of which both sides together are a piece."""
+    step = max(1, PIECE * len(left) // max(left.numel() + right.numel(), 1))
+    for start in range(0, len(left), step):
+        yield slice(start, start + step)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import mtu_fast as mtu
 from tests.helpers.models.base import Forward, MultiTask
-from tests.helpers.truth import combine_truth, gram_truth, jacobian, relative_error
+from tests.helpers.truth import combine_truth, gram_truth, jacobian, matrix, relative_error
 from tests.helpers.zoo import Case
 
 FLOOR = 1e-3  # a parameter whose gradient is smaller than this share of all is compared on this scale
@@ -40,12 +40,15 @@ def combine_error(found: Mapping[Tensor, Tensor], truth: Mapping[int, Tensor], p
 def assert_rows(
     rows: mtu.Rows, J: Mapping[int, Tensor], params: Sequence[Tensor], tolerance: float, seed: int = 0
 ) -> None:
-    """G and d of random weights are those of J."""
+    """G and d of random weights are those of J, and so is what the rows feel of that d."""
     G = rows.gram()
     assert G.dtype == torch.float64
     assert relative_error(G, gram_truth(J)) <= tolerance
     w = random_weights(len(rows), seed)
-    assert combine_error(rows.combine(w), combine_truth(J, w), params) <= tolerance
+    d = rows.combine(w)
+    assert combine_error(d, combine_truth(J, w), params) <= tolerance
+    felt = matrix(J) @ vector([d.get(p) for p in params], params)
+    assert relative_error(rows.push(d), felt) <= tolerance
 
 
 def joined(*stacks: Mapping[int, Tensor]) -> dict[int, Tensor]:
