@@ -42,6 +42,10 @@ class Shared:
         keys = self.keys(per)
         return [[j for j, key in enumerate(keys) if key == wanted] for wanted in dict.fromkeys(keys)]
 
+    def places(self, per: str) -> dict[Tensor, int]:
+        """Which of the blocks each parameter belongs to."""
+        return {self.parameters[j]: g for g, group in enumerate(self.groups(per)) for j in group}
+
     def keys(self, per: str) -> list[str]:
         """The name of each parameter's block."""
         if per not in PER:

@@ -14,8 +14,9 @@ from mtu_fast.block import Block, Shared, join_roles
 from mtu_fast.checks import check_direction
 from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
-from mtu_fast.ops.gram import row_gram
+from mtu_fast.ops.gram import inexact, row_gram
 from mtu_fast.ops.gram_schmidt import effective_rank
+from mtu_fast.refine import refined, sensitive
 from mtu_fast.update import NotFiniteError, Update, accumulate, check_finite, check_meant, check_method
 from mtu_fast.uses import Dense, Use
 
@@ -204,18 +205,25 @@ class Rows:
         """`backward` without asking whether the method is meant for such rows; arguments and errors are the same."""
         self._check_open()
         check_method(method)
-        gram = None
+        gram, constraint, per = None, None, "total"
         if isinstance(method, Tensor):
             weights, others = method, method
         else:
             if method.needs_gram:
                 granularity = getattr(method, "granularity", "global")
-                gram = self.gram("total" if granularity == "global" else granularity)
+                per = "total" if granularity == "global" else granularity
+                gram = self.gram(per)
             weights = method(gram, self.roles)
+            if gram is not None and inexact(gram.device, self.roles.dtype, self._shared.precision):
+                constraint = sensitive(method, gram, self.roles, weights)
             others = method.outside(self.roles) if self._has_outside else weights
-        found, heads = self.combine(weights), self._outside(others if outside is None else outside)
+        heads = self._outside(others if outside is None else outside)
+        if gram is None or constraint is None:
+            found, residual = self.combine(weights), None
+        else:
+            found, residual = refined(self, weights, constraint, gram, self._shared.places(per), per)
         # Rows whose Gram is finite are finite, and so is what finite weights make of them, but for half precision.
-        unsure = (g for g in found.values() if gram is None or g.dtype.itemsize < 4)
+        unsure = (g for g in found.values() if gram is None or constraint is not None or g.dtype.itemsize < 4)
         check_finite([weights, *heads.values(), *unsure])
         for parameter, g in heads.items():
             found[parameter] = found[parameter] + g if parameter in found else g
@@ -225,7 +233,7 @@ class Rows:
                 continue
             block.spent = True
             block.uses, block.outside = {}, {}
-        return Update(weights, self.roles, gram)
+        return Update(weights, self.roles, gram, residual)
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 

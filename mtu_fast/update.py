@@ -25,11 +25,14 @@ class Update:
         weights: w `[R]`, or `[L, R]` for a method that works per layer or tensor.
         roles: what each row is.
         gram: G `[R, R]` or `[L, R, R]`, float64; None where no Gram was needed.
+        residual: the largest `|J_r d| / (|J_r| |d|)` left of what the method constrains, `[]` or `[L]`; None where it
+            was not measured: where the Gram is exact, the rows are well conditioned, or nothing is constrained.
     """
 
     weights: Tensor
     roles: Roles
     gram: Tensor | None
+    residual: Tensor | None = None
 
     def __repr__(self) -> str:
         rank = "none needed" if self.rank is None else self.rank.tolist()

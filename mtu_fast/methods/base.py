@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mtu_fast.ops.gram_schmidt import TOLERANCE
+from mtu_fast.ops.gram_schmidt import TOLERANCE, solve
 
 RETAIN, FORGET, SUBSPACE = 0, 1, 2
 
@@ -79,6 +79,39 @@ class Method(Protocol):
             f"{type(self).__name__}.outside(roles): expected weights [R] of the losses for the parameters outside "
             "`params`, equal within each (kind, task): the weights before surgery, say."
         )
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """`J_a d = 0` for the part `d = Jᵀ part` of an update, and how to bring what is left of `J_a d` there.
+
+    Attributes:
+        part: weights of d, [..., R].
+        active: the rows a, [R] bool.
+        gram: Gram matrix of the active rows as a correction sees them, [..., R, R], zeros elsewhere.
+        tol: what `dependence_tolerance` gives for the rows.
+        lift: a correction has the weights `lift x` with `gram x = J_a d`, [..., R, R]; None where they are x.
+    """
+
+    part: Tensor
+    active: Tensor
+    gram: Tensor
+    tol: float
+    lift: Tensor | None = None
+
+    def correction(self, Jd: Tensor) -> Tensor:
+        """Weights [..., R] of what is to be subtracted from d, given J d [..., R]."""
+        x, _ = solve(self.gram, Jd, self.active, self.tol)
+        return x if self.lift is None else (self.lift @ x[..., None]).squeeze(-1)
+
+
+@runtime_checkable
+class Constrained(Protocol):
+    """What a method may have besides `Method`, to be refined where the Gram's products are rounded below float64."""
+
+    def constraint(self, G: Any, roles: Roles, w: Tensor) -> Constraint | None:
+        """What must hold of the update `Jᵀ w`, w = method(G, roles); None where nothing holds exactly."""
+        ...
 
 
 def mean_weights(roles: Roles, kind: int | None) -> Tensor:

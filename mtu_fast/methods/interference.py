@@ -13,6 +13,7 @@ from mtu_fast.methods.base import (
     FORGET,
     RETAIN,
     SUBSPACE,
+    Constraint,
     Roles,
     check_fraction,
     check_gram,
@@ -105,9 +106,7 @@ class InterferenceAware:
         G, tol = check_gram("InterferenceAware", G, roles), dependence_tolerance(roles.dtype)
         kept, constraint = roles.kind == SUBSPACE, self._constraints(roles)
         f = mean_weights(roles, FORGET).expand(G.shape[:-1])
-        W, dimension = basis_weights(G * (kept[:, None] & kept), tol, self.energy, self.rank)
-        seen = G @ W  # [..., R, K] every row in the coordinates of U
-        B = _constraining(seen, G, constraint, tol)
+        W, dimension, seen, B = self._inside(G, kept, constraint, tol)
         across, own_rank = _across(G, f, constraint, tol)
         if self.order == "joint":
             inside = _apply(W, _remove(B, _apply(seen.mT, f), tol, self.ridge))
@@ -121,9 +120,30 @@ class InterferenceAware:
         weights = self.alpha * mean_weights(roles, RETAIN) - (1.0 - self.alpha) * d
         return Interference(weights, dimension, rank, _length(G, d) / _length(G, f))
 
+    def constraint(self, G: Tensor, roles: Roles, w: Tensor) -> Constraint | None:
+        """d = w - alpha r is orthogonal to the retain rows, and a correction of order "joint" stays in the span.
+
+        None where d keeps a residue on retain rows by definition: order "orthogonalize-first", and with a ridge. Of
+        order "joint" the constraint is refined alone: where d lies within it keeps the Gram's error times cond(B).
+        """
+        kept, active, tol = roles.kind == SUBSPACE, self._constraints(roles), dependence_tolerance(roles.dtype)
+        part = w - self.alpha * mean_weights(roles, RETAIN)
+        if self.order == "project-first" or not bool(kept.any()):
+            return Constraint(part, active, G * (active[:, None] & active), tol)
+        if self.order == "orthogonalize-first" or self.ridge:
+            return None
+        W, _, _, B = self._inside(G, kept, active, tol)
+        return Constraint(part, active, B @ B.mT, tol, lift=W @ B.mT)
+
     def outside(self, roles: Roles) -> Tensor:
         """Weights alpha r - (1 - alpha) f, [R]: the weights before the projections."""
         return self.alpha * mean_weights(roles, RETAIN) - (1.0 - self.alpha) * mean_weights(roles, FORGET)
+
+    def _inside(self, G: Tensor, kept: Tensor, constraint: Tensor, tol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weights W of the basis U, its dimension, all rows in its coordinates, and B, the constraint rows there."""
+        W, dimension = basis_weights(G * (kept[:, None] & kept), tol, self.energy, self.rank)
+        seen = G @ W  # [..., R, K]
+        return W, dimension, seen, _constraining(seen, G, constraint, tol)
 
     def _constraints(self, roles: Roles) -> Tensor:
         """The retain rows that d must be orthogonal to, [R] bool."""

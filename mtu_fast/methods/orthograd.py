@@ -7,6 +7,7 @@ from torch import Tensor
 from mtu_fast.methods.base import (
     FORGET,
     RETAIN,
+    Constraint,
     Roles,
     check_fraction,
     check_gram,
@@ -59,6 +60,12 @@ class OrthoGrad:
         r, f = mean_weights(roles, RETAIN), mean_weights(roles, FORGET)
         x, rank = solve(G, G @ f, roles.kind == RETAIN, dependence_tolerance(roles.dtype))
         return self.alpha * r - (1.0 - self.alpha) * (f - x), rank
+
+    def constraint(self, G: Tensor, roles: Roles, w: Tensor) -> Constraint:
+        """What is left of the forget gradient, w - alpha r, is orthogonal to every retain row."""
+        retain = roles.kind == RETAIN
+        part = w - self.alpha * mean_weights(roles, RETAIN)
+        return Constraint(part, retain, G * (retain[:, None] & retain), dependence_tolerance(roles.dtype))
 
     def outside(self, roles: Roles) -> Tensor:
         """Weights alpha r - (1 - alpha) f, [R]: the weights before orthogonalisation.

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from math import prod
 
 import torch
@@ -50,6 +51,16 @@ def costs(device: torch.device) -> Costs:
     if outer_ghost.why_no_kernel(device.type.upper()):
         return COSTS["plain torch"]
     return COSTS[device.type]
+
+
+def inexact(device: torch.device, dtype: torch.dtype, precision: str) -> bool:
+    """Whether Grams of `dtype` on `device` sum products in less than float64: what the kernels' plans say."""
+    if device.type != "cuda" or outer_ghost.why_no_kernel("CUDA"):
+        return False  # plain torch and the CPU's kernels multiply and add in float64
+    plans, (major, minor) = import_module("mtu_fast.kernels.plans"), torch.cuda.get_device_capability(device)
+    arch = 10 * major + minor
+    made = (plans.row_plan(dtype, 1, arch), plans.ghost_plan(dtype, precision, arch))
+    return any(plan is not None and plan.sums != WIDE for plan in made)
 
 
 # ---- explicit rows --------------------------------------------------------------------------------------------------

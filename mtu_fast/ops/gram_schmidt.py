@@ -73,6 +73,27 @@ def effective_rank(G: Tensor, tol: float) -> Tensor:
     return solve(G, G.new_zeros(G.shape[:-1]), active, tol)[1]
 
 
+def condition(G: Tensor, length: Tensor, tol: float) -> Tensor:
+    """`‖D⁻¹ G D⁻¹‖_F^½ · max_i ‖(T D)_i‖` with `T G Tᵀ = 1`: σ_max / σ_min of the rows scaled by D⁻¹, estimated.
+
+    The first factor is at least σ_max, the second at most 1 / σ_min and close to it, since pivots come longest first.
+
+    Args:
+        G: Gram matrices, `[..., R, R]` float64. Rows of zeros stay out.
+        length: the diagonal of D, by which the rows are scaled, `[..., R]`; their own lengths, as a rule.
+        tol: As in `solve`.
+
+    Returns:
+        `[...]` float64; infinity where a row depends on the others, 0 where there are none.
+    """
+    T, kept = _serving(basis, G)(G, float(tol))
+    inverse = torch.where(length > 0, length.reciprocal(), 0.0)
+    largest = torch.linalg.matrix_norm(G * inverse[..., None] * inverse[..., None, :]).sqrt()
+    grown = torch.linalg.vector_norm(T * length[..., None, :], dim=-1)  # [..., R]
+    grown = torch.where(kept | (G.diagonal(dim1=-2, dim2=-1) <= 0), grown, torch.inf)
+    return largest * torch.nn.functional.pad(grown, (0, 1)).amax(-1)
+
+
 def whiten(G: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     """T with `T G Tᵀ = diag(kept)`: rows of T J are orthonormal or zero, from `G = J Jᵀ`; longest remaining row first.
 

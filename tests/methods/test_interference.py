@@ -194,6 +194,34 @@ def test_basis_weights_of_a_diagonal() -> None:
     assert int(K) == 2
 
 
+@pytest.mark.parametrize("retain", ["all", "target"])
+@pytest.mark.parametrize("order", ["joint", "project-first"])
+def test_a_correction_removes_what_the_constraints_feel(order: str, retain: str) -> None:
+    """Of d and something more in the span; that of order "joint" stays there."""
+    J, who = partial_task()
+    G, method = J @ J.t(), InterferenceAware(0.3, order=order, retain=retain)
+    constraint = method.constraint(G, who, method(G, who))
+    assert constraint is not None
+    held, kept = J[: RETAINED if retain == "all" else 7], J[RETAINED + FORGOTTEN :]
+    assert constraint.active.nonzero().flatten().tolist() == list(range(len(held)))
+    d = J.t() @ constraint.part
+    assert (held @ d).norm() <= 1e-11 * d.norm()
+    d = d + kept.t() @ matrices.random_vector(K)
+    assert (held @ d).norm() >= 1e-3 * d.norm()
+    c = J.t() @ constraint.correction(J @ d)
+    assert (held @ (d - c)).norm() <= 1e-11 * d.norm()
+    Q = torch.linalg.qr(kept.t()).Q
+    assert ((c - Q @ (Q.t() @ c)).norm() <= 1e-11 * c.norm()) == (order == "joint")
+
+
+def test_a_residue_by_definition_is_no_constraint() -> None:
+    J, who = partial_task()
+    for method in (InterferenceAware(order="orthogonalize-first"), InterferenceAware(ridge=0.1)):
+        assert method.constraint(J @ J.t(), who, method(J @ J.t(), who)) is None
+    J, who = partial_task(kept=0)
+    assert InterferenceAware(ridge=0.1).constraint(J @ J.t(), who, InterferenceAware()(J @ J.t(), who)) is not None
+
+
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [

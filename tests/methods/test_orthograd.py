@@ -203,3 +203,17 @@ def test_retain_rows_of_unequal_length_do_not_matter_for_the_projection() -> Non
 def test_outside_is_the_update_before_orthogonalisation() -> None:
     expected = torch.tensor([0.15, 0.15, -0.35, -0.35], dtype=torch.float64)
     torch.testing.assert_close(OrthoGrad(0.3).outside(roles_of(2, 2)), expected, rtol=1e-14, atol=0)
+
+
+def test_a_correction_removes_what_retain_rows_feel() -> None:
+    """Of any direction, by weights of retain rows alone; the constrained part is what alpha r is added to."""
+    J, who = matrices.conditioned(12, 40, 50.0), roles_of(8, 4)
+    method, G = OrthoGrad(0.3), J @ J.t()
+    w = method(G, who)
+    constraint = method.constraint(G, who, w)
+    assert (J[:8] @ (J.t() @ constraint.part)).norm() <= 1e-12
+    assert relative_error((w - constraint.part)[:8], torch.full((8,), 0.3 / 8, dtype=torch.float64)) <= 1e-12
+    d = matrices.random_vector(40)
+    c = constraint.correction(J @ d)
+    assert not c[8:].any()
+    assert (J[:8] @ (d - J.t() @ c)).norm() <= 1e-11 * d.norm()

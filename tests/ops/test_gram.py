@@ -470,3 +470,31 @@ def test_blocks_that_do_not_fit_are_refused(name: str) -> None:
 def test_an_index_of_numbers_is_refused() -> None:
     with pytest.raises(TypeError, match=r"index of torch\.float64, expected whole numbers"):
         op.gather_gram([draw(2, 3)], [draw(2, 3, 4)])
+
+
+# ---- how exact ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "precision", "expected"),
+    [
+        ((8, 0), torch.float32, "highest", False),
+        ((9, 0), torch.float32, "highest", False),
+        ((8, 9), torch.float32, "highest", True),  # no fast float64: blocks of float32 products
+        ((9, 0), torch.float32, "high", True),
+        ((9, 0), torch.float32, "medium", True),
+        ((9, 0), torch.bfloat16, "highest", True),
+        ((9, 0), torch.float64, "medium", False),
+        ((8, 9), torch.float64, "highest", False),
+    ],
+)
+def test_grams_are_inexact_where_the_kernels_sum_float32(
+    arch: tuple[int, int], dtype: torch.dtype, precision: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", reason="needs Triton")
+    monkeypatch.setattr(op.outer_ghost, "why_no_kernel", lambda device: "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: arch)
+    assert op.inexact(torch.device("cuda"), dtype, precision) is expected
+    assert not op.inexact(torch.device("cpu"), dtype, precision)
+    monkeypatch.setattr(op.outer_ghost, "why_no_kernel", lambda device: "Triton does not work here")
+    assert not op.inexact(torch.device("cuda"), dtype, precision)  # plain torch, in float64

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast.ops import _library
-from mtu_fast.ops.gram_schmidt import TOLERANCE, _serving, effective_rank, gram_schmidt, solve
+from mtu_fast.ops.gram_schmidt import TOLERANCE, _serving, condition, effective_rank, gram_schmidt, solve
 from tests.helpers import matrices
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.truth import relative_error
@@ -271,3 +271,28 @@ def test_what_the_cuda_kernels_do_not_reach_goes_to_the_reference(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     G: Any = SimpleNamespace(is_cuda=True, shape=(rows, rows), device="cuda:0")
     assert _serving(gram_schmidt, G) is (gram_schmidt if kernel else gram_schmidt.reference)
+
+
+@pytest.mark.parametrize("cond", [6.0, 60.0, 6e2, 6e4])
+@pytest.mark.parametrize("R", [4, 32, 128])
+def test_the_condition_is_estimated_within_a_factor_of_two(R: int, cond: float) -> None:
+    J = torch.stack([matrices.conditioned(R, 300, cond, seed) for seed in range(3)])
+    length = J.norm(dim=-1)
+    values = torch.linalg.svdvals(J / length[..., None])
+    found = condition(J @ J.mT, length, TOL) / (values[..., 0] / values[..., -1])
+    assert found.shape == (3,) and bool((found > 0.5).all() and (found < 2.0).all())
+
+
+def test_the_condition_of_scaled_dependent_and_absent_rows() -> None:
+    J = matrices.conditioned(8, 50, 60.0)
+    plain = condition(J @ J.T, J.norm(dim=1), TOL)
+
+    def of(rows: Tensor) -> float:
+        return float(condition(rows @ rows.T, rows.norm(dim=1), TOL))
+
+    assert of(matrices.scaled(J, 6)) == pytest.approx(float(plain), rel=1e-6)
+    assert of(torch.cat([J, 0 * J[:2]])) == pytest.approx(float(plain), rel=1e-12)
+    assert of(torch.cat([J, -3 * J[:2]])) == float("inf")
+    assert of(0 * J) == 0.0 and of(J[:0]) == 0.0
+    # Errors that are relative to other lengths than the rows' own grow by the ratio.
+    assert float(condition(J @ J.T, 10 * J.norm(dim=1), TOL)) == pytest.approx(float(plain), rel=1e-12)
