@@ -28,6 +28,9 @@ from torch.nn import functional
 
 CLASSES = 10
 
+# In eval mode torch may take an encoder layer's inference path, which has no derivative, for parameters under vmap.
+torch.backends.mha.set_fastpath_enabled(False)
+
 
 Activation = Callable[[], nn.Module]
 Norm = Callable[[int], nn.Module]

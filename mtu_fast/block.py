@@ -39,8 +39,10 @@ class Shared:
 
     def groups(self, per: str) -> list[list[int]]:
         """Indices of the parameters of each block: all, those of one module, or one."""
-        keys = self.keys(per)
-        return [[j for j, key in enumerate(keys) if key == wanted] for wanted in dict.fromkeys(keys)]
+        found: dict[str, list[int]] = {}
+        for j, key in enumerate(self.keys(per)):
+            found.setdefault(key, []).append(j)
+        return list(found.values())
 
     def places(self, per: str) -> dict[Tensor, int]:
         """Which of the blocks each parameter belongs to."""

@@ -32,6 +32,7 @@ DISCOVERY = 1 << 28  # bytes of gradients that each pass of a discovery may hold
 class _Known:
     """A graph signature that has been probed; its plan, unless that must be made anew for every batch."""
 
+    key: object
     plan: Plan | None
     explanation: Explanation
 
@@ -44,8 +45,8 @@ class Engine:
         params: the shared parameters that the method works on; every parameter that requires grad by default. All
             others get the weighted gradient of the losses (see `Method.outside`).
         memory_budget: bytes (at least 0) of row gradients that a call of `rows` may keep beyond the smaller of rows and
-            factors of each layer, where the Gram forms them anyway; saves the second weight gradient in `combine`. None
-            for none.
+            factors of each layer, where that costs less than a Gram of factors and a second weight gradient in
+            `combine`. None for as many as the factors take if there is one task, for none if there are several.
         precision: how exact the products under a Gram's float64 sums must be, in the words of
             `torch.set_float32_matmul_precision`: "highest", "high" (TF32×3) or "medium" (TF32). A GPU may make use of
             it; on the CPU products are exact to float64 throughout.
@@ -88,10 +89,10 @@ class Engine:
         if memory_budget is not None and (isinstance(memory_budget, bool) or not isinstance(memory_budget, int)):
             raise TypeError(f"memory_budget: found {memory_budget!r}, expected a whole number of bytes, 2**30 say.")
         if memory_budget is not None and memory_budget < 0:
-            raise ValueError(f"memory_budget: found {memory_budget}, expected at least 0 bytes, or None for none.")
+            raise ValueError(f"memory_budget: found {memory_budget}, expected at least 0 bytes, or None.")
         inside = {id(p) for p in chosen}
         self._outside = {id(p): p for p in model.parameters() if id(p) not in inside}
-        self._budget = memory_budget or 0
+        self._budget = memory_budget
         self._known: OrderedDict[object, _Known] = OrderedDict()
         self._explanation: Explanation | None = None
 
@@ -219,10 +220,10 @@ class Engine:
         if known is None or known.plan is not plan:
             self._explanation = Explanation.of(notes(graph, plan), self._shared, uses)
             if known is not None or self._probe(graph, blocks):
-                self._known[key] = _Known(plan if structural and plan.lasting else None, self._explanation)
+                self._known[key] = _Known(key, plan if structural and plan.lasting else None, self._explanation)
         else:
             self._explanation = known.explanation
-            self._known.move_to_end(key)
+            self._known.move_to_end(known.key)  # the very key: nothing to compare
         while len(self._known) > KNOWN:
             self._known.popitem(last=False)
         graph.release(freed=not keep)
@@ -232,9 +233,11 @@ class Engine:
         self, graph: Graph, plan: Plan, kept: Sequence[Tensor | None], keep: bool
     ) -> list[dict[int, Use]]:
         """One data-gradient pass a task; the uses of each parameter by the kept rows, per task."""
-        found, budget = [], self._budget
+        # Several tasks share one weight gradient in `combine`, and their rows are read once a task: factors are better.
+        growing = self._budget is None and len(kept) == 1
+        found, budget = [], self._budget or 0
         for task, rows in enumerate(kept):
-            collector = Collector(plan.expected(task), rows, budget)
+            collector = Collector(plan.expected(task), rows, budget, growing)
             last = task == len(kept) - 1
             stream(graph, plan, task, collector.visit, keep or not last)
             found.append(collector.finish())

@@ -21,6 +21,8 @@ class Graph:
     Attributes:
         losses: unreduced losses `[N]`, one a task.
         nodes: autograd nodes in topological order.
+        names: of the nodes, such as AddmmBackward0.
+        outputs: for each node, shape, dtype and device of each output of its forward op.
         roots: the node of each loss.
         next: for each node, the edges to where the gradients of its inputs go.
         leaf: node -> index of the shared parameter it accumulates for.
@@ -31,13 +33,15 @@ class Graph:
     def __init__(self, losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         self.losses = losses
         self.nodes: list[Any] = node_ops.below([loss.grad_fn for loss in losses])
+        self.names: list[str] = [node.name() for node in self.nodes]
+        self.outputs = [node_ops.outputs(node) for node in self.nodes]
         index = {node: i for i, node in enumerate(self.nodes)}
         self.next: list[tuple[Edge | None, ...]] = [
             tuple(None if m is None else (index[m], k) for m, k in node.next_functions) for node in self.nodes
         ]
         self.roots = [index[loss.grad_fn] for loss in losses]
         which = {id(p): j for j, p in enumerate(parameters)}
-        held = {i: node.variable for i, node in enumerate(self.nodes) if node.name() == ACCUMULATE}
+        held = {i: self.nodes[i].variable for i, name in enumerate(self.names) if name == ACCUMULATE}
         self.leaves: list[Tensor] = list(held.values())
         self.leaf = {i: which[id(p)] for i, p in held.items() if id(p) in which}
         self.reaches = [False] * len(self.nodes)
@@ -47,33 +51,29 @@ class Graph:
     @property
     def dtype(self) -> torch.dtype:
         """The lowest precision that the recorded graph computes in."""
-        dtypes = {m.dtype for node in self.nodes for m in node_ops.outputs(node) if m.dtype.is_floating_point}
+        dtypes = {m.dtype for of_node in self.outputs for m in of_node if m.dtype.is_floating_point}
         return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
     def signature(self) -> tuple[object, bool]:
         """Structure, shapes and integer arguments as a key, and whether they alone say how rows move (see PLAIN)."""
-        live = [i for i, node in enumerate(self.nodes) if self.reaches[i] and node.name() != ACCUMULATE]
-        if any(node_ops.stem(self.nodes[i]) not in PLAIN for i in live):
-            return tuple(self.nodes[i].name() for i in live), False
+        live = [i for i, name in enumerate(self.names) if self.reaches[i] and name != ACCUMULATE]
+        if any(node_ops.stem(name) not in PLAIN for name in {self.names[i] for i in live}):
+            return tuple(self.names[i] for i in live), False
         parts = [
-            (i, self.nodes[i].name(), self.next[i], node_ops.integers(self.nodes[i]), _signature(self.nodes[i]))
+            (i, self.names[i], self.next[i], node_ops.integers(self.nodes[i]),
+             tuple((tuple(m.shape), m.dtype) for m in self.outputs[i]))
             for i in live
-        ]
+        ]  # fmt: skip
         ends = tuple((i, loss.output_nr) for i, loss in zip(self.roots, self.losses, strict=True))
         return (ends, tuple(self.leaf.items()), tuple(parts)), True
 
     def shape(self, edge: Edge) -> tuple[int, ...]:
         """The shape of a node's output."""
-        return tuple(node_ops.outputs(self.nodes[edge[0]])[edge[1]].shape)
-
-    def name(self, i: int) -> str:
-        """The name of a node."""
-        name: str = self.nodes[i].name()
-        return name
+        return tuple(self.outputs[edge[0]][edge[1]].shape)
 
     def edges(self, nodes: Sequence[int]) -> list[GradientEdge]:
         """Handles on the gradients of all outputs of some nodes, for `backward`."""
-        return [GradientEdge(self.nodes[i], k) for i in nodes for k in range(len(node_ops.outputs(self.nodes[i])))]
+        return [GradientEdge(self.nodes[i], k) for i in nodes for k in range(len(self.outputs[i]))]
 
     def release(self, freed: bool) -> None:
         """Free what the graph saved; `freed` says that the last task's pass did so on its way."""
@@ -100,7 +100,7 @@ class Graph:
 
     def vjp(self, i: int, grads: dict[int, Tensor]) -> list[tuple[int, Edge, Tensor]]:
         """The local vjp of one node: gradients of some outputs in, (slot, edge, gradient) of its inputs out."""
-        given = [grads.get(k) for k in range(len(node_ops.outputs(self.nodes[i])))]
+        given = [grads.get(k) for k in range(len(self.outputs[i]))]
         return [
             (slot, edge, node_ops.conformed(g, self.nodes[edge[0]], edge[1]))
             for slot, (edge, g) in enumerate(zip(self.next[i], node_ops.vjp(self.nodes[i], given), strict=True))
@@ -120,7 +120,3 @@ class Graph:
                 found.add(i)
                 stack += [e[0] for e in self.next[i] if e is not None]
         return found
-
-
-def _signature(node: Any) -> tuple[object, ...]:
-    return tuple((tuple(m.shape), m.dtype) for m in node_ops.outputs(node))

@@ -17,6 +17,7 @@ from torch.autograd.graph import GradientEdge
 Grads = tuple[Tensor | None, ...]
 
 ACCUMULATE = "torch::autograd::AccumulateGrad"
+WHOLE, WHOLE_TYPES = (int, str), {int, bool}  # arguments that say how elements move
 
 # Views and casts: adjoints that keep inner products, so a Gram may be taken before them.
 ISOMETRIES = frozenset(
@@ -60,9 +61,8 @@ VIEWS = frozenset(
 )  # fmt: skip
 
 
-def stem(node: Any) -> str:
-    """The op's name: `AddmmBackward0` -> `Addmm`."""
-    name: str = node.name()
+def stem(name: str) -> str:
+    """The op of a node's name: `AddmmBackward0` -> `Addmm`."""
     return name.partition("Backward")[0]
 
 
@@ -100,7 +100,7 @@ def integers(node: Any) -> tuple[object, ...]:
     found: list[object] = []
     for name in _attributes(kind)[1]:
         value = getattr(node, name)
-        if isinstance(value, int | str) or (isinstance(value, tuple) and all(isinstance(v, int) for v in value)):
+        if isinstance(value, WHOLE) or (type(value) is tuple and {type(v) for v in value} <= WHOLE_TYPES):
             found.append((name, value))
     return tuple(found)
 

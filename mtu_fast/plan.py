@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mtu_fast.graph import Edge, Graph
-from mtu_fast.nodes import ALONG, ISOMETRIES, SPATIAL, VIEWS, dimension, outputs, stem
+from mtu_fast.nodes import ALONG, ISOMETRIES, SPATIAL, VIEWS, dimension, stem
 from mtu_fast.rowmap import RowMap, digits, infer, uneven_weights
 
 Maps = dict[int, tuple[RowMap | None, ...]]  # node -> row map of each of its outputs
@@ -101,10 +101,10 @@ def _chunks(graph: Graph, limit: int) -> Iterator[list[int]]:
     """The nodes above shared parameters, in portions whose gradients together take about `limit` bytes."""
     chunk: list[int] = []
     total = 0
-    for i, node in enumerate(graph.nodes):
+    for i in range(len(graph.nodes)):
         if not graph.reaches[i] or i in graph.leaf:
             continue
-        size = sum(m.dtype.itemsize * torch.Size(m.shape).numel() for m in outputs(node))
+        size = sum(m.dtype.itemsize * torch.Size(m.shape).numel() for m in graph.outputs[i])
         if chunk and total + size > limit:
             yield chunk
             chunk, total = [], 0
@@ -116,7 +116,7 @@ def _chunks(graph: Graph, limit: int) -> Iterator[list[int]]:
 def _row_maps(graph: Graph, task: int, nodes: Sequence[int]) -> tuple[Maps, set[int]]:
     """The row maps of the nodes' outputs that the task reaches, and the nodes where its rows mix."""
     loss = graph.losses[task]
-    half = any(m.dtype == torch.float16 for node in graph.nodes for m in outputs(node))
+    half = any(m.dtype == torch.float16 for of_node in graph.outputs for m in of_node)
     base = 8 if half else 32  # powers up to 2**31 leave float32 and bfloat16 ample range; float16 has little
     edges = graph.edges(nodes)
     plain = iter(graph.backward(task, edges))
@@ -128,7 +128,7 @@ def _row_maps(graph: Graph, task: int, nodes: Sequence[int]) -> tuple[Maps, set[
     mixed = set()
     for i in nodes:
         found: list[RowMap | None] = []
-        for _ in outputs(graph.nodes[i]):
+        for _ in graph.outputs[i]:
             b, others, check = next(plain), [next(s) for s in scaled], next(control)
             if b is None or check is None or b.numel() == 0:
                 found.append(None)
@@ -181,14 +181,14 @@ def _picks(graph: Graph, maps: Maps, i: int, row_map: RowMap | None) -> bool:
         return False
     onward = [e for e in graph.next[i] if e is not None]
     below = [(e[0], maps[e[0]][e[1]] if e[0] in maps else None) for e in onward]
-    if stem(graph.nodes[i]) == "LogSoftmax":
+    if stem(graph.names[i]) == "LogSoftmax":
         return all(m is not None and m.regular and m.dim == row_map.dim for _, m in below)
-    return graph.name(i) in ISOMETRIES and all(_picks(graph, maps, node, m) for node, m in below)
+    return graph.names[i] in ISOMETRIES and all(_picks(graph, maps, node, m) for node, m in below)
 
 
 def _meets(graph: Graph, maps: Maps, i: int, row_map: RowMap) -> bool:
     """Whether the node moves its rows, or sums over them on the way to an input whose rows yet seem apart."""
-    name, dim = stem(graph.nodes[i]), row_map.dim or 0
+    name, dim = stem(graph.names[i]), row_map.dim or 0
     if name.startswith(SPATIAL):
         return dim != 0
     moved = dimension(graph.nodes[i])
@@ -217,7 +217,7 @@ def _views(graph: Graph) -> set[int]:
     found: set[int] = set()
     for i in reversed(range(len(graph.nodes))):
         onward = [e for e in graph.next[i] if e is not None]
-        view = i not in roots and graph.name(i) in ISOMETRIES and len(onward) == 1
+        view = i not in roots and graph.names[i] in ISOMETRIES and len(onward) == 1
         if view and (onward[0][0] in graph.leaf or onward[0][0] in found):
             found.add(i)
     return found
@@ -239,7 +239,7 @@ def _chain(graph: Graph, edge: Edge) -> tuple[tuple[Edge, ...] | None, int | Non
     chain: list[Edge] = []
     while edge[0] not in graph.leaf:
         onward = [e for e in graph.next[edge[0]] if e is not None]
-        if graph.name(edge[0]) not in ISOMETRIES or len(onward) != 1:
+        if graph.names[edge[0]] not in ISOMETRIES or len(onward) != 1:
             return None, None
         chain.append(edge)
         edge = onward[0]

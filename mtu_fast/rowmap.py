@@ -104,10 +104,11 @@ class RowMap:
 
         Rows in no order are padded with zeros to the longest.
         """
-        x = x.movedim(dim, 0)
+        x = x.movedim(dim, 0) if dim else x
         if self.inner:
-            x = x.unflatten(0, (-1, self.count, self.inner)).transpose(0, 1)
-            return x.squeeze(1) if x.shape[1] == 1 else x.flatten(1, 2)
+            if len(x) == self.count * self.inner:
+                return x.view(self.count, self.inner, *x.shape[1:])
+            return x.unflatten(0, (-1, self.count, self.inner)).transpose(0, 1).flatten(1, 2)
         where = self._positions()
         inside = (where >= 0).view(*where.shape, *[1] * (x.dim() - 1))
         return torch.where(inside, x[where.clamp(min=0)], 0)

@@ -14,6 +14,7 @@ from mtu_fast.block import Block, Shared, join_roles
 from mtu_fast.checks import check_direction
 from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
+from mtu_fast.ops.explicit import working_dtype
 from mtu_fast.ops.gram import inexact, row_gram
 from mtu_fast.ops.gram_schmidt import effective_rank
 from mtu_fast.refine import refined, sensitive
@@ -87,12 +88,21 @@ class Rows:
             RuntimeError: the rows are used up.
         """
         self._check_open()
-        weights = self._spread(w)
+        spread = self._spread(w)
+        narrowed: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
+
+        def weights(j: int, at: slice, dtype: torch.dtype) -> Tensor:
+            key = (id(spread[j]), at.start, at.stop, dtype)  # one conversion for all parameters, not one each
+            if key not in narrowed:
+                narrowed[key] = spread[j][at].to(dtype)
+            return narrowed[key]
+
         found: dict[Tensor, Tensor] = {}
         for j, parameter in enumerate(self._shared.parameters):
             uses = list(self._uses(j))
             if uses:
-                total = use_ops.combine([use for _, use in uses], [weights[j][at] for at, _ in uses])
+                parts = [weights(j, at, working_dtype(use.tensors[-1])) for at, use in uses]
+                total = use_ops.combine([use for _, use in uses], parts)
                 found[parameter] = total.view(parameter.shape).to(parameter.dtype)
         return found
 
@@ -308,8 +318,8 @@ class Rows:
         if w.dim() == 1:
             return [w] * len(self._shared.names)
         groups = self._shared.groups("layer" if len(w) == shapes["layer"] else "tensor")
-        of = {j: g for g, group in enumerate(groups) for j in group}
-        return [w[of[j]] for j in range(len(self._shared.names))]
+        of = {j: mine for mine, group in zip(w.unbind(), groups, strict=True) for j in group}
+        return [of[j] for j in range(len(self._shared.names))]
 
     def _outside(self, w: Tensor) -> dict[Tensor, Tensor]:
         """`Σ w_group · gradient of the group's summed losses`, over the groups (kind, task) of every block."""

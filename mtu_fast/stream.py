@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from mtu_fast.graph import Edge, Graph
-from mtu_fast.nodes import Grads, integers, outputs, recomputes
+from mtu_fast.nodes import Grads, integers, recomputes
 from mtu_fast.plan import Plan, Site
 from mtu_fast.rowmap import RowMap
 from mtu_fast.rules import RULES
-from mtu_fast.uses import Chain, Dense, Outer, Use, aligned, merge, route
+from mtu_fast.uses import Chain, Dense, Outer, Use, aligned, merge, rows_pay
 
+SHARE = 1.25  # of the factors' bytes that rows may take beyond them, where the budget grows
 Visit = Callable[[int, Use], None]
 Seed = Callable[[int], Iterable[tuple[Edge, Tensor]]]  # row -> gradients to push down
 
@@ -38,12 +39,19 @@ class StaleMap(Exception):
 class Collector:
     """Gathers the uses of each parameter in one pass, and keeps the smaller of rows and factors once all are there.
 
+    Args:
+        expected: how many uses of each parameter will come.
+        rows: which rows of a use are kept, int64; None for all.
+        budget: bytes that rows may take beyond factors.
+        growing: whether every use adds its factors' bytes to the budget.
+
     Attributes:
-        budget: bytes that rows may still take beyond factors.
+        budget: what is left of it.
     """
 
-    def __init__(self, expected: Counter[int], rows: Tensor | None, budget: int) -> None:
+    def __init__(self, expected: Counter[int], rows: Tensor | None, budget: int, growing: bool = False) -> None:
         self.budget = budget
+        self._growing = growing
         self._expected = expected
         self._rows = rows
         self._parts: dict[int, list[Use]] = {}
@@ -62,9 +70,10 @@ class Collector:
 
     def _smaller(self, use: Use) -> Use:
         beyond = use.rows_bytes() - use.held
+        self.budget += int(SHARE * use.held) if self._growing else 0
         if isinstance(use, Dense) or beyond > self.budget:
             return use
-        if beyond > 0 and "direct" not in route([use]):  # a Gram of factors would not even form the rows
+        if beyond > 0 and not rows_pay(use):
             return use
         self.budget -= max(beyond, 0)
         return use.dense()
@@ -92,7 +101,7 @@ def stream(graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> Non
     def reached(i: int, grads: Grads) -> None:
         for row_map, b in zip(maps[i], grads, strict=True):
             if b is not None and b.numel() and (row_map is None or not row_map.fits(b)):
-                raise StaleMap(task, graph.name(i), bool(torch.isfinite(b).all()))
+                raise StaleMap(task, graph.names[i], bool(torch.isfinite(b).all()))
         wait = recomputes(graph.nodes[i])
         for site in plan.sites[i]:
             use = None if wait or plan.is_local(site) else _use(graph, site, maps[i], grads)
@@ -131,15 +140,15 @@ def notes(graph: Graph, plan: Plan) -> dict[int, list[str]]:
         for site in sites:
             if not plan.is_local(site) and site.parameter is not None:
                 way = "rule" + (", tensors recomputed (checkpointing)" if recomputes(graph.nodes[i]) else "")
-                found.setdefault(site.parameter, []).append(f"{graph.name(i)}: {way}")
+                found.setdefault(site.parameter, []).append(f"{graph.names[i]}: {way}")
                 continue
             region = graph.region(site.edge)
-            through = dict.fromkeys(graph.name(k) for k in region if k not in graph.leaf)
+            through = dict.fromkeys(graph.names[k] for k in region if k not in graph.leaf)
             way = "one local vjp a row" if (i, site.slot) in plan.local else "rows by rule"
             way += f", pushed through {', '.join(through)}, where rows mix" if through else ""
             for k in region:
                 if k in graph.leaf:
-                    found.setdefault(graph.leaf[k], []).append(f"{graph.name(i)}: {way}")
+                    found.setdefault(graph.leaf[k], []).append(f"{graph.names[i]}: {way}")
     return found
 
 
@@ -155,12 +164,12 @@ def _run(graph: Graph, plan: Plan, task: int, reached: Callable[[int, Grads], No
         for handle in handles:
             handle.remove()
     for i in ends:
-        reached(i, tuple(next(captured) for _ in outputs(graph.nodes[i])))
+        reached(i, tuple(next(captured) for _ in graph.outputs[i]))
 
 
 def _use(graph: Graph, site: Site, maps: Sequence[RowMap | None], grads: Grads) -> Use | None:
     """What the rule of the site's node makes of its output gradient."""
-    function, b = RULES.get(graph.name(site.node)), grads[0]
+    function, b = RULES.get(graph.names[site.node]), grads[0]
     if function is None or maps[0] is None or b is None or any(g is not None for g in grads[1:]):
         return None
     if b.is_complex():  # the rules are for real products; a vjp of torch's conjugates and takes real parts as it must
@@ -172,11 +181,11 @@ def _through_chain(graph: Graph, site: Site, use: Use) -> tuple[int, Use]:
     """The parameter, and the use with the map from its space to the parameter's."""
     if site.chain is None or site.parameter is None:
         raise RuntimeError("a use was visited at a site without a direct way to its parameter")
-    names = [graph.name(i) for i, _ in site.chain]
+    names = [graph.names[i] for i, _ in site.chain]
     if isinstance(use, Outer) and len(use.shape) == 2 and names in (["TBackward0"], ["TransposeBackward0"]):
         return site.parameter, use.transposed()
     if site.chain:
-        key = tuple((graph.name(i), k, integers(graph.nodes[i])) for i, k in site.chain)
+        key = tuple((graph.names[i], k, integers(graph.nodes[i])) for i, k in site.chain)
         use = replace(use, chain=Chain(key, partial(_apply_chain, graph, site.chain)))
     return site.parameter, use
 

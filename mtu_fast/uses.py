@@ -373,6 +373,13 @@ def route(uses: Sequence[Use]) -> str:
     return "explicit rows"
 
 
+def rows_pay(use: Use) -> bool:
+    """Whether a Gram and a combination of a use cost less where its rows are formed and kept for both."""
+    if isinstance(use, Outer):
+        return use.left.shape[1] > 1 and op.outer_cost([use.left], [use.right]).rows_pay
+    return isinstance(use, Conv) and op.conv_cost([use.x], [use.b], use.geometry).rows_pay
+
+
 def _only(kind: type[U], uses: Sequence[Use]) -> list[U]:
     """The uses if all are of this kind (convolutions: of one geometry), else nothing."""
     found = [u for u in uses if isinstance(u, kind)]

@@ -82,7 +82,7 @@ class Op(Generic[P, T]):
 
     def has_kernel(self, device: str) -> bool:
         """Whether the dispatcher holds a kernel of ours for `device` (`"CPU"` or `"CUDA"`)."""
-        return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{self.name}", device))
+        return _has_kernel(self.name, device)
 
     def why_no_kernel(self, device: str) -> str:
         """Why the reference serves `device`; "" where a kernel does."""
@@ -93,6 +93,11 @@ class Op(Generic[P, T]):
         if self.has_kernel(device):
             return ""
         return MISSING or f"this version has no {device} kernel for {self.name}"
+
+
+@cache
+def _has_kernel(name: str, device: str) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", device))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
-from math import prod
+from math import inf, prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +45,29 @@ from mtu_fast.ops.explicit import Geometry, conv_rows, gather_rows, outer_rows
 
 TILE = 1 << 18  # elements of a float64 tile that is read again at once: 2 MiB, what a core's cache holds
 BUFFER = 1 << 22  # elements of explicit rows formed at a time: 16 MiB, below where allocators hand out fresh pages
+
+
+class Cost(NamedTuple):
+    """What is known of one parameter's Gram and of a combination of its rows, in the unit of `Costs`.
+
+    ghost, direct: a Gram by each route. combine: a combination from factors, one weight gradient. reading: one pass
+    over explicit rows.
+    """
+
+    ghost: float
+    direct: float
+    combine: float
+    reading: float
+
+    @property
+    def route(self) -> str:
+        """`"ghost"` or `"direct"`, whichever Gram costs less."""
+        return "ghost" if self.ghost < self.direct else "direct"
+
+    @property
+    def rows_pay(self) -> bool:
+        """Whether a Gram and a combination cost less where the rows are formed for the one and kept for the other."""
+        return self.direct + self.reading < min(self.ghost, self.direct) + self.combine
 
 
 def costs(device: torch.device) -> Costs:
@@ -121,16 +145,19 @@ def outer_gram(left: Sequence[Tensor], right: Sequence[Tensor], precision: str =
 
 def outer_route(left: Sequence[Tensor], right: Sequence[Tensor]) -> str:
     """`"one position"`, `"ghost"` or `"direct"`, whichever costs least for these blocks."""
-    if all(t.shape[1] == 1 for t in left):
-        return "one position"
+    return "one position" if all(t.shape[1] == 1 for t in left) else outer_cost(left, right).route
+
+
+def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor]) -> Cost:
+    """What the Gram of these blocks, of more than one position, and a combination cost by each route."""
     r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
     cost = costs(left[0].device)
     positions = sum(t.shape[0] * t.shape[1] for t in left)
     apart = [sum(t.shape[0] * t.shape[1] for t in distinct(side)) for side in (left, right)]
     ghost = cost.reduce * positions**2
     ghost += sum((cost.product * n + cost.widen) * n * width for n, width in zip(apart, (a, b), strict=True))
-    direct = positions * a * b + (cost.row_product * r + cost.row) * r * a * b
-    return "ghost" if ghost < direct else "direct"
+    combine = float(positions * a * b)
+    return Cost(ghost, combine + (cost.row_product * r + cost.row) * r * a * b, combine, cost.row * r * a * b)
 
 
 @define("outer_ghost(Tensor[] left, Tensor[] right, str precision) -> Tensor", check=check_sides)
@@ -185,14 +212,21 @@ def conv_gram(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, prec
 
 def conv_route(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> str:
     """`"ghost"` (the pixel Gram, shifted) or `"direct"` (a vendor call per row), whichever costs less."""
-    if not geometry.plain:
-        return "direct"
+    return conv_cost(x, b, geometry).route
+
+
+def conv_cost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> Cost:
+    """What the Gram of these blocks and a combination cost: ghost is the pixel Gram, direct a vendor call per row."""
     cost = costs(x[0].device)
     r, p, taps = sum(t.shape[0] for t in x), prod(geometry.weight), prod(geometry.kernel)
-    if taps > 1 and any(prod(t.shape[3:]) > cost.image for t in x):
-        return "direct"
-    first = [(x[family[0]], b[family[0]]) for family in families(x)]
     pixels_out = sum(_positions(t) for t in b)
+    small, large, border = cost.weight
+    call = cost.call + (large if p > border else small) * p
+    combine = float(pixels_out * p)
+    direct, reading = combine + r * ((cost.row_product * r + cost.row) * p + call), cost.row * r * p
+    if not geometry.plain or (taps > 1 and any(prod(t.shape[3:]) > cost.image for t in x)):
+        return Cost(inf, direct, combine, reading)
+    first = [(x[family[0]], b[family[0]]) for family in families(x)]
     if cost.patches:
         pixels_in, width_in = sum(_positions(t) for _, t in first), taps * x[0].shape[2]
     else:
@@ -200,10 +234,7 @@ def conv_route(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> 
     ghost = cost.reduce * (taps * pixels_in**2 + pixels_out**2)
     for n, width in ((pixels_in, width_in), (pixels_out, b[0].shape[2])):
         ghost += (cost.product * n + cost.widen) * n * width
-    small, large, border = cost.weight
-    call = cost.call + (large if p > border else small) * p
-    direct = pixels_out * p + r * ((cost.row_product * r + cost.row) * p + call)
-    return "ghost" if ghost < direct else "direct"
+    return Cost(ghost, direct, combine, reading)
 
 
 def _positions(t: Tensor) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from mtu_fast.ops.explicit import working_dtype
 from mtu_fast.rowmap import RowMap
 from mtu_fast.rules.base import rule, summed
 from mtu_fast.uses import Use
@@ -29,30 +31,39 @@ def rms_norm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowM
 def group_norm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowMap) -> Use | None:
     """Input `[M, C, *]`, statistics `[M, groups]`."""
     if slot == 1:
-        x = node._saved_input.detach()
-        grouped = x.reshape(x.shape[0], node._saved_group, -1)
-        normalised = (grouped - node._saved_result1[..., None]) * node._saved_result2[..., None]
-        b = b * normalised.view_as(x)
-    return _per_channel(b, shape, rows)
+        return _scales(b, node._saved_input.detach(), node._saved_result1, node._saved_result2, shape, rows)
+    return _shifts(b, shape, rows)
 
 
 @rule("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
 def batch_norm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowMap) -> Use | None:
     """Input `[M, C, *]`. In training the saved statistics of the batch are what the forward used."""
-    if slot == 1:
-        x = node._saved_input.detach()
-        if node._saved_training:
-            mean, rstd = node._saved_result1, node._saved_result2
-        else:
-            eps = node._saved_eps if hasattr(node, "_saved_eps") else node._saved_epsilon
-            mean, rstd = node._saved_running_mean, (node._saved_running_var + eps).rsqrt()
-        over = [1, -1] + [1] * (x.dim() - 2)
-        b = b * ((x - mean.view(over)) * rstd.view(over))
-    return _per_channel(b, shape, rows)
+    if slot != 1:
+        return _shifts(b, shape, rows)
+    if node._saved_training:
+        mean, rstd = node._saved_result1, node._saved_result2
+    else:
+        eps = node._saved_eps if hasattr(node, "_saved_eps") else node._saved_epsilon
+        mean, rstd = node._saved_running_mean, (node._saved_running_var + eps).rsqrt()
+    return _scales(b, node._saved_input.detach(), mean.expand(len(b), -1), rstd.expand(len(b), -1), shape, rows)
 
 
-def _per_channel(b: Tensor, shape: tuple[int, ...], rows: RowMap) -> Use | None:
-    """`[M, C, *]` with one parameter a channel: bring the channel to the right."""
+def _scales(b: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, shape: tuple[int, ...], rows: RowMap) -> Use | None:
+    """`Σ b ∘ (x - mean) · rstd` over the positions of each image and channel, b and x `[M, C, *]`."""
     if rows.dim != 0:
         return None
-    return summed(b.flatten(2).mT if b.dim() > 2 else b, rows, shape)
+    dtype, channels = working_dtype(b), b.shape[0] * b.shape[1]
+    # Torch's own backward does it without a temporary, image by image if every image has channels of its own.
+    b, x = (t.to(dtype).reshape(1, channels, -1) for t in (b, x))
+    mean, rstd = (t.to(dtype).reshape(1, -1) for t in (mean, rstd))
+    sums = torch.ops.aten.native_group_norm_backward(
+        b, x, mean, rstd, b.new_ones(channels), 1, channels, b.shape[2], mean.shape[1], (False, True, False)
+    )[1]
+    return summed(sums.view(-1, *shape), rows, shape)
+
+
+def _shifts(b: Tensor, shape: tuple[int, ...], rows: RowMap) -> Use | None:
+    """`Σ b` over the positions of each image and channel, b `[M, C, *]`."""
+    if rows.dim != 0:
+        return None
+    return summed(b.flatten(2).sum(2, dtype=working_dtype(b)) if b.dim() > 2 else b, rows, shape)
