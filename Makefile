@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/.installed
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help setup test check demo unlearning bench peers compare ops ops-bench gpu-check clean
+.PHONY: help setup test check demo unlearning bench peers scaling compare ops ops-bench gpu-check clean
 
 help: ## this table
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,11 @@ peers: $(INSTALLED) ## the same step by TorchJD, vmap, Opacus, BackPACK and a lo
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[peers]'
 	$(BIN)/python -m benchmarks.peers.run $(ARGS)
 	$(BIN)/python -m benchmarks.plot_peers
+
+scaling: $(INSTALLED) ## how step and memory grow with N, T, S and width, and the largest N that fits into 1 GiB (ARGS="...")
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[peers]'
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
+	$(BIN)/python -m benchmarks.plot_scaling
 
 compare: $(INSTALLED) ## step cost of this tree over that of another revision, interleaved (BASE=HEAD)
 	$(BIN)/python -m benchmarks.compare $(or $(BASE),HEAD) $(ARGS)

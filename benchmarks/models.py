@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -133,20 +134,34 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels // 2), channels)
 
 
-def _mlp(size: str, activation: Activation, samples: int | None) -> tuple[nn.Module, int, Tensor]:
+class Sizes(NamedTuple):
+    """What is asked for in place of a model's own sizes: N, features, tokens."""
+
+    samples: int | None = None
+    width: int | None = None
+    positions: int | None = None
+
+
+DEFAULT = Sizes()
+
+
+def _mlp(size: str, activation: Activation, sizes: Sizes) -> tuple[nn.Module, int, Tensor]:
     width, default = {"quick": (32, 8), "cpu": (1024, 64), "gpu": (2048, 256)}[size]
+    width = sizes.width or width
     layers = [m for inputs in (784, width, width) for m in (nn.Linear(inputs, width), activation())]
-    return nn.Sequential(*layers), width, torch.randn(samples or default, 784)
+    return nn.Sequential(*layers), width, torch.randn(sizes.samples or default, 784)
 
 
-def _transformer(size: str, activation: Activation, samples: int | None) -> tuple[nn.Module, int, Tensor]:
-    sizes = {"quick": (32, 2, 8, 8), "cpu": (256, 4, 64, 16), "gpu": (768, 6, 256, 32)}
-    width, layers, positions, default = sizes[size]
-    tokens = torch.randint(1000, (samples or default, positions))
+def _transformer(size: str, activation: Activation, sizes: Sizes) -> tuple[nn.Module, int, Tensor]:
+    width, layers, positions, default = {
+        "quick": (32, 2, 8, 8), "cpu": (256, 4, 64, 16), "gpu": (768, 6, 256, 32),
+    }[size]  # fmt: skip
+    width, positions = sizes.width or width, sizes.positions or positions
+    tokens = torch.randint(1000, (sizes.samples or default, positions))
     return Transformer(1000, width, layers, positions, activation), width, tokens
 
 
-def _resnet(size: str, activation: Activation, samples: int | None) -> tuple[nn.Module, int, Tensor]:
+def _resnet(size: str, activation: Activation, sizes: Sizes) -> tuple[nn.Module, int, Tensor]:
     base, side, default = {"quick": (8, 32, 8), "cpu": (64, 64, 16), "gpu": (64, 64, 128)}[size]
     layers: list[nn.Module] = [nn.Conv2d(3, base, 3, 1, 1, bias=False), _norm(base), activation()]
     width = base
@@ -156,28 +171,28 @@ def _resnet(size: str, activation: Activation, samples: int | None) -> tuple[nn.
         width *= stride
         layers += [Block(width, width, 1, activation, _norm)]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers), width, torch.randn(samples or default, 3, side, side)
+    return nn.Sequential(*layers), width, torch.randn(sizes.samples or default, 3, side, side)
 
 
-def _vit(size: str, activation: Activation, samples: int | None) -> tuple[nn.Module, int, Tensor]:
+def _vit(size: str, activation: Activation, sizes: Sizes) -> tuple[nn.Module, int, Tensor]:
     side, patch, width, layers, default = {
         "quick": (16, 4, 32, 2, 8), "cpu": (64, 8, 192, 4, 16), "gpu": (64, 8, 192, 4, 128),
     }[size]  # fmt: skip
     model = ViT((side // patch) ** 2, patch, width, layers, activation)
-    return model, width, torch.randn(samples or default, 3, side, side)
+    return model, width, torch.randn(sizes.samples or default, 3, side, side)
 
 
-def _depthwise(size: str, activation: Activation, samples: int | None) -> tuple[nn.Module, int, Tensor]:
+def _depthwise(size: str, activation: Activation, sizes: Sizes) -> tuple[nn.Module, int, Tensor]:
     base, side, default = {"quick": (8, 16, 8), "cpu": (32, 32, 16), "gpu": (32, 32, 128)}[size]
     layers: list[nn.Module] = [nn.Conv2d(3, base, 3, 1, 1, bias=False), _norm(base), activation()]
     for stage in range(3):
         width = base << stage
         layers += [Inverted(width, width, 1, activation), Inverted(width, 2 * width, 2, activation)]
     layers += [activation(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers), 8 * base, torch.randn(samples or default, 3, side, side)
+    return nn.Sequential(*layers), 8 * base, torch.randn(sizes.samples or default, 3, side, side)
 
 
-def _dense(size: str, activation: Activation, samples: int | None) -> tuple[nn.Module, int, Tensor]:
+def _dense(size: str, activation: Activation, sizes: Sizes) -> tuple[nn.Module, int, Tensor]:
     base, side, default = {"quick": (8, 32, 4), "cpu": (64, 64, 8), "gpu": (64, 64, 32)}[size]
     norm = nn.BatchNorm2d
     layers: list[nn.Module] = [nn.Conv2d(3, base, 3, 2, 1, bias=False), norm(base), activation()]
@@ -187,10 +202,10 @@ def _dense(size: str, activation: Activation, samples: int | None) -> tuple[nn.M
         layers += [Block(width, wide, stride, activation, norm, dilation)]
         layers += [Block(wide, wide, 1, activation, norm, dilation)]
         width = wide
-    return nn.Sequential(*layers), width, torch.randn(samples or default, 3, side, side)
+    return nn.Sequential(*layers), width, torch.randn(sizes.samples or default, 3, side, side)
 
 
-MODELS: dict[str, Callable[[str, Activation, int | None], tuple[nn.Module, int, Tensor]]] = {
+MODELS: dict[str, Callable[[str, Activation, Sizes], tuple[nn.Module, int, Tensor]]] = {
     "mlp": _mlp,
     "transformer": _transformer,
     "resnet": _resnet,
@@ -199,6 +214,7 @@ MODELS: dict[str, Callable[[str, Activation, int | None], tuple[nn.Module, int, 
     "dense": _dense,
 }
 PIXELS = ("dense",)  # models whose heads say something of every pixel
+SIZED = {"mlp": ("samples", "width"), "transformer": ("samples", "width", "positions")}  # the others: samples alone
 
 
 @dataclass(frozen=True)
@@ -227,25 +243,28 @@ def build(
     tasks: int,
     quick: bool = False,
     *,
-    samples: int | None = None,
+    sizes: Sizes = DEFAULT,
     smooth: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> Case:
     """The case of one of `MODELS` with `tasks` heads; a quarter of the samples is to be forgotten, every fourth one.
 
-    `samples` is N, by default as listed above. The model is in eval mode.
+    What `sizes` leaves out is as listed above. The model is in eval mode.
 
     Raises:
-        ValueError: the model is unknown, or `tasks` is not positive.
+        ValueError: the model is unknown or has no such size, or `tasks` is not positive.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
     if tasks < 1:
         raise ValueError(f"tasks is {tasks}; a model needs at least one task")
+    for asked, value in sizes._asdict().items():
+        if value is not None and (value < 1 or asked not in SIZED.get(name, ("samples",))):
+            raise ValueError(f"{asked} is {value} for {name!r}; expected a positive number, for a model that has it")
     torch.manual_seed(0)
     size = "quick" if quick else "gpu" if device.startswith("cuda") else "cpu"
-    backbone, width, inputs = MODELS[name](size, nn.SiLU if smooth else nn.ReLU, samples)
+    backbone, width, inputs = MODELS[name](size, nn.SiLU if smooth else nn.ReLU, sizes)
     model = MultiHead(backbone, width, tasks, name in PIXELS).to(device, dtype).eval()
     inputs = inputs.to(device, dtype) if inputs.is_floating_point() else inputs.to(device)
     count = len(inputs)

@@ -18,6 +18,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.measure import ROOT
 
@@ -56,25 +58,34 @@ def _plot(rows: Sequence[Row], path: Path) -> Path:
     for column, model in enumerate(models):
         for line, (figure_name, label) in enumerate(FIGURES.items()):
             at = axes[line, column]
-            for way, colour in COLOURS.items():
-                newest = {int(r["samples"]): r for r in rows if r["model"] == model and r["way"] == way}
-                points = sorted((n, float(r[figure_name])) for n, r in newest.items() if r[figure_name])
-                if points:
-                    width = 2 if way == "mtu_fast" else 1
-                    at.plot(*zip(*points, strict=True), "o-", color=colour, label=way, ms=4, lw=width)
-            at.axhline(1, color="0.7", lw=0.8, ls=":")
-            at.set(xscale="log", yscale="log")
-            at.set_xticks(ticks := sorted({int(r["samples"]) for r in rows}), [str(n) for n in ticks], minor=False)
-            at.minorticks_off()
+            curves(at, [row for row in rows if row["model"] == model], "samples", figure_name)
             if column == 0:
                 at.set_ylabel(label)
         axes[0, column].set_title(model)
         axes[1, column].set_xlabel("N")
-    lines = {str(line.get_label()): line for at in axes.flat for line in at.get_lines() if line.get_label() in COLOURS}
-    columns = min(len(lines), 2 * len(models))
+    return finish(figure, f"OrthoGrad step over the plain step, {_tasks(rows[0]['tasks'])}", rows[-1], path)
+
+
+def curves(at: Axes, rows: Sequence[Row], x: str, y: str) -> None:
+    """One line a way, of the newest row for every x, both axes logarithmic; a dotted line at 1."""
+    for way, colour in COLOURS.items():
+        newest = {int(r[x]): r for r in rows if r["way"] == way}
+        points = sorted((n, float(r[y])) for n, r in newest.items() if r[y])
+        if points:
+            at.plot(*zip(*points, strict=True), "o-", color=colour, label=way, ms=4, lw=2 if way == "mtu_fast" else 1)
+    at.axhline(1, color="0.7", lw=0.8, ls=":")
+    at.set(xscale="log", yscale="log")
+    at.set_xticks(ticks := sorted({int(r[x]) for r in rows}), [str(n) for n in ticks], minor=False)
+    at.minorticks_off()
+
+
+def finish(figure: Figure, title: str, row: Row, path: Path) -> Path:
+    """Legend, title with the machine of a row, file."""
+    lines = {str(line.get_label()): line for at in figure.axes for line in at.get_lines()}
+    lines = {way: line for way, line in lines.items() if way in COLOURS}
+    columns = min(len(lines), int(figure.get_figwidth() / 1.45))
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=columns, frameon=False)
-    where = f"{rows[-1]['device']}, {rows[-1]['threads']} thread(s)"
-    figure.suptitle(f"OrthoGrad step over the plain step, {_tasks(rows[0]['tasks'])}: {where}")
+    figure.suptitle(f"{title}: {row['device']}, {row['threads']} thread(s)")
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

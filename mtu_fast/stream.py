@@ -17,7 +17,6 @@ from mtu_fast.rowmap import RowMap
 from mtu_fast.rules import RULES
 from mtu_fast.uses import Chain, Dense, Outer, Use, aligned, merge, rows_pay
 
-SHARE = 1.25  # of the factors' bytes that rows may take beyond them, where the budget grows
 Visit = Callable[[int, Use], None]
 Seed = Callable[[int], Iterable[tuple[Edge, Tensor]]]  # row -> gradients to push down
 
@@ -70,7 +69,7 @@ class Collector:
 
     def _smaller(self, use: Use) -> Use:
         beyond = use.rows_bytes() - use.held
-        self.budget += int(SHARE * use.held) if self._growing else 0
+        self.budget += use.held if self._growing else 0
         if isinstance(use, Dense) or beyond > self.budget:
             return use
         if beyond > 0 and not rows_pay(use):

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from benchmarks.environment import environment
 from benchmarks.measure import ROOT, Times, interleaved, peak_memory
-from benchmarks.models import MODELS, Case, build
+from benchmarks.models import MODELS, Case, Sizes, build
 from benchmarks.peers.base import Peer
 from benchmarks.peers.ways import PEERS, plain
 
@@ -56,7 +56,7 @@ class What(NamedTuple):
 
     def case(self, smooth: bool = False) -> Case:
         """Built anew, the same every time."""
-        return build(self.model, self.tasks, self.quick, samples=self.samples, smooth=smooth)
+        return build(self.model, self.tasks, self.quick, sizes=Sizes(self.samples), smooth=smooth)
 
 
 WAYS = {"plain": Peer(plain, materialises=False), **PEERS}
@@ -172,7 +172,7 @@ def _short(value: Any) -> str:
     return f"{float(value):.2f}" if value else "-"
 
 
-def append(path: Path, rows: Sequence[Row]) -> None:
+def append(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
     """Append rows, with a header where the file is new.
 
     Raises:
@@ -180,10 +180,10 @@ def append(path: Path, rows: Sequence[Row]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     old = path.exists() and path.stat().st_size > 0
-    if old and (header := path.read_text().splitlines()[0]) != ",".join(COLUMNS):
-        raise ValueError(f"{path} has the columns {header}, expected {','.join(COLUMNS)}; move it away.")
+    if old and (header := path.read_text().splitlines()[0]) != ",".join(columns):
+        raise ValueError(f"{path} has the columns {header}, expected {','.join(columns)}; move it away.")
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         if not old:
             writer.writeheader()
         writer.writerows(rows)
