@@ -28,7 +28,7 @@ def plot_scaling(path: Path, folder: Path) -> Path:
         ValueError: the CSV holds no times.
     """
     with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["ms"]]
+        rows: list[Row] = [row for row in csv.DictReader(file) if row["ms"]]
     if not rows:
         raise ValueError(f"{path} holds no times; run `python -m benchmarks.scaling` first.")
     folder.mkdir(parents=True, exist_ok=True)
