@@ -261,7 +261,10 @@ def build(
         raise ValueError(f"tasks is {tasks}; a model needs at least one task")
     for asked, value in sizes._asdict().items():
         if value is not None and (value < 1 or asked not in SIZED.get(name, ("samples",))):
-            raise ValueError(f"{asked} is {value} for {name!r}; expected a positive number, for a model that has it")
+            raise ValueError(
+                f"{asked} is {value} for {name!r}; expected a positive number, and of {name!r} one of "
+                f"{', '.join(SIZED.get(name, ('samples',)))}"
+            )
     torch.manual_seed(0)
     size = "quick" if quick else "gpu" if device.startswith("cuda") else "cpu"
     backbone, width, inputs = MODELS[name](size, nn.SiLU if smooth else nn.ReLU, sizes)

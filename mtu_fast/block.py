@@ -51,7 +51,7 @@ class Shared:
     def keys(self, per: str) -> list[str]:
         """The name of each parameter's block."""
         if per not in PER:
-            raise ValueError(f"gram: per is {per!r}, expected one of {', '.join(map(repr, PER))}.")
+            raise ValueError(f"per is {per!r}, expected one of {', '.join(map(repr, PER))}.")
         if per == "total":
             return [""] * len(self.names)
         return [name if per == "tensor" else name.rpartition(".")[0] for name in self.names]

@@ -55,7 +55,7 @@ def check_direction(d: Any, parameters: Mapping[str, Tensor]) -> None:
 
     Raises:
         TypeError: no mapping, or something else than real tensors in it.
-        ValueError: a key that is none of the parameters, or another shape.
+        ValueError: a key that is none of the parameters, another shape, or another device.
     """
     if not isinstance(d, Mapping):
         raise TypeError(f"push: found {type(d).__name__}, expected {{parameter: tensor of its shape}}.")
@@ -76,6 +76,8 @@ def check_direction(d: Any, parameters: Mapping[str, Tensor]) -> None:
                 f"push: {name} is given shape {tuple(t.shape)}, expected {tuple(parameter.shape)}, that of the "
                 "parameter; call it once a direction."
             )
+        if t.device != parameter.device:
+            raise ValueError(f"push: {name} is given on {t.device}, expected {parameter.device} as the parameter.")
 
 
 def labelled(given: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -46,7 +46,7 @@ class Engine:
             others get the weighted gradient of the losses (see `Method.outside`).
         memory_budget: bytes (at least 0) of row gradients that a call of `rows` may keep beyond the smaller of rows and
             factors of each layer, where that costs less than a Gram of factors and a second weight gradient in
-            `combine`. None for as many as the factors take if there is one task, for none if there are several.
+            `combine`. None for as many again as the smaller ones take if there is one task, 0 if there are several.
         precision: how exact the products under a Gram's float64 sums must be, in the words of
             `torch.set_float32_matmul_precision`: "highest", "high" (TF32×3) or "medium" (TF32). A GPU may make use of
             it; on the CPU products are exact to float64 throughout.
@@ -223,7 +223,7 @@ class Engine:
                 self._known[key] = _Known(key, plan if structural and plan.lasting else None, self._explanation)
         else:
             self._explanation = known.explanation
-            self._known.move_to_end(known.key)  # the very key: nothing to compare
+            self._known.move_to_end(known.key)  # the key that is held: nothing to compare
         while len(self._known) > KNOWN:
             self._known.popitem(last=False)
         graph.release(freed=not keep)

@@ -227,11 +227,11 @@ class Rows:
             if gram is not None and inexact(gram.device, self.roles.dtype, self._shared.precision):
                 constraint = sensitive(method, gram, self.roles, weights)
             others = method.outside(self.roles) if self._has_outside else weights
-        heads = self._outside(others if outside is None else outside)
         if gram is None or constraint is None:
             found, residual = self.combine(weights), None
         else:
             found, residual = refined(self, weights, constraint, gram, self._shared.places(per), per)
+        heads = self._outside(others if outside is None else outside)
         # Rows whose Gram is finite are finite, and so is what finite weights make of them, but for half precision.
         unsure = (g for g in found.values() if gram is None or constraint is not None or g.dtype.itemsize < 4)
         check_finite([weights, *heads.values(), *unsure])

@@ -36,13 +36,15 @@ class StaleMap(Exception):
 
 
 class Collector:
-    """Gathers the uses of each parameter in one pass, and keeps the smaller of rows and factors once all are there.
+    """Gathers the uses of each parameter in one pass; once all are there, keeps the smaller of rows and factors.
+
+    Or the rows, where they pay (`uses.rows_pay`) and the budget allows.
 
     Args:
         expected: how many uses of each parameter will come.
         rows: which rows of a use are kept, int64; None for all.
         budget: bytes that rows may take beyond factors.
-        growing: whether every use adds its factors' bytes to the budget.
+        growing: whether every use adds to the budget the bytes of its rows or factors, whichever are fewer.
 
     Attributes:
         budget: what is left of it.
@@ -61,18 +63,19 @@ class Collector:
         parts.append(use if self._rows is None else use.select(self._rows))
         # A chain cannot be walked while a pass runs, so uses behind unequal chains wait for its end.
         if len(parts) == self._expected[parameter] and aligned(parts):
-            self._parts[parameter] = [self._smaller(merge(parts))]
+            self._parts[parameter] = [self._cheaper(merge(parts))]
 
     def finish(self) -> dict[int, Use]:
         """One use per parameter, once the pass is over."""
         return {parameter: merge(parts) for parameter, parts in self._parts.items()}
 
-    def _smaller(self, use: Use) -> Use:
-        beyond = use.rows_bytes() - use.held
-        self.budget += use.held if self._growing else 0
-        if isinstance(use, Dense) or beyond > self.budget:
+    def _cheaper(self, use: Use) -> Use:
+        if isinstance(use, Dense):
             return use
-        if beyond > 0 and not rows_pay(use):
+        factors, rows = use.held, use.rows_bytes()
+        self.budget += min(factors, rows) if self._growing else 0
+        beyond = rows - factors
+        if beyond > self.budget or (beyond > 0 and not rows_pay(use)):
             return use
         self.budget -= max(beyond, 0)
         return use.dense()
@@ -101,7 +104,7 @@ def stream(graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> Non
         for row_map, b in zip(maps[i], grads, strict=True):
             if b is not None and b.numel() and (row_map is None or not row_map.fits(b)):
                 raise StaleMap(task, graph.names[i], bool(torch.isfinite(b).all()))
-        wait = recomputes(graph.nodes[i])
+        wait = keep and recomputes(graph.nodes[i])
         for site in plan.sites[i]:
             use = None if wait or plan.is_local(site) else _use(graph, site, maps[i], grads)
             if use is None:

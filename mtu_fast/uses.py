@@ -21,7 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import lcm, prod
 from typing import TypeVar
 
 import torch
@@ -52,20 +52,22 @@ class Chain:
 
     def pull(self, d: Tensor, shape: Sequence[int]) -> Tensor:
         """`Aᵀ d` float64 `[*shape]` for the linear map A = `apply`: the gradient of `⟨A x, d⟩` by x."""
-        if not self.key:
+        if not self.key or not d.numel():
             return d.detach().to(WIDE).reshape(shape)
         found, left = d.new_zeros(shape, dtype=WIDE), d.detach().to(WIDE)
         x = torch.zeros_like(found, requires_grad=True)
         with torch.enable_grad():
             y = self.apply(x)
         for _ in range(3):  # a cast on the way rounds d; bfloat16 takes 8 of the 24 bits of a float32 at a time
-            part, = torch.autograd.grad(y, x, left.to(y.dtype), retain_graph=True)
-            found += part
-            left = left - self.apply(part)
+            scale = torch.exp2(left.abs().max().clamp(min=TINY).log2().floor())  # and float16 has little range
+            part, = torch.autograd.grad(y, x, (left / scale).to(y.dtype), retain_graph=True)
+            found += scale * part
+            left = left - scale * self.apply(part)
         return found
 
 
 DIRECT = Chain()
+TINY = torch.finfo(WIDE).tiny
 U = TypeVar("U", bound="Use")
 
 
@@ -135,6 +137,15 @@ class Use(ABC):
             rows = torch.stack([self.chain.apply(row) for row in rows])
         return Dense(tuple(rows.shape[1:]), rows)
 
+    @property
+    def unit(self) -> int:
+        """Columns of `matrix` that are formed together."""
+        return prod(self.shape)
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Columns of `matrix`, `[R, stop - start]`; start and stop are multiples of `unit`."""
+        return self.matrix()[:, start:stop]
+
     def rows_bytes(self) -> int:
         """Bytes that the rows take when materialised."""
         return self.count * prod(self.shape) * self.dtype.itemsize
@@ -164,6 +175,10 @@ class Dense(Use):
 
     def matrix(self) -> Tensor:
         return self.rows.reshape(self.count, prod(self.shape))
+
+    @property
+    def unit(self) -> int:
+        return 1
 
     def weighted(self, w: Tensor) -> Tensor:
         dtype = working_dtype(self.rows)
@@ -198,6 +213,14 @@ class Outer(Use):
 
     def matrix(self) -> Tensor:
         return outer_rows(self.left, self.right).flatten(1)
+
+    @property
+    def unit(self) -> int:
+        return self.right.shape[2]
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        left = self.left[:, :, start // self.unit : stop // self.unit]
+        return outer_rows(left, self.right).flatten(1)
 
     def weighted(self, w: Tensor) -> Tensor:
         # The weights go to the smaller side; positions and rows are one contraction: a single GEMM.
@@ -241,6 +264,17 @@ class Conv(Use):
 
     def matrix(self) -> Tensor:
         return conv_rows(self.x, self.b, self.geometry).flatten(1)
+
+    @property
+    def unit(self) -> int:
+        return prod(self.geometry.weight[1:]) if self.geometry.plain else prod(self.shape)
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        if not self.geometry.plain:
+            return self.matrix()
+        first, last = start // self.unit, stop // self.unit
+        part = replace(self.geometry, weight=(last - first, *self.geometry.weight[1:]))
+        return conv_rows(self.x, self.b[:, :, first:last], part).flatten(1)
 
     def weighted(self, w: Tensor) -> Tensor:
         x, b = self.x.to(self.dtype), _scaled(self.b, w)
@@ -358,7 +392,17 @@ def gram(uses: Sequence[Use], precision: str = "highest") -> Tensor:
         return op.conv_gram([u.x for u in convs], [u.b for u in convs], convs[0].geometry, precision)
     if gathers := _only(Gather, uses):
         return op.gather_gram([u.index for u in gathers], [u.values for u in gathers], precision)
-    return op.row_gram([u.matrix() for u in uses])
+    return _mixed_gram(uses)
+
+
+def _mixed_gram(uses: Sequence[Use]) -> Tensor:
+    """`gram` of aligned uses of several kinds, a tile of explicit rows at a time."""
+    R, width, unit = sum(u.count for u in uses), prod(uses[0].shape), lcm(*(u.unit for u in uses))
+    step = max(op.BUFFER // max(R * unit, 1), 1) * unit
+    found = uses[0].tensors[-1].new_zeros(R, R, dtype=WIDE)
+    for start in range(0, width, max(step, 1)):
+        found += op.row_gram([u.columns(start, min(start + step, width)) for u in uses])
+    return found
 
 
 def route(uses: Sequence[Use]) -> str:

@@ -193,6 +193,34 @@ def test_a_cast_on_the_way_does_not_round_what_is_pushed(dtype: torch.dtype) -> 
     assert relative_error(use.push(d), rows_of(use) @ d[:6].double().flatten()) <= 2.0**-23
 
 
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
+def test_a_cast_of_little_range_does_not_flush_what_is_pushed(size: float) -> None:
+    """A float16 copy, as under autocast: what is pushed is J d at any scale of d."""
+    chain = Chain(("cast",), lambda g: g.half().to(torch.float32))
+    use = replace(make("outer"), chain=chain)
+    d = size * draw(6, 4).float()
+    assert relative_error(use.push(d), rows_of(use) @ d.double().flatten()) <= 2.0**-23
+
+
+@pytest.mark.parametrize("kind", ["outer", "conv"])
+@pytest.mark.parametrize("buffer", [1, 100, 1 << 20])
+def test_kinds_that_meet_do_so_by_tiles(kind: str, buffer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uses.op, "BUFFER", buffer)
+    asked: list[int] = []
+    real = uses.op.row_gram
+
+    def counted(rows: list[Tensor]) -> Tensor:
+        asked.append(rows[0].shape[1])
+        return real(rows)
+
+    monkeypatch.setattr(uses.op, "row_gram", counted)
+    use = make(kind)
+    many = [use, use.dense()]
+    J = torch.cat([rows_of(u) for u in many])
+    assert relative_error(uses.gram(many), J @ J.T) <= CLOSE
+    assert max(asked) == (J.shape[1] if buffer == 1 << 20 else max(use.unit, buffer // (len(J) * use.unit) * use.unit))
+
+
 def test_a_transposed_use() -> None:
     use = make("outer")
     assert isinstance(use, Outer)

@@ -14,6 +14,7 @@ from benchmarks import plot_peers
 from benchmarks.models import MODELS, Case, build
 from benchmarks.peers import run
 from benchmarks.peers.base import Peer, Steps
+from benchmarks.peers.table import table
 from benchmarks.peers.ways import PEERS, ours
 from tests.helpers.truth import relative_error
 
@@ -114,3 +115,13 @@ def test_a_file_with_other_columns_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has the columns a,b, expected model,tasks"):
         run.append(path, [])
     assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_the_table_has_the_newest_of_each(tmp_path: Path) -> None:
+    def row(model: str, way: str, time: str, memory: str) -> dict[str, str]:
+        return {"model": model, "tasks": "1", "samples": "4", "way": way, "step_ratio": time, "step_mib_ratio": memory}
+
+    rows = [row("mlp", "mtu_fast", "1.5", "1"), row("mlp", "Opacus", "", ""), row("mlp", "mtu_fast", "1.456", "12.34")]
+    lines = table(rows).splitlines()
+    assert lines[0].startswith("| model | tasks | N | mtu_fast |") and len(lines) == 3
+    assert lines[2].startswith("| mlp | 1 | 4 | 1.46, 12 | - |") and lines[2].count("|") == lines[0].count("|")

@@ -130,6 +130,56 @@ SERVED: list[tuple[str, Callable[[], Small], Callable[[], Tensor]]] = [
 NAMES = [f"{name}-{i}" for i, (name, _, _) in enumerate(SERVED)]
 
 
+OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {  # of a norm [M, C, *] -> losses; gradients of these strides
+    "dense": lambda y: y.pow(3).flatten(1).mean(1),
+    "expanded": lambda y: y.flatten(2).sum(2).pow(2).sum(1),
+    "expanded channels": lambda y: (y.sum(1) ** 2).flatten(1).mean(1),
+    "channels last": lambda y: y.contiguous(memory_format=torch.channels_last).pow(3).flatten(1).mean(1),
+}
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("count", [1, N])
+@pytest.mark.parametrize(
+    ("layer", "memory"),
+    [
+        (lambda: nn.GroupNorm(2, 4), torch.contiguous_format),  # torch 2.13's own backward crashes on channels_last
+        (lambda: nn.GroupNorm(4, 4), torch.contiguous_format),
+        (lambda: settled(nn.BatchNorm2d(4)), torch.contiguous_format),
+        (lambda: settled(nn.BatchNorm2d(4)), torch.channels_last),
+    ],
+    ids=["groups", "instances", "batch", "batch, channels last"],
+)
+def test_norms_whatever_the_strides(
+    layer: Callable[[], nn.Module], memory: torch.memory_format, count: int, output: str
+) -> None:
+    model, x = norm(layer()), images()[:count].contiguous(memory_format=memory)
+    params = trained(model)
+    loss = OUTPUTS[output](model(x))
+    J = truth_of({"a": loss}, params)
+    assert_rows(mtu.Engine(model).rows(loss), J, params, 1e-12)
+
+
+def test_a_batch_norm_of_one_channel() -> None:
+    model, x = norm(settled(nn.BatchNorm2d(1))), double(N, 1, 3, 2)
+    params = trained(model)
+    loss = model(x).flatten(1).sum(1)
+    J = truth_of({"a": loss}, params)
+    assert_rows(mtu.Engine(model).rows(loss), J, params, 1e-12)
+
+
+def test_running_means_far_from_zero_do_not_cancel() -> None:
+    """In float32, against float64 arithmetic on the same numbers: no worse than autograd's own backward."""
+    layer = nn.BatchNorm1d(6).eval()
+    nn.init.constant_(layer.running_mean, 3e3)
+    x, weight = 3e3 + torch.randn(4, 6, 50), torch.randn(4, 6, 50)
+    loss = (layer(x) * weight).flatten(1).sum(1)
+    rows = mtu.Engine(layer).rows(loss)
+    truth = ((x.double() - 3e3) * (layer.eps + 1) ** -0.5 * weight.double()).sum(2)
+    error = (rows.jacobian()[layer.weight].double() - truth).norm() / truth.norm()
+    assert error <= 4 * torch.finfo(torch.float32).eps
+
+
 @pytest.mark.parametrize(("node", "make", "data"), SERVED, ids=NAMES)
 @pytest.mark.parametrize("rules", [True, False])
 def test_a_rule_serves(
