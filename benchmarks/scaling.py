@@ -115,7 +115,7 @@ def fits(model: str, way: str, memory: float, quick: bool) -> dict[str, Any]:
     """The most samples of one task whose step stays within `memory` MiB."""
 
     def peak(samples: int) -> float:
-        return peak_memory("benchmarks.peers.run:prepare", model, "1", str(samples), str(quick), way, "step")
+        return peak_memory("benchmarks.peers.run:prepare", model, "1", str(samples), str(quick), way)
 
     samples, mib = largest(peak, memory, 16 if quick else MOST)
     return {"model": model, "memory": memory, "way": way, "samples": samples, "mib": f"{mib:.4g}"}

@@ -10,9 +10,10 @@ A case is a model of `benchmarks.models`, N samples and one or three tasks. For 
 
 beside the plain training step (`zero_grad`, forward, sum of mean losses, backward) on the same samples. Before anything
 is timed, everyone's G and `.grad` must agree with ours on the model with SiLU for ReLU. A way that errs, refuses the
-model, or would need more than `LIMIT` of the memory for J gets no time but a row that says why. Times are medians of
-interleaved rounds, ratios medians of the rounds' ratios to the plain step; memory is the peak above the loaded model
-and batch, each in a process of its own (`measure.peak_memory`). Rows are appended to `benchmarks/results/peers.csv`.
+model, or would need more than `LIMIT` of the memory for J gets no time but a row that says why. Each way runs in rounds
+with the plain step alone, since what one leaves to the allocator slows the next; times are medians of rounds, ratios
+medians of the rounds' ratios. Memory is the step's peak above the loaded model and batch, each in a process of its own
+(`measure.peak_memory`). Rows are appended to `benchmarks/results/peers.csv`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ CSV = ROOT / "benchmarks" / "results" / "peers.csv"
 LIMIT = 0.35  # share of the machine's memory that the rows may take; what is made of them takes as much again
 TOLERANCE = 1e-3  # relative distance from ours, float32, on the model without kinks
 KINDS = ("gram", "step")
-FIGURES = tuple(f"{kind}_{figure}" for kind in KINDS for figure in ("ms", "ratio", "spread", "mib", "mib_ratio"))
+FIGURES = (*(f"{kind}_{figure}" for kind in KINDS for figure in ("ms", "ratio", "spread")), "step_mib", "step_mib_ratio")
 COLUMNS = (
     "model", "tasks", "samples", "rows", "parameters", "way", "version", *FIGURES, "why_not", "date", "device",
     "threads", "torch", "python", "commit",
@@ -71,17 +72,17 @@ def measure(what: What, ways: Sequence[str], repeats: int, memory: bool) -> list
     for way in ways:
         rows[way]["why_not"] = why_not(what, way, truth)
     running = {way: WAYS[way].prepare(what.case()) for way, row in rows.items() if not row["why_not"]}
+    base = running["plain"].step
     for kind in KINDS:
-        calls = {way: call for way, steps in running.items() if (call := getattr(steps, kind)) is not None}
-        times = interleaved({"plain": running["plain"].step} | calls, repeats)
-        for way in calls:
-            rows[way] |= _times(kind, times[way], times["plain"])
+        for way, steps in running.items():
+            if (call := getattr(steps, kind)) is not None:
+                times = interleaved({"plain": base, way: call}, repeats)
+                rows[way] |= _times(kind, times[way], times["plain"])
     running.clear()
     if memory:
         for row in rows.values():
-            for kind in KINDS:
-                if row[f"{kind}_ms"]:
-                    _memory(what, row, rows["plain"], kind)
+            if row["step_ms"]:
+                _memory(what, row, rows["plain"])
     return list(rows.values())
 
 
@@ -131,26 +132,25 @@ def _times(kind: str, times: Times, base: Times) -> Row:
     return {f"{kind}_ms": f"{times.median:.4g}", f"{kind}_ratio": f"{ratio:.4g}", f"{kind}_spread": f"{spread:.2g}"}
 
 
-def _memory(what: What, row: Row, base: Row, kind: str) -> None:
-    arguments = [what.model, str(what.tasks), str(what.samples), str(what.quick), row["way"], kind]
+def _memory(what: What, row: Row, base: Row) -> None:
+    arguments = [what.model, str(what.tasks), str(what.samples), str(what.quick), row["way"]]
     try:
         peak = peak_memory("benchmarks.peers.run:prepare", *arguments)
     except RuntimeError as error:
         row["why_not"] = f"memory: {' '.join(str(error).split())[-160:]}"
         return
-    row[f"{kind}_mib"] = f"{peak:.4g}"
-    row[f"{kind}_mib_ratio"] = f"{peak / float(base['step_mib'] or peak):.4g}"
+    row["step_mib"] = f"{peak:.4g}"
+    row["step_mib_ratio"] = f"{peak / float(base['step_mib'] or peak):.4g}"
 
 
-def prepare(model: str, tasks: str, samples: str, quick: str, way: str, kind: str) -> Callable[[], object]:
-    """The call whose memory is measured; see `peak_memory`. A tiny one before loads the pages of code it brings in."""
-    getattr(WAYS[way].prepare(build(model, int(tasks), quick=True)), kind)()
+def prepare(model: str, tasks: str, samples: str, quick: str, way: str) -> Callable[[], object]:
+    """The step whose memory is measured; see `peak_memory`. A tiny one before loads the pages of code it brings in."""
+    WAYS[way].prepare(build(model, int(tasks), quick=True)).step()
     what = What(model, int(tasks), int(samples), quick == "True")
     case = what.case()
     plain(case).step()
     case.model.zero_grad()
-    found: Callable[[], object] = getattr(WAYS[way].prepare(case), kind)
-    return found
+    return WAYS[way].prepare(case).step
 
 
 # ---- reporting ------------------------------------------------------------------------------------------------------
