@@ -39,7 +39,7 @@ CSV = ROOT / "benchmarks" / "results" / "peers.csv"
 LIMIT = 0.35  # share of the machine's memory that the rows may take; what is made of them takes as much again
 TOLERANCE = 1e-3  # relative distance from ours, float32, on the model without kinks
 KINDS = ("gram", "step")
-FIGURES = (*(f"{kind}_{figure}" for kind in KINDS for figure in ("ms", "ratio", "spread")), "step_mib", "step_mib_ratio")
+FIGURES = (*(f"{kind}_{what}" for kind in KINDS for what in ("ms", "ratio", "spread")), "step_mib", "step_mib_ratio")
 COLUMNS = (
     "model", "tasks", "samples", "rows", "parameters", "way", "version", *FIGURES, "why_not", "date", "device",
     "threads", "torch", "python", "commit",

@@ -23,8 +23,8 @@ constexpr int64_t PANEL = 32;          // groups that are read again at once: 25
 constexpr int64_t AHEAD = 2 * TILE;    // columns between those that are widened and those that are fetched
 constexpr int64_t CHUNK = 4096;        // least columns of a chunk, where rows are few
 constexpr int64_t WORK = 500'000;      // its least products, where they are many: about 25 us
-constexpr int64_t SMALL = 64;          // rows whose sums, 32 KiB a chunk, do not count as memory
-constexpr int64_t CHUNK_PER_ROW = 16;  // least columns a row of more: all sums are a 16th of float32 rows at most
+constexpr int64_t CHUNK_PER_ROW = 16;  // least columns a row: all sums are a 16th of float32 rows,
+constexpr int64_t SMALL = 1 << 17;     // or so many numbers, 1 MiB, if that is more
 constexpr int64_t CHUNKS = 64;         // most chunks
 
 // The sum of each of COUNT vectors to the front: neighbours are added until one is left.
@@ -119,8 +119,10 @@ AddProducts best() { return add_products_any; }
 RowGram::RowGram(std::vector<Row> rows, int64_t columns, int64_t known)
     : rows_(std::move(rows)), columns_(columns), fresh_(rows_.size() - known),
       groups_(round_up(rows_.size(), GROUP) / GROUP) {
-  const int64_t R = rows_.size(), busy = WORK / std::max<int64_t>(1, place(0, groups_));
-  const int64_t least = std::max(std::min(CHUNK, busy), R > SMALL ? CHUNK_PER_ROW * R : TILE);
+  const int64_t R = rows_.size(), sums = std::max<int64_t>(1, place(0, groups_));
+  const int64_t share = columns / (CHUNK_PER_ROW * std::max<int64_t>(1, R));
+  const int64_t most = std::max<int64_t>({1, share, SMALL / sums});  // chunks, for the memory of their sums
+  const int64_t least = std::max(std::min(CHUNK, WORK / sums), columns / most);
   width_ = round_up(std::max(least, columns / CHUNKS), TILE);
   chunks_ = R == 0 ? 0 : round_up(columns, width_) / width_;
   sums_.resize(chunks_ * place(0, groups_));
