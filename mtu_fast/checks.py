@@ -64,8 +64,8 @@ def check_direction(d: Any, parameters: Mapping[str, Tensor]) -> None:
         if id(parameter) not in names:
             what = f"a tensor of shape {tuple(parameter.shape)}" if isinstance(parameter, Tensor) else repr(parameter)
             raise ValueError(
-                f"push: found {what} as a key, expected parameters of the engine, as rows.parameters holds them by "
-                "name and rows.combine(w) has them for keys."
+                f"push: found {what} as a key, expected parameters of the engine, as rows.combine(w) has them for "
+                "keys; by name they are rows.parameters[name]."
             )
         name = names[id(parameter)]
         if not isinstance(t, Tensor) or t.is_complex():
@@ -74,7 +74,7 @@ def check_direction(d: Any, parameters: Mapping[str, Tensor]) -> None:
         if t.shape != parameter.shape:
             raise ValueError(
                 f"push: {name} is given shape {tuple(t.shape)}, expected {tuple(parameter.shape)}, that of the "
-                "parameter; call it once a direction."
+                "parameter; of several directions push one at a time."
             )
         if t.device != parameter.device:
             raise ValueError(f"push: {name} is given on {t.device}, expected {parameter.device} as the parameter.")

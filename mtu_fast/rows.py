@@ -85,7 +85,7 @@ class Rows:
         Raises:
             TypeError: weights that are no tensor.
             ValueError: weights of the wrong shape.
-            RuntimeError: the rows are used up.
+            RuntimeError: the rows are used up, or parameters changed since.
         """
         self._check_open()
         spread = self._spread(w)
@@ -120,8 +120,8 @@ class Rows:
 
         Raises:
             TypeError: d is no mapping of parameters to real tensors.
-            ValueError: an unknown `per`, something else than the engine's parameters, or another shape than theirs.
-            RuntimeError: the rows are used up.
+            ValueError: an unknown `per`, something else than the engine's parameters, or not of their shape and device.
+            RuntimeError: the rows are used up, or parameters changed since.
         """
         self._check_open()
         check_direction(d, self.parameters)

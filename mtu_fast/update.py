@@ -53,13 +53,17 @@ def check_method(method: object) -> None:
     Raises:
         TypeError: it is neither.
     """
-    lacking = [name for name in ("per", "needs_gram", "outside", "__call__") if not hasattr(method, name)]
-    if isinstance(method, type) or (lacking and not isinstance(method, Tensor)):
-        what = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
+    if isinstance(method, type):
         raise TypeError(
-            f"backward: found {what} without {lacking}, expected a method such as mtu.OrthoGrad(alpha=0.5) with per, "
-            "needs_gram, outside(roles) and __call__(G, roles), or weights [R]. A map from G alone is used as "
-            "rows.backward(weighting(rows.gram()))."
+            f"backward: found the class {method.__name__}, expected an instance of a method, such as "
+            "mtu.OrthoGrad(alpha=0.5): call the class with its settings."
+        )
+    lacking = [name for name in ("per", "needs_gram", "outside", "__call__") if not hasattr(method, name)]
+    if lacking and not isinstance(method, Tensor):
+        raise TypeError(
+            f"backward: found {type(method).__name__} without {lacking}, expected a method such as "
+            "mtu.OrthoGrad(alpha=0.5) with per, needs_gram, outside(roles) and __call__(G, roles), or weights [R]. A "
+            "map from G alone is used as rows.backward(weighting(rows.gram()))."
         )
 
 

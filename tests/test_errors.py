@@ -430,7 +430,12 @@ def test_uneven_weights_say_nothing_of_the_heads(bench: Bench) -> None:
         rows._blocks.clear()
 
 
-@pytest.mark.parametrize("method", [None, 0.5, "orthograd", mtu.OrthoGrad, lambda G: G.sum(0)])
+def test_a_class_for_a_method(bench: Bench) -> None:
+    message = r"found the class OrthoGrad, expected an instance of a method, such as mtu\.OrthoGrad\(alpha=0\.5\): call"
+    refused(bench, TypeError, message, lambda l: bench.engine.backward(l, mtu.OrthoGrad))
+
+
+@pytest.mark.parametrize("method", [None, 0.5, "orthograd", lambda G: G.sum(0)])
 def test_a_method_of_the_wrong_type(bench: Bench, method: Any) -> None:
     rows = bench.engine.rows(bench.losses())
     message = r"found .*, expected a method such as mtu\.OrthoGrad\(.*\), or weights \[R\].*weighting\(rows\.gram\(\)\)"
