@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/direct.h"
 #include "cpu/ghost.h"
 #include "cpu/gram.h"
 #include "cpu/gram_schmidt.h"
@@ -218,7 +219,7 @@ std::vector<size_t> firsts(const std::vector<Tensor>& blocks) {
   return found;
 }
 
-void check_ghost(const char* op, const std::vector<Tensor>& x, const std::vector<Tensor>& b, int64_t axes) {
+void check_sides(const char* op, const std::vector<Tensor>& x, const std::vector<Tensor>& b, int64_t axes) {
   STD_TORCH_CHECK(!x.empty() && x.size() == b.size(), op, ": expected as many blocks on both sides, one at least, got ",
                   x.size(), " and ", b.size());
   for (size_t i = 0; i < x.size(); ++i) {
@@ -254,9 +255,37 @@ Tensor ghost(std::vector<Tensor>& x, std::vector<Tensor>& b, const mtu_fast::cpu
   return out;
 }
 
+Tensor direct(std::vector<Tensor>& x, std::vector<Tensor>& b, const mtu_fast::cpu::Walk& walk) {
+  std::vector<mtu_fast::cpu::Block> images, gradients;
+  std::vector<mtu_fast::cpu::Direct::Pair> pairs(x.size());
+  int64_t R = 0;
+  const auto gather = [&](std::vector<Tensor>& side, std::vector<mtu_fast::cpu::Block>& blocks, auto which) {
+    const std::vector<size_t> first = firsts(side);
+    for (size_t i = 0; i < side.size(); ++i) {
+      pairs[i].*which = first[i] == i ? blocks.size() : pairs[first[i]].*which;
+      if (first[i] == i) blocks.push_back(block(side[i]));
+    }
+  };
+  gather(x, images, &mtu_fast::cpu::Direct::Pair::x);
+  gather(b, gradients, &mtu_fast::cpu::Direct::Pair::b);
+  for (const Tensor& t : x) R += t.size(0);
+  Tensor out = torch::stable::new_empty(x[0], {R, R}, ScalarType::Double);
+  mtu_fast::cpu::Direct gram(images, gradients, pairs, walk);
+  torch::stable::parallel_for(0, gram.packs(), 1, [&](int64_t begin, int64_t end) { gram.pack(begin, end); });
+  const int64_t grain = std::max<int64_t>(1, 1'000'000 / (gram.work() + 1));  // about 50 us a thread
+  torch::stable::parallel_for(0, gram.slots(), grain, [&](int64_t begin, int64_t end) { gram.sum(begin, end); });
+  gram.write(out.mutable_data_ptr<double>());
+  return out;
+}
+
 // `precision` is a permission; these kernels are at its highest always.
+Tensor outer_direct(std::vector<Tensor> left, std::vector<Tensor> right, std::string) {
+  check_sides("outer_direct", left, right, 0);
+  return direct(left, right, {});
+}
+
 Tensor outer_ghost(std::vector<Tensor> left, std::vector<Tensor> right, std::string) {
-  check_ghost("outer_ghost", left, right, 0);
+  check_sides("outer_ghost", left, right, 0);
   const auto distinct = [](const std::vector<Tensor>& blocks) {
     const std::vector<size_t> first = firsts(blocks);
     int64_t count = 0;
@@ -267,25 +296,39 @@ Tensor outer_ghost(std::vector<Tensor> left, std::vector<Tensor> right, std::str
   return ghost(left, right, {});
 }
 
-Tensor conv_ghost(std::vector<Tensor> x, std::vector<Tensor> b, std::vector<int64_t> kernel, std::vector<int64_t> stride,
-                  std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string) {
+void check_images(const char* op, const std::vector<Tensor>& x, const std::vector<Tensor>& b,
+                  const mtu_fast::cpu::Walk& walk) {
+  const auto& [kernel, stride, padding, dilation] = walk;
   const size_t axes = kernel.size();
-  STD_TORCH_CHECK(stride.size() == axes && padding.size() == axes && dilation.size() == axes,
-                  "conv_ghost: kernel, stride, padding and dilation differ in length: ", axes, ", ", stride.size(), ", ",
+  STD_TORCH_CHECK(stride.size() == axes && padding.size() == axes && dilation.size() == axes, op,
+                  ": kernel, stride, padding and dilation differ in length: ", axes, ", ", stride.size(), ", ",
                   padding.size(), " and ", dilation.size());
-  check_ghost("conv_ghost", x, b, axes);
+  check_sides(op, x, b, axes);
   for (size_t a = 0; a < axes; ++a) {
-    STD_TORCH_CHECK(kernel[a] > 0 && stride[a] > 0 && padding[a] >= 0 && dilation[a] > 0,
-                    "conv_ghost: expected positive kernel, stride and dilation and no negative padding, got ", kernel[a],
-                    ", ", stride[a], ", ", dilation[a], " and ", padding[a], " along axis ", a);
+    STD_TORCH_CHECK(kernel[a] > 0 && stride[a] > 0 && padding[a] >= 0 && dilation[a] > 0, op,
+                    ": expected positive kernel, stride and dilation and no negative padding, got ", kernel[a], ", ",
+                    stride[a], ", ", dilation[a], " and ", padding[a], " along axis ", a);
     for (size_t i = 0; i < x.size(); ++i) {
       const int64_t room = x[i].size(3 + a) + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1;
       const int64_t expected = room < 0 ? 0 : room / stride[a] + 1;
-      STD_TORCH_CHECK(b[i].size(3 + a) == expected, "conv_ghost: block ", i, " has ", b[i].size(3 + a),
+      STD_TORCH_CHECK(b[i].size(3 + a) == expected, op, ": block ", i, " has ", b[i].size(3 + a),
                       " output positions along axis ", a, ", expected ", expected);
     }
   }
-  return ghost(x, b, {std::move(kernel), std::move(stride), std::move(padding), std::move(dilation)});
+}
+
+Tensor conv_direct(std::vector<Tensor> x, std::vector<Tensor> b, std::vector<int64_t> kernel, std::vector<int64_t> stride,
+                   std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string) {
+  const mtu_fast::cpu::Walk walk{std::move(kernel), std::move(stride), std::move(padding), std::move(dilation)};
+  check_images("conv_direct", x, b, walk);
+  return direct(x, b, walk);
+}
+
+Tensor conv_ghost(std::vector<Tensor> x, std::vector<Tensor> b, std::vector<int64_t> kernel, std::vector<int64_t> stride,
+                  std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string) {
+  const mtu_fast::cpu::Walk walk{std::move(kernel), std::move(stride), std::move(padding), std::move(dilation)};
+  check_images("conv_ghost", x, b, walk);
+  return ghost(x, b, walk);
 }
 
 #ifdef MTU_FAST_CUDA
@@ -373,8 +416,10 @@ pybind11::dict build_facts() {
 
 STABLE_TORCH_LIBRARY_IMPL(mtu_fast, CPU, m) {
   m.impl("basis", TORCH_BOX(&basis));
+  m.impl("conv_direct", TORCH_BOX(&conv_direct));
   m.impl("conv_ghost", TORCH_BOX(&conv_ghost));
   m.impl("gram_schmidt", TORCH_BOX(&gram_schmidt));
+  m.impl("outer_direct", TORCH_BOX(&outer_direct));
   m.impl("outer_ghost", TORCH_BOX(&outer_ghost));
   m.impl("project", TORCH_BOX(&project));
   m.impl("row_gram", TORCH_BOX(&row_gram));

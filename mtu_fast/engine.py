@@ -46,7 +46,7 @@ class Engine:
             others get the weighted gradient of the losses (see `Method.outside`).
         memory_budget: bytes (at least 0) of row gradients that a call of `rows` may keep beyond the smaller of rows and
             factors of each layer, where that costs less than a Gram of factors and a second weight gradient in
-            `combine`. None for as many again as the smaller ones take if there is one task, 0 if there are several.
+            `combine`.
         precision: how exact the products under a Gram's float64 sums must be, in the words of
             `torch.set_float32_matmul_precision`: "highest", "high" (TF32×3) or "medium" (TF32). A GPU may make use of
             it; on the CPU products are exact to float64 throughout.
@@ -65,7 +65,7 @@ class Engine:
         model: nn.Module,
         params: Iterable[Tensor] | None = None,
         *,
-        memory_budget: int | None = None,
+        memory_budget: int = 0,
         precision: str = "highest",
     ) -> None:
         names = {id(p): name for name, p in model.named_parameters()}
@@ -86,10 +86,10 @@ class Engine:
                 "pass e.g. model.backbone.parameters()."
             )
         self._shared = Shared(tuple(names[id(p)] for p in chosen), tuple(chosen), precision)
-        if memory_budget is not None and (isinstance(memory_budget, bool) or not isinstance(memory_budget, int)):
+        if isinstance(memory_budget, bool) or not isinstance(memory_budget, int):
             raise TypeError(f"memory_budget: found {memory_budget!r}, expected a whole number of bytes, 2**30 say.")
-        if memory_budget is not None and memory_budget < 0:
-            raise ValueError(f"memory_budget: found {memory_budget}, expected at least 0 bytes, or None.")
+        if memory_budget < 0:
+            raise ValueError(f"memory_budget: found {memory_budget}, expected at least 0 bytes.")
         inside = {id(p) for p in chosen}
         self._outside = {id(p): p for p in model.parameters() if id(p) not in inside}
         self._budget = memory_budget
@@ -233,11 +233,9 @@ class Engine:
         self, graph: Graph, plan: Plan, kept: Sequence[Tensor | None], keep: bool
     ) -> list[dict[int, Use]]:
         """One data-gradient pass a task; the uses of each parameter by the kept rows, per task."""
-        # Several tasks share one weight gradient in `combine`, and their rows are read once a task: factors are better.
-        growing = self._budget is None and len(kept) == 1
-        found, budget = [], self._budget or 0
+        found, budget = [], self._budget
         for task, rows in enumerate(kept):
-            collector = Collector(plan.expected(task), rows, budget, growing)
+            collector = Collector(plan.expected(task), rows, budget)
             last = task == len(kept) - 1
             stream(graph, plan, task, collector.visit, keep or not last)
             found.append(collector.finish())

@@ -44,15 +44,13 @@ class Collector:
         expected: how many uses of each parameter will come.
         rows: which rows of a use are kept, int64; None for all.
         budget: bytes that rows may take beyond factors.
-        growing: whether every use adds to the budget the bytes of its rows or factors, whichever are fewer.
 
     Attributes:
         budget: what is left of it.
     """
 
-    def __init__(self, expected: Counter[int], rows: Tensor | None, budget: int, growing: bool = False) -> None:
+    def __init__(self, expected: Counter[int], rows: Tensor | None, budget: int) -> None:
         self.budget = budget
-        self._growing = growing
         self._expected = expected
         self._rows = rows
         self._parts: dict[int, list[Use]] = {}
@@ -72,9 +70,7 @@ class Collector:
     def _cheaper(self, use: Use) -> Use:
         if isinstance(use, Dense):
             return use
-        factors, rows = use.held, use.rows_bytes()
-        self.budget += min(factors, rows) if self._growing else 0
-        beyond = rows - factors
+        beyond = use.rows_bytes() - use.held
         if beyond > self.budget or (beyond > 0 and not rows_pay(use)):
             return use
         self.budget -= max(beyond, 0)

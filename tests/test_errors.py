@@ -764,7 +764,7 @@ def test_weights_that_are_no_tensor(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "error"), [(-5, ValueError), ("1G", TypeError), (1e9, TypeError), (True, TypeError)]
+    ("budget", "error"), [(-5, ValueError), ("1G", TypeError), (1e9, TypeError), (True, TypeError), (None, TypeError)]
 )
 def test_a_memory_budget_that_is_none(budget: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"memory_budget: found .*, expected"):

@@ -1,4 +1,4 @@
-"""Cases of `row_gram`, the ghost Grams, `gather_gram`, and the direct routes composed of them.
+"""Cases of `row_gram`, the Grams of positions by either route, and `gather_gram`.
 
 Products are what the kernels plan for the device (float64 on the CPU and on GPUs where that is fast, else float32), and
 so is what they are measured against. Floors count the upper triangle only, products that tasks share once.
@@ -183,14 +183,15 @@ def _gather(n: int, s: int, vocabulary: int, d: int, device: str) -> Bench:
 
 def _outer_direct(n: int, s: int, a: int, b: int, device: str) -> Bench:
     left, right = [torch.randn(n, s, a, device=device)], [torch.randn(n, s, b, device=device)]
-    if gram.outer_route(left, right) != "direct":
-        raise RuntimeError(f"outer_gram takes the {gram.outer_route(left, right)} route here; choose other sizes")
-
     def whole(dtype: torch.dtype) -> Tensor:
         rows = explicit.outer_rows(left[0].to(dtype), right[0].to(dtype)).flatten(1)
         return gram.row_gram.reference([rows])
 
-    runs: dict[str, Run] = {REFERENCE: partial(whole, torch.float32), KERNEL: partial(gram.outer_gram, left, right)}
+    runs: dict[str, Run] = {
+        REFERENCE: partial(gram.outer_direct.reference, left, right, HIGHEST),
+        KERNEL: partial(gram.outer_direct, left, right, HIGHEST),
+        "untiled": partial(whole, torch.float32),
+    }
     making = 2.0 * n * s * a * b
     cost = _cost(row_products(device, n), _upper(n, a * b), 4.0 * n * s * (a + b), n, flops32=making)
     parts: dict[str, Run] = {"vendor products": partial(explicit.outer_rows, left[0], right[0])}
@@ -201,9 +202,6 @@ def _conv_direct(n: int, channels: int, side: int, device: str) -> Bench:
     shape = (n, 1, channels, side, side)
     x, b = [torch.randn(shape, device=device)], [torch.randn(shape, device=device)]
     geometry = explicit.Geometry((channels, channels, 3, 3), (1, 1), (1, 1), (1, 1), False, (0, 0), 1)
-    if gram.conv_route(x, b, geometry) != "direct":
-        raise RuntimeError(f"conv_gram takes the {gram.conv_route(x, b, geometry)} route here; choose other sizes")
-
     def whole(dtype: torch.dtype) -> Tensor:
         rows = explicit.conv_rows(x[0].to(dtype), b[0].to(dtype), geometry).flatten(1)
         return gram.row_gram.reference([rows])
@@ -212,9 +210,11 @@ def _conv_direct(n: int, channels: int, side: int, device: str) -> Bench:
         for x_r, b_r in zip(x[0], b[0], strict=True):
             explicit.conv_weight_gradient(x_r, b_r, geometry)
 
+    walk = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, HIGHEST)
     runs: dict[str, Run] = {
-        REFERENCE: partial(whole, torch.float32),
-        KERNEL: partial(gram.conv_gram, x, b, geometry),
+        REFERENCE: partial(gram.conv_direct.reference, x, b, *walk),
+        KERNEL: partial(gram.conv_direct, x, b, *walk),
+        "untiled": partial(whole, torch.float32),
     }
     p, positions = prod(geometry.weight), n * side**2
     making = 2.0 * positions * p
@@ -257,12 +257,12 @@ GATHER = {  # N, S, vocabulary, features
 }
 OUTER_DIRECT = {  # N, S, features in and out
     "quick": [(3, 300, 8, 16)],
-    "cpu": [(16, 512, 256, 256), (16, 1024, 256, 1024)],
+    "cpu": [(16, 64, 256, 1024), (48, 64, 256, 1024), (16, 512, 256, 256), (16, 1024, 256, 1024)],
     "cuda": [(64, 1024, 1024, 1024), (32, 2048, 1024, 4096)],
 }
 CONV_DIRECT = {  # N, channels, height and width
     "quick": [(3, 8, 16)],
-    "cpu": [(16, 64, 64), (16, 128, 32), (16, 256, 16)],
+    "cpu": [(16, 64, 64), (16, 128, 32), (16, 256, 16), (16, 512, 8)],
     "cuda": [(128, 64, 64), (128, 128, 32), (128, 256, 16)],
 }
 
@@ -285,11 +285,11 @@ def cases(size: str) -> list[Case]:
             for n, s, v, d in GATHER[size]
         ),
         *(
-            Case("outer_direct", f"{n} x {s}, {a} x {b}", ("row_gram",), partial(_outer_direct, n, s, a, b))
+            Case("outer_direct", f"{n} x {s}, {a} x {b}", ("outer_direct",), partial(_outer_direct, n, s, a, b))
             for n, s, a, b in OUTER_DIRECT[size]
         ),
         *(
-            Case("conv_direct", f"{n} x {c} x {h}²", ("row_gram",), partial(_conv_direct, n, c, h))
+            Case("conv_direct", f"{n} x {c} x {h}²", ("conv_direct",), partial(_conv_direct, n, c, h))
             for n, c, h in CONV_DIRECT[size]
         ),
     ]

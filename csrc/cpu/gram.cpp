@@ -116,37 +116,35 @@ AddProducts best() { return add_products_any; }
 
 }  // namespace
 
-RowGram::RowGram(std::vector<Row> rows, int64_t columns, int64_t known)
-    : rows_(std::move(rows)), columns_(columns), fresh_(rows_.size() - known),
-      groups_(round_up(rows_.size(), GROUP) / GROUP) {
-  const int64_t R = rows_.size(), sums = std::max<int64_t>(1, place(0, groups_));
-  const int64_t share = columns / (CHUNK_PER_ROW * std::max<int64_t>(1, R));
-  const int64_t most = std::max<int64_t>({1, share, SMALL / sums});  // chunks, for the memory of their sums
-  const int64_t least = std::max(std::min(CHUNK, WORK / sums), columns / most);
-  width_ = round_up(std::max(least, columns / CHUNKS), TILE);
-  chunks_ = R == 0 ? 0 : round_up(columns, width_) / width_;
-  sums_.resize(chunks_ * place(0, groups_));
+RowSums::RowSums(int64_t rows, int64_t known) : rows_(rows), fresh_(rows - known) {}
+
+int64_t RowSums::pairs(int64_t rows) { return place(0, round_up(rows, GROUP) / GROUP); }
+
+int64_t RowSums::slots(int64_t rows, int64_t columns) {
+  const int64_t share = columns / (CHUNK_PER_ROW * std::max<int64_t>(1, rows));
+  return std::min(CHUNKS, std::max({int64_t{1}, share, SMALL / std::max<int64_t>(1, pairs(rows))}));
 }
 
-int64_t RowGram::work() const { return std::min(width_, columns_) * place(0, groups_); }
+void RowSums::resize(int64_t slots) {
+  slots_ = slots;
+  sums_.assign(slots * pairs(rows_), 0.0);
+}
 
-void RowGram::sum(int64_t begin, int64_t end) {
+void RowSums::add(int64_t slot, const std::vector<Row>& rows, int64_t begin, int64_t end, std::vector<Line>& tile) {
   static const AddProducts add = best();
-  const int64_t pitch = std::min(TILE, round_up(columns_, LANES)) * GROUP;
-  std::vector<Line> tile(groups_ * pitch / LANES);  // zeros: what fills up the last group
-  for (int64_t c = begin; c < end; ++c) {
-    add({rows_, c * width_, std::min((c + 1) * width_, columns_), groups_, round_up(fresh_, GROUP) / GROUP, pitch,
-         tile.data()->lane, sums_.data() + c * place(0, groups_)});
-  }
+  const int64_t pitch = std::min(TILE, round_up(end - begin, LANES)) * GROUP, groups = round_up(rows_, GROUP) / GROUP;
+  if (static_cast<int64_t>(tile.size()) != groups * pitch / LANES) tile.assign(groups * pitch / LANES, Line{});
+  add({rows, begin, end, groups, round_up(fresh_, GROUP) / GROUP, pitch, tile.data()->lane,
+       sums_.data() + slot * pairs(rows_)});
 }
 
-void RowGram::write(double* gram) {
-  const int64_t R = rows_.size(), all = place(0, groups_);
-  if (chunks_ == 0) std::fill(gram, gram + R * R, 0.0);
-  for (int64_t c = 1; c < chunks_; ++c) {
-    for (int64_t k = 0; k < all; ++k) sums_[k] += sums_[c * all + k];
+void RowSums::write(double* gram) {
+  const int64_t R = rows_, all = pairs(R);
+  if (slots_ == 0) std::fill(gram, gram + R * R, 0.0);
+  for (int64_t s = 1; s < slots_; ++s) {
+    for (int64_t k = 0; k < all; ++k) sums_[k] += sums_[s * all + k];
   }
-  for (int64_t j = 0; chunks_ > 0 && j < R; j += GROUP) {
+  for (int64_t j = 0; slots_ > 0 && j < R; j += GROUP) {
     for (int64_t i = 0; i <= j; i += GROUP) {
       const double* pairs = sums_.data() + place(i / GROUP, j / GROUP);
       for (int64_t q = 0; q < PAIRS; ++q) {
@@ -156,6 +154,21 @@ void RowGram::write(double* gram) {
       }
     }
   }
+}
+
+RowGram::RowGram(std::vector<Row> rows, int64_t columns, int64_t known)
+    : rows_(std::move(rows)), columns_(columns), sums_(rows_.size(), known) {
+  const int64_t R = rows_.size(), pairs = std::max<int64_t>(1, RowSums::pairs(R));
+  width_ = round_up(std::max(std::min(CHUNK, WORK / pairs), columns / RowSums::slots(R, columns)), TILE);
+  chunks_ = R == 0 ? 0 : round_up(columns, width_) / width_;
+  sums_.resize(chunks_);
+}
+
+int64_t RowGram::work() const { return std::min(width_, columns_) * RowSums::pairs(rows_.size()); }
+
+void RowGram::sum(int64_t begin, int64_t end) {
+  std::vector<Line> tile;
+  for (int64_t c = begin; c < end; ++c) sums_.add(c, rows_, c * width_, std::min((c + 1) * width_, columns_), tile);
 }
 
 }  // namespace mtu_fast::cpu

@@ -8,10 +8,31 @@
 
 namespace mtu_fast::cpu {
 
-// The columns are cut into chunks that do not depend on the number of threads; each has its own sums.
-class RowGram {
+// Products of all pairs of rows, summed in slots of their own, so that threads do not meet.
+class RowSums {
  public:
   // Products of the last `known` rows with one another are left out: zeros.
+  RowSums(int64_t rows, int64_t known);
+
+  static int64_t pairs(int64_t rows);                   // pairs of rows that are multiplied, about
+  static int64_t slots(int64_t rows, int64_t columns);  // most slots, for their memory
+
+  void resize(int64_t slots);
+
+  // Adds the products over columns begin .. end-1; calls for different slots may run at once, each with a tile of its
+  // own to work in.
+  void add(int64_t slot, const std::vector<Row>& rows, int64_t begin, int64_t end, std::vector<Line>& tile);
+
+  // The slots' sums in order, so that the result has the same bits whatever the threads. gram is [R, R].
+  void write(double* gram);
+
+ private:
+  int64_t rows_, fresh_, slots_ = 0;  // fresh_: rows before the known ones
+  std::vector<double> sums_;
+};
+
+class RowGram {
+ public:
   RowGram(std::vector<Row> rows, int64_t columns, int64_t known);
 
   int64_t chunks() const { return chunks_; }
@@ -20,13 +41,13 @@ class RowGram {
   // Sums chunks begin .. end-1; calls for different chunks may run at once.
   void sum(int64_t begin, int64_t end);
 
-  // After all chunks: their sums in order, so that the result has the same bits whatever the threads. gram is [R, R].
-  void write(double* gram);
+  // After all chunks.
+  void write(double* gram) { sums_.write(gram); }
 
  private:
   std::vector<Row> rows_;
-  int64_t columns_, fresh_, groups_, width_, chunks_;  // fresh_: rows before the known ones
-  std::vector<double> sums_;
+  int64_t columns_, width_, chunks_;  // the columns are cut into chunks that do not depend on the number of threads
+  RowSums sums_;
 };
 
 }  // namespace mtu_fast::cpu

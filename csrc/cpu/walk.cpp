@@ -1,6 +1,7 @@
 #include "walk.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace mtu_fast::cpu {
 namespace {
@@ -9,19 +10,6 @@ int64_t product(const Sizes& sizes) {
   int64_t n = 1;
   for (int64_t size : sizes) n *= size;
   return n;
-}
-
-// Coordinates below `sizes`, row by row.
-template <class F>
-void each(const Sizes& sizes, const F& visit) {
-  Sizes at(sizes.size(), 0);
-  for (int64_t n = product(sizes); n > 0; --n) {
-    visit(at);
-    for (size_t a = sizes.size(); a-- > 0;) {
-      if (++at[a] < sizes[a]) break;
-      at[a] = 0;
-    }
-  }
 }
 
 void append(std::vector<Segment>& segments, int64_t from, int64_t to) {
@@ -114,6 +102,45 @@ int64_t reach(const Walk& walk, const Sizes& image, const Sizes& size) {
 }
 
 }  // namespace
+
+std::vector<Tap> taps(const Walk& walk, const Sizes& image, const Sizes& grid, const Sizes& pitch) {
+  const size_t last = grid.size() - 1;
+  const int64_t stride = walk.stride[last];
+  Sizes lines = grid;
+  lines[last] = 1;
+  std::vector<Tap> found;
+  each(walk.kernel, [&](const Sizes& at) {
+    Tap tap{{}, pitch[last] * stride};
+    Sizes first(grid.size());  // the pixel under the first position; what lies outside has no segment
+    for (size_t a = 0; a <= last; ++a) first[a] = at[a] * walk.dilation[a] - walk.padding[a];
+    const auto below = [&](int64_t pixel) {  // positions of a line before that pixel
+      return std::min(grid[last], std::max<int64_t>(0, (pixel - first[last] + stride - 1) / stride));
+    };
+    const int64_t begin = below(0), end = std::max(begin, below(image[last]));
+    int64_t to = 0;
+    each(lines, [&](const Sizes& line) {
+      int64_t from = (first[last] + begin * stride) * pitch[last];
+      bool inside = begin < end;
+      for (size_t a = 0; a < last; ++a) {
+        const int64_t pixel = first[a] + line[a] * walk.stride[a];
+        inside &= 0 <= pixel && pixel < image[a];
+        from += pixel * pitch[a];
+      }
+      tap.whole &= inside && end - begin == grid[last];
+      if (inside) {
+        Segment* before = tap.segments.empty() ? nullptr : &tap.segments.back();
+        if (before && before->to + before->length == to + begin && before->from + before->length * tap.step == from) {
+          before->length += end - begin;
+        } else {
+          tap.segments.push_back({from, to + begin, end - begin});
+        }
+      }
+      to += grid[last];
+    });
+    found.push_back(std::move(tap));
+  });
+  return found;
+}
 
 std::vector<Box> boxes(const Walk& walk, const Sizes& image, const Sizes& grid, int64_t most) {
   std::vector<Box> found;

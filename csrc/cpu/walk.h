@@ -8,6 +8,7 @@
 // Planes come first, then places row by row.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -33,6 +34,31 @@ struct Box {
   int64_t padded = 0, span = 0;  // size of the padded box; places from the first position to the last
   bool plain = false;            // one tap, on every position a pixel of its own: nothing is shifted
 };
+
+// How positions lie in memory, seen through one tap: position to + i at from + i * step, row by row.
+struct Tap {
+  std::vector<Segment> segments;
+  int64_t step = 1;
+  bool whole = true;  // no position lies outside the image
+};
+
+// Coordinates below `sizes`, row by row.
+template <class F>
+void each(const Sizes& sizes, const F& visit) {
+  int64_t n = 1;
+  for (int64_t size : sizes) n *= size;
+  Sizes at(sizes.size(), 0);
+  for (; n > 0; --n) {
+    visit(at);
+    for (std::size_t a = sizes.size(); a-- > 0;) {
+      if (++at[a] < sizes[a]) break;
+      at[a] = 0;
+    }
+  }
+}
+
+// One for every tap; pitch: elements from one pixel to the next along an axis. There is an axis at least.
+std::vector<Tap> taps(const Walk& walk, const Sizes& image, const Sizes& grid, const Sizes& pitch);
 
 // Cuts an output grid into boxes that reach about `most` pixels of the image at most, or one position each.
 std::vector<Box> boxes(const Walk& walk, const Sizes& image, const Sizes& grid, int64_t most);

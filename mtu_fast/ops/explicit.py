@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -38,6 +39,11 @@ class Geometry:
         """One group, forward: the pixel Gram applies and output channels may be tiled."""
         return self.groups == 1 and not self.transposed
 
+    @property
+    def pointwise(self) -> bool:
+        """A plain one of one tap without padding: a linear map of pixels, every one, or one a stride."""
+        return self.plain and prod(self.kernel) == 1 and not any(self.padding)
+
 
 def working_dtype(t: Tensor) -> torch.dtype:
     """The dtype that row gradients are computed in: the input's, or float32 for half precision."""
@@ -63,6 +69,10 @@ def conv_weight_gradient(x: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
 def conv_rows(x: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
     """Weight gradients row by row: x `[R, F, C, *]`, b `[R, F, O, *]` -> `[R, O, C/g, *k]`."""
     dtype = working_dtype(x)
+    if geometry.pointwise:  # one product a row for all of them
+        seen = x[(slice(None),) * 3 + tuple(slice(None, None, step) for step in geometry.stride)]
+        left, right = (t.to(dtype).transpose(1, 2).flatten(2) for t in (b, seen))
+        return torch.bmm(left, right.mT).view(x.shape[0], *geometry.weight)
     out = x.new_empty(x.shape[0], *geometry.weight, dtype=dtype)
     for row, x_r, b_r in zip(out, x, b, strict=True):
         row.copy_(conv_weight_gradient(x_r.to(dtype), b_r.to(dtype), geometry))

@@ -50,14 +50,14 @@ BUFFER = 1 << 22  # elements of explicit rows formed at a time: 16 MiB, below wh
 class Cost(NamedTuple):
     """What is known of one parameter's Gram and of a combination of its rows, in the unit of `Costs`.
 
-    ghost, direct: a Gram by each route. combine: a combination from factors, one weight gradient. reading: one pass
-    over explicit rows.
+    ghost, direct: a Gram by each route. combine: a combination from factors, one weight gradient. kept: both at once,
+    from rows that are formed and kept.
     """
 
     ghost: float
     direct: float
     combine: float
-    reading: float
+    kept: float
 
     @property
     def route(self) -> str:
@@ -67,7 +67,7 @@ class Cost(NamedTuple):
     @property
     def rows_pay(self) -> bool:
         """Whether a Gram and a combination cost less where the rows are formed for the one and kept for the other."""
-        return self.direct + self.reading < min(self.ghost, self.direct) + self.combine
+        return self.kept < min(self.ghost, self.direct) + self.combine
 
 
 def costs(device: torch.device) -> Costs:
@@ -134,13 +134,7 @@ def outer_gram(left: Sequence[Tensor], right: Sequence[Tensor], precision: str =
         return row_gram([t[:, 0] for t in left]).mul_(row_gram([t[:, 0] for t in right]))
     if route == "ghost":
         return outer_ghost(left, right, precision)
-    r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
-    gram = left[0].new_zeros(r, r, dtype=WIDE)
-    step = max(1, BUFFER // max(r * b, 1))
-    for start in range(0, a, step):
-        tiles = [outer_rows(p[:, :, start : start + step], q) for p, q in zip(left, right, strict=True)]
-        gram += row_gram([t.flatten(1) for t in tiles])
-    return gram
+    return outer_direct(left, right, precision)
 
 
 def outer_route(left: Sequence[Tensor], right: Sequence[Tensor]) -> str:
@@ -156,8 +150,39 @@ def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor]) -> Cost:
     apart = [sum(t.shape[0] * t.shape[1] for t in distinct(side)) for side in (left, right)]
     ghost = cost.reduce * positions**2
     ghost += sum((cost.product * n + cost.widen) * n * width for n, width in zip(apart, (a, b), strict=True))
-    combine = float(positions * a * b)
-    return Cost(ghost, combine + (cost.row_product * r + cost.row) * r * a * b, combine, cost.row * r * a * b)
+    return _cost(cost, ghost, rows=r, columns=a * b, work=positions * a * b, packed=positions * (a + b), calls=0.0)
+
+
+def _cost(
+    cost: Costs, ghost: float, *, rows: int, columns: int, work: int, packed: int, calls: float, fused: bool = True
+) -> Cost:
+    """The cost where a Gram from positions costs `ghost`, and forming the rows takes `work` multiply-adds.
+
+    packed: elements of the positions as they are multiplied. calls: what the vendor's calls add to the work.
+    """
+    products, written = cost.row_product * rows * rows * columns, cost.row * rows * columns
+    formed = work + calls + written + products
+    direct = formed
+    if fused and cost.tile is not None:
+        direct = work + cost.pack * packed + cost.tile * rows * columns + products
+    return Cost(ghost, direct, float(work), formed + written)
+
+
+@define("outer_direct(Tensor[] left, Tensor[] right, str precision) -> Tensor", check=check_sides)
+def outer_direct(left: Sequence[Tensor], right: Sequence[Tensor], precision: str) -> Tensor:
+    """`outer_gram` by rows, a tile of them at a time."""
+    r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
+    gram = left[0].new_zeros(r, r, dtype=WIDE)
+    step = max(1, BUFFER // max(r * b, 1))
+    for start in range(0, a, step):
+        tiles = [outer_rows(p[:, :, start : start + step], q) for p, q in zip(left, right, strict=True)]
+        gram += row_gram([t.flatten(1) for t in tiles])
+    return gram
+
+
+@outer_direct.fake
+def _(left: Sequence[Tensor], right: Sequence[Tensor], precision: str) -> Tensor:
+    return square(left)
 
 
 @define("outer_ghost(Tensor[] left, Tensor[] right, str precision) -> Tensor", check=check_sides)
@@ -196,8 +221,16 @@ outer_ghost.triton("gram")
 def conv_gram(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, precision: str = "highest") -> Tensor:
     """`G = J Jᵀ` of convolution weight gradients: blocks x `[R_i, F, C, *]`, b `[R_i, F, O, *]` -> float64 `[R, R]`."""
     check_sides(x, b, precision)
+    walk = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
+    if not geometry.plain:
+        return _by_vendor(x, b, geometry)
     if conv_route(x, b, geometry) == "ghost":
-        return conv_ghost(x, b, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, precision)
+        return conv_ghost(x, b, *walk, precision)
+    return conv_direct(x, b, *walk, precision)
+
+
+def _by_vendor(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> Tensor:
+    """`conv_gram` by a vendor call per row, a tile of output channels at a time where they can be told apart."""
     r = sum(t.shape[0] for t in x)
     gram = x[0].new_zeros(r, r, dtype=WIDE)
     channels = b[0].shape[2]
@@ -221,20 +254,19 @@ def conv_cost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> C
     r, p, taps = sum(t.shape[0] for t in x), prod(geometry.weight), prod(geometry.kernel)
     pixels_out = sum(_positions(t) for t in b)
     small, large, border = cost.weight
-    call = cost.call + (large if p > border else small) * p
-    combine = float(pixels_out * p)
-    direct, reading = combine + r * ((cost.row_product * r + cost.row) * p + call), cost.row * r * p
-    if not geometry.plain or (taps > 1 and any(prod(t.shape[3:]) > cost.image for t in x)):
-        return Cost(inf, direct, combine, reading)
-    first = [(x[family[0]], b[family[0]]) for family in families(x)]
-    if cost.patches:
-        pixels_in, width_in = sum(_positions(t) for _, t in first), taps * x[0].shape[2]
-    else:
-        pixels_in, width_in = sum(_reached(t, u.shape[3:], geometry.kernel) for t, u in first), x[0].shape[2]
-    ghost = cost.reduce * (taps * pixels_in**2 + pixels_out**2)
-    for n, width in ((pixels_in, width_in), (pixels_out, b[0].shape[2])):
-        ghost += (cost.product * n + cost.widen) * n * width
-    return Cost(ghost, direct, combine, reading)
+    ghost = inf
+    if geometry.plain and (taps == 1 or all(prod(t.shape[3:]) <= cost.image for t in x)):
+        first = [(x[family[0]], b[family[0]]) for family in families(x)]
+        if cost.patches:
+            pixels_in, width_in = sum(_positions(t) for _, t in first), taps * x[0].shape[2]
+        else:
+            pixels_in, width_in = sum(_reached(t, u.shape[3:], geometry.kernel) for t, u in first), x[0].shape[2]
+        ghost = cost.reduce * (taps * pixels_in**2 + pixels_out**2)
+        for n, width in ((pixels_in, width_in), (pixels_out, b[0].shape[2])):
+            ghost += (cost.product * n + cost.widen) * n * width
+    packed = pixels_out * (taps * x[0].shape[2] + b[0].shape[2])
+    calls = 0.0 if geometry.pointwise else r * (cost.call + (large if p > border else small) * p)
+    return _cost(cost, ghost, rows=r, columns=p, work=pixels_out * p, packed=packed, calls=calls, fused=geometry.plain)
 
 
 def _positions(t: Tensor) -> int:
@@ -247,13 +279,26 @@ def _reached(x: Tensor, grid: Sequence[int], kernel: Sequence[int]) -> int:
     return x.shape[0] * x.shape[1] * prod(min(n, o * k) for n, o, k in zip(x.shape[3:], grid, kernel, strict=True))
 
 
-_CONV_GHOST = (
-    "conv_ghost(Tensor[] x, Tensor[] b, int[] kernel, int[] stride, int[] padding, int[] dilation, str precision)"
-    " -> Tensor"
-)
+_WALK = "int[] kernel, int[] stride, int[] padding, int[] dilation"
 
 
-@define(_CONV_GHOST, check=check_images)
+@define(f"conv_direct(Tensor[] x, Tensor[] b, {_WALK}, str precision) -> Tensor", check=check_images)
+def conv_direct(
+    x: Sequence[Tensor], b: Sequence[Tensor], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], precision: str,
+) -> Tensor:  # fmt: skip
+    """`conv_gram` of one group, forward, by rows, a tile of them at a time."""
+    weight = (b[0].shape[2], x[0].shape[2], *kernel)
+    geometry = Geometry(weight, tuple(stride), tuple(padding), tuple(dilation), False, (0,) * len(kernel), 1)
+    return _by_vendor(x, b, geometry)
+
+
+@conv_direct.fake
+def _(x: Sequence[Tensor], *_: object) -> Tensor:
+    return square(x)
+
+
+@define(f"conv_ghost(Tensor[] x, Tensor[] b, {_WALK}, str precision) -> Tensor", check=check_images)
 def conv_ghost(
     x: Sequence[Tensor], b: Sequence[Tensor], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], precision: str,

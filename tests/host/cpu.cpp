@@ -1,6 +1,7 @@
 // The CPU kernels of one instruction set, WANTED (Any, Avx2 or Avx512), for ctypes; every tensor is dense.
 #include "vectors.h"
 
+#include "../../csrc/cpu/direct.h"
 #include "../../csrc/cpu/ghost.h"
 #include "../../csrc/cpu/gram.h"
 #include "../../csrc/cpu/gram_schmidt.h"
@@ -24,6 +25,12 @@ void multiply(Ghost& gram, int64_t rows, double* out) {
   gram.widen(0, gram.panels());
   gram.multiply(0, gram.pairs());
   gram.write(out, rows);
+}
+
+void multiply(Direct& gram, double* out) {
+  gram.pack(0, gram.packs());
+  gram.sum(0, gram.slots());
+  gram.write(out);
 }
 
 }  // namespace
@@ -59,10 +66,30 @@ void outer_ghost(const char* left, const char* right, int element, int64_t R, in
   multiply(gram, T * R, G);
 }
 
+// the same, from rows
+void outer_direct(const char* left, const char* right, int element, int64_t R, int64_t S, int64_t A, int64_t B, int64_t T,
+                  double* G) {
+  std::vector<Block> gradients;
+  std::vector<Direct::Pair> pairs;
+  for (int64_t t = 0; t < T; ++t) {
+    gradients.push_back({right + t * R * S * B * BYTES[element], Element(element), {R, S, B}, {S * B, B, 1}});
+    pairs.push_back({0, t});
+  }
+  Direct gram({{left, Element(element), {R, S, A}, {S * A, A, 1}}}, gradients, pairs, {});
+  multiply(gram, G);
+}
+
 // 3 x 3, padding 1: x [R, 1, C, H, W], b [R, 1, O, H, W] -> G [R, R]
 void conv_ghost(const char* x, const char* b, int element, int64_t R, int64_t C, int64_t O, int64_t H, int64_t W, double* G) {
   Ghost gram({{images(x, element, R, C, H, W), {images(b, element, R, O, H, W)}, {0}}}, {{3, 3}, {1, 1}, {1, 1}, {1, 1}});
   multiply(gram, R, G);
+}
+
+// the same, from rows
+void conv_direct(const char* x, const char* b, int element, int64_t R, int64_t C, int64_t O, int64_t H, int64_t W, double* G) {
+  const Walk walk{{3, 3}, {1, 1}, {1, 1}, {1, 1}};
+  Direct gram({images(x, element, R, C, H, W)}, {images(b, element, R, O, H, W)}, {{0, 0}}, walk);
+  multiply(gram, G);
 }
 
 // Q [K, P], g [M, P] -> g out of the span, or into it, [M, P], all of one dtype

@@ -293,9 +293,9 @@ def test_without_a_kernel_plain_torch_is_charged(device: str, monkeypatch: pytes
 
 
 def test_on_a_gpu_patches_are_charged_for_each_tap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """6272 positions: products of 49-tap patches cost 25 times those of one tap, and more than the rows."""
+    """6272 positions: products of 49-tap patches cost five times those of nine taps, and more than the rows."""
     monkeypatch.setattr(op, "costs", lambda device: COSTS["cuda"])
-    for kernel, route in ((1, "ghost"), (7, "direct")):
+    for kernel, route in ((3, "ghost"), (7, "direct")):
         g = geometry((64, 64, kernel, kernel), padding=kernel // 2)
         assert op.conv_route(*conv_blocks(g, [(32, 1, (14, 14))], torch.float32), g) == route
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast.ops.gram import conv_ghost, outer_ghost, row_gram
+from mtu_fast.ops.gram import conv_direct, conv_ghost, outer_direct, outer_ghost, row_gram
 from mtu_fast.ops.gram_schmidt import basis, gram_schmidt, transform
 from mtu_fast.ops.project import project_op
 from tests.helpers.matrices import conditioned, random_vector
@@ -21,7 +21,9 @@ WALK = ([2, 2], [1, 1], [0, 0], [1, 1], "highest")
 CALLS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Any]]] = {
     "row_gram": ((2, 5), lambda t: row_gram([t])),
     "outer_ghost": ((2, 3, 4), lambda t: outer_ghost([t], [torch.ones(2, 3, 2)], "highest")),
+    "outer_direct": ((2, 3, 4), lambda t: outer_direct([t], [torch.ones(2, 3, 2)], "highest")),
     "conv_ghost": ((2, 1, 2, 3, 3), lambda t: conv_ghost([t], [torch.ones(2, 1, 2, 2, 2)], *WALK)),
+    "conv_direct": ((2, 1, 2, 3, 3), lambda t: conv_direct([t], [torch.ones(2, 1, 2, 2, 2)], *WALK)),
     "project": ((2, 5), lambda t: project_op([torch.ones(1, 5)], [t], False)[0]),
     "transform": ((2, 5), lambda t: transform([t], torch.tensor([[1.0, 0.0], [2.0, 3.0]], dtype=torch.float64))[0]),
 }

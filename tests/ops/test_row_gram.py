@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtu_fast.ops import _library
 from mtu_fast.ops import gram as module
-from mtu_fast.ops.gram import outer_gram, outer_route, row_gram
+from mtu_fast.ops.gram import row_gram
 from tests.helpers.tolerance import assert_as_accurate
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -155,16 +155,6 @@ def test_what_is_not_finite_stays_in_its_row(run: Run, value: float) -> None:
 def test_opcheck(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     rows = [integers(3, 40, dtype=dtypes[0]), integers(2, 40, dtype=dtypes[1])]
     torch.library.opcheck(row_gram.overload, (rows,))
-
-
-def test_rows_that_are_made_by_the_tile_go_through_the_op() -> None:
-    left, right = [torch.randn(3, 50, 4), torch.randn(2, 50, 4)], [torch.randn(3, 50, 6), torch.randn(2, 50, 6)]
-    assert outer_route(left, right) == "direct"
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        found = outer_gram(left, right)
-    assert "mtu_fast::row_gram" in {event.key for event in profile.key_averages()}
-    rows = [torch.bmm(a.mT, b).flatten(1) for a, b in zip(left, right, strict=True)]
-    assert torch.equal(found, row_gram(rows))
 
 
 built = pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING or "built")

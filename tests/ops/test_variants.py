@@ -21,8 +21,8 @@ from mtu_fast.ops.gram_schmidt import basis as basis_op
 from mtu_fast.ops.gram_schmidt import gram_schmidt as gram_schmidt_op
 from tests.helpers import matrices
 from tests.helpers.tolerance import assert_as_accurate
-from tests.ops.test_ghost import conv_exact, integers, outer_exact, walk
 from tests.ops.test_gram_schmidt_cuda import assert_orthonormal_as_well, assert_projections_as_accurate, gram, rows
+from tests.ops.test_positions import conv_exact, integers, outer_exact, walk
 
 ROOT = Path(__file__).parents[2]
 HOST = ROOT / "tests" / "host"
@@ -92,20 +92,23 @@ def test_row_gram(library: ctypes.CDLL, dtype: torch.dtype, R: int, P: int) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("R", "S", "A", "B"), [(1, 1, 1, 1), (3, 13, 5, 9), (2, 97, 33, 16), (7, 31, 270, 3)])
-def test_outer_ghost(library: ctypes.CDLL, dtype: torch.dtype, R: int, S: int, A: int, B: int) -> None:
+@pytest.mark.parametrize("route", ["ghost", "direct"])
+@pytest.mark.parametrize(("R", "S", "A", "B"), [(1, 1, 1, 1), (3, 13, 5, 9), (2, 97, 33, 16), (7, 31, 270, 35)])
+def test_outer(library: ctypes.CDLL, route: str, dtype: torch.dtype, R: int, S: int, A: int, B: int) -> None:
     left, right = integers(R, S, A, dtype=dtype), integers(2, R, S, B, dtype=dtype)
     G = torch.empty(2 * R, 2 * R, dtype=torch.float64)
-    library.outer_ghost(pointer(left), pointer(right), DTYPES.index(dtype), *sizes(R, S, A, B, 2), pointer(G))
+    call = getattr(library, f"outer_{route}")
+    call(pointer(left), pointer(right), DTYPES.index(dtype), *sizes(R, S, A, B, 2), pointer(G))
     assert torch.equal(G, outer_exact([left, left], list(right)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("route", ["ghost", "direct"])
 @pytest.mark.parametrize(("C", "size"), [(3, (4, 4)), (17, (5, 9)), (2, (19, 17))])
-def test_conv_ghost(library: ctypes.CDLL, dtype: torch.dtype, C: int, size: tuple[int, int]) -> None:
+def test_conv(library: ctypes.CDLL, route: str, dtype: torch.dtype, C: int, size: tuple[int, int]) -> None:
     x, b = integers(5, 1, C, *size, dtype=dtype), integers(5, 1, 4, *size, dtype=dtype)
     G = torch.empty(5, 5, dtype=torch.float64)
-    library.conv_ghost(pointer(x), pointer(b), DTYPES.index(dtype), *sizes(5, C, 4, *size), pointer(G))
+    getattr(library, f"conv_{route}")(pointer(x), pointer(b), DTYPES.index(dtype), *sizes(5, C, 4, *size), pointer(G))
     assert torch.equal(G, conv_exact([x], [b], walk()))
 
 

@@ -1,4 +1,4 @@
-"""The ghost Grams as dispatched (the kernel, where it is built) and as references, at the borders of tiles.
+"""Grams of positions by both routes, as dispatched (the kernel, where it is built) and as references, at every border.
 
 Small integers multiply and add without rounding in any order, so most comparisons are for equality.
 """
@@ -17,21 +17,28 @@ from torch import Tensor
 
 from mtu_fast.ops import _library
 from mtu_fast.ops import gram as module
-from mtu_fast.ops.gram import conv_ghost, outer_ghost
+from mtu_fast.ops.gram import conv_direct, conv_ghost, outer_direct, outer_ghost
 
 built = pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING or "built")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 Blocks = list[Tensor]
 
 
-@pytest.fixture(params=["dispatched", "reference"])
+def named(ops: list[Any]) -> list[Any]:
+    both = [(op.name, op) for op in ops] + [(f"{op.name}, reference", op.reference) for op in ops]
+    return [pytest.param(function, id=name) for name, function in both]
+
+
+@pytest.fixture(params=named([outer_ghost, outer_direct]))
 def outer(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
-    return outer_ghost if request.param == "dispatched" else outer_ghost.reference
+    found: Callable[..., Tensor] = request.param
+    return found
 
 
-@pytest.fixture(params=["dispatched", "reference"])
+@pytest.fixture(params=named([conv_ghost, conv_direct]))
 def conv(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
-    return conv_ghost if request.param == "dispatched" else conv_ghost.reference
+    found: Callable[..., Tensor] = request.param
+    return found
 
 
 def integers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -90,8 +97,28 @@ def test_every_number_of_positions(
 def test_many_positions(rows: int) -> None:
     left, right = integers(rows, 2_100 // rows + 1, 3), integers(rows, 2_100 // rows + 1, 2)
     other = integers(rows, 2_100 // rows + 1, 2)
-    assert torch.equal(outer_ghost([left], [right], "highest"), outer_exact([left], [right]))
-    assert torch.equal(outer_ghost([left] * 2, [right, other], "highest"), outer_exact([left] * 2, [right, other]))
+    for outer in (outer_ghost, outer_direct):
+        assert torch.equal(outer([left], [right], "highest"), outer_exact([left], [right]))
+        assert torch.equal(outer([left] * 2, [right, other], "highest"), outer_exact([left] * 2, [right, other]))
+
+
+@built
+@pytest.mark.parametrize("rows", [1, 40, 300])
+@pytest.mark.parametrize(("a", "b"), [(24, 64), (64, 25), (13, 200), (200, 33)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tiles_of_rows(rows: int, a: int, b: int, dtype: torch.dtype) -> None:
+    """Whole panels and broken ones, either side the wider; rows that fill the cache by themselves, or leave room."""
+    left, right = integers(rows, 3, a, dtype=dtype), integers(rows, 3, b, dtype=dtype)
+    assert torch.equal(outer_direct([left], [right], "highest"), outer_exact([left], [right]))
+
+
+@built
+@pytest.mark.parametrize("positions", [191, 192, 193, 500])
+def test_rows_that_are_summed_in_parts(positions: int) -> None:
+    left, right = integers(3, positions, 20), integers(3, positions, 40)
+    assert torch.equal(outer_direct([left], [right], "highest"), outer_exact([left], [right]))
+    x, b = images(3, 2, 5, (21, 19), 7, walk())
+    assert torch.equal(conv_direct([x], [b], *walk()), conv_exact([x], [b], walk()))
 
 
 def test_blocks_of_different_dtypes(outer: Callable[..., Tensor]) -> None:
@@ -170,7 +197,8 @@ def test_a_pixel_that_no_tap_reaches_does_not_matter() -> None:
     x, b = images(2, 1, 3, (6, 6), 2, arguments)
     expected = conv_exact([x], [b], arguments)
     x[:, :, :, 2, :] = float("nan")
-    assert torch.equal(conv_ghost([x], [b], *arguments), expected)
+    for conv in (conv_ghost, conv_direct):
+        assert torch.equal(conv([x], [b], *arguments), expected)
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -187,12 +215,17 @@ def calls() -> dict[str, Callable[[], Tensor]]:
     x, b = torch.randn(9, 1, 40, 7, 7), [torch.randn(9, 1, 30, 7, 7) for _ in range(2)]
     return {
         "outer_ghost": lambda: outer_ghost([left] * 2, right, "highest"),
+        "outer_direct": lambda: outer_direct([left] * 2, right, "highest"),
         "conv_ghost": lambda: conv_ghost([x] * 2, b, *walk()),
+        "conv_direct": lambda: conv_direct([x] * 2, b, *walk()),
     }
 
 
+KERNELS = ["outer_ghost", "outer_direct", "conv_ghost", "conv_direct"]
+
+
 @built
-@pytest.mark.parametrize("name", ["outer_ghost", "conv_ghost"])
+@pytest.mark.parametrize("name", KERNELS)
 def test_the_same_bits_whatever_the_threads(name: str) -> None:
     call = calls()[name]
     first, threads = call(), torch.get_num_threads()
@@ -206,19 +239,19 @@ def test_the_same_bits_whatever_the_threads(name: str) -> None:
 
 
 @built
-@pytest.mark.parametrize("name", ["outer_ghost", "conv_ghost"])
+@pytest.mark.parametrize("name", KERNELS)
 def test_the_kernel_is_what_runs(name: str) -> None:
     call = calls()[name]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         call()
     names = {event.key for event in profile.key_averages()}
     assert f"mtu_fast::{name}" in names
-    assert not names & {"aten::mm", "aten::mul_", "aten::sum", "aten::copy_"}  # what the reference is made of
+    assert not names & {"aten::mm", "aten::bmm", "aten::mul_", "aten::sum", "aten::copy_"}  # the references' own
 
 
 PEAK = """
 import torch
-from mtu_fast.ops.gram import outer_ghost, conv_ghost
+from mtu_fast.ops.gram import conv_direct, conv_ghost, outer_direct, outer_ghost
 torch.set_num_threads(1)
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) >> 10
@@ -228,14 +261,17 @@ before = peak()
 outer_ghost([side], [side], "highest")
 conv_ghost([image], [image], [3, 3], [1, 1], [1, 1], [1, 1], "highest")
 conv_ghost([large], [large], [3, 3], [1, 1], [1, 1], [1, 1], "highest")
+wide, deep = torch.randn(48, 2, 1000), torch.randn(48, 1, 64, 8, 8)
+outer_direct([wide], [wide], "highest")
+conv_direct([deep], [deep], [9, 9], [1, 1], [4, 4], [1, 1], "highest")
 print(peak() - before)
 """
 
 
 @built
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_products_of_all_positions_are_never_held() -> None:
-    """8192 positions: their products are 512 MiB."""
+def test_neither_products_of_all_positions_nor_rows_are_held() -> None:
+    """8192 positions: their products are 512 MiB; 48 rows of a million and of 330 thousand: 192 MiB and 64."""
     result = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     assert int(result.stdout) < 64
 
