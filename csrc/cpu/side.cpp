@@ -8,8 +8,8 @@ namespace mtu_fast::cpu {
 namespace {
 
 Sizes joined(int64_t first, Sizes::const_iterator begin, Sizes::const_iterator end) {
-  Sizes found{first};
-  found.insert(found.end(), begin, end);
+  Sizes found(1 + (end - begin), first);
+  std::copy(begin, end, found.begin() + 1);
   return found;
 }
 
