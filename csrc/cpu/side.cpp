@@ -22,6 +22,9 @@ Walk over_frames(const Walk& walk) {
   return {joined(1, walk.kernel), joined(1, walk.stride), joined(0, walk.padding), joined(1, walk.dilation)};
 }
 
+// One tap, on every position.
+Walk over_positions(size_t axes) { return {Sizes(axes, 1), Sizes(axes, 1), Sizes(axes, 0), Sizes(axes, 1)}; }
+
 int64_t bytes(Element element) {
   switch (element) {
     case Element::Double: return 8;
@@ -55,8 +58,7 @@ Sides sides(const std::vector<Block>& x, const std::vector<Block>& b, const std:
   std::vector<Sizes> of_x, of_b;
   for (const Block& block : b) of_b.push_back(grid_of(block));
   for (int64_t block : grids) of_x.push_back(of_b[block]);
-  const Sizes ones(walk.kernel.size(), 1), none(walk.kernel.size(), 0);
-  return {side_of(x, of_x, over_frames(walk)), side_of(b, of_b, over_frames({ones, ones, none, ones}))};
+  return {side_of(x, of_x, over_frames(walk)), side_of(b, of_b, over_positions(1 + walk.kernel.size()))};
 }
 
 bool twofold(const Side& side) {
