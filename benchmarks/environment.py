@@ -6,12 +6,12 @@ import datetime
 import platform
 import subprocess
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.measure import ROOT
+from mtu_fast.ops._costs import processor
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
@@ -28,14 +28,6 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "commit": commit(),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
-
-
-def processor() -> str:
-    """The processor's model name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def commit() -> str:

@@ -38,7 +38,7 @@ from mtu_fast.ops._blocks import (
     place,
     square,
 )
-from mtu_fast.ops._costs import COSTS, Costs
+from mtu_fast.ops._costs import COSTS, Costs, stored
 from mtu_fast.ops._library import define
 from mtu_fast.ops._pixels import Walk, by_pixel, patch_gram
 from mtu_fast.ops.explicit import Geometry, conv_rows, gather_rows, outer_rows
@@ -71,10 +71,11 @@ class Cost(NamedTuple):
 
 
 def costs(device: torch.device) -> Costs:
-    """The costs of what serves `device`."""
+    """The costs of what serves `device`, as measured on this machine if they were (`ops._costs`)."""
     if outer_ghost.why_no_kernel(device.type.upper()):
         return COSTS["plain torch"]
-    return COSTS[device.type]
+    measured = stored(device)
+    return COSTS[device.type] if measured is None else measured[0]
 
 
 def inexact(device: torch.device, dtype: torch.dtype, precision: str) -> bool:

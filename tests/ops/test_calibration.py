@@ -1,0 +1,116 @@
+"""Costs measured on the machine: solved from times, kept in a file, and what the planner goes by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtu_fast import __main__ as command
+from mtu_fast.ops import _calibration as calibration
+from mtu_fast.ops import _costs as kept
+from mtu_fast.ops import _library
+from mtu_fast.ops._costs import COSTS, Costs
+from mtu_fast.ops.gram import costs, outer_ghost
+
+CPU = torch.device("cpu")
+built = pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING or "built")
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    path = tmp_path / "folder" / "costs.json"
+    monkeypatch.setattr(kept, "FILE", path)
+    kept._stored.cache_clear()
+    yield path
+    kept._stored.cache_clear()
+
+
+def times(c: Costs, unit: float) -> dict[str, float]:
+    """Seconds of the calls on a machine that has exactly these costs."""
+    found = {"unit": calibration.SIDE**3, "call": c.call}
+    for n in calibration.POSITIONS:
+        for width in calibration.WIDTHS:
+            found[f"ghost {n} {width}"] = c.reduce * n**2 + 2 * (c.product * n + c.widen) * n * width
+    for r in calibration.ROWS:
+        found[f"rows {r}"] = (c.row_product * r + 3.0) * r * calibration.COLUMNS
+    r, p = calibration.TALL, calibration.EDGE**2
+    found["tile"] = r * p + ((c.tile or 0.0) + c.row_product * r) * r * p
+    found["row"] = r * p + (c.row + c.row_product * r) * r * p
+    for channels, weight in zip(calibration.CHANNELS, c.weight, strict=False):
+        found[f"weight {channels}"] = c.call + (calibration.PIXELS + weight) * calibration.TAPS * channels**2
+    return {name: unit * units for name, units in found.items()}
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_costs_behind_the_times_are_found(device: str, factor: float) -> None:
+    shipped = COSTS[device]
+    truth = replace(
+        shipped, product=shipped.product * factor, widen=shipped.widen / factor, reduce=shipped.reduce * factor + 1,
+        row_product=shipped.row_product * factor, row=shipped.row / factor, call=shipped.call * factor,
+        tile=None if shipped.tile is None else shipped.tile * factor, weight=(50.0, 150.0, shipped.weight[2]),
+    )  # fmt: skip
+    found = calibration.solve(times(truth, unit=1e-11), shipped)
+    for name in ("product", "widen", "reduce", "row_product", "row", "call", "tile", "weight"):
+        assert getattr(found, name) == pytest.approx(getattr(truth, name), rel=1e-6), name
+    assert (found.image, found.patches, found.pack) == (shipped.image, shipped.patches, shipped.pack)
+
+
+def test_a_disturbed_measurement_stays_near_what_is_shipped() -> None:
+    shipped = COSTS["cpu"]
+    seconds = times(shipped, unit=1e-11)
+    seconds |= {"tile": 0.0, "row": 1e3}
+    found = calibration.solve(seconds, shipped)
+    assert found.tile is not None and shipped.tile is not None
+    assert found.tile == pytest.approx(shipped.tile / calibration.FAR)
+    assert found.row == pytest.approx(shipped.row * calibration.FAR)
+
+
+@built
+def test_this_machine_is_measured_kept_and_planned_by(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert costs(CPU) == COSTS["cpu"]
+    command.main(["calibrate"])
+    printed = capsys.readouterr().out
+    assert str(file) in printed and "row_product" in printed
+    found, _ = kept.stored(CPU) or pytest.fail("nothing was kept")
+    assert costs(CPU) == found != COSTS["cpu"]
+    assert found.product > 0 and found.row_product > 0
+    assert list(json.loads(file.read_text())) == [kept.machine(CPU)]
+    command.main([])
+    assert "costs, cpu              measured " in capsys.readouterr().out
+
+
+def test_other_machines_and_other_threads_keep_theirs(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(COSTS["cpu"], product=3.0)
+    kept.store(CPU, other)
+    monkeypatch.setattr(kept, "processor", lambda: "another")
+    assert kept.stored(CPU) is None
+    kept.store(CPU, replace(other, product=4.0))
+    assert len(json.loads(file.read_text())) == 2
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "null"])
+def test_a_file_that_is_not_ours(file: Path, content: str, recwarn: pytest.WarningsRecorder) -> None:
+    file.parent.mkdir()
+    file.write_text(content)
+    assert kept.stored(CPU) is None
+    assert [str(file) in str(w.message) for w in recwarn] == [True] * (content == "{")
+
+
+def test_an_entry_of_another_version(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_text(json.dumps({kept.machine(CPU): {"measured": "2020-01-01", "speed": 1}}))
+    assert kept.stored(CPU) is None
+
+
+def test_plain_torch_has_its_own_costs(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outer_ghost, "why_no_kernel", lambda device: "none was built")
+    with pytest.raises(RuntimeError, match=r"plain torch serves cpu here \(none was built\)"):
+        calibration.measure(CPU)
+    assert not file.exists()
