@@ -271,9 +271,10 @@ Tensor direct(std::vector<Tensor>& x, std::vector<Tensor>& b, const mtu_fast::cp
   for (const Tensor& t : x) R += t.size(0);
   Tensor out = torch::stable::new_empty(x[0], {R, R}, ScalarType::Double);
   mtu_fast::cpu::Direct gram(images, gradients, pairs, walk);
-  torch::stable::parallel_for(0, gram.packs(), 1, [&](int64_t begin, int64_t end) { gram.pack(begin, end); });
-  const int64_t grain = std::max<int64_t>(1, 1'000'000 / (gram.work() + 1));  // about 50 us a thread
-  torch::stable::parallel_for(0, gram.slots(), grain, [&](int64_t begin, int64_t end) { gram.sum(begin, end); });
+  const auto grain = [](int64_t most, int64_t work) { return std::max<int64_t>(1, most / (work + 1)); };  // about 50 us
+  torch::stable::parallel_for(0, gram.wide_rows(), grain(100'000, gram.width()),
+                              [&](int64_t begin, int64_t end) { gram.pack(begin, end); });
+  torch::stable::parallel_for(0, gram.slots(), grain(1'000'000, gram.work()), [&](int64_t begin, int64_t end) { gram.sum(begin, end); });
   gram.write(out.mutable_data_ptr<double>());
   return out;
 }

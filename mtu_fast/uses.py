@@ -111,15 +111,15 @@ class Use(ABC):
         """The rows on this side of the chain, `[R, prod(shape)]`."""
 
     @abstractmethod
-    def weighted(self, w: Tensor) -> Tensor:
-        """`Σ_r w_r row_r` on this side of the chain, `[*shape]`."""
+    def weighted(self, w: Tensor | None) -> Tensor:
+        """`Σ_r w_r row_r` on this side of the chain, `[*shape]`; without w the plain sum."""
 
     @abstractmethod
     def inner(self, d: Tensor) -> Tensor:
         """`⟨row_r, d⟩` on this side of the chain, products and sums float64: d float64 `[*shape]` -> `[R]`."""
 
-    def combine(self, w: Tensor) -> Tensor:
-        """`Σ_r w_r row_r` in the shape of the parameter; w `[R]`."""
+    def combine(self, w: Tensor | None) -> Tensor:
+        """`Σ_r w_r row_r` in the shape of the parameter; w `[R]`, or None for the plain sum."""
         return self.chain.apply(self.weighted(w))
 
     def push(self, d: Tensor) -> Tensor:
@@ -180,8 +180,10 @@ class Dense(Use):
     def unit(self) -> int:
         return 1
 
-    def weighted(self, w: Tensor) -> Tensor:
+    def weighted(self, w: Tensor | None) -> Tensor:
         dtype = working_dtype(self.rows)
+        if w is None:
+            return self.rows.to(dtype).sum(0)
         return (w.to(dtype) @ self.matrix().to(dtype)).view(self.shape)
 
     def inner(self, d: Tensor) -> Tensor:
@@ -222,7 +224,7 @@ class Outer(Use):
         left = self.left[:, :, start // self.unit : stop // self.unit]
         return outer_rows(left, self.right).flatten(1)
 
-    def weighted(self, w: Tensor) -> Tensor:
+    def weighted(self, w: Tensor | None) -> Tensor:
         # The weights go to the smaller side; positions and rows are one contraction: a single GEMM.
         if self.left.shape[2] <= self.right.shape[2]:
             left, right = _scaled(self.left, w), self.right.to(self.dtype)
@@ -276,7 +278,7 @@ class Conv(Use):
         part = replace(self.geometry, weight=(last - first, *self.geometry.weight[1:]))
         return conv_rows(self.x, self.b[:, :, first:last], part).flatten(1)
 
-    def weighted(self, w: Tensor) -> Tensor:
+    def weighted(self, w: Tensor | None) -> Tensor:
         x, b = self.x.to(self.dtype), _scaled(self.b, w)
         return conv_weight_gradient(x.flatten(0, 1), b.flatten(0, 1), self.geometry)
 
@@ -310,7 +312,7 @@ class Gather(Use):
     def matrix(self) -> Tensor:
         return gather_rows(self.index, self.values, self.shape[0]).flatten(1)
 
-    def weighted(self, w: Tensor) -> Tensor:
+    def weighted(self, w: Tensor | None) -> Tensor:
         values = _scaled(self.values, w)
         return values.new_zeros(self.shape).index_add_(0, self.index.flatten(), values.flatten(0, 1))
 
@@ -324,11 +326,11 @@ def combine(uses: Sequence[Use], weights: Sequence[Tensor]) -> Tensor:
     Uses that share an activation (one forward under several tasks) add up their weighted output gradients first: one
     weight gradient for all of them.
     """
-    parts: list[tuple[Use, Tensor]] = []
+    parts: list[tuple[Use, Tensor | None]] = []  # without weights where they are in the use already
     for use, w in zip(uses, weights, strict=True):
         for i, (other, of_other) in enumerate(parts):
             if (joined := _joined(use, w, other, of_other)) is not None:
-                parts[i] = (joined, torch.ones_like(w))
+                parts[i] = (joined, None)
                 break
         else:
             parts.append((use, w))
@@ -336,24 +338,28 @@ def combine(uses: Sequence[Use], weights: Sequence[Tensor]) -> Tensor:
     return sum(found[1:], found[0])
 
 
-def _joined(u: Use, w: Tensor, v: Use, of_v: Tensor) -> Use | None:
+def _joined(u: Use, w: Tensor, v: Use, of_v: Tensor | None) -> Use | None:
     """One use whose unweighted sum is that of two weighted ones with the same activation; None if they have not."""
     if u.chain != v.chain or u.shape != v.shape:
         return None
     if isinstance(u, Outer) and isinstance(v, Outer):
         if same(u.left, v.left):
-            return replace(u, right=_scaled(u.right, w) + _scaled(v.right, of_v))
+            return replace(u, right=_scaled(u.right, w, _scaled(v.right, of_v)))
         if same(u.right, v.right):
-            return replace(u, left=_scaled(u.left, w) + _scaled(v.left, of_v))
+            return replace(u, left=_scaled(u.left, w, _scaled(v.left, of_v)))
     if isinstance(u, Conv) and isinstance(v, Conv) and u.geometry == v.geometry and same(u.x, v.x):
-        return replace(u, b=_scaled(u.b, w) + _scaled(v.b, of_v))
+        return replace(u, b=_scaled(u.b, w, _scaled(v.b, of_v)))
     return None
 
 
-def _scaled(t: Tensor, w: Tensor) -> Tensor:
-    """`w[r] t[r]` in the working dtype."""
+def _scaled(t: Tensor, w: Tensor | None, beside: Tensor | None = None) -> Tensor:
+    """`w[r] t[r]` in the working dtype, in one pass over t; with what stands `beside` added to it."""
     dtype = working_dtype(t)
-    return t.to(dtype) * w.to(dtype).view(-1, *[1] * (t.dim() - 1))
+    t = t.to(dtype)
+    if w is None:
+        return t
+    w = w.to(dtype).view(-1, *[1] * (t.dim() - 1))
+    return t * w if beside is None else torch.addcmul(beside, t, w)
 
 
 def merge(uses: Sequence[Use]) -> Use:

@@ -57,6 +57,7 @@ def test_a_use_is_its_rows(kind: str) -> None:
     assert relative_error(use.matrix(), J) <= CLOSE
     assert use.combine(w).shape == use.shape
     assert relative_error(use.combine(w).flatten(), w @ J) <= CLOSE
+    assert relative_error(use.combine(None).flatten(), J.sum(0)) <= CLOSE
     assert relative_error(use.dense().rows.flatten(1), J) <= CLOSE
     d = draw(*use.shape)
     assert use.push(d).dtype == torch.float64

@@ -188,9 +188,8 @@ def _outer_direct(n: int, s: int, a: int, b: int, device: str) -> Bench:
         return gram.row_gram.reference([rows])
 
     runs: dict[str, Run] = {
-        REFERENCE: partial(gram.outer_direct.reference, left, right, HIGHEST),
+        REFERENCE: partial(whole, torch.float32),
         KERNEL: partial(gram.outer_direct, left, right, HIGHEST),
-        "untiled": partial(whole, torch.float32),
     }
     making = 2.0 * n * s * a * b
     cost = _cost(row_products(device, n), _upper(n, a * b), 4.0 * n * s * (a + b), n, flops32=making)
@@ -212,9 +211,8 @@ def _conv_direct(n: int, channels: int, side: int, device: str) -> Bench:
 
     walk = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, HIGHEST)
     runs: dict[str, Run] = {
-        REFERENCE: partial(gram.conv_direct.reference, x, b, *walk),
+        REFERENCE: partial(whole, torch.float32),
         KERNEL: partial(gram.conv_direct, x, b, *walk),
-        "untiled": partial(whole, torch.float32),
     }
     p, positions = prod(geometry.weight), n * side**2
     making = 2.0 * positions * p
@@ -255,6 +253,7 @@ GATHER = {  # N, S, vocabulary, features
     "cpu": [(16, 64, 1000, 256), (16, 256, 32_000, 256)],
     "cuda": [(64, 128, 1000, 1024), (32, 256, 32_000, 1024)],
 }
+DIRECT = ("outer_direct", "row_gram")  # on a GPU the rows are plain torch's, their Gram is the kernel's
 OUTER_DIRECT = {  # N, S, features in and out
     "quick": [(3, 300, 8, 16)],
     "cpu": [(16, 64, 256, 1024), (48, 64, 256, 1024), (16, 512, 256, 256), (16, 1024, 256, 1024)],
@@ -285,11 +284,11 @@ def cases(size: str) -> list[Case]:
             for n, s, v, d in GATHER[size]
         ),
         *(
-            Case("outer_direct", f"{n} x {s}, {a} x {b}", ("outer_direct",), partial(_outer_direct, n, s, a, b))
+            Case("outer_direct", f"{n} x {s}, {a} x {b}", DIRECT, partial(_outer_direct, n, s, a, b))
             for n, s, a, b in OUTER_DIRECT[size]
         ),
         *(
-            Case("conv_direct", f"{n} x {c} x {h}²", ("conv_direct",), partial(_conv_direct, n, c, h))
+            Case("conv_direct", f"{n} x {c} x {h}²", ("conv_direct", "row_gram"), partial(_conv_direct, n, c, h))
             for n, c, h in CONV_DIRECT[size]
         ),
     ]

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "gram.h"
@@ -23,11 +24,12 @@ class Direct {
   // Tensors that occur more than once are given once: pairs say which ones each block of rows is made of.
   Direct(const std::vector<Block>& x, const std::vector<Block>& b, const std::vector<Pair>& pairs, const Walk& walk);
 
-  int64_t packs() const { return wide_.rows.size(); }
+  int64_t wide_rows() const { return wide_.rows.size(); }
+  int64_t width() const;  // elements of a wide row, about
   int64_t slots() const { return slots_; }
   int64_t work() const;  // multiply-adds of a slot, about
 
-  // First pack all, then sum all slots, then write; calls for different ranges may run at once.
+  // First pack all wide rows, then sum all slots, then write; calls for different ranges may run at once.
   void pack(int64_t begin, int64_t end);
   void sum(int64_t begin, int64_t end);
   void write(double* gram) { sums_.write(gram); }
@@ -47,10 +49,10 @@ class Direct {
   };
   Side tall_, wide_;  // columns of the one are multiplied by vectors of columns of the other
   std::vector<std::vector<Use>> uses_;
-  int64_t rows_ = 0;      // of G
-  bool twofold_ = false;  // rows are float64
+  int64_t rows_ = 0, positions_ = 0;  // of G; of all of them together
+  bool is_double_ = false;  // rows are float64
   int64_t tall_panels_ = 0, wide_panels_ = 0, down_ = 1, across_ = 1, slots_ = 0;  // a tile: down by across panels
-  std::vector<Line> packed_;  // [row][panel][position][column] of the wide side
+  std::unique_ptr<Line[]> packed_;  // [row][panel][position][column] of the wide side
   RowSums sums_{0, 0};
 };
 

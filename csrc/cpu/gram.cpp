@@ -3,7 +3,7 @@
 //     tile[group][column / 8][row in the group][column % 8]
 //
 // and every pair of groups i <= j multiplies its 4 x 4 pairs of rows over the tile: 16 sums in registers, each a vector
-// over columns. The tile stays in the nearest caches; rows are read once, ahead of their use. What fills up the last
+// over columns, whose lanes are added up at the end. The tile stays in the nearest caches; rows are read once, ahead of their use. What fills up the last
 // group only meets itself and sums that are not written. Groups of known rows do not meet one another.
 
 #include "gram.h"
@@ -18,9 +18,9 @@ namespace {
 constexpr int64_t GROUP = 4;  // rows
 constexpr int64_t STEP = GROUP * LANES;
 constexpr int64_t PAIRS = GROUP * GROUP;
-constexpr int64_t TILE = 256;          // columns: a group is 8 KiB
-constexpr int64_t PANEL = 32;          // groups that are read again at once: 256 KiB
-constexpr int64_t AHEAD = 2 * TILE;    // columns between those that are widened and those that are fetched
+constexpr int64_t TILE = 128;          // columns: a group is 4 KiB
+constexpr int64_t PANEL = 64;          // groups that are read again at once: 256 KiB
+constexpr int64_t AHEAD = 4 * TILE;    // columns between those that are widened and those that are fetched
 constexpr int64_t CHUNK = 4096;        // least columns of a chunk, where rows are few
 constexpr int64_t WORK = 500'000;      // its least products, where they are many: about 25 us
 constexpr int64_t CHUNK_PER_ROW = 16;  // least columns a row: all sums are a 16th of float32 rows,
@@ -39,12 +39,16 @@ MTU_FAST_INLINE void fold(double* lanes) {
   }
 }
 
-// sums[a][b] += a's row · b's row over the tile. WIDTH lanes and HEIGHT rows of a at a time, as registers allow.
+// sums[a][b][lane] += products of a's row and b's row over the tile. WIDTH lanes and HEIGHT rows of a at a time, as
+// registers allow.
 template <int WIDTH, int HEIGHT, bool DIAGONAL>
 MTU_FAST_INLINE void multiply(const double* a, const double* b, int64_t steps, double* sums) {
   typedef double Vector __attribute__((vector_size(WIDTH * sizeof(double)), may_alias));
-  for (int top = 0; top < GROUP; top += HEIGHT) {
-    Vector part[HEIGHT][GROUP] = {};
+  for (int top = 0; top < GROUP; top += HEIGHT, sums += HEIGHT * GROUP * WIDTH) {
+    Vector part[HEIGHT][GROUP];
+    for (int i = 0; i < HEIGHT; ++i) {
+      for (int j = 0; j < GROUP; ++j) part[i][j] = *reinterpret_cast<const Vector*>(sums + (i * GROUP + j) * WIDTH);
+    }
     for (int64_t k = 0; k < steps * STEP; k += STEP) {
 #pragma GCC unroll 8
       for (int l = 0; l < LANES; l += WIDTH) {
@@ -59,10 +63,9 @@ MTU_FAST_INLINE void multiply(const double* a, const double* b, int64_t steps, d
         }
       }
     }
-    alignas(64) double lanes[HEIGHT * GROUP * WIDTH];
-    std::memcpy(lanes, part, sizeof lanes);
-    fold<HEIGHT * GROUP, WIDTH>(lanes);
-    for (int q = 0; q < HEIGHT * GROUP; ++q) sums[top * GROUP + q] += lanes[q];
+    for (int i = 0; i < HEIGHT; ++i) {
+      for (int j = 0; j < GROUP; ++j) *reinterpret_cast<Vector*>(sums + (i * GROUP + j) * WIDTH) = part[i][j];
+    }
   }
 }
 
@@ -71,11 +74,13 @@ inline int64_t place(int64_t i, int64_t j) { return (j * (j + 1) / 2 + i) * PAIR
 struct Chunk {
   const std::vector<Row>& rows;
   int64_t begin, end, groups, fresh, pitch;  // fresh: groups with a row that is not known; pitch: from group to group
-  double *tile, *sums;
+  double *tile, *lanes, *sums;
 };
 
 template <int WIDTH, int HEIGHT>
 MTU_FAST_INLINE void add_products(const Chunk& c) {
+  const int64_t all = place(0, c.groups);
+  std::fill(c.lanes, c.lanes + all * WIDTH, 0.0);
   for (int64_t start = c.begin; start < c.end; start += TILE) {
     const int64_t n = std::min(TILE, c.end - start), steps = round_up(n, LANES) / LANES;
     for (size_t r = 0; r < c.rows.size(); ++r) {
@@ -85,12 +90,16 @@ MTU_FAST_INLINE void add_products(const Chunk& c) {
       const int64_t last = std::min(panel + PANEL, c.groups);
       for (int64_t i = 0; i < std::min(last, c.fresh); ++i) {
         const double* a = c.tile + i * c.pitch;
-        if (i >= panel) multiply<WIDTH, HEIGHT, true>(a, a, steps, c.sums + place(i, i));
+        if (i >= panel) multiply<WIDTH, HEIGHT, true>(a, a, steps, c.lanes + place(i, i) * WIDTH);
         for (int64_t j = std::max(panel, i + 1); j < last; ++j) {
-          multiply<WIDTH, HEIGHT, false>(a, c.tile + j * c.pitch, steps, c.sums + place(i, j));
+          multiply<WIDTH, HEIGHT, false>(a, c.tile + j * c.pitch, steps, c.lanes + place(i, j) * WIDTH);
         }
       }
     }
+  }
+  for (int64_t k = 0; k < all; k += PAIRS) {
+    fold<PAIRS, WIDTH>(c.lanes + k * WIDTH);
+    for (int64_t q = 0; q < PAIRS; ++q) c.sums[k + q] += c.lanes[k * WIDTH + q];
   }
 }
 
@@ -133,8 +142,9 @@ void RowSums::resize(int64_t slots) {
 void RowSums::add(int64_t slot, const std::vector<Row>& rows, int64_t begin, int64_t end, std::vector<Line>& tile) {
   static const AddProducts add = best();
   const int64_t pitch = std::min(TILE, round_up(end - begin, LANES)) * GROUP, groups = round_up(rows_, GROUP) / GROUP;
-  if (static_cast<int64_t>(tile.size()) != groups * pitch / LANES) tile.assign(groups * pitch / LANES, Line{});
-  add({rows, begin, end, groups, round_up(fresh_, GROUP) / GROUP, pitch, tile.data()->lane,
+  const int64_t lanes = groups * pitch / LANES, lines = lanes + pairs(rows_);  // sums by lane come after the columns
+  if (static_cast<int64_t>(tile.size()) != lines) tile.assign(lines, Line{});
+  add({rows, begin, end, groups, round_up(fresh_, GROUP) / GROUP, pitch, tile.data()->lane, tile[lanes].lane,
        sums_.data() + slot * pairs(rows_)});
 }
 

@@ -6,16 +6,9 @@
 #include <memory>
 #include <vector>
 
-#include "element.h"
-#include "walk.h"
+#include "block.h"
 
 namespace mtu_fast::cpu {
-
-struct Block {  // [rows, frames, channels, *grid], by strides in elements
-  const void* data;
-  Element element;
-  Sizes size, stride;
-};
 
 constexpr int64_t DEPTH = 256;  // channels multiplied at once: eight positions are 16 KiB
 

@@ -2,8 +2,6 @@
 
 #include "side.h"
 
-#include <utility>
-
 namespace mtu_fast::cpu {
 namespace {
 
@@ -61,7 +59,7 @@ Sides sides(const std::vector<Block>& x, const std::vector<Block>& b, const std:
   return {side_of(x, of_x, over_frames(walk)), side_of(b, of_b, over_positions(1 + walk.kernel.size()))};
 }
 
-bool twofold(const Side& side) {
+bool is_double(const Side& side) {
   return std::any_of(side.rows.begin(), side.rows.end(),
                      [](const Side::Row& row) { return row.element == Element::Double; });
 }

@@ -5,9 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "element.h"
-#include "products.h"
-#include "walk.h"
+#include "block.h"
 
 namespace mtu_fast::cpu {
 
@@ -33,11 +31,11 @@ struct Sides {
 Sides sides(const std::vector<Block>& x, const std::vector<Block>& b, const std::vector<int64_t>& grids, const Walk& walk);
 
 // Whether sums are float64, not float32: where an element is.
-bool twofold(const Side& side);
+bool is_double(const Side& side);
 
 // Positions start .. start+count-1 of a panel's columns, [position][column]; zeros for what is not there.
 template <int64_t COLUMNS, class E, class T>
-MTU_FAST_INLINE void pack_from(const E* data, const Side& side, const Side::Row& row, int64_t first, int64_t start,
+MTU_FAST_INLINE void lay_out_from(const E* data, const Side& side, const Side::Row& row, int64_t first, int64_t start,
                                int64_t count, T* to) {
   const std::vector<Tap>& taps = side.taps[row.block];
   const int64_t columns = std::min(COLUMNS, side.columns - first), kernel = taps.size();
@@ -68,8 +66,8 @@ MTU_FAST_INLINE void pack_from(const E* data, const Side& side, const Side::Row&
 }
 
 template <int64_t COLUMNS, class T>
-MTU_FAST_INLINE void pack(const Side& side, const Side::Row& row, int64_t first, int64_t start, int64_t count, T* to) {
-  const auto from = [&](const auto* data) { pack_from<COLUMNS>(data, side, row, first, start, count, to); };
+MTU_FAST_INLINE void lay_out(const Side& side, const Side::Row& row, int64_t first, int64_t start, int64_t count, T* to) {
+  const auto from = [&](const auto* data) { lay_out_from<COLUMNS>(data, side, row, first, start, count, to); };
   switch (row.element) {
     case Element::Double: return from(static_cast<const double*>(row.data));
     case Element::Float: return from(static_cast<const float*>(row.data));

@@ -12,6 +12,21 @@ int64_t product(const Sizes& sizes) {
   return n;
 }
 
+// Coordinates below `sizes`, row by row.
+template <class F>
+void each(const Sizes& sizes, const F& visit) {
+  int64_t n = 1;
+  for (int64_t size : sizes) n *= size;
+  Sizes at(sizes.size(), 0);
+  for (; n > 0; --n) {
+    visit(at);
+    for (size_t a = sizes.size(); a-- > 0;) {
+      if (++at[a] < sizes[a]) break;
+      at[a] = 0;
+    }
+  }
+}
+
 void append(std::vector<Segment>& segments, int64_t from, int64_t to) {
   if (!segments.empty()) {
     Segment& last = segments.back();

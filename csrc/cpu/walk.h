@@ -1,6 +1,7 @@
-// How a convolution walks over one box of its output positions, as tables of places.
+// How a convolution walks over its output positions: tap by tap, as stretches of memory, or over a box of them, as tables
+// of places.
 //
-// Pixels that a tap of the box reaches are numbered in the order of memory. To add up shifted images by long vectors,
+// Pixels that a tap of a box reaches are numbered in the order of memory. To add up shifted images by long vectors,
 // they are also placed in a padded box, where a tap is one and the same distance from every position:
 //
 //     coordinate c of an axis (padding and the box's corner taken off)  ->  plane c % stride, place c / stride
@@ -8,7 +9,6 @@
 // Planes come first, then places row by row.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -41,21 +41,6 @@ struct Tap {
   int64_t step = 1;
   bool whole = true;  // no position lies outside the image
 };
-
-// Coordinates below `sizes`, row by row.
-template <class F>
-void each(const Sizes& sizes, const F& visit) {
-  int64_t n = 1;
-  for (int64_t size : sizes) n *= size;
-  Sizes at(sizes.size(), 0);
-  for (; n > 0; --n) {
-    visit(at);
-    for (std::size_t a = sizes.size(); a-- > 0;) {
-      if (++at[a] < sizes[a]) break;
-      at[a] = 0;
-    }
-  }
-}
 
 // One for every tap; pitch: elements from one pixel to the next along an axis. There is an axis at least.
 std::vector<Tap> taps(const Walk& walk, const Sizes& image, const Sizes& grid, const Sizes& pitch);

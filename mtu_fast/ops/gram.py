@@ -3,11 +3,13 @@
 One function per kind of use. Each takes the blocks of one parameter (one block per task and forward), returns the
 float64 Gram of all their rows, and picks the cheaper of two routes:
 
-* *direct*: the rows themselves, a tile of the parameter at a time, `Σ_tiles X Xᵀ` (the op `row_gram`);
+* *direct*: the rows themselves, a tile of the parameter at a time, `Σ_tiles X Xᵀ` (the ops `outer_direct` and
+  `conv_direct`; `row_gram` of rows that are there);
 * *ghost*: positions instead of parameters, `G[r, q] = Σ_{s,u} (left_rs · left_qu) (right_rs · right_qu)`, products of a
   side that blocks share (the activations under several tasks) made once (the ops `outer_ghost` and `conv_ghost`).
 
-Sums are float64 everywhere: a float32 Gram loses half of the digits that a solve needs (see CONTRIBUTING.md).
+Products of rows are summed in float64 everywhere: a float32 Gram loses half of the digits that a solve needs (see
+CONTRIBUTING.md). A row itself is rounded as any gradient of its dtype.
 
 `precision` says how exact the products under these sums must be, in torch's words: "highest", "high" (float32 products
 may be TF32×3) or "medium" (TF32, or bfloat16 where the input is). It is a permission: a kernel may be more exact, and
@@ -44,6 +46,8 @@ from mtu_fast.ops._pixels import Walk, by_pixel, patch_gram
 from mtu_fast.ops.explicit import Geometry, conv_rows, gather_rows, outer_rows
 
 TILE = 1 << 18  # elements of a float64 tile that is read again at once: 2 MiB, what a core's cache holds
+PANELS = (12, 128)  # columns, and bytes, of the panels in csrc/cpu/direct.cpp
+TILE_PANELS = (8, 170)  # wide panels of a tile there: at least, and divided by the rows
 BUFFER = 1 << 22  # elements of explicit rows formed at a time: 16 MiB, below where allocators hand out fresh pages
 
 
@@ -151,22 +155,48 @@ def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor]) -> Cost:
     apart = [sum(t.shape[0] * t.shape[1] for t in distinct(side)) for side in (left, right)]
     ghost = cost.reduce * positions**2
     ghost += sum((cost.product * n + cost.widen) * n * width for n, width in zip(apart, (a, b), strict=True))
-    return _cost(cost, ghost, rows=r, columns=a * b, work=positions * a * b, packed=positions * (a + b), calls=0.0)
+    formed = _Forming(r, positions, (a, apart[0]), (b, apart[1]), left[0].dtype == WIDE)
+    return _cost(cost, ghost, formed, fused=True, calls=0.0)
 
 
-def _cost(
-    cost: Costs, ghost: float, *, rows: int, columns: int, work: int, packed: int, calls: float, fused: bool = True
-) -> Cost:
-    """The cost where a Gram from positions costs `ghost`, and forming the rows takes `work` multiply-adds.
+class _Forming(NamedTuple):
+    """What it takes to form rows: positions of all of them; columns and distinct positions of either side."""
 
-    packed: elements of the positions as they are multiplied. calls: what the vendor's calls add to the work.
-    """
-    products, written = cost.row_product * rows * rows * columns, cost.row * rows * columns
-    formed = work + calls + written + products
-    direct = formed
-    if fused and cost.tile is not None:
-        direct = work + cost.pack * packed + cost.tile * rows * columns + products
-    return Cost(ghost, direct, float(work), formed + written)
+    rows: int
+    positions: int
+    left: tuple[int, int]
+    right: tuple[int, int]
+    double: bool
+
+    @property
+    def columns(self) -> int:
+        return self.left[0] * self.right[0]
+
+    @property
+    def work(self) -> float:
+        """Multiply-adds, those of float64 twice."""
+        return float(self.positions * self.columns) * (2 if self.double else 1)
+
+    def in_cache(self, cost: Costs) -> float:
+        """By panels of columns, broken ones as whole ones; the taller side is laid out for every tile of the other."""
+        (tall, far), (wide, near) = sorted((self.left, self.right), reverse=True)
+        height, lanes = PANELS[0], PANELS[1] // (8 if self.double else 4)
+        down, across = -(-tall // height), -(-wide // lanes)
+        whole = down * height * across * lanes / self.columns
+        tiles = -(-across // max(TILE_PANELS[0], TILE_PANELS[1] // self.rows))
+        laid_out = cost.pack * (near * wide + far * tall * tiles)
+        each = (cost.row_product * self.rows + (cost.tile or 0.0)) * self.rows * self.columns
+        return whole * (self.work + each) + laid_out
+
+
+def _cost(cost: Costs, ghost: float, form: _Forming, *, fused: bool, calls: float) -> Cost:
+    """The cost where a Gram from positions costs `ghost`; fused: rows are formed in cache; calls: beside the work."""
+    if not form.columns or not form.rows:
+        return Cost(ghost, 0.0, 0.0, 0.0)
+    products, written = cost.row_product * form.rows**2 * form.columns, cost.row * form.rows * form.columns
+    formed = form.work + calls + written + products
+    direct = form.in_cache(cost) if fused and cost.tile is not None else formed
+    return Cost(ghost, direct, form.work, formed + written)
 
 
 @define("outer_direct(Tensor[] left, Tensor[] right, str precision) -> Tensor", check=check_sides)
@@ -231,7 +261,7 @@ def conv_gram(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, prec
 
 
 def _by_vendor(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> Tensor:
-    """`conv_gram` by a vendor call per row, a tile of output channels at a time where they can be told apart."""
+    """`conv_gram` of the vendor's rows, a tile of output channels at a time where they can be told apart."""
     r = sum(t.shape[0] for t in x)
     gram = x[0].new_zeros(r, r, dtype=WIDE)
     channels = b[0].shape[2]
@@ -245,12 +275,12 @@ def _by_vendor(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> 
 
 
 def conv_route(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> str:
-    """`"ghost"` (the pixel Gram, shifted) or `"direct"` (a vendor call per row), whichever costs less."""
+    """`"ghost"` (the pixel Gram, shifted) or `"direct"` (rows), whichever costs less."""
     return conv_cost(x, b, geometry).route
 
 
 def conv_cost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> Cost:
-    """What the Gram of these blocks and a combination cost: ghost is the pixel Gram, direct a vendor call per row."""
+    """What the Gram of these blocks and a combination cost by each route."""
     cost = costs(x[0].device)
     r, p, taps = sum(t.shape[0] for t in x), prod(geometry.weight), prod(geometry.kernel)
     pixels_out = sum(_positions(t) for t in b)
@@ -265,9 +295,11 @@ def conv_cost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> C
         ghost = cost.reduce * (taps * pixels_in**2 + pixels_out**2)
         for n, width in ((pixels_in, width_in), (pixels_out, b[0].shape[2])):
             ghost += (cost.product * n + cost.widen) * n * width
-    packed = pixels_out * (taps * x[0].shape[2] + b[0].shape[2])
+    seen, own = (sum(_positions(b[family[0]]) for family in families(side)) for side in (x, b))
+    outputs = geometry.weight[1 if geometry.transposed else 0]
+    form = _Forming(r, pixels_out, (p // max(outputs, 1), seen), (outputs, own), x[0].dtype == WIDE)
     calls = 0.0 if geometry.pointwise else r * (cost.call + (large if p > border else small) * p)
-    return _cost(cost, ghost, rows=r, columns=p, work=pixels_out * p, packed=packed, calls=calls, fused=geometry.plain)
+    return _cost(cost, ghost, form, fused=geometry.plain, calls=calls)
 
 
 def _positions(t: Tensor) -> int:

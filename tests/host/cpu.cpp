@@ -28,7 +28,7 @@ void multiply(Ghost& gram, int64_t rows, double* out) {
 }
 
 void multiply(Direct& gram, double* out) {
-  gram.pack(0, gram.packs());
+  gram.pack(0, gram.wide_rows());
   gram.sum(0, gram.slots());
   gram.write(out);
 }

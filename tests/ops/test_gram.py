@@ -288,6 +288,7 @@ def test_without_a_kernel_plain_torch_is_charged(device: str, monkeypatch: pytes
     monkeypatch.setattr(op.outer_ghost, "why_no_kernel", lambda device: "none was built")
     assert op.costs(torch.device(device)) == COSTS["plain torch"]
     monkeypatch.setattr(op.outer_ghost, "why_no_kernel", lambda device: "")
+    monkeypatch.setattr(op, "stored", lambda device: None)
     if device in COSTS:
         assert op.costs(torch.device(device)) == COSTS[device]
 
@@ -365,14 +366,16 @@ def test_gather_rows() -> None:
 # ---- the ops as torch sees them -------------------------------------------------------------------------------------
 
 
-def conv_arguments(name: str) -> tuple[Any, ...]:
+def conv_arguments(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     g, size = CONVS[name]
-    xs, bs = conv_blocks(g, [(3, 1, size), (2, 2, size)], torch.float32)
+    xs, bs = conv_blocks(g, [(3, 1, size), (2, 2, size)], dtype)
     return xs, bs, list(g.kernel), list(g.stride), list(g.padding), list(g.dilation), "highest"
 
 
 CALLS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
     "row_gram": lambda: (op.row_gram, ([draw(3, 7), draw(2, 7)],)),
+    "outer_direct": lambda: (op.outer_direct, (*outer_blocks("unequal", torch.float64), "highest")),
+    "conv_direct": lambda: (op.conv_direct, conv_arguments("2d", torch.float64)),
     "outer_ghost": lambda: (op.outer_ghost, (*outer_blocks("unequal", torch.float32), "highest")),
     "outer_ghost, shared": lambda: (op.outer_ghost, (*outer_blocks("left shared", torch.bfloat16), "highest")),
     "conv_ghost": lambda: (op.conv_ghost, conv_arguments("2d")),
@@ -408,10 +411,14 @@ ROUTES: dict[str, Callable[[Tensor, str], Tensor]] = {
     "row_gram": lambda t, precision: op.row_gram([t[:, 0]]),
     "outer_gram, one position": lambda t, precision: op.outer_gram([t[:, :1]], [t[:, :1].abs()], precision),
     "outer_gram": lambda t, precision: op.outer_gram([t.abs()], [t], precision),
+    "outer_direct": lambda t, precision: op.outer_direct([t], [t], precision),
     "outer_ghost": lambda t, precision: op.outer_ghost([t], [t], precision),
     "conv_gram": lambda t, precision: op.conv_gram(
         [t[:, None, :, :, None]], [t[:, None, :1, :, None].abs()],
         geometry((1, 3, 1, 1)), precision,
+    ),
+    "conv_direct": lambda t, precision: op.conv_direct(
+        [t[..., None].abs()], [t[..., None]], [1], [1], [0], [1], precision=precision
     ),
     "conv_ghost": lambda t, precision: op.conv_ghost(
         [t[..., None].abs()], [t[..., None]], [1], [1], [0], [1], precision=precision

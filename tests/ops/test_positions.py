@@ -18,6 +18,7 @@ from torch import Tensor
 from mtu_fast.ops import _library
 from mtu_fast.ops import gram as module
 from mtu_fast.ops.gram import conv_direct, conv_ghost, outer_direct, outer_ghost
+from tests.helpers.tolerance import assert_as_accurate
 
 built = pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING or "built")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -189,6 +190,14 @@ def test_one_input_under_several_walks_of_sizes(conv: Callable[..., Tensor]) -> 
     xs = [x, x.transpose(3, 4), x.clone(), x[:0]]
     bs = [b, integers(*b.shape).transpose(3, 4), integers(*b.shape), b[:0]]
     assert torch.equal(conv(xs, bs, *arguments), conv_exact(xs, bs, arguments))
+
+
+@built
+def test_rows_of_very_many_positions_are_as_accurate_as_the_vendor_s() -> None:
+    left, right = torch.rand(3, 100_000, 13), torch.rand(3, 100_000, 9)
+    rows = torch.bmm(left.mT, right).flatten(1).double()
+    truth = outer_exact([left], [right])
+    assert_as_accurate("many positions", outer_direct([left], [right], "highest"), rows @ rows.T, truth)
 
 
 @built
