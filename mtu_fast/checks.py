@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,8 +45,10 @@ def named_losses(losses: Losses) -> dict[str, Tensor]:
     devices = {task: str(loss.device) for task, loss in named.items()}
     if len(set(devices.values())) > 1:
         raise ValueError(f"losses are on different devices {devices}, expected one: move them, or take rows apart.")
-    for task, loss in named.items():
-        _check_finite(task, loss)
+    finite = torch.stack([torch.isfinite(loss.detach()).all() for loss in named.values()])
+    if not bool(finite.all()):  # one wait for the device, whatever the tasks
+        for task, loss in named.items():
+            _check_finite(task, loss)
     return dict(named)
 
 
@@ -178,6 +180,24 @@ def presence(present: Mapping[str, Tensor] | None, losses: Mapping[str, Tensor])
     if present is not None and not isinstance(present, Mapping):
         raise TypeError(f"present: found {type(present).__name__}, expected {{task: bool tensor [N]}} or None.")
     return _per_task("present", present, losses, default=True)
+
+
+class Who(NamedTuple):
+    """The samples `[N]` of each kind that give a task rows, kinds without any left out; and whether all samples do."""
+
+    of: dict[int, Tensor]
+    all: bool
+
+
+def who_gives(kind: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Who]:
+    """Who gives rows for each task, from `kinds` and `presence`; one wait for the device."""
+    masks = {task: [(kind[task] == which) & present[task] for which in (RETAIN, FORGET)] for task in kind}
+    flags = torch.stack([torch.stack([*(mask.any() for mask in masks[task]), present[task].all()]) for task in kind])
+    found = {}
+    for (task, of), (*some, every) in zip(masks.items(), flags.tolist(), strict=True):
+        kept = zip((RETAIN, FORGET), of, some, strict=True)
+        found[task] = Who({which: mask for which, mask, there in kept if there}, every)
+    return found
 
 
 def _per_task(name: str, mask: Mask, losses: Mapping[str, Tensor], default: bool) -> dict[str, Tensor]:

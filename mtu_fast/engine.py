@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mtu_fast.block import Block, Shared, join_roles
-from mtu_fast.checks import Losses, Mask, kinds, named_losses, presence
+from mtu_fast.checks import Losses, Mask, Who, kinds, named_losses, presence, who_gives
 from mtu_fast.explain import Explanation
 from mtu_fast.graph import Graph
-from mtu_fast.methods import FORGET, RETAIN, Method, Roles
+from mtu_fast.methods import Method, Roles
 from mtu_fast.nodes import densified
 from mtu_fast.plan import Plan, discover
 from mtu_fast.rowmap import uneven_weights
@@ -49,7 +49,7 @@ class Engine:
             `combine`.
         precision: how exact the products under a Gram's float64 sums must be, in the words of
             `torch.set_float32_matmul_precision`: "highest", "high" (TF32×3) or "medium" (TF32). A GPU may make use of
-            it; on the CPU products are exact to float64 throughout.
+            it; on the CPU products of rows are float64 throughout.
 
     Parameters in the graph that are not the model's (another module, a learned loss weight) are left alone: pass one
     module that holds them all.
@@ -198,12 +198,13 @@ class Engine:
         self, losses: dict[str, Tensor], kind: dict[str, Tensor], present: dict[str, Tensor]
     ) -> list[Block]:
         graph = Graph(list(losses.values()), self._shared.parameters)
-        outside = {task: self._outside_gradients(graph, losses[task], kind[task], present[task]) for task in losses}
+        who = who_gives(kind, present)
+        outside = {task: self._outside_gradients(graph, loss, who[task]) for task, loss in losses.items()}
         key, structural = graph.signature()
         known = self._known.get(key)
         plan = known.plan if known is not None and known.plan is not None else discover(graph, DISCOVERY)
         keep = known is None or known.plan is None or outlives(graph, plan)
-        kept = [None if bool(mask.all()) else mask.nonzero().flatten() for mask in present.values()]
+        kept = [None if who[task].all else mask.nonzero().flatten() for task, mask in present.items()]
         try:
             uses = self._stream(graph, plan, kept, keep)
         except StaleMap:
@@ -290,12 +291,9 @@ class Engine:
     ) -> list[Block]:
         """One ordinary backward per (task, kind): the mean row, exact on any graph."""
         graph = Graph(list(losses.values()), self._shared.parameters)
-        blocks = []
+        who, blocks = who_gives(kind, present), []
         for task, loss in losses.items():
-            for which in (RETAIN, FORGET):
-                chosen = (kind[task] == which) & present[task]
-                if not bool(chosen.any()):
-                    continue
+            for which, chosen in who[task].of.items():
                 weights = chosen.to(loss.dtype) / chosen.sum()
                 inside, outside = self._gradients(graph, loss, weights)
                 uses: dict[int, Use] = {j: Dense(tuple(g.shape), g[None]) for j, g in inside.items()}
@@ -324,15 +322,11 @@ class Engine:
 
     # ---- what both have in common -----------------------------------------------------------------------------------
 
-    def _outside_gradients(
-        self, graph: Graph, loss: Tensor, kind: Tensor, present: Tensor
-    ) -> dict[int, dict[Tensor, Tensor]]:
-        found = {}
-        for which in (RETAIN, FORGET):
-            chosen = (kind == which) & present
-            if bool(chosen.any()):
-                found[which] = self._gradients(graph, loss, chosen.to(loss.dtype), inside=False)[1]
-        return found
+    def _outside_gradients(self, graph: Graph, loss: Tensor, who: Who) -> dict[int, dict[Tensor, Tensor]]:
+        return {
+            which: self._gradients(graph, loss, chosen.to(loss.dtype), inside=False)[1]
+            for which, chosen in who.of.items()
+        }
 
     def _empty_block(self, task: str, loss: Tensor) -> Block:
         nothing = torch.zeros(0, dtype=torch.int64, device=loss.device)

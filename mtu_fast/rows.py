@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import prod
+from math import inf, prod
 
 import torch
 from torch import Tensor
@@ -327,26 +327,27 @@ class Rows:
         if self._has_outside and (not isinstance(w, Tensor) or w.shape[-1:] != (len(self),)):
             what = f"shape {tuple(w.shape)}" if isinstance(w, Tensor) else type(w).__name__
             raise ValueError(f"outside: found {what}, expected weights [{len(self)}], one per row.")
-        start, w = 0, w.detach()
+        start, w, uneven = 0, w.detach(), []
         for block in self._blocks:
-            mine = w[..., start : start + len(block.roles)]
+            mine = w[..., start : start + len(block.roles)].double()
             start += len(block.roles)
             for kind, gradients in block.outside.items():
                 if not gradients:
                     continue
                 if mine.dim() != 1:
                     raise ValueError("weights per layer say nothing of parameters outside; use a method instead.")
-                group = mine[block.roles.kind == kind]
-                if bool((group != group[0]).any()):
-                    raise ValueError(
-                        "weights differ between rows of one kind and task, but the engine has parameters outside "
-                        "`params`, whose gradients are known per kind and task only; say what those get by "
-                        "backward(w, outside=weights [R]) or a method whose outside() is equal within them, or take "
-                        "rows with per='task'."
-                    )
+                others = block.roles.kind != kind
+                weight, least = mine.masked_fill(others, -inf).amax(), mine.masked_fill(others, inf).amin()
+                uneven.append(weight != least)
                 for parameter, g in gradients.items():
-                    part = g * group[0].to(g.dtype)
+                    part = g * weight.to(g.dtype)
                     found[parameter] = found[parameter] + part if parameter in found else part
+        if uneven and bool(torch.stack(uneven).any()):  # one wait for the device, whatever the groups
+            raise ValueError(
+                "weights differ between rows of one kind and task, but the engine has parameters outside `params`, "
+                "whose gradients are known per kind and task only; say what those get by backward(w, outside=weights "
+                "[R]) or a method whose outside() is equal within them, or take rows with per='task'."
+            )
         return found
 
     def _check_open(self) -> None:

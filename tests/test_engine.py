@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mtu_fast as mtu
 from mtu_fast import reference
@@ -615,3 +616,45 @@ def test_weights_of_the_losses_for_parameters_outside() -> None:
     mtu.Engine(net, body.parameters()).rows(loss).backward(w, outside=mean)
     for p, g in zip(net.parameters(), (*inside, *outside), strict=True):
         torch.testing.assert_close(p.grad, g, rtol=1e-12, atol=1e-12)
+
+
+# ---- waiting for the device -----------------------------------------------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a device: numbers read, and shapes that depend on data."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
+        self.count += by_mask or func.overloadpacket.__name__ in self.NAMES
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("layers", [1, 4])
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(0.5), mtu.PCGrad()], ids=["OrthoGrad", "PCGrad"])
+def test_a_step_waits_for_the_device_a_few_times_whatever_the_layers_and_tasks(
+    tasks: int, layers: int, method: Any
+) -> None:
+    """The losses, the samples' kinds, the Gram, the weights of heads and the update are each looked at once."""
+    hidden = [module for _ in range(layers) for module in (nn.Linear(6, 6), nn.LayerNorm(6), nn.Tanh())]
+    model = nn.ModuleDict({"body": nn.Sequential(*hidden), **{f"head{t}": nn.Linear(6, 1) for t in range(tasks)}})
+    engine = mtu.Engine(model, params=model["body"].parameters())
+    x, forget = torch.randn(5, 3, 6), torch.arange(5) < 2
+
+    def step() -> None:
+        h = model["body"](x)
+        losses = {f"t{t}": model[f"head{t}"](h).square().sum((1, 2)) for t in range(tasks)}
+        engine.backward(losses, method, forget=forget)
+
+    step()
+    step()
+    with Waits() as waits:
+        step()
+    assert waits.count <= 5

@@ -170,7 +170,7 @@ template <class T>
 void Direct::sum_as(int64_t begin, int64_t end) {
   const int64_t turns = divide_up(tall_panels_, down_);
   const auto panels = room<T>(down_ * HEIGHT * SUMMED), tile = room<T>(rows_ * down_ * across_ * BLOCK<T>);
-  std::vector<Line> widened;
+  RowSums::Room room_for_sums;
   std::vector<Row> rows(rows_, {nullptr, is_double_ ? Element::Double : Element::Float});
   for (int64_t slot = begin; slot < end; ++slot) {
     for (int64_t turn = slot * turns / slots_; turn < (slot + 1) * turns / slots_; ++turn) {
@@ -180,7 +180,7 @@ void Direct::sum_as(int64_t begin, int64_t end) {
         T* formed = numbers<T>(tile);
         form_tile(top, down, left, across, numbers<T>(panels), formed);
         for (int64_t r = 0; r < rows_; ++r) rows[r].data = formed + r * columns;
-        sums_.add(slot, rows, 0, columns, widened);
+        sums_.add(slot, rows, 0, columns, room_for_sums);
       }
     }
   }

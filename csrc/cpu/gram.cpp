@@ -139,12 +139,16 @@ void RowSums::resize(int64_t slots) {
   sums_.assign(slots * pairs(rows_), 0.0);
 }
 
-void RowSums::add(int64_t slot, const std::vector<Row>& rows, int64_t begin, int64_t end, std::vector<Line>& tile) {
+void RowSums::add(int64_t slot, const std::vector<Row>& rows, int64_t begin, int64_t end, Room& room) {
   static const AddProducts add = best();
   const int64_t pitch = std::min(TILE, round_up(end - begin, LANES)) * GROUP, groups = round_up(rows_, GROUP) / GROUP;
-  const int64_t lanes = groups * pitch / LANES, lines = lanes + pairs(rows_);  // sums by lane come after the columns
-  if (static_cast<int64_t>(tile.size()) != lines) tile.assign(lines, Line{});
-  add({rows, begin, end, groups, round_up(fresh_, GROUP) / GROUP, pitch, tile.data()->lane, tile[lanes].lane,
+  const int64_t tile = groups * pitch / LANES;
+  if (room.tile != tile) {
+    room.lines.reset(new Line[tile + pairs(rows_)]);
+    room.tile = tile;
+    std::fill(&room.lines[tile - pitch / LANES], &room.lines[tile], Line{});  // what fills up the last group
+  }
+  add({rows, begin, end, groups, round_up(fresh_, GROUP) / GROUP, pitch, room.lines[0].lane, room.lines[tile].lane,
        sums_.data() + slot * pairs(rows_)});
 }
 
@@ -177,8 +181,8 @@ RowGram::RowGram(std::vector<Row> rows, int64_t columns, int64_t known)
 int64_t RowGram::work() const { return std::min(width_, columns_) * RowSums::pairs(rows_.size()); }
 
 void RowGram::sum(int64_t begin, int64_t end) {
-  std::vector<Line> tile;
-  for (int64_t c = begin; c < end; ++c) sums_.add(c, rows_, c * width_, std::min((c + 1) * width_, columns_), tile);
+  RowSums::Room room;
+  for (int64_t c = begin; c < end; ++c) sums_.add(c, rows_, c * width_, std::min((c + 1) * width_, columns_), room);
 }
 
 }  // namespace mtu_fast::cpu

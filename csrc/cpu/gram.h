@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "element.h"
@@ -19,9 +20,13 @@ class RowSums {
 
   void resize(int64_t slots);
 
-  // Adds the products over columns begin .. end-1; calls for different slots may run at once, each with a tile of its
-  // own to work in.
-  void add(int64_t slot, const std::vector<Row>& rows, int64_t begin, int64_t end, std::vector<Line>& tile);
+  struct Room {  // to work in: a tile, then sums by lane
+    std::unique_ptr<Line[]> lines;
+    int64_t tile = -1;  // lines of it
+  };
+
+  // Adds the products over columns begin .. end-1; calls for different slots may run at once, in rooms of their own.
+  void add(int64_t slot, const std::vector<Row>& rows, int64_t begin, int64_t end, Room& room);
 
   // The slots' sums in order, so that the result has the same bits whatever the threads. gram is [R, R].
   void write(double* gram);

@@ -1,4 +1,4 @@
-"""Row gradients from what a use holds: made explicit, as the direct routes multiply them, or met with one direction.
+"""Row gradients from what a use holds: made explicit, or met with one direction.
 
 Inner products with a direction have float64 products and sums, and never form a row.
 """
@@ -36,7 +36,7 @@ class Geometry:
 
     @property
     def plain(self) -> bool:
-        """One group, forward: the pixel Gram applies and output channels may be tiled."""
+        """One group, forward: the kernels of positions apply and output channels may be tiled."""
         return self.groups == 1 and not self.transposed
 
     @property

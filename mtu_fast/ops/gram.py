@@ -85,7 +85,7 @@ def costs(device: torch.device) -> Costs:
 def inexact(device: torch.device, dtype: torch.dtype, precision: str) -> bool:
     """Whether Grams of `dtype` on `device` sum products in less than float64: what the kernels' plans say."""
     if device.type != "cuda" or outer_ghost.why_no_kernel("CUDA"):
-        return False  # plain torch and the CPU's kernels multiply and add in float64
+        return False  # plain torch and the CPU's kernels multiply rows, and add the products, in float64
     plans, (major, minor) = import_module("mtu_fast.kernels.plans"), torch.cuda.get_device_capability(device)
     arch = 10 * major + minor
     made = (plans.row_plan(dtype, 1, arch), plans.ghost_plan(dtype, precision, arch))
