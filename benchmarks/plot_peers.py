@@ -20,6 +20,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks.measure import ROOT
 
@@ -77,6 +78,8 @@ def curves(at: Axes, rows: Sequence[Row], x: str, y: str) -> None:
     at.set(xscale="log", yscale="log")
     at.set_xticks(ticks := sorted({int(r[x]) for r in rows}), [str(n) for n in ticks], minor=False)
     at.minorticks_off()
+    at.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    at.yaxis.set_major_formatter("{x:g}")
 
 
 def finish(figure: Figure, title: str, row: Row, path: Path) -> Path:

@@ -274,7 +274,8 @@ Tensor direct(std::vector<Tensor>& x, std::vector<Tensor>& b, const mtu_fast::cp
   const auto grain = [](int64_t most, int64_t work) { return std::max<int64_t>(1, most / (work + 1)); };  // about 50 us
   torch::stable::parallel_for(0, gram.wide_rows(), grain(100'000, gram.width()),
                               [&](int64_t begin, int64_t end) { gram.pack(begin, end); });
-  torch::stable::parallel_for(0, gram.slots(), grain(1'000'000, gram.work()), [&](int64_t begin, int64_t end) { gram.sum(begin, end); });
+  torch::stable::parallel_for(0, gram.slots(), grain(1'000'000, gram.work()),
+                              [&](int64_t begin, int64_t end) { gram.sum(begin, end); });
   gram.write(out.mutable_data_ptr<double>());
   return out;
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
@@ -15,6 +16,7 @@ import torch
 
 from mtu_fast import __version__
 from mtu_fast.ops import _calibration, _costs, _library
+from mtu_fast.ops.gram import outer_ghost
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -30,8 +32,7 @@ def facts() -> Iterable[tuple[str, str]]:
     yield "mtu_fast", f"{__version__}, Python {platform.python_version()}"
     yield "torch", f"{torch.__version__}, {cuda}, {torch.get_num_threads()} threads"
     for device in devices():
-        kept = _costs.stored(device)
-        yield f"costs, {device.type}", f"measured {kept[1]}" if kept else "as shipped (calibrate measures them)"
+        yield f"costs, {device.type}", _costs_of(device)
     if _library.EXTENSION is None:
         yield "mtu_fast._C", _library.MISSING
         return
@@ -45,19 +46,36 @@ def devices() -> list[torch.device]:
     return [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
 
 
-def calibrate() -> None:
-    """Measure every device that has kernels, keep what was found, and print it beside what is shipped."""
+def _costs_of(device: torch.device) -> str:
+    if outer_ghost.why_no_kernel(device.type.upper()):
+        return "plain torch's, which are fixed"
+    kept = _costs.stored(device)
+    return f"measured {kept[1]}" if kept else "as shipped (calibrate measures them)"
+
+
+def calibrate() -> int:
+    """Measure every device that has kernels, print what was found beside what is shipped, and keep it.
+
+    Returns:
+        0, or 1 if nothing was kept.
+    """
+    kept = None
     for device in devices():
-        try:
-            found = _calibration.measure(device)
-        except RuntimeError as error:
-            print(error)
+        if why := outer_ghost.why_no_kernel(device.type.upper()):
+            print(f"{device.type}: plain torch serves here ({why}); its costs are fixed.")
             continue
-        _costs.store(device, found)
+        found = _calibration.measure(device)
         shipped = asdict(_costs.COSTS[device.type])
         rows = [(name, _short(shipped[name]), _short(value)) for name, value in asdict(found).items()]
         print(table([(device.type, "shipped", "measured"), *rows]), "\n")
-    print(f"kept in {_costs.FILE}")
+        try:
+            kept = _costs.store(device, found)
+        except OSError as error:
+            print(f"{device.type}: not kept: {error}. Costs are kept in the home directory, which must be writable.")
+    if kept is None:
+        return 1
+    print(f"kept in {kept}")
+    return 0
 
 
 def _short(value: object) -> str:
@@ -66,19 +84,19 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table of ops and the facts below it, or calibrate."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table of ops and the facts below it, or calibrate; the process's exit status."""
     parser = argparse.ArgumentParser(
         "python -m mtu_fast", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", nargs="?", choices=["calibrate"])
     if parser.parse_args(argv).command == "calibrate":
-        calibrate()
-        return
+        return calibrate()
     ops = [(each.op, each.device, each.serves, each.why) for each in _library.implementations()]
     print(table([("op", "device", "served by", "why no kernel"), *ops]), "\n")
     print("\n".join(f"{name:24}{value}" for name, value in facts()))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

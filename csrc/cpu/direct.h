@@ -24,7 +24,7 @@ class Direct {
   // Tensors that occur more than once are given once: pairs say which ones each block of rows is made of.
   Direct(const std::vector<Block>& x, const std::vector<Block>& b, const std::vector<Pair>& pairs, const Walk& walk);
 
-  int64_t wide_rows() const { return wide_.rows.size(); }
+  int64_t wide_rows() const { return slots_ == 0 ? 0 : wide_.rows.size(); }
   int64_t width() const;  // elements of a wide row, about
   int64_t slots() const { return slots_; }
   int64_t work() const;  // multiply-adds of a slot, about
@@ -50,7 +50,7 @@ class Direct {
   Side tall_, wide_;  // columns of the one are multiplied by vectors of columns of the other
   std::vector<std::vector<Use>> uses_;
   int64_t rows_ = 0, positions_ = 0;  // of G; of all of them together
-  bool is_double_ = false;  // rows are float64
+  bool is_double_ = false;             // rows are float64
   int64_t tall_panels_ = 0, wide_panels_ = 0, down_ = 1, across_ = 1, slots_ = 0;  // a tile: down by across panels
   std::unique_ptr<Line[]> packed_;  // [row][panel][position][column] of the wide side
   RowSums sums_{0, 0};

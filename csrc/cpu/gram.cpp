@@ -3,8 +3,9 @@
 //     tile[group][column / 8][row in the group][column % 8]
 //
 // and every pair of groups i <= j multiplies its 4 x 4 pairs of rows over the tile: 16 sums in registers, each a vector
-// over columns, whose lanes are added up at the end. The tile stays in the nearest caches; rows are read once, ahead of their use. What fills up the last
-// group only meets itself and sums that are not written. Groups of known rows do not meet one another.
+// over columns. Their lanes are added up at the end, or after every tile where those of all pairs would fill a cache. The
+// tile stays in the nearest caches; rows are read once, ahead of their use. What fills up the last group only meets
+// itself and sums that are not written. Groups of known rows do not meet one another.
 
 #include "gram.h"
 
@@ -18,7 +19,8 @@ namespace {
 constexpr int64_t GROUP = 4;  // rows
 constexpr int64_t STEP = GROUP * LANES;
 constexpr int64_t PAIRS = GROUP * GROUP;
-constexpr int64_t TILE = 128;          // columns: a group is 4 KiB
+constexpr int64_t KEPT = 4096;         // most pairs of rows whose lanes are kept: 256 KiB
+constexpr int64_t TILE = 128;          // columns then, a group is 4 KiB; twice as many else
 constexpr int64_t PANEL = 64;          // groups that are read again at once: 256 KiB
 constexpr int64_t AHEAD = 4 * TILE;    // columns between those that are widened and those that are fetched
 constexpr int64_t CHUNK = 4096;        // least columns of a chunk, where rows are few
@@ -70,19 +72,28 @@ MTU_FAST_INLINE void multiply(const double* a, const double* b, int64_t steps, d
 }
 
 inline int64_t place(int64_t i, int64_t j) { return (j * (j + 1) / 2 + i) * PAIRS; }
+inline int64_t tile_of(int64_t pairs) { return pairs <= KEPT ? TILE : 2 * TILE; }
 
 struct Chunk {
   const std::vector<Row>& rows;
   int64_t begin, end, groups, fresh, pitch;  // fresh: groups with a row that is not known; pitch: from group to group
-  double *tile, *lanes, *sums;
+  double *tile, *lanes, *sums;  // lanes of all pairs of groups, or of one
 };
+
+// sums += the lanes of 4 x 4 pairs
+template <int WIDTH>
+MTU_FAST_INLINE void add_lanes(double* lanes, double* sums) {
+  fold<PAIRS, WIDTH>(lanes);
+  for (int64_t q = 0; q < PAIRS; ++q) sums[q] += lanes[q];
+}
 
 template <int WIDTH, int HEIGHT>
 MTU_FAST_INLINE void add_products(const Chunk& c) {
-  const int64_t all = place(0, c.groups);
-  std::fill(c.lanes, c.lanes + all * WIDTH, 0.0);
-  for (int64_t start = c.begin; start < c.end; start += TILE) {
-    const int64_t n = std::min(TILE, c.end - start), steps = round_up(n, LANES) / LANES;
+  const int64_t all = place(0, c.groups), tile = tile_of(all);
+  const bool kept = all <= KEPT;
+  if (kept) std::fill(c.lanes, c.lanes + all * WIDTH, 0.0);
+  for (int64_t start = c.begin; start < c.end; start += tile) {
+    const int64_t n = std::min(tile, c.end - start), steps = round_up(n, LANES) / LANES;
     for (size_t r = 0; r < c.rows.size(); ++r) {
       widen<STEP>(c.rows[r], start, n, c.tile + r / GROUP * c.pitch + r % GROUP * LANES, AHEAD);
     }
@@ -90,17 +101,21 @@ MTU_FAST_INLINE void add_products(const Chunk& c) {
       const int64_t last = std::min(panel + PANEL, c.groups);
       for (int64_t i = 0; i < std::min(last, c.fresh); ++i) {
         const double* a = c.tile + i * c.pitch;
-        if (i >= panel) multiply<WIDTH, HEIGHT, true>(a, a, steps, c.lanes + place(i, i) * WIDTH);
-        for (int64_t j = std::max(panel, i + 1); j < last; ++j) {
-          multiply<WIDTH, HEIGHT, false>(a, c.tile + j * c.pitch, steps, c.lanes + place(i, j) * WIDTH);
+        for (int64_t j = std::max(panel, i); j < last; ++j) {
+          const int64_t k = place(i, j);
+          double* lanes = kept ? c.lanes + k * WIDTH : c.lanes;
+          if (!kept) std::fill(lanes, lanes + PAIRS * WIDTH, 0.0);
+          if (i == j) {
+            multiply<WIDTH, HEIGHT, true>(a, a, steps, lanes);
+          } else {
+            multiply<WIDTH, HEIGHT, false>(a, c.tile + j * c.pitch, steps, lanes);
+          }
+          if (!kept) add_lanes<WIDTH>(lanes, c.sums + k);
         }
       }
     }
   }
-  for (int64_t k = 0; k < all; k += PAIRS) {
-    fold<PAIRS, WIDTH>(c.lanes + k * WIDTH);
-    for (int64_t q = 0; q < PAIRS; ++q) c.sums[k + q] += c.lanes[k * WIDTH + q];
-  }
+  for (int64_t k = 0; kept && k < all; k += PAIRS) add_lanes<WIDTH>(c.lanes + k * WIDTH, c.sums + k);
 }
 
 // One binary, three instruction sets, chosen at the first call.
@@ -141,10 +156,11 @@ void RowSums::resize(int64_t slots) {
 
 void RowSums::add(int64_t slot, const std::vector<Row>& rows, int64_t begin, int64_t end, Room& room) {
   static const AddProducts add = best();
-  const int64_t pitch = std::min(TILE, round_up(end - begin, LANES)) * GROUP, groups = round_up(rows_, GROUP) / GROUP;
+  const int64_t groups = round_up(rows_, GROUP) / GROUP, all = pairs(rows_);
+  const int64_t pitch = std::min(tile_of(all), round_up(end - begin, LANES)) * GROUP;
   const int64_t tile = groups * pitch / LANES;
   if (room.tile != tile) {
-    room.lines.reset(new Line[tile + pairs(rows_)]);
+    room.lines.reset(new Line[tile + (all <= KEPT ? all : PAIRS)]);
     room.tile = tile;
     std::fill(&room.lines[tile - pitch / LANES], &room.lines[tile], Line{});  // what fills up the last group
   }

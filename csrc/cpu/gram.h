@@ -20,7 +20,7 @@ class RowSums {
 
   void resize(int64_t slots);
 
-  struct Room {  // to work in: a tile, then sums by lane
+  struct Room {  // to work in, of one object: a tile, then sums by lane
     std::unique_ptr<Line[]> lines;
     int64_t tile = -1;  // lines of it
   };

@@ -36,7 +36,7 @@ bool is_double(const Side& side);
 // Positions start .. start+count-1 of a panel's columns, [position][column]; zeros for what is not there.
 template <int64_t COLUMNS, class E, class T>
 MTU_FAST_INLINE void lay_out_from(const E* data, const Side& side, const Side::Row& row, int64_t first, int64_t start,
-                               int64_t count, T* to) {
+                                  int64_t count, T* to) {
   const std::vector<Tap>& taps = side.taps[row.block];
   const int64_t columns = std::min(COLUMNS, side.columns - first), kernel = taps.size();
   const bool whole = columns == COLUMNS && std::all_of(taps.begin(), taps.end(), [](const Tap& tap) { return tap.whole; });

@@ -7,14 +7,16 @@ import json
 import os
 import platform
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 
-FILE = Path.home() / ".cache" / "mtu_fast" / "costs.json"
+PRICES = 1  # counted up when a formula or a kernel changes what a constant means
+FILE: Path | None = None  # in place of the one in the home directory
 
 
 @dataclass(frozen=True)
@@ -61,56 +63,87 @@ COSTS = {  # measured, see CONTRIBUTING.md
 # ---- measured -------------------------------------------------------------------------------------------------------
 
 
-def store(device: torch.device, costs: Costs) -> None:
-    """Keep the costs for this machine's `device`, beside those of others; the file is whole at every moment."""
-    every = _read()
-    today = datetime.date.today().isoformat()
-    every[machine(device)] = {"measured": today, **asdict(costs)}
-    FILE.parent.mkdir(parents=True, exist_ok=True)
-    part = FILE.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(every, indent=2) + "\n")
-    part.replace(FILE)
+def file() -> Path | None:
+    """Where measured costs are kept; None where there is no home."""
+    try:
+        return FILE or Path.home() / ".cache" / "mtu_fast" / "costs.json"
+    except RuntimeError:
+        return None
+
+
+def store(device: torch.device, costs: Costs) -> Path:
+    """Keep the costs for this machine's `device`, beside those of others; the file is whole at every moment.
+
+    Raises:
+        OSError: there is no home, or it cannot be written to.
+    """
+    path = file()
+    if path is None:
+        raise OSError("there is no home directory")
+    every = _read() | {machine(device): {"measured": datetime.date.today().isoformat(), **asdict(costs)}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}")
+    try:
+        part.write_text(json.dumps(every, indent=2) + "\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     _stored.cache_clear()
+    return path
 
 
 def stored(device: torch.device) -> tuple[Costs, str] | None:
     """The costs kept for this machine's `device` and the day they were measured on; None if there are none."""
-    return _stored(machine(device))
+    return _stored(machine(device), device.type)
 
 
 @cache
-def _stored(key: str) -> tuple[Costs, str] | None:
+def _stored(key: str, device: str) -> tuple[Costs, str] | None:
     entry = _read().get(key)
-    if not isinstance(entry, dict):
+    if entry is None:
         return None
-    day = entry.pop("measured", "")
-    try:
-        found = Costs(**entry)
-    except TypeError:  # of another version, which is no error
+    found = dict(entry) if isinstance(entry, dict) else {}
+    day = str(found.pop("measured", ""))
+    shipped = asdict(COSTS[device])
+    if found.keys() != shipped.keys() or not all(_like(found[name], shipped[name]) for name in shipped):
+        _warn(f"what it says of {key!r} is not what this version writes")
         return None
-    small, large, border = found.weight
-    return replace(found, weight=(small, large, border)), day
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
+    return Costs(**values), day
+
+
+def _like(value: object, shipped: object) -> bool:
+    """Whether a value that was read is of the kind that is shipped: numbers finite, and no less than 0."""
+    if isinstance(shipped, tuple):
+        return isinstance(value, list) and len(value) == len(shipped) and all(map(_like, value, shipped))
+    if isinstance(shipped, bool) or shipped is None:
+        return value is shipped
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < inf
 
 
 def _read() -> dict[str, Any]:
+    path = file()
     try:
-        found = json.loads(FILE.read_text())
-    except FileNotFoundError:
-        return {}
+        found = json.loads(path.read_text()) if path is not None and path.is_file() else {}
     except (OSError, ValueError) as error:
-        warnings.warn(
-            f"mtu_fast: {FILE} cannot be read ({error}), so the shipped costs serve; remove it, or measure anew with "
-            "`python -m mtu_fast calibrate`.", RuntimeWarning, stacklevel=2,
-        )  # fmt: skip
+        _warn(f"it cannot be read ({error})")
         return {}
     return found if isinstance(found, dict) else {}
 
 
+def _warn(why: str) -> None:
+    warnings.warn(
+        f"mtu_fast: {file()} does not serve, so the shipped costs do: {why}. `python -m mtu_fast calibrate` measures "
+        "them anew.", RuntimeWarning, stacklevel=2,
+    )  # fmt: skip
+
+
 def machine(device: torch.device) -> str:
-    """What costs depend on: the processor, torch and, of a CPU, the number of threads."""
+    """What costs depend on: the processor, its vector instructions and threads, torch, and what prices them here."""
+    where = f"{processor()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        where = torch.cuda.get_device_name(device)
+    return f"{where}, torch {torch.__version__}, prices {PRICES}"
 
 
 @cache

@@ -167,6 +167,7 @@ class _Forming(NamedTuple):
     left: tuple[int, int]
     right: tuple[int, int]
     double: bool
+    patches: bool = False
 
     @property
     def columns(self) -> int:
@@ -179,7 +180,9 @@ class _Forming(NamedTuple):
 
     def in_cache(self, cost: Costs) -> float:
         """By panels of columns, broken ones as whole ones; the taller side is laid out for every tile of the other."""
-        (tall, far), (wide, near) = sorted((self.left, self.right), reverse=True)
+        (tall, far), (wide, near) = self.left, self.right
+        if tall < wide and not self.patches:  # patches are never laid out whole
+            (tall, far), (wide, near) = self.right, self.left
         height, lanes = PANELS[0], PANELS[1] // (8 if self.double else 4)
         down, across = -(-tall // height), -(-wide // lanes)
         whole = down * height * across * lanes / self.columns
@@ -297,7 +300,7 @@ def conv_cost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> C
             ghost += (cost.product * n + cost.widen) * n * width
     seen, own = (sum(_positions(b[family[0]]) for family in families(side)) for side in (x, b))
     outputs = geometry.weight[1 if geometry.transposed else 0]
-    form = _Forming(r, pixels_out, (p // max(outputs, 1), seen), (outputs, own), x[0].dtype == WIDE)
+    form = _Forming(r, pixels_out, (p // max(outputs, 1), seen), (outputs, own), x[0].dtype == WIDE, taps > 1)
     calls = 0.0 if geometry.pointwise else r * (cost.call + (large if p > border else small) * p)
     return _cost(cost, ghost, form, fused=geometry.plain, calls=calls)
 

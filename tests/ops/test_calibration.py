@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ built = pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING o
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "folder" / "costs.json"
     monkeypatch.setattr(kept, "FILE", path)
+    monkeypatch.setattr(command, "devices", lambda: [CPU])
     kept._stored.cache_clear()
     yield path
     kept._stored.cache_clear()
@@ -75,43 +76,81 @@ def test_a_disturbed_measurement_stays_near_what_is_shipped() -> None:
 @built
 def test_this_machine_is_measured_kept_and_planned_by(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert costs(CPU) == COSTS["cpu"]
-    command.main(["calibrate"])
+    assert command.main(["calibrate"]) == 0
     printed = capsys.readouterr().out
     assert str(file) in printed and "row_product" in printed
     found, _ = kept.stored(CPU) or pytest.fail("nothing was kept")
     assert costs(CPU) == found != COSTS["cpu"]
-    assert found.product > 0 and found.row_product > 0
     assert list(json.loads(file.read_text())) == [kept.machine(CPU)]
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
     command.main([])
     assert "costs, cpu              measured " in capsys.readouterr().out
 
 
-def test_other_machines_and_other_threads_keep_theirs(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = replace(COSTS["cpu"], product=3.0)
+def test_other_machines_and_other_threads_keep_theirs(
+    file: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    mine, other = (replace(COSTS["cpu"], product=product) for product in (3.0, 4.0))
+    kept.store(CPU, mine)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert kept.stored(CPU) is None
     kept.store(CPU, other)
-    monkeypatch.setattr(kept, "processor", lambda: "another")
-    assert kept.stored(CPU) is None
-    kept.store(CPU, replace(other, product=4.0))
-    assert len(json.loads(file.read_text())) == 2
+    assert costs(CPU) == other
     monkeypatch.undo()
+    monkeypatch.setattr(kept, "FILE", file)
+    assert costs(CPU) == mine
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", "null"])
-def test_a_file_that_is_not_ours(file: Path, content: str, recwarn: pytest.WarningsRecorder) -> None:
+DAMAGED = {
+    "not json": "{",
+    "another field": {"speed": 1.0},
+    "a word for a number": {"product": "0.9"},
+    "nothing for a number": {"product": None},
+    "no number": {"row": float("nan")},
+    "less than nothing": {"row": -1.0},
+    "one weight": {"weight": 3.0},
+    "two weights": {"weight": [1.0, 2.0]},
+    "no entry": [],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_says_so_and_does_not_serve(file: Path, name: str) -> None:
     file.parent.mkdir()
-    file.write_text(content)
+    damage = DAMAGED[name]
+    entry = {"measured": "2026-01-01", **asdict(COSTS["cpu"]), **damage} if isinstance(damage, dict) else damage
+    file.write_text(damage if isinstance(damage, str) else json.dumps({kept.machine(CPU): entry}))
+    with pytest.warns(RuntimeWarning, match=r"costs\.json does not serve, so the shipped costs do"):
+        assert costs(CPU) == COSTS["cpu"]
+
+
+@built
+def test_a_home_that_cannot_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(kept, "FILE", tmp_path / "file" / "costs.json")
+    monkeypatch.setattr(command, "devices", lambda: [CPU])
+    assert command.main(["calibrate"]) == 1
+    assert "row_product" in (printed := capsys.readouterr().out) and "cpu: not kept: " in printed
+
+
+def test_without_a_home_the_shipped_costs_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(kept, "FILE", None)
+    monkeypatch.setattr(Path, "home", none)
+    kept._stored.cache_clear()
     assert kept.stored(CPU) is None
-    assert [str(file) in str(w.message) for w in recwarn] == [True] * (content == "{")
+    with pytest.raises(OSError, match="no home directory"):
+        kept.store(CPU, COSTS["cpu"])
 
 
-def test_an_entry_of_another_version(file: Path) -> None:
-    file.parent.mkdir()
-    file.write_text(json.dumps({kept.machine(CPU): {"measured": "2020-01-01", "speed": 1}}))
-    assert kept.stored(CPU) is None
-
-
-def test_plain_torch_has_its_own_costs(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_torch_has_its_own_costs(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(outer_ghost, "why_no_kernel", lambda device: "none was built")
-    with pytest.raises(RuntimeError, match=r"plain torch serves cpu here \(none was built\)"):
-        calibration.measure(CPU)
+    assert command.main(["calibrate"]) == 1
+    assert "cpu: plain torch serves here (none was built)" in capsys.readouterr().out
     assert not file.exists()

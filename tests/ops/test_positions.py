@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mtu_fast.ops import _library
 from mtu_fast.ops import gram as module
-from mtu_fast.ops.gram import conv_direct, conv_ghost, outer_direct, outer_ghost
+from mtu_fast.ops.gram import conv_direct, conv_ghost, outer_direct, outer_ghost, row_gram
 from tests.helpers.tolerance import assert_as_accurate
 
 built = pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING or "built")
@@ -182,6 +182,19 @@ def test_images_beyond_one_box_along_every_axis(conv: Callable[..., Tensor]) -> 
     arguments = walk(3, 2, 1)
     x, b = images(1, 1, 2, (61, 47), 2, arguments)
     assert torch.equal(conv([x], [b], *arguments), conv_exact([x], [b], arguments))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(0, 4), (3, 0), (0, 0)])
+def test_no_channels(conv: Callable[..., Tensor], inputs: int, outputs: int) -> None:
+    x, b = images(2, 1, inputs, (5, 5), outputs, walk())
+    assert torch.equal(conv([x], [b], *walk()), torch.zeros(2, 2, dtype=torch.float64))
+
+
+@built
+@pytest.mark.parametrize("rows", [88, 92, 300])
+def test_sums_by_lane_are_kept_or_folded(rows: int) -> None:
+    J = integers(rows, 700)
+    assert torch.equal(row_gram([J]), J.double() @ J.double().T)
 
 
 def test_one_input_under_several_walks_of_sizes(conv: Callable[..., Tensor]) -> None:
