@@ -50,7 +50,7 @@ class Direct {
   Side tall_, wide_;  // columns of the one are multiplied by vectors of columns of the other
   std::vector<std::vector<Use>> uses_;
   int64_t rows_ = 0, positions_ = 0;  // of G; of all of them together
-  bool is_double_ = false;             // rows are float64
+  bool is_double_ = false;            // rows are float64
   int64_t tall_panels_ = 0, wide_panels_ = 0, down_ = 1, across_ = 1, slots_ = 0;  // a tile: down by across panels
   std::unique_ptr<Line[]> packed_;  // [row][panel][position][column] of the wide side
   RowSums sums_{0, 0};

@@ -144,11 +144,6 @@ RowSums::RowSums(int64_t rows, int64_t known) : rows_(rows), fresh_(rows - known
 
 int64_t RowSums::pairs(int64_t rows) { return place(0, round_up(rows, GROUP) / GROUP); }
 
-int64_t RowSums::slots(int64_t rows, int64_t columns) {
-  const int64_t share = columns / (CHUNK_PER_ROW * std::max<int64_t>(1, rows));
-  return std::min(CHUNKS, std::max({int64_t{1}, share, SMALL / std::max<int64_t>(1, pairs(rows))}));
-}
-
 void RowSums::resize(int64_t slots) {
   slots_ = slots;
   sums_.assign(slots * pairs(rows_), 0.0);
@@ -189,7 +184,9 @@ void RowSums::write(double* gram) {
 RowGram::RowGram(std::vector<Row> rows, int64_t columns, int64_t known)
     : rows_(std::move(rows)), columns_(columns), sums_(rows_.size(), known) {
   const int64_t R = rows_.size(), pairs = std::max<int64_t>(1, RowSums::pairs(R));
-  width_ = round_up(std::max(std::min(CHUNK, WORK / pairs), columns / RowSums::slots(R, columns)), TILE);
+  const int64_t share = columns / (CHUNK_PER_ROW * std::max<int64_t>(1, R));
+  const int64_t most = std::min(CHUNKS, std::max({int64_t{1}, share, SMALL / pairs}));
+  width_ = round_up(std::max(std::min(CHUNK, WORK / pairs), columns / most), TILE);
   chunks_ = R == 0 ? 0 : round_up(columns, width_) / width_;
   sums_.resize(chunks_);
 }

@@ -15,8 +15,7 @@ class RowSums {
   // Products of the last `known` rows with one another are left out: zeros.
   RowSums(int64_t rows, int64_t known);
 
-  static int64_t pairs(int64_t rows);                   // pairs of rows that are multiplied, about
-  static int64_t slots(int64_t rows, int64_t columns);  // most slots, for their memory
+  static int64_t pairs(int64_t rows);  // of rows that are multiplied, about
 
   void resize(int64_t slots);
 
