@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -110,27 +111,132 @@ std::optional<mtu_fast::cpu::Element> element(const Tensor& t) {
   }
 }
 
-Tensor row_gram(std::vector<Tensor> blocks, int64_t known) {
-  STD_TORCH_CHECK(!blocks.empty(), "row_gram: expected at least one block of rows");
+// The rows of blocks [R_i, P], one after the other; blocks that a kernel cannot read are replaced.
+std::vector<mtu_fast::cpu::Row> joined(const char* op, std::vector<Tensor>& blocks) {
   std::vector<mtu_fast::cpu::Row> rows;
   for (Tensor& t : blocks) {
-    STD_TORCH_CHECK(t.is_cpu(), "row_gram: expected every block on the CPU");
-    STD_TORCH_CHECK(t.dim() == 2, "row_gram: expected blocks [R_i, P], got ", t.dim(), " dimensions");
-    STD_TORCH_CHECK(t.size(1) == blocks[0].size(1), "row_gram: expected blocks of one width, got ", blocks[0].size(1),
-                    " and ", t.size(1));
+    STD_TORCH_CHECK(t.is_cpu(), op, ": expected every block on the CPU");
+    STD_TORCH_CHECK(t.dim() == 2, op, ": expected blocks [R_i, P], got ", t.dim(), " dimensions");
+    STD_TORCH_CHECK(t.size(1) == blocks[0].size(1), op, ": expected blocks of one width, got ", blocks[0].size(1), " and ",
+                    t.size(1));
     if (!element(t)) t = torch::stable::to(t, ScalarType::Double);
     if (t.size(1) > 1 && t.stride(1) != 1) t = torch::stable::contiguous(t);
     const auto* data = static_cast<const char*>(t.const_data_ptr());
     const int64_t step = t.stride(0) * t.element_size();
     for (int64_t r = 0; r < t.size(0); ++r) rows.push_back({data + r * step, *element(t)});
   }
+  return rows;
+}
+
+int64_t chunks_at_once(int64_t work) { return std::max<int64_t>(1, 1'000'000 / (work + 1)); }  // about 50 us a thread
+
+Tensor row_gram(std::vector<Tensor> blocks, int64_t known) {
+  STD_TORCH_CHECK(!blocks.empty(), "row_gram: expected at least one block of rows");
+  std::vector<mtu_fast::cpu::Row> rows = joined("row_gram", blocks);
   const int64_t R = rows.size();
   STD_TORCH_CHECK(0 <= known && known <= R, "row_gram: expected known from 0 to ", R, ", got ", known);
   Tensor out = torch::stable::new_empty(blocks[0], {R, R}, ScalarType::Double);
   mtu_fast::cpu::RowGram gram(std::move(rows), blocks[0].size(1), known);
-  const int64_t grain = std::max<int64_t>(1, 1'000'000 / (gram.work() + 1));  // about 50 us a thread
-  torch::stable::parallel_for(0, gram.chunks(), grain, [&](int64_t begin, int64_t end) { gram.sum(begin, end); });
+  torch::stable::parallel_for(0, gram.chunks(), chunks_at_once(gram.work()),
+                              [&](int64_t begin, int64_t end) { gram.sum(begin, end); });
   gram.write(out.mutable_data_ptr<double>());
+  return out;
+}
+
+bool same(const Tensor& a, const Tensor& b) {
+  const auto size = a.sizes(), other = b.sizes();
+  const auto stride = a.strides(), step = b.strides();
+  return a.const_data_ptr() == b.const_data_ptr() && a.scalar_type() == b.scalar_type() &&
+         std::equal(size.begin(), size.end(), other.begin(), other.end()) &&
+         std::equal(stride.begin(), stride.end(), step.begin(), step.end());
+}
+
+// Which block each block is the same tensor as: the first of them.
+std::vector<size_t> firsts(const std::vector<Tensor>& blocks) {
+  std::vector<size_t> found;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    size_t first = 0;
+    while (!same(blocks[first], blocks[i])) ++first;
+    found.push_back(first);
+  }
+  return found;
+}
+
+// One side of rows left ⊗ right: its Gram, blocks that are one and the same tensor multiplied once.
+mtu_fast::cpu::Factor factor(const std::vector<Tensor>& blocks) {
+  const std::vector<size_t> first = firsts(blocks);
+  std::vector<Tensor> distinct;
+  std::vector<int64_t> starts(blocks.size());
+  mtu_fast::cpu::Factor found;
+  int64_t count = 0, R = 0;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    starts[i] = first[i] == i ? count : starts[first[i]];
+    found.blocks.push_back({R, starts[i], blocks[i].size(0)});
+    R += blocks[i].size(0);
+    if (first[i] != i) continue;
+    count += blocks[i].size(0);
+    distinct.push_back(blocks[i]);
+  }
+  found.gram.resize(count * count);
+  std::vector<mtu_fast::cpu::Row> all = joined("rank_one_gram", distinct);
+  mtu_fast::cpu::RowGram gram(std::move(all), distinct[0].size(1), 0);
+  torch::stable::parallel_for(0, gram.chunks(), chunks_at_once(gram.work()),
+                              [&](int64_t begin, int64_t end) { gram.sum(begin, end); });
+  gram.write(found.gram.data());
+  found.rows = count;
+  return found;
+}
+
+// Which side each side is the same blocks as: the first of them.
+std::vector<size_t> first_sides(const std::vector<std::vector<Tensor>>& sides) {
+  std::unordered_multimap<const void*, size_t> seen;  // by where a side begins
+  std::vector<size_t> found;
+  for (size_t i = 0; i < sides.size(); ++i) {
+    const void* begin = sides[i][0].const_data_ptr();
+    const auto [from, to] = seen.equal_range(begin);
+    const auto alike = std::find_if(from, to, [&](const auto& other) {
+      return std::equal(sides[i].begin(), sides[i].end(), sides[other.second].begin(), same);
+    });
+    found.push_back(alike == to ? i : alike->second);
+    if (alike == to) seen.emplace(begin, i);
+  }
+  return found;
+}
+
+Tensor rank_one_gram(std::vector<Tensor> left, std::vector<Tensor> right, int64_t parameters) {
+  const int64_t all = left.size();
+  STD_TORCH_CHECK(parameters > 0 && all > 0 && all % parameters == 0 && right.size() == left.size(),
+                  "rank_one_gram: expected as many blocks on both sides and for each of ", parameters,
+                  " parameters, one at least, got ", all, " and ", right.size());
+  const int64_t blocks = all / parameters;
+  int64_t R = 0;
+  for (int64_t i = 0; i < all; ++i) {
+    const int64_t rows = left[i % blocks].size(0);
+    STD_TORCH_CHECK(left[i].size(0) == rows && right[i].size(0) == rows, "rank_one_gram: block ", i, " has ",
+                    left[i].size(0), " and ", right[i].size(0), " rows, expected ", rows, " as for the first parameter");
+    if (i < blocks) R += rows;
+  }
+  std::vector<std::vector<Tensor>> sides;  // left and right of every parameter in turn
+  for (int64_t j = 0; j < all; j += blocks) {
+    for (const auto* t : {&left, &right}) sides.emplace_back(t->begin() + j, t->begin() + j + blocks);
+  }
+  const std::vector<size_t> first = first_sides(sides);
+  std::vector<mtu_fast::cpu::Factor> factors(sides.size());
+  std::vector<size_t> last(sides.size());
+  for (size_t i = 0; i < sides.size(); ++i) last[first[i]] = i;
+  Tensor out = torch::stable::new_zeros(left[0], {R, R}, ScalarType::Double);
+  for (size_t i = 0; i < sides.size(); i += 2) {
+    for (size_t k : {i, i + 1}) {
+      if (first[k] == k) factors[k] = factor(sides[k]);
+    }
+    const auto &a = factors[first[i]], &b = factors[first[i + 1]];
+    torch::stable::parallel_for(0, R, chunks_at_once(R), [&](int64_t begin, int64_t end) {
+      mtu_fast::cpu::add_hadamard(a, b, R, begin, end, out.mutable_data_ptr<double>());
+    });
+    for (size_t k : {first[i], first[i + 1]}) {
+      if (last[k] <= i + 1) factors[k] = {};
+    }
+  }
   return out;
 }
 
@@ -194,29 +300,10 @@ std::vector<Tensor> transform(std::vector<Tensor> rows, Tensor T) {
   return out;
 }
 
-bool same(const Tensor& a, const Tensor& b) {
-  const auto size = a.sizes(), other = b.sizes();
-  const auto stride = a.strides(), step = b.strides();
-  return a.const_data_ptr() == b.const_data_ptr() && a.scalar_type() == b.scalar_type() &&
-         std::equal(size.begin(), size.end(), other.begin(), other.end()) &&
-         std::equal(stride.begin(), stride.end(), step.begin(), step.end());
-}
-
 mtu_fast::cpu::Block block(Tensor& t) {
   if (!element(t)) t = torch::stable::to(t, ScalarType::Double);
   const auto size = t.sizes(), stride = t.strides();
   return {t.const_data_ptr(), *element(t), {size.begin(), size.end()}, {stride.begin(), stride.end()}};
-}
-
-// Which block each block is the same tensor as: the first of them.
-std::vector<size_t> firsts(const std::vector<Tensor>& blocks) {
-  std::vector<size_t> found;
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    size_t first = 0;
-    while (!same(blocks[first], blocks[i])) ++first;
-    found.push_back(first);
-  }
-  return found;
 }
 
 void check_sides(const char* op, const std::vector<Tensor>& x, const std::vector<Tensor>& b, int64_t axes) {
@@ -424,6 +511,7 @@ STABLE_TORCH_LIBRARY_IMPL(mtu_fast, CPU, m) {
   m.impl("outer_direct", TORCH_BOX(&outer_direct));
   m.impl("outer_ghost", TORCH_BOX(&outer_ghost));
   m.impl("project", TORCH_BOX(&project));
+  m.impl("rank_one_gram", TORCH_BOX(&rank_one_gram));
   m.impl("row_gram", TORCH_BOX(&row_gram));
   m.impl("transform", TORCH_BOX(&transform));
 }

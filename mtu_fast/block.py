@@ -99,6 +99,8 @@ def _versions(uses: dict[int, Use]) -> tuple[int, ...]:
 
 def join_roles(parts: Sequence[Roles]) -> Roles:
     """Roles of rows laid end to end, tasks matched by name."""
+    if len(parts) == 1:
+        return parts[0]
     tasks = tuple(dict.fromkeys(task for part in parts for task in part.tasks))
     moved = [torch.tensor([tasks.index(t) for t in part.tasks], device=part.task.device)[part.task] for part in parts]
     lowest = min((part.dtype for part in parts), key=lambda dtype: -torch.finfo(dtype).eps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,11 +46,20 @@ def named_losses(losses: Losses) -> dict[str, Tensor]:
     devices = {task: str(loss.device) for task, loss in named.items()}
     if len(set(devices.values())) > 1:
         raise ValueError(f"losses are on different devices {devices}, expected one: move them, or take rows apart.")
-    finite = torch.stack([torch.isfinite(loss.detach()).all() for loss in named.values()])
-    if not bool(finite.all()):  # one wait for the device, whatever the tasks
+    if not all_finite([loss.detach() for loss in named.values()]):
         for task, loss in named.items():
             _check_finite(task, loss)
     return dict(named)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether nothing in these is infinite or undefined; one wait for their device, whatever their number."""
+    real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
+    # A sum is finite if all its terms are, but for terms near the end of the range; it costs one read.
+    sums = [t.sum(dtype=torch.float32 if t.dtype.itemsize < 4 else None).double() for t in real]
+    if not sums or all(map(isfinite, torch.stack(sums).tolist())):
+        return True
+    return all(bool(torch.isfinite(t).all()) for t in real)
 
 
 def check_direction(d: Any, parameters: Mapping[str, Tensor]) -> None:

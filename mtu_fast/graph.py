@@ -32,12 +32,13 @@ class Graph:
 
     def __init__(self, losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         self.losses = losses
-        self.nodes: list[Any] = node_ops.below([loss.grad_fn for loss in losses])
-        self.names: list[str] = [node.name() for node in self.nodes]
+        following = node_ops.below([loss.grad_fn for loss in losses])
+        self.nodes: list[Any] = list(following)
+        self.names = [node.name() for node in self.nodes]
         self.outputs = [node_ops.outputs(node) for node in self.nodes]
         index = {node: i for i, node in enumerate(self.nodes)}
         self.next: list[tuple[Edge | None, ...]] = [
-            tuple(None if m is None else (index[m], k) for m, k in node.next_functions) for node in self.nodes
+            tuple([None if m is None else (index[m], k) for m, k in edges]) for edges in following.values()
         ]
         self.roots = [index[loss.grad_fn] for loss in losses]
         which = {id(p): j for j, p in enumerate(parameters)}
@@ -61,7 +62,7 @@ class Graph:
             return tuple(self.names[i] for i in live), False
         parts = [
             (i, self.names[i], self.next[i], node_ops.integers(self.nodes[i]),
-             tuple((tuple(m.shape), m.dtype) for m in self.outputs[i]))
+             tuple([(tuple(m.shape), m.dtype) for m in self.outputs[i]]))
             for i in live
         ]  # fmt: skip
         ends = tuple((i, loss.output_nr) for i, loss in zip(self.roots, self.losses, strict=True))
@@ -78,6 +79,8 @@ class Graph:
     def release(self, freed: bool) -> None:
         """Free what the graph saved; `freed` says that the last task's pass did so on its way."""
         kept = list(self.losses[:-1] if freed else self.losses)
+        if not kept:
+            return
         done = self._below(self.roots[-1]) if freed else set()
         ends = {
             edge
@@ -85,7 +88,7 @@ class Graph:
             for edge in self.next[i]
             if i not in done and edge is not None and (edge[0] in done or not self.next[edge[0]])
         }
-        if kept and ends:
+        if ends:
             node_ops.release(kept, [GradientEdge(self.nodes[i], k) for i, k in sorted(ends)])
 
     def backward(

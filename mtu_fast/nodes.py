@@ -16,8 +16,10 @@ from torch.autograd.graph import GradientEdge
 
 Grads = tuple[Tensor | None, ...]
 
+Following = tuple[tuple[Any, int], ...]  # a node's `next_functions`
+
 ACCUMULATE = "torch::autograd::AccumulateGrad"
-WHOLE, WHOLE_TYPES = (int, str), {int, bool}  # arguments that say how elements move
+WHOLE, WHOLES = {int, bool, str}, {int, bool}  # types of arguments, and of their elements, that say how elements move
 
 # Views and casts: adjoints that keep inner products, so a Gram may be taken before them.
 ISOMETRIES = frozenset(
@@ -66,26 +68,28 @@ def stem(name: str) -> str:
     return name.partition("Backward")[0]
 
 
-def below(roots: Sequence[Any]) -> list[Any]:
-    """All nodes below the roots, in topological order: each before those it feeds gradients to."""
-    order: list[Any] = []
+def below(roots: Sequence[Any]) -> dict[Any, Following]:
+    """All nodes below the roots and what they feed gradients to, in topological order: each before those it feeds."""
+    order: list[tuple[Any, Following]] = []
     seen = set()
     for root in reversed(roots):
         if root in seen:
             continue
         seen.add(root)
-        stack = [(root, iter(root.next_functions))]
+        following = root.next_functions
+        stack = [(root, following, iter(following))]
         while stack:
-            node, following = stack[-1]
-            for child, _ in following:
+            node, following, rest = stack[-1]
+            for child, _ in rest:
                 if child is not None and child not in seen:
                     seen.add(child)
-                    stack.append((child, iter(child.next_functions)))
+                    following = child.next_functions
+                    stack.append((child, following, iter(following)))
                     break
             else:
-                order.append(node)
+                order.append((node, following))
                 stack.pop()
-    return order[::-1]
+    return dict(reversed(order))
 
 
 def outputs(node: Any) -> Sequence[Any]:
@@ -95,13 +99,13 @@ def outputs(node: Any) -> Sequence[Any]:
 
 
 def integers(node: Any) -> tuple[object, ...]:
-    """Integer arguments: dimensions, starts, sizes. Floats (a loss weight, a step size) may change freely."""
-    kind: Any = type(node)
+    """Integer arguments (dimensions, starts, sizes), None for others: a loss weight, a step size may change freely."""
     found: list[object] = []
-    for name in _attributes(kind)[1]:
-        value = getattr(node, name)
-        if isinstance(value, WHOLE) or (type(value) is tuple and {type(v) for v in value} <= WHOLE_TYPES):
-            found.append((name, value))
+    of: Any = type(node)
+    for attribute in _attributes(of)[1]:
+        value = getattr(node, attribute)
+        kind = type(value)
+        found.append(value if kind in WHOLE or (kind is tuple and WHOLES.issuperset(map(type, value))) else None)
     return tuple(found)
 
 
@@ -118,8 +122,10 @@ def recomputes(node: Any) -> bool:
     if _is_python(node):
         return False
     kind: Any = type(node)
-    saved = (s for name in _attributes(kind)[0] for s in _as_tuple(getattr(node, name)))
-    return any(s.unpack_hook is not None for s in saved)
+    for attribute in _attributes(kind)[0]:
+        if any(saved.unpack_hook is not None for saved in _as_tuple(getattr(node, attribute))):
+            return True
+    return False
 
 
 def vjp(node: Any, grads: Sequence[Tensor | None]) -> Grads:

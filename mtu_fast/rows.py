@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import inf, prod
+from math import inf
 
 import torch
 from torch import Tensor
 
 from mtu_fast import uses as use_ops
 from mtu_fast.block import Block, Shared, join_roles
-from mtu_fast.checks import check_direction
+from mtu_fast.checks import all_finite, check_direction
 from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
 from mtu_fast.ops.explicit import working_dtype
@@ -19,10 +19,11 @@ from mtu_fast.ops.gram import inexact, row_gram
 from mtu_fast.ops.gram_schmidt import effective_rank
 from mtu_fast.refine import refined, sensitive
 from mtu_fast.update import NotFiniteError, Update, accumulate, check_finite, check_meant, check_method
-from mtu_fast.uses import Dense, Use
+from mtu_fast.uses import Dense, Outer, Use
 
 SIDES = {RETAIN: "to retain", FORGET: "to forget", SUBSPACE: "kept for the subspace"}
-SMALL = 1 << 14  # parameters of a tensor: below, calls cost more than the work, and tensors are taken together
+Span = tuple[int, int]  # rows start .. stop - 1 of all
+Spans = tuple[Span, ...]
 
 
 class Rows:
@@ -89,21 +90,20 @@ class Rows:
         """
         self._check_open()
         spread = self._spread(w)
-        narrowed: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
+        narrowed: dict[tuple[int, Span, torch.dtype], Tensor] = {}
 
-        def weights(j: int, at: slice, dtype: torch.dtype) -> Tensor:
-            key = (id(spread[j]), at.start, at.stop, dtype)  # one conversion for all parameters, not one each
+        def weights(j: int, span: Span, dtype: torch.dtype) -> Tensor:
+            key = (id(spread[j]), span, dtype)  # one conversion for all parameters, not one each
             if key not in narrowed:
-                narrowed[key] = spread[j][at].to(dtype)
+                narrowed[key] = spread[j][slice(*span)].to(dtype)
             return narrowed[key]
 
         found: dict[Tensor, Tensor] = {}
         for j, parameter in enumerate(self._shared.parameters):
-            uses = list(self._uses(j))
+            where, uses = self._met(j)
             if uses:
-                parts = [weights(j, at, working_dtype(use.tensors[-1])) for at, use in uses]
-                total = use_ops.combine([use for _, use in uses], parts)
-                found[parameter] = total.view(parameter.shape).to(parameter.dtype)
+                parts = [weights(j, span, working_dtype(u.tensors[-1])) for span, u in zip(where, uses, strict=True)]
+                found[parameter] = use_ops.combine(uses, parts).view(parameter.shape).to(parameter.dtype)
         return found
 
     def push(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor:
@@ -213,7 +213,6 @@ class Rows:
 
     def update(self, method: Method | Tensor, *, outside: Tensor | None = None) -> Update:
         """`backward` without asking whether the method is meant for such rows; arguments and errors are the same."""
-        self._check_open()
         check_method(method)
         gram, constraint, per = None, None, "total"
         if isinstance(method, Tensor):
@@ -258,28 +257,37 @@ class Rows:
                 yield slice(start, start + len(block)), block.uses[j]
             start += len(block)
 
+    def _met(self, j: int) -> tuple[Spans, list[Use]]:
+        """The uses of a parameter, and which rows each of them has."""
+        found = list(self._uses(j))
+        return tuple((at.start, at.stop) for at, _ in found), [use for _, use in found]
+
     def _add_grams(self, gram: Tensor, group: Sequence[int]) -> None:
-        """Add the Gram of a group of parameters; those whose rows are small and explicit go together."""
+        """Add the Gram of a group of parameters; those of small explicit rows go together, those of rank one too."""
         known = self._add_known(gram, group)
-        together: dict[tuple[tuple[int, int], ...], list[list[Use]]] = {}
+        together: dict[Spans, list[list[Use]]] = {}
+        rank_one: dict[Spans, list[list[Outer]]] = {}
         for j in group:
-            found = list(self._uses(j))
-            if not found:
+            where, uses = self._met(j)
+            if not uses:
                 continue
-            where, uses = tuple((at.start, at.stop) for at, _ in found), [use for _, use in found]
             held = known if where[-1][1] == len(self) else 0
             if held:
                 uses = [use.grounded() for use in uses]
-            if all(isinstance(use, Dense) for use in uses) and use_ops.aligned(uses) and prod(uses[0].shape) <= SMALL:
+            if use_ops.small(uses):
                 together.setdefault(where, []).append(uses)
             elif held:
                 self._add(gram, where, row_gram([use.matrix() for use in uses], held))
+            elif outers := use_ops.rank_one(uses):
+                rank_one.setdefault(where, []).append(outers)
             else:
                 self._add(gram, where, use_ops.gram(uses, self._shared.precision))
+        for where, of_one in rank_one.items():
+            part, together[where] = use_ops.rank_one_gram(of_one, together.get(where, []))
+            self._add(gram, where, part)
         for where, many in together.items():
-            blocks = zip(*many, strict=True)  # per block, the uses of every parameter
-            rows = [torch.cat([use.matrix() for use in block], 1) for block in blocks]
-            self._add(gram, where, row_gram(rows, known if where[-1][1] == len(self) else 0))
+            for rows in use_ops.side_by_side(many):
+                self._add(gram, where, row_gram(rows, known if where[-1][1] == len(self) else 0))
 
     def _add_known(self, gram: Tensor, group: Sequence[int]) -> int:
         """Add the last block's products with itself where they are known from a step before; its rows, 0 if not.
@@ -297,7 +305,7 @@ class Rows:
         return len(last)
 
     @staticmethod
-    def _add(gram: Tensor, where: Sequence[tuple[int, int]], part: Tensor) -> None:
+    def _add(gram: Tensor, where: Spans, part: Tensor) -> None:
         if part.shape == gram.shape:
             gram += part
             return
@@ -366,7 +374,7 @@ class Rows:
             )
 
     def _check_finite(self, gram: Tensor) -> None:
-        if gram.numel() and not bool(torch.isfinite(gram).all()):
+        if not all_finite([gram]):
             bad = (~torch.isfinite(gram.diagonal(dim1=-2, dim2=-1))).any(0).nonzero().flatten()
             at: dict[str, list[tuple[str, int]]] = {}
             for r in bad[:8]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtu_fast.checks import all_finite
 from mtu_fast.methods import RETAIN, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
 from mtu_fast.ops.gram_schmidt import effective_rank
@@ -92,10 +93,7 @@ def check_finite(tensors: Iterable[Tensor]) -> None:
     Raises:
         NotFiniteError: something is.
     """
-    # A sum is finite if all its terms are, but for terms near the end of the range; it costs one read.
-    real = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors)  # complex: outside params
-    sums = [t.sum(dtype=torch.float32 if t.dtype.itemsize < 4 else None).double() for t in real]
-    if sums and not bool(torch.isfinite(torch.stack(sums)).all()):
+    if not all_finite(tensors):
         raise NotFiniteError(
             "backward: the update is not finite; .grad is untouched. Look for overflow in half precision, for weights "
             "that are not finite, or for a gradient that is not finite though its loss is; the last spoils whole-batch "

@@ -19,8 +19,9 @@ is pulled back to this side before the rows' inner products with it are taken.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from math import lcm, prod
 from typing import TypeVar
 
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast.ops import gram as op
-from mtu_fast.ops._blocks import WIDE, same
+from mtu_fast.ops._blocks import WIDE, memory, same
 from mtu_fast.ops.explicit import (
     Geometry,
     conv_inner,
@@ -67,6 +68,7 @@ class Chain:
 
 
 DIRECT = Chain()
+SMALL = 1 << 14  # numbers of a row: below, calls cost more than the work, and parameters are taken together
 TINY = torch.finfo(WIDE).tiny
 U = TypeVar("U", bound="Use")
 
@@ -399,6 +401,54 @@ def gram(uses: Sequence[Use], precision: str = "highest") -> Tensor:
     if gathers := _only(Gather, uses):
         return op.gather_gram([u.index for u in gathers], [u.values for u in gathers], precision)
     return _mixed_gram(uses)
+
+
+def rank_one(uses: Sequence[Use]) -> list[Outer]:
+    """The uses if their rows are outer products of one position in one space, else nothing."""
+    outers = _only(Outer, uses) if aligned(uses) else []
+    return outers if all(u.left.shape[1] == 1 for u in outers) else []
+
+
+def rank_one_gram(
+    parameters: Sequence[Sequence[Outer]], beside: Sequence[list[Use]]
+) -> tuple[Tensor, list[list[Use]]]:
+    """The sum of `gram` over parameters with uses of rank one by the same rows: one call for all of them.
+
+    Parameters of explicit rows `beside` them that are a side of the outer products (a bias) join as products with 1,
+    the products of that side being known; the others are handed back.
+    """
+    left = [[u.left[:, 0] for u in uses] for uses in parameters]
+    right = [[u.right[:, 0] for u in uses] for uses in parameters]
+    known = {tuple(map(memory, side)) for side in left + right}
+    others = []
+    for uses in beside:
+        side = [use.matrix() for use in uses]
+        if tuple(map(memory, side)) in known:
+            left.append(side)
+            right.append([t.new_ones(()).expand(len(t), 1) for t in side])
+        else:
+            others.append(uses)
+    return op.rank_one_gram(list(chain.from_iterable(left)), list(chain.from_iterable(right)), len(left)), others
+
+
+def small(uses: Sequence[Use]) -> bool:
+    """Whether the uses are few explicit numbers a row in one space: taken together with others (`side_by_side`)."""
+    return bool(_only(Dense, uses)) and prod(uses[0].shape) <= SMALL and aligned(uses)
+
+
+def side_by_side(parameters: Sequence[Sequence[Use]]) -> Iterator[list[Tensor]]:
+    """The rows of small uses of parameters by the same rows, joined to `[R_i, ΣP]` per block, some at a time."""
+    some: list[list[Tensor]] = []
+    taken = 0
+    for uses in parameters:
+        rows = [use.matrix() for use in uses]
+        taken += sum(t.numel() for t in rows)
+        if some and taken > op.BUFFER:
+            yield [torch.cat(block, 1) for block in zip(*some, strict=True)]
+            some, taken = [], sum(t.numel() for t in rows)
+        some.append(rows)
+    if some:
+        yield [torch.cat(block, 1) for block in zip(*some, strict=True)]
 
 
 def _mixed_gram(uses: Sequence[Use]) -> Tensor:

@@ -29,7 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "rows": {"block", "checks", "refine", "update", "uses", "methods", "ops"},
     "refine": {"methods", "ops"},
     "block": {"uses", "methods", "ops"},
-    "update": {"methods", "ops"},
+    "update": {"checks", "methods", "ops"},
     "stream": {"plan", "graph", "nodes", "rowmap", "rules", "uses"},
     "plan": {"graph", "nodes", "rowmap"},
     "graph": {"nodes"},

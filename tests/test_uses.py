@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtu_fast import uses
 from mtu_fast.ops import explicit
+from mtu_fast.ops import gram as op
 from mtu_fast.ops.explicit import Geometry
 from mtu_fast.uses import Chain, Conv, Dense, Gather, Outer, Use
 from tests.helpers.checks import random_weights
@@ -247,3 +248,24 @@ def test_shared_sides_are_combined_alike() -> None:
 def test_routes_have_names(kind: str, route: str) -> None:
     assert uses.route([make(kind)]).startswith(route)
     assert uses.route([make(kind), make("dense" if kind != "dense" else "outer")]) == "explicit rows"
+
+
+def test_parameters_of_rank_one_meet_in_one_call_and_take_their_biases_along() -> None:
+    left, right, other = draw(R, 1, 6), draw(R, 1, 4), draw(R, 3)
+    weights = [Outer((6, 4), left, right), Outer((6, 3), left, draw(R, 1, 3))]
+    bias, apart = Dense((6,), left[:, 0]), Dense((3,), other)
+    copied = replace(bias, rows=left[:, 0].clone())
+    G, rest = uses.rank_one_gram([[use] for use in weights], [[bias], [apart], [copied]])
+    assert len(rest) == 2 and rest[0][0] is apart and rest[1][0] is copied
+    J = torch.cat([rows_of(use) for use in [*weights, bias]], 1)
+    assert relative_error(G, J @ J.T) <= CLOSE
+
+
+def test_small_rows_are_joined_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "BUFFER", 5 * R)
+    rows = [[Dense((n,), draw(R, n)), Dense((n,), draw(2, n))] for n in (2, 1, 7, 3)]
+    portions = list(uses.side_by_side(rows))
+    assert [portion[0].shape[1] for portion in portions] == [3, 7, 3]
+    for block in range(2):
+        whole = torch.cat([portion[block] for portion in portions], 1)
+        assert torch.equal(whole, torch.cat([each[block].rows for each in rows], 1))

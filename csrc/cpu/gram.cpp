@@ -198,4 +198,18 @@ void RowGram::sum(int64_t begin, int64_t end) {
   for (int64_t c = begin; c < end; ++c) sums_.add(c, rows_, c * width_, std::min((c + 1) * width_, columns_), room);
 }
 
+void add_hadamard(const Factor& left, const Factor& right, int64_t R, int64_t begin, int64_t end, double* gram) {
+  for (size_t i = 0; i < left.blocks.size(); ++i) {
+    const Factor::Block &l = left.blocks[i], &r = right.blocks[i];
+    for (int64_t row = std::max(begin, l.row); row < std::min(end, l.row + l.count); ++row) {
+      const double* a = left.gram.data() + (l.at + row - l.row) * left.rows;
+      const double* b = right.gram.data() + (r.at + row - l.row) * right.rows;
+      for (size_t j = 0; j < left.blocks.size(); ++j) {
+        const Factor::Block &m = left.blocks[j], &s = right.blocks[j];
+        for (int64_t q = 0; q < m.count; ++q) gram[row * R + m.row + q] += a[m.at + q] * b[s.at + q];
+      }
+    }
+  }
+}
+
 }  // namespace mtu_fast::cpu

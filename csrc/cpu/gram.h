@@ -54,4 +54,17 @@ class RowGram {
   RowSums sums_;
 };
 
+// One side of rows left ⊗ right: the Gram of its distinct rows, [rows, rows], and where blocks of all rows are in it.
+struct Factor {
+  struct Block {
+    int64_t row, at, count;  // rows row .. row + count - 1 are the distinct ones from `at` on
+  };
+  std::vector<Block> blocks;
+  std::vector<double> gram;
+  int64_t rows = 0;
+};
+
+// gram[r, q] += (left_r · left_q) (right_r · right_q) for rows r of begin .. end-1 and all q; gram is [R, R].
+void add_hadamard(const Factor& left, const Factor& right, int64_t R, int64_t begin, int64_t end, double* gram);
+
 }  // namespace mtu_fast::cpu

@@ -118,9 +118,14 @@ def square(blocks: Sequence[Tensor]) -> Tensor:
     return blocks[0].new_empty(r, r, dtype=WIDE)
 
 
+def memory(t: Tensor) -> tuple[object, ...]:
+    """Which memory a tensor is, and how it is seen."""
+    return t.data_ptr(), t.shape, t.stride(), t.dtype
+
+
 def same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are one and the same memory, seen alike."""
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+    return memory(a) == memory(b)
 
 
 def families(blocks: Sequence[Tensor]) -> list[list[int]]:

@@ -131,20 +131,65 @@ row_gram.triton("gram")
 # ---- outer products -------------------------------------------------------------------------------------------------
 
 
+def _check_rank_one(left: Sequence[Tensor], right: Sequence[Tensor], parameters: int) -> None:
+    check_blocks("highest", left, right)
+    if parameters < 1 or len(left) != len(right) or not left or len(left) % parameters:
+        raise ValueError(
+            f"found {len(left)} and {len(right)} blocks, expected as many on both sides and for each of the "
+            f"{parameters} parameters, one at least."
+        )
+    counts = [t.shape[0] for t in left[: len(left) // parameters]] * parameters
+    for i, (a, b, count) in enumerate(zip(left, right, counts, strict=True)):
+        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != count or b.shape[0] != count:
+            raise ValueError(
+                f"the sides of block {i} have shapes {tuple(a.shape)} and {tuple(b.shape)}, expected [{count}, width], "
+                "the rows of the first parameter."
+            )
+
+
+@define("rank_one_gram(Tensor[] left, Tensor[] right, int parameters) -> Tensor", check=_check_rank_one)
+def rank_one_gram(left: Sequence[Tensor], right: Sequence[Tensor], parameters: int) -> Tensor:
+    """`G = Σ_j (L_j L_jᵀ) ∘ (R_j R_jᵀ)`: rows that are one outer product, `left ⊗ right`, in several parameters j.
+
+    Blocks left `[R_i, A_j]` and right `[R_i, B_j]`, those of a parameter together -> float64 `[R, R]`.
+    """
+    blocks = len(left) // parameters
+    gram = left[0].new_zeros(*2 * (sum(t.shape[0] for t in left[:blocks]),), dtype=WIDE)
+    for j in range(0, len(left), blocks):
+        gram.addcmul_(_side_gram(left[j : j + blocks]), _side_gram(right[j : j + blocks]))
+    return gram
+
+
+def _side_gram(blocks: Sequence[Tensor]) -> Tensor:
+    """`row_gram`, rows of blocks that are one and the same tensor multiplied once."""
+    groups = families(blocks)
+    if len(groups) == len(blocks):
+        return row_gram(blocks)
+    starts = dict(zip((f[0] for f in groups), offsets([blocks[f[0]] for f in groups]), strict=False))
+    first = {i: starts[family[0]] for family in groups for i in family}
+    at = torch.cat([torch.arange(len(t), device=t.device) + first[i] for i, t in enumerate(blocks)])
+    return row_gram([blocks[f[0]] for f in groups])[at[:, None], at]
+
+
+@rank_one_gram.fake
+def _(left: Sequence[Tensor], right: Sequence[Tensor], parameters: int) -> Tensor:
+    return square(left[: len(left) // parameters])
+
+
 def outer_gram(left: Sequence[Tensor], right: Sequence[Tensor], precision: str = "highest") -> Tensor:
     """`G = J Jᵀ` of rows `Σ_s left ⊗ right`: blocks left `[R_i, S_i, A]`, right `[R_i, S_i, B]` -> float64 `[R, R]`."""
     check_sides(left, right, precision)
     route = outer_route(left, right)
-    if route == "one position":
-        return row_gram([t[:, 0] for t in left]).mul_(row_gram([t[:, 0] for t in right]))
+    if route == "rank one":
+        return rank_one_gram([t[:, 0] for t in left], [t[:, 0] for t in right], 1)
     if route == "ghost":
         return outer_ghost(left, right, precision)
     return outer_direct(left, right, precision)
 
 
 def outer_route(left: Sequence[Tensor], right: Sequence[Tensor]) -> str:
-    """`"one position"`, `"ghost"` or `"direct"`, whichever costs least for these blocks."""
-    return "one position" if all(t.shape[1] == 1 for t in left) else outer_cost(left, right).route
+    """`"rank one"` (rows of one position), or `"ghost"` or `"direct"`, whichever costs least for these blocks."""
+    return "rank one" if all(t.shape[1] == 1 for t in left) else outer_cost(left, right).route
 
 
 def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor]) -> Cost:

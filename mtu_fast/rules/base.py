@@ -55,4 +55,6 @@ def summed(b: Tensor, rows: RowMap, shape: tuple[int, ...]) -> Dense | None:
     kept = [1] * (b.dim() - len(shape)) + list(shape)
     del kept[rows.dim]
     over = [1] + [d + 2 for d, size in enumerate(kept) if size == 1]
-    return Dense(shape, parts.sum(over, dtype=working_dtype(b)).view(-1, *shape))
+    if all(parts.shape[d] == 1 for d in over):  # nothing to add: the rows are b itself
+        return Dense(shape, parts.to(working_dtype(b)).reshape(rows.count, *shape))
+    return Dense(shape, parts.sum(over, dtype=working_dtype(b)).view(rows.count, *shape))

@@ -164,8 +164,55 @@ def test_outer_gram(
 def test_outer_gram_of_one_position(dtype: torch.dtype) -> None:
     left = [draw(r, 1, 5, dtype=dtype, seed=r) for r in (3, 2)]
     right = [draw(r, 1, 7, dtype=dtype, seed=r) for r in (3, 2)]
-    assert op.outer_route(left, right) == "one position"
-    check("one position", op.outer_gram(left, right), outer_truth(left, right), outer_plain(left, right))
+    assert op.outer_route(left, right) == "rank one"
+    check("rank one", op.outer_gram(left, right), outer_truth(left, right), outer_plain(left, right))
+
+
+RANK_ONE: dict[str, Callable[[torch.dtype], tuple[list[Blocks], list[Blocks]]]] = {
+    "several parameters": lambda dtype: (
+        [[draw(r, a, dtype=dtype, seed=a) for r in (3, 2)] for a in (5, 1, 130)],
+        [[draw(r, b, dtype=dtype, seed=b) for r in (3, 2)] for b in (7, 4, 1)],
+    ),
+    "no rows in one block": lambda dtype: ([[draw(0, 5, dtype=dtype), draw(2, 5, dtype=dtype)]],) * 2,
+}
+
+
+def shared_sides(dtype: torch.dtype) -> tuple[list[Blocks], list[Blocks]]:
+    """Two tasks on one activation; a third parameter whose rows are a side of the first, times one."""
+    x, y = draw(4, 6, dtype=dtype, seed=1), draw(4, 9, dtype=dtype, seed=2)
+    b = [draw(4, 9, dtype=dtype, seed=s) for s in (3, 4)]
+    ones = x.new_ones(()).expand(4, 1)
+    return [b, [y, y], b], [[x, x], [x, x], [ones, ones]]
+
+
+@pytest.mark.parametrize("run", [op.rank_one_gram, op.rank_one_gram.reference], ids=["dispatched", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("make", [*RANK_ONE.values(), shared_sides], ids=[*RANK_ONE, "shared sides"])
+def test_rank_one_gram(make: Callable[..., Any], dtype: torch.dtype, run: Callable[..., Tensor]) -> None:
+    left, right = make(dtype)
+    found = run([t for side in left for t in side], [t for side in right for t in side], len(left))
+    sides = list(zip(left, right, strict=True))
+    rows = [
+        torch.cat([torch.einsum("ra,rb->rab", a[i].double(), b[i].double()).flatten(1) for a, b in sides], 1)
+        for i in range(len(left[0]))
+    ]
+    check("rank one", found, rows, [t.to(working_dtype(left[0][0])) for t in rows])
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "parameters", "message"),
+    [
+        ([], [], 1, "found 0 and 0 blocks"),
+        ([draw(2, 3)], [draw(2, 3)] * 2, 1, "found 1 and 2 blocks"),
+        ([draw(2, 3)] * 3, [draw(2, 3)] * 3, 2, "for each of the 2 parameters"),
+        ([draw(2, 3)], [draw(2, 3)], 0, "for each of the 0 parameters"),
+        ([draw(2, 3), draw(3, 3)], [draw(2, 3), draw(3, 3)], 2, r"the sides of block 1 .*expected \[2, width\]"),
+        ([draw(2, 3)], [draw(2, 1, 3)], 1, "the sides of block 0"),
+    ],
+)
+def test_rank_one_gram_refuses(left: Blocks, right: Blocks, parameters: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        op.rank_one_gram(left, right, parameters)
 
 
 def test_outer_route_prefers_what_is_cheaper() -> None:
@@ -374,6 +421,7 @@ def conv_arguments(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, 
 
 CALLS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
     "row_gram": lambda: (op.row_gram, ([draw(3, 7), draw(2, 7)],)),
+    "rank_one_gram": lambda: (op.rank_one_gram, ([draw(3, 7), draw(3, 2)], [draw(3, 5), draw(3, 1)], 2)),
     "outer_direct": lambda: (op.outer_direct, (*outer_blocks("unequal", torch.float64), "highest")),
     "conv_direct": lambda: (op.conv_direct, conv_arguments("2d", torch.float64)),
     "outer_ghost": lambda: (op.outer_ghost, (*outer_blocks("unequal", torch.float32), "highest")),
@@ -409,6 +457,7 @@ def test_the_same_bits_twice(name: str) -> None:
 
 ROUTES: dict[str, Callable[[Tensor, str], Tensor]] = {
     "row_gram": lambda t, precision: op.row_gram([t[:, 0]]),
+    "rank_one_gram": lambda t, precision: op.rank_one_gram([t[:, 0]], [t[:, 0].abs()], 1),
     "outer_gram, one position": lambda t, precision: op.outer_gram([t[:, :1]], [t[:, :1].abs()], precision),
     "outer_gram": lambda t, precision: op.outer_gram([t.abs()], [t], precision),
     "outer_direct": lambda t, precision: op.outer_direct([t], [t], precision),
@@ -433,7 +482,7 @@ def test_complex_blocks_are_refused(name: str) -> None:
         ROUTES[name](torch.randn(2, 3, 5, dtype=torch.complex128), "highest")
 
 
-@pytest.mark.parametrize("name", [name for name in ROUTES if name != "row_gram"])
+@pytest.mark.parametrize("name", [name for name in ROUTES if name not in ("row_gram", "rank_one_gram")])
 def test_an_unknown_precision_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"precision: found 'fast', expected one of 'highest', 'high', 'medium'"):
         ROUTES[name](torch.randn(2, 3, 5), "fast")
