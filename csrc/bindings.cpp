@@ -130,16 +130,20 @@ std::vector<mtu_fast::cpu::Row> joined(const char* op, std::vector<Tensor>& bloc
 
 int64_t chunks_at_once(int64_t work) { return std::max<int64_t>(1, 1'000'000 / (work + 1)); }  // about 50 us a thread
 
+void write_gram(std::vector<mtu_fast::cpu::Row> rows, int64_t columns, int64_t known, double* out) {
+  mtu_fast::cpu::RowGram gram(std::move(rows), columns, known);
+  torch::stable::parallel_for(0, gram.chunks(), chunks_at_once(gram.work()),
+                              [&](int64_t begin, int64_t end) { gram.sum(begin, end); });
+  gram.write(out);
+}
+
 Tensor row_gram(std::vector<Tensor> blocks, int64_t known) {
   STD_TORCH_CHECK(!blocks.empty(), "row_gram: expected at least one block of rows");
   std::vector<mtu_fast::cpu::Row> rows = joined("row_gram", blocks);
   const int64_t R = rows.size();
   STD_TORCH_CHECK(0 <= known && known <= R, "row_gram: expected known from 0 to ", R, ", got ", known);
   Tensor out = torch::stable::new_empty(blocks[0], {R, R}, ScalarType::Double);
-  mtu_fast::cpu::RowGram gram(std::move(rows), blocks[0].size(1), known);
-  torch::stable::parallel_for(0, gram.chunks(), chunks_at_once(gram.work()),
-                              [&](int64_t begin, int64_t end) { gram.sum(begin, end); });
-  gram.write(out.mutable_data_ptr<double>());
+  write_gram(std::move(rows), blocks[0].size(1), known, out.mutable_data_ptr<double>());
   return out;
 }
 
@@ -178,16 +182,12 @@ mtu_fast::cpu::Factor factor(const std::vector<Tensor>& blocks) {
     distinct.push_back(blocks[i]);
   }
   found.gram.resize(count * count);
-  std::vector<mtu_fast::cpu::Row> all = joined("rank_one_gram", distinct);
-  mtu_fast::cpu::RowGram gram(std::move(all), distinct[0].size(1), 0);
-  torch::stable::parallel_for(0, gram.chunks(), chunks_at_once(gram.work()),
-                              [&](int64_t begin, int64_t end) { gram.sum(begin, end); });
-  gram.write(found.gram.data());
+  write_gram(joined("rank_one_gram", distinct), distinct[0].size(1), 0, found.gram.data());
   found.rows = count;
   return found;
 }
 
-// Which side each side is the same blocks as: the first of them.
+// For each side the first one that has the same blocks.
 std::vector<size_t> first_sides(const std::vector<std::vector<Tensor>>& sides) {
   std::unordered_multimap<const void*, size_t> seen;  // by where a side begins
   std::vector<size_t> found;
@@ -225,13 +225,14 @@ Tensor rank_one_gram(std::vector<Tensor> left, std::vector<Tensor> right, int64_
   std::vector<size_t> last(sides.size());
   for (size_t i = 0; i < sides.size(); ++i) last[first[i]] = i;
   Tensor out = torch::stable::new_zeros(left[0], {R, R}, ScalarType::Double);
+  double* const sums = out.mutable_data_ptr<double>();
   for (size_t i = 0; i < sides.size(); i += 2) {
     for (size_t k : {i, i + 1}) {
       if (first[k] == k) factors[k] = factor(sides[k]);
     }
     const auto &a = factors[first[i]], &b = factors[first[i + 1]];
     torch::stable::parallel_for(0, R, chunks_at_once(R), [&](int64_t begin, int64_t end) {
-      mtu_fast::cpu::add_hadamard(a, b, R, begin, end, out.mutable_data_ptr<double>());
+      mtu_fast::cpu::add_hadamard(a, b, R, begin, end, sums);
     });
     for (size_t k : {first[i], first[i + 1]}) {
       if (last[k] <= i + 1) factors[k] = {};
@@ -336,8 +337,8 @@ Tensor ghost(std::vector<Tensor>& x, std::vector<Tensor>& b, const mtu_fast::cpu
   Tensor out = torch::stable::new_empty(x[0], {R, R}, ScalarType::Double);
   mtu_fast::cpu::Ghost gram(std::move(families), walk);
   torch::stable::parallel_for(0, gram.panels(), 64, [&](int64_t begin, int64_t end) { gram.widen(begin, end); });
-  const int64_t grain = std::max<int64_t>(1, 1'000'000 / (gram.work() + 1));  // about 50 us a thread
-  torch::stable::parallel_for(0, gram.pairs(), grain, [&](int64_t begin, int64_t end) { gram.multiply(begin, end); });
+  torch::stable::parallel_for(0, gram.pairs(), chunks_at_once(gram.work()),
+                              [&](int64_t begin, int64_t end) { gram.multiply(begin, end); });
   gram.write(out.mutable_data_ptr<double>(), R);
   return out;
 }

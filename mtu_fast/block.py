@@ -94,7 +94,7 @@ class Block:
 
 
 def _versions(uses: dict[int, Use]) -> tuple[int, ...]:
-    return tuple(t._version for use in uses.values() for t in use.tensors)
+    return tuple(version for use in uses.values() for version in use.versions)
 
 
 def join_roles(parts: Sequence[Roles]) -> Roles:

@@ -59,7 +59,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     sums = [t.sum(dtype=torch.float32 if t.dtype.itemsize < 4 else None).double() for t in real]
     if not sums or all(map(isfinite, torch.stack(sums).tolist())):
         return True
-    return all(bool(torch.isfinite(t).all()) for t in real)
+    return bool(torch.stack([torch.isfinite(t).all() for t in real]).all())
 
 
 def check_direction(d: Any, parameters: Mapping[str, Tensor]) -> None:

@@ -390,7 +390,8 @@ def _no_rows(stale: StaleMap, task: str) -> RuntimeError:
 
 
 def _roles(task: str, sample: Tensor, kind: Tensor, loss: Tensor, dtype: torch.dtype) -> Roles:
-    return Roles(torch.zeros_like(sample), sample, kind, loss.detach().double(), (task,), dtype)
+    values = loss.detach().to(torch.float64, copy=True)  # the loss may be written to later
+    return Roles(torch.zeros_like(sample), sample, kind, values, (task,), dtype)
 
 
 def _select(roles: Roles, at: Tensor) -> Roles:

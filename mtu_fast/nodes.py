@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 Grads = tuple[Tensor | None, ...]
-
 Following = tuple[tuple[Any, int], ...]  # a node's `next_functions`
 
 ACCUMULATE = "torch::autograd::AccumulateGrad"
-WHOLE, WHOLES = {int, bool, str}, {int, bool}  # types of arguments, and of their elements, that say how elements move
+WHOLE, WHOLE_IN_TUPLES = {int, bool, str}, {int, bool}  # types of arguments that say how elements move
 
 # Views and casts: adjoints that keep inner products, so a Gram may be taken before them.
 ISOMETRIES = frozenset(
@@ -76,15 +75,15 @@ def below(roots: Sequence[Any]) -> dict[Any, Following]:
         if root in seen:
             continue
         seen.add(root)
-        following = root.next_functions
-        stack = [(root, following, iter(following))]
+        edges = root.next_functions
+        stack = [(root, edges, iter(edges))]
         while stack:
             node, following, rest = stack[-1]
             for child, _ in rest:
                 if child is not None and child not in seen:
                     seen.add(child)
-                    following = child.next_functions
-                    stack.append((child, following, iter(following)))
+                    edges = child.next_functions
+                    stack.append((child, edges, iter(edges)))
                     break
             else:
                 order.append((node, following))
@@ -101,11 +100,11 @@ def outputs(node: Any) -> Sequence[Any]:
 def integers(node: Any) -> tuple[object, ...]:
     """Integer arguments (dimensions, starts, sizes), None for others: a loss weight, a step size may change freely."""
     found: list[object] = []
-    of: Any = type(node)
-    for attribute in _attributes(of)[1]:
+    kind: Any = type(node)
+    for attribute in _attributes(kind)[1]:
         value = getattr(node, attribute)
-        kind = type(value)
-        found.append(value if kind in WHOLE or (kind is tuple and WHOLES.issuperset(map(type, value))) else None)
+        whole = type(value) in WHOLE or (type(value) is tuple and WHOLE_IN_TUPLES.issuperset(map(type, value)))
+        found.append(value if whole else None)
     return tuple(found)
 
 

@@ -100,7 +100,7 @@ class Rows:
 
         found: dict[Tensor, Tensor] = {}
         for j, parameter in enumerate(self._shared.parameters):
-            where, uses = self._met(j)
+            where, uses = self._spans_and_uses(j)
             if uses:
                 parts = [weights(j, span, working_dtype(u.tensors[-1])) for span, u in zip(where, uses, strict=True)]
                 found[parameter] = use_ops.combine(uses, parts).view(parameter.shape).to(parameter.dtype)
@@ -222,6 +222,8 @@ class Rows:
                 granularity = getattr(method, "granularity", "global")
                 per = "total" if granularity == "global" else granularity
                 gram = self.gram(per)
+            else:
+                self._check_open()
             weights = method(gram, self.roles)
             if gram is not None and inexact(gram.device, self.roles.dtype, self._shared.precision):
                 constraint = sensitive(method, gram, self.roles, weights)
@@ -257,7 +259,7 @@ class Rows:
                 yield slice(start, start + len(block)), block.uses[j]
             start += len(block)
 
-    def _met(self, j: int) -> tuple[Spans, list[Use]]:
+    def _spans_and_uses(self, j: int) -> tuple[Spans, list[Use]]:
         """The uses of a parameter, and which rows each of them has."""
         found = list(self._uses(j))
         return tuple((at.start, at.stop) for at, _ in found), [use for _, use in found]
@@ -268,7 +270,7 @@ class Rows:
         together: dict[Spans, list[list[Use]]] = {}
         rank_one: dict[Spans, list[list[Outer]]] = {}
         for j in group:
-            where, uses = self._met(j)
+            where, uses = self._spans_and_uses(j)
             if not uses:
                 continue
             held = known if where[-1][1] == len(self) else 0

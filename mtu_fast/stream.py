@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,19 +54,23 @@ class Collector:
         self.budget = budget
         self._expected = expected
         self._rows = rows
-        self._parts: dict[int, list[Use]] = {}
+        self._parts: dict[int, list[_Seen]] = {}
 
     def visit(self, parameter: int, use: Use) -> None:
         """Take one use of a parameter, as `stream` hands it over."""
         parts = self._parts.setdefault(parameter, [])
-        parts.append(use if self._rows is None else use.select(self._rows))
+        parts.append(_Seen.now(use if self._rows is None else use.select(self._rows)))
         # A chain cannot be walked while a pass runs, so uses behind unequal chains wait for its end.
-        if len(parts) == self._expected[parameter] and aligned(parts):
-            self._parts[parameter] = [self._cheaper(merge(parts))]
+        if len(parts) == self._expected[parameter] and aligned([part.use for part in parts]):
+            self._parts[parameter] = [_Seen.now(self._cheaper(_merged(parts)))]
 
     def finish(self) -> dict[int, Use]:
-        """One use per parameter, once the pass is over."""
-        return {parameter: merge(parts) for parameter, parts in self._parts.items()}
+        """One use per parameter, once the pass is over.
+
+        Raises:
+            RuntimeError: what a use is made of was written to since it was visited.
+        """
+        return {parameter: _merged(parts) for parameter, parts in self._parts.items()}
 
     def _cheaper(self, use: Use) -> Use:
         if isinstance(use, Dense):
@@ -75,6 +80,27 @@ class Collector:
             return use
         self.budget -= max(beyond, 0)
         return use.dense()
+
+
+class _Seen(NamedTuple):
+    """A use, and the versions of what it holds when it was visited: the pass goes on and hands the same tensors on."""
+
+    use: Use
+    versions: tuple[int, ...]
+
+    @staticmethod
+    def now(use: Use) -> _Seen:
+        return _Seen(use, use.versions)
+
+
+def _merged(parts: Sequence[_Seen]) -> Use:
+    if any(use.versions != versions for use, versions in parts):
+        raise RuntimeError(
+            "rows: a gradient was written to after rows had been taken from it, while the backward still ran; .grad is "
+            "untouched. A tensor hook, or the backward of an autograd function, that changes the gradient it is given? "
+            "Let it return a new tensor instead."
+        )
+    return merge([part.use for part in parts])
 
 
 def stream(graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> None:

@@ -99,6 +99,11 @@ class Use(ABC):
         """Bytes that this use keeps alive."""
         return sum(t.numel() * t.element_size() for t in self.tensors)
 
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Changes whenever something that this use keeps alive is written to in place."""
+        return tuple(t._version for t in self.tensors)
+
     def select(self, rows: Tensor) -> Use:
         """The use of some rows only; rows int64 `[R']`."""
         return self.with_tensors(*(t[rows] for t in self.tensors))
@@ -417,18 +422,22 @@ def rank_one_gram(
     Parameters of explicit rows `beside` them that are a side of the outer products (a bias) join as products with 1,
     the products of that side being known; the others are handed back.
     """
-    left = [[u.left[:, 0] for u in uses] for uses in parameters]
-    right = [[u.right[:, 0] for u in uses] for uses in parameters]
-    known = {tuple(map(memory, side)) for side in left + right}
+    pairs = [([u.left[:, 0] for u in uses], [u.right[:, 0] for u in uses]) for uses in parameters]
+    one = pairs[0][0][0].new_ones(())
+    of_side = {tuple(map(memory, side)): at for at, pair in enumerate(pairs) for side in pair}
+    biases: dict[int, list[tuple[list[Tensor], list[Tensor]]]] = {}
     others = []
     for uses in beside:
-        side = [use.matrix() for use in uses]
-        if tuple(map(memory, side)) in known:
-            left.append(side)
-            right.append([t.new_ones(()).expand(len(t), 1) for t in side])
-        else:
+        rows = [use.matrix() for use in uses]
+        at = of_side.get(tuple(map(memory, rows)))
+        if at is None:
             others.append(uses)
-    return op.rank_one_gram(list(chain.from_iterable(left)), list(chain.from_iterable(right)), len(left)), others
+        else:
+            biases.setdefault(at, []).append((rows, [one.expand(len(t), 1) for t in rows]))
+    # A bias right behind its weight: the products of their side need not be held for long.
+    order = [each for at, pair in enumerate(pairs) for each in (pair, *biases.get(at, ()))]
+    left, right = (list(chain.from_iterable(sides)) for sides in zip(*order, strict=True))
+    return op.rank_one_gram(left, right, len(order)), others
 
 
 def small(uses: Sequence[Use]) -> bool:

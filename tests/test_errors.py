@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import mtu_fast as mtu
+from mtu_fast.checks import all_finite
 from mtu_fast.update import check_finite
 from tests.helpers.checks import assert_rows, grads, same_grads, trained, truth_of
 
@@ -716,6 +718,47 @@ def test_a_hook_that_changes_a_gradient() -> None:
         mtu.Engine(layer).rows(layer(torch.randn(2, 3)).squeeze(1))
 
 
+class Shifted(nn.Module):
+    """A layer whose output meets a shift; the gradient that both are given is one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.shift, self.writes = nn.Linear(3, 5), nn.Parameter(torch.randn(5)), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        h.register_hook(lambda g: g.mul_(2) if self.writes else None)
+        return (h + self.shift).square().sum(1)
+
+
+def test_a_hook_that_writes_to_the_gradient_it_is_given() -> None:
+    """On a graph that is known already, so that no control pass sees it."""
+    model = Shifted()
+    engine, params = mtu.Engine(model), trained(model)
+    for model.writes in (False, True):
+        before = grads(params)
+        loss = model(torch.randn(N, 3))
+        if model.writes:
+            with pytest.raises(RuntimeError, match=r"a gradient was written to .*return a new tensor"):
+                engine.backward(loss, mtu.OrthoGrad())
+            assert same_grads(before, params)
+        else:
+            engine.backward(loss, mtu.OrthoGrad())
+
+
+def test_losses_that_are_written_to_after_their_rows_were_taken() -> None:
+    model = nn.Linear(3, 2).double()
+    loss = model(torch.randn(N, 3, dtype=torch.float64)).square().sum(1)
+    rows, before = mtu.Engine(model).rows(loss), loss.detach().clone()
+    loss.detach().zero_()
+    assert torch.equal(rows.roles.loss, before)
+
+
+@pytest.mark.parametrize("values", [[3e38, 3e38], [3e38, torch.inf], [torch.inf, -torch.inf], [torch.nan, 0.0]])
+def test_a_sum_that_overflows_is_no_verdict(values: list[float]) -> None:
+    assert all_finite([torch.ones(2), torch.tensor(values)]) == all(map(isfinite, values))
+
+
 class Equal:
     """All rows weigh the same: the least that a method must have."""
 
@@ -726,6 +769,24 @@ class Equal:
 
     def outside(self, roles: mtu.Roles) -> Tensor:
         return torch.ones_like(roles.loss)
+
+
+class Counting(Equal):
+    """A method with a state, which asks for no Gram."""
+
+    needs_gram, calls = False, 0
+
+    def __call__(self, G: Tensor | None, roles: mtu.Roles) -> Tensor:
+        self.calls += 1
+        return torch.ones_like(roles.loss)
+
+
+def test_rows_that_are_used_up_do_not_reach_a_method(bench: Bench) -> None:
+    rows, method = bench.engine.rows(bench.losses()), Counting()
+    rows.backward(method)
+    with pytest.raises(RuntimeError, match="used these rows up"):
+        rows.backward(method)
+    assert method.calls == 1
 
 
 class NothingOutside:

@@ -138,7 +138,7 @@ def test_what_the_lowest_uses_saved_stays_with_the_losses() -> None:
 
 
 def test_rows_hold_what_they_need_and_no_more() -> None:
-    """Of a forward, rows keep the inputs of linear layers, and the values of the losses for their roles."""
+    """Of a forward, rows keep the inputs of linear layers."""
     net = nn.Sequential(nn.Linear(30, 40), nn.GELU(), nn.Linear(40, 30), nn.Sigmoid(), nn.Linear(30, 3)).double()
     engine, x = mtu.Engine(net), torch.randn(N, 30, dtype=torch.float64)
     for _step in range(2):
@@ -146,7 +146,7 @@ def test_rows_hold_what_they_need_and_no_more() -> None:
             loss = net(x).square().sum(1)
         rows = engine.rows(loss)
         del loss
-        assert alive(live) == N * (40 + 30 + 1) * 8
+        assert alive(live) == N * (40 + 30) * 8
         assert rows.gram().shape == (N, N)
         del rows
         assert alive(live) == 0
@@ -227,6 +227,23 @@ def test_the_peak_of_rows_with_factors_kept(tokens: int | None) -> None:
     assert DEPTH * one <= kept <= (DEPTH + 1) * one
     assert peak <= kept + 6 * one
     assert peak < ROWS_OF_A_LAYER + kept
+
+
+class Tokens(nn.Module):
+    """A class token before a sequence: its gradient is a part of a larger one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.lift = nn.Parameter(torch.randn(1, 1, WIDTH)), nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.token.expand(len(x), -1, -1), self.lift * x], 1)
+
+
+def test_rows_keep_no_gradient_that_they_are_a_part_of() -> None:
+    net = Tokens()
+    rows = mtu.Engine(net, params=[net.token]).rows(net(torch.randn(BATCH, 50, WIDTH)).square().sum((1, 2)))
+    assert rows.held == BATCH * WIDTH * 4
 
 
 def test_the_peak_of_rows_with_rows_kept() -> None:

@@ -1,4 +1,4 @@
-"""Cases of `row_gram`, the Grams of positions by either route, and `gather_gram`.
+"""Cases of `row_gram`, `rank_one_gram`, the Grams of positions by either route, and `gather_gram`.
 
 Products are what the kernels plan for the device (float64 on the CPU and on GPUs where that is fast, else float32), and
 so is what they are measured against. Floors count the upper triangle only, products that tasks share once.
@@ -102,6 +102,33 @@ def _rows(r: int, p: int, device: str) -> Bench:
     dtype = row_products(device, r)
     plain = runs[REFERENCE] if dtype == torch.float64 else parts["one float32 product"]
     return Bench(runs, partial(_summed_pairwise, rows[0]), plain, _cost(dtype, _upper(r, p), 4.0 * r * p, r), parts)
+
+
+# ---- rows of rank one -----------------------------------------------------------------------------------------------
+
+
+def _rank_one(n: int, width: int, layers: int, tasks: int, device: str) -> Bench:
+    shape = (n, width)
+    right = [x for _ in range(layers) for x in [torch.randn(shape, device=device)] * tasks]
+    left = [torch.randn(shape, device=device) for _ in right]
+
+    def whole(dtype: torch.dtype) -> Tensor:
+        sides = zip(*([torch.cat(t).to(dtype) for t in _parted(side, tasks)] for side in (left, right)), strict=True)
+        return torch.stack([(a @ a.T) * (b @ b.T) for a, b in sides]).sum(0)
+
+    dtype, rows = row_products(device, tasks * n), tasks * n
+    runs: dict[str, Run] = {
+        REFERENCE: partial(gram.rank_one_gram.reference, left, right, layers),
+        KERNEL: partial(gram.rank_one_gram, left, right, layers),
+        "untiled": partial(whole, torch.float64),
+    }
+    plain = runs[REFERENCE] if dtype == torch.float64 else partial(whole, torch.float32)
+    flops = layers * (_upper(rows, width) + _upper(n, width))
+    return Bench(runs, runs["untiled"], plain, _cost(dtype, flops, 4.0 * layers * (rows + n) * width, rows))
+
+
+def _parted(blocks: list[Tensor], size: int) -> list[list[Tensor]]:
+    return [blocks[i : i + size] for i in range(0, len(blocks), size)]
 
 
 # ---- ghost routes ---------------------------------------------------------------------------------------------------
@@ -231,6 +258,11 @@ ROWS = {
     "cpu": [(16, 1 << 20), (48, 1 << 20), (16, 1 << 23)],
     "cuda": [(16, 1 << 24), (48, 1 << 24), (64, 1 << 25)],
 }
+RANK_ONE = {  # N, features in and out, layers, tasks
+    "quick": [(3, 8, 2, 2)],
+    "cpu": [(64, 1024, 3, 1), (64, 1024, 3, 3), (256, 1024, 3, 1)],
+    "cuda": [(256, 4096, 3, 1), (256, 4096, 3, 3)],
+}
 OUTER = {  # N, S, features in and out, tasks
     "quick": [(3, 4, 8, 16, 2)],
     "cpu": [
@@ -253,6 +285,7 @@ GATHER = {  # N, S, vocabulary, features
     "cpu": [(16, 64, 1000, 256), (16, 256, 32_000, 256)],
     "cuda": [(64, 128, 1000, 1024), (32, 256, 32_000, 1024)],
 }
+SIDES = ("rank_one_gram", "row_gram")  # on a GPU the sides' Grams are the kernel's, their product plain torch's
 DIRECT = ("outer_direct", "row_gram")  # on a GPU the rows are plain torch's, their Gram is the kernel's
 OUTER_DIRECT = {  # N, S, features in and out
     "quick": [(3, 300, 8, 16)],
@@ -271,6 +304,10 @@ def cases(size: str) -> list[Case]:
     tasks = ["", " one task", " two tasks", " three tasks"]
     return [
         *(Case("row_gram", f"{r} x {p}", ("row_gram",), partial(_rows, r, p)) for r, p in ROWS[size]),
+        *(
+            Case("rank_one_gram", f"{n} x {d}, {j} layers,{tasks[t]}", SIDES, partial(_rank_one, n, d, j, t))
+            for n, d, j, t in RANK_ONE[size]
+        ),
         *(
             Case("outer_ghost", f"{n} x {s}, {a} x {b},{tasks[t]}", ("outer_ghost",), partial(_outer, n, s, a, b, t))
             for n, s, a, b, t in OUTER[size]

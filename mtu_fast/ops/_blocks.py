@@ -120,7 +120,7 @@ def square(blocks: Sequence[Tensor]) -> Tensor:
 
 def memory(t: Tensor) -> tuple[object, ...]:
     """Which memory a tensor is, and how it is seen."""
-    return t.data_ptr(), t.shape, t.stride(), t.dtype
+    return t.data_ptr(), t.shape, t.stride(), t.dtype, t.is_neg()
 
 
 def same(a: Tensor, b: Tensor) -> bool:

@@ -8,6 +8,8 @@ float64 Gram of all their rows, and picks the cheaper of two routes:
 * *ghost*: positions instead of parameters, `G[r, q] = Σ_{s,u} (left_rs · left_qu) (right_rs · right_qu)`, products of a
   side that blocks share (the activations under several tasks) made once (the ops `outer_ghost` and `conv_ghost`).
 
+Where every row is one outer product, one position, there is no choice: `rank_one_gram`, for many parameters at a time.
+
 Products of rows are summed in float64 everywhere: a float32 Gram loses half of the digits that a solve needs (see
 CONTRIBUTING.md). A row itself is rounded as any gradient of its dtype.
 
@@ -35,6 +37,7 @@ from mtu_fast.ops._blocks import (
     check_sides,
     distinct,
     families,
+    memory,
     offsets,
     pairs,
     place,
@@ -138,12 +141,14 @@ def _check_rank_one(left: Sequence[Tensor], right: Sequence[Tensor], parameters:
             f"found {len(left)} and {len(right)} blocks, expected as many on both sides and for each of the "
             f"{parameters} parameters, one at least."
         )
-    counts = [t.shape[0] for t in left[: len(left) // parameters]] * parameters
-    for i, (a, b, count) in enumerate(zip(left, right, counts, strict=True)):
-        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != count or b.shape[0] != count:
+    blocks = len(left) // parameters
+    for i, (a, b) in enumerate(zip(left, right, strict=True)):
+        first = i % blocks, i - i % blocks  # the block of the first parameter, and the first one of this parameter
+        expected = [(*left[first[0]].shape[:1], *side[first[1]].shape[1:]) for side in (left, right)]
+        if a.dim() != 2 or b.dim() != 2 or [tuple(a.shape), tuple(b.shape)] != expected:
             raise ValueError(
-                f"the sides of block {i} have shapes {tuple(a.shape)} and {tuple(b.shape)}, expected [{count}, width], "
-                "the rows of the first parameter."
+                f"the sides of block {i} have shapes {tuple(a.shape)} and {tuple(b.shape)}, expected {expected[0]} and "
+                f"{expected[1]}: [R_i, width], the rows of the first parameter and one width in all blocks of a side."
             )
 
 
@@ -154,9 +159,17 @@ def rank_one_gram(left: Sequence[Tensor], right: Sequence[Tensor], parameters: i
     Blocks left `[R_i, A_j]` and right `[R_i, B_j]`, those of a parameter together -> float64 `[R, R]`.
     """
     blocks = len(left) // parameters
+    sides = [side[j : j + blocks] for j in range(0, len(left), blocks) for side in (left, right)]
+    keys = [tuple(map(memory, side)) for side in sides]
+    last = {key: i for i, key in enumerate(keys)}
+    grams: dict[tuple[tuple[object, ...], ...], Tensor] = {}
     gram = left[0].new_zeros(*2 * (sum(t.shape[0] for t in left[:blocks]),), dtype=WIDE)
-    for j in range(0, len(left), blocks):
-        gram.addcmul_(_side_gram(left[j : j + blocks]), _side_gram(right[j : j + blocks]))
+    for i, (key, side) in enumerate(zip(keys, sides, strict=True)):
+        if key not in grams:
+            grams[key] = _side_gram(side)
+        if i % 2:
+            gram.addcmul_(grams[keys[i - 1]], grams[key])
+            grams = {key: of_side for key, of_side in grams.items() if last[key] > i}
     return gram
 
 

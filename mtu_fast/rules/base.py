@@ -40,6 +40,11 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def scaled(b: Tensor, factor: float) -> Tensor:
+    """`factor · b`, b itself where the factor is 1."""
+    return b if factor == 1 else b * factor
+
+
 def summed(b: Tensor, rows: RowMap, shape: tuple[int, ...]) -> Dense | None:
     """`rows[r] = Σ b` over the row's positions and over every dimension that a parameter of this shape broadcasts.
 
@@ -55,6 +60,7 @@ def summed(b: Tensor, rows: RowMap, shape: tuple[int, ...]) -> Dense | None:
     kept = [1] * (b.dim() - len(shape)) + list(shape)
     del kept[rows.dim]
     over = [1] + [d + 2 for d, size in enumerate(kept) if size == 1]
-    if all(parts.shape[d] == 1 for d in over):  # nothing to add: the rows are b itself
+    # With nothing to add the rows are b itself, but for one that would keep a larger tensor alive.
+    if all(parts.shape[d] == 1 for d in over) and b.untyped_storage().nbytes() <= b.numel() * b.element_size():
         return Dense(shape, parts.to(working_dtype(b)).reshape(rows.count, *shape))
     return Dense(shape, parts.sum(over, dtype=working_dtype(b)).view(rows.count, *shape))

@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from mtu_fast.rowmap import RowMap
-from mtu_fast.rules.base import rule, summed
+from mtu_fast.rules.base import rule, scaled, summed
 from mtu_fast.uses import Use
 
 
 @rule("AddBackward0")
 def add(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowMap) -> Use | None:
     """`out = self + alpha·other`."""
-    return summed(b if slot == 0 else b * node._saved_alpha, rows, shape)
+    return summed(b if slot == 0 else scaled(b, node._saved_alpha), rows, shape)
 
 
 @rule("SubBackward0")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtu_fast.ops.explicit import working_dtype
 from mtu_fast.rowmap import RowMap
-from mtu_fast.rules.base import rule, summed
+from mtu_fast.rules.base import rule, scaled, summed
 from mtu_fast.uses import Dense, Outer, Use
 
 
@@ -17,8 +17,8 @@ from mtu_fast.uses import Dense, Outer, Use
 def addmm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowMap) -> Use | None:
     """`out = beta·bias + alpha·mat1 @ mat2`, b `[M, O]`."""
     if slot == 0:
-        return summed(_scaled(b, node._saved_beta), rows, shape)
-    b = _scaled(b, node._saved_alpha)
+        return summed(scaled(b, node._saved_beta), rows, shape)
+    b = scaled(b, node._saved_alpha)
     return _product(node, slot - 1, shape, b, rows, ("_saved_mat1", "_saved_mat2"))
 
 
@@ -56,7 +56,3 @@ def _product(
     parts = [rows.split(other, contracted), rows.split(b, contracted)]
     left, right = parts if side == 1 else reversed(parts)
     return Outer(shape, left, right)
-
-
-def _scaled(b: Tensor, factor: float) -> Tensor:
-    return b if factor == 1 else b * factor

@@ -197,6 +197,9 @@ def test_the_floor_is_the_longer_of_moving_and_computing() -> None:
     assert min(measured.read, measured.copy, measured.float32, measured.float64) > 1e6
 
 
+EXACT = {"row_gram", "rank_one_gram", "outer_ghost", "conv_ghost"}  # where plain torch is given the kernels' precision
+
+
 @pytest.mark.parametrize(
     ("arch", "expected"),
     [(80, torch.float64), (86, torch.float32), (89, torch.float32), (90, torch.float64), (120, torch.float32)],
@@ -215,7 +218,7 @@ def test_what_is_measured_against_is_what_the_gpus_kernels_plan(
         bench = case.make("cpu")
         assert (bench.cost.flops64 > 0) == (expected == torch.float64)
         precise = bench.plain().dtype == torch.float64
-        assert precise == (expected == torch.float64 and case.op in {"row_gram", "outer_ghost", "conv_ghost"})
+        assert precise == (expected == torch.float64 and case.op in EXACT)
 
 
 def test_without_triton_a_gpu_has_plain_torch_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,9 +185,17 @@ def shared_sides(dtype: torch.dtype) -> tuple[list[Blocks], list[Blocks]]:
     return [b, [y, y], b], [[x, x], [x, x], [ones, ones]]
 
 
+def interleaved(dtype: torch.dtype) -> tuple[list[Blocks], list[Blocks]]:
+    """A tensor on both sides of another with other rows, by columns, in unequal precision; a side used once more."""
+    x, y = draw(3, 6, dtype=dtype, seed=1), draw(6, 2, dtype=dtype, seed=2).T
+    b = [draw(r, 5, dtype=torch.float32, seed=s) for s, r in enumerate((3, 2, 3))]
+    c = [draw(r, 4, dtype=dtype, seed=s) for s, r in enumerate((3, 2, 3))]
+    return [b, c, b], [[x, y, x], b, c]
+
+
 @pytest.mark.parametrize("run", [op.rank_one_gram, op.rank_one_gram.reference], ids=["dispatched", "reference"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("make", [*RANK_ONE.values(), shared_sides], ids=[*RANK_ONE, "shared sides"])
+@pytest.mark.parametrize("make", [*RANK_ONE.values(), shared_sides, interleaved])
 def test_rank_one_gram(make: Callable[..., Any], dtype: torch.dtype, run: Callable[..., Tensor]) -> None:
     left, right = make(dtype)
     found = run([t for side in left for t in side], [t for side in right for t in side], len(left))
@@ -206,8 +214,10 @@ def test_rank_one_gram(make: Callable[..., Any], dtype: torch.dtype, run: Callab
         ([draw(2, 3)], [draw(2, 3)] * 2, 1, "found 1 and 2 blocks"),
         ([draw(2, 3)] * 3, [draw(2, 3)] * 3, 2, "for each of the 2 parameters"),
         ([draw(2, 3)], [draw(2, 3)], 0, "for each of the 0 parameters"),
-        ([draw(2, 3), draw(3, 3)], [draw(2, 3), draw(3, 3)], 2, r"the sides of block 1 .*expected \[2, width\]"),
+        ([draw(2, 3), draw(3, 3)], [draw(2, 3), draw(3, 3)], 2, r"block 1 .*expected \(2, 3\) and \(2, 3\)"),
         ([draw(2, 3)], [draw(2, 1, 3)], 1, "the sides of block 0"),
+        ([torch.zeros(())], [draw(2, 3)], 1, "the sides of block 0"),
+        ([draw(2, 3), draw(1, 3)], [draw(2, 3), draw(1, 4)], 1, r"block 1 .*expected \(1, 3\) and \(1, 3\)"),
     ],
 )
 def test_rank_one_gram_refuses(left: Blocks, right: Blocks, parameters: int, message: str) -> None:
@@ -458,7 +468,7 @@ def test_the_same_bits_twice(name: str) -> None:
 ROUTES: dict[str, Callable[[Tensor, str], Tensor]] = {
     "row_gram": lambda t, precision: op.row_gram([t[:, 0]]),
     "rank_one_gram": lambda t, precision: op.rank_one_gram([t[:, 0]], [t[:, 0].abs()], 1),
-    "outer_gram, one position": lambda t, precision: op.outer_gram([t[:, :1]], [t[:, :1].abs()], precision),
+    "outer_gram, rank one": lambda t, precision: op.outer_gram([t[:, :1]], [t[:, :1].abs()], precision),
     "outer_gram": lambda t, precision: op.outer_gram([t.abs()], [t], precision),
     "outer_direct": lambda t, precision: op.outer_direct([t], [t], precision),
     "outer_ghost": lambda t, precision: op.outer_ghost([t], [t], precision),
