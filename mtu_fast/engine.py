@@ -197,7 +197,7 @@ class Engine:
     def _sample_blocks(
         self, losses: dict[str, Tensor], kind: dict[str, Tensor], present: dict[str, Tensor]
     ) -> list[Block]:
-        graph = Graph(list(losses.values()), self._shared.parameters)
+        graph = self._graph(losses)
         who = who_gives(kind, present)
         outside = {task: self._outside_gradients(graph, loss, who[task]) for task, loss in losses.items()}
         key, structural = graph.signature()
@@ -279,7 +279,8 @@ class Engine:
                 raise RuntimeError(
                     f"rows: the rows of {name} {tuple(ours.shape)} do not add up to what autograd gives (error "
                     f"{float(error):.1e} of {float(size):.1e}). A hook on the parameter that changes its gradient, "
-                    "random numbers drawn in the backward, or a fault in mtu_fast: please report the model. "
+                    "one on an activation that is not linear (a clamp), random numbers drawn in the backward, or a "
+                    "fault in mtu_fast: please report the model. "
                     "per='task' is exact on any graph."
                 )
         return True
@@ -290,7 +291,7 @@ class Engine:
         self, losses: dict[str, Tensor], kind: dict[str, Tensor], present: dict[str, Tensor]
     ) -> list[Block]:
         """One ordinary backward per (task, kind): the mean row, exact on any graph."""
-        graph = Graph(list(losses.values()), self._shared.parameters)
+        graph = self._graph(losses)
         who, blocks = who_gives(kind, present), []
         for task, loss in losses.items():
             for which, chosen in who[task].of.items():
@@ -321,6 +322,21 @@ class Engine:
         )
 
     # ---- what both have in common -----------------------------------------------------------------------------------
+
+    def _graph(self, losses: Mapping[str, Tensor]) -> Graph:
+        """The graph of the losses, which reaches a parameter.
+
+        Raises:
+            ValueError: it does not.
+        """
+        graph = Graph(list(losses.values()), self._shared.parameters)
+        if not graph.leaf:
+            raise ValueError(
+                f"losses: found none of the engine's parameters ({', '.join(self._shared.names[:3])}, ...) in their "
+                "graph, expected at least one. Are they of another model than the engine's (a copy made since?), or "
+                "were the parameters frozen after the engine was made?"
+            )
+        return graph
 
     def _outside_gradients(self, graph: Graph, loss: Tensor, who: Who) -> dict[int, dict[Tensor, Tensor]]:
         return {

@@ -7,6 +7,7 @@ Rules read the public `_saved_*` of the node they are given.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -156,7 +157,8 @@ def release(losses: Sequence[Tensor], until: Sequence[GradientEdge]) -> None:
     """Free what the graph between losses and edges saved, as `backward()` does: a pass of undefined gradients."""
     with torch.enable_grad():
         end = _Nothing.apply(*losses)
-    torch.autograd.grad(end, until, allow_unused=True)
+    with suppress(TypeError, AttributeError):  # of a hook that needs a gradient: the rest is freed with the losses
+        torch.autograd.grad(end, until, allow_unused=True)
 
 
 class _Nothing(torch.autograd.Function):

@@ -141,7 +141,8 @@ class Use(ABC):
         """The same rows, materialised in the space of the parameter itself."""
         rows = self.matrix().view(self.count, *self.shape)
         if self.chain != DIRECT:
-            rows = torch.stack([self.chain.apply(row) for row in rows])
+            moved = [self.chain.apply(row) for row in (rows if self.count else rows.new_zeros(1, *self.shape))]
+            rows = torch.stack(moved)[: self.count]  # without a row the shape is still to be found
         return Dense(tuple(rows.shape[1:]), rows)
 
     @property
