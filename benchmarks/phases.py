@@ -1,6 +1,7 @@
 """Where the time of an OrthoGrad step goes: its phases over the plain training step, and torch's ops in each.
 
-    python -m benchmarks.phases [--models transformer resnet] [--tasks 1 3] [--repeats K] [--ops COUNT] [--quick]
+    python -m benchmarks.phases [--models transformer resnet] [--tasks 1 3] [--samples N] [--repeats K]
+                                [--ops COUNT] [--quick]
 
     forward   the losses
     rows      one data-gradient pass a task, and the rows that are kept
@@ -23,7 +24,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from torch.profiler import ProfilerActivity, profile
 
 import mtu_fast as mtu
-from benchmarks.models import MODELS, Case, build
+from benchmarks.models import MODELS, Case, Sizes, build
 from benchmarks.peers.base import ALPHA
 from benchmarks.peers.ways import plain
 
@@ -91,15 +92,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["mlp", "transformer", "resnet"])
     parser.add_argument("--tasks", nargs="+", type=int, default=[1, 3])
+    parser.add_argument("--samples", type=int, help="N; by default the model's own")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--ops", type=int, default=4, help="ops to name a phase")
     parser.add_argument("--quick", action="store_true", help="tiny models: does it run, not how fast")
     args = parser.parse_args(argv)
-    if min(*args.tasks, args.repeats) < 1 or args.ops < 0:
-        parser.error("--tasks and --repeats take numbers from 1, --ops from 0")
+    if min(*args.tasks, args.samples or 1, args.repeats) < 1 or args.ops < 0:
+        parser.error("--tasks, --samples and --repeats take numbers from 1, --ops from 0")
     for model in args.models:
         for tasks in args.tasks:
-            ms, found = phases(build(model, tasks, args.quick), args.repeats)
+            ms, found = phases(build(model, tasks, args.quick, sizes=Sizes(args.samples)), args.repeats)
             whole = sum(phase.ratio for phase in found)
             print(f"{model}, {tasks} task(s): plain step {ms:.1f} ms, phases together {whole:.2f} of it")
             for phase in found:

@@ -19,6 +19,7 @@
 #include "cpu/ghost.h"
 #include "cpu/gram.h"
 #include "cpu/gram_schmidt.h"
+#include "cpu/grouped.h"
 #include "cpu/project.h"
 #ifdef MTU_FAST_CUDA
 #include <torch/csrc/stable/accelerator.h>
@@ -421,6 +422,24 @@ Tensor conv_ghost(std::vector<Tensor> x, std::vector<Tensor> b, std::vector<int6
   return ghost(x, b, walk);
 }
 
+Tensor grouped_rows(Tensor x, Tensor b, int64_t groups, std::vector<int64_t> kernel, std::vector<int64_t> stride,
+                    std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+  const mtu_fast::cpu::Walk walk{std::move(kernel), std::move(stride), std::move(padding), std::move(dilation)};
+  check_images("grouped_rows", {x}, {b}, walk);
+  STD_TORCH_CHECK(!walk.kernel.empty(), "grouped_rows: expected an axis at least");
+  STD_TORCH_CHECK(groups > 0 && x.size(2) % groups == 0 && b.size(2) % groups == 0, "grouped_rows: ", groups,
+                  " groups do not divide ", x.size(2), " and ", b.size(2), " channels");
+  std::vector<int64_t> shape{x.size(0), b.size(2), x.size(2) / groups};
+  shape.insert(shape.end(), walk.kernel.begin(), walk.kernel.end());
+  const mtu_fast::cpu::Grouped rows(block(x), block(b), groups, walk);
+  Tensor out = torch::stable::new_zeros(b, shape, rows.is_double() ? ScalarType::Double : ScalarType::Float);
+  if (b.numel() == 0) return out;
+  void* const data = out.mutable_data_ptr();
+  torch::stable::parallel_for(0, rows.parts(), chunks_at_once(rows.work()),
+                              [&](int64_t begin, int64_t end) { rows.form(begin, end, data); });
+  return out;
+}
+
 #ifdef MTU_FAST_CUDA
 
 void* current_stream(const Tensor& t) {
@@ -509,6 +528,7 @@ STABLE_TORCH_LIBRARY_IMPL(mtu_fast, CPU, m) {
   m.impl("conv_direct", TORCH_BOX(&conv_direct));
   m.impl("conv_ghost", TORCH_BOX(&conv_ghost));
   m.impl("gram_schmidt", TORCH_BOX(&gram_schmidt));
+  m.impl("grouped_rows", TORCH_BOX(&grouped_rows));
   m.impl("outer_direct", TORCH_BOX(&outer_direct));
   m.impl("outer_ghost", TORCH_BOX(&outer_ghost));
   m.impl("project", TORCH_BOX(&project));

@@ -98,6 +98,18 @@ MTU_FAST_INLINE void widen(const Row& row, int64_t start, int64_t n, double* to,
   }
 }
 
+// The sum of each of COUNT vectors to the front: neighbours are added until one is left.
+template <int COUNT, int WIDTH, class T>
+MTU_FAST_INLINE void fold(T* lanes) {
+  if constexpr (WIDTH > 1) {
+    constexpr int HALF = COUNT * WIDTH / 2;
+    T sum[HALF];
+    for (int q = 0; q < HALF; ++q) sum[q] = lanes[2 * q] + lanes[2 * q + 1];
+    std::memcpy(lanes, sum, sizeof sum);
+    fold<COUNT, WIDTH / 2>(lanes);
+  }
+}
+
 #ifdef MTU_FAST_X86
 enum class Vectors { Any, Avx2, Avx512 };
 

@@ -10,7 +10,6 @@
 #include "gram.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 namespace mtu_fast::cpu {
@@ -28,18 +27,6 @@ constexpr int64_t WORK = 500'000;      // its least products, where they are man
 constexpr int64_t CHUNK_PER_ROW = 16;  // least columns a row: all sums are a 16th of float32 rows,
 constexpr int64_t SMALL = 1 << 17;     // or so many numbers, 1 MiB, if that is more
 constexpr int64_t CHUNKS = 64;         // most chunks
-
-// The sum of each of COUNT vectors to the front: neighbours are added until one is left.
-template <int COUNT, int WIDTH>
-MTU_FAST_INLINE void fold(double* lanes) {
-  if constexpr (WIDTH > 1) {
-    constexpr int HALF = COUNT * WIDTH / 2;
-    double sum[HALF];
-    for (int q = 0; q < HALF; ++q) sum[q] = lanes[2 * q] + lanes[2 * q + 1];
-    std::memcpy(lanes, sum, sizeof sum);
-    fold<COUNT, WIDTH / 2>(lanes);
-  }
-}
 
 // sums[a][b][lane] += products of a's row and b's row over the tile. WIDTH lanes and HEIGHT rows of a at a time, as
 // registers allow.

@@ -27,15 +27,16 @@ void each(const Sizes& sizes, const F& visit) {
   }
 }
 
-void append(std::vector<Segment>& segments, int64_t from, int64_t to) {
+// `step`: from one element to the next where they come from.
+void append(std::vector<Segment>& segments, int64_t from, int64_t to, int64_t length = 1, int64_t step = 1) {
   if (!segments.empty()) {
     Segment& last = segments.back();
-    if (last.from + last.length == from && last.to + last.length == to) {
-      ++last.length;
+    if (last.from + last.length * step == from && last.to + last.length == to) {
+      last.length += length;
       return;
     }
   }
-  segments.push_back({from, to, 1});
+  segments.push_back({from, to, length});
 }
 
 // Where the padded box keeps a coordinate.
@@ -142,19 +143,56 @@ std::vector<Tap> taps(const Walk& walk, const Sizes& image, const Sizes& grid, c
         from += pixel * pitch[a];
       }
       tap.whole &= inside && end - begin == grid[last];
-      if (inside) {
-        Segment* before = tap.segments.empty() ? nullptr : &tap.segments.back();
-        if (before && before->to + before->length == to + begin && before->from + before->length * tap.step == from) {
-          before->length += end - begin;
-        } else {
-          tap.segments.push_back({from, to + begin, end - begin});
-        }
-      }
+      if (inside) append(tap.segments, from, to + begin, end - begin, tap.step);
       to += grid[last];
     });
     found.push_back(std::move(tap));
   });
   return found;
+}
+
+Padded padded(const Walk& walk, const Sizes& image, const Sizes& grid, const Sizes& pitch, const Sizes& grid_pitch) {
+  Padded out;
+  if (product(grid) == 0) return out;
+  const size_t axes = grid.size(), last = axes - 1;
+  const int64_t stride = walk.stride[last];
+  Sizes extent(axes), at(axes);
+  for (size_t a = 0; a < axes; ++a) {
+    extent[a] = (grid[a] - 1) * walk.stride[a] + (walk.kernel[a] - 1) * walk.dilation[a] + 1;
+  }
+  const Layout layout(walk.stride, extent);
+  out.step = stride * pitch[last], out.grid_step = grid_pitch[last], out.size = layout.size, out.span = 1;
+  for (size_t a = 0; a < axes; ++a) out.span += (grid[a] - 1) * layout.pitch[a];
+  std::vector<bool> reached(stride, false);  // planes, by their place along the last axis
+  each(walk.kernel, [&](const Sizes& tap) {
+    for (size_t a = 0; a < axes; ++a) at[a] = tap[a] * walk.dilation[a];
+    out.shift.push_back(layout.place(at));
+    reached[at[last] % stride] = true;
+  });
+  Sizes lines = extent;  // one of the box for each line of the image and each of those planes
+  lines[last] = std::min(stride, extent[last]);
+  each(lines, [&](const Sizes& line) {
+    int64_t from = 0;
+    bool inside = reached[line[last]];
+    for (size_t a = 0; a < last; ++a) {
+      const int64_t pixel = line[a] - walk.padding[a];
+      inside &= 0 <= pixel && pixel < image[a];
+      from += pixel * pitch[a];
+    }
+    const int64_t first = line[last] - walk.padding[last];
+    const auto below = [&](int64_t pixel) { return std::max<int64_t>(0, (pixel - first + stride - 1) / stride); };
+    const int64_t begin = below(0), end = std::min(below(image[last]), (extent[last] - line[last] + stride - 1) / stride);
+    if (!inside || begin >= end) return;
+    append(out.pixels, from + (first + begin * stride) * pitch[last], layout.place(line) + begin, end - begin, out.step);
+  });
+  Sizes rows = grid;
+  rows[last] = 1;
+  each(rows, [&](const Sizes& row) {
+    int64_t from = 0, to = 0;
+    for (size_t a = 0; a < last; ++a) from += row[a] * grid_pitch[a], to += row[a] * layout.pitch[a];
+    append(out.positions, from, to, grid[last], out.grid_step);
+  });
+  return out;
 }
 
 std::vector<Box> boxes(const Walk& walk, const Sizes& image, const Sizes& grid, int64_t most) {

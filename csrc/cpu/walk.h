@@ -42,8 +42,19 @@ struct Tap {
   bool whole = true;  // no position lies outside the image
 };
 
+// An image and its output grid as they lie in one padded box.
+struct Padded {
+  std::vector<Segment> pixels;     // image -> box; from one pixel to the next lie `step` elements
+  std::vector<Segment> positions;  // grid -> box; one position to the next: `grid_step`
+  std::vector<int64_t> shift;      // of each tap
+  int64_t step = 1, grid_step = 1, size = 0, span = 0;  // size of the box; places from the first position to the last
+};
+
 // One for every tap; pitch: elements from one pixel to the next along an axis. There is an axis at least.
 std::vector<Tap> taps(const Walk& walk, const Sizes& image, const Sizes& grid, const Sizes& pitch);
+
+// pitch, grid_pitch: elements from one pixel, or position, to the next along an axis. There is an axis at least.
+Padded padded(const Walk& walk, const Sizes& image, const Sizes& grid, const Sizes& pitch, const Sizes& grid_pitch);
 
 // Cuts an output grid into boxes that reach about `most` pixels of the image at most, or one position each.
 std::vector<Box> boxes(const Walk& walk, const Sizes& image, const Sizes& grid, int64_t most);

@@ -5,6 +5,7 @@
 #include "../../csrc/cpu/ghost.h"
 #include "../../csrc/cpu/gram.h"
 #include "../../csrc/cpu/gram_schmidt.h"
+#include "../../csrc/cpu/grouped.h"
 #include "../../csrc/cpu/project.h"
 
 using namespace mtu_fast::cpu;
@@ -90,6 +91,15 @@ void conv_direct(const char* x, const char* b, int element, int64_t R, int64_t C
   const Walk walk{{3, 3}, {1, 1}, {1, 1}, {1, 1}};
   Direct gram({images(x, element, R, C, H, W)}, {images(b, element, R, O, H, W)}, {{0, 0}}, walk);
   multiply(gram, G);
+}
+
+// K x K, padding K / 2, stride: x [R, 1, C, H, W], b [R, 1, O, H', W'] -> rows [R, O, C / groups, K, K], zeros before
+void grouped_rows(const char* x, const char* b, int element, int64_t R, int64_t C, int64_t O, int64_t H, int64_t W,
+                  int64_t groups, int64_t K, int64_t stride, void* out) {
+  const auto grid = [&](int64_t size) { return (size + K / 2 * 2 - K) / stride + 1; };
+  const Walk walk{{K, K}, {stride, stride}, {K / 2, K / 2}, {1, 1}};
+  const Grouped rows(images(x, element, R, C, H, W), images(b, element, R, O, grid(H), grid(W)), groups, walk);
+  rows.form(0, rows.parts(), out);
 }
 
 // Q [K, P], g [M, P] -> g out of the span, or into it, [M, P], all of one dtype

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtu_fast.ops.explicit import grouped_rows
 from mtu_fast.ops.gram import conv_direct, conv_ghost, outer_direct, outer_ghost, row_gram
 from mtu_fast.ops.gram_schmidt import basis, gram_schmidt, transform
 from mtu_fast.ops.project import project_op
@@ -24,6 +25,7 @@ CALLS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Any]]] = {
     "outer_direct": ((2, 3, 4), lambda t: outer_direct([t], [torch.ones(2, 3, 2)], "highest")),
     "conv_ghost": ((2, 1, 2, 3, 3), lambda t: conv_ghost([t], [torch.ones(2, 1, 2, 2, 2)], *WALK)),
     "conv_direct": ((2, 1, 2, 3, 3), lambda t: conv_direct([t], [torch.ones(2, 1, 2, 2, 2)], *WALK)),
+    "grouped_rows": ((2, 1, 2, 3, 3), lambda t: grouped_rows(t, torch.ones(2, 1, 2, 2, 2), 2, *WALK[:4])),
     "project": ((2, 5), lambda t: project_op([torch.ones(1, 5)], [t], False)[0]),
     "transform": ((2, 5), lambda t: transform([t], torch.tensor([[1.0, 0.0], [2.0, 3.0]], dtype=torch.float64))[0]),
 }

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtu_fast.ops.explicit import grouped_rows, working_dtype
 from mtu_fast.ops.gram_schmidt import TOLERANCE
 from mtu_fast.ops.gram_schmidt import basis as basis_op
 from mtu_fast.ops.gram_schmidt import gram_schmidt as gram_schmidt_op
@@ -110,6 +111,20 @@ def test_conv(library: ctypes.CDLL, route: str, dtype: torch.dtype, C: int, size
     G = torch.empty(5, 5, dtype=torch.float64)
     getattr(library, f"conv_{route}")(pointer(x), pointer(b), DTYPES.index(dtype), *sizes(5, C, 4, *size), pointer(G))
     assert torch.equal(G, conv_exact([x], [b], walk()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("groups", "kernel", "stride"), [(6, 3, 1), (3, 7, 2), (1, 4, 3), (2, 1, 2)])
+def test_grouped_rows(library: ctypes.CDLL, dtype: torch.dtype, groups: int, kernel: int, stride: int) -> None:
+    x = integers(2, 1, 6, 9, 21, dtype=dtype)
+    grid = [(n + kernel // 2 * 2 - kernel) // stride + 1 for n in (9, 21)]
+    b = integers(2, 1, 12, *grid, dtype=dtype)
+    walk = ([kernel] * 2, [stride] * 2, [kernel // 2] * 2, [1] * 2)
+    expected = grouped_rows.reference(x.double(), b.double(), groups, *walk)
+    found = torch.zeros_like(expected, dtype=working_dtype(x))
+    shape = sizes(2, 6, 12, 9, 21, groups, kernel, stride)
+    library.grouped_rows(pointer(x), pointer(b), DTYPES.index(dtype), *shape, pointer(found))
+    assert torch.equal(found.double(), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
