@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mtu_fast.block import Shared
-from mtu_fast.uses import Dense, Use, route
+from mtu_fast.joint import route
+from mtu_fast.uses import Dense, Use
 
 
 @dataclass(frozen=True)

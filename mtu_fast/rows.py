@@ -9,7 +9,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from mtu_fast import uses as use_ops
+from mtu_fast import joint
 from mtu_fast.block import Block, Shared, join_roles
 from mtu_fast.checks import all_finite, check_direction
 from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
@@ -103,7 +103,7 @@ class Rows:
             where, uses = self._spans_and_uses(j)
             if uses:
                 parts = [weights(j, span, working_dtype(u.tensors[-1])) for span, u in zip(where, uses, strict=True)]
-                found[parameter] = use_ops.combine(uses, parts).view(parameter.shape).to(parameter.dtype)
+                found[parameter] = joint.combine(uses, parts).view(parameter.shape).to(parameter.dtype)
         return found
 
     def push(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor:
@@ -276,19 +276,19 @@ class Rows:
             held = known if where[-1][1] == len(self) else 0
             if held:
                 uses = [use.grounded() for use in uses]
-            if use_ops.small(uses):
+            if joint.small(uses):
                 together.setdefault(where, []).append(uses)
             elif held:
                 self._add(gram, where, row_gram([use.matrix() for use in uses], held))
-            elif outers := use_ops.rank_one(uses):
+            elif outers := joint.rank_one(uses):
                 rank_one.setdefault(where, []).append(outers)
             else:
-                self._add(gram, where, use_ops.gram(uses, self._shared.precision))
+                self._add(gram, where, joint.gram(uses, self._shared.precision))
         for where, of_one in rank_one.items():
-            part, together[where] = use_ops.rank_one_gram(of_one, together.get(where, []))
+            part, together[where] = joint.rank_one_gram(of_one, together.get(where, []))
             self._add(gram, where, part)
         for where, many in together.items():
-            for rows in use_ops.side_by_side(many):
+            for rows in joint.side_by_side(many):
                 self._add(gram, where, row_gram(rows, known if where[-1][1] == len(self) else 0))
 
     def _add_known(self, gram: Tensor, group: Sequence[int]) -> int:

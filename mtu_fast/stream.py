@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from mtu_fast.graph import Edge, Graph
+from mtu_fast.joint import aligned, merge
 from mtu_fast.nodes import Grads, integers, recomputes
 from mtu_fast.plan import Plan, Site
 from mtu_fast.rowmap import RowMap
 from mtu_fast.rules import RULES
-from mtu_fast.uses import Chain, Dense, Outer, Use, aligned, merge, rows_pay
+from mtu_fast.uses import Chain, Dense, Outer, Use
 
 Visit = Callable[[int, Use], None]
 Seed = Callable[[int], Iterable[tuple[Edge, Tensor]]]  # row -> gradients to push down
@@ -39,7 +40,7 @@ class StaleMap(Exception):
 class Collector:
     """Gathers the uses of each parameter in one pass; once all are there, keeps the smaller of rows and factors.
 
-    Or the rows, where they pay (`uses.rows_pay`) and the budget allows.
+    Or the rows, where they pay (`Use.rows_pay`) and the budget allows.
 
     Args:
         expected: how many uses of each parameter will come.
@@ -80,7 +81,7 @@ class Collector:
         if isinstance(use, Dense):
             return use
         beyond = use.rows_bytes() - use.held
-        if beyond > self.budget or (beyond > 0 and not rows_pay(use)):
+        if beyond > self.budget or (beyond > 0 and not use.rows_pay()):
             return use
         self.budget -= max(beyond, 0)
         return use.dense()

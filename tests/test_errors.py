@@ -763,11 +763,12 @@ def test_a_hook_that_halves_an_activation_gradient(method: mtu.Method) -> None:
             forward.backward(losses, method, forget=MASK)
 
 
-def test_losses_of_another_model() -> None:
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(), mtu.GradDiff(), mtu.PCGrad()])
+def test_losses_of_another_model(method: mtu.Method) -> None:
     model = nn.Linear(3, 2)
     other = copy.deepcopy(model)
     with pytest.raises(ValueError, match=r"none of the engine's parameters \(weight, bias.*another model.*frozen"):
-        mtu.Engine(model).backward(other(torch.randn(N, 3)).square().sum(1), mtu.OrthoGrad())
+        mtu.Engine(model).backward(other(torch.randn(N, 3)).square().sum(1), method, forget=MASK)
     assert model.weight.grad is None and other.weight.grad is None
 
 
@@ -778,6 +779,9 @@ def test_parameters_that_were_frozen_since(per: str) -> None:
     model[0].requires_grad_(False)
     with pytest.raises(ValueError, match=r"none of the engine's parameters \(0.weight, 0.bias"):
         engine.rows(model(torch.randn(N, 3)).square().sum(1), per=per)
+    with pytest.raises(ValueError, match=r"none of the engine's parameters \(0.weight, 0.bias"):
+        engine.backward(model(torch.randn(N, 3)).square().sum(1), mtu.GradDiff(), forget=MASK)
+    assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("view", [lambda w: w.t(), lambda w: w[:, :], lambda w: w.view(9)])

@@ -28,11 +28,10 @@ class Size(NamedTuple):
     @property
     def name(self) -> str:
         """As a reader wants to see it."""
-        taps, stride = f"{self.kernel}x{self.kernel}", f" stride {self.stride}" if self.stride > 1 else ""
-        if self.groups == self.inputs == self.outputs:
-            return f"{self.samples} x {self.inputs} x {self.side}², {taps}{stride}, depthwise"
-        channels = f"{self.inputs} -> {self.outputs}"
-        return f"{self.samples} x {channels} x {self.side}², {taps}{stride}, {self.groups} group(s)"
+        taps = f"{self.kernel}x{self.kernel}" + (f"/{self.stride}" if self.stride > 1 else "")
+        channels = f"{self.inputs}" if self.inputs == self.outputs else f"{self.inputs}:{self.outputs}"
+        groups = "depthwise" if self.groups == self.inputs else f"groups {self.groups}"
+        return f"{self.samples} x {channels} x {self.side}², {taps}, {groups}"
 
 
 def _grouped(size: Size, device: str) -> Bench:

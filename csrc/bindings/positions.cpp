@@ -1,0 +1,157 @@
+// Sums over positions: Grams of outer products and of convolutions, by either route, and rows of convolutions.
+
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../cpu/direct.h"
+#include "../cpu/ghost.h"
+#include "../cpu/grouped.h"
+#include "tensors.h"
+
+namespace mtu_fast {
+namespace {
+
+void check_sides(const char* op, const std::vector<Tensor>& x, const std::vector<Tensor>& b, int64_t axes) {
+  STD_TORCH_CHECK(!x.empty() && x.size() == b.size(), op, ": expected as many blocks on both sides, one at least, got ",
+                  x.size(), " and ", b.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    STD_TORCH_CHECK(x[i].is_cpu() && b[i].is_cpu(), op, ": expected every block on the CPU");
+    STD_TORCH_CHECK(x[i].dim() == 3 + axes && b[i].dim() == 3 + axes, op, ": expected blocks of ", 3 + axes,
+                    " dimensions, got ", x[i].dim(), " and ", b[i].dim());
+    STD_TORCH_CHECK(x[i].size(0) == b[i].size(0) && x[i].size(1) == b[i].size(1), op, ": the sides of block ", i,
+                    " differ: ", x[i].size(0), " by ", x[i].size(1), " and ", b[i].size(0), " by ", b[i].size(1));
+    STD_TORCH_CHECK(x[i].size(2) == x[0].size(2) && b[i].size(2) == b[0].size(2), op,
+                    ": expected blocks of one width, got ", x[0].size(2), " by ", b[0].size(2), " and ", x[i].size(2),
+                    " by ", b[i].size(2));
+  }
+}
+
+Tensor ghost(std::vector<Tensor>& x, std::vector<Tensor>& b, const cpu::Walk& walk) {
+  const std::vector<size_t> first = firsts(x);
+  std::vector<cpu::Ghost::Family> families;
+  std::vector<size_t> family(x.size());
+  int64_t R = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    family[i] = first[i] == i ? families.size() : family[first[i]];  // one x has outputs of one size, as was checked
+    if (first[i] == i) families.push_back({block(x[i]), {}, {}});
+    families[family[i]].b.push_back(block(b[i]));
+    families[family[i]].start.push_back(R);
+    R += x[i].size(0);
+  }
+  Tensor out = torch::stable::new_empty(x[0], {R, R}, ScalarType::Double);
+  cpu::Ghost gram(std::move(families), walk);
+  torch::stable::parallel_for(0, gram.panels(), 64, [&](int64_t begin, int64_t end) { gram.widen(begin, end); });
+  torch::stable::parallel_for(0, gram.pairs(), chunks_at_once(gram.work()),
+                              [&](int64_t begin, int64_t end) { gram.multiply(begin, end); });
+  gram.write(out.mutable_data_ptr<double>(), R);
+  return out;
+}
+
+Tensor direct(std::vector<Tensor>& x, std::vector<Tensor>& b, const cpu::Walk& walk) {
+  std::vector<cpu::Block> images, gradients;
+  std::vector<cpu::Direct::Pair> pairs(x.size());
+  int64_t R = 0;
+  const auto gather = [&](std::vector<Tensor>& side, std::vector<cpu::Block>& blocks, auto which) {
+    const std::vector<size_t> first = firsts(side);
+    for (size_t i = 0; i < side.size(); ++i) {
+      pairs[i].*which = first[i] == i ? blocks.size() : pairs[first[i]].*which;
+      if (first[i] == i) blocks.push_back(block(side[i]));
+    }
+  };
+  gather(x, images, &cpu::Direct::Pair::x);
+  gather(b, gradients, &cpu::Direct::Pair::b);
+  for (const Tensor& t : x) R += t.size(0);
+  Tensor out = torch::stable::new_empty(x[0], {R, R}, ScalarType::Double);
+  cpu::Direct gram(images, gradients, pairs, walk);
+  const auto grain = [](int64_t most, int64_t work) { return std::max<int64_t>(1, most / (work + 1)); };  // about 50 us
+  torch::stable::parallel_for(0, gram.wide_rows(), grain(100'000, gram.width()),
+                              [&](int64_t begin, int64_t end) { gram.pack(begin, end); });
+  torch::stable::parallel_for(0, gram.slots(), grain(1'000'000, gram.work()),
+                              [&](int64_t begin, int64_t end) { gram.sum(begin, end); });
+  gram.write(out.mutable_data_ptr<double>());
+  return out;
+}
+
+// `precision` is a permission; these kernels are at its highest always.
+Tensor outer_direct(std::vector<Tensor> left, std::vector<Tensor> right, std::string) {
+  check_sides("outer_direct", left, right, 0);
+  return direct(left, right, {});
+}
+
+Tensor outer_ghost(std::vector<Tensor> left, std::vector<Tensor> right, std::string) {
+  check_sides("outer_ghost", left, right, 0);
+  const auto distinct = [](const std::vector<Tensor>& blocks) {
+    const std::vector<size_t> first = firsts(blocks);
+    int64_t count = 0;
+    for (size_t i = 0; i < first.size(); ++i) count += first[i] == i;
+    return count;
+  };
+  if (distinct(right) < distinct(left)) std::swap(left, right);
+  return ghost(left, right, {});
+}
+
+void check_images(const char* op, const std::vector<Tensor>& x, const std::vector<Tensor>& b,
+                  const cpu::Walk& walk) {
+  const auto& [kernel, stride, padding, dilation] = walk;
+  const size_t axes = kernel.size();
+  STD_TORCH_CHECK(stride.size() == axes && padding.size() == axes && dilation.size() == axes, op,
+                  ": kernel, stride, padding and dilation differ in length: ", axes, ", ", stride.size(), ", ",
+                  padding.size(), " and ", dilation.size());
+  check_sides(op, x, b, axes);
+  for (size_t a = 0; a < axes; ++a) {
+    STD_TORCH_CHECK(kernel[a] > 0 && stride[a] > 0 && padding[a] >= 0 && dilation[a] > 0, op,
+                    ": expected positive kernel, stride and dilation and no negative padding, got ", kernel[a], ", ",
+                    stride[a], ", ", dilation[a], " and ", padding[a], " along axis ", a);
+    for (size_t i = 0; i < x.size(); ++i) {
+      const int64_t room = x[i].size(3 + a) + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1;
+      const int64_t expected = room < 0 ? 0 : room / stride[a] + 1;
+      STD_TORCH_CHECK(b[i].size(3 + a) == expected, op, ": block ", i, " has ", b[i].size(3 + a),
+                      " output positions along axis ", a, ", expected ", expected);
+    }
+  }
+}
+
+Tensor conv_direct(std::vector<Tensor> x, std::vector<Tensor> b, std::vector<int64_t> kernel, std::vector<int64_t> stride,
+                   std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string) {
+  const cpu::Walk walk{std::move(kernel), std::move(stride), std::move(padding), std::move(dilation)};
+  check_images("conv_direct", x, b, walk);
+  return direct(x, b, walk);
+}
+
+Tensor conv_ghost(std::vector<Tensor> x, std::vector<Tensor> b, std::vector<int64_t> kernel, std::vector<int64_t> stride,
+                  std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string) {
+  const cpu::Walk walk{std::move(kernel), std::move(stride), std::move(padding), std::move(dilation)};
+  check_images("conv_ghost", x, b, walk);
+  return ghost(x, b, walk);
+}
+
+Tensor grouped_rows(Tensor x, Tensor b, int64_t groups, std::vector<int64_t> kernel, std::vector<int64_t> stride,
+                    std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+  const cpu::Walk walk{std::move(kernel), std::move(stride), std::move(padding), std::move(dilation)};
+  check_images("grouped_rows", {x}, {b}, walk);
+  STD_TORCH_CHECK(!walk.kernel.empty(), "grouped_rows: expected an axis at least");
+  STD_TORCH_CHECK(groups > 0 && x.size(2) % groups == 0 && b.size(2) % groups == 0, "grouped_rows: ", groups,
+                  " groups do not divide ", x.size(2), " and ", b.size(2), " channels");
+  std::vector<int64_t> shape{x.size(0), b.size(2), x.size(2) / groups};
+  shape.insert(shape.end(), walk.kernel.begin(), walk.kernel.end());
+  const cpu::Grouped rows(block(x), block(b), groups, walk);
+  Tensor out = torch::stable::new_zeros(b, shape, rows.is_double() ? ScalarType::Double : ScalarType::Float);
+  if (b.numel() == 0) return out;
+  void* const data = out.mutable_data_ptr();
+  torch::stable::parallel_for(0, rows.parts(), chunks_at_once(rows.work()),
+                              [&](int64_t begin, int64_t end) { rows.form(begin, end, data); });
+  return out;
+}
+
+}  // namespace
+}  // namespace mtu_fast
+
+STABLE_TORCH_LIBRARY_IMPL(mtu_fast, CPU, m) {
+  m.impl("conv_direct", TORCH_BOX(&mtu_fast::conv_direct));
+  m.impl("conv_ghost", TORCH_BOX(&mtu_fast::conv_ghost));
+  m.impl("grouped_rows", TORCH_BOX(&mtu_fast::grouped_rows));
+  m.impl("outer_direct", TORCH_BOX(&mtu_fast::outer_direct));
+  m.impl("outer_ghost", TORCH_BOX(&mtu_fast::outer_ghost));
+}
