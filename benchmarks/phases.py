@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ops", type=int, default=4, help="ops to name a phase")
     parser.add_argument("--quick", action="store_true", help="tiny models: does it run, not how fast")
     args = parser.parse_args(argv)
-    if min(*args.tasks, args.samples or 1, args.repeats) < 1 or args.ops < 0:
+    if min(*args.tasks, 1 if args.samples is None else args.samples, args.repeats) < 1 or args.ops < 0:
         parser.error("--tasks, --samples and --repeats take numbers from 1, --ops from 0")
     for model in args.models:
         for tasks in args.tasks:

@@ -331,15 +331,12 @@ class Engine:
         """
         graph = Graph(list(losses.values()), self._shared.parameters)
         if not graph.leaf:
-            raise self._unreached()
+            raise ValueError(
+                f"losses: found none of the engine's parameters ({', '.join(self._shared.names[:3])}, ...) in their "
+                "graph, expected at least one. Are they of another model than the engine's (a copy made since?), or "
+                "were the parameters frozen after the engine was made?"
+            )
         return graph
-
-    def _unreached(self) -> ValueError:
-        return ValueError(
-            f"losses: found none of the engine's parameters ({', '.join(self._shared.names[:3])}, ...) in their graph, "
-            "expected at least one. Are they of another model than the engine's (a copy made since?), or were the "
-            "parameters frozen after the engine was made?"
-        )
 
     def _outside_gradients(self, graph: Graph, loss: Tensor, who: Who) -> dict[int, dict[Tensor, Tensor]]:
         return {
@@ -372,7 +369,7 @@ class Engine:
                 found = _vjp(named, kept, outside, list(self._outside.values()), keep=True)
                 found |= _vjp(named, kept, weights, shared, keep=False)
         if any(loss.numel() for loss in named.values()) and found.keys().isdisjoint(shared):
-            raise self._unreached()
+            self._graph(named)  # says so if the losses reach none
         check_finite(found.values())
         accumulate(found)
         return Update(weights, roles, None)

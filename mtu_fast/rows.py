@@ -14,7 +14,7 @@ from mtu_fast.block import Block, Shared, join_roles
 from mtu_fast.checks import all_finite, check_direction
 from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
-from mtu_fast.ops.explicit import working_dtype
+from mtu_fast.ops._blocks import working_dtype
 from mtu_fast.ops.gram import inexact, row_gram
 from mtu_fast.ops.gram_schmidt import effective_rank
 from mtu_fast.refine import refined, sensitive

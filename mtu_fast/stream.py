@@ -59,12 +59,8 @@ class Collector:
 
     def visit(self, parameter: int, use: Use) -> None:
         """Take one use of a parameter, as `stream` hands it over."""
-        use = use if self._rows is None else use.select(self._rows)
-        if self._expected[parameter] == 1:
-            self._parts[parameter] = [_Seen.now(self._cheaper(use))]
-            return
         parts = self._parts.setdefault(parameter, [])
-        parts.append(_Seen.now(use))
+        parts.append(_Seen.now(use if self._rows is None else use.select(self._rows)))
         # A chain cannot be walked while a pass runs, so uses behind unequal chains wait for its end.
         if len(parts) == self._expected[parameter] and aligned([part.use for part in parts]):
             self._parts[parameter] = [_Seen.now(self._cheaper(_merged(parts)))]

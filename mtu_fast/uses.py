@@ -26,18 +26,16 @@ from math import prod
 import torch
 from torch import Tensor
 
-from mtu_fast.ops._blocks import WIDE
+from mtu_fast.ops._blocks import WIDE, working_dtype
+from mtu_fast.ops._convolution import Geometry, conv_weight_gradient
 from mtu_fast.ops.explicit import (
-    Geometry,
     conv_inner,
     conv_rows,
-    conv_weight_gradient,
     gather_inner,
     gather_rows,
     outer_inner,
     outer_rows,
     row_inner,
-    working_dtype,
 )
 from mtu_fast.ops.gram import conv_cost, outer_cost
 

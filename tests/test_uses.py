@@ -11,7 +11,7 @@ from torch import Tensor
 from mtu_fast import joint
 from mtu_fast.ops import explicit
 from mtu_fast.ops import gram as op
-from mtu_fast.ops.explicit import Geometry
+from mtu_fast.ops._convolution import Geometry
 from mtu_fast.uses import Chain, Conv, Dense, Gather, Outer, Use
 from tests.helpers.checks import random_weights
 from tests.helpers.truth import relative_error

@@ -19,6 +19,7 @@ from torch.nn import functional
 from benchmarks.floor import Cost
 from benchmarks.ops.case import KERNEL, REFERENCE, Bench, Case, Run
 from mtu_fast.ops import _library, explicit, gram
+from mtu_fast.ops._convolution import Geometry, conv_weight_gradient, plain_rows
 
 HIGHEST = "highest"
 CHUNK = 1 << 11  # columns of a truth's tile
@@ -227,14 +228,14 @@ def _outer_direct(n: int, s: int, a: int, b: int, device: str) -> Bench:
 def _conv_direct(n: int, channels: int, side: int, device: str) -> Bench:
     shape = (n, 1, channels, side, side)
     x, b = [torch.randn(shape, device=device)], [torch.randn(shape, device=device)]
-    geometry = explicit.Geometry((channels, channels, 3, 3), (1, 1), (1, 1), (1, 1), False, (0, 0), 1)
+    geometry = Geometry((channels, channels, 3, 3), (1, 1), (1, 1), (1, 1), False, (0, 0), 1)
     def whole(dtype: torch.dtype) -> Tensor:
-        rows = explicit.conv_rows(x[0].to(dtype), b[0].to(dtype), geometry).flatten(1)
+        rows = plain_rows(x[0].to(dtype), b[0].to(dtype), geometry).flatten(1)
         return gram.row_gram.reference([rows])
 
     def vendor() -> None:
         for x_r, b_r in zip(x[0], b[0], strict=True):
-            explicit.conv_weight_gradient(x_r, b_r, geometry)
+            conv_weight_gradient(x_r, b_r, geometry)
 
     walk = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, HIGHEST)
     runs: dict[str, Run] = {
@@ -246,7 +247,7 @@ def _conv_direct(n: int, channels: int, side: int, device: str) -> Bench:
     cost = _cost(row_products(device, n), _upper(n, p), 8.0 * positions * channels, n, flops32=making)
     parts: dict[str, Run] = {
         "vendor convolutions": vendor,
-        "one batch weight gradient": partial(explicit.conv_weight_gradient, x[0][:, 0], b[0][:, 0], geometry),
+        "one batch weight gradient": partial(conv_weight_gradient, x[0][:, 0], b[0][:, 0], geometry),
     }
     return Bench(runs, partial(whole, torch.float64), lambda: whole(torch.float32).float(), cost, parts)
 

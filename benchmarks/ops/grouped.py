@@ -11,7 +11,8 @@ from torch import Tensor
 
 from benchmarks.floor import Cost
 from benchmarks.ops.case import KERNEL, REFERENCE, Bench, Case, Run
-from mtu_fast.ops import explicit
+from mtu_fast.ops._convolution import Geometry, conv_weight_gradient
+from mtu_fast.ops.grouped import grouped_rows
 
 
 class Size(NamedTuple):
@@ -41,17 +42,17 @@ def _grouped(size: Size, device: str) -> Bench:
     b = torch.randn(n, 1, outputs, grid, grid, device=device)
     walk = ((kernel,) * 2, (stride,) * 2, (kernel // 2,) * 2, (1, 1))
     weight = (outputs, inputs // groups, kernel, kernel)
-    geometry = explicit.Geometry(weight, *walk[1:], False, (0, 0), groups)
+    geometry = Geometry(weight, *walk[1:], False, (0, 0), groups)
 
     def reference(dtype: torch.dtype) -> Tensor:
-        return explicit.grouped_rows.reference(x.to(dtype), b.to(dtype), groups, *walk)
+        return grouped_rows.reference(x.to(dtype), b.to(dtype), groups, *walk)
 
     runs: dict[str, Run] = {
         REFERENCE: partial(reference, torch.float32),
-        KERNEL: partial(explicit.grouped_rows, x, b, groups, *walk),
+        KERNEL: partial(grouped_rows, x, b, groups, *walk),
     }
     parts: dict[str, Run] = {
-        "one batch weight gradient": partial(explicit.conv_weight_gradient, x[:, 0], b[:, 0], geometry)
+        "one batch weight gradient": partial(conv_weight_gradient, x[:, 0], b[:, 0], geometry)
     }
     made = n * prod(weight)
     cost = Cost(4.0 * (x.numel() + b.numel()), 4.0 * made, flops32=2.0 * made * grid**2)

@@ -10,9 +10,11 @@
 namespace mtu_fast::cpu {
 namespace {
 
-constexpr int64_t MOST = 9;          // taps at once
+constexpr int64_t MOST = 9;          // taps at once: a 3x3 kernel's, whose sums fit into sixteen registers
 constexpr int64_t SUMMED = 1 << 11;  // positions at once: they and what taps reach stay in the nearest cache
 constexpr int64_t LONGEST = 16;      // elements of a vector, at most
+constexpr int64_t PARTS = 64;        // at least, where there are as many output channels: for the threads
+constexpr int64_t LAID_OUT = 4;      // multiply-adds that laying out an element takes, about
 
 template <class E, class T>
 MTU_FAST_INLINE void lay_out(const E* from, const std::vector<Segment>& segments, int64_t step, T* to) {
@@ -82,7 +84,7 @@ MTU_FAST_INLINE void add_products(const T* b, const T* x, const int64_t* shift, 
 struct Plan {
   const Block &x, &b;
   const Padded& box;
-  int64_t groups, inputs, outputs;
+  int64_t groups, inputs, outputs, slices;
 };
 
 template <class T, int BYTES>
@@ -96,14 +98,16 @@ MTU_FAST_INLINE void form(const Plan& plan, int64_t begin, int64_t end, T* rows)
     for (int64_t by : box.shift) shift.push_back(c * box.size + by);
   }
   for (int64_t part = begin; part < end; ++part) {
-    const int64_t row = part / plan.groups, group = part % plan.groups;
-    T* out = rows + part * plan.outputs * taps;
+    const int64_t slice = part % plan.slices, whole = part / plan.slices;
+    const int64_t row = whole / plan.groups, group = whole % plan.groups;
+    const int64_t first = slice * plan.outputs / plan.slices, last = (slice + 1) * plan.outputs / plan.slices;
+    T* out = rows + whole * plan.outputs * taps;
     for (int64_t f = 0; f < plan.x.size[1]; ++f) {
       for (int64_t c = 0; c < plan.inputs; ++c) {
         const int64_t at = row * x_step[0] + f * x_step[1] + (group * plan.inputs + c) * x_step[2];
         lay_out(plan.x, at, box.pixels, box.step, images.data() + c * box.size);
       }
-      for (int64_t o = 0; o < plan.outputs; ++o) {
+      for (int64_t o = first; o < last; ++o) {
         const int64_t at = row * b_step[0] + f * b_step[1] + (group * plan.outputs + o) * b_step[2];
         lay_out(plan.b, at, box.positions, box.grid_step, gradients.data());
         add_products<T, BYTES>(gradients.data(), images.data(), shift.data(), taps, box.span, out + o * taps);
@@ -158,14 +162,18 @@ Grouped::Grouped(const Block& x, const Block& b, int64_t groups, const Walk& wal
     : x_(x), b_(b), groups_(groups), inputs_(x.size[2] / groups), outputs_(b.size[2] / groups) {
   const auto spatial = [](const Sizes& all) { return Sizes(all.begin() + 3, all.end()); };
   box_ = padded(walk, spatial(x.size), spatial(b.size), spatial(x.stride), spatial(b.stride));
+  slices_ = std::clamp(PARTS / std::max<int64_t>(1, x.size[0] * groups), int64_t{1}, std::max<int64_t>(1, outputs_));
 }
 
-int64_t Grouped::work() const { return x_.size[1] * outputs_ * box_.span * (inputs_ * box_.shift.size() + 4); }
+int64_t Grouped::work() const {
+  const int64_t products = inputs_ * box_.shift.size() * box_.span;
+  return x_.size[1] * ((products + LAID_OUT * box_.span) * outputs_ / slices_ + LAID_OUT * inputs_ * box_.size);
+}
 
 void Grouped::form(int64_t begin, int64_t end, void* rows) const {
   static const Form<double> form_double = best<double>();
   static const Form<float> form_float = best<float>();
-  const Plan plan{x_, b_, box_, groups_, inputs_, outputs_};
+  const Plan plan{x_, b_, box_, groups_, inputs_, outputs_, slices_};
   is_double() ? form_double(plan, begin, end, static_cast<double*>(rows))
               : form_float(plan, begin, end, static_cast<float*>(rows));
 }

@@ -16,7 +16,7 @@ class Grouped {
   // Images x [rows, frames, channels, *image] that a kernel walks over, and gradients b [rows, frames, channels, *grid].
   Grouped(const Block& x, const Block& b, int64_t groups, const Walk& walk);
 
-  int64_t parts() const { return x_.size[0] * groups_; }  // a row's group each
+  int64_t parts() const { return x_.size[0] * groups_ * slices_; }  // some output channels of a row's group each
   int64_t work() const;                                   // multiply-adds of a part, about
   bool is_double() const { return x_.element == Element::Double || b_.element == Element::Double; }
 
@@ -26,6 +26,7 @@ class Grouped {
  private:
   Block x_, b_;
   int64_t groups_, inputs_, outputs_;  // channels of a group
+  int64_t slices_ = 1;                 // of the output channels of a group
   Padded box_;
 };
 

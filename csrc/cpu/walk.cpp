@@ -62,19 +62,29 @@ struct Layout {
   }
 };
 
+int64_t extent_of(const Walk& walk, size_t axis, int64_t positions) {
+  return (positions - 1) * walk.stride[axis] + (walk.kernel[axis] - 1) * walk.dilation[axis] + 1;
+}
+
+// Which coordinates of an axis some tap reaches from some of so many positions, padding not taken off.
+std::vector<bool> reached(const Walk& walk, size_t axis, int64_t positions) {
+  std::vector<bool> found(extent_of(walk, axis, positions), false);
+  for (int64_t o = 0; o < positions; ++o) {
+    for (int64_t k = 0; k < walk.kernel[axis]; ++k) found[o * walk.stride[axis] + k * walk.dilation[axis]] = true;
+  }
+  return found;
+}
+
 Box box(const Walk& walk, const Sizes& image, const Sizes& corner, const Sizes& size) {
   const size_t axes = image.size();
   Sizes extent(axes), begin(axes);
   std::vector<std::vector<int64_t>> used(axes);  // coordinates inside the image that some tap reaches
   for (size_t a = 0; a < axes; ++a) {
-    extent[a] = (size[a] - 1) * walk.stride[a] + (walk.kernel[a] - 1) * walk.dilation[a] + 1;
+    extent[a] = extent_of(walk, a, size[a]);
     begin[a] = corner[a] * walk.stride[a] - walk.padding[a];
-    std::vector<bool> reached(extent[a], false);
-    for (int64_t o = 0; o < size[a]; ++o) {
-      for (int64_t k = 0; k < walk.kernel[a]; ++k) reached[o * walk.stride[a] + k * walk.dilation[a]] = true;
-    }
+    const std::vector<bool> met = reached(walk, a, size[a]);
     for (int64_t c = std::max<int64_t>(0, -begin[a]); c < extent[a] && c + begin[a] < image[a]; ++c) {
-      if (reached[c]) used[a].push_back(c);
+      if (met[c]) used[a].push_back(c);
     }
   }
   const Layout layout(walk.stride, extent);
@@ -112,7 +122,7 @@ Box box(const Walk& walk, const Sizes& image, const Sizes& corner, const Sizes& 
 int64_t reach(const Walk& walk, const Sizes& image, const Sizes& size) {
   int64_t n = 1;
   for (size_t a = 0; a < size.size(); ++a) {
-    n *= std::min(image[a], (size[a] - 1) * walk.stride[a] + (walk.kernel[a] - 1) * walk.dilation[a] + 1);
+    n *= std::min(image[a], extent_of(walk, a, size[a]));
   }
   return n;
 }
@@ -157,33 +167,32 @@ Padded padded(const Walk& walk, const Sizes& image, const Sizes& grid, const Siz
   const size_t axes = grid.size(), last = axes - 1;
   const int64_t stride = walk.stride[last];
   Sizes extent(axes), at(axes);
-  for (size_t a = 0; a < axes; ++a) {
-    extent[a] = (grid[a] - 1) * walk.stride[a] + (walk.kernel[a] - 1) * walk.dilation[a] + 1;
-  }
+  std::vector<std::vector<bool>> met(axes);
+  for (size_t a = 0; a < axes; ++a) extent[a] = extent_of(walk, a, grid[a]), met[a] = reached(walk, a, grid[a]);
   const Layout layout(walk.stride, extent);
   out.step = stride * pitch[last], out.grid_step = grid_pitch[last], out.size = layout.size, out.span = 1;
   for (size_t a = 0; a < axes; ++a) out.span += (grid[a] - 1) * layout.pitch[a];
-  std::vector<bool> reached(stride, false);  // planes, by their place along the last axis
   each(walk.kernel, [&](const Sizes& tap) {
     for (size_t a = 0; a < axes; ++a) at[a] = tap[a] * walk.dilation[a];
     out.shift.push_back(layout.place(at));
-    reached[at[last] % stride] = true;
   });
-  Sizes lines = extent;  // one of the box for each line of the image and each of those planes
+  Sizes lines = extent;
   lines[last] = std::min(stride, extent[last]);
-  each(lines, [&](const Sizes& line) {
+  each(lines, [&](const Sizes& line) {  // its pixels lie a stride apart along the last axis
     int64_t from = 0;
-    bool inside = reached[line[last]];
     for (size_t a = 0; a < last; ++a) {
       const int64_t pixel = line[a] - walk.padding[a];
-      inside &= 0 <= pixel && pixel < image[a];
+      if (!met[a][line[a]] || pixel < 0 || pixel >= image[a]) return;
       from += pixel * pitch[a];
     }
-    const int64_t first = line[last] - walk.padding[last];
-    const auto below = [&](int64_t pixel) { return std::max<int64_t>(0, (pixel - first + stride - 1) / stride); };
-    const int64_t begin = below(0), end = std::min(below(image[last]), (extent[last] - line[last] + stride - 1) / stride);
-    if (!inside || begin >= end) return;
-    append(out.pixels, from + (first + begin * stride) * pitch[last], layout.place(line) + begin, end - begin, out.step);
+    // What no tap reaches stays zero: it must not meet the zeros between positions.
+    int64_t to = layout.place(line);
+    for (int64_t c = line[last]; c < extent[last]; c += stride, ++to) {
+      const int64_t pixel = c - walk.padding[last];
+      if (met[last][c] && 0 <= pixel && pixel < image[last]) {
+        append(out.pixels, from + pixel * pitch[last], to, 1, out.step);
+      }
+    }
   });
   Sizes rows = grid;
   rows[last] = 1;

@@ -110,6 +110,11 @@ def _check_paired(left: Sequence[Tensor], right: Sequence[Tensor]) -> None:
             )
 
 
+def working_dtype(t: Tensor) -> torch.dtype:
+    """The dtype that row gradients are computed in: the input's, or float32 for half precision."""
+    return torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else t.dtype
+
+
 # ---- places ---------------------------------------------------------------------------------------------------------
 
 

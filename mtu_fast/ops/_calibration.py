@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mtu_fast.ops._convolution import Geometry, conv_weight_gradient
 from mtu_fast.ops._costs import COSTS, Costs
-from mtu_fast.ops.explicit import Geometry, conv_weight_gradient, outer_rows
+from mtu_fast.ops.explicit import outer_rows
 from mtu_fast.ops.gram import outer_direct, outer_ghost, row_gram
 
 FAR = 10.0  # times as much as shipped, or as little, is taken for a disturbed measurement

@@ -5,60 +5,19 @@ Inner products with a direction have float64 products and sums, and never form a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from math import prod
 
 import torch
 from torch import Tensor
 
-from mtu_fast.ops._blocks import WIDE, check_images
-from mtu_fast.ops._library import define
+from mtu_fast.ops._blocks import WIDE, working_dtype
+from mtu_fast.ops._convolution import Geometry, plain_rows
+from mtu_fast.ops.grouped import grouped_rows
 
-THIN = 16  # most channels of a group that are
 PIECE = 1 << 22  # elements that are widened to float64 at a time: 32 MiB
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How a convolution walks: kernel `(O, C/g, *k)` and the arguments of `aten::convolution`."""
-
-    weight: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    transposed: bool
-    output_padding: tuple[int, ...]
-    groups: int
-
-    @property
-    def kernel(self) -> tuple[int, ...]:
-        """Taps along each axis."""
-        return self.weight[2:]
-
-    @property
-    def plain(self) -> bool:
-        """One group, forward: the kernels of positions apply and output channels may be tiled."""
-        return self.groups == 1 and not self.transposed
-
-    @property
-    def thin(self) -> bool:
-        """Few channels a group, depthwise above all: rows tap by tap (`grouped_rows`), not as products of matrices."""
-        return self.weight[1] <= THIN and all(o < s for o, s in zip(self.output_padding, self.stride, strict=True))
-
-    @property
-    def pointwise(self) -> bool:
-        """A plain one of one tap without padding: a linear map of pixels, every one, or one a stride."""
-        return self.plain and prod(self.kernel) == 1 and not any(self.padding)
-
-
-def working_dtype(t: Tensor) -> torch.dtype:
-    """The dtype that row gradients are computed in: the input's, or float32 for half precision."""
-    return torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else t.dtype
-
-
-def _of_both(x: Tensor, b: Tensor) -> torch.dtype:
-    return torch.promote_types(working_dtype(x), working_dtype(b))
+THIN = 16  # most channels of a group for which rows are formed tap by tap,
+CALL = 10_000_000  # and, where all channels are one group, most multiply-adds of a row: a vendor's call takes as long
 
 
 def outer_rows(left: Tensor, right: Tensor) -> Tensor:
@@ -67,88 +26,23 @@ def outer_rows(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left.to(dtype).mT, right.to(dtype))
 
 
-def conv_weight_gradient(x: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
-    """The convolution's weight gradient summed over images: x `[F, C, *]`, b `[F, O, *]` -> `[O, C/g, *k]`."""
-    # The backward asks the weight for its shape alone.
-    weight = x.new_empty(1).expand(geometry.weight)
-    return torch.ops.aten.convolution_backward(
-        b, x, weight, None, geometry.stride, geometry.padding, geometry.dilation, geometry.transposed,
-        geometry.output_padding, geometry.groups, (False, True, False),
-    )[1]  # fmt: skip
-
-
 def conv_rows(x: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
     """Weight gradients row by row: x `[R, F, C, *]`, b `[R, F, O, *]` -> `[R, O, C/g, *k]`."""
-    if geometry.pointwise:  # one product a row for all of them
-        dtype = working_dtype(x)
-        seen = x[(slice(None),) * 3 + tuple(slice(None, None, step) for step in geometry.stride)]
-        left, right = (t.to(dtype).transpose(1, 2).flatten(2) for t in (b, seen))
-        return torch.bmm(left, right.mT).view(x.shape[0], *geometry.weight)
-    if geometry.thin:
-        if geometry.transposed:
-            x, b = b, x
-        walk = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
-        return grouped_rows(x, b, geometry.groups, *walk)
-    return _one_by_one(x, b, geometry)
+    if not _tap_by_tap(geometry, prod((x if geometry.transposed else b).shape[3:]) * x.shape[1]):
+        return plain_rows(x, b, geometry)
+    if geometry.transposed:  # the same sums, with the sides exchanged
+        x, b = b, x
+    return grouped_rows(
+        x, b, geometry.groups, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation
+    )
 
 
-def _one_by_one(x: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
-    dtype = _of_both(x, b)
-    out = x.new_empty(x.shape[0], *geometry.weight, dtype=dtype)
-    for row, x_r, b_r in zip(out, x, b, strict=True):
-        row.copy_(conv_weight_gradient(x_r.to(dtype), b_r.to(dtype), geometry))
-    return out
-
-
-def _check_grouped(
-    x: Tensor, b: Tensor, groups: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int],
-) -> None:  # fmt: skip
-    check_images([x], [b], kernel, stride, padding, dilation, "highest")
-    if groups < 1 or x.shape[2] % groups or b.shape[2] % groups:
-        raise ValueError(f"groups is {groups}, expected a divisor of {x.shape[2]} and of {b.shape[2]} channels.")
-
-
-@define(
-    "grouped_rows(Tensor x, Tensor b, int groups, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor",
-    check=_check_grouped,
-)
-def grouped_rows(
-    x: Tensor, b: Tensor, groups: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:  # fmt: skip
-    """`rows[r, o, c, δ] = Σ_{f, p} x[r, f, c of o's group, p + δ] · b[r, f, o, p]`: weight gradients row by row.
-
-    For groups of few channels, depthwise convolutions above all; one group is served, too.
-
-    Args:
-        x: inputs `[R, F, C, *]`, F images a row.
-        b: output gradients `[R, F, O, *]`.
-        groups: groups of channels, whose number divides C and O.
-        kernel: taps along each axis.
-        stride: pixels between positions.
-        padding: zeros around an image.
-        dilation: pixels between taps.
-
-    Returns:
-        `[R, O, C / groups, *kernel]`; float32 for half precision.
-
-    Raises:
-        TypeError: complex tensors.
-        ValueError: sizes that do not belong together.
-    """
-    weight = (b.shape[2], x.shape[2] // groups, *kernel)
-    none = (0,) * len(kernel)
-    geometry = Geometry(weight, tuple(stride), tuple(padding), tuple(dilation), False, none, groups)
-    return _one_by_one(x, b, geometry)
-
-
-@grouped_rows.fake
-def _(
-    x: Tensor, b: Tensor, groups: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:  # fmt: skip
-    return x.new_empty(x.shape[0], b.shape[2], x.shape[2] // groups, *kernel, dtype=_of_both(x, b))
+def _tap_by_tap(geometry: Geometry, positions: int) -> bool:
+    """Whether taps one by one take less than products of matrices: few channels a group, or little work a row."""
+    # An output padding of a stride or more adds pixels that no position reaches: another grid, to the op.
+    reached = all(o < s for o, s in zip(geometry.output_padding, geometry.stride, strict=True))
+    worth = geometry.groups > 1 or prod(geometry.weight) * positions <= CALL
+    return reached and worth and geometry.weight[1] <= THIN and not geometry.pointwise
 
 
 def gather_rows(index: Tensor, values: Tensor, size: int) -> Tensor:

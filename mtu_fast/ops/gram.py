@@ -20,7 +20,7 @@ plain torch is always at its highest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from math import inf, prod
@@ -43,10 +43,11 @@ from mtu_fast.ops._blocks import (
     place,
     square,
 )
+from mtu_fast.ops._convolution import Geometry, plain_rows
 from mtu_fast.ops._costs import COSTS, Costs, stored
 from mtu_fast.ops._library import define
 from mtu_fast.ops._pixels import Walk, by_pixel, patch_gram
-from mtu_fast.ops.explicit import Geometry, conv_rows, gather_rows, outer_rows
+from mtu_fast.ops.explicit import conv_rows, gather_rows, outer_rows
 
 TILE = 1 << 18  # elements of a float64 tile that is read again at once: 2 MiB, what a core's cache holds
 PANELS = (12, 128)  # columns, and bytes, of the panels in csrc/cpu/direct.cpp
@@ -315,14 +316,16 @@ def conv_gram(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, prec
     check_sides(x, b, precision)
     walk = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
     if not geometry.plain:
-        return _by_vendor(x, b, geometry)
+        return _by_rows(x, b, geometry, conv_rows)
     if conv_route(x, b, geometry) == "ghost":
         return conv_ghost(x, b, *walk, precision)
     return conv_direct(x, b, *walk, precision)
 
 
-def _by_vendor(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> Tensor:
-    """`conv_gram` of the vendor's rows, a tile of output channels at a time where they can be told apart."""
+def _by_rows(
+    x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, form: Callable[[Tensor, Tensor, Geometry], Tensor]
+) -> Tensor:
+    """`conv_gram` of rows formed by `form`, a tile of output channels at a time where they can be told apart."""
     r = sum(t.shape[0] for t in x)
     gram = x[0].new_zeros(r, r, dtype=WIDE)
     channels = b[0].shape[2]
@@ -330,7 +333,7 @@ def _by_vendor(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> 
     for start in range(0, channels, step):
         stop = min(start + step, channels)
         part = replace(geometry, weight=(stop - start, *geometry.weight[1:])) if geometry.plain else geometry
-        tiles = [conv_rows(x_i, b_i[:, :, start:stop], part) for x_i, b_i in zip(x, b, strict=True)]
+        tiles = [form(x_i, b_i[:, :, start:stop], part) for x_i, b_i in zip(x, b, strict=True)]
         gram += row_gram([t.flatten(1) for t in tiles])
     return gram
 
@@ -384,7 +387,7 @@ def conv_direct(
     """`conv_gram` of one group, forward, by rows, a tile of them at a time."""
     weight = (b[0].shape[2], x[0].shape[2], *kernel)
     geometry = Geometry(weight, tuple(stride), tuple(padding), tuple(dilation), False, (0,) * len(kernel), 1)
-    return _by_vendor(x, b, geometry)
+    return _by_rows(x, b, geometry, plain_rows)
 
 
 @conv_direct.fake

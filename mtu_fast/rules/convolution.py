@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mtu_fast.ops.explicit import Geometry
+from mtu_fast.ops._convolution import Geometry
 from mtu_fast.rowmap import RowMap
 from mtu_fast.rules.base import rule, summed
 from mtu_fast.uses import Conv, Use
@@ -19,8 +19,9 @@ def convolution(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: R
         return None
     if slot == 2:
         return summed(b.flatten(2).mT, rows, shape)  # [M, *, O]: the channel comes last, as the bias has it
-    geometry = Geometry(
-        shape, tuple(node._saved_stride), tuple(node._saved_padding), tuple(node._saved_dilation),
-        node._saved_transposed, tuple(node._saved_output_padding), node._saved_groups,
-    )  # fmt: skip
+    stride, padding, dilation, beyond = (
+        tuple(numbers) * ((len(shape) - 2) // len(numbers))  # one may be meant for all axes (padding="valid")
+        for numbers in (node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_output_padding)
+    )
+    geometry = Geometry(shape, stride, padding, dilation, node._saved_transposed, beyond, node._saved_groups)
     return Conv(shape, rows.split(node._saved_input.detach(), 0), rows.split(b, 0), geometry)

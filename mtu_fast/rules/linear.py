@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtu_fast.ops.explicit import working_dtype
+from mtu_fast.ops._blocks import working_dtype
 from mtu_fast.rowmap import RowMap
 from mtu_fast.rules.base import rule, scaled, summed
 from mtu_fast.uses import Dense, Outer, Use

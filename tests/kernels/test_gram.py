@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtu_fast.ops import explicit as rows_of
 from mtu_fast.ops import gram as op
-from mtu_fast.ops.explicit import Geometry
+from mtu_fast.ops._convolution import Geometry, plain_rows
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.truth import relative_error
 
@@ -237,7 +236,7 @@ def conv_blocks(device: str, g: Geometry, sizes: list[tuple[int, ...]], dtype: t
 
 
 def conv_rows(xs: Blocks, bs: Blocks, g: Geometry) -> Callable[[torch.dtype], Blocks]:
-    return lambda to: [rows_of.conv_rows(x.to(to), b.to(to), g) for x, b in zip(xs, bs, strict=True)]
+    return lambda to: [plain_rows(x.to(to), b.to(to), g) for x, b in zip(xs, bs, strict=True)]
 
 
 def conv_ghost(xs: Blocks, bs: Blocks, g: Geometry, precision: str = "highest") -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mtu_fast.ops import explicit as rows_of
 from mtu_fast.ops import gram as op
+from mtu_fast.ops._blocks import working_dtype
+from mtu_fast.ops._convolution import Geometry, conv_weight_gradient
 from mtu_fast.ops._costs import COSTS
-from mtu_fast.ops.explicit import Geometry, working_dtype
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.truth import relative_error
 
@@ -411,7 +412,7 @@ def test_conv_rows(name: str) -> None:
     xs, bs = conv_blocks(g, [(3, 2, size)], torch.float64)
     truth = conv_truth(xs, bs, g)[0]
     assert relative_error(rows_of.conv_rows(xs[0], bs[0], g), truth) <= 1e-14
-    summed = rows_of.conv_weight_gradient(xs[0].flatten(0, 1), bs[0].flatten(0, 1), g)
+    summed = conv_weight_gradient(xs[0].flatten(0, 1), bs[0].flatten(0, 1), g)
     assert relative_error(summed, truth.sum(0)) <= 1e-14
 
 

@@ -9,7 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast.ops.explicit import THIN, Geometry, conv_rows, grouped_rows, working_dtype
+from mtu_fast.ops import explicit as module
+from mtu_fast.ops._blocks import working_dtype
+from mtu_fast.ops._convolution import Geometry
+from mtu_fast.ops.explicit import THIN, conv_rows
+from mtu_fast.ops.grouped import grouped_rows
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.truth import relative_error
 
@@ -74,10 +78,18 @@ def test_dtypes(name: str, dtype: torch.dtype) -> None:
     assert_as_accurate(f"{name}, {dtype}", found, explicit(x.to(work), b.to(work), 6, *walk), truth)
 
 
-def test_sums_are_float64_where_one_side_is(rows_by: Callable[..., Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("one", "other", "allowed"), [(torch.float32, torch.float64, 1e-14), (torch.bfloat16, torch.float32, 1e-6)]
+)
+def test_sums_have_the_dtype_of_the_wider_side(
+    rows_by: Callable[..., Tensor], one: torch.dtype, other: torch.dtype, allowed: float
+) -> None:
     *walk, size = WALKS["3x3"]
-    x, b = images(2, 1, 4, *size, dtype=torch.float32), images(2, 1, 4, *size, seed=1)
-    assert relative_error(rows_by(x, b, 4, *walk), explicit(x.double(), b, 4, *walk)) <= 1e-14
+    for left, right in ((one, other), (other, one)):
+        x, b = images(2, 1, 4, *size, dtype=left), images(2, 1, 4, *size, dtype=right, seed=1)
+        found = rows_by(x, b, 4, *walk)
+        assert found.dtype == other
+        assert relative_error(found, explicit(x.double(), b.double(), 4, *walk)) <= allowed
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -130,30 +142,80 @@ def test_what_is_not_finite_stays_in_its_row() -> None:
     assert found[1].isfinite().flatten(1).all(1).tolist() == [True, False, False, True]
 
 
+UNREAD: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[int, int], tuple[int, ...]]] = {
+    "between lines": (((1, 1), (2, 1), (0, 0), (1, 1)), (3, 3), (1,)),
+    "between pixels": (((1, 1), (1, 2), (0, 0), (1, 1)), (2, 5), (0, 3)),
+    "under a dilated kernel": (((2, 2), (1, 1), (0, 0), (2, 2)), (3, 3), (1, 1)),
+    "left over": (((2, 2), (2, 2), (0, 0), (1, 1)), (5, 5), (4,)),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+@pytest.mark.parametrize("groups", [2, 4])
+def test_pixels_that_nobody_reads_may_be_anything(rows_by: Callable[..., Tensor], name: str, groups: int) -> None:
+    walk, size, at = UNREAD[name]
+    x, b = images(2, 1, 4, *size), images(2, 1, 4, *grid((*walk, size)), seed=1)
+    expected = explicit(x, b, groups, *walk)
+    x[(..., *at, *[slice(None)] * (2 - len(at)))] = torch.inf
+    assert relative_error(rows_by(x, b, groups, *walk), expected) <= 1e-14
+
+
 # ---- which convolutions they serve ----------------------------------------------------------------------------------
 
 
-def geometry(weight: tuple[int, ...], groups: int, stride: int = 1, extra: int = 0) -> Geometry:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of groups that the op is called with."""
+    found: list[int] = []
+
+    def watched(x: Tensor, b: Tensor, groups: int, *walk: Sequence[int]) -> Tensor:
+        found.append(groups)
+        return grouped_rows(x, b, groups, *walk)
+
+    monkeypatch.setattr(module, "grouped_rows", watched)
+    return found
+
+
+def transposed(weight: tuple[int, ...], groups: int, stride: int = 1, extra: int = 0) -> Geometry:
     return Geometry(weight, (stride,) * 2, (1,) * 2, (2,) * 2, True, (extra,) * 2, groups)
 
 
 @pytest.mark.parametrize(
-    ("g", "thin"),
+    ("g", "served"),
     [
-        (geometry((4, 2, 3, 3), 2), True),
-        (geometry((4, 2, 3, 3), 2, stride=2, extra=1), True),
-        (geometry((4, 2, 3, 3), 2, stride=1, extra=1), False),  # pixels that no position reaches
-        (geometry((4, THIN + 1, 3, 3), 2), False),
+        (transposed((4, 2, 3, 3), 2), [2]),
+        (transposed((4, 2, 3, 3), 2, stride=2, extra=1), [2]),
+        (transposed((4, 2, 3, 3), 2, stride=1, extra=1), []),  # pixels that no position reaches
+        (transposed((4, THIN + 1, 3, 3), 2), []),
     ],
 )
-def test_transposed(g: Geometry, thin: bool) -> None:
+def test_transposed(g: Geometry, served: list[int], asked: list[int]) -> None:
     x, w = images(2, 1, 4, 5, 6), torch.zeros(g.weight, dtype=torch.float64, requires_grad=True)
     arguments = (g.stride, g.padding, g.dilation, True, g.output_padding, g.groups)
     y = torch.ops.aten.convolution(x[:, 0], w, None, *arguments)
     b = images(*y.shape, seed=1)
     truth = torch.stack([torch.autograd.grad(y[r], w, b[r], retain_graph=True)[0] for r in range(2)])
-    assert g.thin == thin
     assert relative_error(conv_rows(x, b[:, None], g), truth) <= 1e-14
+    assert asked == served
+
+
+@pytest.mark.parametrize(
+    ("weight", "groups", "size", "served"),
+    [
+        ((4, 3, 3, 3), 1, 8, [1]),
+        ((4, 3, 3, 3), 1, 400, []),  # a vendor's call is little beside it
+        ((4, 1, 3, 3), 4, 400, [4]),
+        ((2, THIN + 1, 3, 3), 1, 8, []),
+        ((4, 3, 1, 1), 1, 8, []),  # one product for all rows
+    ],
+)
+def test_where_they_pay(weight: tuple[int, ...], groups: int, size: int, served: list[int], asked: list[int]) -> None:
+    pad = (weight[-1] // 2,) * 2
+    g = Geometry(weight, (1, 1), pad, (1, 1), False, (0, 0), groups)
+    x, b = images(2, 2, weight[1] * groups, size, size), images(2, 2, weight[0], size, size, seed=1)
+    truth = explicit(x, b, groups, g.kernel, g.stride, g.padding, g.dilation)
+    assert relative_error(conv_rows(x, b, g), truth) <= 1e-13
+    assert asked == served
 
 
 # ---- the op ---------------------------------------------------------------------------------------------------------
@@ -171,6 +233,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
     ("at", "value", "error", "words"),
     [
         (0, images(2, 1, 4, 6, 6).to(torch.complex64), TypeError, "expected real"),
+        (1, torch.ones(2, 1, 4, 6, 6, dtype=torch.int64), TypeError, "b is of torch.int64, expected a floating"),
         (0, images(3, 1, 4, 6, 6), ValueError, "the sides of block 0"),
         (1, images(2, 1, 4, 6, 5), ValueError, r"expected \(6, 6\)"),
         (2, 3, ValueError, "groups is 3, expected a divisor of 4 and of 4"),

@@ -18,6 +18,7 @@ from torch import Tensor
 from mtu_fast.ops import _library
 from mtu_fast.ops import gram as module
 from mtu_fast.ops.gram import conv_direct, conv_ghost, outer_direct, outer_ghost, row_gram
+from mtu_fast.ops.grouped import grouped_rows
 from tests.helpers.tolerance import assert_as_accurate
 
 built = pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING or "built")
@@ -317,6 +318,12 @@ def test_neither_products_of_all_positions_nor_rows_are_held() -> None:
         (lambda: conv_ghost.overload([torch.ones(1, 1, 2, 5, 5)], [torch.ones(1, 1, 2, 5, 5)],
                             [3, 3], [1], [1, 1], [1, 1], "highest"),
          "differ in length: 2, 1, 2 and 2"),
+        (lambda: grouped_rows.overload(torch.ones(1, 1, 2, 5, 5), torch.ones(1, 1, 4, 5, 5), 4, *walk()[:4]),
+         "4 groups do not divide 2 and 4 channels"),
+        (lambda: grouped_rows.overload(torch.ones(1, 1, 2, 5, 5), torch.ones(1, 1, 2, 5, 4), 2, *walk()[:4]),
+         "4 output positions along axis 1, expected 5"),
+        (lambda: grouped_rows.overload(torch.ones(1, 1, 2), torch.ones(1, 1, 2), 2, [], [], [], []),
+         "an axis at least"),
     ],
 )  # fmt: skip
 def test_the_kernel_checks_its_own_arguments(call: Callable[[], Tensor], message: str) -> None:

@@ -77,6 +77,16 @@ def conv_padding_replicate(n: int) -> Parts:
 
 
 @case()
+def conv_padding_valid(n: int) -> Parts:
+    """Torch saves one number for all axes."""
+    net = _stack(
+        nn.Conv2d(3, 6, 3, padding="valid"), nn.Conv2d(6, 6, 2, padding="valid", groups=6),
+        nn.Conv2d(6, 20, (2, 1), stride=(1, 2), padding="valid"), nn.Conv2d(20, 4, 2, padding="valid"),
+    )  # fmt: skip
+    return Parts(net, (torch.randn(n, 3, 7, 9),))
+
+
+@case()
 def conv_padding_same(n: int) -> Parts:
     """An even kernel: the padding is uneven."""
     return Parts(_stack(nn.Conv2d(3, 4, (4, 3), padding="same", dilation=(2, 1))), (torch.randn(n, 3, 4, 5),))
