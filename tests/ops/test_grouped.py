@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from mtu_fast.ops.grouped import grouped_rows
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.truth import relative_error
 
+ROOT = Path(__file__).parents[2]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 WALKS: dict[str, tuple[tuple[int, ...], ...]] = {  # kernel, stride, padding, dilation, image
     "3x3": ((3, 3), (1, 1), (1, 1), (1, 1), (8, 8)),
@@ -216,6 +220,17 @@ def test_where_they_pay(weight: tuple[int, ...], groups: int, size: int, served:
     truth = explicit(x, b, groups, g.kernel, g.stride, g.padding, g.dilation)
     assert relative_error(conv_rows(x, b, g), truth) <= 1e-13
     assert asked == served
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_the_kernel_under_sanitizers(tmp_path: Path) -> None:
+    program, source = tmp_path / "grouped", ROOT / "csrc" / "cpu"
+    flags = ["-std=c++17", "-O1", "-g", "-Wall", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    files = [ROOT / "tests" / "host" / "grouped.cpp", source / "grouped.cpp", source / "walk.cpp"]
+    built = subprocess.run(["g++", *flags, *files, "-o", program], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # ---- the op ---------------------------------------------------------------------------------------------------------
