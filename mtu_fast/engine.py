@@ -55,7 +55,8 @@ class Engine:
     module that holds them all.
 
     Raises:
-        TypeError: `params` are no tensors or complex ones, or `memory_budget` is not a whole number.
+        TypeError: `model` is no module, `params` are no tensors or complex ones, or `memory_budget` is not a whole
+            number.
         ValueError: no parameter requires grad, one of `params` is not the model's, `memory_budget` is negative, or
             `precision` is unknown.
     """
@@ -68,6 +69,8 @@ class Engine:
         memory_budget: int = 0,
         precision: str = "highest",
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: found {type(model).__name__}, expected a module; choose by Engine(model, params=).")
         names = {id(p): name for name, p in model.named_parameters()}
         params = None if params is None else [params] if isinstance(params, nn.Module | Tensor) else list(params)
         for p in params or ():

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import floor, isfinite, log2
 
 import torch
+from torch.autograd.graph import GradientEdge
 
 from mtu_fast.graph import Edge, Graph
 from mtu_fast.nodes import ALONG, ISOMETRIES, SPATIAL, VIEWS, dimension, stem
@@ -119,11 +121,12 @@ def _row_maps(graph: Graph, task: int, nodes: Sequence[int]) -> tuple[Maps, set[
     half = any(m.dtype == torch.float16 for of_node in graph.outputs for m in of_node)
     base = 8 if half else 32  # powers up to 2**31 leave float32 and bfloat16 ample range; float16 has little
     edges = graph.edges(nodes)
-    plain = iter(graph.backward(task, edges))
+    one = torch.full_like(loss, _room(graph, task, edges, base) if half else 1.0)
+    plain = iter(graph.backward(task, edges, one))
     numbers = digits(len(loss), base, loss.device)
-    scaled = [iter(graph.backward(task, edges, torch.exp2(d).to(loss.dtype))) for d in numbers]
+    scaled = [iter(graph.backward(task, edges, one * torch.exp2(d).to(loss.dtype))) for d in numbers]
     uneven = uneven_weights(loss)
-    control = iter(graph.backward(task, edges, uneven))
+    control = iter(graph.backward(task, edges, one * uneven))
     maps: Maps = {}
     mixed = set()
     for i in nodes:
@@ -141,6 +144,22 @@ def _row_maps(graph: Graph, task: int, nodes: Sequence[int]) -> tuple[Maps, set[
         if i not in mixed and any(m is not None for m in found):
             maps[i] = tuple(found)
     return maps, mixed
+
+
+def _room(graph: Graph, task: int, edges: Sequence[GradientEdge], base: int) -> float:
+    """The largest power of two, at most 1, as a row weight that leaves float16 room for `2**base` times its gradients.
+
+    Losses that a loss scaler multiplied fill its range.
+    """
+    weight = 1.0
+    for _ in range(4):
+        found = graph.backward(task, edges, torch.full_like(graph.losses[task], weight))
+        half = (b for b in found if b is not None and b.numel() and b.dtype == torch.float16)
+        size = max((float(b.abs().max()) for b in half), default=0.0)
+        if isfinite(size):
+            return weight * 2.0 ** min(0, floor(log2(2.0 ** (16 - base) / size))) if size else weight
+        weight *= 2.0**-8
+    return weight
 
 
 # Products that sum over a dimension: for each input, which of its dimensions carries the output's dimension.

@@ -353,6 +353,7 @@ class Rows:
                     part = g * weight.to(g.dtype)
                     found[parameter] = found[parameter] + part if parameter in found else part
         if uneven and bool(torch.stack(uneven).any()):  # one wait for the device, whatever the groups
+            check_finite([w])
             raise ValueError(
                 "weights differ between rows of one kind and task, but the engine has parameters outside `params`, "
                 "whose gradients are known per kind and task only; say what those get by backward(w, outside=weights "

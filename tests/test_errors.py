@@ -421,6 +421,12 @@ def test_weights_of_the_wrong_shape(bench: Bench, shape: tuple[int, ...]) -> Non
         rows._blocks.clear()
 
 
+def test_weights_that_are_not_finite_are_called_so(bench: Bench) -> None:
+    rows = bench.engine.rows(bench.losses())
+    with bench.untouched(), pytest.raises(RuntimeError, match="weights that are not finite"):
+        rows.backward(torch.full((8,), torch.nan))
+
+
 def test_uneven_weights_say_nothing_of_the_heads(bench: Bench) -> None:
     rows = bench.engine.rows(bench.losses())
     with bench.untouched():
@@ -483,6 +489,12 @@ def test_cat_of_two_engines(bench: Bench) -> None:
 
 
 # ---- the engine's own arguments -------------------------------------------------------------------------------------
+
+
+def test_an_engine_of_parameters() -> None:
+    model: Any = list(nn.Linear(3, 4).parameters())
+    with pytest.raises(TypeError, match=r"model: found list, expected a module; .*params="):
+        mtu.Engine(model)
 
 
 def test_an_engine_without_parameters() -> None:

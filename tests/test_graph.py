@@ -471,17 +471,34 @@ def test_tasks_that_change_places() -> None:
         assert_rows(engine.rows(losses), J, params, 1e-12)
 
 
-def test_a_weak_coupling_in_low_precision() -> None:
-    """Three hundredths of the other sample are more than bfloat16 rounds away: the rows mix."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_weak_coupling_in_low_precision(dtype: torch.dtype) -> None:
+    """Three hundredths of the other sample are more than half precision rounds away: the rows mix."""
     torch.manual_seed(0)
-    net = nn.Linear(3, 3).bfloat16()
+    net = nn.Linear(3, 3).to(dtype)
     params, engine = trained(net), mtu.Engine(net)
-    h = net(torch.randn(2, 3).bfloat16())
-    loss = ((h + 0.03 * h.flip(0)) * SCALES.bfloat16()).sum(1)
+    h = net(torch.randn(2, 3).to(dtype))
+    loss = ((h + 0.03 * h.flip(0)) * SCALES.to(dtype)).sum(1)
     J = truth_of({"a": loss}, params)
     rows = engine.rows(loss)
     assert all(line.slow for line in engine.explain().lines)
-    assert_rows(rows, J, params, 2 * torch.finfo(torch.bfloat16).eps)
+    assert_rows(rows, J, params, 2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("scale", [2.0**-4, 1.0, 2.0**8, 2.0**12])
+def test_float16_tells_rows_apart_at_any_scale_of_the_losses(scale: float) -> None:
+    """Gradients of a mean, which lose digits at the lower end of its range, and what a loss scaler makes of them."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 4)).half()
+    params, engine = trained(net), mtu.Engine(net)
+    for _ in range(2):
+        out = net(torch.randn(12, 3, 24, 24).half())
+        loss = F.cross_entropy(out.float(), torch.arange(12) % 4, reduction="none") * scale
+        J = truth_of({"a": loss}, params)
+        rows = engine.rows(loss)
+        assert not any(line.slow for line in engine.explain().lines)
+        assert_rows(rows, J, params, 2.0**-7 if scale < 1 else 2.0**-9)
 
 
 @pytest.mark.parametrize("way", ["checkpoint", "offload"])

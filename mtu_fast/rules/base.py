@@ -13,7 +13,8 @@ It returns None where it does not apply; the exact generic path then serves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from functools import wraps
 from typing import Any
 
 from torch import Tensor
@@ -27,14 +28,18 @@ Rule = Callable[[Any, int, tuple[int, ...], Tensor, RowMap], Use | None]
 RULES: dict[str, Rule] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for the autograd nodes of these names."""
+def rule(*names: str, slots: Container[int] = range(3)) -> Callable[[Rule], Rule]:
+    """Register a rule for the autograd nodes of these names, and for a parameter that is one of these inputs."""
 
     def register(function: Rule) -> Rule:
+        @wraps(function)
+        def served(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowMap) -> Use | None:
+            return function(node, slot, shape, b, rows) if slot in slots else None
+
         for name in names:
             if name in RULES:
                 raise ValueError(f"two rules for {name}: {RULES[name].__module__} and {function.__module__}")
-            RULES[name] = function
+            RULES[name] = served
         return function
 
     return register

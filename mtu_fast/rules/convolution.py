@@ -12,7 +12,7 @@ from mtu_fast.rules.base import rule, summed
 from mtu_fast.uses import Conv, Use
 
 
-@rule("ConvolutionBackward0")
+@rule("ConvolutionBackward0", slots=(1, 2))
 def convolution(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowMap) -> Use | None:
     """b `[M, O, *]`, input `[M, C, *]`: M images, of which a row may have several."""
     if rows.dim != 0:

@@ -11,7 +11,7 @@ from mtu_fast.rules.base import rule
 from mtu_fast.uses import Gather, Use
 
 
-@rule("EmbeddingBackward0")
+@rule("EmbeddingBackward0", slots=(0,))
 def embedding(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowMap) -> Use | None:
     """`out[…] = weight[index[…]]`, b `[*index.shape, D]`; the padding entry has no gradient."""
     index = node._saved_indices

@@ -13,7 +13,7 @@ from mtu_fast.rules.base import rule, summed
 from mtu_fast.uses import Use
 
 
-@rule("NativeLayerNormBackward0")
+@rule("NativeLayerNormBackward0", slots=(1, 2))
 def layer_norm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowMap) -> Use | None:
     """Input `[…, *normalized_shape]`; the parameters broadcast from the right."""
     if slot == 1:
@@ -21,13 +21,13 @@ def layer_norm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: Ro
     return summed(b, rows, shape)
 
 
-@rule("FusedRmsNormBackward0")
+@rule("FusedRmsNormBackward0", slots=(1,))
 def rms_norm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowMap) -> Use | None:
     """`out = x · rstd · weight`; the weight broadcasts from the right."""
     return summed(b * (node._saved_input.detach() * node._saved_result1), rows, shape)
 
 
-@rule("NativeGroupNormBackward0")
+@rule("NativeGroupNormBackward0", slots=(1, 2))
 def group_norm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowMap) -> Use | None:
     """Input `[M, C, *]`, statistics `[M, groups]`."""
     if slot == 1:
@@ -35,7 +35,7 @@ def group_norm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: Ro
     return _shifts(b, shape, rows)
 
 
-@rule("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
+@rule("NativeBatchNormBackward0", "CudnnBatchNormBackward0", slots=(1, 2))
 def batch_norm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowMap) -> Use | None:
     """Input `[M, C, *]`. In training the saved statistics of the batch are what the forward used."""
     if slot != 1:

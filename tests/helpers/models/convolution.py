@@ -138,6 +138,38 @@ def conv_transposed_1d_3d(n: int) -> Parts:
 
 
 @case()
+def codes_into_convolutions(n: int) -> Parts:
+    """A parameter for each sample, as the input of a convolution; one that is input and weight at once."""
+
+    def run(self: Net, x: Tensor) -> Tensor:
+        codes, small, both = (t[: len(x)] for t in (self.codes, self.small, self.both))
+        h = torch.tanh(self.conv(codes) + self.up(small) + self.depthwise(codes).mean(1, True))
+        return h + torch.nn.functional.conv2d(both, self.both[:4]).mean((2, 3), True) + x
+
+    parts: dict[str, Any] = {
+        "conv": nn.Conv2d(3, 4, 3, padding=1), "depthwise": nn.Conv2d(3, 3, 3, padding=1, groups=3),
+        "up": nn.ConvTranspose2d(2, 4, 2, stride=2), "codes": nn.Parameter(torch.randn(n, 3, 4, 4)),
+        "small": nn.Parameter(torch.randn(n, 2, 2, 2)), "both": nn.Parameter(torch.randn(max(n, 4), 3, 1, 1)),
+    }  # fmt: skip
+    return Parts(Net(run, **parts), (torch.randn(n, 4, 4, 4),))
+
+
+@case()
+def codes_into_norms(n: int) -> Parts:
+    """A parameter for each sample, as the input of a norm."""
+
+    def run(self: Net, x: Tensor) -> Tensor:
+        codes, features = self.codes[: len(x)], self.features[: len(x)]
+        return self.batch(codes).flatten(1) + self.group(codes).flatten(1) + self.layer(features) + x
+
+    parts: dict[str, Any] = {
+        "batch": nn.BatchNorm2d(4).eval(), "group": nn.GroupNorm(2, 4), "layer": nn.LayerNorm(16),
+        "codes": nn.Parameter(torch.randn(n, 4, 2, 2)), "features": nn.Parameter(torch.randn(n, 16)),
+    }  # fmt: skip
+    return Parts(Net(run, **parts), (torch.randn(n, 16),))
+
+
+@case()
 def fourier(n: int) -> Parts:
     """Frequencies scaled (by real and complex numbers), shifted and mixed, all by real parameters."""
 
