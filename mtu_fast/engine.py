@@ -70,7 +70,7 @@ class Engine:
         precision: str = "highest",
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model: found {type(model).__name__}, expected a module; choose by Engine(model, params=).")
+            raise TypeError(f"model: found {type(model).__name__}, expected a module; see `params` for a choice.")
         names = {id(p): name for name, p in model.named_parameters()}
         params = None if params is None else [params] if isinstance(params, nn.Module | Tensor) else list(params)
         for p in params or ():
