@@ -1,4 +1,4 @@
-// Rows of convolutions under the sanitizers: every array ends where its elements do. Sums are compared with the definition.
+// Rows of convolutions under AddressSanitizer: every array ends where its elements do. Sums are compared with the definition.
 #include <cmath>
 #include <cstdio>
 #include <memory>
