@@ -1,4 +1,4 @@
-"""The four kinds of use: what is known of the rows' gradients at one place where a parameter enters the graph.
+"""The kinds of use: what is known of the rows' gradients at one place where a parameter enters the graph.
 
 A use stands for the matrix of row gradients `[R, P]` of one parameter without being it:
 
@@ -7,8 +7,11 @@ kind     holds                                       row gradient
 =======  ==========================================  =========================================
 Outer    left `[R, S, A]`, right `[R, S, B]`         `Σ_s left[r, s] ⊗ right[r, s]`, `[A, B]`
 Conv     x `[R, F, C, *]`, b `[R, F, O, *]`          the convolution's weight gradient, `[O, C/g, *k]`
-Gather   index `[R, S]`, values `[R, S, D]`          `Σ_s e_index[r, s] ⊗ values[r, s]`, `[V, D]`
+Gather   index `[R, S]`, values `[R, S, D]`          `Σ_s e_index[r, s] ⊗ values[r, s]`, `[V, *D]`
+Common   scale `[R, K]`, direction `[K, *shape]`     `Σ_k scale[r, k] direction[k]`
 Dense    rows `[R, *shape]`                          itself
+Several  parts, uses of several of these kinds       the sum of theirs
+Blocks   parts, uses of some blocks                  theirs beside one another, `[E, *block]`
 =======  ==========================================  =========================================
 
 Between a use and its parameter there may be a `Chain` of views and casts: linear maps whose adjoints keep inner
@@ -21,7 +24,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
+from functools import reduce
+from math import lcm, prod
 
 import torch
 from torch import Tensor
@@ -82,7 +86,7 @@ class Use(ABC):
     @property
     @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
-        """What this use keeps alive, each `[R, …]`."""
+        """What this use keeps alive."""
 
     @abstractmethod
     def with_tensors(self, *tensors: Tensor) -> Use:
@@ -100,7 +104,7 @@ class Use(ABC):
 
     def select(self, rows: Tensor) -> Use:
         """The use of some rows only; rows int64 `[R']`."""
-        return self.with_tensors(*(t[rows] for t in self.tensors))
+        return self.with_tensors(*(t[rows] for t in self.tensors))  # where each is [R, …]
 
     @property
     @abstractmethod
@@ -113,7 +117,7 @@ class Use(ABC):
 
     @abstractmethod
     def weighted(self, w: Tensor | None) -> Tensor:
-        """`Σ_r w_r row_r` on this side of the chain, `[*shape]`; without w the plain sum."""
+        """`Σ_r w_r row_r` on this side of the chain, `[*shape]`, in memory of its own; without w the plain sum."""
 
     @abstractmethod
     def inner(self, d: Tensor) -> Tensor:
@@ -300,10 +304,14 @@ class Conv(Use):
 
 @dataclass(frozen=True)
 class Gather(Use):
-    """Rows of a table, scattered: index `[R, S]` into V, values `[R, S, D]`, shape (V, D)."""
+    """Rows of a table, scattered: index `[R, S]` into V, values `[R, S, D]`, shape (V, …) of V entries of D numbers.
+
+    sparse: an ordinary backward gives a sparse gradient of this table.
+    """
 
     index: Tensor
     values: Tensor
+    sparse: bool = field(default=False, kw_only=True)
 
     @property
     def count(self) -> int:
@@ -326,10 +334,159 @@ class Gather(Use):
 
     def weighted(self, w: Tensor | None) -> Tensor:
         values = weigh(self.values, w)
-        return values.new_zeros(self.shape).index_add_(0, self.index.flatten(), values.flatten(0, 1))
+        found = values.new_zeros(self.shape[0], self.unit).index_add_(0, self.index.flatten(), values.flatten(0, 1))
+        return found.view(self.shape)
+
+    @property
+    def unit(self) -> int:
+        return self.values.shape[2]
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        first, last = start // self.unit, stop // self.unit
+        inside = (self.index >= first) & (self.index < last)
+        index = (self.index - first).clamp(0, last - first - 1)
+        return gather_rows(index, self.values * inside[..., None], last - first).flatten(1)
 
     def inner(self, d: Tensor) -> Tensor:
-        return gather_inner(self.index, self.values, d)
+        return gather_inner(self.index, self.values, d.view(self.shape[0], self.unit))
+
+
+@dataclass(frozen=True)
+class Common(Use):
+    """Rows along a few directions that all rows have in common, `Σ_k scale[r, k] direction[k]`.
+
+    The gradient of what a loss says of parameters alone, a penalty: scale `[R, K]`, direction `[K, *shape]`.
+    """
+
+    scale: Tensor
+    direction: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.scale.shape[0]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.scale, self.direction)
+
+    @property
+    def flat(self) -> Tensor:
+        """The directions, `[K, prod(shape)]`."""
+        return self.direction.reshape(len(self.direction), prod(self.shape))
+
+    def with_tensors(self, *tensors: Tensor) -> Common:
+        scale, direction = tensors
+        return replace(self, scale=scale, direction=direction)
+
+    def select(self, rows: Tensor) -> Common:
+        return replace(self, scale=self.scale[rows])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return working_dtype(self.direction)
+
+    def matrix(self) -> Tensor:
+        return self.columns(0, prod(self.shape))
+
+    @property
+    def unit(self) -> int:
+        return 1
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        return self.scale.to(self.dtype) @ self.flat[:, start:stop].to(self.dtype)
+
+    def weighted(self, w: Tensor | None) -> Tensor:
+        # In float64: these are few numbers, and may cancel, as where a method removes what rows have in common.
+        share = self.scale.to(WIDE).sum(0) if w is None else w.to(WIDE) @ self.scale.to(WIDE)
+        return (share.to(self.dtype) @ self.flat.to(self.dtype)).view(self.shape)
+
+    def inner(self, d: Tensor) -> Tensor:
+        return self.scale.to(WIDE) @ row_inner(self.flat, d.flatten())
+
+
+@dataclass(frozen=True)
+class _Parts(Use):
+    """What is made of other uses by the same rows."""
+
+    parts: tuple[Use, ...]
+
+    @property
+    def count(self) -> int:
+        return self.parts[0].count
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(t for part in self.parts for t in part.tensors)
+
+    def with_tensors(self, *tensors: Tensor) -> _Parts:
+        left = iter(tensors)
+        return replace(self, parts=tuple(p.with_tensors(*(next(left) for _ in p.tensors)) for p in self.parts))
+
+    def select(self, rows: Tensor) -> _Parts:
+        return replace(self, parts=tuple(part.select(rows) for part in self.parts))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return reduce(torch.promote_types, (part.dtype for part in self.parts))
+
+    def rows_pay(self) -> bool:
+        return any(part.rows_pay() for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Several(_Parts):
+    """Rows that are sums over uses of the same rows in one space, of one shape and behind one chain: parts.
+
+    What `joint.merge` makes of unequal kinds: a table that is looked up and multiplied with, a weight and a penalty.
+    """
+
+    def matrix(self) -> Tensor:
+        return reduce(torch.add, (part.matrix() for part in self.parts))
+
+    @property
+    def unit(self) -> int:
+        return lcm(*(part.unit for part in self.parts))
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        return reduce(torch.add, (part.columns(start, stop) for part in self.parts))
+
+    def weighted(self, w: Tensor | None) -> Tensor:
+        return reduce(torch.add, (part.weighted(w) for part in self.parts))
+
+    def inner(self, d: Tensor) -> Tensor:
+        return reduce(torch.add, (part.inner(d) for part in self.parts))
+
+
+@dataclass(frozen=True)
+class Blocks(_Parts):
+    """Rows of a stack of E equal blocks, by uses of some of them: experts of which every token takes a few.
+
+    shape (E, *block); `at` says which block each of the parts is of, no two of one. These have no chains of their own.
+    """
+
+    at: tuple[int, ...]
+
+    def matrix(self) -> Tensor:
+        return self.columns(0, prod(self.shape))
+
+    @property
+    def unit(self) -> int:
+        return prod(self.shape[1:])
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        there = dict(zip(self.at, self.parts, strict=True))
+        none = self.tensors[0].new_zeros(self.count, self.unit, dtype=self.dtype)
+        wanted = range(start // self.unit, stop // self.unit)
+        return torch.cat([there[e].matrix() if e in there else none for e in wanted], 1)
+
+    def weighted(self, w: Tensor | None) -> Tensor:
+        found = self.tensors[0].new_zeros(self.shape, dtype=self.dtype)
+        for e, part in zip(self.at, self.parts, strict=True):
+            found[e] = part.weighted(w)
+        return found
+
+    def inner(self, d: Tensor) -> Tensor:
+        return reduce(torch.add, (part.inner(d[e]) for e, part in zip(self.at, self.parts, strict=True)))
 
 
 def weigh(t: Tensor, w: Tensor | None, beside: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mtu_fast import joint
 from mtu_fast.ops import gram as op
-from mtu_fast.uses import Chain, Conv, Dense, Gather, Outer, Use
+from mtu_fast.uses import Chain, Common, Conv, Dense, Gather, Outer, Several, Use
 from tests.helpers.checks import random_weights
 from tests.helpers.truth import relative_error
 from tests.test_uses import CLOSE, KINDS, R, draw, make, rows_of
@@ -49,8 +50,97 @@ def test_any_two_uses_of_the_same_rows_merge(first: str, second: str) -> None:
 def test_merging_keeps_factors_where_it_can() -> None:
     assert isinstance(joint.merge([make("outer"), make("outer")]), Outer)
     assert isinstance(joint.merge([make("gather"), make("gather")]), Gather)
+    assert isinstance(joint.merge([make("common"), make("common")]), Common)
     one = make("conv")
     assert joint.merge([one]) is one
+
+
+def test_unequal_kinds_stay_beside_one_another() -> None:
+    """One part a kind, whatever comes in which order; rows that are there anyway take the others in."""
+    found = joint.merge([make("outer"), make("several"), make("gather"), make("outer")])
+    assert isinstance(found, Several)
+    assert sorted(type(part).__name__ for part in found.parts) == ["Common", "Gather", "Outer"]
+    assert isinstance(joint.merge([found, make("dense")]), Dense)
+    assert isinstance(joint.merge([make("outer"), replace(make("gather"), chain=IDENTITY)]), Dense)
+
+
+IDENTITY = Chain(("identity",), lambda g: g)
+MEETINGS: dict[str, Callable[[], list[Use]]] = {
+    "one forward ties, another looks up": lambda: [make("several"), make("gather", 3)],
+    "look-ups first": lambda: [make("gather", 2), make("outer", 3), make("several"), make("common", 1)],
+    "two tasks on one forward": lambda: _tasks(),
+    "a penalty alone": lambda: [make("common"), make("dense", 2), make("common", 3)],
+    "a convolution under a penalty": lambda: [_penalised(make("conv")), make_common((6, 4, 1)), make("conv", 2)],
+    "rows among them": lambda: [make("several"), make("dense", 2), make("gather", 1), make("outer", 3)],
+    "behind one chain": lambda: [replace(use, chain=IDENTITY) for use in (make("several"), make("outer", 2))],
+}
+
+
+def make_common(shape: tuple[int, ...]) -> Common:
+    return Common(shape, draw(R, 1), draw(1, *shape))
+
+
+def _penalised(use: Use) -> Use:
+    return joint.merge([use, make_common(use.shape)])
+
+
+def _tasks() -> list[Use]:
+    right, index = draw(R, 3, 4), torch.randint(0, 6, (R, 5))
+    ties = [(Outer((6, 4), draw(R, 3, 6), right), Gather((6, 4), index, draw(R, 5, 4))) for _ in range(3)]
+    return [joint.merge(tie) for tie in ties]
+
+
+@pytest.mark.parametrize("tile", [1, 1 << 20])
+@pytest.mark.parametrize("name", MEETINGS)
+def test_sums_of_kinds_meet(name: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "TILE", tile)
+    uses = MEETINGS[name]()
+    J = torch.cat([rows_of(part) for part in uses])
+    weights = [random_weights(use.count, seed=i) for i, use in enumerate(uses)]
+    assert relative_error(joint.gram(uses), J @ J.T) <= CLOSE
+    found = joint.combine(uses, weights)
+    assert relative_error(found.flatten(), torch.cat(weights) @ J) <= CLOSE
+    assert relative_error(torch.cat([use.push(found) for use in uses]), J @ found.flatten()) <= CLOSE
+
+
+@pytest.mark.parametrize("name", MEETINGS)
+def test_what_is_known_is_left_out(name: str) -> None:
+    uses = MEETINGS[name]()
+    uses.append(Dense(uses[0].shape, draw(2, *uses[0].shape), chain=uses[0].chain))
+    J = torch.cat([rows_of(use) for use in uses])
+    G = J @ J.T
+    G[-2:, -2:] = 0
+    assert relative_error(joint.gram(uses, known=2), G) <= CLOSE
+
+
+FACTORS = ["one forward ties, another looks up", "look-ups first", "two tasks on one forward", "behind one chain"]
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_tables_meet_without_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither whole nor by columns: look-ups meet outer products by `outer_gather`."""
+    uses = MEETINGS[name]()
+    J = torch.cat([rows_of(use) for use in uses])
+    for kind in (Outer, Gather, Common, Several):
+        monkeypatch.setattr(kind, "matrix", None)
+        monkeypatch.setattr(kind, "columns", None)
+    assert relative_error(joint.gram(uses), J @ J.T) <= CLOSE
+    assert joint.route(uses).count("explicit") == 0 and "entries that occur" in joint.route(uses)
+
+
+def test_tasks_that_share_look_ups_and_activations_take_one_weight_gradient_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uses, asked = _tasks(), []
+    real = {kind: kind.weighted for kind in (Outer, Gather)}
+    for kind in real:
+        def counted(self: Use, w: Tensor | None) -> Tensor:
+            asked.append(type(self))
+            return real[type(self)](self, w)
+
+        monkeypatch.setattr(kind, "weighted", counted)
+    joint.combine(uses, [random_weights(R)] * 3)
+    assert sorted(kind.__name__ for kind in asked) == ["Gather", "Outer"]
 
 
 def test_uses_behind_unequal_views_meet_in_the_space_of_the_parameter() -> None:
@@ -82,9 +172,9 @@ def test_kinds_that_meet_do_so_by_tiles(kind: str, buffer: int, monkeypatch: pyt
     asked: list[int] = []
     real = op.row_gram
 
-    def counted(rows: list[Tensor]) -> Tensor:
+    def counted(rows: list[Tensor], known: int) -> Tensor:
         asked.append(rows[0].shape[1])
-        return real(rows)
+        return real(rows, known)
 
     monkeypatch.setattr(op, "row_gram", counted)
     use = make(kind)
@@ -106,11 +196,12 @@ def test_shared_sides_are_combined_alike() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "route"),
-    [("dense", "explicit rows"), ("outer", "outer, "), ("conv", "conv, "), ("gather", "entries that occur")],
+    [("dense", "explicit rows"), ("outer", "outer, "), ("conv", "conv, "), ("gather", "entries that occur"),
+     ("common", "directions in common"), ("several", "entries that occur + outer, ")],
 )
 def test_routes_have_names(kind: str, route: str) -> None:
     assert joint.route([make(kind)]).startswith(route)
-    assert joint.route([make(kind), make("dense" if kind != "dense" else "outer")]) == "explicit rows"
+    assert "explicit rows" in joint.route([make(kind), make("dense" if kind != "dense" else "outer")])
 
 
 def test_parameters_of_rank_one_meet_in_one_call_and_take_their_biases_along() -> None:

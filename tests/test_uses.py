@@ -1,4 +1,4 @@
-"""The four kinds of use: one matrix of rows each, whatever is asked of it, alone."""
+"""The kinds of use: one matrix of rows each, whatever is asked of it, alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from mtu_fast import joint
 from mtu_fast.ops import explicit
 from mtu_fast.ops._convolution import Geometry
-from mtu_fast.uses import Chain, Conv, Dense, Gather, Outer, Use
+from mtu_fast.uses import Blocks, Chain, Common, Conv, Dense, Gather, Outer, Several, Use
 from tests.helpers.checks import random_weights
 from tests.helpers.truth import relative_error
 
 R = 4
-KINDS = ["dense", "outer", "conv", "gather"]
+KINDS = ["dense", "outer", "conv", "gather", "common", "several", "blocks"]
 CLOSE = 1e-13
 
 
@@ -32,6 +32,12 @@ def make(kind: str, rows: int = R) -> Use:
         return Outer((6, 4), draw(rows, 3, 6), draw(rows, 3, 4))
     if kind == "gather":
         return Gather((6, 4), torch.randint(0, 6, (rows, 5)), draw(rows, 5, 4))
+    if kind == "common":
+        return Common((6, 4), draw(rows, 2), draw(2, 6, 4))
+    if kind == "several":
+        return Several((6, 4), tuple(make(part, rows) for part in ("gather", "outer", "common")))
+    if kind == "blocks":
+        return Blocks((6, 4), (Dense((4,), draw(rows, 4)), Common((4,), draw(rows, 2), draw(2, 4))), (4, 1))
     geometry = Geometry((6, 4, 1), (1,), (0,), (1,), False, (0,), 1)
     return Conv((6, 4, 1), draw(rows, 1, 4, 7), draw(rows, 1, 6, 7), geometry)
 
@@ -45,6 +51,15 @@ def rows_of(use: Use) -> Tensor:
     if isinstance(use, Gather):
         hot = torch.nn.functional.one_hot(use.index, use.shape[0]).double()
         return torch.einsum("rsv,rsd->rvd", hot, use.values).flatten(1)
+    if isinstance(use, Common):
+        return torch.einsum("rk,k...->r...", use.scale, use.direction).flatten(1)
+    if isinstance(use, Several):
+        return torch.stack([rows_of(part) for part in use.parts]).sum(0)
+    if isinstance(use, Blocks):
+        found = torch.zeros(use.count, *use.shape, dtype=torch.float64)
+        for e, part in zip(use.at, use.parts, strict=True):
+            found[:, e] = rows_of(part).view(use.count, *use.shape[1:])
+        return found.flatten(1)
     assert isinstance(use, Conv)
     return torch.einsum("rfcp,rfop->roc", use.x, use.b).flatten(1)
 
@@ -69,8 +84,12 @@ def test_a_use_is_its_rows(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_use_holds(kind: str) -> None:
     use = make(kind)
-    tensors = [t for t in vars(use).values() if isinstance(t, Tensor)]
+    parts = use.parts if isinstance(use, Several | Blocks) else (use,)
+    tensors = [t for part in parts for t in vars(part).values() if isinstance(t, Tensor)]
     assert use.held == sum(t.numel() * t.element_size() for t in tensors)
+    before = use.versions
+    tensors[-1].add_(1)
+    assert use.versions != before
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,8 +97,9 @@ def test_some_rows_of_a_use(kind: str) -> None:
     """A row that is left out leaves nothing behind, be it finite or not."""
     use, chosen = make(kind), torch.tensor([3, 1])
     J = rows_of(use)[chosen]
-    broken = [t.clone() if t.dtype == torch.int64 else t.clone().index_fill(0, torch.tensor([0]), torch.nan)
-              for t in use.tensors]  # fmt: skip
+    whole = [t.dtype == torch.int64 or len(t) != R for t in use.tensors]  # an index, or directions that all rows share
+    broken = [t.clone() if w else t.clone().index_fill(0, torch.tensor([0]), torch.nan)
+              for t, w in zip(use.tensors, whole, strict=True)]  # fmt: skip
     some = use.with_tensors(*broken).select(chosen)
     assert some.count == 2 and type(some) is type(use)
     assert relative_error(some.matrix(), J) <= CLOSE
@@ -150,3 +170,19 @@ def test_a_transposed_use() -> None:
     turned = use.transposed()
     assert turned.shape == (4, 6)
     assert relative_error(turned.matrix().view(R, 4, 6), rows_of(use).view(R, 6, 4).mT) <= CLOSE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_are_those_of_the_rows(kind: str) -> None:
+    use = make(kind)
+    J, step = rows_of(use), use.unit
+    for start in range(0, J.shape[1], step):
+        for stop in range(start + step, J.shape[1] + 1, step):
+            assert relative_error(use.columns(start, stop), J[:, start:stop]) <= CLOSE
+
+
+def test_what_common_rows_cancel_to_keeps_its_digits() -> None:
+    """Weights that remove the direction but for a millionth: float32 rows, summed, would keep one digit."""
+    scale, direction = torch.tensor([[1.0], [1.0 - 2.0**-20]]), torch.randn(1, 300)
+    found = Common((300,), scale, direction).weighted(torch.tensor([1.0, -1.0]))
+    assert relative_error(found, 2.0**-20 * direction[0].double()) <= 1e-7

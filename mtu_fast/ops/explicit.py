@@ -66,6 +66,8 @@ def row_inner(rows: Tensor, d: Tensor) -> Tensor:
 def outer_inner(left: Tensor, right: Tensor, d: Tensor) -> Tensor:
     """`Σ_s left[r, s] · d right[r, s]`: left `[R, S, A]`, right `[R, S, B]`, d float64 `[A, B]` -> float64 `[R]`."""
     found = d.new_zeros(len(left))
+    if left.shape[2] > right.shape[2]:  # the product is as wide as the narrower side
+        left, right, d = right, left, d.T
     for some in _pieces(left, right):
         found[some] = ((right[some].to(WIDE) @ d.T) * left[some].to(WIDE)).sum((1, 2))
     return found

@@ -9,6 +9,8 @@ float64 Gram of all their rows, and picks the cheaper of two routes:
   side that blocks share (the activations under several tasks) made once (the ops `outer_ghost` and `conv_ghost`).
 
 Where every row is one outer product, one position, there is no choice: `rank_one_gram`, for many parameters at a time.
+A table that is looked up and multiplied with, as an embedding that is the head too, has rows of both kinds, which meet
+in `outer_gather`.
 
 Products of rows are summed in float64 everywhere: a float32 Gram loses half of the digits that a solve needs (see
 CONTRIBUTING.md). A row itself is rounded as any gradient of its dtype.
@@ -290,7 +292,7 @@ def outer_ghost(left: Sequence[Tensor], right: Sequence[Tensor], precision: str)
     for f, family in enumerate(groups):
         a = left[family[0]].to(WIDE)
         for other in groups[f:]:
-            c = left[other[0]].to(WIDE)
+            c = a if family is other else left[other[0]].to(WIDE)
             for lo, hi in _strips(a.shape[0], a.shape[1] * c.shape[0] * c.shape[1]):
                 cut = lo if family is other and len(family) == 1 else 0  # the upper triangle is enough
                 shared = a[lo:hi].flatten(0, 1) @ c[cut:].flatten(0, 1).T  # [strip·S, Q·U]
@@ -464,6 +466,61 @@ def _(index: Sequence[Tensor], values: Sequence[Tensor], precision: str = "highe
 
 
 gather_gram.triton("gram")
+
+
+# ---- outer products with table look-ups ------------------------------------------------------------------------------
+
+
+def _check_met(
+    left: Sequence[Tensor], right: Sequence[Tensor], index: Sequence[Tensor], values: Sequence[Tensor],
+    precision: str = "highest",
+) -> None:  # fmt: skip
+    check_sides(left, right, precision)
+    check_lookups(index, values, precision)
+    if right[0].shape[2] != values[0].shape[2]:
+        raise ValueError(
+            f"the right sides have shape {tuple(right[0].shape)} and the values {tuple(values[0].shape)}, expected one "
+            "width, that of the table."
+        )
+
+
+@define(
+    'outer_gather(Tensor[] left, Tensor[] right, Tensor[] index, Tensor[] values, str precision="highest") -> Tensor',
+    check=_check_met,
+)
+def outer_gather(
+    left: Sequence[Tensor], right: Sequence[Tensor], index: Sequence[Tensor], values: Sequence[Tensor],
+    precision: str = "highest",
+) -> Tensor:  # fmt: skip
+    """`C[r, q] = Σ_{s,t} left_rs[index_qt] (right_rs · values_qt)`: outer products met with scattered rows of a table.
+
+    Blocks left `[R_i, S_i, A]`, right `[R_i, S_i, B]`, and index `[Q_j, T_j]` into A, values `[Q_j, T_j, B]` -> float64
+    `[R, Q]`. No row of the table's size is formed: a strip of products of positions, and the entries of `left` that
+    they go with. Products with a right side that blocks share (the activations under several tasks) are made once.
+    """
+    starts, ends = offsets(left), offsets(index)
+    found = left[0].new_zeros(starts[-1], ends[-1], dtype=WIDE)
+    for j, (where, value) in enumerate(zip(index, values, strict=True)):
+        (q, t), at = where.shape, where.flatten()
+        theirs = value.to(WIDE).flatten(0, 1).T  # [B, Q·T]
+        for family in families(right):
+            mine = right[family[0]]
+            step = max(1, TILE // max(q * t, 1))  # positions; of several rows where one has fewer
+            for lo, hi in _strips(mine.shape[0], mine.shape[1] * q * t):
+                for start in range(0, mine.shape[1], step):
+                    part = mine[lo:hi, start : start + step].to(WIDE)
+                    shared = part.flatten(0, 1) @ theirs
+                    for i in family:
+                        entries = left[i][lo:hi, start : start + step].index_select(2, at)
+                        tile = shared * entries.flatten(0, 1)
+                        met = tile.view(len(shared), q, t).sum(2).view(*part.shape[:2], q).sum(1)
+                        found[starts[i] + lo : starts[i] + hi, ends[j] : ends[j + 1]] += met
+    return found
+
+
+@outer_gather.fake
+def _(left: Sequence[Tensor], right: Sequence[Tensor], index: Sequence[Tensor], *_: object) -> Tensor:
+    return left[0].new_empty(sum(t.shape[0] for t in left), sum(t.shape[0] for t in index), dtype=WIDE)
 
 
 def _strips(rows: int, width: int) -> Iterator[tuple[int, int]]:

@@ -398,6 +398,48 @@ def test_gather_gram_of_a_large_table_reads_what_occurs() -> None:
     assert relative_error(op.gather_gram([index], [values]), explicit(truth)) <= 1e-14
 
 
+# ---- outer products with table look-ups ------------------------------------------------------------------------------
+
+
+def met_blocks(kind: str, dtype: torch.dtype) -> tuple[Blocks, Blocks, Blocks, Blocks]:
+    """Left [R, S, 5] and right [R, S, 7] of `outer_blocks`, look-ups in a table of five entries of seven numbers."""
+    left, right = outer_blocks(kind, dtype)
+    sizes = [(3, 4), (1, 1), (2, 0), (2, 9)]
+    values = [draw(*size, 7, dtype=dtype, seed=i) for i, size in enumerate(sizes)]
+    return left, right, [torch.randint(0, 5, size) for size in sizes], values
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["one block", "unequal", "left shared", "right shared", "views", "no position"])
+@pytest.mark.parametrize("tile", [1, 10, 1 << 20])
+def test_outer_gather(kind: str, dtype: torch.dtype, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By position, by positions of a row, by rows."""
+    monkeypatch.setattr(op, "TILE", tile)
+    blocks = met_blocks("left shared" if kind == "right shared" else kind, dtype)
+    if kind == "right shared":
+        blocks = ([draw(*t.shape[:2], 5, dtype=dtype, seed=i) for i, t in enumerate(blocks[0])],
+                  [draw(*t.shape[:2], 7, dtype=dtype) for t in blocks[0]], *blocks[2:])  # fmt: skip
+    left, right, index, values = blocks
+
+    def rows(exact: bool) -> tuple[Tensor, Tensor]:
+        outers = outer_truth(left, right) if exact else outer_plain(left, right)
+        scattered = gather_truth(index, values, 5)
+        return (torch.cat([t.flatten(1) for t in outers]),
+                torch.cat([t.flatten(1) for t in scattered]).to(outers[0].dtype))  # fmt: skip
+
+    found, (J, K), (J_plain, K_plain) = op.outer_gather(left, right, index, values), rows(True), rows(False)
+    assert found.dtype == torch.float64
+    assert_as_accurate(f"outer_gather, {dtype}", found, J_plain @ K_plain.T, J @ K.T)
+
+
+def test_outer_gather_of_a_large_table_reads_what_occurs() -> None:
+    """A table of 10⁶ entries of 10⁴ numbers, 80 GB a row: the left sides are 10⁶ numbers a position."""
+    left, right = torch.randn(2, 1, 10**6), torch.randn(2, 1, 10**4)
+    index, values = torch.tensor([[5, 999_999]]), torch.randn(1, 2, 10**4)
+    truth = (left[:, 0, index[0]].double() * (right[:, 0].double() @ values[0].double().T)).sum(1, keepdim=True)
+    assert relative_error(op.outer_gather([left], [right], [index], [values]), truth) <= 1e-14
+
+
 # ---- rows and single gradients --------------------------------------------------------------------------------------
 
 
@@ -439,6 +481,7 @@ CALLS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
     "outer_ghost, shared": lambda: (op.outer_ghost, (*outer_blocks("left shared", torch.bfloat16), "highest")),
     "conv_ghost": lambda: (op.conv_ghost, conv_arguments("2d")),
     "gather_gram": lambda: (op.gather_gram, ([torch.randint(0, 7, (3, 5))], [draw(3, 5, 4)])),
+    "outer_gather": lambda: (op.outer_gather, met_blocks("unequal", torch.float32)),
 }
 
 
@@ -484,6 +527,9 @@ ROUTES: dict[str, Callable[[Tensor, str], Tensor]] = {
         [t[..., None].abs()], [t[..., None]], [1], [1], [0], [1], precision=precision
     ),
     "gather_gram": lambda t, precision: op.gather_gram([torch.zeros(t.shape[:2]).long()], [t], precision=precision),
+    "outer_gather": lambda t, precision: op.outer_gather(
+        [t.abs()], [t], [torch.zeros(t.shape[:2]).long()], [t], precision
+    ),
 }  # fmt: skip
 
 
@@ -523,6 +569,10 @@ WRONG: dict[str, tuple[Callable[[], Tensor], str]] = {
     ),
     "values": (
         lambda: op.gather_gram([torch.zeros(2, 3).long()], [draw(2, 3)]), r"values \(2, 3\), expected \[rows, posi",
+    ),
+    "width of the table": (
+        lambda: op.outer_gather([draw(2, 3, 4)], [draw(2, 3, 5)], [torch.zeros(2, 3).long()], [draw(2, 3, 4)]),
+        r"right sides have shape \(2, 3, 5\) and the values \(2, 3, 4\), expected one width",
     ),
 }  # fmt: skip
 
