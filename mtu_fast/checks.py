@@ -46,6 +46,8 @@ def named_losses(losses: Losses) -> dict[str, Tensor]:
     devices = {task: str(loss.device) for task, loss in named.items()}
     if len(set(devices.values())) > 1:
         raise ValueError(f"losses are on different devices {devices}, expected one: move them, or take rows apart.")
+    if "meta" in devices.values():
+        raise ValueError("losses: found tensors on meta, which hold no numbers; load the model first.")
     if not all_finite([loss.detach() for loss in named.values()]):
         for task, loss in named.items():
             _check_finite(task, loss)
@@ -54,7 +56,8 @@ def named_losses(losses: Losses) -> dict[str, Tensor]:
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether nothing in these is infinite or undefined; one wait for their device, whatever their number."""
-    real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
+    dense = [t.coalesce().values() if t.is_sparse else t for t in tensors]
+    real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in dense]
     # A sum is finite if all its terms are, but for terms near the end of the range; it costs one read.
     sums = [t.sum(dtype=torch.float32 if t.dtype.itemsize < 4 else None).double() for t in real]
     if not sums or all(map(isfinite, torch.stack(sums).tolist())):
@@ -126,9 +129,22 @@ def _named(losses: Any) -> Any:
 def _check_loss(task: str, loss: Tensor) -> None:
     if loss.is_complex():
         raise TypeError(f"losses[{task!r}]: found {loss.dtype}, expected real values, such as loss.abs() or loss.real.")
-    if loss.dim() != 1:
-        what = "is already reduced to one number" if loss.dim() == 0 else "has more than one value a sample"
-        raise ValueError(f"losses[{task!r}]: found shape {tuple(loss.shape)}, which {what}; {_UNREDUCED}.")
+    if loss.is_nested:
+        raise TypeError(
+            f"losses[{task!r}]: found a nested tensor, expected a plain one [N]: average each sample's values first, "
+            "torch.stack([part.mean() for part in loss.unbind()])."
+        )
+    if loss.dim() == 2 and loss.shape[1] == 1:
+        raise ValueError(f"losses[{task!r}]: found shape {tuple(loss.shape)}, expected [N]; write loss.squeeze(1).")
+    if loss.dim() == 0:
+        raise ValueError(
+            f"losses[{task!r}]: found shape (), which is already reduced to one number (as the loss of a transformers "
+            f"model that is given labels=; take its logits instead); {_UNREDUCED}."
+        )
+    if loss.dim() > 1:
+        raise ValueError(
+            f"losses[{task!r}]: found shape {tuple(loss.shape)}, which has more than one value a sample; {_UNREDUCED}."
+        )
     if loss.numel() and loss.grad_fn is None:
         raise ValueError(
             f"losses[{task!r}]: found no graph (grad_fn is None), expected the output of a forward pass. Was it made "

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,25 +14,13 @@ from mtu_fast.explain import Explanation
 from mtu_fast.graph import Graph
 from mtu_fast.methods import Method, Roles
 from mtu_fast.nodes import densified
-from mtu_fast.plan import Plan, discover
-from mtu_fast.rowmap import uneven_weights
+from mtu_fast.plans import Plans
 from mtu_fast.rows import Rows, explicit
-from mtu_fast.stream import Collector, StaleMap, notes, outlives, stream
+from mtu_fast.space import Space
+from mtu_fast.statistics import used_up
 from mtu_fast.subspace import Subspace, check_subspace
-from mtu_fast.update import NotFiniteError, Update, accumulate, check_finite, check_method
+from mtu_fast.update import Update, accumulate, check_finite, check_method
 from mtu_fast.uses import Dense, Use
-
-KNOWN = 64  # graph signatures remembered; each holds index vectors only
-DISCOVERY = 1 << 28  # bytes of gradients that each pass of a discovery may hold; it has three or four at a time
-
-
-@dataclass(frozen=True)
-class _Known:
-    """A graph signature that has been probed; its plan, unless that must be made anew for every batch."""
-
-    key: object
-    plan: Plan | None
-    explanation: Explanation
 
 
 class Engine:
@@ -69,35 +55,17 @@ class Engine:
         memory_budget: int = 0,
         precision: str = "highest",
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: found {type(model).__name__}, expected a module; see `params` for a choice.")
-        names = {id(p): name for name, p in model.named_parameters()}
-        params = None if params is None else [params] if isinstance(params, nn.Module | Tensor) else list(params)
-        for p in params or ():
-            if not isinstance(p, Tensor):
-                raise TypeError(
-                    f"params: found {type(p).__name__}, expected parameters; pass model.backbone.parameters()."
-                )
-        chosen = [p for p in (model.parameters() if params is None else params) if p.requires_grad]
-        chosen = list({id(p): p for p in chosen}.values())
-        if not chosen:
-            raise ValueError("params: found no parameter that requires grad, expected at least one.")
-        strange = [tuple(p.shape) for p in chosen if id(p) not in names]
-        if strange:
-            raise ValueError(
-                f"params: found tensors of shapes {strange} that are not parameters of the model; "
-                "pass e.g. model.backbone.parameters()."
-            )
-        self._shared = Shared(tuple(names[id(p)] for p in chosen), tuple(chosen), precision)
         if isinstance(memory_budget, bool) or not isinstance(memory_budget, int):
             raise TypeError(f"memory_budget: found {memory_budget!r}, expected a whole number of bytes, 2**30 say.")
         if memory_budget < 0:
             raise ValueError(f"memory_budget: found {memory_budget}, expected at least 0 bytes.")
-        inside = {id(p) for p in chosen}
-        self._outside = {id(p): p for p in model.parameters() if id(p) not in inside}
+        self._space = Space(model, params, precision)
         self._budget = memory_budget
-        self._known: OrderedDict[object, _Known] = OrderedDict()
-        self._explanation: Explanation | None = None
+        self._plans = Plans(self._shared, memory_budget)
+
+    @property
+    def _shared(self) -> Shared:
+        return self._space.shared
 
     def backward(
         self,
@@ -163,8 +131,12 @@ class Engine:
         with torch.no_grad(), torch.autocast(device.type, enabled=False), _teaching():
             make = self._sample_blocks if per == "sample" else self._task_blocks
             if all(loss.numel() for loss in named.values()):
-                return Rows(self._shared, make(named, kind, there))
-            return Rows(self._shared, [self._empty_block(task, loss) for task, loss in named.items()])
+                graph = self._graph(named)
+                with used_up(graph, self._space.model):
+                    blocks = make(graph, named, kind, there)
+            else:
+                blocks = [self._empty_block(task, loss) for task, loss in named.items()]
+            return Rows(self._shared, blocks)  # the shared parameters as they are after a look at the graph
 
     def kept(self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype | None = None) -> Rows:
         """K explicit vectors, a basis from elsewhere say, as rows of kind SUBSPACE: `mtu.cat` joins them to others.
@@ -191,110 +163,46 @@ class Engine:
         Raises:
             RuntimeError: no rows were taken yet.
         """
-        if self._explanation is None:
+        if self._plans.explanation is None:
             raise RuntimeError("explain: found no rows yet, expected a call of engine.rows or engine.backward first.")
-        return self._explanation
+        return self._plans.explanation
 
     # ---- rows per sample --------------------------------------------------------------------------------------------
 
     def _sample_blocks(
-        self, losses: dict[str, Tensor], kind: dict[str, Tensor], present: dict[str, Tensor]
+        self, graph: Graph, losses: dict[str, Tensor], kind: dict[str, Tensor], present: dict[str, Tensor]
     ) -> list[Block]:
-        graph = self._graph(losses)
+        self._refuse_hooks(graph)
         who = who_gives(kind, present)
         outside = {task: self._outside_gradients(graph, loss, who[task]) for task, loss in losses.items()}
-        key, structural = graph.signature()
-        known = self._known.get(key)
-        plan = known.plan if known is not None and known.plan is not None else discover(graph, DISCOVERY)
-        keep = known is None or known.plan is None or outlives(graph, plan)
         kept = [None if who[task].all else mask.nonzero().flatten() for task, mask in present.items()]
-        try:
-            uses = self._stream(graph, plan, kept, keep)
-        except StaleMap:
-            plan = discover(graph, DISCOVERY, plan)
-            try:
-                uses = self._stream(graph, plan, kept, keep)
-            except StaleMap as error:  # a map of this very graph
-                raise _no_rows(error, list(losses)[error.task]) from error
         blocks = []
-        for (task, loss), rows, of_task in zip(losses.items(), kept, uses, strict=True):
+        for (task, loss), rows, uses in zip(losses.items(), kept, self._plans.uses(graph, kept), strict=True):
             roles = _roles(task, torch.arange(len(loss), device=loss.device), kind[task], loss, graph.dtype)
             roles = roles if rows is None else _select(roles, rows)
-            blocks.append(Block.of(roles, of_task, outside[task], self._shared))
-        if known is None or known.plan is not plan:
-            self._explanation = Explanation.of(notes(graph, plan), self._shared, uses)
-            if known is not None or self._probe(graph, blocks):
-                self._known[key] = _Known(key, plan if structural and plan.lasting else None, self._explanation)
-        else:
-            self._explanation = known.explanation
-            self._known.move_to_end(known.key)  # the key that is held: nothing to compare
-        while len(self._known) > KNOWN:
-            self._known.popitem(last=False)
-        graph.release(freed=not keep)
+            blocks.append(Block.of(roles, uses, outside[task], self._shared))
         return blocks
 
-    def _stream(
-        self, graph: Graph, plan: Plan, kept: Sequence[Tensor | None], keep: bool
-    ) -> list[dict[int, Use]]:
-        """One data-gradient pass a task; the uses of each parameter by the kept rows, per task."""
-        found, budget = [], self._budget
-        for task, rows in enumerate(kept):
-            collector = Collector(plan.expected(task), rows, budget)
-            last = task == len(kept) - 1
-            stream(graph, plan, task, collector.visit, keep or not last)
-            found.append(collector.finish())
-            budget = collector.budget
-        return found
-
-    def _probe(self, graph: Graph, blocks: Sequence[Block]) -> bool:
-        """Compare `combine` with an ordinary backward under fixed uneven weights, once per graph signature.
-
-        Returns:
-            Whether there was something finite to compare.
+    def _refuse_hooks(self, graph: Graph) -> None:
+        """No shared parameter that the losses reach has a hook on its gradient.
 
         Raises:
-            RuntimeError: they differ beyond rounding.
+            RuntimeError: one has.
         """
-        parameters = self._shared.parameters
-        weights = [uneven_weights(loss) for loss in graph.losses]
-        for block, w in zip(blocks, weights, strict=True):
-            absent = torch.ones_like(w, dtype=torch.bool).index_fill(0, block.roles.sample, False)
-            w.masked_fill_(absent, 0)
-        live = [p for p in parameters if p.requires_grad]
-        grads = torch.autograd.grad(graph.losses, live, weights, retain_graph=True, allow_unused=True)
-        given = dict(zip(map(id, live), grads, strict=True))
-        truth = [given.get(id(p)) for p in parameters]
-        norms = [densified(g).double().norm() for g in truth if g is not None]
-        scale = torch.stack(norms).norm() if norms else torch.zeros(())
-        # A GPU's convolutions are TF32 by default, in whatever order it likes.
-        single = 2e-2 if scale.is_cuda else 1e-3
-        slack = {torch.float64: 1e-8, torch.float32: single}.get(graph.dtype, 0.1)
-        for j, (name, g) in enumerate(zip(self._shared.names, truth, strict=True)):
-            ours = torch.zeros_like(parameters[j], dtype=torch.float64)
-            for block, w in zip(blocks, weights, strict=True):
-                if j in block.uses:
-                    ours += block.uses[j].combine(w.double()[block.roles.sample]).view_as(ours)
-            wanted = ours.new_zeros(()) if g is None else densified(g)
-            error, size = (ours - wanted).norm(), wanted.double().norm()
-            if not bool(torch.isfinite(size)):
-                return False  # a row has no finite gradient: the Gram names it, and the next batch is probed
-            if not bool(error <= slack * torch.maximum(size, 1e-3 * scale)):
+        for j in graph.leaf.values():
+            if self._shared.parameters[j]._backward_hooks:
                 raise RuntimeError(
-                    f"rows: the rows of {name} {tuple(ours.shape)} do not add up to what autograd gives (error "
-                    f"{float(error):.1e} of {float(size):.1e}). A hook on the parameter that changes its gradient, "
-                    "one on an activation that is not linear (a clamp), random numbers drawn in the backward, or a "
-                    "fault in mtu_fast: please report the model. "
-                    "per='task' is exact on any graph."
+                    f"rows: {self._shared.names[j]} has a hook on its gradient (register_hook), which would see rows "
+                    "that are never built; .grad is untouched. Remove it and change .grad after backward, or what the "
+                    "rows make by rows.combine; per='task' obeys it."
                 )
-        return True
 
     # ---- rows per task ----------------------------------------------------------------------------------------------
 
     def _task_blocks(
-        self, losses: dict[str, Tensor], kind: dict[str, Tensor], present: dict[str, Tensor]
+        self, graph: Graph, losses: dict[str, Tensor], kind: dict[str, Tensor], present: dict[str, Tensor]
     ) -> list[Block]:
         """One ordinary backward per (task, kind): the mean row, exact on any graph."""
-        graph = self._graph(losses)
         who, blocks = who_gives(kind, present), []
         for task, loss in losses.items():
             for which, chosen in who[task].of.items():
@@ -305,7 +213,6 @@ class Engine:
                 role = torch.full((1,), which, device=loss.device)
                 roles = _roles(task, torch.full_like(role, -1), role, mean, graph.dtype)
                 blocks.append(Block.of(roles, uses, {which: outside}, self._shared))
-        graph.release(freed=False)
         return blocks or [self._empty_block(task, loss[:0]) for task, loss in losses.items()]
 
     def _gradients(
@@ -313,15 +220,14 @@ class Engine:
     ) -> tuple[dict[int, Tensor], dict[Tensor, Tensor]]:
         """Gradients of the weighted loss by the shared parameters (by index) and by those outside."""
         shared = dict(sorted((j, self._shared.parameters[j]) for j in graph.leaf.values())) if inside else {}
-        outside = [p for p in graph.leaves if id(p) in self._outside]
+        outside = [p for p in graph.leaves if id(p) in self._space.outside]
         wanted = [*shared.values(), *outside]
         if not wanted:
             return {}, {}
         grads = torch.autograd.grad([loss], wanted, [weights], retain_graph=True, allow_unused=True)
-        found = [None if g is None else densified(g) for g in grads]
         return (
-            {j: g for j, g in zip(shared, found, strict=False) if g is not None},
-            {p: g for p, g in zip(outside, found[len(shared) :], strict=True) if g is not None},
+            {j: densified(g) for j, g in zip(shared, grads, strict=False) if g is not None},
+            {p: g for p, g in zip(outside, grads[len(shared) :], strict=True) if g is not None},
         )
 
     # ---- what both have in common -----------------------------------------------------------------------------------
@@ -333,6 +239,8 @@ class Engine:
             ValueError: it does not.
         """
         graph = Graph(list(losses.values()), self._shared.parameters)
+        if self._follow(graph.leaves):
+            graph = Graph(list(losses.values()), self._shared.parameters)
         if not graph.leaf:
             raise ValueError(
                 f"losses: found none of the engine's parameters ({', '.join(self._shared.names[:3])}, ...) in their "
@@ -340,6 +248,13 @@ class Engine:
                 "were the parameters frozen after the engine was made?"
             )
         return graph
+
+    def _follow(self, leaves: Iterable[Tensor]) -> bool:
+        """Whether the model has other parameters than before; plans are then made anew."""
+        moved = self._space.follow(leaves)
+        if moved:
+            self._plans = Plans(self._shared, self._budget)
+        return moved
 
     def _outside_gradients(self, graph: Graph, loss: Tensor, who: Who) -> dict[int, dict[Tensor, Tensor]]:
         return {
@@ -357,6 +272,7 @@ class Engine:
         """A method that needs no Gram: one ordinary backward of the weighted losses."""
         named = named_losses(losses)
         kind, there = kinds(forget, named), presence(present, named)
+        self._follow(p for p in self._space.model.parameters() if p.requires_grad)
         parts = {
             task: _roles(task, torch.arange(len(loss), device=loss.device), kind[task], loss, loss.dtype)
             for task, loss in named.items()
@@ -367,9 +283,9 @@ class Engine:
         shared = self._shared.parameters
         with torch.no_grad(), _teaching():
             if torch.equal(weights, outside):
-                found = _vjp(named, kept, weights, [*shared, *self._outside.values()], keep=False)
+                found = _vjp(named, kept, weights, [*shared, *self._space.outside.values()], keep=False)
             else:
-                found = _vjp(named, kept, outside, list(self._outside.values()), keep=True)
+                found = _vjp(named, kept, outside, list(self._space.outside.values()), keep=True)
                 found |= _vjp(named, kept, weights, shared, keep=False)
         if any(loss.numel() for loss in named.values()) and found.keys().isdisjoint(shared):
             self._graph(named)  # says so if the losses reach none
@@ -392,22 +308,7 @@ def _vjp(
         for (task, loss), piece in zip(live.items(), pieces, strict=True)
     ]
     found = torch.autograd.grad(list(live.values()), parameters, outputs, retain_graph=keep, allow_unused=True)
-    return {p: densified(g) for p, g in zip(parameters, found, strict=True) if g is not None}
-
-
-def _no_rows(stale: StaleMap, task: str) -> RuntimeError:
-    """Why the gradient of a task does not fit the row map that was made from its own graph."""
-    if not stale.finite:
-        return NotFiniteError(
-            f"rows: the gradient of task {task!r} is not finite at {stale.name} although its losses are (a square root "
-            "or norm at zero, zero times infinity?), so rows cannot be told apart there; .grad is untouched. Guard it "
-            "in the loss: (x.square().sum() + eps).sqrt(), say."
-        )
-    return RuntimeError(
-        f"rows: two passes through one graph gave task {task!r} different gradients at {stale.name}: rows reach places "
-        "they did not reach before; .grad is untouched. A hook or an autograd function whose backward draws random "
-        "numbers or keeps a state? per='task' needs one pass only."
-    )
+    return {p: g for p, g in zip(parameters, found, strict=True) if g is not None}
 
 
 def _roles(task: str, sample: Tensor, kind: Tensor, loss: Tensor, dtype: torch.dtype) -> Roles:

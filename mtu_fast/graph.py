@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from mtu_fast import nodes as node_ops
-from mtu_fast.nodes import ACCUMULATE, PLAIN, Grads
+from mtu_fast.nodes import ACCUMULATE, Grads
 
 Edge = tuple[int, int]  # (node, which of its outputs)
 
@@ -32,6 +32,7 @@ class Graph:
 
     def __init__(self, losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         self.losses = losses
+        self._freed: set[int] = set()  # tasks whose pass did not keep the graph
         following = node_ops.below([loss.grad_fn for loss in losses])
         self.nodes: list[Any] = list(following)
         self.names = [node.name() for node in self.nodes]
@@ -55,18 +56,15 @@ class Graph:
         dtypes = {m.dtype for of_node in self.outputs for m in of_node if m.dtype.is_floating_point}
         return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
-    def signature(self) -> tuple[object, bool]:
-        """Structure, shapes and integer arguments as a key, and whether they alone say how rows move (see PLAIN)."""
-        live = [i for i, name in enumerate(self.names) if self.reaches[i] and name != ACCUMULATE]
-        if any(node_ops.stem(name) not in PLAIN for name in {self.names[i] for i in live}):
-            return tuple(self.names[i] for i in live), False
+    def signature(self) -> object:
+        """Structure, shapes and integer arguments as a key: what one plan serves."""
         parts = [
             (i, self.names[i], self.next[i], node_ops.integers(self.nodes[i]),
              tuple([(tuple(m.shape), m.dtype) for m in self.outputs[i]]))
-            for i in live
+            for i in range(len(self.nodes)) if self.reaches[i] and self.names[i] != ACCUMULATE
         ]  # fmt: skip
         ends = tuple((i, loss.output_nr) for i, loss in zip(self.roots, self.losses, strict=True))
-        return (ends, tuple(self.leaf.items()), tuple(parts)), True
+        return ends, tuple(self.leaf.items()), tuple(parts)
 
     def shape(self, edge: Edge) -> tuple[int, ...]:
         """The shape of a node's output."""
@@ -76,18 +74,21 @@ class Graph:
         """Handles on the gradients of all outputs of some nodes, for `backward`."""
         return [GradientEdge(self.nodes[i], k) for i in nodes for k in range(len(self.outputs[i]))]
 
-    def release(self, freed: bool) -> None:
-        """Free what the graph saved; `freed` says that the last task's pass did so on its way."""
-        kept = list(self.losses[:-1] if freed else self.losses)
+    def release(self) -> None:
+        """Free what the graph saved, and what a pass that did not keep it has left."""
+        kept = [loss for task, loss in enumerate(self.losses) if task not in self._freed]
         if not kept:
             return
-        done = self._below(self.roots[-1]) if freed else set()
+        done = self._below(self.roots[task] for task in self._freed)
         ends = {
             edge
             for i in range(len(self.nodes))
             for edge in self.next[i]
             if i not in done and edge is not None and (edge[0] in done or not self.next[edge[0]])
         }
+        # Below what was freed nothing runs again, not even on the way to an end of its own.
+        spent = self._below(below[0] for end in ends if end[0] in done for below in self.next[end[0]] if below)
+        ends = {end for end in ends if end[0] not in spent}
         if ends:
             node_ops.release(kept, [GradientEdge(self.nodes[i], k) for i, k in sorted(ends)])
 
@@ -99,6 +100,8 @@ class Graph:
             return ()
         loss = self.losses[task]
         weights = torch.ones_like(loss) if weights is None else weights
+        if not keep:
+            self._freed.add(task)
         return torch.autograd.grad([loss], edges, [weights], retain_graph=keep, allow_unused=True)
 
     def vjp(self, i: int, grads: dict[int, Tensor]) -> list[tuple[int, Edge, Tensor]]:
@@ -110,13 +113,13 @@ class Graph:
             if edge is not None and g is not None and self.reaches[edge[0]]
         ]
 
-    def region(self, edge: Edge) -> list[int]:
-        """Nodes at and below an edge that reach a shared parameter, in topological order."""
-        return sorted(i for i in self._below(edge[0]) if self.reaches[i])
+    def region(self, edges: Iterable[Edge]) -> list[int]:
+        """Nodes at and below some edges that reach a shared parameter, in topological order."""
+        return sorted(i for i in self._below(edge[0] for edge in edges) if self.reaches[i])
 
-    def _below(self, node: int) -> set[int]:
+    def _below(self, nodes: Iterable[int]) -> set[int]:
         found: set[int] = set()
-        stack = [node]
+        stack = list(nodes)
         while stack:
             i = stack.pop()
             if i not in found:

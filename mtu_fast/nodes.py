@@ -31,41 +31,14 @@ ISOMETRIES = frozenset(
     for i in (0, 1, 2, 3)
 )  # fmt: skip
 
-# Nodes whose map from rows to elements follows from shapes and integer arguments alone. A graph with any other node
-# (indexing, routing, custom functions) may move rows differently next time: its row maps are made anew every time.
-_PLAIN = """
-Abs Acos Add Addcdiv Addcmul Addmm Alias Amax Amin Angle Asin Atan Atan2 AvgPool2D AvgPool3D Baddbmm
-BinaryCrossEntropy BinaryCrossEntropyWithLogits Bmm Cat Celu Ceil Clamp ClampMax ClampMin Clone ConstantPadNd
-Convolution Cos Cosh CudnnBatchNorm CudnnConvolution Cumprod Cumsum Diagonal Div Dot Elu Embedding Erf Erfc Exp
-Expand Expm1 Flip Floor Fmod FusedRmsNorm Gelu Glu HardSigmoid Hardsigmoid Hardswish Hardtanh Huber HuberLoss
-L1Loss LeakyRelu Lerp LinalgVectorNorm Log Log10 Log1P Log2 LogSigmoid LogSoftmax Logaddexp Logsumexp MSELoss
-MaskedFill MaxPool2DWithIndices MaxPool3DWithIndices Maximum Mean Minimum Mish Mm MseLoss Mul Mv NativeBatchNorm
-NativeDropout NativeGroupNorm NativeLayerNorm Neg NllLoss NllLoss2D NllLossNd Norm Permute PixelShuffle
-PixelUnshuffle Pow PreluKernel Prelu Prod Reciprocal ReflectionPad1D ReflectionPad2D ReflectionPad3D Relu Repeat
-ReplicationPad1D ReplicationPad2D ReplicationPad3D ReshapeAlias Roll Rsqrt Rsub SafeSoftmax Im2Col Col2Im
-ScaledDotProductEfficientAttention ScaledDotProductFlashAttention ScaledDotProductFlashAttentionForCpu Select
-SelectBackward Sgn Sigmoid Silu Sin Sinh Slice SmoothL1Loss Softmax Softplus Split SplitWithSizes Sqrt Squeeze
-Stack Std Sub Sum T Tan Tanh Threshold ToCopy Transpose Tril Triu Unbind Unfold UnsafeSplit UnsafeView Unsqueeze
-UpsampleBicubic2D UpsampleBilinear2D UpsampleLinear1D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D
-UpsampleTrilinear3D Var View WeightNormInterface Where AdaptiveAvgPool2D AdaptiveAvgPool3D
-"""
-# Nodes that move elements along one dimension as the data say: plain to the rows of another dimension.
-ALONG = frozenset(
-    ("Gather", "IndexSelect", "IndexAdd", "Scatter", "ScatterAdd", "Max", "Min", "Sort", "Topk", "Kthvalue", "Median")
-)
-PLAIN = frozenset(_PLAIN.split()) | ALONG
-# Nodes that look at several positions of every dimension but the first.
-SPATIAL = ("Convolution", "CudnnConvolution", "MaxPool", "AvgPool", "AdaptiveAvgPool", "Upsample", "Im2Col", "Col2Im")
-# Nodes with a dimension that only cut, join or reorder.
-VIEWS = frozenset(
-    ("Cat", "Stack", "Select", "Slice", "Split", "SplitWithSizes", "UnsafeSplit", "Unbind", "Unsqueeze", "Squeeze",
-     "Sum", "Mean")
-)  # fmt: skip
 
-
-def stem(name: str) -> str:
-    """The op of a node's name: `AddmmBackward0` -> `Addmm`."""
-    return name.partition("Backward")[0]
+def is_isometry(node: Any, name: str, out: Sequence[int], into: Sequence[int]) -> bool:
+    """Whether the adjoint of a node with one input keeps inner products; shapes of its output and its input."""
+    if name in ISOMETRIES:
+        return True
+    if name != "AddBackward0" or tuple(out) != tuple(into):
+        return False
+    return type(node._saved_alpha) is int and node._saved_alpha == 1  # a constant added: `1 + w`
 
 
 def below(roots: Sequence[Any]) -> dict[Any, Following]:
@@ -109,23 +82,31 @@ def integers(node: Any) -> tuple[object, ...]:
     return tuple(found)
 
 
-def dimension(node: Any) -> int | None:
-    """The dimension that the node works along, if it has one; negative counts from the last."""
-    dim = getattr(node, "_saved_dim", None)
-    if not isinstance(dim, int):
-        return None
-    return dim - 2**64 if dim >= 2**63 else dim  # saved unsigned
-
-
 def recomputes(node: Any) -> bool:
     """Whether reading a saved tensor runs a part of the forward again (checkpointing)."""
+    return _unpacking(node) is not None
+
+
+def recompute_once(nodes: Sequence[Any]) -> None:
+    """Run every checkpointed part of the forward again, once each, as one backward does."""
+    done: list[Any] = []
+    for node in nodes:
+        found = _unpacking(node)
+        if found is not None and not any(found[1] is hook for hook in done):
+            done.append(found[1])
+            getattr(node, found[0].replace("_raw", "", 1))
+
+
+def _unpacking(node: Any) -> tuple[str, Any] | None:
+    """A saved tensor of the node that is not held as it is, by the attribute's name, and what brings it back."""
     if _is_python(node):
-        return False
+        return None
     kind: Any = type(node)
     for attribute in _attributes(kind)[0]:
-        if any(saved.unpack_hook is not None for saved in _as_tuple(getattr(node, attribute))):
-            return True
-    return False
+        for saved in _as_tuple(getattr(node, attribute)):
+            if saved.unpack_hook is not None:
+                return attribute, saved.unpack_hook
+    return None
 
 
 def vjp(node: Any, grads: Sequence[Tensor | None]) -> Grads:

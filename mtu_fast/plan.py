@@ -1,26 +1,31 @@
 """Where the row gradients of each parameter are taken, and which row each gradient element belongs to.
 
-A node is *pure* when each element of its output gradient belongs to one row. Row gradients are taken where the graph
-leaves its pure part towards a parameter, at a *site*: by a rule if there is one, else by one local vjp a row. Where
-rows mix in a node (batch statistics, a weight computed from others), the site is the pure node above it, and row
-gradients are pushed down through the mixed region one by one.
+Row numbers are laid on the losses and carried down the graph, node by node. A node is *pure* where each element of its
+output gradient has one row: structure says so (`carry.py`, `moves.py`), and where it is silent an experiment on the
+node does (`reach.py`). A node is *mixed* where rows meet in it, and so is all below it: a gradient that has entered the
+mixed part never leaves it. Row gradients are taken where the graph passes from its pure part to the mixed one or to a
+parameter, at a *site*, and every way from a loss to a parameter has exactly one. There they come by rule, or by one
+local vjp a row; what is still above mixed nodes is pulled through them, rows together (`pull.py`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import floor, isfinite, log2
 
-import torch
-from torch.autograd.graph import GradientEdge
-
+from mtu_fast.carry import CARRY, stem
 from mtu_fast.graph import Edge, Graph
-from mtu_fast.nodes import ALONG, ISOMETRIES, SPATIAL, VIEWS, dimension, stem
-from mtu_fast.rowmap import RowMap, digits, infer, uneven_weights
+from mtu_fast.moves import MOVES, SETTLED
+from mtu_fast.nodes import is_isometry
+from mtu_fast.reach import Reached, agree, ask
+from mtu_fast.rowmap import Ids, RowMap, carried, compact, first, merged
 
 Maps = dict[int, tuple[RowMap | None, ...]]  # node -> row map of each of its outputs
+Arrived = tuple[Ids | None, ...]  # the same for one node, before gaps are filled
+
+SUMS = frozenset(("Add", "Sub", "Rsub", "Expand"))  # whose adjoint adds up what an input broadcasts, whatever the data
+PASSES = "BackwardHookFunctionBackward"  # what a module's full backward hooks hang on: hands everything on
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Site:
     """Where row gradients of a parameter are taken: the input `slot` of the pure node `node`, fed through `edge`.
 
     chain: the (node, output) pairs of the isometries down to parameter `parameter`; None where the way down is not
-    one, and row gradients are pushed through the mixed region below.
+    one, and rows are pulled through the mixed region below.
     """
 
     node: int
@@ -38,30 +43,50 @@ class Site:
     parameter: int | None
 
 
+@dataclass(frozen=True)
+class Trial:
+    """An experiment whose outcome depends on what the node saved, and is to be repeated on another batch."""
+
+    node: int
+    maps: Arrived
+    found: Reached
+    count: int
+
+    def holds(self, graph: Graph) -> bool:
+        """Whether the node of another graph of the same signature moves rows in the same way."""
+        return agree(ask(graph.nodes[self.node], self.maps, self.found, self.count), self.found)
+
+
 @dataclass
 class Plan:
     """What is known of a graph signature: its sites and, per task, the row maps of their nodes.
 
     Attributes:
         sites: by node.
-        terminal: nodes with a site below which there is no other: a pass need not run them, only reach them.
         maps: per task, the row maps of the nodes with a site that the task reaches.
-        lasting: whether the maps hold for another batch with the same signature.
+        ends: per task, the nodes with a site below which there is no other: a pass need not run them, only reach them.
+        trials: what was found by experiments on data.
         local: sites (node, slot) that no rule took; found during the first pass.
         late: whether some site was visited after the pass; found during the first pass.
+        alone: rows are taken by one ordinary backward each, and nothing else here is used.
     """
 
     sites: dict[int, list[Site]]
-    terminal: frozenset[int]
     maps: list[Maps]
-    lasting: bool
+    ends: list[frozenset[int]]
+    trials: list[Trial]
     local: set[tuple[int, int]] = field(default_factory=set)
     late: bool = False
+    alone: bool = False
 
-    @property
-    def gaps(self) -> bool:
-        """Whether some map has gaps, and so may prove stale."""
-        return any(m is not None and m.gaps for of in self.maps for ms in of.values() for m in ms)
+    @staticmethod
+    def row_by_row(graph: Graph) -> Plan:
+        """A plan that knows nothing: right on any graph, at one backward a row."""
+        return Plan({}, [{} for _ in graph.losses], [frozenset() for _ in graph.losses], [], alone=True)
+
+    def broken(self, graph: Graph) -> int | None:
+        """The first node that moves rows in another way in another graph of the same signature; None if all is well."""
+        return next((trial.node for trial in self.trials if not trial.holds(graph)), None)
 
     def expected(self, task: int) -> Counter[int]:
         """How many uses of each parameter a pass of the task will visit."""
@@ -69,163 +94,139 @@ class Plan:
         return Counter(site.parameter for site in reached if site.parameter is not None)
 
     def is_local(self, site: Site) -> bool:
-        """Whether the site's rows come from local vjps or are pushed through a mixed region."""
+        """Whether the site's rows come from local vjps or are pulled through a mixed region."""
         return site.chain is None or (site.node, site.slot) in self.local
 
 
-def discover(graph: Graph, limit: int, older: Plan | None = None) -> Plan:
-    """Find the pure part, the sites and the row maps.
+def discover(graph: Graph) -> Plan:
+    """Find the pure part, the sites and the row maps; no pass through the graph is run."""
+    if any(meta.is_nested_tensor for of_node in graph.outputs for meta in of_node):
+        return Plan.row_by_row(graph)  # samples of a nested tensor have no dimension that could be followed
+    walk = _Walk(graph)
+    walk.run()
+    sites = _sites(graph, walk.mixed)
+    maps = [{i: m for i, m in of_task.items() if i in sites} for of_task in walk.maps]
+    return Plan(sites, maps, [_ends(graph, of_task) for of_task in maps], walk.trials)
 
-    Args:
-        graph: the recorded graph; it is kept.
-        limit: bytes of gradients to hold at a time, about.
-        older: a plan of the same signature, whose maps fill the gaps of the new ones.
+
+class _Walk:
+    """Row numbers on their way down from the losses.
+
+    Attributes:
+        mixed: nodes where rows meet, and all nodes below them.
+        maps: per task, of the pure nodes it reaches.
+        trials: experiments on data, in the order in which they were made.
     """
-    maps: list[Maps] = [{} for _ in graph.losses]
-    mixed: set[int] = set()
-    for chunk in _chunks(graph, limit):
-        for task, of_task in enumerate(maps):
-            pure, not_pure = _row_maps(graph, task, chunk)
-            of_task.update(pure)
-            mixed |= not_pure
-    mixed |= _views(graph)
-    maps = [{i: m for i, m in of_task.items() if i not in mixed} for of_task in maps]
-    lasting = all(_lasts(graph, of_task) for of_task in maps)
-    sites = _sites(graph, mixed)
-    maps = [{i: m for i, m in of_task.items() if i in sites} for of_task in maps]
-    if older is not None:
-        for mine, theirs in zip(maps, older.maps, strict=True):
-            mine.update({i: _filled(m, theirs[i]) for i, m in mine.items() if i in theirs})
-    return Plan(sites, _terminals(graph, sites), maps, lasting)
 
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.mixed = _views(graph)
+        self.maps: list[Maps] = [{} for _ in graph.losses]
+        self.trials: list[Trial] = []
+        self._counts = [len(loss) for loss in graph.losses]
+        self._arrived: list[dict[Edge, Ids]] = [{} for _ in graph.losses]
 
-def _chunks(graph: Graph, limit: int) -> Iterator[list[int]]:
-    """The nodes above shared parameters, in portions whose gradients together take about `limit` bytes."""
-    chunk: list[int] = []
-    total = 0
-    for i in range(len(graph.nodes)):
-        if not graph.reaches[i] or i in graph.leaf:
-            continue
-        size = sum(m.dtype.itemsize * torch.Size(m.shape).numel() for m in graph.outputs[i])
-        if chunk and total + size > limit:
-            yield chunk
-            chunk, total = [], 0
-        chunk.append(i)
-        total += size
-    yield chunk
+    def run(self) -> None:
+        """From the losses to the parameters; nodes are numbered in topological order."""
+        for task, (root, loss) in enumerate(zip(self.graph.roots, self.graph.losses, strict=True)):
+            self._arrive(task, (root, loss.output_nr), first(len(loss)))
+        for i in range(len(self.graph.nodes)):
+            if self.graph.reaches[i] and i not in self.graph.leaf:
+                self._visit(i)
 
-
-def _row_maps(graph: Graph, task: int, nodes: Sequence[int]) -> tuple[Maps, set[int]]:
-    """The row maps of the nodes' outputs that the task reaches, and the nodes where its rows mix."""
-    loss = graph.losses[task]
-    half = any(m.dtype == torch.float16 for of_node in graph.outputs for m in of_node)
-    base = 8 if half else 32  # powers up to 2**31 leave float32 and bfloat16 ample range; float16 has little
-    edges = graph.edges(nodes)
-    one = torch.full_like(loss, _room(graph, task, edges, base) if half else 1.0)
-    plain = iter(graph.backward(task, edges, one))
-    numbers = digits(len(loss), base, loss.device)
-    scaled = [iter(graph.backward(task, edges, one * torch.exp2(d).to(loss.dtype))) for d in numbers]
-    uneven = uneven_weights(loss)
-    control = iter(graph.backward(task, edges, one * uneven))
-    maps: Maps = {}
-    mixed = set()
-    for i in nodes:
-        found: list[RowMap | None] = []
-        for _ in graph.outputs[i]:
-            b, others, check = next(plain), [next(s) for s in scaled], next(control)
-            if b is None or check is None or b.numel() == 0:
-                found.append(None)
+    def _visit(self, i: int) -> None:
+        below = {slot: edge for slot, edge in enumerate(self.graph.next[i]) if edge and self.graph.reaches[edge[0]]}
+        if i in self.mixed:
+            self.mixed.update(node for node, _ in below.values() if node not in self.graph.leaf)
+            return
+        known: dict[object, Reached] = {}
+        for task, arrived in enumerate(self._arrived):
+            maps = tuple(arrived.pop((i, k), None) for k in range(len(self.graph.outputs[i])))
+            if all(ids is None for ids in maps):
                 continue
-            row_map = infer(b, [s for s in others if s is not None], base, len(loss))
-            row_map = row_map if row_map is not None and row_map.agrees(b, check, uneven) else None
-            found.append(row_map)
-            if row_map is None:
-                mixed.add(i)
-        if i not in mixed and any(m is not None for m in found):
-            maps[i] = tuple(found)
-    return maps, mixed
+            self.maps[task][i] = tuple(self._row_map((i, k), ids, task) for k, ids in enumerate(maps))
+            key = tuple(None if ids is None else (ids.shape, ids.tobytes()) for ids in maps), self._counts[task]
+            if key not in known:
+                known[key] = self._through(i, maps, below, self._counts[task])
+            for slot, ids in known[key].items():
+                self._arrive(task, below[slot], ids)
+
+    def _arrive(self, task: int, edge: Edge, ids: Ids | None) -> None:
+        if 0 in self.graph.shape(edge):
+            return  # a branch without elements gives nothing to anyone
+        there = self._arrived[task].get(edge)
+        ids = ids if ids is None or there is None else merged(there, ids)
+        if ids is None:
+            self.mixed.add(edge[0])
+        else:
+            self._arrived[task][edge] = ids
+
+    def _row_map(self, edge: Edge, ids: Ids | None, task: int) -> RowMap | None:
+        return None if ids is None else RowMap(compact(ids, fill=True), self.graph.shape(edge), self._counts[task])
+
+    def _through(self, i: int, maps: Arrived, below: Mapping[int, Edge], count: int) -> Reached:
+        """The maps that a pure node hands on to its inputs; None where rows meet."""
+        found: Reached = {}
+        silent: list[int] = []
+        for slot, edge in below.items():
+            if edge[0] in self.graph.leaf or edge[0] in self.mixed:
+                continue
+            said = self._structure(i, maps, slot, edge)
+            if said is None:
+                silent.append(slot)
+            else:
+                found |= said
+        if silent:
+            settled = stem(self.graph.names[i]) in SETTLED
+            seen = ask(self.graph.nodes[i], maps, silent, count)
+            seen = {slot: ids if settled or ids is None else _settled(ids, count) for slot, ids in seen.items()}
+            apart: Reached = {slot: ids for slot, ids in seen.items() if ids is not None}
+            if apart and not settled:
+                self.trials.append(Trial(i, maps, apart, count))
+            found |= seen
+        return found
+
+    def _structure(self, i: int, maps: Arrived, slot: int, edge: Edge) -> Reached | None:
+        """What structure says of one input: its map, or that rows meet; None where it is silent."""
+        total: Ids | None = None
+        for k, ids in enumerate(maps):
+            if ids is None:
+                continue
+            part = self._structure_of_output((i, k), ids, slot, edge)
+            if part is None:
+                return None
+            one = part.get(slot)
+            if slot in part and one is None:
+                return part
+            if one is not None:
+                total = one if total is None else merged(total, one)
+                if total is None:
+                    return {slot: None}
+        return {} if total is None else {slot: total}
+
+    def _structure_of_output(self, output: Edge, ids: Ids, slot: int, edge: Edge) -> Reached | None:
+        node, out, into = self.graph.nodes[output[0]], self.graph.shape(output), self.graph.shape(edge)
+        name = self.graph.names[output[0]]
+        op = stem(name)
+        if name == PASSES:
+            return {slot: ids} if output[1] == slot else {}
+        if op in MOVES:
+            moved = MOVES[op](node, output[1], slot, out, into, ids)
+            return None if moved is None else {slot: moved}
+        dims = CARRY[op](node, output[1], slot, out, into) if op in CARRY else None
+        if dims is None:
+            return None
+        for known in (ids, compact(ids, fill=True)):
+            found = carried(known, dims, into)
+            if found is not None:
+                return {slot: found}
+        return {slot: None} if op in SUMS else None
 
 
-def _room(graph: Graph, task: int, edges: Sequence[GradientEdge], base: int) -> float:
-    """The largest power of two, at most 1, as a row weight that leaves float16 room for `2**base` times its gradients.
-
-    Losses that a loss scaler multiplied fill its range.
-    """
-    for weight in (1.0, 2.0**-8, 2.0**-16):
-        found = graph.backward(task, edges, torch.full_like(graph.losses[task], weight))
-        half = (b for b in found if b is not None and b.numel() and b.dtype == torch.float16)
-        size = max((float(b.abs().max()) for b in half), default=0.0)
-        if isfinite(size):
-            return weight * 2.0 ** min(0, floor(log2(2.0 ** (16 - base) / size))) if size else weight
-    return 1.0  # it is not for want of room
-
-
-# Products that sum over a dimension: for each input, which of its dimensions carries the output's dimension.
-_PRODUCTS: dict[str, tuple[dict[int, int], ...]] = {
-    "Mm": ({0: 0}, {1: 1}),
-    "Addmm": ({0: 0, 1: 1}, {0: 0}, {1: 1}),
-    "Mv": ({0: 0}, {}),
-    "Dot": ({}, {}),
-    "Bmm": ({0: 0, 1: 1}, {0: 0, 2: 2}),
-    "Baddbmm": ({0: 0, 1: 1, 2: 2}, {0: 0, 1: 1}, {0: 0, 2: 2}),
-}
-_ATTENTION = ({0: 0, 1: 1, 2: 2}, {0: 0, 1: 1}, {0: 0, 1: 1})
-_BROADCASTING = frozenset(
-    ("Add", "Sub", "Rsub", "Mul", "Div", "Where", "MaskedFill", "Pow", "Expand", "Maximum", "Minimum", "Lerp",
-     "Addcmul", "Addcdiv")
-)  # fmt: skip
-
-
-def _lasts(graph: Graph, maps: Maps) -> bool:
-    """Whether the maps follow from the graph's structure, so that they hold for another batch too.
-
-    They do where every row reaches every node, in sample-major or -minor order, and rows never meet in a sum to be
-    kept apart by zeros in the data alone (packed samples and a mask, a mixing weight that happens to be zero).
-    """
-    for i, found in maps.items():
-        if any(m is not None and not (m.regular or _picks(graph, maps, i, m)) for m in found):
-            return False
-    return not any(_meets(graph, maps, i, m) for i, (m, *_) in maps.items() if m is not None and m.count > 1)
-
-
-def _picks(graph: Graph, maps: Maps, i: int, row_map: RowMap | None) -> bool:
-    """Whether the node is a softmax of which a loss picks one class a sample, or a view of its result.
-
-    Classes then tell the rows apart too where all labels differ. The softmax keeps its shape, so what is below it says
-    which dimension is meant; a view moves no rows.
-    """
-    if row_map is None or not row_map.ordered:
-        return False
-    onward = [e for e in graph.next[i] if e is not None]
-    below = [(e[0], maps[e[0]][e[1]] if e[0] in maps else None) for e in onward]
-    if stem(graph.names[i]) == "LogSoftmax":
-        return all(m is not None and m.regular and m.dim == row_map.dim for _, m in below)
-    return graph.names[i] in ISOMETRIES and all(_picks(graph, maps, node, m) for node, m in below)
-
-
-def _meets(graph: Graph, maps: Maps, i: int, row_map: RowMap) -> bool:
-    """Whether the node moves its rows, or sums over them on the way to an input whose rows yet seem apart."""
-    name, dim = stem(graph.names[i]), row_map.dim or 0
-    if name.startswith(SPATIAL):
-        return dim != 0
-    moved = dimension(graph.nodes[i])
-    if name in ALONG or (moved is not None and name not in VIEWS):
-        ndim = max(len(graph.shape(e)) for e in (*graph.next[i], (i, 0)) if e is not None)
-        return moved is None or moved % ndim == dim
-    carried = _ATTENTION if name.startswith("ScaledDotProduct") else _PRODUCTS.get(name)
-    for slot, edge in enumerate(graph.next[i]):
-        child = maps[edge[0]][edge[1]] if edge is not None and edge[0] in maps else None
-        if edge is None or child is None:
-            continue
-        if carried is not None and slot < len(carried):
-            if carried[slot].get(dim) != child.dim:
-                return True
-        elif name in _BROADCASTING:
-            shape = graph.shape(edge)
-            at = dim - len(graph.shape((i, 0))) + len(shape)
-            if at < 0 or shape[at] != len(row_map.ids):
-                return True
-    return False
+def _settled(ids: Ids, count: int) -> Ids:
+    """A map that an experiment found, without gaps where they are of this batch only: all rows are there, in order."""
+    filled = compact(ids, fill=True)
+    return filled if filled.min(initial=0) >= 0 and len(set(filled.flat)) == count else ids
 
 
 def _views(graph: Graph) -> set[int]:
@@ -233,43 +234,51 @@ def _views(graph: Graph) -> set[int]:
     roots = set(graph.roots)
     found: set[int] = set()
     for i in reversed(range(len(graph.nodes))):
-        onward = [e for e in graph.next[i] if e is not None]
-        view = i not in roots and graph.names[i] in ISOMETRIES and len(onward) == 1
-        if view and (onward[0][0] in graph.leaf or onward[0][0] in found):
+        onward = isometry(graph, i) if i not in roots else None
+        if onward is not None and (onward[0] in graph.leaf or onward[0] in found):
             found.add(i)
     return found
 
 
+def isometry(graph: Graph, i: int) -> Edge | None:
+    """Where an isometry leads; None for any other node."""
+    onward = [e for e in graph.next[i] if e is not None]
+    if len(onward) != 1 or not is_isometry(graph.nodes[i], graph.names[i], graph.shape((i, 0)), graph.shape(onward[0])):
+        return None
+    return onward[0]
+
+
 def _sites(graph: Graph, mixed: set[int]) -> dict[int, list[Site]]:
     sites: dict[int, list[Site]] = {}
-    for i in range(len(graph.nodes)):
-        if i in mixed or i in graph.leaf or not graph.reaches[i]:
+    for i, edges in enumerate(graph.next):
+        if i in graph.leaf or not graph.reaches[i]:
             continue
-        for slot, edge in enumerate(graph.next[i]):
-            if edge is not None and graph.reaches[edge[0]] and (edge[0] in mixed or edge[0] in graph.leaf):
-                sites.setdefault(i, []).append(Site(i, slot, edge, *_chain(graph, edge)))
+        for slot, edge in enumerate(edges):
+            if edge is None or not graph.reaches[edge[0]]:
+                continue
+            ends = edge[0] in mixed or edge[0] in graph.leaf
+            if i in mixed and not ends:
+                raise RuntimeError(f"a gradient leaves the mixed part at {graph.names[i]}: it would count twice")
+            if ends and i not in mixed:
+                sites.setdefault(i, []).append(Site(i, slot, edge, *chain_below(graph, edge)))
     return sites
 
 
-def _chain(graph: Graph, edge: Edge) -> tuple[tuple[Edge, ...] | None, int | None]:
+def chain_below(graph: Graph, edge: Edge) -> tuple[tuple[Edge, ...] | None, int | None]:
     """The isometries from an edge down to a parameter, or (None, None)."""
     chain: list[Edge] = []
     while edge[0] not in graph.leaf:
-        onward = [e for e in graph.next[edge[0]] if e is not None]
-        if graph.names[edge[0]] not in ISOMETRIES or len(onward) != 1:
+        onward = isometry(graph, edge[0])
+        if onward is None:
             return None, None
         chain.append(edge)
-        edge = onward[0]
+        edge = onward
     return tuple(chain), graph.leaf[edge[0]]
 
 
-def _terminals(graph: Graph, sites: dict[int, list[Site]]) -> frozenset[int]:
+def _ends(graph: Graph, wanted: Mapping[int, object]) -> frozenset[int]:
+    """The wanted nodes below which there is no other."""
     below = [False] * len(graph.nodes)
     for i in reversed(range(len(graph.nodes))):
-        below[i] = any(e is not None and (e[0] in sites or below[e[0]]) for e in graph.next[i])
-    return frozenset(i for i in sites if not below[i])
-
-
-def _filled(maps: tuple[RowMap | None, ...], older: tuple[RowMap | None, ...]) -> tuple[RowMap | None, ...]:
-    pairs = zip(maps, older, strict=True)
-    return tuple(m if m is None or o is None or not m.gaps else m.filled(o) for m, o in pairs)
+        below[i] = any(e is not None and (e[0] in wanted or below[e[0]]) for e in graph.next[i])
+    return frozenset(i for i in wanted if not below[i])

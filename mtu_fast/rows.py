@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import inf
+from math import inf, prod
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from mtu_fast.ops.gram import inexact, row_gram
 from mtu_fast.ops.gram_schmidt import effective_rank
 from mtu_fast.refine import refined, sensitive
 from mtu_fast.update import NotFiniteError, Update, accumulate, check_finite, check_meant, check_method
-from mtu_fast.uses import Dense, Outer, Use
+from mtu_fast.uses import Dense, Gather, Outer, Use
 
 SIDES = {RETAIN: "to retain", FORGET: "to forget", SUBSPACE: "kept for the subspace"}
 Span = tuple[int, int]  # rows start .. stop - 1 of all
@@ -238,7 +238,7 @@ class Rows:
         check_finite([weights, *heads.values(), *unsure])
         for parameter, g in heads.items():
             found[parameter] = found[parameter] + g if parameter in found else g
-        accumulate(found)
+        accumulate(self._as_autograd_has_it(found))
         for block in self._blocks:
             if block.kept:
                 continue
@@ -247,6 +247,18 @@ class Rows:
         return Update(weights, self.roles, gram, residual)
 
     # ---- inside -----------------------------------------------------------------------------------------------------
+
+    def _as_autograd_has_it(self, found: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """With sparse gradients of tables of which every use is a look-up that gives one: SparseAdam takes no other."""
+        for j, parameter in enumerate(self._shared.parameters):
+            uses = [use for _, use in self._uses(j)]
+            looked_up = [use.index.flatten() for use in uses if isinstance(use, Gather) and use.sparse]
+            if looked_up and len(looked_up) == len(uses) and parameter in found:
+                entries, d = torch.cat(looked_up).unique(), found[parameter]
+                found[parameter] = torch.sparse_coo_tensor(
+                    entries[None], d[entries], d.shape, is_coalesced=True, check_invariants=False
+                )
+        return found
 
     @property
     def _has_outside(self) -> bool:
@@ -274,12 +286,12 @@ class Rows:
             if not uses:
                 continue
             held = known if where[-1][1] == len(self) else 0
-            if held:
+            if held and prod(uses[-1].shape) <= joint.SMALL:
                 uses = [use.grounded() for use in uses]
             if joint.small(uses):
                 together.setdefault(where, []).append(uses)
             elif held:
-                self._add(gram, where, row_gram([use.matrix() for use in uses], held))
+                self._add(gram, where, joint.gram(uses, self._shared.precision, held))
             elif outers := joint.rank_one(uses):
                 rank_one.setdefault(where, []).append(outers)
             else:
@@ -385,8 +397,9 @@ class Rows:
                 at.setdefault(SIDES[int(self.roles.kind[r])], []).append(sample)
             raise NotFiniteError(
                 f"rows: the gradient of (task, sample) {', '.join(f'{side} {which}' for side, which in at.items())} is "
-                "not finite although its loss is (an overflow in half precision, a square root at zero?); leave these "
-                "rows out by `present`, or rescale the loss."
+                "not finite although its loss is (an overflow in half precision, a square root or norm at zero, zero "
+                "times infinity?); .grad is untouched. Guard it in the loss, (x.square().sum() + eps).sqrt() say, "
+                "rescale the loss, or leave these rows out by `present`."
             )
 
 

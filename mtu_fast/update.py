@@ -102,15 +102,20 @@ def check_finite(tensors: Iterable[Tensor]) -> None:
 
 
 def accumulate(gradients: dict[Tensor, Tensor]) -> None:
-    """`.grad += gradient` for every parameter."""
+    """`.grad += gradient` for every parameter, and then what hooks are to do with it, as after `backward()`."""
     owned: set[int] = set()
     for parameter, g in gradients.items():
-        if parameter.grad is None:
+        if parameter.grad is None and g.is_sparse:
+            parameter.grad = g.detach()
+        elif parameter.grad is None:
             # Autograd may hand out one memory twice, or expanded: a gradient is its parameter's alone.
-            alone = g.is_contiguous() and g.untyped_storage().data_ptr() not in owned
-            parameter.grad = g.detach() if alone else g.detach().clone(memory_format=torch.contiguous_format)
+            alone = g.stride() == parameter.stride() and g.untyped_storage().data_ptr() not in owned
+            parameter.grad = g.detach() if alone else torch.empty_like(parameter).copy_(g).detach()
             owned.add(parameter.grad.untyped_storage().data_ptr())
         elif parameter.grad.is_sparse:
             parameter.grad = g.detach() + parameter.grad
         else:
             parameter.grad.add_(g.detach())
+    for parameter in gradients:
+        for hook in (parameter._post_accumulate_grad_hooks or {}).values():
+            hook(parameter)

@@ -220,6 +220,42 @@ def test_a_sparse_gradient_is_accumulated_into(method: mtu.Method) -> None:
     assert relative_error(grad_vector(params), before + update) <= 1e-12
 
 
+def test_an_embedding_with_sparse_gradients_has_one() -> None:
+    """As after `backward()`, so that SparseAdam moves it."""
+    model = nn.Embedding(9, 3, sparse=True)
+    index, engine = torch.tensor([[0, 2], [2, 4], [7, 2]]), mtu.Engine(model)
+    model(index).square().sum((1, 2)).mean().backward()
+    plain = model.weight.grad.coalesce()
+    for step in range(2):
+        if step == 0:
+            model.weight.grad = None
+        engine.backward(model(index).square().sum((1, 2)), mtu.Mean())
+        assert model.weight.grad.is_sparse
+        torch.testing.assert_close(model.weight.grad.coalesce(), (step + 1) * plain)
+    torch.optim.SparseAdam(model.parameters()).step()
+
+
+@pytest.mark.parametrize("table", [nn.Embedding(9, 3, sparse=True), nn.EmbeddingBag(9, 3, sparse=True)])
+@pytest.mark.parametrize("outside", [False, True])
+def test_sparse_gradients_within_and_outside(table: nn.Module, outside: bool) -> None:
+    model = nn.ModuleDict({"table": table, "head": nn.Linear(3, 2)})
+    engine = mtu.Engine(model, params=model["head"].parameters() if outside else None)
+    for _step in range(2):
+        h = model["table"](torch.tensor([[0, 2], [2, 4], [7, 2]]))
+        loss = model["head"](h).flatten(1).square().sum(1)
+        plain = torch.autograd.grad(loss.mean(), table.weight, retain_graph=True)[0].to_dense()
+        clear(model.parameters())
+        engine.backward(loss, torch.full((3,), 1 / 3))
+        assert table.weight.grad.is_sparse
+        assert relative_error(table.weight.grad.to_dense(), plain) <= 1e-6
+
+
+def test_a_gradient_lies_in_memory_as_its_parameter_does() -> None:
+    model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    mtu.Engine(model).backward(model(torch.randn(2, 3, 5, 5)).square().mean((1, 2, 3)), mtu.Mean())
+    assert model.weight.grad.stride() == model.weight.stride() != model.weight.contiguous().stride()
+
+
 def test_weights_that_require_grad() -> None:
     """They may come out of a computation that is differentiated; `.grad` is data, of the heads too."""
     model, forward, params, _ = build(tasks=1)
@@ -663,8 +699,8 @@ def test_a_step_waits_for_the_device_as_often_whatever_the_layers_and_tasks(
         losses = {f"t{t}": model[f"head{t}"](h).square().sum((1, 2)) for t in range(tasks)}
         engine.backward(losses, method, forget=forget)
 
-    step()
-    step()
+    for _checked in range(3):
+        step()
     with Waits(monkeypatch) as found:
         step()
     assert found.count == waits

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mtu_fast as mtu
-from mtu_fast import engine as engine_module
+from mtu_fast import plans as plans_module
 from mtu_fast.graph import Graph
 from mtu_fast.plan import Plan
 from tests.helpers.checks import assert_rows, trained, truth_of, twin
 from tests.helpers.truth import relative_error
-from tests.helpers.zoo import CASES, by_name
+from tests.helpers.zoo import by_name
 
 N, S = 4, 5
 
@@ -34,15 +34,15 @@ def steps(model: nn.Module, losses: Iterator[Tensor], *, by_rule: bool = True) -
 
 
 def discoveries(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts the discovery passes from here on."""
+    """Counts the plans that are made from here on."""
     found: list[int] = []
-    plain = engine_module.discover
+    plain = plans_module.discover
 
     def counted(graph: Graph, *args: Any) -> Plan:
         found.append(len(graph.nodes))
         return plain(graph, *args)
 
-    monkeypatch.setattr(engine_module, "discover", counted)
+    monkeypatch.setattr(plans_module, "discover", counted)
     return found
 
 
@@ -226,12 +226,12 @@ def test_a_scale_that_changes_every_step_in_addmm() -> None:
 
 def test_lengths_that_change_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """One plan a length; the oldest are forgotten, and found anew when their length comes back."""
-    monkeypatch.setattr(engine_module, "KNOWN", 3)
+    monkeypatch.setattr(plans_module, "KNOWN", 3)
     net, found = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double(), discoveries(monkeypatch)
     lengths = [1, 2, 3, 1, 2, 3, 4, 5, 4, 5, 1, 5, 1]
     engine = steps(net, (net(double(N, s, 3)).square().mean((1, 2)) for s in lengths))
     assert len(found) == 6
-    assert len(engine._known) == 3
+    assert len(engine._plans._known) == 3
 
 
 def test_a_batch_that_changes_its_size() -> None:
@@ -383,22 +383,12 @@ def test_an_input_that_requires_grad_is_left_alone() -> None:
     assert x.grad is None and net.weight.grad is not None
 
 
-@pytest.mark.parametrize("name", [case.name for case in CASES if not case.compiled])
-def test_discovery_in_pieces_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small limit holds few gradients at a time and finds the same plan."""
-    monkeypatch.setattr(engine_module, "DISCOVERY", 1)
-    model, forward = by_name(name).build(1, N)
-    params, losses = trained(model), forward()
-    J = truth_of(losses, params)
-    assert_rows(mtu.Engine(model).rows(losses), J, params, by_name(name).tolerance)
-
-
 def test_a_signature_tells_graphs_apart() -> None:
     model, forward = by_name("mlp").build(2, N)
     engine_parameters = trained(model)
 
     def key(losses: dict[str, Tensor]) -> object:
-        return Graph(list(losses.values()), engine_parameters).signature()[0]
+        return Graph(list(losses.values()), engine_parameters).signature()
 
     again, other = key(forward()), key(twin(by_name("mlp"), model, 2, N)())
     assert key(forward()) == again == other
@@ -454,7 +444,7 @@ def test_a_maximum_over_features_keeps_its_plan(monkeypatch: pytest.MonkeyPatch)
     net, found = nn.Linear(3, 6).double(), discoveries(monkeypatch)
     for dim in (2, -1):
         engine = steps(net, (net(double(N, S, 3)).max(dim).values.sum(1) for _ in range(3)))
-        assert all(known.plan is not None for known in engine._known.values())
+        assert not any(known.plan.trials for known in engine._plans._known.values())
     assert len(found) == 2
 
 
@@ -518,3 +508,72 @@ def test_saved_tensors_that_are_packed_in_some_steps(way: str, first: bool) -> N
         return net(x)
 
     steps(net, (forward(double(N, 3), packed).square().sum(1) for packed in (first, not first, first)))
+
+
+def test_nested_tensors_take_a_backward_a_row() -> None:
+    """Exact, and said to be slow: their samples have no shape in common."""
+    net = nn.Linear(3, 4).double()
+    engine, params = mtu.Engine(net), trained(net)
+    for lengths in ((2, 4, 1), (3, 3, 2)):
+        x = torch.nested.nested_tensor([double(n, 3) for n in lengths], layout=torch.jagged)
+        loss = torch.stack([part.square().mean() for part in net(x).unbind()])
+        J = truth_of({"loss": loss}, params)
+        assert_rows(engine.rows(loss), J, params, 1e-12)
+        assert all(line.slow for line in engine.explain().lines)
+
+
+class Gate(torch.autograd.Function):
+    """`x`, whose gradient is let through from a step on."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, on: bool) -> Tensor:
+        ctx.on = on
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        return (grads[0] if ctx.on else None), None
+
+
+def later(net: nn.Module, way: str, changed: bool) -> Tensor:
+    """One graph of one signature in which rows go another way once something has `changed`."""
+    if way == "a gate that opens":
+        return Gate.apply(net(double(N, 3)), changed).square().sum(1)
+    if way == "constants of another size":
+        before, after = (2, 1) if changed else (1, 2)
+        return torch.cat([double(before, 4), net(double(N, 3)), double(after, 4)]).square().sum(1)
+    if way == "another layout":
+        h = torch.tanh(net(double(4, 4, 3)))
+        h = h.transpose(0, 2).contiguous().transpose(0, 2) if changed else h.contiguous()
+        return h.as_strided((4, 4, 2), (16, 4, 1)).square().sum((1, 2))
+    samples = torch.arange(N)[:, None].expand(N, 3)
+    if changed:
+        samples = (samples + torch.arange(3)) % N
+    h = net(double(N, 3))[:, None].expand(N, 3, 4)
+    return h.index_put((samples, torch.arange(3).expand(N, 3)), torch.tanh(net.bias)).square().sum((1, 2))
+
+
+@pytest.mark.parametrize(
+    "way", ["a gate that opens", "constants of another size", "another layout", "a token written elsewhere"]
+)
+def test_ways_that_change_in_a_step_without_a_check(way: str) -> None:
+    net = nn.Linear(3, 4).double()
+    steps(net, (later(net, way, changed=step in {3, 5, 6}) for step in range(7)), by_rule=False)
+
+
+@pytest.mark.parametrize("way", ["a scalar a sample", "one entry for all"])
+def test_scalars_on_the_way(way: str) -> None:
+    """Losses stacked from numbers, and a table that all samples look up at one place."""
+    net = nn.Linear(3, 4).double()
+    net.register_parameter("w", nn.Parameter(double(3)))
+    net.register_parameter("table", nn.Parameter(double(7, 4)))
+
+    def losses() -> Iterator[Tensor]:
+        for _step in range(3):
+            if way == "a scalar a sample":
+                yield torch.stack([torch.tanh(x @ net.w) + net(x).norm() for x in double(N, 3)])
+            else:
+                entry = F.embedding(torch.tensor(2), net.table) + net.table.index_select(0, torch.tensor(3))
+                yield (net(double(N, 3)) * entry).sum(1).square()
+
+    steps(net, losses(), by_rule=False)

@@ -1,6 +1,7 @@
 """Imports follow the arrows of the flow and never turn back.
 
-engine -> stream -> plan -> graph -> nodes is what the losses recorded, -> rules -> uses -> ops what is made of it.
+engine -> plans -> stream -> plan -> graph -> nodes is what the losses recorded, -> rules -> uses -> ops what is made of
+it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"__init__", "ops"},
     "__init__": {"engine", "rows", "update", "methods", "report", "subspace", "loop"},
     "engine": {
-        "rowmap", "checks", "explain", "stream", "plan", "graph", "nodes", "rows", "block", "update", "uses", "methods",
-        "subspace",
+        "space", "statistics", "checks", "explain", "plans", "graph", "nodes", "rows", "block", "update", "uses",
+        "methods", "subspace",
     },
+    "space": {"block"},
     "loop": {"engine", "rows", "update", "checks", "methods", "subspace"},
     "subspace": {"rows", "update", "methods", "ops"},
     "explain": {"block", "joint", "uses"},
@@ -30,12 +32,20 @@ ARROWS: dict[str, set[str]] = {
     "refine": {"methods", "ops"},
     "block": {"uses", "methods", "ops"},
     "update": {"checks", "methods", "ops"},
-    "stream": {"plan", "graph", "nodes", "rowmap", "rules", "joint", "uses"},
-    "plan": {"graph", "nodes", "rowmap"},
+    "plans": {"plan", "stream", "probe", "explain", "graph", "block", "joint", "uses"},
+    "probe": {"graph", "nodes", "ops"},
+    "stream": {"plan", "pull", "graph", "nodes", "rowmap", "rules", "joint", "uses"},
+    "pull": {"plan", "carry", "graph", "nodes", "rowmap", "rules", "uses", "ops"},
+    "plan": {"reach", "moves", "carry", "rowmap", "graph", "nodes"},
+    "reach": {"lookups", "moves", "carry", "rowmap", "nodes"},
+    "lookups": {"carry", "rowmap"},
+    "moves": {"carry", "rowmap", "nodes"},
+    "carry": set(),
+    "rowmap": set(),
+    "statistics": {"graph", "nodes"},
     "graph": {"nodes"},
     "nodes": set(),
-    "rowmap": set(),
-    "rules": {"rowmap", "uses", "ops"},
+    "rules": {"carry", "rowmap", "uses", "ops"},
     "joint": {"uses", "ops"},
     "uses": {"ops"},
     "methods": {"ops"},

@@ -1,111 +1,110 @@
-"""Which row an element belongs to, from the gradients under ones and under powers of two."""
+"""Row maps: arrays of row numbers with a gradient's dimensions, and what views make of them."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mtu_fast.rowmap import RowMap, digits, infer
-
-CPU = torch.device("cpu")
-
-
-def scaled(b: Tensor, owner: Tensor, count: int, base: int) -> list[Tensor]:
-    """The gradients that passes under weights 2**digit return, for elements with these owners."""
-    return [b * torch.exp2(d[owner].to(b.dtype)) for d in digits(count, base, CPU)]
+from mtu_fast.rowmap import NO_ROW, Ids, RowMap, carried, compact, first, merged, reshaped
 
 
-@pytest.mark.parametrize(("count", "base"), [(1, 32), (32, 32), (33, 32), (1025, 32), (9, 8), (64, 8), (65, 8)])
-def test_digits_make_the_number(count: int, base: int) -> None:
-    found = digits(count, base, CPU)
-    assert len(found) == 1 or base ** (len(found) - 1) < count
-    assert base ** len(found) >= count
-    number = sum(d * base**i for i, d in enumerate(found))
-    assert torch.equal(number, torch.arange(count))
-    assert all(int(d.min()) >= 0 and int(d.max()) < base for d in found)
+def spread(ids: Ids, shape: tuple[int, ...]) -> Ids:
+    return np.broadcast_to(ids, shape)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("count", [4, 40])
-@pytest.mark.parametrize("dim", [0, 1, 2])
-def test_one_dimension(dtype: torch.dtype, count: int, dim: int) -> None:
-    shape = [3, 5, 7]
-    shape[dim] = count
-    owner = torch.arange(count).view([-1 if d == dim else 1 for d in range(3)]).expand(shape)
-    b, base = torch.randn(shape).to(dtype), 8 if dtype == torch.float16 else 32
-    found = infer(b, scaled(b, owner, count, base), base, count)
-    assert found is not None and found.dim == dim and found.inner == 1 and not found.gaps
-    assert torch.equal(found.ids, torch.arange(count))
+@st.composite
+def two_shapes(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], Ids]:
+    """Two shapes with as many elements, and a map of the first one, with or without gaps."""
+    factors = draw(st.lists(st.sampled_from([1, 2, 2, 3, 4, 5]), max_size=5))
+
+    def shape(order: list[int]) -> tuple[int, ...]:
+        sizes = []
+        while order:
+            take = draw(st.integers(1, len(order)))
+            sizes.append(int(np.prod(order[:take])))
+            order = order[take:]
+        return tuple(sizes)
+
+    out, into = shape(factors), shape(draw(st.permutations(factors)))
+    known = [size if draw(st.booleans()) else 1 for size in out]
+    low = draw(st.sampled_from([NO_ROW, 0]))
+    numbers = draw(st.lists(st.integers(low, 3), min_size=int(np.prod(known)), max_size=int(np.prod(known))))
+    return out, into, np.array(numbers, dtype=np.int64).reshape(known)
+
+
+@given(two_shapes())
+def test_a_reshaped_map_says_the_same_of_every_element(case: tuple[tuple[int, ...], tuple[int, ...], Ids]) -> None:
+    out, into, ids = case
+    found = reshaped(ids, out, into)
+    assert np.array_equal(spread(found, into), spread(ids, out).reshape(into))
+    assert all(size in {1, full} for size, full in zip(found.shape, into, strict=True))
+
+
+def test_a_reshaped_map_stays_as_small_as_it_can() -> None:
+    batch = first(4).reshape(4, 1, 1)
+    flat = reshaped(batch, (4, 5, 8), (20, 8))
+    assert flat.shape == (20, 1)
+    assert reshaped(flat, (20, 8), (4, 5, 2, 4)).shape == (4, 1, 1, 1)
+
+
+@given(st.lists(st.integers(NO_ROW, 3), min_size=6, max_size=6), st.booleans())
+def test_a_compact_map_says_the_same(numbers: list[int], fill: bool) -> None:
+    """Where gaps are filled, of every element that a row reaches."""
+    ids = np.array(numbers).reshape(2, 3)
+    said = spread(compact(ids, fill), ids.shape)
+    assert np.array_equal(said if not fill else np.where(ids < 0, ids, said), ids)
+
+
+def test_merged_maps_keep_rows_apart_or_say_that_they_meet() -> None:
+    one, other = np.array([0, NO_ROW, 2]), np.array([NO_ROW, 1, 2])
+    together = merged(one, other)
+    assert together is not None and together.tolist() == [0, 1, 2]
+    assert merged(one, np.array([1, 1, 2])) is None
+    outer = merged(np.array([[0], [1]]), np.array([[0, NO_ROW], [NO_ROW, 1]]))
+    assert outer is not None and outer.tolist() == [[0, 0], [1, 1]]
+
+
+def test_dimensions_that_are_carried() -> None:
+    ids = first(3).reshape(1, 3, 1)
+    found = carried(ids, {1: 0}, (3, 7))
+    assert found is not None and found.shape == (3, 1)
+    assert carried(ids, {0: 0, 2: 1}, (2, 7)) is None
+    both = carried(np.arange(6).reshape(2, 3), {0: 2, 1: 0}, (3, 1, 2))
+    assert both is not None and np.array_equal(both[:, 0, :], np.arange(6).reshape(2, 3).T)
 
 
 @pytest.mark.parametrize(
     ("ids", "inner"),
-    [
-        ([0, 0, 0, 1, 1, 1, 2, 2, 2], 3),
-        ([0, 1, 2, 0, 1, 2, 0, 1, 2], 1),
-        ([0, 0, 1, 1, 2, 2, 0, 0, 1, 1, 2, 2], 2),
-        ([2, 0, 0, 1, 1, 1, 0, 2, 2], 0),
-        ([0, 0, 1, 2, 2], 0),
-        ([0, 1, 2], 1),
-        ([2, 1, 0], 0),
-    ],
+    [([0, 0, 1, 1, 2, 2], 2), ([0, 1, 2, 0, 1, 2], 1), ([0, 0, 1, 1, 2, -1], 2), ([0, 1, 1, 0, 2, 2], 0), ([0, 1], 0)],
+    ids=["samples first", "samples last", "with a gap", "no order", "too few"],
 )
-def test_split_gives_each_row_its_positions(ids: list[int], inner: int) -> None:
-    owner = torch.tensor(ids)
-    b = torch.randn(len(ids), 4, dtype=torch.float64)
-    found = infer(b, scaled(b, owner[:, None].expand(-1, 4), 3, 32), 32, 3)
-    assert found is not None and found.inner == inner
-    for dim, x in ((0, b), (1, b.T.contiguous())):
-        parts = found.split(x, dim)
-        assert parts.shape[0] == 3
-        truth = torch.stack([b[owner == r].sum(0) for r in range(3)])
-        assert torch.allclose(parts.sum(1), truth, rtol=1e-14)
+def test_the_order_of_rows_along_a_dimension(ids: list[int], inner: int) -> None:
+    assert RowMap(np.array(ids)[:, None], (len(ids), 4), 3).inner == inner
 
 
-def test_elements_of_their_own() -> None:
-    owner = torch.tensor([[0, 1, 2], [1, 2, 0]])
-    b = torch.randn(2, 3, dtype=torch.float64)
-    found = infer(b, scaled(b, owner, 3, 32), 32, 3)
-    assert found is not None and found.dim is None and torch.equal(found.ids, owner)
-    for row in range(3):
-        assert torch.equal(found.only(b, row), torch.where(owner == row, b, 0.0))
+@pytest.mark.parametrize("ids", [[0, 0, 1, 1, 2, 2], [0, 1, 2, 0, 1, 2], [0, 1, 1, 0, 2, -1], [1, 1, 1, 1, 1, 1]])
+def test_positions_are_split_by_row(ids: list[int]) -> None:
+    """Each row's positions in order, and zeros behind them."""
+    rows, x = RowMap(np.array(ids)[None, :, None], (2, 6, 2), 3), torch.randn(2, 6, 2)
+    found = rows.split(x, 1)
+    for r in range(3):
+        own = x.movedim(1, 0)[torch.tensor(ids) == r]
+        assert torch.equal(found[r, : len(own)], own)
+        assert not found[r, len(own) :].any()
 
 
-@pytest.mark.parametrize("share", [1.0, -0.5, 1e-6, 1e-12])
-@pytest.mark.parametrize("whole", [True, False])
-def test_rows_that_mix_are_seen(share: float, whole: bool) -> None:
-    """Row 1 with a share of row 2, in one element or in all of its line."""
-    b = torch.ones(3, 2, dtype=torch.float64)
-    spoilt = scaled(b, torch.arange(3)[:, None].expand(3, 2), 3, 32)
-    where = (1,) if whole else (1, 1)
-    b[where] += share
-    spoilt[0][where] += 4 * share
-    assert infer(b, spoilt, 32, 3) is None
+def test_the_part_of_a_row_alone() -> None:
+    ids, b = np.array([[0, 1], [1, NO_ROW]]), torch.randn(2, 2)
+    parts = RowMap(ids, (2, 2), 2).only(b, torch.arange(2))
+    assert torch.equal(parts, torch.stack([torch.where(torch.from_numpy(ids) == r, b, 0) for r in range(2)]))
 
 
-def test_cancelling_rows_are_no_row() -> None:
-    """Under ones two rows cancel to zero, under powers of two they do not."""
-    b = torch.tensor([[1.0], [0.0], [2.0]], dtype=torch.float64)
-    spoilt = b * torch.tensor([[1.0], [2.0], [4.0]])
-    spoilt[1] = 2.0 - 4.0
-    assert infer(b, [spoilt], 32, 3) is None
-
-
-def test_not_finite_is_no_row() -> None:
-    b = torch.randn(3, 2)
-    spoilt = scaled(b, torch.arange(3)[:, None].expand(3, 2), 3, 32)
-    spoilt[0][0, 0] = torch.nan
-    assert infer(b, spoilt, 32, 3) is None
-
-
-def test_gaps_are_known_and_filled() -> None:
-    b = torch.randn(4, 2, dtype=torch.float64)
-    b[1] = 0.0
-    found = infer(b, scaled(b, torch.arange(4)[:, None].expand(4, 2), 4, 32), 32, 4)
-    assert found is not None and found.gaps and found.ids.tolist() == [0, -1, 2, 3]
-    assert found.fits(b)
-    assert not found.fits(torch.ones(4, 2, dtype=torch.float64))
-    full = RowMap.along(torch.arange(4), 0, 4)
-    assert not full.gaps and full.fits(torch.ones(4, 2)) and torch.equal(found.filled(full).ids, full.ids)
-    assert found.filled(RowMap.along(torch.arange(2), 1, 4)) is found
+def test_a_row_in_two_dimensions_has_no_single_one() -> None:
+    rows = RowMap(np.array([[0, 1], [1, 0]]), (2, 2), 2)
+    assert rows.dim is None
+    with pytest.raises(ValueError, match="more than one dimension"):
+        _ = rows.along
+    assert RowMap(np.array([[1]]), (2, 3), 2).along.tolist() == [1, 1]

@@ -8,12 +8,14 @@ A rule is a pure function `(node, slot, shape, b, rows) -> Use | None`:
 * b      the gradient of the losses with respect to the node's output
 * rows   the `RowMap` of b
 
-It returns None where it does not apply; the exact generic path then serves.
+It returns None where it does not apply; the exact generic path then serves. What takes gradients of several outputs, or
+has work that its inputs share, is written as what a rule becomes in the registry (`Served`): a function of all wanted
+inputs and all outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -23,9 +25,12 @@ from mtu_fast.ops._blocks import working_dtype
 from mtu_fast.rowmap import RowMap
 from mtu_fast.uses import Dense, Use
 
-Rule = Callable[[Any, int, tuple[int, ...], Tensor, RowMap], Use | None]
+Shape = tuple[int, ...]
+Rule = Callable[[Any, int, Shape, Tensor, RowMap], Use | None]
+# (node, {wanted slot: shape}, gradients, their row maps) -> {slot: use}, for the slots that are served
+Served = Callable[[Any, Mapping[int, Shape], Sequence[Tensor | None], Sequence[RowMap | None]], dict[int, Use]]
 
-RULES: dict[str, Rule] = {}
+RULES: dict[str, Served] = {}
 
 
 def rule(*names: str, slots: Container[int] = range(3)) -> Callable[[Rule], Rule]:
@@ -33,16 +38,36 @@ def rule(*names: str, slots: Container[int] = range(3)) -> Callable[[Rule], Rule
 
     def register(function: Rule) -> Rule:
         @wraps(function)
-        def served(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowMap) -> Use | None:
-            return function(node, slot, shape, b, rows) if slot in slots else None
+        def served(
+            node: Any, wanted: Mapping[int, Shape], grads: Sequence[Tensor | None], maps: Sequence[RowMap | None]
+        ) -> dict[int, Use]:
+            b, rows = grads[0], maps[0]
+            if b is None or rows is None or any(g is not None for g in grads[1:]):
+                return {}
+            found = {slot: function(node, slot, shape, b, rows) for slot, shape in wanted.items() if slot in slots}
+            return {slot: use for slot, use in found.items() if use is not None}
 
-        for name in names:
-            if name in RULES:
-                raise ValueError(f"two rules for {name}: {RULES[name].__module__} and {function.__module__}")
-            RULES[name] = served
+        _enter(names, served)
         return function
 
     return register
+
+
+def joint_rule(*names: str) -> Callable[[Served], Served]:
+    """Register what serves all inputs of the autograd nodes of these names at once."""
+
+    def register(function: Served) -> Served:
+        _enter(names, function)
+        return function
+
+    return register
+
+
+def _enter(names: Sequence[str], served: Served) -> None:
+    for name in names:
+        if name in RULES:
+            raise ValueError(f"two rules for {name}: {RULES[name].__module__} and {served.__module__}")
+        RULES[name] = served
 
 
 def scaled(b: Tensor, factor: float) -> Tensor:

@@ -325,7 +325,7 @@ def shared_root(at: int) -> Callable[[nn.Module, Any], Any]:
         (lambda: {"losses": failing(7, ArithmeticError("mine"))}, ArithmeticError, "mine"),
         (lambda: {"losses": failing(7, KeyboardInterrupt("^C"))}, KeyboardInterrupt, "C"),
         (lambda: {"forget": Gone(sides()["forget"]), "every": 100}, ValueError, "pass 2 of the loader gave no batch"),
-        (lambda: {"losses": shared_root(7)}, DivergedError, r"in step 7, .*gradient of task 'a' is not finite"),
+        (lambda: {"losses": shared_root(7)}, DivergedError, r"in step 7, .*gradient of .*'a'.* is not finite"),
     ],
     ids=["error", "interrupt", "loader", "stale map"],
 )
