@@ -1,0 +1,1 @@
+"""Random small models whose samples interact, each asked of one engine several times and compared with autograd."""
