@@ -145,6 +145,8 @@ def _check_loss(task: str, loss: Tensor) -> None:
         raise ValueError(
             f"losses[{task!r}]: found shape {tuple(loss.shape)}, which has more than one value a sample; {_UNREDUCED}."
         )
+    if loss.numel() and loss.grad_fn is None and loss.requires_grad:
+        raise ValueError(f"losses[{task!r}]: found a parameter itself, expected what is computed from it; clone it.")
     if loss.numel() and loss.grad_fn is None:
         raise ValueError(
             f"losses[{task!r}]: found no graph (grad_fn is None), expected the output of a forward pass. Was it made "

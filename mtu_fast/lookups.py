@@ -1,6 +1,6 @@
 """How the adjoint of a look-up moves the rows of its output gradient, as the index that it saved says.
 
-Each entry of `LOOKUPS` is a function of `(node, slot, out, into, ids)`, out and into being shapes and ids the map of
+Each entry of `BY_INDEX` is a function of `(node, slot, out, into, ids)`, out and into being shapes and ids the map of
 the output's gradient. It returns a tuple of the map of the input's gradient, or of None where two rows meet in one
 place, and an empty tuple where it does not know. An index is data: what is found holds for this batch.
 """
@@ -21,16 +21,16 @@ from mtu_fast.rowmap import NO_ROW, Ids
 Answer = tuple[Ids | None] | tuple[()]
 LookUp = Callable[[Any, int, Shape, Shape, Ids], Answer]
 
-LOOKUPS: dict[str, LookUp] = {}
+BY_INDEX: dict[str, LookUp] = {}
 
 
 def looks_up(op: str) -> Callable[[LookUp], LookUp]:
     """Register the function of an op."""
 
     def register(function: LookUp) -> LookUp:
-        if op in LOOKUPS:
+        if op in BY_INDEX:
             raise ValueError(f"two entries for {op}")
-        LOOKUPS[op] = function
+        BY_INDEX[op] = function
         return function
 
     return register

@@ -258,7 +258,10 @@ def _sites(graph: Graph, mixed: set[int]) -> dict[int, list[Site]]:
                 continue
             ends = edge[0] in mixed or edge[0] in graph.leaf
             if i in mixed and not ends:
-                raise RuntimeError(f"a gradient leaves the mixed part at {graph.names[i]}: it would count twice")
+                raise RuntimeError(
+                    f"rows: a gradient leaves the mixed part of the graph at {graph.names[i]} and would count twice; "
+                    ".grad is untouched. Please report the model; per='task' works on any graph."
+                )
             if ends and i not in mixed:
                 sites.setdefault(i, []).append(Site(i, slot, edge, *chain_below(graph, edge)))
     return sites

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mtu_fast import nodes as node_ops
 from mtu_fast.carry import stem
-from mtu_fast.lookups import LOOKUPS
+from mtu_fast.lookups import BY_INDEX
 from mtu_fast.moves import SETTLED
 from mtu_fast.rowmap import NO_ROW, Ids, compact
 
@@ -60,7 +60,7 @@ def _map(node: Any, slot: int, ids: Tensor | None) -> Ids:
 def ask(node: Any, maps: Sequence[Ids | None], slots: Collection[int], count: int) -> Reached:
     """As `reach`, but by the index that the node saved where it is a look-up."""
     found: Reached = {}
-    look_up = LOOKUPS.get(stem(node.name()))
+    look_up = BY_INDEX.get(stem(node.name()))
     if look_up is not None and maps[0] is not None:
         out = tuple(node_ops.outputs(node)[0].shape)
         for slot in slots:

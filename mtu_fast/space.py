@@ -22,7 +22,7 @@ class Space:
         outside: all others of the model, by identity.
 
     Raises:
-        TypeError: `model` is no module, or `params` are no tensors or complex ones.
+        TypeError: `model` is not a module, or `params` are not tensors, or are complex.
         ValueError: no parameter requires grad, one of `params` is not the model's, or `precision` is unknown.
     """
 

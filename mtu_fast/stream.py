@@ -116,7 +116,10 @@ def stream(graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> Non
     def reached(i: int, grads: Grads) -> None:
         grads = tuple([None if b is None or not b.numel() else b for b in grads])
         if any(b is not None and row_map is None for b, row_map in zip(grads, maps[i], strict=True)):
-            raise RuntimeError(f"rows: a gradient arrives at {graph.names[i]} where the graph has no way for one.")
+            raise RuntimeError(
+                f"rows: a gradient arrives at {graph.names[i]} where the graph has no way for one; .grad is untouched. "
+                "Please report the model; per='task' works on any graph."
+            )
         if all(b is None for b in grads):
             return  # a branch without elements, or one that hands on nothing
         wait = keep and recomputes(graph.nodes[i])

@@ -100,6 +100,7 @@ BAD_LOSSES: list[tuple[str, Callable[[Losses], Any], type[Exception], str]] = [
     ("a column", lambda l: l["a"][:, None], ValueError, r"\(4, 1\).*loss\.squeeze\(1\)"),
     ("unequal", lambda l: {"a": l["a"], "b": l["b"][:3]}, ValueError, r"lengths \{'a': 4, 'b': 3\}.*present="),
     ("reduced to [1]", lambda l: {"a": l["a"], "b": l["b"].mean()[None]}, ValueError, r"lengths \{'a': 4, 'b': 1\}"),
+    ("a parameter", lambda _: nn.Parameter(torch.ones(4)), ValueError, r"found a parameter itself.*clone"),
     ("detached", lambda l: l["a"].detach(), ValueError, r"no graph \(grad_fn is None\).*no_grad"),
     ("one detached", lambda l: {"a": l["a"], "b": l["b"].detach()}, ValueError, r"losses\['b'\].*no graph"),
     ("nan", lambda l: l["a"] * torch.tensor([1, torch.nan, 1, 1]), ValueError, r"non-finite.*samples \[1\].*0/0"),
