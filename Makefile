@@ -83,5 +83,5 @@ $(VENV)/.torch: | $(BIN)/python
 
 $(INSTALLED): $(VENV)/.torch $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,models,demo,dev]'
-	@$(BIN)/python -c 'from mtu_fast.ops import _library; print(_library.MISSING or "mtu_fast._C is built")'
+	@$(BIN)/python -c 'from mtu_fast._ops import _library; print(_library.MISSING or "mtu_fast._C is built")'
 	@touch $@

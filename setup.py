@@ -189,8 +189,7 @@ if __name__ == "__main__":  # pip runs it so, too
     os.chdir(ROOT)
     setup(
         distclass=Package,
-        packages=[*find_packages(include=["mtu_fast", "mtu_fast.*"]), "mtu_fast.kernels"],
-        package_dir={"mtu_fast.kernels": "kernels"},
+        packages=find_packages(include=["mtu_fast", "mtu_fast.*"]),
         ext_modules=[] if ABSENT else [extension()],
         cmdclass={"build_py": BuildPython, "build_ext": BuildExtension},
     )

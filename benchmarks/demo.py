@@ -44,7 +44,8 @@ from benchmarks.protocol import (
     train,
 )
 from benchmarks.scenes import TASKS, Net, make_scenes, scene_losses, scene_scores
-from mtu_fast import metrics, reference
+from mtu_fast import reference
+from mtu_fast.unlearning import metrics
 
 ENTRIES = {
     "OrthoGrad": Entry("OrthoGrad", mtu.OrthoGrad, "orthograd"),

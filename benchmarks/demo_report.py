@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import mtu_fast as mtu
 from benchmarks.data import Samples
 from benchmarks.scenes import scene_losses, scene_scores
-from mtu_fast.report import write_html
+from mtu_fast.unlearning.report import write_html
 
 BATCH = 100  # scenes
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import ROOT
-from mtu_fast.ops._costs import processor
+from mtu_fast._ops._costs import processor
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
-CUDA_TESTS = ("tests/ops", "tests/kernels", "tests/rules", "tests/test_gpu.py")
+CUDA_TESTS = ("tests/ops", "tests/kernels", "tests/graph/rules", "tests/test_gpu.py")
 COPIED = (".git", "benchmarks", "csrc", "kernels", "mtu_fast", "tests")
 BUILT = ("_C.*", "build", "__pycache__", ".benchmarks")
 LOG_OF_A_STAGE = 1 << 20  # bytes kept of what a command printed: its end
@@ -51,7 +51,7 @@ for name in ('triton', 'numpy', 'pytest', 'pytest_benchmark', 'hypothesis', 'tor
     except Exception as error:
         print(name, 'absent:', error)
 """
-COMPLETE = "import sys; from mtu_fast.ops import _library; sys.exit(_library.MISSING or 0)"
+COMPLETE = "import sys; from mtu_fast._ops import _library; sys.exit(_library.MISSING or 0)"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from torch import Tensor
 import mtu_fast as mtu
 from benchmarks.data import Dataset, Samples
 from benchmarks.protocol import Entry, Losses, Mask, Protocol, Situation, Step, draw, mean_losses
-from mtu_fast import metrics, reference
+from mtu_fast import reference
+from mtu_fast.unlearning import metrics
 from mtu_fast.methods.nabla_tau import REFRESH
 
 # ---- hooks ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.data import Dataset
-from mtu_fast import metrics
+from mtu_fast.unlearning import metrics
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "segmentation": metrics.segmentation_loss,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import mtu_fast as mtu
 from benchmarks.data import Dataset, Samples, concat
-from mtu_fast import metrics
+from mtu_fast.unlearning import metrics
 
 Table = dict[str, dict[str, float]]  # {split: {task: score}}
 Grid = tuple[tuple[float, float], ...]  # (alpha, lr)
@@ -251,7 +251,7 @@ def table(problem: Problem, model: nn.Module, parts: Mapping[str, Dataset]) -> T
 
 
 def judge(o: Table, u: Table, r: Table, targets: tuple[str, ...]) -> dict[str, Any]:
-    """Every score of `mtu_fast.metrics` that compares the original, an unlearned and the retrained model."""
+    """Every score of `mtu_fast.unlearning.metrics` that compares the original, an unlearned and the retrained model."""
     tow = metrics.tow(u, r)
     return {
         "uis": metrics.uis(o, u, targets), "mean_gap": metrics.mean_gap(u, r), "gaps": metrics.gaps(u, r),

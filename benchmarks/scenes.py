@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.data import Samples
-from mtu_fast.metrics import mean_iou, top1
+from mtu_fast.unlearning.metrics import mean_iou, top1
 
 TASKS = ("left", "right", "mask")
 HEIGHT, WIDTH, BOX = 12, 16, 8

@@ -1,4 +1,4 @@
-"""What one run is judged by: the scores of `mtu_fast.metrics`, membership inference, and the drift of what is kept."""
+"""What one run is judged by: the scores of `mtu_fast.unlearning.metrics`, membership inference, and the drift of what is kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.data import Dataset
 from benchmarks.protocol import REPORTED, Problem, judge, sample_losses, table
-from mtu_fast import metrics
+from mtu_fast.unlearning import metrics
 
 
 def compare(

@@ -15,8 +15,8 @@ from dataclasses import asdict
 import torch
 
 from mtu_fast import __version__
-from mtu_fast.ops import _calibration, _costs, _library
-from mtu_fast.ops.gram import outer_ghost
+from mtu_fast._ops import _calibration, _costs, _library
+from mtu_fast._ops.gram import outer_ghost
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

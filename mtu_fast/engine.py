@@ -8,19 +8,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mtu_fast.block import Block, Shared, join_roles
-from mtu_fast.checks import Losses, Mask, Who, kinds, named_losses, presence, who_gives
-from mtu_fast.explain import Explanation
-from mtu_fast.graph import Graph
+from mtu_fast._rows.block import Block, Shared, join_roles
+from mtu_fast._checks import Losses, Mask, Who, kinds, named_losses, presence, who_gives
+from mtu_fast._graph.explain import Explanation
+from mtu_fast._graph.graph import Graph
 from mtu_fast.methods import Method, Roles
-from mtu_fast.nodes import densified
-from mtu_fast.plans import Plans
+from mtu_fast._graph.nodes import densified
+from mtu_fast._graph.plans import Plans
 from mtu_fast.rows import Rows, explicit
-from mtu_fast.space import Space
-from mtu_fast.statistics import used_up
+from mtu_fast._rows.space import Space
+from mtu_fast._graph.statistics import used_up
 from mtu_fast.subspace import Subspace, check_subspace
-from mtu_fast.update import Update, accumulate, check_finite, check_method
-from mtu_fast.uses import Dense, Use
+from mtu_fast._rows.update import Update, accumulate, check_finite, check_method
+from mtu_fast._rows.uses import Dense, Use
 
 
 class Engine:

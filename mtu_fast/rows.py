@@ -9,17 +9,17 @@ from math import inf, prod
 import torch
 from torch import Tensor
 
-from mtu_fast import joint
-from mtu_fast.block import Block, Shared, join_roles
-from mtu_fast.checks import all_finite, check_direction
+from mtu_fast._rows import joint
+from mtu_fast._rows.block import Block, Shared, join_roles
+from mtu_fast._checks import all_finite, check_direction
 from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
-from mtu_fast.ops._blocks import working_dtype
-from mtu_fast.ops.gram import inexact, row_gram
-from mtu_fast.ops.gram_schmidt import effective_rank
-from mtu_fast.refine import refined, sensitive
-from mtu_fast.update import NotFiniteError, Update, accumulate, check_finite, check_meant, check_method
-from mtu_fast.uses import Dense, Gather, Outer, Use
+from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._ops.gram import inexact, row_gram
+from mtu_fast._ops.gram_schmidt import effective_rank
+from mtu_fast._rows.refine import refined, sensitive
+from mtu_fast._rows.update import NotFiniteError, Update, accumulate, check_finite, check_meant, check_method
+from mtu_fast._rows.uses import Dense, Gather, Outer, Use
 
 SIDES = {RETAIN: "to retain", FORGET: "to forget", SUBSPACE: "kept for the subspace"}
 Span = tuple[int, int]  # rows start .. stop - 1 of all

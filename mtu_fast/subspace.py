@@ -13,11 +13,11 @@ from torch import Tensor
 from mtu_fast.methods import FORGET, RETAIN, Method
 from mtu_fast.methods.base import dependence_tolerance
 from mtu_fast.methods.interference import STALE, basis_weights
-from mtu_fast.ops.gram import row_gram
-from mtu_fast.ops.gram_schmidt import orthonormalize
-from mtu_fast.ops.project import project
+from mtu_fast._ops.gram import row_gram
+from mtu_fast._ops.gram_schmidt import orthonormalize
+from mtu_fast._ops.project import project
 from mtu_fast.rows import Rows, cat
-from mtu_fast.update import Update
+from mtu_fast._rows.update import Update
 
 
 @dataclass(frozen=True)

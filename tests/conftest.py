@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtu_fast.ops import _costs
+from mtu_fast._ops import _costs
 
 if torch.cuda.is_available():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is then deterministic, as asked for below

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import mtu_fast as mtu
-from mtu_fast.checks import all_finite
-from mtu_fast.update import check_finite
+from mtu_fast._checks import all_finite
+from mtu_fast._rows.update import check_finite
 from tests.helpers.checks import assert_rows, grads, same_grads, trained, truth_of
 
 N = 4

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import mtu_fast as mtu
 from mtu_fast import reference
-from mtu_fast.ops import _library
+from mtu_fast._ops import _library
 from tests.helpers.checks import clear, grad_vector, trained, truth_of, vector
 from tests.helpers.models.base import Forward, MultiTask
 from tests.helpers.truth import gram_truth, matrix, relative_error

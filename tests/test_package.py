@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from mtu_fast import __main__ as command
-from mtu_fast.ops import _library
+from mtu_fast._ops import _library
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_EXTENSION = "import sys; sys.modules['mtu_fast._C'] = None\n"

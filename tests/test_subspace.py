@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import mtu_fast as mtu
 from mtu_fast import reference
 from mtu_fast import rows as rows_module
-from mtu_fast.ops.gram import row_gram
+from mtu_fast._ops.gram import row_gram
 from tests.helpers.checks import clear, grad_vector, trained, truth_of
 from tests.helpers.truth import matrix, relative_error
 

@@ -7,7 +7,7 @@ import torch
 
 import mtu_fast as mtu
 from mtu_fast import reference
-from mtu_fast.rules import RULES
+from mtu_fast._graph.rules import RULES
 from tests.helpers.checks import (
     assert_rows,
     clear,

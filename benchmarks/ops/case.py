@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.floor import Cost
-from mtu_fast.ops._library import implementations
+from mtu_fast._ops._library import implementations
 from tests.helpers.tolerance import allowed_error
 from tests.helpers.truth import relative_error
 

@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from benchmarks.floor import Cost
 from benchmarks.ops.case import KERNEL, REFERENCE, Bench, Case, Run
-from mtu_fast.ops import _library, explicit, gram
-from mtu_fast.ops._convolution import Geometry, conv_weight_gradient, plain_rows
+from mtu_fast._ops import _library, explicit, gram
+from mtu_fast._ops._convolution import Geometry, conv_weight_gradient, plain_rows
 
 HIGHEST = "highest"
 CHUNK = 1 << 11  # columns of a truth's tile

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from benchmarks.floor import Cost
 from benchmarks.ops.case import KERNEL, REFERENCE, Bench, Case, Run
-from mtu_fast.ops import gram_schmidt as op
-from mtu_fast.ops.gram import row_gram
+from mtu_fast._ops import gram_schmidt as op
+from mtu_fast._ops.gram import row_gram
 
 SOLVED, TALL_ROWS = 4.0, 1e2  # condition of the rows: where rounding is no lottery, and where a float32 QR shows it
 

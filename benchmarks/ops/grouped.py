@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.floor import Cost
 from benchmarks.ops.case import KERNEL, REFERENCE, Bench, Case, Run
-from mtu_fast.ops._convolution import Geometry, conv_weight_gradient
-from mtu_fast.ops.grouped import grouped_rows
+from mtu_fast._ops._convolution import Geometry, conv_weight_gradient
+from mtu_fast._ops.grouped import grouped_rows
 
 
 class Size(NamedTuple):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.floor import Cost
 from benchmarks.ops.case import KERNEL, REFERENCE, Bench, Case, Run
-from mtu_fast.ops.project import project_op
+from mtu_fast._ops.project import project_op
 
 TENSORS = 60
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mtu_fast.ops.gram_schmidt import TOLERANCE, solve
+from mtu_fast._ops.gram_schmidt import TOLERANCE, solve
 
 RETAIN, FORGET, SUBSPACE = 0, 1, 2
 
@@ -142,7 +142,7 @@ def dependence_tolerance(dtype: torch.dtype) -> float:
         dtype: the precision in which the rows were computed.
 
     Returns:
-        The length `mtu_fast.ops.gram_schmidt.TOLERANCE` holds for the dtype: 1e-6 for float32, 1e-7 for float64.
+        The length `mtu_fast._ops.gram_schmidt.TOLERANCE` holds for the dtype: 1e-6 for float32, 1e-7 for float64.
 
     Raises:
         TypeError: `dtype` is none of these.

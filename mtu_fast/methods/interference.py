@@ -21,7 +21,7 @@ from mtu_fast.methods.base import (
     dependence_tolerance,
     mean_weights,
 )
-from mtu_fast.ops.gram_schmidt import effective_rank, solve, whiten
+from mtu_fast._ops.gram_schmidt import effective_rank, solve, whiten
 
 ORDERS = ("joint", "project-first", "orthogonalize-first")
 CONSTRAINTS = ("all", "target")

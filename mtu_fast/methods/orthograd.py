@@ -15,7 +15,7 @@ from mtu_fast.methods.base import (
     dependence_tolerance,
     mean_weights,
 )
-from mtu_fast.ops.gram_schmidt import solve
+from mtu_fast._ops.gram_schmidt import solve
 
 
 class OrthoGrad:

@@ -13,7 +13,7 @@ import torch
 from benchmarks.data import Samples, cityscapes, concat, nyuv2
 from benchmarks.data.raycast import Solids, occluded, turn
 from benchmarks.data.rooms import CLASSES, Rooms, draw_rooms, make_rooms, render, to_camera, to_room, view
-from mtu_fast.metrics import mean_iou, valid_pixels
+from mtu_fast.unlearning.metrics import mean_iou, valid_pixels
 
 Vector = tuple[float, float, float]
 N = 33  # odd: the middle pixel looks straight ahead

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import gpu_check
 from benchmarks.gpu_check import Stage
-from mtu_fast.ops import _library
+from mtu_fast._ops import _library
 
 NAMES = ["environment", "build", "tests", "sanitizer", "ops", "step cost"]
 LARGEST = 16 << 20

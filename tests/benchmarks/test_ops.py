@@ -17,8 +17,8 @@ from benchmarks.ops import gram, table, tested
 from benchmarks.ops.case import KERNEL, REFERENCE, Bench, Case, check
 from benchmarks.ops.project import uneven
 from benchmarks.plot_ops import plot_ops
-from mtu_fast.ops import _library
-from mtu_fast.ops._library import ops
+from mtu_fast._ops import _library
+from mtu_fast._ops._library import ops
 
 pytestmark = pytest.mark.usefixtures("only_new_objects")  # every round collects
 QUICK = ["--quick", "--budget", "0.01", "--device", "cpu"]

@@ -43,7 +43,8 @@ from benchmarks.protocol import (
     unlearn,
 )
 from benchmarks.unlearning_scores import attack, kept_rise
-from mtu_fast import metrics, reference, subspace
+from mtu_fast import reference, subspace
+from mtu_fast.unlearning import metrics
 
 TASKS, CLASSES = rooms.TASKS, len(rooms.CLASSES)
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtu_fast.ops import gram as op
-from mtu_fast.ops._convolution import Geometry, plain_rows
+from mtu_fast._ops import gram as op
+from mtu_fast._ops._convolution import Geometry, plain_rows
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.truth import relative_error
 

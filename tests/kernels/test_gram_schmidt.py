@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast.ops.gram_schmidt import transform
+from mtu_fast._ops.gram_schmidt import transform
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.triton import compiled, table
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast.ops.project import project_op
+from mtu_fast._ops.project import project_op
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.triton import compiled, table
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from mtu_fast import __main__ as command
-from mtu_fast.ops import _calibration as calibration
-from mtu_fast.ops import _costs as kept
-from mtu_fast.ops import _library
-from mtu_fast.ops._costs import COSTS, Costs
-from mtu_fast.ops.gram import costs, outer_ghost
+from mtu_fast._ops import _calibration as calibration
+from mtu_fast._ops import _costs as kept
+from mtu_fast._ops import _library
+from mtu_fast._ops._costs import COSTS, Costs
+from mtu_fast._ops.gram import costs, outer_ghost
 
 CPU = torch.device("cpu")
 built = pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING or "built")

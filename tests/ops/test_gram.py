@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtu_fast.ops import explicit as rows_of
-from mtu_fast.ops import gram as op
-from mtu_fast.ops._blocks import working_dtype
-from mtu_fast.ops._convolution import Geometry, conv_weight_gradient
-from mtu_fast.ops._costs import COSTS
+from mtu_fast._ops import explicit as rows_of
+from mtu_fast._ops import gram as op
+from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._ops._convolution import Geometry, conv_weight_gradient
+from mtu_fast._ops._costs import COSTS
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.truth import relative_error
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast.ops import _library
-from mtu_fast.ops.gram_schmidt import TOLERANCE, _serving, condition, effective_rank, gram_schmidt, solve
+from mtu_fast._ops import _library
+from mtu_fast._ops.gram_schmidt import TOLERANCE, _serving, condition, effective_rank, gram_schmidt, solve
 from tests.helpers import matrices
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.truth import relative_error

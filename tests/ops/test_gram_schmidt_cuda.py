@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import cpp_extension
 
-from mtu_fast.ops.gram_schmidt import TOLERANCE, basis, gram_schmidt
+from mtu_fast._ops.gram_schmidt import TOLERANCE, basis, gram_schmidt
 from tests.helpers import matrices
 from tests.helpers.tolerance import FEW, assert_as_accurate
 from tests.ops.test_gram_schmidt import true_projection

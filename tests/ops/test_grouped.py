@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast.ops import explicit as module
-from mtu_fast.ops._blocks import working_dtype
-from mtu_fast.ops._convolution import Geometry
-from mtu_fast.ops.explicit import THIN, conv_rows
-from mtu_fast.ops.grouped import grouped_rows
+from mtu_fast._ops import explicit as module
+from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._ops._convolution import Geometry
+from mtu_fast._ops.explicit import THIN, conv_rows
+from mtu_fast._ops.grouped import grouped_rows
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.truth import relative_error
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast.ops.gram import conv_direct, conv_ghost, outer_direct, outer_ghost, row_gram
-from mtu_fast.ops.gram_schmidt import basis, gram_schmidt, transform
-from mtu_fast.ops.grouped import grouped_rows
-from mtu_fast.ops.project import project_op
+from mtu_fast._ops.gram import conv_direct, conv_ghost, outer_direct, outer_ghost, row_gram
+from mtu_fast._ops.gram_schmidt import basis, gram_schmidt, transform
+from mtu_fast._ops.grouped import grouped_rows
+from mtu_fast._ops.project import project_op
 from tests.helpers.matrices import conditioned, random_vector
 from tests.helpers.truth import relative_error
 

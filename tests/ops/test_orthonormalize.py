@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast.ops import _library
-from mtu_fast.ops.gram_schmidt import TOLERANCE, basis, orthonormalize, transform
+from mtu_fast._ops import _library
+from mtu_fast._ops.gram_schmidt import TOLERANCE, basis, orthonormalize, transform
 from tests.helpers import matrices
 from tests.helpers.tolerance import assert_as_accurate
 

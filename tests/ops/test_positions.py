@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtu_fast.ops import _library
-from mtu_fast.ops import gram as module
-from mtu_fast.ops.gram import conv_direct, conv_ghost, outer_direct, outer_ghost, row_gram
-from mtu_fast.ops.grouped import grouped_rows
+from mtu_fast._ops import _library
+from mtu_fast._ops import gram as module
+from mtu_fast._ops.gram import conv_direct, conv_ghost, outer_direct, outer_ghost, row_gram
+from mtu_fast._ops.grouped import grouped_rows
 from tests.helpers.tolerance import assert_as_accurate
 
 built = pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING or "built")
@@ -274,7 +274,7 @@ def test_the_kernel_is_what_runs(name: str) -> None:
 
 PEAK = """
 import torch
-from mtu_fast.ops.gram import conv_direct, conv_ghost, outer_direct, outer_ghost
+from mtu_fast._ops.gram import conv_direct, conv_ghost, outer_direct, outer_ghost
 torch.set_num_threads(1)
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) >> 10

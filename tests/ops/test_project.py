@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast.ops import _library
-from mtu_fast.ops import project as module
-from mtu_fast.ops.gram_schmidt import orthonormalize
-from mtu_fast.ops.project import project, project_op
+from mtu_fast._ops import _library
+from mtu_fast._ops import project as module
+from mtu_fast._ops.gram_schmidt import orthonormalize
+from mtu_fast._ops.project import project, project_op
 from tests.helpers.tolerance import assert_as_accurate
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

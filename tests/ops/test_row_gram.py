@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast.ops import _library
-from mtu_fast.ops import gram as module
-from mtu_fast.ops.gram import row_gram
+from mtu_fast._ops import _library
+from mtu_fast._ops import gram as module
+from mtu_fast._ops.gram import row_gram
 from tests.helpers.tolerance import assert_as_accurate
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast.ops._blocks import working_dtype
-from mtu_fast.ops.gram_schmidt import TOLERANCE
-from mtu_fast.ops.gram_schmidt import basis as basis_op
-from mtu_fast.ops.gram_schmidt import gram_schmidt as gram_schmidt_op
-from mtu_fast.ops.grouped import grouped_rows
+from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._ops.gram_schmidt import TOLERANCE
+from mtu_fast._ops.gram_schmidt import basis as basis_op
+from mtu_fast._ops.gram_schmidt import gram_schmidt as gram_schmidt_op
+from mtu_fast._ops.grouped import grouped_rows
 from tests.helpers import matrices
 from tests.helpers.tolerance import assert_as_accurate
 from tests.ops.test_gram_schmidt_cuda import assert_orthonormal_as_well, assert_projections_as_accurate, gram, rows

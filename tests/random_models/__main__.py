@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from mtu_fast.ops import _costs
+from mtu_fast._ops import _costs
 from tests.random_models.check import LIMITS, Outcome, outcomes, smaller
 from tests.random_models.generate import Model, model
 

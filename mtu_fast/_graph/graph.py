@@ -1,0 +1,128 @@
+"""The recorded autograd graph of the losses: its nodes by number, losses first, and passes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from mtu_fast._graph import nodes as node_ops
+from mtu_fast._graph.nodes import ACCUMULATE, Grads
+
+Edge = tuple[int, int]  # (node, which of its outputs)
+
+
+class Graph:
+    """The graph below the losses of one forward.
+
+    Attributes:
+        losses: unreduced losses `[N]`, one a task.
+        nodes: autograd nodes in topological order.
+        names: of the nodes, such as AddmmBackward0.
+        outputs: for each node, shape, dtype and device of each output of its forward op.
+        roots: the node of each loss.
+        next: for each node, the edges to where the gradients of its inputs go.
+        leaf: node -> index of the shared parameter it accumulates for.
+        leaves: every parameter in the graph, shared or not.
+        reaches: for each node, whether a shared parameter is at or below it.
+    """
+
+    def __init__(self, losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+        self.losses = losses
+        self._freed: set[int] = set()  # tasks whose pass did not keep the graph
+        following = node_ops.below([loss.grad_fn for loss in losses])
+        self.nodes: list[Any] = list(following)
+        self.names = [node.name() for node in self.nodes]
+        self.outputs = [node_ops.outputs(node) for node in self.nodes]
+        index = {node: i for i, node in enumerate(self.nodes)}
+        self.next: list[tuple[Edge | None, ...]] = [
+            tuple([None if m is None else (index[m], k) for m, k in edges]) for edges in following.values()
+        ]
+        self.roots = [index[loss.grad_fn] for loss in losses]
+        which = {id(p): j for j, p in enumerate(parameters)}
+        held = {i: self.nodes[i].variable for i, name in enumerate(self.names) if name == ACCUMULATE}
+        self.leaves: list[Tensor] = list(held.values())
+        self.leaf = {i: which[id(p)] for i, p in held.items() if id(p) in which}
+        self.reaches = [False] * len(self.nodes)
+        for i in reversed(range(len(self.nodes))):
+            self.reaches[i] = i in self.leaf or any(e is not None and self.reaches[e[0]] for e in self.next[i])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The lowest precision that the recorded graph computes in."""
+        dtypes = {m.dtype for of_node in self.outputs for m in of_node if m.dtype.is_floating_point}
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+    def signature(self) -> object:
+        """Structure, shapes and integer arguments as a key: what one plan serves."""
+        parts = [
+            (i, self.names[i], self.next[i], node_ops.integers(self.nodes[i]),
+             tuple([(tuple(m.shape), m.dtype) for m in self.outputs[i]]))
+            for i in range(len(self.nodes)) if self.reaches[i] and self.names[i] != ACCUMULATE
+        ]  # fmt: skip
+        ends = tuple((i, loss.output_nr) for i, loss in zip(self.roots, self.losses, strict=True))
+        return ends, tuple(self.leaf.items()), tuple(parts)
+
+    def shape(self, edge: Edge) -> tuple[int, ...]:
+        """The shape of a node's output."""
+        return tuple(self.outputs[edge[0]][edge[1]].shape)
+
+    def edges(self, nodes: Sequence[int]) -> list[GradientEdge]:
+        """Handles on the gradients of all outputs of some nodes, for `backward`."""
+        return [GradientEdge(self.nodes[i], k) for i in nodes for k in range(len(self.outputs[i]))]
+
+    def release(self) -> None:
+        """Free what the graph saved, and what a pass that did not keep it has left."""
+        kept = [loss for task, loss in enumerate(self.losses) if task not in self._freed]
+        if not kept:
+            return
+        done = self._below(self.roots[task] for task in self._freed)
+        ends = {
+            edge
+            for i in range(len(self.nodes))
+            for edge in self.next[i]
+            if i not in done and edge is not None and (edge[0] in done or not self.next[edge[0]])
+        }
+        # Below what was freed nothing runs again, not even on the way to an end of its own.
+        spent = self._below(below[0] for end in ends if end[0] in done for below in self.next[end[0]] if below)
+        ends = {end for end in ends if end[0] not in spent}
+        if ends:
+            node_ops.release(kept, [GradientEdge(self.nodes[i], k) for i, k in sorted(ends)])
+
+    def backward(
+        self, task: int, edges: Sequence[GradientEdge], weights: Tensor | None = None, keep: bool = True
+    ) -> Grads:
+        """Gradients of a task's losses at the edges, under row weights (1 by default); no weight gradients."""
+        if not edges:
+            return ()
+        loss = self.losses[task]
+        weights = torch.ones_like(loss) if weights is None else weights
+        if not keep:
+            self._freed.add(task)
+        return torch.autograd.grad([loss], edges, [weights], retain_graph=keep, allow_unused=True)
+
+    def vjp(self, i: int, grads: dict[int, Tensor]) -> list[tuple[int, Edge, Tensor]]:
+        """The local vjp of one node: gradients of some outputs in, (slot, edge, gradient) of its inputs out."""
+        given = [grads.get(k) for k in range(len(self.outputs[i]))]
+        return [
+            (slot, edge, node_ops.conformed(g, self.nodes[edge[0]], edge[1]))
+            for slot, (edge, g) in enumerate(zip(self.next[i], node_ops.vjp(self.nodes[i], given), strict=True))
+            if edge is not None and g is not None and self.reaches[edge[0]]
+        ]
+
+    def region(self, edges: Iterable[Edge]) -> list[int]:
+        """Nodes at and below some edges that reach a shared parameter, in topological order."""
+        return sorted(i for i in self._below(edge[0] for edge in edges) if self.reaches[i])
+
+    def _below(self, nodes: Iterable[int]) -> set[int]:
+        found: set[int] = set()
+        stack = list(nodes)
+        while stack:
+            i = stack.pop()
+            if i not in found:
+                found.add(i)
+                stack += [e[0] for e in self.next[i] if e is not None]
+        return found

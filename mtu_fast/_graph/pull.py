@@ -1,0 +1,246 @@
+"""Rows through nodes that have no rule: one local vjp a row, and down through what depends on several rows at once.
+
+Both run all rows together where torch can (`vmap`), a few at a time where memory is short, one by one where it cannot.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from mtu_fast._graph.carry import signed
+from mtu_fast._graph.graph import Edge, Graph
+from mtu_fast._graph.nodes import Grads, densified, integers
+from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._graph.plan import chain_below, isometry
+from mtu_fast._graph.rowmap import RowMap
+from mtu_fast._graph.rules.embedding import explicit
+from mtu_fast._rows.uses import Blocks, Chain, Common, Dense, Outer, Use
+
+ROOM = 1 << 28  # bytes of gradients of several rows that are held at a time, about
+
+Found = list[Tensor | None]
+Each = Callable[[list[Tensor]], Found]  # gradients of one row -> what becomes of them, None where there is nothing
+
+# Rows on their way into the mixed part of a graph: at each edge the sum of what comes there, `[R, *shape]`.
+Seeds = dict[Edge, Tensor]
+
+
+def add(seeds: Seeds, edge: Edge, rows: Tensor) -> None:
+    """Take in the rows `[R, *shape]` that come to an edge."""
+    seeds[edge] = seeds[edge] + rows if edge in seeds else rows
+
+
+def local_rows(
+    graph: Graph, i: int, slots: Iterable[int], maps: Sequence[RowMap | None], grads: Grads, count: int
+) -> Iterator[tuple[Edge, Tensor]]:
+    """The rows of a node's inputs, `(edge, [R, *shape])`: its vjp of each row's own part of the output gradients."""
+    live = {k: (b, m) for k, (b, m) in enumerate(zip(grads, maps, strict=True)) if b is not None and m is not None}
+    wanted = [(slot, edge) for slot in slots if (edge := graph.next[i][slot]) is not None]
+
+    def one(parts: list[Tensor]) -> Found:
+        found = {slot: g for slot, _, g in graph.vjp(i, dict(zip(live, parts, strict=True)))}
+        return [found.get(slot) for slot, _ in wanted]
+
+    def several(rows: Tensor) -> Found:
+        return _together(one, _mapped(one), [m.only(b, rows) for b, m in live.values()])
+
+    size = sum(b.numel() * b.element_size() for b, _ in live.values())
+    device = next(iter(live.values()))[0].device
+    for (_, edge), rows in zip(wanted, _in_portions(several, count, size, device), strict=True):
+        if rows is not None:
+            yield edge, rows
+
+
+def pulled(graph: Graph, seeds: Seeds) -> Iterator[tuple[int, Use]]:
+    """The rows' gradients of every parameter that the seeds reach, as (parameter, use)."""
+    below: Seeds = {}
+    for edge, rows in seeds.items():
+        add(below, *_under_views(graph, edge, rows))
+    left: Seeds = {}
+    for edge, rows in below.items():
+        node, few = edge[0], rows[0].numel() < len(rows) and not rows.is_complex()
+        if node in graph.leaf:
+            yield graph.leaf[node], Dense(tuple(rows.shape[1:]), rows)
+        elif (found := _looked_up(graph, node, rows)) is not None:
+            yield found
+        elif few:
+            yield from _along_few(graph, edge, rows)
+        else:
+            left[edge] = rows
+    for parameter, rows in _all_through(graph, left):
+        yield parameter, Dense(tuple(rows.shape[1:]), rows)
+
+
+def through_chain(graph: Graph, chain: Sequence[Edge], use: Use) -> Use:
+    """The use with the map from its space to the parameter's: views and casts, as (node, output)."""
+    if not chain:
+        return use
+    last = chain[-1][0]
+    if len(chain) == 1 and isinstance(use, Outer) and len(use.shape) == 2 and _transposes(graph, last):
+        return use.transposed()
+    if graph.names[last] == "SelectBackward0" and graph.nodes[last]._saved_dim == 0:
+        part = through_chain(graph, chain[:-1], use)
+        if not part.chain.key:  # a block of a stack: uses of several blocks then meet without becoming rows
+            return _block(graph, last, part)
+    key = tuple((graph.names[i], k, integers(graph.nodes[i])) for i, k in chain)
+    return replace(use, chain=Chain(key, partial(_apply_chain, graph, chain)))
+
+
+def _transposes(graph: Graph, i: int) -> bool:
+    """Whether a node with a matrix as its input exchanges the two sides."""
+    if graph.names[i] == "PermuteBackward0":
+        return [signed(d) % 2 for d in graph.nodes[i]._saved_dims] == [1, 0]
+    return graph.names[i] in {"TBackward0", "TransposeBackward0"}
+
+
+def _block(graph: Graph, i: int, part: Use) -> Blocks:
+    """The use of a stack by a use of the block that node i selects from it."""
+    (stack,) = (graph.shape(edge) for edge in graph.next[i] if edge is not None)
+    return Blocks(stack, (part,), (signed(graph.nodes[i]._saved_index) % stack[0],))
+
+
+def _apply_chain(graph: Graph, chain: Sequence[Edge], g: Tensor) -> Tensor:
+    for i, output in chain:
+        ((_, _, g),) = graph.vjp(i, {output: g})
+    return g
+
+
+def _under_views(graph: Graph, edge: Edge, rows: Tensor) -> tuple[Edge, Tensor]:
+    """The rows below the views and casts that an edge leads to, since what is below may be a look-up."""
+    while edge[0] not in graph.leaf and (below := isometry(graph, edge[0])) is not None:
+        i, output = edge
+
+        def one(parts: list[Tensor], i: int = i, output: int = output) -> Found:
+            return [g for _, _, g in graph.vjp(i, {output: parts[0]})]
+
+        (found,) = _together(one, _mapped(one), [rows])
+        if found is None:
+            break
+        edge, rows = below, found
+    return edge, rows
+
+
+def _looked_up(graph: Graph, i: int, rows: Tensor) -> tuple[int, Use] | None:
+    """The use of a parameter that the node looks up, alike for all rows; None for another node."""
+    below = [e for e in graph.next[i] if e is not None]
+    if len(below) != 1:
+        return None
+    chain, parameter = chain_below(graph, below[0])
+    if chain is None or parameter is None:
+        return None
+    use = explicit(graph.nodes[i], graph.shape(below[0]), rows)
+    if use is None:
+        return None
+    small = use.rows_bytes() <= use.held and not use.sparse
+    return parameter, through_chain(graph, chain, use.dense() if small else use)
+
+
+def _along_few(graph: Graph, edge: Edge, rows: Tensor) -> Iterator[tuple[int, Use]]:
+    """Rows that come through an edge of fewer numbers K than rows (a penalty in every loss) lie along K directions."""
+    few = rows[0].numel()
+    units = torch.eye(few, dtype=rows.dtype, device=rows.device).view(few, *rows.shape[1:])
+    for parameter, directions in _all_through(graph, {edge: units}):
+        shape = tuple(directions.shape[1:])
+        use = Common(shape, rows.reshape(-1, few), directions)
+        yield parameter, use if use.held < use.rows_bytes() else use.dense()
+
+
+def _all_through(graph: Graph, seeds: Seeds) -> Iterator[tuple[int, Tensor]]:
+    """Gradients of several rows `[R, *shape]` of every parameter that the seeds reach, by batched passes."""
+    if not seeds:
+        return
+    region = graph.region(seeds)
+    leaves = [i for i in region if i in graph.leaf]
+    tops = [GradientEdge(graph.nodes[i], k) for i, k in seeds]
+    dtypes = [graph.outputs[i][k].dtype for i, k in seeds]
+    wanted = [graph.nodes[i].variable for i in leaves]
+
+    def backward(parts: list[Tensor], batched: bool = False) -> Found:
+        given = [part.to(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
+        return list(
+            torch.autograd.grad(tops, wanted, given, retain_graph=True, allow_unused=True, is_grads_batched=batched)
+        )
+
+    def several(which: Tensor) -> Found:
+        return _together(backward, lambda parts: backward(parts, True), [part[which] for part in seeds.values()])
+
+    first = next(iter(seeds.values()))
+    size = sum(m.dtype.itemsize * torch.Size(m.shape).numel() for i in region for m in graph.outputs[i])
+    for i, found in zip(leaves, _in_portions(several, len(first), size, first.device), strict=True):
+        if found is not None:
+            yield graph.leaf[i], found
+
+
+def one_by_one(graph: Graph, task: int) -> Iterator[tuple[int, Use]]:
+    """The rows of a task by one ordinary backward each: what a row is by definition."""
+    leaves, loss = list(graph.leaf), graph.losses[task]
+    wanted = [graph.nodes[i].variable for i in leaves]
+    found: list[list[Tensor]] = [[] for _ in leaves]
+    for weights in torch.eye(len(loss), dtype=loss.dtype, device=loss.device):
+        grads = torch.autograd.grad([loss], wanted, [weights], retain_graph=True, allow_unused=True)
+        for rows, g, p in zip(found, grads, wanted, strict=True):
+            rows.append(torch.zeros_like(p) if g is None else densified(g))
+    for i, rows in zip(leaves, found, strict=True):
+        stacked = torch.stack(rows)
+        yield graph.leaf[i], Dense(tuple(stacked.shape[1:]), stacked)
+
+
+def _in_portions(several: Callable[[Tensor], Found], count: int, size: int, device: torch.device) -> Found:
+    """Row numbers in portions that take about `ROOM` bytes, each row taking `size`; what they give joined."""
+    step = max(1, min(count, ROOM // max(size, 1)))
+    portions = [several(torch.arange(k, min(k + step, count), device=device)) for k in range(0, count, step)]
+    return [_joined(parts, torch.cat) for parts in zip(*portions, strict=True)]
+
+
+def _joined(parts: Sequence[Tensor | None], join: Callable[[list[Tensor]], Tensor]) -> Tensor | None:
+    there = [densified(part) for part in parts if part is not None]
+    return join(there) if there else None  # what a node hands on follows from the node, not from the row
+
+
+def _together(one: Each, batched: Each, parts: list[Tensor]) -> Found:
+    """Gradients of several rows, each `[K, …]`, at once; one after another where an op on the way does not know how."""
+    if len(parts[0]) > 1:
+        with warnings.catch_warnings(), suppress(Exception):  # one by one it is either right, or raised again
+            warnings.simplefilter("ignore")  # vmap tells of what it does one by one itself
+            rows = batched(parts)
+            if _adds_up(rows, one([part.sum(0) for part in parts])):
+                return rows
+    found = [one([part[k] for part in parts]) for k in range(len(parts[0]))]
+    return [_joined(of_rows, torch.stack) for of_rows in zip(*found, strict=True)]
+
+
+def _adds_up(rows: Found, total: Found) -> bool:
+    """Whether rows are parts of their sum: vmap runs some nodes (cdist) without an error, and wrongly."""
+    for of, g in zip(rows, total, strict=True):
+        if of is None or g is None:
+            continue
+        dtype = working_dtype(of)
+        most = of.to(dtype).flatten(1).norm(dim=1).sum()
+        if not bool((of.sum(0, dtype=dtype) - densified(g)).norm() <= 64 * torch.finfo(of.dtype).eps * most):
+            return False
+    return True
+
+
+def _mapped(one: Each) -> Each:
+    """`one` under vmap, which knows no None."""
+
+    def batched(parts: list[Tensor]) -> Found:
+        absent: list[bool] = []
+
+        def present(given: list[Tensor]) -> list[Tensor]:
+            found = one(given)
+            absent[:] = [g is None for g in found]
+            return [g for g in found if g is not None]
+
+        found = iter(torch.vmap(present)(parts))
+        return [None if missing else next(found) for missing in absent]
+
+    return batched

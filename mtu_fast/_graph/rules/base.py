@@ -1,0 +1,96 @@
+"""What rules share: the map from elements of an output gradient to rows, and the registry.
+
+A rule is a pure function `(node, slot, shape, b, rows) -> Use | None`:
+
+* node   the autograd node, read through its `_saved_*` attributes only
+* slot   which of the node's inputs the parameter is, an index into `node.next_functions`
+* shape  the shape of that input
+* b      the gradient of the losses with respect to the node's output
+* rows   the `RowMap` of b
+
+It returns None where it does not apply; the exact generic path then serves. What takes gradients of several outputs, or
+has work that its inputs share, is written as what a rule becomes in the registry (`Served`): a function of all wanted
+inputs and all outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from functools import wraps
+from typing import Any
+
+from torch import Tensor
+
+from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._graph.rowmap import RowMap
+from mtu_fast._rows.uses import Dense, Use
+
+Shape = tuple[int, ...]
+Rule = Callable[[Any, int, Shape, Tensor, RowMap], Use | None]
+# (node, {wanted slot: shape}, gradients, their row maps) -> {slot: use}, for the slots that are served
+Served = Callable[[Any, Mapping[int, Shape], Sequence[Tensor | None], Sequence[RowMap | None]], dict[int, Use]]
+
+RULES: dict[str, Served] = {}
+
+
+def rule(*names: str, slots: Container[int] = range(3)) -> Callable[[Rule], Rule]:
+    """Register a rule for the autograd nodes of these names, and for a parameter that is one of these inputs."""
+
+    def register(function: Rule) -> Rule:
+        @wraps(function)
+        def served(
+            node: Any, wanted: Mapping[int, Shape], grads: Sequence[Tensor | None], maps: Sequence[RowMap | None]
+        ) -> dict[int, Use]:
+            b, rows = grads[0], maps[0]
+            if b is None or rows is None or any(g is not None for g in grads[1:]):
+                return {}
+            found = {slot: function(node, slot, shape, b, rows) for slot, shape in wanted.items() if slot in slots}
+            return {slot: use for slot, use in found.items() if use is not None}
+
+        _enter(names, served)
+        return function
+
+    return register
+
+
+def joint_rule(*names: str) -> Callable[[Served], Served]:
+    """Register what serves all inputs of the autograd nodes of these names at once."""
+
+    def register(function: Served) -> Served:
+        _enter(names, function)
+        return function
+
+    return register
+
+
+def _enter(names: Sequence[str], served: Served) -> None:
+    for name in names:
+        if name in RULES:
+            raise ValueError(f"two rules for {name}: {RULES[name].__module__} and {served.__module__}")
+        RULES[name] = served
+
+
+def scaled(b: Tensor, factor: float) -> Tensor:
+    """`factor · b`, b itself where the factor is 1."""
+    return b if factor == 1 else b * factor
+
+
+def summed(b: Tensor, rows: RowMap, shape: tuple[int, ...]) -> Dense | None:
+    """`rows[r] = Σ b` over the row's positions and over every dimension that a parameter of this shape broadcasts.
+
+    The gradient of an addend: b `[…, D, …]` -> rows `[N, *shape]`. None where the parameter varies along the row
+    dimension, so that positions of one row are not alike.
+    """
+    if rows.dim is None:
+        return None
+    at = rows.dim - b.dim() + len(shape)  # the row dimension, counted in the parameter's shape
+    if at >= 0 and shape[at] != 1:
+        return None
+    parts = rows.split(b, rows.dim)  # [N, S, …]
+    kept = [1] * (b.dim() - len(shape)) + list(shape)
+    del kept[rows.dim]
+    over = [1] + [d + 2 for d, size in enumerate(kept) if size == 1]
+    # With nothing to add the rows are b itself, but for one that would keep a larger tensor alive.
+    if all(parts.shape[d] == 1 for d in over) and b.untyped_storage().nbytes() <= b.numel() * b.element_size():
+        return Dense(shape, parts.to(working_dtype(b)).reshape(rows.count, *shape))
+    return Dense(shape, parts.sum(over, dtype=working_dtype(b)).view(rows.count, *shape))

@@ -1,0 +1,98 @@
+"""Fused recurrent layers: rows are outer products over time, of the gates' gradients with what entered the gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._graph.rowmap import Ids, RowMap, merged
+from mtu_fast._graph.rules.base import Shape, joint_rule
+from mtu_fast._rows.uses import Dense, Outer, Use
+
+LSTM = 2  # `_saved_mode`
+
+
+@joint_rule("MkldnnRnnLayerBackward0")
+def lstm(
+    node: Any, wanted: Mapping[int, Shape], grads: Sequence[Tensor | None], maps: Sequence[RowMap | None]
+) -> dict[int, Use]:
+    """`a_t = W x_t + U h_{t-1} + biases`: rows of W `Σ_t a'_t ⊗ x_t`, of U `Σ_t a'_t ⊗ h_{t-1}`, of a bias `Σ_t a'_t`.
+
+    One layer in one direction: outputs h `[S, N, H]` and the last h and c `[N, H]`; inputs 1 to 4 are W `[4H, I]`,
+    U `[4H, H]` and the biases `[4H]`, and a' are the gradients of what enters the gates.
+    """
+    rows = _sequences(maps)
+    if node._saved_mode != LSTM or rows is None or not wanted.keys() <= {1, 2, 3, 4}:
+        return {}
+    dtype = working_dtype(node._saved_input)
+    x, h, first, last, *weights = (
+        t.detach().to(dtype)
+        for t in (node._saved_input, node._saved_result0, node._saved_hx_, node._saved_cx_, *_weights(node))
+    )
+    dh, *ends = (None if b is None else b.to(dtype) for b in grads)
+    if node._saved_reverse:  # a row does not ask for the order of its positions
+        x, h, dh = x.flip(0), h.flip(0), None if dh is None else dh.flip(0)
+    before = torch.cat([first[None], h[:-1]])
+    a = F.linear(x, weights[0], *weights[2:]) + F.linear(before, weights[1])
+    gates = _through_time(a, last, weights[1], torch.zeros_like(h) if dh is None else dh, *ends)
+    left = rows.split(gates, 1).flatten(1, 2)  # [R, S, 4H]
+    uses: dict[int, Use] = {}
+    for slot, shape in wanted.items():
+        if slot > 2:
+            uses[slot] = Dense(shape, left.sum(1))
+        else:
+            uses[slot] = Outer(shape, left, rows.split(x if slot == 1 else before, 1).flatten(1, 2))
+    return uses
+
+
+def _weights(node: Any) -> list[Tensor]:
+    """W, U and the sum of the biases, if there are any."""
+    biases = [node._saved_weight2 + node._saved_weight3] if node._saved_has_biases else []
+    return [node._saved_weight0, node._saved_weight1, *biases]
+
+
+def _sequences(maps: Sequence[RowMap | None]) -> RowMap | None:
+    """The row of each of N sequences, if it depends on nothing else and outputs `[…, N, H]` agree on it."""
+    found: Ids | None = None
+    known = [m for m in maps if m is not None]
+    for m in known:
+        if any(size > 1 for d, size in enumerate(m.ids.shape) if d != m.ids.ndim - 2):
+            return None
+        rows = np.broadcast_to(m.ids.reshape(-1), m.shape[-2:-1])
+        found = rows if found is None else merged(found, rows)
+        if found is None:
+            return None
+    return None if found is None else RowMap(found[:, None], known[0].shape[-2:], known[0].count)
+
+
+def _through_time(a: Tensor, c: Tensor, U: Tensor, dh: Tensor, end: Tensor | None, dc: Tensor | None) -> Tensor:
+    """The gradient of a `[S, N, 4H]`, what enters the input, forget, cell and output gates.
+
+    c `[N, H]` is the first cell state, dh `[S, N, H]` the gradient of all h; end and dc `[N, H]` are those of the last.
+    """
+    S, N, H = dh.shape
+    i, f, g, o = a.split(H, 2)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    cells = [c]
+    for entering, kept in zip(i * g, f, strict=True):
+        cells.append(torch.addcmul(entering, kept, cells[-1]))
+    shown = torch.stack(cells[1:]).tanh()
+    # Each gate's gradient is a multiple of that of its step's cell, of the output gate's of that of its h.
+    of_c = torch.stack([g * i * (1 - i), torch.stack(cells[:-1]) * f * (1 - f), i * (1 - g * g)], 2)
+    of_h, slope = shown * o * (1 - o), o * (1 - shown * shown)
+    found = a.new_empty(S, N, 4, H)
+    above = dh[-1] if end is None else dh[-1] + end
+    for t in range(S - 1, -1, -1):
+        into = above * slope[t] if dc is None else torch.addcmul(dc, above, slope[t])
+        torch.mul(into[:, None], of_c[t], out=found[t, :, :3])
+        torch.mul(above, of_h[t], out=found[t, :, 3])
+        if t:
+            above = torch.addmm(dh[t - 1], found[t].view(N, 4 * H), U)
+            dc = into * f[t]
+    return found.view(S, N, 4 * H)

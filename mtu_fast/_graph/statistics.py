@@ -1,0 +1,44 @@
+"""Running statistics, and whatever else a forward in training writes into buffers, within checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from mtu_fast._graph.graph import Graph
+from mtu_fast._graph.nodes import recompute_once, recomputes
+
+
+@contextmanager
+def used_up(graph: Graph, model: nn.Module) -> Iterator[None]:
+    """Release a graph at the end, with buffers as one ordinary backward would have left them.
+
+    A checkpointed region runs again whenever what it saved is read, and its norms in training then count the batch once
+    more: here by several passes, and by what frees the graph. After an error buffers are as they were before.
+    """
+    buffers = [
+        buffer
+        for module in model.modules()
+        if module.training
+        for buffer in module.buffers(recurse=False)
+    ]
+    if not buffers or not any(map(recomputes, graph.nodes)):
+        yield
+        graph.release()
+        return
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        _put(buffers, before)
+    recompute_once(graph.nodes)
+    after = [buffer.clone() for buffer in buffers]
+    graph.release()
+    _put(buffers, after)
+
+
+def _put(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value)

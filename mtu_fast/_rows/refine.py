@@ -1,0 +1,95 @@
+"""Refinement: what a Gram of rounded products leaves of `J_a d = 0` is measured on the rows, and taken off d.
+
+Weights from a Gram that errs by ε leave about ε · cond² of what they should remove, and rounding `Jᵀ w` leaves some
+more. `J_a d` is known to rounding (`push`); the same Gram then gives the combination `Jᵀ c` that removes it up to a
+share ε · cond² of itself. A pass is one combine and one push.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mtu_fast.methods import Method, Roles
+from mtu_fast.methods.base import Constrained, Constraint
+from mtu_fast._ops.gram_schmidt import condition
+
+CONDITION = 1e2  # below, sums of float32 products in float64 cost no more digits than rounding `Jᵀ w` does
+PASSES = 3
+
+Direction = dict[Tensor, Tensor]
+
+
+class Space(Protocol):
+    """Rows: `combine` is Jᵀ w, `push` is J d."""
+
+    def combine(self, w: Tensor) -> Direction: ...  # noqa: D102
+    def push(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor: ...  # noqa: D102
+
+
+def sensitive(method: Method, G: Tensor, roles: Roles, w: Tensor) -> Constraint | None:
+    """What the weights of a method are bound to, if it is to be refined; else None."""
+    constraint = method.constraint(G, roles, w) if isinstance(method, Constrained) else None
+    if constraint is None or not bool((condition(constraint.gram, _length(G), constraint.tol) > CONDITION).any()):
+        return None
+    return constraint
+
+
+def refined(
+    rows: Space, w: Tensor, constraint: Constraint, G: Tensor, blocks: Mapping[Tensor, int], per: str
+) -> tuple[Direction, Tensor]:
+    """`Jᵀ w`, its constrained part d by `d ← d - Jᵀ c(J d)`, and the largest `|J_a d| / (|J_a| |d|)` that is left.
+
+    A pass counts in a block where it halves what is left and does not lengthen d: what is wrong in d lies in the span
+    of the rows, across the true d, so that d is longer the more is wrong in it. The first pass that counts in none is
+    the last; where a Gram is too rough to remove anything, d stays what it was.
+
+    Args:
+        rows: what w weighs.
+        w: weights `[R]` or `[L, R]`.
+        constraint: the part of w, and what is to hold of it.
+        G: the Gram matrix that w was made from, `[R, R]` or `[L, R, R]`.
+        blocks: {parameter: index of its block}; 0 where there is one.
+        per: "total", "layer" or "tensor", the blocks.
+
+    Returns:
+        {parameter: tensor of its shape}, and the residual `[]` or `[L]`.
+    """
+    length = _length(G)
+    scale = torch.where(constraint.active & (length > 0), length.reciprocal(), 0.0)
+
+    def measured(d: Direction) -> tuple[Tensor, Tensor, Tensor]:
+        Jd, size = rows.push(d, per), _sizes(d, blocks, G)
+        return Jd, size, (scale * Jd).abs().amax(-1) / torch.where(size > 0, size, 1.0)
+
+    d = rows.combine(constraint.part)
+    Jd, size, residual = measured(d)
+    for _ in range(PASSES):
+        correction = rows.combine(constraint.correction(Jd))
+        tried = {p: t - correction.pop(p) for p, t in d.items()}  # one direction less is alive
+        Jd_tried, size_tried, left = measured(tried)
+        slack = 1.0 + max((torch.finfo(t.dtype).eps for t in d.values()), default=0.0)
+        better = (2.0 * left < residual) & (size_tried <= slack * size)
+        if not bool(better.any()):
+            break
+        d = {p: torch.where(better.reshape(-1)[blocks[p]], tried.pop(p), t) for p, t in d.items()}
+        Jd = torch.where(better[..., None], Jd_tried, Jd)
+        size, residual = torch.where(better, size_tried, size), torch.where(better, left, residual)
+    rest = rows.combine(w - constraint.part)
+    return {p: t + rest[p] for p, t in d.items()}, residual
+
+
+def _length(G: Tensor) -> Tensor:
+    """`|J_r|` of every row, [..., R]."""
+    return G.diagonal(dim1=-2, dim2=-1).clamp(min=0.0).sqrt()
+
+
+def _sizes(d: Direction, blocks: Mapping[Tensor, int], G: Tensor) -> Tensor:
+    """`|d|` of every block, as many as G has."""
+    found = G.new_zeros(G.shape[:-2].numel())
+    for p, t in d.items():
+        found[blocks[p]] += torch.linalg.vector_norm(t, dtype=G.dtype).square()
+    return found.sqrt().view(G.shape[:-2])

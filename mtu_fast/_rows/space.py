@@ -1,0 +1,97 @@
+"""The parameters of a model, those a method works on and those outside, as the model has them now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from mtu_fast._rows.block import Shared
+
+
+class Space:
+    """Which parameters are shared, and which are outside; followed where the model changes.
+
+    Args:
+        model: any module.
+        params: the shared parameters, frozen ones among them from the moment they require grad; None for all.
+        precision: see `Engine`.
+
+    Attributes:
+        shared: the shared parameters that require grad.
+        outside: all others of the model, by identity.
+
+    Raises:
+        TypeError: `model` is not a module, or `params` are not tensors, or are complex.
+        ValueError: no parameter requires grad, one of `params` is not the model's, or `precision` is unknown.
+    """
+
+    def __init__(self, model: nn.Module, params: Iterable[Tensor] | None, precision: str) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: found {type(model).__name__}, expected a module; see `params` for a choice.")
+        self.model = model
+        given = [params] if isinstance(params, nn.Module | Tensor) else params
+        self._given = None if given is None else list(given)
+        self._precision = precision
+        names = self._names()
+        for p in self._given or ():
+            if not isinstance(p, Tensor):
+                raise TypeError(
+                    f"params: found {type(p).__name__}, expected parameters; pass model.backbone.parameters()."
+                )
+        strange = [tuple(p.shape) for p in self._given or () if p.requires_grad and id(p) not in names]
+        if strange:
+            raise ValueError(
+                f"params: found tensors of shapes {strange} that are not parameters of the model; "
+                "pass e.g. model.backbone.parameters()."
+            )
+        self._look(names)
+        if not self.shared.parameters:
+            raise ValueError("params: found no parameter that requires grad, expected at least one.")
+
+    def follow(self, leaves: Iterable[Tensor]) -> bool:
+        """Look at the model again where a backward reaches parameters that are not known as they are now.
+
+        Args:
+            leaves: what it reaches; what is not the model's is left alone.
+
+        Returns:
+            Whether the shared parameters are others now.
+
+        Raises:
+            RuntimeError: one is new to the model, and `params` do not say whether it is shared.
+        """
+        unknown = [p for p in leaves if id(p) not in self._inside and not self._known_outside(p)]
+        if not unknown:
+            return False
+        names = self._names()
+        new = [names[id(p)] for p in unknown if id(p) in names]
+        if not new:
+            return False
+        if self._given is not None and (new := [name for p in unknown if (name := self._name_of_new(p, names))]):
+            raise RuntimeError(
+                f"losses: found {', '.join(new[:3])} in their graph, which the model did not have when the engine was "
+                "made (a layer replaced, an adapter added?), and cannot know whether it is shared; .grad is untouched. "
+                "Make the engine anew, with the params of now."
+            )
+        self._look(names)
+        return True
+
+    def _known_outside(self, p: Tensor) -> bool:
+        """Whether a parameter was outside by choice, and not because it was frozen."""
+        return id(p) in self.outside and self._given is not None and id(p) not in self._chosen
+
+    def _name_of_new(self, p: Tensor, names: dict[int, str]) -> str | None:
+        return names.get(id(p)) if id(p) not in self.outside and id(p) not in self._chosen else None
+
+    def _names(self) -> dict[int, str]:
+        return {id(p): name for name, p in self.model.named_parameters()}
+
+    def _look(self, names: dict[int, str]) -> None:
+        own = list(self.model.parameters())
+        chosen = {id(p): p for p in (own if self._given is None else self._given)}
+        live = [p for p in chosen.values() if p.requires_grad]
+        self._chosen = set(chosen)
+        self._inside = {id(p) for p in live}
+        self.shared = Shared(tuple(names[id(p)] for p in live), tuple(live), self._precision)
+        self.outside = {id(p): p for p in own if id(p) not in self._inside}

@@ -1,0 +1,90 @@
+"""The means of what a losses function gives, over a loader in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtu_fast._checks import labelled
+from mtu_fast.unlearning.loop.randomness import preserved
+from mtu_fast.unlearning.loop.stream import generators as drawn_by
+
+LossFunction = Callable[[nn.Module, Any], Any]
+ScoreFunction = Callable[[nn.Module, Iterable[Any]], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model on the data of one loader.
+
+    Attributes:
+        loss: {task: mean loss} over the labelled samples; a task without any is left out.
+        score: {task: score}, higher better.
+        tasks: all tasks that the losses function knows.
+        samples: how many.
+        batches: in how many batches.
+    """
+
+    loss: dict[str, float]
+    score: dict[str, float]
+    tasks: tuple[str, ...]
+    samples: int
+    batches: int
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; each module's own mode is put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def measure(
+    name: str, model: nn.Module, loader: Iterable[Any], losses: LossFunction, score: ScoreFunction | None,
+    generators: Iterable[torch.Generator] = (),
+) -> Measured:  # fmt: skip
+    """Mean loss and score per task of a model on a loader; no random generator notices.
+
+    Args:
+        name: what errors call the loader.
+        model: measured in evaluation mode.
+        loader: of batches.
+        losses: see `unlearn`.
+        score: see `unlearn`.
+        generators: those that the functions or the data draw from, beside the loader's and the default ones.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ValueError: the loader gives no batch.
+    """
+    total: dict[str, Tensor] = {}
+    count: dict[str, Tensor] = {}
+    samples = batches = 0
+    with preserved([*drawn_by(loader), *generators]), evaluating(model):
+        for batch in loader:
+            named, present = labelled(losses(model, batch))
+            for task, loss in named.items():
+                total[task] = total.get(task, 0.0) + loss.double().where(present[task], 0.0).sum()
+                count[task] = count.get(task, 0.0) + present[task].sum()
+            samples, batches = samples + len(next(iter(named.values()))), batches + 1
+        if not batches:
+            raise ValueError(f"{name}: the loader gave no batch.")
+        n = {task: int(one) for task, one in count.items()}
+        mean = {task: float(total[task]) / n[task] for task in total if n[task]}
+        scored = {task: -loss for task, loss in mean.items()}
+        if score is not None:
+            scored = {task: float(value) for task, value in score(model, loader).items()}
+    return Measured(mean, scored, tuple(total), samples, batches)

@@ -1,0 +1,126 @@
+"""What happened in a run: a record an evaluation, why it stopped, as JSON and as a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtu_fast._checks import check_folder
+
+PLAIN = (
+    ("level", "the forget scores fell to the held-out level"),
+    ("drift", "the retained data drifted over the bound; the model is that of the last evaluation within it"),
+    ("max_steps", "all steps were made"),
+    ("epochs", "all epochs were made"),
+    ("not finite", "a loss or gradient was not finite; the model is that of the last evaluation"),
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One evaluation.
+
+    Attributes:
+        step: optimizer steps made before it.
+        forget: {task: score} on the data to forget.
+        retain: {task: score} on the retained data.
+        forget_loss: {task: mean loss} on the data to forget.
+        retain_loss: {task: mean loss} on the retained data.
+        drift: {task: rise of the mean loss of what is retained}; in the partial case the worse of the retained data and
+            the forget samples, for tasks that are no target.
+        seconds: spent in steps so far, evaluations not counted.
+    """
+
+    step: int
+    forget: dict[str, float]
+    retain: dict[str, float]
+    forget_loss: dict[str, float]
+    retain_loss: dict[str, float]
+    drift: dict[str, float]
+    seconds: float
+
+
+@dataclass
+class History:
+    """A run of `unlearn`.
+
+    Attributes:
+        tasks: all tasks.
+        targets: those to forget.
+        level: {target: score of the original on validation data}; None without validation data.
+        records: one an evaluation, the original first.
+        reason: why it stopped: "level", "drift", "max_steps", "epochs" or "not finite"; "" while it runs.
+        step: the step whose parameters the model has.
+    """
+
+    tasks: tuple[str, ...]
+    targets: tuple[str, ...]
+    level: dict[str, float] | None = None
+    records: list[Record] = field(default_factory=list)
+    reason: str = ""
+    step: int = 0
+
+    @property
+    def explanation(self) -> str:
+        """The reason in words."""
+        return dict(PLAIN).get(self.reason, "it has not stopped")
+
+    def to_json(self, path: str | Path) -> None:
+        """Write everything as JSON.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+        """
+        check_folder("path", path)
+        Path(path).write_text(json.dumps(self.to_dict() | {"explanation": self.explanation}, indent=1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as dictionaries, lists, strings and numbers."""
+        return asdict(self) | {"tasks": list(self.tasks), "targets": list(self.targets)}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> History:
+        """What `to_dict` gave."""
+        records = [Record(**record) for record in stored["records"]]
+        tasks, targets = tuple(stored["tasks"]), tuple(stored["targets"])
+        return cls(tasks, targets, stored["level"], records, stored["reason"], stored["step"])
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Scores on forget and retain over the steps, a panel a task, the held-out level dashed.
+
+        Args:
+            path: where to save it; the ending says the format. None: nowhere.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            FileNotFoundError: there is no such folder.
+        """
+        if path is not None:
+            check_folder("path", path)
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("History.plot needs matplotlib: pip install 'mtu_fast[demo]'") from error
+        figure = Figure(figsize=(3.2 * len(self.tasks), 2.8), layout="constrained")
+        panels = figure.subplots(1, len(self.tasks), squeeze=False)[0]
+        for task, axes in zip(self.tasks, panels, strict=True):
+            for side in ("forget", "retain"):
+                points = [(r.step, getattr(r, side)[task]) for r in self.records if task in getattr(r, side)]
+                axes.plot([x for x, _ in points], [y for _, y in points], marker=".", label=side)
+            if self.level and task in self.level:
+                axes.axhline(self.level[task], color="grey", linestyle="--", label="held out")
+            axes.axvline(self.step, color="lightgrey", zorder=0)
+            axes.set(title=task + (" (target)" if task in self.targets else ""), xlabel="step", ylabel="score")
+        panels[0].legend()
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    def __repr__(self) -> str:
+        return f"History({self.reason or 'running'} at step {self.step}: {self.explanation})"

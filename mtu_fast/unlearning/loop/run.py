@@ -1,0 +1,215 @@
+"""One run: begun or resumed, then a step at a time until it is over."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtu_fast._checks import labelled
+from mtu_fast.engine import Engine
+from mtu_fast.unlearning.loop import checkpoint
+from mtu_fast.unlearning.loop.evaluate import LossFunction
+from mtu_fast.unlearning.loop.gradients import Side, add_gradients
+from mtu_fast.unlearning.loop.history import History
+from mtu_fast.unlearning.loop.overlap import check_data, check_share
+from mtu_fast.unlearning.loop.randomness import capture, restore
+from mtu_fast.unlearning.loop.schedule import Scheduled
+from mtu_fast.unlearning.loop.settings import Settings
+from mtu_fast.unlearning.loop.state import clear_gradients, mark, put_back, take
+from mtu_fast.unlearning.loop.stream import END, Stream, generators
+from mtu_fast.unlearning.loop.watch import Look, Watch, known, unbounded
+from mtu_fast._rows.update import NotFiniteError
+
+FINAL = ("level", "drift")  # reasons that hold whatever limits a later call sets
+
+
+class DivergedError(RuntimeError):
+    """A loss or gradient was not finite; the model is that of the last evaluation, `history` says how it came."""
+
+    def __init__(self, message: str, history: History) -> None:
+        super().__init__(message)
+        self.history = history
+
+
+class Run:
+    """A run of `unlearn`, begun or resumed when it is made.
+
+    Attributes:
+        settings: what was asked for.
+        history: what happened; its `reason` is set when the run is over.
+        step: optimizer steps made.
+        good: the state of all that steps change at the last evaluation within all bounds.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.watch = settings, Watch(settings)
+        check_data(settings.forget, settings.retain, settings.validation)
+        self.engine = Engine(settings.model, settings.params)
+        self.schedule = settings.method if isinstance(settings.method, Scheduled) else None
+        self.forget, self.retain = Stream("forget", settings.forget), Stream("retain", settings.retain)
+        self.step, self.seconds = 0, 0.0
+        self.good: dict[str, Any] = {}
+        if settings.checkpoint is not None and Path(settings.checkpoint).exists():
+            self._resume(settings.checkpoint)
+        else:
+            self._begin()
+
+    @contextmanager
+    def undoing(self) -> Iterator[None]:
+        """Whatever is raised inside leaves no trace of the steps since the last evaluation within all bounds."""
+        try:
+            yield
+        except BaseException:
+            put_back(self.settings, self.good)
+            clear_gradients(self.settings)
+            raise
+
+    def advance(self) -> None:
+        """One step, and an evaluation where one is due; sets `history.reason` at the end.
+
+        Raises:
+            DivergedError: something is not finite.
+        """
+        start = time.perf_counter()
+        batches = self._batches()
+        if batches is None:
+            self._evaluate("epochs", self.watch.look())
+            return
+        try:
+            self._update(*batches)
+        except NotFiniteError as error:
+            raise self._diverged(f"in step {self.step + 1}, {error}") from error
+        self.step += 1
+        self.seconds += time.perf_counter() - start
+        last = self.settings.max_steps is not None and self.step >= self.settings.max_steps
+        if last or self.step % self.settings.every == 0:
+            self._evaluate("max_steps" if last else "", self.watch.look())
+
+    # ---- a step -----------------------------------------------------------------------------------------------------
+
+    def _batches(self) -> tuple[Any, Any] | None:
+        """The next retain and forget batch; None where all epochs are over."""
+        by_forget = self.schedule is not None and self.schedule.epoch_of == "forget"
+        leader, follower = (self.forget, self.retain) if by_forget else (self.retain, self.forget)
+        first = leader.advance() if leader.open else END
+        if first is END:
+            if leader.passes >= self._epochs():
+                return None
+            if self.schedule is not None:
+                self.schedule.start_epoch(leader.passes, lambda: self.watch.validation().loss)
+            first = leader.advance()
+        second = follower.again()
+        return (second, first) if by_forget else (first, second)
+
+    def _epochs(self) -> float:
+        wanted = [self.settings.epochs, None if self.schedule is None else self.schedule.epochs]
+        return min((n for n in wanted if n is not None), default=math.inf)
+
+    def _update(self, retain: Any, forget: Any) -> None:
+        s = self.settings
+        wanted = s.losses if s.forget_losses is None else s.forget_losses
+        clear_gradients(s)
+        add_gradients(
+            self.engine, s.method, lambda: self._forward("retain", s.losses, retain),
+            lambda: self._forward("forget", wanted, forget), self.history.targets, s.subspace,
+        )  # fmt: skip
+        if s.clip is not None:
+            held = [p for group in s.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(held, s.clip)
+        s.optimizer.step()
+        if s.scheduler is not None:
+            s.scheduler.step()
+
+    def _forward(self, side: str, losses: LossFunction, batch: Any) -> Side:
+        named, present = labelled(losses(self.settings.model, batch))
+        for task, loss in named.items():
+            bad = ~torch.isfinite(loss.detach())
+            if not bool(bad.any()):
+                continue
+            at = (bad & present[task]).nonzero().flatten()[:8].tolist()
+            if at:
+                raise NotFiniteError(f"the loss of task {task!r} is not finite for samples {at} of the {side} batch.")
+            named[task] = loss.masked_fill(bad, 0.0)  # without a label it gives no row
+        return named, present
+
+    # ---- between steps ----------------------------------------------------------------------------------------------
+
+    def _evaluate(self, end: str, look: Look) -> None:
+        """Record what was seen; decide whether this is the end; keep what is good."""
+        for side, found in zip(("forget", "retain"), look, strict=True):
+            if unbounded(found):
+                raise self._diverged(
+                    f"after step {self.step}, the mean {side} loss of {unbounded(found)} is not finite."
+                )
+        history = self.history
+        if not history.records or history.records[-1].step != self.step:
+            history.records.append(self.watch.record(history, look, self.step, self.seconds))
+        history.reason = self.watch.verdict(history) or end
+        if history.reason == "drift":
+            put_back(self.settings, self.good)
+        else:
+            history.step = self.step
+        path = self.settings.checkpoint
+        state = None if path is None else self._state()  # holds a subspace explicitly, and `good` is to hold no other
+        self.good = mark(self.settings)
+        if path is not None and state is not None:
+            checkpoint.save(path, state)
+
+    def _diverged(self, what: str) -> DivergedError:
+        self.history.reason = "not finite"
+        path = self.settings.checkpoint
+        fresh = "" if path is None else f" Other settings need a new checkpoint path: {path} is of these."
+        return DivergedError(
+            f"unlearn: {what} Model and optimizer are again as they were after step {self.history.step}, the last "
+            "evaluation. Ways out: a smaller learning rate, clip=1.0, a larger share of retain (alpha), max_drift to "
+            f"stop before, or a loss guarded against overflow and the logarithm or root of zero.{fresh}",
+            self.history,
+        )
+
+    # ---- beginning, and beginning again -----------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        look = self.watch.look()
+        self.history = self.watch.begin(look)
+        sizes = self.watch.sizes(look)
+        check_share(look[0].samples, sizes["retain"])
+        if self.schedule is not None:
+            self.schedule.prepare(**known(sizes))
+        self._evaluate("", look)
+
+    def _state(self) -> dict[str, Any]:
+        """All that a checkpoint holds."""
+        state = take(self.settings, strict=True) | {
+            "settings": self.settings.describe(), "history": self.history.to_dict(),
+            "step": self.step, "seconds": self.seconds, "random": capture(self._generators()),
+            "forget_place": self.forget.state_dict(), "retain_place": self.retain.state_dict(),
+        }  # fmt: skip
+        if self.settings.subspace is not None:
+            state["subspace"] = self.settings.subspace.state_dict()
+        return state
+
+    def _resume(self, path: str | Path) -> None:
+        state = checkpoint.load(path, self.settings.describe())
+        self.history = History.from_dict(state["history"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        put_back(self.settings, state)
+        self.forget.load_state_dict(state["forget_place"])
+        self.retain.load_state_dict(state["retain_place"])
+        if self.settings.subspace is not None:
+            self.settings.subspace.load_state_dict(state["subspace"], self.engine.kept)
+        restore(state["random"], self._generators())
+        self.good = mark(self.settings)
+        if self.history.reason not in FINAL:
+            over = self.settings.max_steps is not None and self.step >= self.settings.max_steps
+            self.history.reason = "max_steps" if over else ""
+
+    def _generators(self) -> list[torch.Generator]:
+        s = self.settings
+        found = [*generators(s.forget), *generators(s.retain), *s.generators]  # replaying a pass may draw from any
+        return list({id(generator): generator for generator in found}.values())

@@ -1,0 +1,150 @@
+"""What a run was asked for: checked, and as text to tell one run from another."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtu_fast._checks import check_folder
+from mtu_fast.unlearning.loop.evaluate import LossFunction, ScoreFunction
+from mtu_fast.unlearning.loop.schedule import Scheduled
+from mtu_fast.unlearning.loop.stream import check_loader
+from mtu_fast.methods import Method
+from mtu_fast.subspace import Subspace, check_subspace
+from mtu_fast._rows.update import check_method
+
+Bound = float | Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `unlearn`, as given."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    forget: Iterable[Any]
+    retain: Iterable[Any]
+    losses: LossFunction
+    method: Method
+    targets: Sequence[str] | None
+    params: list[Tensor] | None
+    validation: Iterable[Any] | None
+    score: ScoreFunction | None
+    forget_losses: LossFunction | None
+    monitor: Iterable[Any] | None
+    max_steps: int | None
+    epochs: int | None
+    every: int
+    max_drift: Bound
+    scheduler: Any
+    clip: float | None
+    checkpoint: str | Path | None
+    subspace: Subspace | None
+    generators: tuple[torch.Generator, ...]
+
+    def __post_init__(self) -> None:
+        check_method(self.method)
+        check_subspace(self.method, self.subspace)
+        loaders = {"forget": self.forget, "retain": self.retain, "validation": self.validation, "monitor": self.monitor}
+        for name, loader in loaders.items():
+            if loader is not None:
+                check_loader(name, loader)
+        for name in ("max_steps", "epochs", "every"):
+            _whole(name, getattr(self, name))
+        self._check_bounds()
+        self._check_end()
+        self._check_parameters()
+        self._check_generators()
+        self._check_folder()
+
+    def _check_bounds(self) -> None:
+        bounds: dict[str, Any] = {"clip": self.clip}
+        if isinstance(self.max_drift, Mapping):
+            bounds |= {f"max_drift[{task!r}]": bound for task, bound in self.max_drift.items()}
+        else:
+            bounds["max_drift"] = self.max_drift
+        for name, bound in bounds.items():
+            if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int | float)):
+                raise TypeError(f"{name}: found {bound!r}, expected a positive number, or None for no bound.")
+            if bound is not None and not (math.isfinite(bound) and bound > 0):
+                raise ValueError(f"{name}: found {bound}, expected a positive number, or None for no bound.")
+
+    def _check_end(self) -> None:
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise TypeError("scheduler: ReduceLROnPlateau waits for a score; expected one that is stepped every step.")
+        if self.validation is None and isinstance(self.method, Scheduled):
+            raise ValueError(f"validation: {self.method!r} takes its schedule from held-out data; pass a loader of it.")
+        if self.validation is None and self.max_steps is None and self.epochs is None:
+            raise ValueError(
+                "unlearn: nothing would end this run; pass validation (it stops at the held-out level), max_steps or "
+                "epochs."
+            )
+
+    def _check_parameters(self) -> None:
+        mine = {id(p) for p in self.model.parameters()}
+        if not any(id(p) in mine for group in self.optimizer.param_groups for p in group["params"]):
+            raise ValueError("optimizer: none of its parameters is the model's; build it from model.parameters().")
+
+    def _check_generators(self) -> None:
+        for draw in self.generators:
+            if not isinstance(draw, torch.Generator):
+                raise TypeError(f"generators: found {type(draw).__name__}, expected several torch.Generator.")
+
+    def _check_folder(self) -> None:
+        if self.checkpoint is not None:
+            check_folder("checkpoint", self.checkpoint)
+
+    def describe(self) -> dict[str, Any]:
+        """What tells this run from others, as text and numbers; limits of its length are no part of it."""
+        shapes = [
+            f"{name} {tuple(p.shape)} {p.dtype}" for name, p in self.model.state_dict().items() if isinstance(p, Tensor)
+        ]
+        inside = {id(p) for p in self.params} if self.params is not None else None
+        shared = [n for n, p in self.model.named_parameters() if inside is None or id(p) in inside]
+        groups = [_rates(group) for group in self.optimizer.param_groups]
+        bound = dict(self.max_drift) if isinstance(self.max_drift, Mapping) else self.max_drift
+        return {
+            "model": shapes,
+            "params": shared,
+            "method": re.sub(r" at 0x[0-9a-f]+", "", repr(self.method)),
+            "optimizer": [type(self.optimizer).__name__, *groups],
+            "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
+            "targets": None if self.targets is None else list(self.targets),
+            "every": self.every,
+            "max_drift": bound,
+            "clip": self.clip,
+            "generators": len(self.generators),
+            "subspace": None if self.subspace is None else self.subspace.options,
+            "batches": {name: _length(getattr(self, name)) for name in ("forget", "retain")},
+        }
+
+    def drift_bound(self, task: str) -> float:
+        """How much the task's mean loss on what is retained may rise."""
+        bound = self.max_drift.get(task) if isinstance(self.max_drift, Mapping) else self.max_drift
+        return math.inf if bound is None else bound
+
+
+def _whole(name: str, value: Any) -> None:
+    if name == "every" or value is not None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name}: found {value!r}, expected a whole number.")
+        if value < 1:
+            raise ValueError(f"{name}: found {value}, expected at least 1.")
+
+
+def _rates(group: Mapping[str, Any]) -> str:
+    return f"lr {group.get('initial_lr', group.get('lr'))}, weight decay {group.get('weight_decay')}"
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except TypeError:
+        return None

@@ -1,0 +1,54 @@
+"""What a step changes: model, optimizer, scheduler, method, generators; taken as copies, and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mtu_fast.unlearning.loop.checkpoint import copied
+from mtu_fast.unlearning.loop.settings import Settings
+
+PARTS = ("model", "optimizer", "scheduler", "method")
+
+
+def take(settings: Settings, *, strict: bool) -> dict[str, Any]:
+    """{part: its state}, and where the generators of the method and of the user's functions stand.
+
+    Args:
+        settings: the run's.
+        strict: whether to refuse what cannot be read back from a file safely.
+    """
+    parts = {name: getattr(settings, name) for name in PARTS}
+    state = {name: part.state_dict() for name, part in parts.items() if hasattr(part, "state_dict")}
+    state["draws"] = [draw.get_state() for draw in _drawn(settings)]
+    return {name: copied(part, name, strict=strict) for name, part in state.items()}
+
+
+def mark(settings: Settings) -> dict[str, Any]:
+    """What `take` takes, and what the subspace holds, to come back to in this process."""
+    held = None if settings.subspace is None else settings.subspace.held
+    return take(settings, strict=False) | {"held": held}
+
+
+def put_back(settings: Settings, state: Mapping[str, Any]) -> None:
+    """Give every part the state that `take` or `mark` took; the state itself stays what it is."""
+    for name in PARTS:
+        if name in state:
+            getattr(settings, name).load_state_dict(copied(state[name], name, strict=False))
+    for draw, stands in zip(_drawn(settings), state["draws"], strict=True):
+        draw.set_state(stands)
+    if settings.subspace is not None and "held" in state:
+        settings.subspace.held = state["held"]
+
+
+def _drawn(settings: Settings) -> list[torch.Generator]:
+    own = getattr(settings.method, "generator", None)
+    return [*([own] if isinstance(own, torch.Generator) else []), *settings.generators]
+
+
+def clear_gradients(settings: Settings) -> None:
+    """No `.grad` anywhere, of parameters outside the optimizer neither."""
+    settings.model.zero_grad(set_to_none=True)
+    settings.optimizer.zero_grad(set_to_none=True)

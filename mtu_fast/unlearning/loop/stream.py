@@ -1,0 +1,114 @@
+"""Batches of a loader, pass after pass, from a place that can be stored and found again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import torch
+
+from mtu_fast.unlearning.loop.randomness import capture, restore
+
+END: Final = object()
+
+
+def generators(loader: object) -> list[torch.Generator]:
+    """The generators that a loader and its samplers draw their order from, each once."""
+    batches = getattr(loader, "batch_sampler", None)
+    holders = [loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)]
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def check_loader(name: str, loader: object) -> None:
+    """A loader can be iterated again and again, by several iterators at a time.
+
+    Raises:
+        TypeError: it cannot be iterated, or only once.
+        ValueError: its iterators share their workers.
+    """
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"{name}: found {type(loader).__name__}, expected a DataLoader or a list of batches.")
+    if isinstance(loader, Iterator):
+        raise TypeError(
+            f"{name}: found {type(loader).__name__}, which can be iterated once only, expected a DataLoader or a list "
+            "of batches: each pass takes a fresh iterator."
+        )
+    if getattr(loader, "persistent_workers", False):
+        raise ValueError(
+            f"{name}: persistent_workers=True gives all iterators the same workers, so that an evaluation would start "
+            "the current pass anew; build this loader with persistent_workers=False."
+        )
+
+
+class Stream:
+    """One side of the data, a batch at a time; every pass is a fresh iterator of the loader.
+
+    A pass is found again by its beginning: the states of all generators are put back to what they were, the iterator is
+    made anew, and the batches that were given are drawn and dropped.
+
+    Args:
+        name: what errors call it.
+        loader: an iterable of batches.
+
+    Attributes:
+        passes: finished passes.
+    """
+
+    def __init__(self, name: str, loader: Iterable[Any]) -> None:
+        self.name, self.loader, self.passes = name, loader, 0
+        self._iterator: Iterator[Any] | None = None
+        self._begun: Mapping[str, Any] = {}
+        self._given = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether a pass has begun and its end was not seen."""
+        return self._iterator is not None
+
+    def advance(self) -> Any:
+        """The next batch of this pass, the first one of a new pass, or END once where a pass ends.
+
+        Raises:
+            ValueError: a pass has no batch at all.
+        """
+        if self._iterator is None:
+            self._begun, self._given = capture(generators(self.loader)), 0
+            self._iterator = iter(self.loader)
+        batch = next(self._iterator, END)
+        if batch is not END:
+            self._given += 1
+            return batch
+        self._iterator = None
+        if self._given == 0:
+            once = "; it can be iterated once only, pass a DataLoader or a list" if self.passes else ""
+            raise ValueError(f"{self.name}: pass {self.passes + 1} of the loader gave no batch{once}.")
+        self.passes += 1
+        return END
+
+    def again(self) -> Any:
+        """The next batch, of a new pass where one ends."""
+        batch = self.advance()
+        return self.advance() if batch is END else batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place: finished passes, batches given since, and what the pass began with."""
+        return {"passes": self.passes, "open": self.open, "given": self._given, "begun": dict(self._begun)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a place; the generators are then where the pass has left them.
+
+        Raises:
+            RuntimeError: the loader has fewer batches than it had.
+        """
+        self.passes, self._given, self._begun = state["passes"], state["given"], state["begun"]
+        self._iterator = None
+        if state["open"]:
+            restore(self._begun, generators(self.loader))
+            self._iterator = iter(self.loader)
+            for at in range(self._given):
+                if next(self._iterator, END) is END:
+                    raise RuntimeError(
+                        f"{self.name}: the loader ended after {at} batches, but {self._given} of this pass were taken "
+                        "when the checkpoint was written; resume with the same data."
+                    )

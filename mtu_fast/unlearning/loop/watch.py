@@ -1,0 +1,148 @@
+"""What is looked at between steps, and whether it ends the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from mtu_fast.unlearning.loop.evaluate import Measured, measure
+from mtu_fast.unlearning.loop.history import History, Record
+from mtu_fast.unlearning.loop.schedule import Scheduled
+from mtu_fast.unlearning.loop.settings import Settings
+
+Look = tuple[Measured, Measured]  # of the data to forget, of the retained data
+
+
+class Watch:
+    """Evaluations of the model of a run."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def look(self) -> Look:
+        """Losses and scores on the data to forget, and on the retained data that is monitored."""
+        s = self.settings
+        return self._on("forget", s.forget), self._on("retain", s.retain if s.monitor is None else s.monitor)
+
+    def validation(self) -> Measured:
+        """Losses and scores on data never seen."""
+        held_out = self.settings.validation
+        return self._on("validation", () if held_out is None else held_out)
+
+    def _on(self, name: str, loader: Iterable[Any]) -> Measured:
+        s = self.settings
+        return measure(name, s.model, loader, s.losses, s.score, s.generators)
+
+    def begin(self, look: Look) -> History:
+        """An empty history, with targets and held-out level.
+
+        Raises:
+            TypeError: targets are one string.
+            ValueError: unknown targets, or losses or scores that nothing can be measured by.
+        """
+        forget, retain = look
+        for side, found in zip(("forget", "retain"), look, strict=True):
+            bad = unbounded(found)
+            if bad:
+                raise ValueError(
+                    f"{side}: the mean loss of tasks {bad} is not finite before the first step already. Where labels "
+                    "are missing, losses(model, batch) must return (losses, {task: [N] bool}), True where one is there."
+                )
+        tasks = tuple(dict.fromkeys((*forget.tasks, *retain.tasks)))
+        targets = chosen(self.settings.targets, tasks)
+        bound = self.settings.max_drift
+        unknown = [name for name in bound if name not in tasks] if isinstance(bound, Mapping) else []
+        if unknown:
+            raise ValueError(f"max_drift: found unknown tasks {unknown}, expected some of {list(tasks)}.")
+        _finite_scores("forget", forget, targets)
+        level = None
+        if self.settings.validation is not None:
+            held_out = self.validation()
+            _finite_scores("validation", held_out, targets)
+            level = {task: held_out.score[task] for task in targets}
+        return History(tasks, targets, level)
+
+    def sizes(self, look: Look) -> dict[str, int | None]:
+        """Samples and batches of both sides; None where a loader that was not read does not know."""
+        forget, retain = look
+        s = self.settings
+        return {
+            "forget": forget.samples, "forget_batches": forget.batches,
+            "retain": retain.samples if s.monitor is None else _size(s.retain, lambda x: x.dataset),
+            "retain_batches": retain.batches if s.monitor is None else _size(s.retain, lambda x: x),
+        }  # fmt: skip
+
+    def record(self, history: History, look: Look, step: int, seconds: float) -> Record:
+        """The evaluation as a line of the history."""
+        forget, retain = look
+        rise = dict.fromkeys(retain.loss, 0.0)
+        if history.records:
+            before = history.records[0]
+            rise = {task: loss - before.retain_loss[task] for task, loss in retain.loss.items()}
+            for task in forget.loss.keys() - set(history.targets):
+                rise[task] = max(rise.get(task, -math.inf), forget.loss[task] - before.forget_loss[task])
+        return Record(step, forget.score, retain.score, forget.loss, retain.loss, rise, seconds)
+
+    def verdict(self, history: History) -> str:
+        """Whether the last record ends the run: "drift", "level", or "" for no."""
+        record, level, method = history.records[-1], history.level, self.settings.method
+        if any(rise > self.settings.drift_bound(task) for task, rise in record.drift.items()):
+            return "drift"
+        own_end = isinstance(method, Scheduled) and method.epochs is not None
+        if level is not None and not own_end and all(record.forget[task] <= level[task] for task in level):
+            return "level"
+        return ""
+
+
+def unbounded(found: Measured) -> list[str]:
+    """Tasks whose mean loss is not finite."""
+    return [task for task, loss in found.loss.items() if not math.isfinite(loss)]
+
+
+def chosen(targets: Sequence[str] | None, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """The tasks to forget from: all, or those that are named.
+
+    Raises:
+        TypeError: targets are one string.
+        ValueError: none, or names that are no tasks.
+    """
+    if targets is None:
+        return tasks
+    if isinstance(targets, str):
+        raise TypeError(f"targets: found the string {targets!r}, expected several names, ({targets!r},) for this one.")
+    unknown = [name for name in targets if name not in tasks]
+    if unknown or not targets:
+        raise ValueError(f"targets: found {list(targets)}, expected some of the tasks {list(tasks)}, or None for all.")
+    return tuple(dict.fromkeys(targets))
+
+
+def _finite_scores(name: str, found: Measured, targets: Sequence[str]) -> None:
+    bad = [task for task in targets if not math.isfinite(found.score.get(task, math.nan))]
+    if bad:
+        raise ValueError(
+            f"{name}: found no finite score of the target tasks {bad}, only {found.score}; are there samples with a "
+            "label for them, and does score(model, loader) return {task: float} for every target?"
+        )
+
+
+def known(sizes: Mapping[str, int | None]) -> dict[str, int]:
+    """The sizes as `Scheduled.prepare` wants them.
+
+    Raises:
+        ValueError: one is not known.
+    """
+    found = {name: size for name, size in sizes.items() if size is not None}
+    if len(found) < len(sizes):
+        raise ValueError(
+            "retain: the schedule of the method needs the number of samples and batches, and this loader does not know "
+            "them; pass a DataLoader with a length, or leave monitor out."
+        )
+    return found
+
+
+def _size(loader: Any, of: Callable[[Any], Any]) -> int | None:
+    try:
+        return len(of(loader))
+    except (TypeError, AttributeError):
+        return None

@@ -1,0 +1,205 @@
+"""The audit: original, unlearned and perhaps retrained model on forget, retain and test data."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+from mtu_fast._checks import targeted
+from mtu_fast.unlearning.metrics import parameter_shift, relearn_steps
+from mtu_fast.unlearning.metrics.tables import check_removal
+from mtu_fast.unlearning.report import numbers
+from mtu_fast.unlearning.report.cosines import Params, layer_cosines
+from mtu_fast.unlearning.report.passes import PerTask, Reading, Side, Split, measure, untouched
+from mtu_fast.unlearning.report.result import SCHEMA, VERSION, Audit
+from mtu_fast.unlearning.report.verdict import verdict
+
+BACK = 0.95  # share of the original's forget score from which it counts as back; the last bit takes as long as it likes
+
+Optimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+
+
+def audit(
+    original: nn.Module,
+    unlearned: nn.Module,
+    retrained: nn.Module | None = None,
+    *,
+    forget: Iterable[Any],
+    retain: Iterable[Any],
+    test: Iterable[Any],
+    losses: Callable[[nn.Module, Any], Any],
+    score: Callable[[nn.Module, Any], Mapping[str, float]],
+    targets: Iterable[str] | None = None,
+    outputs: Callable[[nn.Module, Any], PerTask] | None = None,
+    labels: Callable[[Any], PerTask] | None = None,
+    present: Callable[[Any], PerTask] | None = None,
+    history: object = None,
+    cost: Mapping[str, Any] | None = None,
+    relearn: Optimizer | None = None,
+    relearn_limit: int = 200,
+    params: Params | None = None,
+    removal: str = "instance",
+    cosine_samples: int = 16,
+    title: str = "Unlearning audit",
+    seed: int = 0,
+) -> Audit:
+    """What was removed, and what else moved: every score of `mtu_fast.unlearning.metrics`, sample by sample where it matters.
+
+    The models are put in eval mode and back; their parameters, buffers, `.grad`, modes and torch's random state are as
+    before in the end. Each loader is read once by all models together, so that samples are paired under any order,
+    once per model by `score`, and, for its first batch, by the gradient cosines. The thresholds of the verdict are our
+    choice and are listed in it.
+
+    Args:
+        original: the model before.
+        unlearned: the model after.
+        retrained: the ideal, trained without the data; gaps, ToW, over-forgetting and distances need it.
+        forget: batches of the data to forget, readable again and again.
+        retain: batches of the data to keep.
+        test: batches never seen by any of the models.
+        losses: as for `unlearn`: (model, batch) -> unreduced losses, [N] (of a task called "loss") or {task: [N]}, or
+            the pair (losses, {task: [N] bool}) where some samples have no label for a task.
+        score: (model, loader) -> {task: score}, higher better; UIS wants shares such as accuracy, above 0.
+        targets: tasks to forget from; None: all (full-task).
+        outputs: (model, batch) -> {task: logits [N, C, ...]} of the classification tasks, for entropy and KL.
+        labels: batch -> {task: [N] integers}, for the worst class; tasks without one are left out.
+        present: batch -> {task: [N] bool}, False where a sample has no label for the task, besides those that `losses`
+            itself leaves out.
+        history: anything with `.records`, a list of mappings or dataclasses with `step` and numbers or {task: number}.
+        cost: {what: number}, or {what: {variant: number}}: ms a step and peak MiB, say.
+        relearn: parameters -> optimizer; given, the steps of fine-tuning in eval mode are counted until the targets'
+            mean forget score is back at 95 % of the original's.
+        relearn_limit: steps after which relearning gives up.
+        params: model -> the parameters whose gradients the cosines compare; all that require grad by default.
+        removal: "instance" or "class", see `metrics.uis`.
+        cosine_samples: at most so many samples of the first batch of `forget` and of `retain`, for the cosines; later
+            batches are not used. 0 leaves them out.
+        title: of the report.
+        seed: of the attack.
+
+    Returns:
+        The audit, ready for `to_json` and `to_html`.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+        TypeError: arguments of the wrong kind.
+        ValueError: unknown targets or removal, a loader without batches or labels, or losses or scores that are not as
+            described.
+    """
+    check_removal(removal)
+    went = numbers.records(history)
+    models = {"original": original, "unlearned": unlearned} | ({} if retrained is None else {"retrained": retrained})
+    loaders = {"forget": forget, "retain": retain, "test": test}
+    reading = Reading(losses, score, outputs, labels, present)
+    notes: list[str] = []
+    with untouched(models.values(), loaders.values()), torch.no_grad():
+        splits = {name: measure(name, models, loader, reading) for name, loader in loaders.items()}
+        chosen = targeted(targets, _tasks(splits))
+        cosines = {
+            model: layer_cosines(models[model], next(iter(forget)), next(iter(retain)), reading, chosen,
+                                 samples=cosine_samples, params=params)
+            for model in ("original", "unlearned") if cosine_samples
+        }  # fmt: skip
+        known = [task for task in chosen if splits["forget"].labelled[task]]
+        again = _relearn(models, forget, reading, known, relearn, relearn_limit) if relearn and known else None
+    scores = {model: {name: split.scores[model] for name, split in splits.items()} for model in models}
+    notes += _unlabelled(splits)
+    data = numbers.plain({
+        "schema": SCHEMA, "version": VERSION, "title": title, "seed": seed, "made": _now(), "versions": _versions(),
+        "models": list(models), "request": _request(chosen, splits), "scores": scores,
+        **numbers.comparisons(scores, chosen, removal, notes),
+        "membership": numbers.attacks(splits, seed, notes), "drift": numbers.drifts(splits, _indexed(loaders, notes)),
+        "histograms": numbers.histograms(splits), "distances": numbers.distances(splits), "relearn": again,
+        "parameter_shift": parameter_shift(original.parameters(), unlearned.parameters()), "cosines": cosines or None,
+        "cost": numbers.step_cost(cost, went), "history": went, "notes": notes,
+    })  # fmt: skip
+    return Audit(data | {"verdict": verdict(data)})
+
+
+def _tasks(splits: Mapping[str, Split]) -> tuple[str, ...]:
+    found = {name: tuple(split.labelled) for name, split in splits.items()}
+    if len(set(found.values())) > 1:
+        raise ValueError(
+            f"losses: found tasks {found}, expected the same on all data; for a task without labels return any finite "
+            "loss and a mask of False."
+        )
+    return found["forget"]
+
+
+def _request(targets: Sequence[str], splits: Mapping[str, Split]) -> dict[str, Any]:
+    tasks = tuple(splits["forget"].labelled)
+    kind = "full" if targets == tasks else "partial"
+    samples = {name: split.samples for name, split in splits.items()}
+    return {"kind": kind, "tasks": tasks, "targets": targets, "samples": samples}
+
+
+def _indexed(loaders: Mapping[str, object], notes: list[str]) -> dict[str, bool]:
+    """Whether a sample's place in the loader names it."""
+    found = {name: _in_order(loader) for name, loader in loaders.items()}
+    if not all(found.values()):
+        names = ", ".join(name for name, ordered in found.items() if not ordered)
+        notes.append(
+            f"Read in an order that may change: {names}; the worst samples there have no index (pass a list of "
+            "batches, or a DataLoader with shuffle=False and no sampler of its own)."
+        )
+    return found
+
+
+def _in_order(loader: object) -> bool:
+    """A list, or a DataLoader that goes through its dataset from the first to the last; of others nothing is known."""
+    if not isinstance(loader, DataLoader):
+        return isinstance(loader, Sequence)
+    batches = loader.batch_sampler
+    sampler = loader.sampler if batches is None else batches.sampler if type(batches) is BatchSampler else None
+    return type(sampler) is SequentialSampler
+
+
+def _unlabelled(splits: Mapping[str, Split]) -> list[str]:
+    return [
+        f"No sample of {name} has a label for task {task!r}: its numbers there are left out."
+        for name, split in splits.items() for task, there in split.labelled.items() if not there
+    ]  # fmt: skip
+
+
+def _relearn(
+    models: Mapping[str, nn.Module], forget: Iterable[Any], reading: Reading, targets: Sequence[str],
+    optimizer: Optimizer, limit: int,
+) -> dict[str, int | None]:  # fmt: skip
+    """Steps of the unlearned and of the retrained model until the targets' mean forget score is back."""
+
+    def of_targets(model: nn.Module, batch: Any) -> Side:
+        losses, there = reading.read(model, batch)
+        return {task: losses[task] for task in targets}, {task: there[task] for task in targets}
+
+    def level(model: nn.Module) -> float:
+        with torch.no_grad():
+            found = reading.score(model, forget)
+        return sum(found[task] for task in targets) / len(targets)
+
+    goal = level(models["original"])
+    goal -= (1 - BACK) * abs(goal)
+    with torch.enable_grad():
+        return {
+            name: relearn_steps(model, forget, of_targets, level, goal, optimizer, limit=limit)
+            for name, model in models.items() if name != "original"
+        }  # fmt: skip
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        ours = version("mtu_fast")
+    except PackageNotFoundError:  # a source tree on the path
+        ours = "not installed"
+    return {"mtu_fast": ours, "torch": torch.__version__, "python": platform.python_version()}

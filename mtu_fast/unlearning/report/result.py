@@ -1,0 +1,73 @@
+"""What an audit found, as JSON and as a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtu_fast._checks import check_folder
+from mtu_fast.unlearning.report.page import page
+
+SCHEMA, VERSION = "mtu_fast.audit", 1
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        data: every number and word of the report as plain lists, dictionaries, strings and finite numbers or None:
+            request, scores, uis, gaps, tow, over_forgotten, membership, drift, histograms, distances, relearn,
+            parameter_shift, cosines, cost, history, notes and verdict.
+    """
+
+    data: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Audit({self.data['title']!r}: {self.data['verdict']['headline']})"
+
+    def to_json(self, path: str | Path) -> None:
+        """Write `data`; `from_json` reads it back.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+        """
+        check_folder("path", path)
+        Path(path).write_text(json.dumps(self.data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Audit:
+        """The audit that `to_json` wrote.
+
+        Raises:
+            ValueError: another schema, or a later version of it.
+        """
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        if data.get("schema") != SCHEMA or data.get("version") != VERSION:
+            found = f"{data.get('schema')!r} version {data.get('version')!r}"
+            raise ValueError(f"{path}: found schema {found}, expected {SCHEMA!r} version {VERSION}.")
+        return cls(data)
+
+    def to_html(self, path: str | Path) -> None:
+        """Write one self-contained page: no script, nothing loaded from elsewhere.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+        """
+        write_html(path, [self])
+
+
+def write_html(path: str | Path, audits: Sequence[Audit], title: str | None = None) -> None:
+    """Write several audits, of several requests say, as one self-contained page.
+
+    Raises:
+        ValueError: no audit.
+        FileNotFoundError: there is no such folder.
+    """
+    if not audits:
+        raise ValueError("write_html: found no audit, expected at least one.")
+    check_folder("path", path)
+    Path(path).write_text(page([each.data for each in audits], title), encoding="utf-8")

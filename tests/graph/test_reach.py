@@ -1,0 +1,78 @@
+"""Experiments on single nodes: which rows reach which elements, exactly and at any scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mtu_fast._graph.reach import agree, reach
+from mtu_fast._graph.rowmap import NO_ROW, Ids
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+class Function(torch.autograd.Function):
+    """`x`, with a backward of one's own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, backward: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.own = backward
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.own(grads[0]), None
+
+
+def asked(backward: Callable[[Tensor], Tensor], ids: Ids, dtype: torch.dtype, shape: tuple[int, ...]) -> Ids | None:
+    """What an experiment finds for the input of a function with this backward."""
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    node = Function.apply(2 * x, backward).grad_fn
+    return reach(node, [ids], [0], int(ids.max()) + 1)[0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 33, 130])
+def test_rows_that_stay_apart(n: int, dtype: torch.dtype) -> None:
+    ids = np.arange(n)[:, None]
+    same, turned = (asked(f, ids, dtype, (n, 3)) for f in (lambda g: 3 * g, lambda g: g.flip(0)))
+    assert same is not None and same[:, 0].tolist() == list(range(n))
+    assert turned is not None and turned[:, 0].tolist() == list(range(n))[::-1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pair", [(0, 1), (0, 4), (3, 4), (2, 3)])
+@pytest.mark.parametrize("share", [1.0, 2.0**-6, 2.0**-12])
+def test_two_rows_that_meet_however_weakly(share: float, pair: tuple[int, int], dtype: torch.dtype) -> None:
+    """One sees a share of the other that no rounding of the sum would show."""
+
+    def backward(g: Tensor) -> Tensor:
+        mixed = g.clone()
+        mixed[pair[0]] += share * g[pair[1]]
+        return mixed
+
+    assert asked(backward, np.arange(5)[:, None], dtype, (5, 3)) is None
+
+
+def test_places_that_no_row_reaches() -> None:
+    found = asked(lambda g: g * torch.tensor([1.0, 0, 1, 1])[:, None], np.arange(4)[:, None], torch.float32, (4, 2))
+    assert found is not None and found[:, 0].tolist() == [0, NO_ROW, 2, 3]
+
+
+def test_what_is_not_finite_counts_as_met() -> None:
+    assert asked(lambda g: g * torch.inf, np.arange(3)[:, None], torch.float32, (3, 2)) is None
+
+
+def test_maps_agree_where_rows_come_only_to_places_of_their_own() -> None:
+    then = {0: np.array([0, 1, NO_ROW])}
+    assert agree({0: np.array([0, NO_ROW, NO_ROW])}, then)
+    assert not agree({0: np.array([0, 1, 1])}, then)
+    assert not agree({0: np.array([1, 1, NO_ROW])}, then)
+    assert not agree({0: None}, then)
+    assert agree({0: np.array(NO_ROW)}, then)
+    assert not agree({0: np.array([0, 1, NO_ROW])}, {0: np.array(NO_ROW)})
