@@ -31,6 +31,7 @@ test: check ## lint, types, then every test
 
 check: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
 demo: $(INSTALLED) ## unlearning on handwritten digits: a table, out/unlearning.{json,png}, the audit out/unlearning.html

@@ -1,7 +1,7 @@
 """Builds the optional extension `mtu_fast._C`; without torch or a compiler the package is pure Python and complete.
 
-Everything else is in pyproject.toml. A build without the extension leaves the reason in `mtu_fast/_C.missing`, because
-pip hides what a build prints; `python -m mtu_fast` shows it.
+Everything else is in pyproject.toml. A build without the extension leaves the reason in
+`mtu_fast/_C.missing`, because pip hides what a build prints; `python -m mtu_fast` shows it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,19 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 OLDEST_SETUPTOOLS = 77  # reads the licence in pyproject.toml
-OLDEST_TORCH = (2, 11)  # LibTorch's stable ABI as of this version; the binary serves every later one
-ARCHITECTURES = ("80", "90", "100")  # those of them that nvcc knows, and PTX of the last, for what comes after
-FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp-simd", "-fno-math-errno", "-fvisibility=hidden", "-Wall"]
+# LibTorch's stable ABI as of this version; the binary serves every later one
+OLDEST_TORCH = (2, 11)
+# those of them that nvcc knows, and PTX of the last, for what comes after
+ARCHITECTURES = ("80", "90", "100")
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-Wall",
+]
 
 try:
     import torch
@@ -42,8 +52,12 @@ def extension() -> Extension:
     target = (OLDEST_TORCH[0] << 56) + (OLDEST_TORCH[1] << 48)
     return Extension(
         "mtu_fast._C",
-        sources=[path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "csrc").rglob("*.cpp"))],
-        depends=[path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "csrc").rglob("*.[hc]*"))],
+        sources=[
+            path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "csrc").rglob("*.cpp"))
+        ],
+        depends=[
+            path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "csrc").rglob("*.[hc]*"))
+        ],
         include_dirs=cpp_extension.include_paths(),
         library_dirs=cpp_extension.library_paths(),
         libraries=["torch", "torch_cpu"],
@@ -73,14 +87,18 @@ def cuda_part() -> Cuda:
     if nvcc is None:
         return Cuda(absent="nvcc was not found in CUDA_HOME or PATH")
     try:
-        listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout
+        listed = subprocess.run(
+            [nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False
+        ).stdout
     except OSError as error:  # not a program of this machine
         return Cuda(absent=f"{nvcc} does not run: {error.strerror}")
     known = re.findall(r"^compute_(\d+)$", listed, re.MULTILINE)
     served = tuple(sm for sm in ARCHITECTURES if sm in known)
     if not served:
         wanted = ", ".join(f"compute_{sm}" for sm in ARCHITECTURES)
-        return Cuda(absent=f"{nvcc} --list-gpu-arch names none of {wanted}, but {' '.join(known) or 'nothing'}")
+        return Cuda(
+            absent=f"{nvcc} --list-gpu-arch names none of {wanted}, but {' '.join(known) or 'nothing'}"
+        )
     return Cuda(nvcc, served)
 
 
@@ -97,15 +115,33 @@ def compile_cuda(cuda: Cuda, folder: Path) -> list[str]:
     objects = []
     for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
         objects.append(str(folder / f"{source.stem}.cuda.o"))
-        command = [cuda.nvcc, "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", *targets]
+        command = [
+            cuda.nvcc,
+            "-std=c++17",
+            "-O3",
+            "-Xcompiler",
+            "-fPIC,-fvisibility=hidden",
+            *targets,
+        ]
         command += ["-c", str(source), "-o", objects[-1]]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         sys.stderr.write(done.stderr)
         if done.returncode:
             lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
-            raise RuntimeError("nvcc: " + next((line for line in lines if "error" in line.lower()), lines[-1]))
-    dry_run = subprocess.run([cuda.nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False).stderr
-    return [*objects, *re.findall(r'"(-L[^"]+)"', dry_run), "-lcudart_static", "-lpthread", "-ldl", "-lrt"]
+            raise RuntimeError(
+                "nvcc: " + next((line for line in lines if "error" in line.lower()), lines[-1])
+            )
+    dry_run = subprocess.run(
+        [cuda.nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False
+    ).stderr
+    return [
+        *objects,
+        *re.findall(r'"(-L[^"]+)"', dry_run),
+        "-lcudart_static",
+        "-lpthread",
+        "-ldl",
+        "-lrt",
+    ]
 
 
 def leave_note(folder: Path, reason: str) -> None:
@@ -124,7 +160,8 @@ class Package(Distribution):
         """Read pyproject.toml.
 
         Raises:
-            SystemExit: setuptools is too old to; it would speak of a "data.license" that is not valid.
+            SystemExit: setuptools is too old to; it would speak of a "data.license" that is not
+                valid.
         """
         if int(setuptools.__version__.partition(".")[0]) >= OLDEST_SETUPTOOLS:
             super().parse_config_files(*arguments, **options)
@@ -179,7 +216,8 @@ class BuildExtension(build_ext):
                     served = [f'-DMTU_FAST_NO_CUDA="no: {quoted}"']
                 each.extra_compile_args = [*plain.extra_compile_args, *served]
             super().run()
-        except Exception as error:  # compilers, linkers and torch's checks all fail in their own ways
+        # compilers, linkers and torch's checks all fail in their own ways
+        except Exception as error:
             self.compiler, self.inplace = compiler, inplace  # as before, for the next attempt
             return f"compiling failed ({' '.join(str(error).split())[:200]})"
         return ""
@@ -190,6 +228,9 @@ if __name__ == "__main__":  # pip runs it so, too
     setup(
         distclass=Package,
         packages=find_packages(include=["mtu_fast", "mtu_fast.*"]),
+        package_dir={
+            "": "."
+        },  # an editable install is then a plain path, which type checkers follow
         ext_modules=[] if ABSENT else [extension()],
         cmdclass={"build_py": BuildPython, "build_ext": BuildExtension},
     )

@@ -2,10 +2,11 @@
 
     python -m benchmarks.architectures [--models llama bert ...] [--repeats K]
 
-Random weights, d = 128, 2 to 4 layers, N = 16, float32, the default attention. A ratio is the median over interleaved
-rounds of a whole step (zero_grad, forward, engine.backward with OrthoGrad(0.5), a quarter of the samples forgotten)
-over the plain step of the same losses (`loss.mean().backward()`). Steps in which the engine checks itself (1, 2, 4, …)
-are among them. The first step, in which the plan is made and checked, is told apart.
+Random weights, d = 128, 2 to 4 layers, N = 16, float32, the default attention. A ratio is the
+median over interleaved rounds of a whole step (zero_grad, forward, engine.backward with
+OrthoGrad(0.5), a quarter of the samples forgotten) over the plain step of the same losses
+(`loss.mean().backward()`). Steps in which the engine checks itself (1, 2, 4, …) are among them. The
+first step, in which the plan is made and checked, is told apart.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ Losses = Callable[[], Tensor]
 MODELS: dict[str, Callable[[Any], tuple[nn.Module, Losses]]] = {}
 
 
-def _model(make: Callable[[Any], tuple[nn.Module, Losses]]) -> Callable[[Any], tuple[nn.Module, Losses]]:
+def _model(
+    make: Callable[[Any], tuple[nn.Module, Losses]],
+) -> Callable[[Any], tuple[nn.Module, Losses]]:
     MODELS[make.__name__] = make
     return make
 
@@ -46,7 +49,9 @@ def _language(model: nn.Module, tokens: int) -> tuple[nn.Module, Losses]:
 
 def _images(model: nn.Module, side: int) -> tuple[nn.Module, Losses]:
     pixels, labels = torch.randn(N, 3, side, side), torch.randint(10, (N,))
-    return model, lambda: F.cross_entropy(model(pixel_values=pixels).logits, labels, reduction="none")
+    return model, lambda: F.cross_entropy(
+        model(pixel_values=pixels).logits, labels, reduction="none"
+    )
 
 
 @_model
@@ -63,7 +68,11 @@ def llama(hf: Any) -> tuple[nn.Module, Losses]:
 def bert(hf: Any) -> tuple[nn.Module, Losses]:
     """A tied masked-language head, 4 layers, 64 tokens."""
     config = hf.BertConfig(
-        vocab_size=VOCABULARY, hidden_size=D, intermediate_size=4 * D, num_hidden_layers=4, num_attention_heads=4
+        vocab_size=VOCABULARY,
+        hidden_size=D,
+        intermediate_size=4 * D,
+        num_hidden_layers=4,
+        num_attention_heads=4,
     )
     return _language(hf.BertForMaskedLM(config).eval(), 64)
 
@@ -108,14 +117,22 @@ def whisper(hf: Any) -> tuple[nn.Module, Losses]:
     )  # fmt: skip
     model = hf.WhisperForConditionalGeneration(config).eval()
     sound, labels = torch.randn(N, 40, 128), torch.randint(3, VOCABULARY, (N, 32))
-    return model, lambda: next_tokens(model(input_features=sound, decoder_input_ids=labels).logits, labels)
+    return model, lambda: next_tokens(
+        model(input_features=sound, decoder_input_ids=labels).logits, labels
+    )
 
 
 @_model
 def swin(hf: Any) -> tuple[nn.Module, Losses]:
     """4x4 patches of 64x64, shifted windows of 4x4, two stages of 2 layers, d = 64 and 128."""
     config = hf.SwinConfig(
-        image_size=64, patch_size=4, embed_dim=64, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=10
+        image_size=64,
+        patch_size=4,
+        embed_dim=64,
+        depths=[2, 2],
+        num_heads=[2, 4],
+        window_size=4,
+        num_labels=10,
     )
     return _images(hf.SwinForImageClassification(config).eval(), 64)
 
@@ -124,7 +141,12 @@ def swin(hf: Any) -> tuple[nn.Module, Losses]:
 def mamba(hf: Any) -> tuple[nn.Module, Losses]:
     """2 layers of the scan in plain torch, 32 tokens."""
     config = hf.MambaConfig(
-        vocab_size=VOCABULARY, hidden_size=D, state_size=16, num_hidden_layers=2, use_cache=False, use_mambapy=False
+        vocab_size=VOCABULARY,
+        hidden_size=D,
+        state_size=16,
+        num_hidden_layers=2,
+        use_cache=False,
+        use_mambapy=False,
     )
     return _language(hf.MambaForCausalLM(config).eval(), 32)
 
@@ -175,7 +197,9 @@ def measure(name: str, repeats: int) -> tuple[float, float, float]:
 
 def main() -> None:
     """Print a line a model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--repeats", type=int, default=9)
     given = parser.parse_args()

@@ -15,8 +15,9 @@ from benchmarks.nets import DenseNet, dense_losses, dense_scores
 from benchmarks.protocol import Grid, Problem, Protocol, divide
 from benchmarks.scenes import make_scenes
 
-# (alpha, learning rate); a step is at most `clip` times as long as the learning rate. Chosen by whether and when runs
-# of seed 0 come down to the level: within the step limit, after some tens of steps.
+# (alpha, learning rate); a step is at most `clip` times as long as the learning rate. Chosen by
+# whether and when runs of seed 0 come down to the level: within the step limit, after some tens of
+# steps.
 DENSE: dict[str, Grid] = {
     "protective": ((0.5, 0.2), (0.5, 0.4), (0.6, 0.8)),
     "orthogonal": ((0.1, 0.8), (0.3, 0.8), (0.3, 1.6)),
@@ -73,7 +74,9 @@ def load(choice: Choice) -> Case:
         raise ValueError(f"data is {choice.data!r}, expected one of {', '.join(NAMES)}")
     on_disk = choice.data in ("nyuv2", "cityscapes")
     if on_disk == (choice.root is None):
-        raise ValueError(f"--data {choice.data} {'needs' if on_disk else 'makes its data and takes no'} --root PATH")
+        raise ValueError(
+            f"--data {choice.data} {'needs' if on_disk else 'makes its data and takes no'} --root PATH"
+        )
     case = _digits(choice.quick) if choice.data == "digits" else _dense(choice)
     case = replace(case, protocol=replace(case.protocol, kept=choice.kept))
     if not choice.quick:
@@ -95,7 +98,9 @@ def _digits(quick: bool) -> Case:
         scenes = make_scenes(sizes, seed)
         return {**divide(scenes.pop("train"), 40), **scenes}
 
-    protocol = Protocol(epochs=60, retain_batch=20, forget_batch=10, steps=100, watch=False, grids=DIGITS)
+    protocol = Protocol(
+        epochs=60, retain_batch=20, forget_batch=10, steps=100, watch=False, grids=DIGITS
+    )
     return Case(demo.problem(16 if quick else 24), protocol, split)
 
 
@@ -104,7 +109,12 @@ def _dense(choice: Choice) -> Case:
                       "cityscapes": (cityscapes.TASKS, cityscapes.CLASSES)}[choice.data]  # fmt: skip
     width = 24 if choice.data == "rooms" else 48
     problem = Problem(
-        choice.data, tasks, ("segmentation",), partial(DenseNet, tasks, classes, width), dense_losses, dense_scores
+        choice.data,
+        tasks,
+        ("segmentation",),
+        partial(DenseNet, tasks, classes, width),
+        dense_losses,
+        dense_scores,
     )
     protocol = Protocol(
         epochs=40 if choice.quick else 100, peak=6e-3, batch=16, retain_batch=12, forget_batch=6, steps=100, every=4,

@@ -1,11 +1,13 @@
 """What changed since another revision: the steps of `benchmarks.step_cost`, this tree against that one, interleaved.
 
-    python -m benchmarks.compare BASE [--models mlp transformer resnet] [--tasks 1 3] [--repeats K] [--quick]
+    python -m benchmarks.compare BASE [--models mlp transformer resnet] [--tasks 1 3] [--repeats K]
+    [--quick]
 
-BASE is anything git knows: HEAD, main, a hash. Its files are checked out in a temporary folder, with `mtu_fast._C`
-copied where `csrc` is the same and built where it is not. Each tree runs in a process of its own; in every round both
-run every step once, in turns as to who begins. A ratio is the median over rounds of this tree's time over the base's,
-with half the distance between the quartiles: below 1 is faster. What lies within the spread of 1 is no change.
+BASE is anything git knows: HEAD, main, a hash. Its files are checked out in a temporary folder,
+with `mtu_fast._C` copied where `csrc` is the same and built where it is not. Each tree runs in a
+process of its own; in every round both run every step once, in turns as to who begins. A ratio is
+the median over rounds of this tree's time over the base's, with half the distance between the
+quartiles: below 1 is faster. What lies within the spread of 1 is no change.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def checkout(base: str) -> Iterator[Path]:
 def _run(command: Sequence[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+        raise ValueError(
+            f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
+        )
 
 
 def _same(a: Path, b: Path) -> bool:
@@ -65,7 +69,13 @@ class Server:
     """A process that times the steps of the tree in `folder` on one model."""
 
     def __init__(self, folder: Path, model: str, tasks: int, quick: bool) -> None:
-        command = [sys.executable, str(ROOT / "benchmarks" / "serve.py"), model, str(tasks), str(quick)]
+        command = [
+            sys.executable,
+            str(ROOT / "benchmarks" / "serve.py"),
+            model,
+            str(tasks),
+            str(quick),
+        ]
         self._process = subprocess.Popen(
             command, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -88,7 +98,9 @@ class Server:
         line = self._process.stdout.readline()
         if not line:
             self.close()
-            raise RuntimeError(f"a tree's process ended with {self._process.returncode}; its error is above.")
+            raise RuntimeError(
+                f"a tree's process ended with {self._process.returncode}; its error is above."
+            )
         return line
 
 
@@ -101,7 +113,9 @@ def measure(
         for server in servers:
             stack.callback(server.close)
         mine, theirs = servers
-        rounds: dict[str, tuple[list[float], list[float]]] = {s: ([], []) for s in mine.steps if s in theirs.steps}
+        rounds: dict[str, tuple[list[float], list[float]]] = {
+            s: ([], []) for s in mine.steps if s in theirs.steps
+        }
         for turn in range(repeats):
             for step, (ours, base) in rounds.items():
                 for server, times in ((mine, ours), (theirs, base))[:: 1 if turn % 2 else -1]:
@@ -111,12 +125,18 @@ def measure(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print a line a step."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("base", metavar="BASE", help="a git revision")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["mlp", "transformer", "resnet"])
+    parser.add_argument(
+        "--models", nargs="+", choices=list(MODELS), default=["mlp", "transformer", "resnet"]
+    )
     parser.add_argument("--tasks", nargs="+", type=int, default=[1, 3])
     parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--quick", action="store_true", help="tiny models: does it run, not how fast")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny models: does it run, not how fast"
+    )
     args = parser.parse_args(argv)
     if min(*args.tasks, args.repeats) < 1:
         parser.error("--tasks and --repeats take numbers from 1")
@@ -125,13 +145,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             tree = stack.enter_context(checkout(args.base))
         except ValueError as error:
             parser.error(str(error))
-        print(f"{'this tree over ' + args.base[:24]:44}{'ratio':>8}{'±':>7}{'ms':>10}{'base ms':>10}")
+        print(
+            f"{'this tree over ' + args.base[:24]:44}{'ratio':>8}{'±':>7}{'ms':>10}{'base ms':>10}"
+        )
         for model in args.models:
             for tasks in args.tasks:
-                for step, (ours, base) in measure((ROOT, tree), model, tasks, args.repeats, args.quick).items():
+                for step, (ours, base) in measure(
+                    (ROOT, tree), model, tasks, args.repeats, args.quick
+                ).items():
                     ratio, spread = ours.ratio(base)
                     name = f"{model}, {tasks} task(s), {step}"
-                    print(f"{name:44}{ratio:8.3f}{spread:7.3f}{ours.median:10.2f}{base.median:10.2f}", flush=True)
+                    print(
+                        f"{name:44}{ratio:8.3f}{spread:7.3f}{ours.median:10.2f}{base.median:10.2f}",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
     python -m benchmarks.demo [--seed S] [--out DIR] [--quick]
 
-A shared-backbone net memorises scenes of two overlapping digits (`benchmarks.scenes`: tasks left, right, mask). Then a
-forget set F is unlearned, *full-task* (F from every task) and *partial-task* (F from `left` only; (F, right) and
-(F, mask) are then data to keep), by OrthoGrad, GradDiff and gradient ascent, and each result is set beside the net
-retrained from scratch without that supervision. It prints one table and writes `unlearning.json` and `unlearning.png`,
-and an audit of OrthoGrad's run, `unlearning.html`, with its numbers in `audit_full.json` and `audit_partial.json`.
-`benchmarks.protocol` gives every method the same care; `benchmarks.unlearning` tries all of them, on more data.
+A shared-backbone net memorises scenes of two overlapping digits (`benchmarks.scenes`: tasks left,
+right, mask). Then a forget set F is unlearned, *full-task* (F from every task) and *partial-task*
+(F from `left` only; (F, right) and (F, mask) are then data to keep), by OrthoGrad, GradDiff and
+gradient ascent, and each result is set beside the net retrained from scratch without that
+supervision. It prints one table and writes `unlearning.json` and `unlearning.png`, and an audit of
+OrthoGrad's run, `unlearning.html`, with its numbers in `audit_full.json` and `audit_partial.json`.
+`benchmarks.protocol` gives every method the same care; `benchmarks.unlearning` tries all of them,
+on more data.
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ class Setting:
     """How much of everything."""
 
     protocol: Protocol = field(default_factory=lambda: Protocol(grids=GRIDS))
-    sizes: dict[str, int] = field(default_factory=lambda: {"train": 400, "validation": 200, "test": 298})
+    sizes: dict[str, int] = field(
+        default_factory=lambda: {"train": 400, "validation": 200, "test": 298}
+    )
     forget: int = 40  # scenes
     width: int = 24  # channels of the net
     rounds: int = 3  # timed
@@ -79,10 +83,12 @@ class Setting:
 
 
 QUICK = Setting(
-    Protocol(steps=80, grids={"protective": ((0.5, 0.4),), "ascent": ((0.0, 0.05),)}), rounds=1, memory=False
+    Protocol(steps=80, grids={"protective": ((0.5, 0.4),), "ascent": ((0.0, 0.05),)}),
+    rounds=1,
+    memory=False,
 )
 
-# ---- cost -----------------------------------------------------------------------------------------------------------
+# ---- cost ----------------------------------------------------------------------------------------
 
 
 def step(implementation: str, name: str, request: str, model: torch.nn.Module, data: Mapping[str, Samples],
@@ -116,12 +122,20 @@ def memory_step(implementation: str, name: str, request: str, seed: str) -> Call
 
 
 def costs(
-    request: str, model: torch.nn.Module, data: Mapping[str, Samples], setting: Setting, seed: int, bar: tqdm[Any]
+    request: str,
+    model: torch.nn.Module,
+    data: Mapping[str, Samples],
+    setting: Setting,
+    seed: int,
+    bar: tqdm[Any],
 ) -> dict[str, dict[str, Any]]:
     """{method: {ms: {fast, reference}, mib: {fast, reference}}}: medians of interleaved steps; peak above the model."""
     pairs = [(name, how) for name in ENTRIES for how in ("fast", "reference")]
     bar.set_postfix_str(f"ms a step, {request}")
-    times = interleaved({f"{n} {h}": step(h, n, request, model, data, setting, seed) for n, h in pairs}, setting.rounds)
+    times = interleaved(
+        {f"{n} {h}": step(h, n, request, model, data, setting, seed) for n, h in pairs},
+        setting.rounds,
+    )
     model.zero_grad()
     bar.update()
     found: dict[str, dict[str, Any]] = {name: {"ms": {}, "mib": {}} for name in ENTRIES}
@@ -134,7 +148,7 @@ def costs(
     return found
 
 
-# ---- the whole ------------------------------------------------------------------------------------------------------
+# ---- the whole -----------------------------------------------------------------------------------
 
 
 def split(setting: Setting, seed: int) -> dict[str, Samples]:
@@ -148,16 +162,25 @@ def experiment(setting: Setting, seed: int) -> tuple[dict[str, Any], dict[str, m
     data, digits, protocol = split(setting, seed), problem(setting.width), setting.protocol
     with tqdm(total=3 * protocol.epochs, desc="train", unit="epoch") as bar:
         original = train(digits, data["train"], protocol, seed, bar.update)
-        ideals = {request: retrain(digits, data, request, protocol, seed, bar.update) for request in REQUESTS}
+        ideals = {
+            request: retrain(digits, data, request, protocol, seed, bar.update)
+            for request in REQUESTS
+        }
     before = table(digits, original, data)
-    total = sum(len(protocol.grids[entry.family]) for entry in ENTRIES.values()) * protocol.steps * len(REQUESTS)
+    total = (
+        sum(len(protocol.grids[entry.family]) for entry in ENTRIES.values())
+        * protocol.steps
+        * len(REQUESTS)
+    )
     found: dict[str, dict[str, list[Run]]] = {}
     with tqdm(total=total, desc="unlearn", unit="step") as bar:
         for request, targets in REQUESTS.items():
             found[request] = {}
             for name, entry in ENTRIES.items():
                 bar.set_postfix_str(f"{name}, {request}")
-                found[request][name] = search(digits, original, data, targets, entry, protocol, seed, bar.update)
+                found[request][name] = search(
+                    digits, original, data, targets, entry, protocol, seed, bar.update
+                )
     with tqdm(total=(1 + 2 * len(ENTRIES)) * len(REQUESTS), desc="cost", unit="case") as bar:
         cost = {request: costs(request, original, data, setting, seed, bar) for request in REQUESTS}
     level, requests, audits = scene_scores(original, data["validation"]), {}, {}
@@ -171,17 +194,31 @@ def experiment(setting: Setting, seed: int) -> tuple[dict[str, Any], dict[str, m
                 "chosen": best.summary(), "tried": [run.summary() for run in runs], "history": best.history,
                 "parameter_shift": metrics.parameter_shift(original.parameters(), best.model.parameters()),
             }  # fmt: skip
-        chosen, title = found[request]["OrthoGrad"][0], f"OrthoGrad, {request}-task: forget {', '.join(targets)}"
+        chosen, title = (
+            found[request]["OrthoGrad"][0],
+            f"OrthoGrad, {request}-task: forget {', '.join(targets)}",
+        )
         audits[request] = audit_run(original, chosen.model, ideals[request], data, targets, chosen.history,
                                     cost[request]["OrthoGrad"], title, seed)  # fmt: skip
         requests[request] = {"targets": targets, "level": mean_of(level, targets), "models": rows}
-    where = {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads()}
-    return {"seed": seed, "setting": asdict(setting), "versions": where, "requests": requests}, audits
+    where = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+    return {
+        "seed": seed,
+        "setting": asdict(setting),
+        "versions": where,
+        "requests": requests,
+    }, audits
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the options, run, print the table, write JSON and plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--quick", action="store_true", help="one setting a method, no memory")
@@ -190,7 +227,11 @@ def main(arguments: list[str] | None = None) -> None:
     result, audits = experiment(QUICK if options.quick else Setting(), options.seed)
     (options.out / "unlearning.json").write_text(json.dumps(result, indent=1) + "\n")
     plot_unlearning(result, options.out / "unlearning.png")
-    written = [options.out / "unlearning.json", options.out / "unlearning.png", *write_report(audits, options.out)]
+    written = [
+        options.out / "unlearning.json",
+        options.out / "unlearning.png",
+        *write_report(audits, options.out),
+    ]
     print(f"{text_table(result)}\n\nwritten: {', '.join(map(str, written))}")
 
 

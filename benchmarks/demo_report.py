@@ -44,8 +44,15 @@ def audit_run(
 
 def write_report(audits: Mapping[str, mtu.Audit], folder: Path) -> list[Path]:
     """The page of all requests, and the numbers of each; the files written."""
-    page, numbers = folder / "unlearning.html", {name: folder / f"audit_{name}.json" for name in audits}
-    write_html(page, list(audits.values()), "Unlearning handwritten digits: what was removed, and what else moved")
+    page, numbers = (
+        folder / "unlearning.html",
+        {name: folder / f"audit_{name}.json" for name in audits},
+    )
+    write_html(
+        page,
+        list(audits.values()),
+        "Unlearning handwritten digits: what was removed, and what else moved",
+    )
     for name, each in audits.items():
         each.to_json(numbers[name])
     return [page, *numbers.values()]

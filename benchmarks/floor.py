@@ -1,9 +1,10 @@
 """The least time a computation can take on a machine: its bytes and its FLOPs over what the machine was measured to do.
 
-The ceilings are measured, not read from a data sheet: the bandwidth of reading and of copying arrays far larger than
-any cache, and the rate of one large product in float32 (TF32 off) and in float64. Bytes and FLOPs overlap at best,
-so the floor is the longer of the two times. What is in a cache already, or computed on units these products do not use,
-can be faster than the floor; a fraction above 1 says so.
+The ceilings are measured, not read from a data sheet: the bandwidth of reading and of copying
+arrays far larger than any cache, and the rate of one large product in float32 (TF32 off) and in
+float64. Bytes and FLOPs overlap at best, so the floor is the longer of the two times. What is in a
+cache already, or computed on units these products do not use, can be faster than the floor; a
+fraction above 1 says so.
 """
 
 from __future__ import annotations
@@ -43,11 +44,14 @@ class Ceilings:
         return max(moving, computing)
 
     def __str__(self) -> str:
-        rates = f"float32 {self.float32 / 1e9:.0f} GFLOP/s, float64 {self.float64 / 1e9:.0f} GFLOP/s"
+        rates = (
+            f"float32 {self.float32 / 1e9:.0f} GFLOP/s, float64 {self.float64 / 1e9:.0f} GFLOP/s"
+        )
         return f"reading {self.read / 1e9:.1f} GB/s, copying {self.copy / 1e9:.1f} GB/s, {rates}"
 
 
-ELEMENTS = {"quick": 1 << 18, "cpu": 1 << 26, "cuda": 1 << 28}  # of the float32 arrays read and copied
+# of the float32 arrays read and copied
+ELEMENTS = {"quick": 1 << 18, "cpu": 1 << 26, "cuda": 1 << 28}
 PRODUCT = {"quick": 64, "cpu": 2048, "cuda": 8192}  # side of the square matrices multiplied
 ROUNDS = 7
 
@@ -62,7 +66,11 @@ def ceilings(device: str, quick: bool = False) -> Ceilings:
     """
     size = "quick" if quick else device.partition(":")[0]
     read, copy = _bandwidths(ELEMENTS[size], device)
-    return Ceilings(read, copy, *(_product_rate(t, PRODUCT[size], device) for t in (torch.float32, torch.float64)))
+    return Ceilings(
+        read,
+        copy,
+        *(_product_rate(t, PRODUCT[size], device) for t in (torch.float32, torch.float64)),
+    )
 
 
 def _bandwidths(elements: int, device: str) -> tuple[float, float]:

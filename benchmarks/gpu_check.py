@@ -9,9 +9,10 @@
     ops           microbenchmarks: rows of ops.csv
     step cost     whole steps of the ResNet and the transformer: step_cost.json
 
-Nothing is installed or downloaded; the tree itself is not written to. Each stage has its time, plus what those before
-it left over; one that fails or takes longer is reported and the next one goes on. Exit status 1 if any failed. The dry
-run walks through the same stages on the CPU with tiny sizes: does the check itself work.
+Nothing is installed or downloaded; the tree itself is not written to. Each stage has its time, plus
+what those before it left over; one that fails or takes longer is reported and the next one goes on.
+Exit status 1 if any failed. The dry run walks through the same stages on the CPU with tiny sizes:
+does the check itself work.
 """
 
 from __future__ import annotations
@@ -74,30 +75,77 @@ class Outcome:
     note: str = ""
 
 
-# ---- the stages -----------------------------------------------------------------------------------------------------
+# ---- the stages ----------------------------------------------------------------------------------
 
 
 def stages(out: Path, dry: bool) -> list[Stage]:
     """What is run, in order; 530 seconds in all."""
     python = (sys.executable,)
     device = "cpu" if dry else "cuda"
-    pytest = (*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors")
+    pytest = (
+        *python,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--continue-on-collection-errors",
+    )
     on_gpu, ordinary = out / "tests_gpu.xml", out / "tests_ops.xml"
     tests: tuple[tuple[str, ...], ...] = (
         (*pytest, f"--junitxml={on_gpu}", "-m", "gpu", *CUDA_TESTS),
         (*pytest, f"--junitxml={ordinary}", "-m", "not gpu", "tests/ops", "tests/kernels"),
     )
     if dry:
-        few = ("tests/ops/test_gram_schmidt.py", "tests/kernels/test_probe.py", "-k", "literal or probe")
-        tests = ((*tests[0][: -len(CUDA_TESTS)], "tests/kernels/test_probe.py"), (*tests[1][:-2], *few))
-    ops = (*python, "-m", "benchmarks.ops", "--device", device, "--tested-by", str(on_gpu), str(ordinary))
+        few = (
+            "tests/ops/test_gram_schmidt.py",
+            "tests/kernels/test_probe.py",
+            "-k",
+            "literal or probe",
+        )
+        tests = (
+            (*tests[0][: -len(CUDA_TESTS)], "tests/kernels/test_probe.py"),
+            (*tests[1][:-2], *few),
+        )
+    ops = (
+        *python,
+        "-m",
+        "benchmarks.ops",
+        "--device",
+        device,
+        "--tested-by",
+        str(on_gpu),
+        str(ordinary),
+    )
     some = ("--ops", "gram_schmidt") if dry else ()
-    timed = ("--csv", str(out / "ops.csv"), "--budget", "0.01" if dry else "0.7", *(("--quick",) if dry else ()))
-    steps = (*python, "-m", "benchmarks.step_cost", "--device", device, "--json", str(out / "step_cost.json"))
-    models = ("--models", "mlp", "--quick", "--no-memory") if dry else ("--models", "resnet", "transformer")
+    timed = (
+        "--csv",
+        str(out / "ops.csv"),
+        "--budget",
+        "0.01" if dry else "0.7",
+        *(("--quick",) if dry else ()),
+    )
+    steps = (
+        *python,
+        "-m",
+        "benchmarks.step_cost",
+        "--device",
+        device,
+        "--json",
+        str(out / "step_cost.json"),
+    )
+    models = (
+        ("--models", "mlp", "--quick", "--no-memory")
+        if dry
+        else ("--models", "resnet", "transformer")
+    )
     repeats = "1" if dry else "5"
     return [
-        Stage("environment", 25, ((*python, "-c", FACTS), *([("nvidia-smi",)] if not dry else []), *_nvcc())),
+        Stage(
+            "environment",
+            25,
+            ((*python, "-c", FACTS), *([("nvidia-smi",)] if not dry else []), *_nvcc()),
+        ),
         Stage("build", 115, (("bash", "-c", _build(dry)),)),
         Stage("tests", 160, tests),
         _sanitizer((*ops, "--check", "--quick", *some), dry),
@@ -107,7 +155,9 @@ def stages(out: Path, dry: bool) -> list[Stage]:
 
 
 def _sanitizer(command: tuple[str, ...], dry: bool) -> Stage:
-    tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    tool = shutil.which("compute-sanitizer") or shutil.which(
+        "/usr/local/cuda/bin/compute-sanitizer"
+    )
     if dry:
         return Stage("sanitizer", 70, (command,))
     # What vendors' kernels do, and calls that torch tries and takes back, are no faults of ours.
@@ -115,7 +165,12 @@ def _sanitizer(command: tuple[str, ...], dry: bool) -> Stage:
     common = (*ours, "--error-exitcode", "1", *command)
     memcheck = (str(tool), "--tool", "memcheck", "--report-api-errors", "no", *common)
     commands = (memcheck, (str(tool), "--tool", "racecheck", *common))
-    return Stage("sanitizer", 70, commands if tool else (), "" if tool else "compute-sanitizer is not installed here")
+    return Stage(
+        "sanitizer",
+        70,
+        commands if tool else (),
+        "" if tool else "compute-sanitizer is not installed here",
+    )
 
 
 def kernel_names() -> list[str]:
@@ -128,8 +183,14 @@ def _build(dry: bool) -> str:
     """A shell line: build in the copy, say what serves each op, fail without the extension."""
     python = shlex.quote(sys.executable)
     # A dry run takes over what is built: torch's build command compiles all anew.
-    what = "--version" if dry and any((ROOT / "mtu_fast").glob("_C.*.so")) else "build_ext --build-lib ."
-    return f"{python} setup.py {what} && {python} -m mtu_fast && {python} -c {shlex.quote(COMPLETE)}"
+    what = (
+        "--version"
+        if dry and any((ROOT / "mtu_fast").glob("_C.*.so"))
+        else "build_ext --build-lib ."
+    )
+    return (
+        f"{python} setup.py {what} && {python} -m mtu_fast && {python} -c {shlex.quote(COMPLETE)}"
+    )
 
 
 def _nvcc() -> list[tuple[str, ...]]:
@@ -137,7 +198,7 @@ def _nvcc() -> list[tuple[str, ...]]:
     return [(nvcc, "--version")] if nvcc else []
 
 
-# ---- running --------------------------------------------------------------------------------------------------------
+# ---- running -------------------------------------------------------------------------------------
 
 
 def copy_of_the_tree(folder: Path, commit: str, built: bool) -> Path:
@@ -157,7 +218,9 @@ def copy_of_the_tree(folder: Path, commit: str, built: bool) -> Path:
     return tree
 
 
-def run(stage: Stage, tree: Path, until: float, log: IO[bytes], none_is_fine: bool = False) -> Outcome:
+def run(
+    stage: Stage, tree: Path, until: float, log: IO[bytes], none_is_fine: bool = False
+) -> Outcome:
     """Run a stage's commands side by side until the clock (`time.monotonic`) says `until`; their output to the log."""
     start = time.monotonic()
     if stage.skipped:
@@ -171,7 +234,12 @@ def run(stage: Stage, tree: Path, until: float, log: IO[bytes], none_is_fine: bo
         output = tempfile.TemporaryFile()  # noqa: SIM115  closed below
         try:
             child = subprocess.Popen(
-                command, cwd=tree, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=tree,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         except OSError as error:
             output.write(str(error).encode())
@@ -190,8 +258,15 @@ def run(stage: Stage, tree: Path, until: float, log: IO[bytes], none_is_fine: bo
     fine = {0, NO_TESTS} if none_is_fine else {0}
     bad = [(i, status) for i, status in enumerate(statuses) if status not in fine]
     late = any(status is None for _, status in bad)
-    note = ", ".join(f"command {i + 1}: {'stopped' if s is None else f'exit status {s}'}" for i, s in bad)
-    return Outcome(stage.name, "TOO LONG" if late else "FAILED" if bad else "passed", time.monotonic() - start, note)
+    note = ", ".join(
+        f"command {i + 1}: {'stopped' if s is None else f'exit status {s}'}" for i, s in bad
+    )
+    return Outcome(
+        stage.name,
+        "TOO LONG" if late else "FAILED" if bad else "passed",
+        time.monotonic() - start,
+        note,
+    )
 
 
 def _status(child: subprocess.Popen[bytes] | None, until: float) -> int | None:
@@ -214,22 +289,33 @@ def _status(child: subprocess.Popen[bytes] | None, until: float) -> int | None:
 def check(todo: Sequence[Stage], out: Path, commit: str = "", dry: bool = False) -> list[Outcome]:
     """Run the stages in a copy of the tree; log and summary to `out`."""
     outcomes, until = [], time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="gpu_check_") as folder, (out / "gpu_check.log").open("wb") as log:
+    with (
+        tempfile.TemporaryDirectory(prefix="gpu_check_") as folder,
+        (out / "gpu_check.log").open("wb") as log,
+    ):
         tree = copy_of_the_tree(Path(folder), commit, built=dry)
         for stage in todo:
             until += stage.seconds
             print(f"{stage.name} ...", flush=True)
             log.write(f"\n==== {stage.name} ====\n".encode())
             outcomes.append(run(stage, tree, until, log, none_is_fine=dry))
-            (out / "summary.json").write_text(json.dumps([asdict(each) for each in outcomes], indent=2) + "\n")
+            (out / "summary.json").write_text(
+                json.dumps([asdict(each) for each in outcomes], indent=2) + "\n"
+            )
     return outcomes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check this machine; returns the exit status."""
-    parser = argparse.ArgumentParser("benchmarks.gpu_check", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "gpu_check", help="folder for the files left")
-    parser.add_argument("--dry-run", action="store_true", help="the same stages on the CPU, tiny sizes")
+    parser = argparse.ArgumentParser(
+        "benchmarks.gpu_check", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "out" / "gpu_check", help="folder for the files left"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="the same stages on the CPU, tiny sizes"
+    )
     parser.add_argument("--commit", default="", help="recorded where there is no git")
     args = parser.parse_args(argv)
     if why := _why_not(args.dry_run):

@@ -1,8 +1,9 @@
 """Time callables side by side, and the peak memory of one in a process of its own.
 
-Machines drift (clock, other people's work), so competitors run interleaved, in rounds that each start with another one,
-and a ratio is the median over rounds of the ratio within a round. Resident memory is largely the allocator's, so
-memory is measured apart from time, with an allocator that gives freed blocks back (`ALLOCATOR`), for every competitor.
+Machines drift (clock, other people's work), so competitors run interleaved, in rounds that each
+start with another one, and a ratio is the median over rounds of the ratio within a round. Resident
+memory is largely the allocator's, so memory is measured apart from time, with an allocator that
+gives freed blocks back (`ALLOCATOR`), for every competitor.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ def wait_for(device: str) -> Callable[[], object]:
 
 
 def interleaved(
-    callables: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1, device: str = "cpu"
+    callables: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 1,
+    device: str = "cpu",
 ) -> dict[str, Times]:
     """{name: ms of each round}: every callable once a round, rounds beginning with a different one each time.
 
@@ -100,12 +104,14 @@ def interleaved(
 def peak_memory(factory: str, *args: str, timeout: float = 600.0) -> float:
     """MiB that one call needs at its peak above what is loaded before it, measured in a fresh process.
 
-    The process calls the factory, which loads all that is not to be counted and returns the callable. Resident memory
-    now is the base. The callable runs once, so that what it keeps between calls exists and counts; then the kernel's
-    high-water mark is reset (`/proc/self/clear_refs`) and a second call sets the peak. Linux only.
+    The process calls the factory, which loads all that is not to be counted and returns the
+    callable. Resident memory now is the base. The callable runs once, so that what it keeps between
+    calls exists and counts; then the kernel's high-water mark is reset (`/proc/self/clear_refs`)
+    and a second call sets the peak. Linux only.
 
     Args:
-        factory: "package.module:function", called with `args`, returns a callable without arguments.
+        factory: "package.module:function", called with `args`, returns a callable without
+            arguments.
         args: strings for the factory.
         timeout: seconds the process may take.
 
@@ -114,10 +120,18 @@ def peak_memory(factory: str, *args: str, timeout: float = 600.0) -> float:
     """
     command = [sys.executable, "-m", "benchmarks.measure", factory, *args]
     child = subprocess.run(
-        command, cwd=ROOT, env=os.environ | ALLOCATOR, capture_output=True, text=True, timeout=timeout, check=False
+        command,
+        cwd=ROOT,
+        env=os.environ | ALLOCATOR,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
     if child.returncode:
-        raise RuntimeError(f"measuring {factory} {' '.join(args)} ended with {child.returncode}:\n{child.stderr}")
+        raise RuntimeError(
+            f"measuring {factory} {' '.join(args)} ended with {child.returncode}:\n{child.stderr}"
+        )
     return float(json.loads(child.stdout.splitlines()[-1])["peak"])
 
 

@@ -1,7 +1,8 @@
 """The methods that the unlearning benchmark tries: one line each.
 
-A line names the method, makes it from alpha, names its reference, and says whose settings it is searched over. What a
-method needs besides (labels replaced, a schedule, kept rows) is a hook of `benchmarks.protocol.Entry`.
+A line names the method, makes it from alpha, names its reference, and says whose settings it is
+searched over. What a method needs besides (labels replaced, a schedule, kept rows) is a hook of
+`benchmarks.protocol.Entry`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import mtu_fast as mtu
 from benchmarks.data import Dataset, Samples
 from benchmarks.protocol import Entry, Losses, Mask, Protocol, Situation, Step, draw, mean_losses
 from mtu_fast import reference
-from mtu_fast.unlearning import metrics
 from mtu_fast.methods.nabla_tau import REFRESH
+from mtu_fast.unlearning import metrics
 
-# ---- hooks ----------------------------------------------------------------------------------------------------------
+# ---- hooks ---------------------------------------------------------------------------------------
 
 
 def wrong_labels(batch: Samples, forget: Mask, generator: torch.Generator) -> tuple[Samples, Mask]:
@@ -36,15 +37,20 @@ def wrong_labels(batch: Samples, forget: Mask, generator: torch.Generator) -> tu
 def _wrong(label: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
     if label.is_floating_point():
         return mtu.shuffled_targets(label[mask], generator)
-    return mtu.random_labels(label[mask], int(label.max()) + 1, generator)  # classes that occur in the batch
+    # classes that occur in the batch
+    return mtu.random_labels(label[mask], int(label.max()) + 1, generator)
 
 
 EVERY = 10  # steps between two batches that a subspace takes in
+
+
 def in_subspace(situation: Situation) -> Step:
     """Steps in the span of kept rows, as an orthonormal basis; filled before the first step."""
     problem, subspace = situation.problem, None
     while subspace is None or not subspace.full:
-        batch, mask = draw(problem, situation.parts, situation.targets, situation.protocol, situation.generator)
+        batch, mask = draw(
+            problem, situation.parts, situation.targets, situation.protocol, situation.generator
+        )
         losses = problem.losses(situation.model(batch.image), batch.labels)
         rows = situation.engine.rows(losses, forget=mask, present=metrics.present(batch.labels))
         if subspace is None:
@@ -67,10 +73,17 @@ def epoch(protocol: Protocol, parts: Mapping[str, Dataset]) -> int:
 
 def on_schedule(situation: Situation) -> Step:
     """The hooks of a scheduled method; an epoch is a pass over F."""
-    method, protocol, parts = cast(mtu.NablaTau, situation.method), situation.protocol, situation.parts
+    method, protocol, parts = (
+        cast(mtu.NablaTau, situation.method),
+        situation.protocol,
+        situation.parts,
+    )
     forget, retain, batches = len(parts["forget"]), len(parts["retain"]), epoch(protocol, parts)
     method.prepare(
-        forget=forget, retain=retain, forget_batches=batches, retain_batches=-(-retain // protocol.retain_batch)
+        forget=forget,
+        retain=retain,
+        forget_batches=batches,
+        retain_batches=-(-retain // protocol.retain_batch),
     )
     count = 0
 
@@ -78,7 +91,8 @@ def on_schedule(situation: Situation) -> Step:
         nonlocal count
         if count % batches == 0:
             method.start_epoch(
-                count // batches, lambda: mean_losses(situation.problem, situation.model, parts["validation"])
+                count // batches,
+                lambda: mean_losses(situation.problem, situation.model, parts["validation"]),
             )
         count += 1
         return situation.engine.backward(losses, method, forget=forget, present=present)
@@ -86,31 +100,44 @@ def on_schedule(situation: Situation) -> Step:
     return cast(Step, step)
 
 
-# ---- references that need more than alpha ---------------------------------------------------------------------------
+# ---- references that need more than alpha --------------------------------------------------------
+
 
 @lru_cache(maxsize=1)
 def _random_rows(count: int, size: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(count, size, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
-def slow_interference(params: Sequence[Tensor], losses: Losses, forget: Mask, alpha: float, order: str) -> None:
+def slow_interference(
+    params: Sequence[Tensor], losses: Losses, forget: Mask, alpha: float, order: str
+) -> None:
     """The reference with a subspace of as many random rows in memory, which take as long as kept ones.
 
-    They are there from the first step on and never made anew: time that a refresh takes is not in it, in its favour.
+    They are there from the first step on and never made anew: time that a refresh takes is not in
+    it, in its favour.
     """
-    size, retain = sum(p.numel() for p in params), sum(int((~mask).sum()) for mask in forget.values())
+    size, retain = (
+        sum(p.numel() for p in params),
+        sum(int((~mask).sum()) for mask in forget.values()),
+    )
     kept = _random_rows(Protocol.kept * retain, size, params[0].dtype)
-    reference.backward(params, losses, "interference_aware", forget=forget, subspace=kept, alpha=alpha, order=order)
+    reference.backward(
+        params, losses, "interference_aware", forget=forget, subspace=kept, alpha=alpha, order=order
+    )
 
 
 def slow_nabla_tau(params: Sequence[Tensor], losses: Losses, forget: Mask, alpha: float) -> None:
     """The reference at any threshold."""
-    reference.backward(params, losses, "nabla_tau", forget=forget, tau=dict.fromkeys(losses, 1.0), alpha=alpha)
+    reference.backward(
+        params, losses, "nabla_tau", forget=forget, tau=dict.fromkeys(losses, 1.0), alpha=alpha
+    )
 
 
 def slow_gdr_gma(params: Sequence[Tensor], losses: Losses, forget: Mask, alpha: float) -> None:
     """The reference tensor by tensor, as the method is defined."""
-    reference.backward(params, losses, "gdrgma", forget=forget, blocks=[[i] for i in range(len(params))])
+    reference.backward(
+        params, losses, "gdrgma", forget=forget, blocks=[[i] for i in range(len(params))]
+    )
 
 
 def interference(name: str, order: str = "joint", retain: str = "all") -> Entry:
@@ -121,15 +148,27 @@ def interference(name: str, order: str = "joint", retain: str = "all") -> Entry:
     )  # fmt: skip
 
 
-# ---- the table ------------------------------------------------------------------------------------------------------
+# ---- the table -----------------------------------------------------------------------------------
 
 ENTRIES: tuple[Entry, ...] = (
     Entry("Fine-tune", lambda alpha: mtu.FineTune(), "fine_tune", family="descent"),
     Entry("Ascent", lambda alpha: mtu.GradientAscent(), "ascent", family="ascent"),
     Entry("GradDiff", mtu.GradDiff, "graddiff", family="protective"),
-    Entry("Random labels", mtu.RandomLabels, "random_labels", family="protective", prepare=wrong_labels),
-    Entry("∇τ", lambda alpha: mtu.NablaTau(), slow_nabla_tau, family="surgery", begin=on_schedule,
-          period=lambda protocol, parts: REFRESH * epoch(protocol, parts)),
+    Entry(
+        "Random labels",
+        mtu.RandomLabels,
+        "random_labels",
+        family="protective",
+        prepare=wrong_labels,
+    ),
+    Entry(
+        "∇τ",
+        lambda alpha: mtu.NablaTau(),
+        slow_nabla_tau,
+        family="surgery",
+        begin=on_schedule,
+        period=lambda protocol, parts: REFRESH * epoch(protocol, parts),
+    ),
     Entry("OrthoGrad", mtu.OrthoGrad, "orthograd", family="orthogonal"),
     interference("Interference-aware"),
     interference("Interference-aware (project first)", order="project-first"),

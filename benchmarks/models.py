@@ -7,14 +7,16 @@
     depthwise     inverted residuals: 1x1, depthwise 3x3, 1x1 convolutions, GroupNorm, 32x32       N = 16
     dense         ResNet-18 with BatchNorm in eval, last stages dilated, 64x64; pixels at 1/4      N = 8
 
-On a GPU (`size="gpu"`) the batches are 256, 32 and 128, the MLP is 2048 wide, the transformer d = 768 with 6 layers and
-256 tokens; the others are as on a CPU, with batches of 128, 128 and 32.
+On a GPU (`size="gpu"`) the batches are 256, 32 and 128, the MLP is 2048 wide, the transformer d =
+768 with 6 layers and 256 tokens; the others are as on a CPU, with batches of 128, 128 and 32.
 
-With one task every parameter is a row parameter, the head's too; with several tasks the backbone's are and the heads
-stay outside, as in multi-task learning. "quick" shrinks everything to milliseconds and keeps the structure.
+With one task every parameter is a row parameter, the head's too; with several tasks the backbone's
+are and the heads stay outside, as in multi-task learning. "quick" shrinks everything to
+milliseconds and keeps the structure.
 
-`smooth` puts SiLU for ReLU, to compare two ways of computing a step: their forwards round differently, and one ReLU
-that opens in only one of them moves a row's gradient by as much as a hundredth.
+`smooth` puts SiLU for ReLU, to compare two ways of computing a step: their forwards round
+differently, and one ReLU that opens in only one of them moves a row's gradient by as much as a
+hundredth.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from torch.nn import functional
 
 CLASSES = 10
 
-# In eval mode torch may take an encoder layer's inference path, which has no derivative, for parameters under vmap.
+# In eval mode torch may take an encoder layer's inference path, which has no derivative, for
+# parameters under vmap.
 torch.backends.mha.set_fastpath_enabled(False)
 
 
@@ -43,7 +46,10 @@ class MultiHead(nn.Module):
     def __init__(self, backbone: nn.Module, width: int, tasks: int, pixels: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
-        heads = [nn.Conv2d(width, CLASSES, 1) if pixels else nn.Linear(width, CLASSES) for _ in range(tasks)]
+        heads = [
+            nn.Conv2d(width, CLASSES, 1) if pixels else nn.Linear(width, CLASSES)
+            for _ in range(tasks)
+        ]
         self.heads = nn.ModuleDict({f"task{t}": head for t, head in enumerate(heads)})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -54,13 +60,19 @@ class MultiHead(nn.Module):
 class Transformer(nn.Module):
     """Features [N, d] of token ids [N, S]: pre-norm encoder layers without dropout, then the mean over positions."""
 
-    def __init__(self, vocabulary: int, width: int, layers: int, positions: int, activation: Activation) -> None:
+    def __init__(
+        self, vocabulary: int, width: int, layers: int, positions: int, activation: Activation
+    ) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(0.02 * torch.randn(positions, width))
         heads, wide = max(1, width // 64), 4 * width
-        layer = nn.TransformerEncoderLayer(width, heads, wide, 0.0, activation(), batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, wide, 0.0, activation(), batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(
+            layer, layers, nn.LayerNorm(width), enable_nested_tensor=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.encoder(self.tokens(x) + self.positions)
@@ -70,15 +82,25 @@ class Transformer(nn.Module):
 class ViT(nn.Module):
     """Features [N, d] of images [N, 3, H, W], those of a class token, which is a parameter of this module."""
 
-    def __init__(self, patches: int, patch: int, width: int, layers: int, activation: Activation) -> None:
+    def __init__(
+        self, patches: int, patch: int, width: int, layers: int, activation: Activation
+    ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, width, patch, patch)
         self.token = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.positions = nn.Parameter(0.02 * torch.randn(patches + 1, width))
         layer = nn.TransformerEncoderLayer(
-            width, max(1, width // 64), 4 * width, 0.0, activation(), batch_first=True, norm_first=True
+            width,
+            max(1, width // 64),
+            4 * width,
+            0.0,
+            activation(),
+            batch_first=True,
+            norm_first=True,
         )
-        self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(
+            layer, layers, nn.LayerNorm(width), enable_nested_tensor=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patches(x).flatten(-2).mT
@@ -91,7 +113,13 @@ class Block(nn.Module):
     """y = act(f(x) + shortcut(x)), f two 3x3 convolutions with norms; the shortcut is 1x1 where shapes differ."""
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int, activation: Activation, norm: Norm, dilation: int = 1
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        activation: Activation,
+        norm: Norm,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         self.body = nn.Sequential(
@@ -105,7 +133,9 @@ class Block(nn.Module):
         same = inputs == outputs and stride == 1
         self.shortcut: nn.Module = nn.Identity()
         if not same:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.activation(self.body(x) + self.shortcut(x))
@@ -214,7 +244,8 @@ MODELS: dict[str, Callable[[str, Activation, Sizes], tuple[nn.Module, int, Tenso
     "dense": _dense,
 }
 PIXELS = ("dense",)  # models whose heads say something of every pixel
-SIZED = {"mlp": ("samples", "width"), "transformer": ("samples", "width", "positions")}  # the others: samples alone
+# the others: samples alone
+SIZED = {"mlp": ("samples", "width"), "transformer": ("samples", "width", "positions")}
 
 
 @dataclass(frozen=True)
@@ -235,7 +266,9 @@ class Case:
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The loss of each sample, [N], its mean over pixels where there are some: logits [N, C, *], labels [N, *]."""
-    return functional.cross_entropy(logits, labels, reduction="none").reshape(len(labels), -1).mean(1)
+    return (
+        functional.cross_entropy(logits, labels, reduction="none").reshape(len(labels), -1).mean(1)
+    )
 
 
 def build(

@@ -17,7 +17,10 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "depth": metrics.depth_loss,
     "normal": metrics.normal_loss,
 }
-RANGES: dict[str, Callable[[Tensor], Tensor]] = {"depth": functional.softplus, "normal": functional.normalize}
+RANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "depth": functional.softplus,
+    "normal": functional.normalize,
+}
 BATCH = 64  # images scored at once
 
 
@@ -34,7 +37,9 @@ class DenseNet(nn.Module):
             nn.Conv2d(2 * width, 2 * width, 3, padding=2, dilation=2), nn.GroupNorm(4, 2 * width), nn.ReLU(),
         )  # fmt: skip
         channels = {"segmentation": classes, "depth": 1, "normal": 3}
-        self.heads = nn.ModuleDict({task: nn.Conv2d(2 * width, 16 * channels[task], 1) for task in tasks})
+        self.heads = nn.ModuleDict({
+            task: nn.Conv2d(2 * width, 16 * channels[task], 1) for task in tasks
+        })
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """[N, 3, H, W] -> {segmentation: logits [N, C, H, W], depth: > 0 [N, 1, H, W], normal: unit [N, 3, H, W]}."""

@@ -1,7 +1,7 @@
 """Where the time of an OrthoGrad step goes: its phases over the plain training step, and torch's ops in each.
 
-    python -m benchmarks.phases [--models transformer resnet] [--tasks 1 3] [--samples N] [--repeats K]
-                                [--ops COUNT] [--quick]
+    python -m benchmarks.phases [--models transformer resnet] [--tasks 1 3] [--samples N] [--repeats
+                                K] [--ops COUNT] [--quick]
 
     forward   the losses
     rows      one data-gradient pass a task, and the rows that are kept
@@ -9,8 +9,8 @@
     weights   the method's, from G
     combine   d = Jᵀ w
 
-A phase's figure is the median over rounds of its time over that of the plain step in the same round. The ops are those
-of one more step under torch's profiler, by the time spent in themselves.
+A phase's figure is the median over rounds of its time over that of the plain step in the same
+round. The ops are those of one more step under torch's profiler, by the time spent in themselves.
 """
 
 from __future__ import annotations
@@ -82,30 +82,52 @@ def phases(case: Case, repeats: int) -> tuple[float, list[Phase]]:
         walk(case, engine, clocked)
     walk(case, engine, profiled)
     of_round = {name: times[1:] for name, times in ms.items()}  # the first round finds the plan
-    ratios = {n: [a / b for a, b in zip(times, of_round["plain"], strict=True)] for n, times in of_round.items()}
-    found = [Phase(n, statistics.median(of_round[n]), statistics.median(ratios[n]), ops[n]) for n in PHASES]
+    ratios = {
+        n: [a / b for a, b in zip(times, of_round["plain"], strict=True)]
+        for n, times in of_round.items()
+    }
+    found = [
+        Phase(n, statistics.median(of_round[n]), statistics.median(ratios[n]), ops[n])
+        for n in PHASES
+    ]
     return statistics.median(of_round["plain"]), found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what the arguments ask for and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["mlp", "transformer", "resnet"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs="+", choices=list(MODELS), default=["mlp", "transformer", "resnet"]
+    )
     parser.add_argument("--tasks", nargs="+", type=int, default=[1, 3])
     parser.add_argument("--samples", type=int, help="N; by default the model's own")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--ops", type=int, default=4, help="ops to name a phase")
-    parser.add_argument("--quick", action="store_true", help="tiny models: does it run, not how fast")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny models: does it run, not how fast"
+    )
     args = parser.parse_args(argv)
-    if min(*args.tasks, 1 if args.samples is None else args.samples, args.repeats) < 1 or args.ops < 0:
+    if (
+        min(*args.tasks, 1 if args.samples is None else args.samples, args.repeats) < 1
+        or args.ops < 0
+    ):
         parser.error("--tasks, --samples and --repeats take numbers from 1, --ops from 0")
     for model in args.models:
         for tasks in args.tasks:
-            ms, found = phases(build(model, tasks, args.quick, sizes=Sizes(args.samples)), args.repeats)
+            ms, found = phases(
+                build(model, tasks, args.quick, sizes=Sizes(args.samples)), args.repeats
+            )
             whole = sum(phase.ratio for phase in found)
-            print(f"{model}, {tasks} task(s): plain step {ms:.1f} ms, phases together {whole:.2f} of it")
+            print(
+                f"{model}, {tasks} task(s): plain step {ms:.1f} ms, phases together {whole:.2f} of it"
+            )
             for phase in found:
-                named = ", ".join(f"{name} {spent:.1f} ms x{calls}" for name, spent, calls in phase.ops[: args.ops])
+                named = ", ".join(
+                    f"{name} {spent:.1f} ms x{calls}"
+                    for name, spent, calls in phase.ops[: args.ops]
+                )
                 print(f"  {phase.name:8} {phase.ms:8.1f} ms {phase.ratio:6.2f}   {named}")
 
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.plot_ops [--csv PATH] [--out FOLDER]
 
-One row of axes a device (and number of threads): the newest row of each case and implementation counts.
+One row of axes a device (and number of threads): the newest row of each case and implementation
+counts.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def plot_ops(csv: Path, folder: Path) -> list[Path]:
     if not rows:
         raise ValueError(f"{csv} holds no times; run `python -m benchmarks.ops` first.")
     folder.mkdir(parents=True, exist_ok=True)
-    return [_plot(op, rows, folder / f"ops_{op}.png") for op in dict.fromkeys(row["op"] for row in rows)]
+    return [
+        _plot(op, rows, folder / f"ops_{op}.png") for op in dict.fromkeys(row["op"] for row in rows)
+    ]
 
 
 def _plot(op: str, rows: Sequence[Mapping[str, str]], path: Path) -> Path:
@@ -48,10 +51,16 @@ def _plot(op: str, rows: Sequence[Mapping[str, str]], path: Path) -> Path:
         if row["op"] == op:
             device = f"{row['device']}, {row['threads']} thread(s)"
             devices.setdefault(device, {}).setdefault(row["case"], {})[row["implementation"]] = row
-    names = list(dict.fromkeys(name for cases in devices.values() for case in cases.values() for name in case))
+    names = list(
+        dict.fromkeys(
+            name for cases in devices.values() for case in cases.values() for name in case
+        )
+    )
     others = [name for name in names if name not in COLOURS]
     colours = COLOURS | dict(zip(others, OTHERS * len(others), strict=False))
-    heights = [0.9 + 0.2 * sum(map(len, cases.values())) + 0.25 * len(cases) for cases in devices.values()]
+    heights = [
+        0.9 + 0.2 * sum(map(len, cases.values())) + 0.25 * len(cases) for cases in devices.values()
+    ]
     figure, axes = plt.subplots(len(devices), 2, figsize=(12, 1 + sum(heights)), squeeze=False, layout="constrained",
                                 height_ratios=heights)  # fmt: skip
     for (left, right), (device, cases) in zip(axes, devices.items(), strict=True):
@@ -69,7 +78,9 @@ def _plot(op: str, rows: Sequence[Mapping[str, str]], path: Path) -> Path:
     return path
 
 
-def _bars(axis: Axes, cases: Latest, colours: Mapping[str, Any], column: str, label: str, named: bool) -> None:
+def _bars(
+    axis: Axes, cases: Latest, colours: Mapping[str, Any], column: str, label: str, named: bool
+) -> None:
     """A bar for each implementation, cases as groups from the top down."""
     at, ticks = 0.0, []
     for implementations in cases.values():
@@ -96,7 +107,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: wrong arguments, or a CSV that cannot be plotted.
     """
-    parser = argparse.ArgumentParser("benchmarks.plot_ops", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        "benchmarks.plot_ops", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--csv", type=Path, default=RESULTS / "ops.csv")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.plot_peers [--csv PATH] [--out FOLDER]
 
-A column of axes a model: above the time of a whole step over the plain one, below the peak memory. The newest row of
-each way and case counts; what could not run is missing.
+A column of axes a model: above the time of a whole step over the plain one, below the peak memory.
+The newest row of each way and case counts; what could not run is missing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ COLOURS = {
     "mtu_fast": "#0072b2", "TorchJD autogram": "#e69f00", "vmap(grad), J kept": "#b5267a", "vmap(grad), QR": "#009e73",
     "Opacus": "#56b4e9", "BackPACK": "#d55e00", "loop over samples": "0.55",
 }  # fmt: skip
-FIGURES = {"step_ratio": "time of a step / plain step", "step_mib_ratio": "peak memory / plain step's"}
+FIGURES = {
+    "step_ratio": "time of a step / plain step",
+    "step_mib_ratio": "peak memory / plain step's",
+}
 Row = Mapping[str, str]
 
 
@@ -46,7 +49,10 @@ def plot_peers(path: Path, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     numbers = dict.fromkeys(row["tasks"] for row in rows)
     found = {tasks: [row for row in rows if row["tasks"] == tasks] for tasks in numbers}
-    return [_plot(mine, folder / f"peers_{_tasks(tasks).replace(' ', '_')}.png") for tasks, mine in found.items()]
+    return [
+        _plot(mine, folder / f"peers_{_tasks(tasks).replace(' ', '_')}.png")
+        for tasks, mine in found.items()
+    ]
 
 
 def _tasks(number: str) -> str:
@@ -55,7 +61,9 @@ def _tasks(number: str) -> str:
 
 def _plot(rows: Sequence[Row], path: Path) -> Path:
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure, axes = plt.subplots(2, len(models), figsize=(2.9 * len(models), 6), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        2, len(models), figsize=(2.9 * len(models), 6), squeeze=False, layout="constrained"
+    )
     for column, model in enumerate(models):
         for line, (figure_name, label) in enumerate(FIGURES.items()):
             at = axes[line, column]
@@ -64,7 +72,9 @@ def _plot(rows: Sequence[Row], path: Path) -> Path:
                 at.set_ylabel(label)
         axes[0, column].set_title(model)
         axes[1, column].set_xlabel("N")
-    return finish(figure, f"OrthoGrad step over the plain step, {_tasks(rows[0]['tasks'])}", rows[-1], path)
+    return finish(
+        figure, f"OrthoGrad step over the plain step, {_tasks(rows[0]['tasks'])}", rows[-1], path
+    )
 
 
 def curves(at: Axes, rows: Sequence[Row], x: str, y: str) -> None:
@@ -73,7 +83,14 @@ def curves(at: Axes, rows: Sequence[Row], x: str, y: str) -> None:
         newest = {int(r[x]): r for r in rows if r["way"] == way}
         points = sorted((n, float(r[y])) for n, r in newest.items() if r[y])
         if points:
-            at.plot(*zip(*points, strict=True), "o-", color=colour, label=way, ms=4, lw=2 if way == "mtu_fast" else 1)
+            at.plot(
+                *zip(*points, strict=True),
+                "o-",
+                color=colour,
+                label=way,
+                ms=4,
+                lw=2 if way == "mtu_fast" else 1,
+            )
     at.axhline(1, color="0.7", lw=0.8, ls=":")
     at.set(xscale="log", yscale="log")
     at.set_xticks(ticks := sorted({int(r[x]) for r in rows}), [str(n) for n in ticks], minor=False)
@@ -96,7 +113,9 @@ def finish(figure: Figure, title: str, row: Row, path: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw and say what was written."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--csv", type=Path, default=RESULTS / "peers.csv")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)

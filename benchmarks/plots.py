@@ -13,11 +13,12 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-COLOURS = {"OrthoGrad": "#0072b2", "GradDiff": "#e69f00", "Ascent": "#b5267a"}  # told apart without colour vision too
+# told apart without colour vision too
+COLOURS = {"OrthoGrad": "#0072b2", "GradDiff": "#e69f00", "Ascent": "#b5267a"}
 STYLES = {"OrthoGrad": "-", "GradDiff": "--", "Ascent": "-."}
 SPLITS = ("forget", "retain", "test")
 
-# ---- the table ------------------------------------------------------------------------------------------------------
+# ---- the table -----------------------------------------------------------------------------------
 
 
 def text_table(result: Mapping[str, Any]) -> str:
@@ -56,7 +57,7 @@ def _line(name: str, row: Mapping[str, Any], tasks: list[str]) -> str:
     return f"{name:11}{''.join(cells)}{scores} |{steps} |{ms} |{mib}"
 
 
-# ---- the plot -------------------------------------------------------------------------------------------------------
+# ---- the plot ------------------------------------------------------------------------------------
 
 
 def plot_unlearning(result: Mapping[str, Any], path: Path) -> None:
@@ -76,7 +77,11 @@ def plot_unlearning(result: Mapping[str, Any], path: Path) -> None:
                 axis.plot(x[-1], y[-1], "o", color=colour, markersize=5)
         _references(row, block)
         what = "all tasks" if request == "full" else ", ".join(block["targets"])
-        forget.set(title=f"{request}-task: to forget ({what})", xlabel="step", ylabel="score on what is forgotten")
+        forget.set(
+            title=f"{request}-task: to forget ({what})",
+            xlabel="step",
+            ylabel="score on what is forgotten",
+        )
         also = "" if request == "full" else "\nand on the forget scenes' other tasks"
         retain.set(title="to keep", xlabel="step", ylabel=f"score on retain scenes{also}")
         trade.set(title="one against the other", xlabel="forgotten  (forget score, falling to the right)",
@@ -84,19 +89,26 @@ def plot_unlearning(result: Mapping[str, Any], path: Path) -> None:
         trade.invert_xaxis()
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle("Unlearning handwritten digits: a run stops where the forget score is that of scenes never seen")
+    figure.suptitle(
+        "Unlearning handwritten digits: a run stops where the forget score is that of scenes never seen"
+    )
     figure.savefig(path, dpi=140)
     plt.close(figure)
 
 
-def _curves(history: list[Mapping[str, Any]], targets: list[str]) -> tuple[list[float], list[float]]:
+def _curves(
+    history: list[Mapping[str, Any]], targets: list[str]
+) -> tuple[list[float], list[float]]:
     """(mean forget score of the targets, mean score of all that is to be kept), in percent, over the history."""
     gone = [_percent(entry["forget"][task] for task in targets) for entry in history]
     return gone, [_percent(_kept(entry, targets)) for entry in history]
 
 
 def _kept(entry: Mapping[str, Any], targets: list[str]) -> list[float]:
-    return [*entry["retain"].values(), *(score for task, score in entry["forget"].items() if task not in targets)]
+    return [
+        *entry["retain"].values(),
+        *(score for task, score in entry["forget"].items() if task not in targets),
+    ]
 
 
 def _percent(values: Any) -> float:
@@ -108,7 +120,10 @@ def _references(row: Any, block: Mapping[str, Any]) -> None:
     """The level at which a run stops, and where the retrained model stands."""
     forget, retain, trade = row
     scores, targets = block["models"]["retrained"]["scores"], block["targets"]
-    gone, kept = _percent(scores["forget"][task] for task in targets), _percent(_kept(scores, targets))
+    gone, kept = (
+        _percent(scores["forget"][task] for task in targets),
+        _percent(_kept(scores, targets)),
+    )
     level = 100 * block["level"]
     grey = {"color": "0.45", "linewidth": 1}
     forget.axhline(level, linestyle=":", label="stop (score on validation scenes)", **grey)
@@ -116,7 +131,14 @@ def _references(row: Any, block: Mapping[str, Any]) -> None:
     retain.axhline(kept, linestyle=(0, (6, 3)), **grey)
     trade.axvline(level, linestyle=":", **grey)
     trade.plot(gone, kept, "*", color="0.2", markersize=12, zorder=5)
-    trade.annotate("retrained", (gone, kept), xytext=(0, -14), textcoords="offset points", ha="center", fontsize=9)
+    trade.annotate(
+        "retrained",
+        (gone, kept),
+        xytext=(0, -14),
+        textcoords="offset points",
+        ha="center",
+        fontsize=9,
+    )
     for axis in row:
         _clean(axis)
 

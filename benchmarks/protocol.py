@@ -1,9 +1,10 @@
 """How every method is tried: one training, one way to draw batches, one search, one stop, one judge, on any data.
 
-Every method gets the same care: the same number of (alpha, lr) settings, the same batches, plain SGD on a direction
-clipped to one global norm (which keeps orthogonality). A run stops when its mean forget score over the target tasks is
-down to the original's score on validation data, or at the step limit. The setting that counts is the one with the
-lowest UIS on validation data, among those that reached the level; test data serve the final table alone.
+Every method gets the same care: the same number of (alpha, lr) settings, the same batches, plain
+SGD on a direction clipped to one global norm (which keeps orthogonality). A run stops when its mean
+forget score over the target tasks is down to the original's score on validation data, or at the
+step limit. The setting that counts is the one with the lowest UIS on validation data, among those
+that reached the level; test data serve the final table alone.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Protocol:
     every: int = 2  # steps between evaluations
     clip: float = 0.1  # global norm of a direction
     watch: bool = True  # score the retain data on the way too
-    kept: int = 4  # rows of a subspace for each retain row of a step; with fewer, less is left of the forget gradient
+    # rows of a subspace for each retain row of a step; with fewer, less is left of the forget
+    # gradient
+    kept: int = 4
     grids: dict[str, Grid] = field(default_factory=dict)
 
 
@@ -78,7 +81,8 @@ class Situation:
     generator: torch.Generator
 
 
-Step = Callable[[Losses, Mask, Mapping[str, Tensor]], object]  # (losses, forget mask, present) to `.grad`
+# (losses, forget mask, present) to `.grad`
+Step = Callable[[Losses, Mask, Mapping[str, Tensor]], object]
 
 
 def plain(situation: Situation) -> Step:
@@ -101,8 +105,8 @@ class Entry:
 
     Attributes:
         make: alpha -> the method, anew for each run.
-        reference: its name in `mtu_fast.reference.backward`, or a function (parameters, losses, forget, alpha) that
-            leaves the direction in `.grad`; None where there is none.
+        reference: its name in `mtu_fast.reference.backward`, or a function (parameters, losses,
+            forget, alpha) that leaves the direction in `.grad`; None where there is none.
         family: whose settings are searched.
         prepare: changes a batch and its mask before the forward (random labels).
         begin: makes the step of one run, with its state (schedules, subspaces).
@@ -118,7 +122,7 @@ class Entry:
     period: Callable[[Protocol, Mapping[str, Dataset]], int] = lambda protocol, parts: 1
 
 
-# ---- training -------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 def train(
@@ -128,14 +132,19 @@ def train(
     """A net trained on `data` from the initial weights of `seed`; `present` {task: [N] bool}: labels that exist."""
     torch.manual_seed(seed)
     model, generator = problem.net(), torch.Generator().manual_seed(seed)
-    known = {task: torch.ones(len(data), dtype=torch.bool) for task in problem.tasks} | dict(present or {})
+    known = {task: torch.ones(len(data), dtype=torch.bool) for task in problem.tasks} | dict(
+        present or {}
+    )
     optimizer = torch.optim.Adam(model.parameters())
     total = protocol.epochs * -(-len(data) // protocol.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, protocol.peak, total_steps=total)
     for _ in range(protocol.epochs):
         for index in torch.randperm(len(data), generator=generator).split(protocol.batch):
             batch = data[index]
-            losses, there = problem.losses(model(batch.image), batch.labels), metrics.present(batch.labels)
+            losses, there = (
+                problem.losses(model(batch.image), batch.labels),
+                metrics.present(batch.labels),
+            )
             there = {task: mask & known[task][index] for task, mask in there.items()}
             weights = {task: mask / mask.sum().clamp(min=1) for task, mask in there.items()}
             optimizer.zero_grad()
@@ -147,13 +156,25 @@ def train(
 
 
 def retrain(
-    problem: Problem, parts: Mapping[str, Dataset], request: str, protocol: Protocol, seed: int, tick: Tick
+    problem: Problem,
+    parts: Mapping[str, Dataset],
+    request: str,
+    protocol: Protocol,
+    seed: int,
+    tick: Tick,
 ) -> nn.Module:
     """The ideal: trained from the same start without F (full), or without F's labels of the target tasks (partial)."""
     if request == "full":
         return train(problem, parts["retain"], protocol, seed, tick)
     known = torch.arange(len(parts["train"])) >= len(parts["forget"])
-    return train(problem, parts["train"], protocol, seed, tick, dict.fromkeys(problem.requests[request], known))
+    return train(
+        problem,
+        parts["train"],
+        protocol,
+        seed,
+        tick,
+        dict.fromkeys(problem.requests[request], known),
+    )
 
 
 def divide(training: AnyData, forget: int) -> dict[str, AnyData]:
@@ -162,7 +183,7 @@ def divide(training: AnyData, forget: int) -> dict[str, AnyData]:
             "retain": training.subset(slice(forget, len(training)))}  # fmt: skip
 
 
-# ---- unlearning -----------------------------------------------------------------------------------------------------
+# ---- unlearning ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -179,7 +200,9 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """All but history and model."""
-        return {name: value for name, value in vars(self).items() if name not in ("history", "model")}
+        return {
+            name: value for name, value in vars(self).items() if name not in ("history", "model")
+        }
 
 
 def draw(
@@ -188,7 +211,9 @@ def draw(
 ) -> tuple[Samples, Mask]:  # fmt: skip
     """One step's batch, retain samples first, and its mask {task: [N] bool}: True on (forget sample, target task)."""
     sides = (("retain", protocol.retain_batch), ("forget", protocol.forget_batch))
-    retain, forget = (parts[s][torch.randperm(len(parts[s]), generator=generator)[:n]] for s, n in sides)
+    retain, forget = (
+        parts[s][torch.randperm(len(parts[s]), generator=generator)[:n]] for s, n in sides
+    )
     last = torch.arange(len(retain) + len(forget)) >= len(retain)
     mask = {task: last if task in targets else torch.zeros_like(last) for task in problem.tasks}
     return concat(retain, forget), mask
@@ -200,9 +225,13 @@ def unlearn(
 ) -> Run:  # fmt: skip
     """Unlearn parts["forget"] from the target tasks until their mean forget score is at most `level`."""
     model, generator = copy.deepcopy(original), torch.Generator().manual_seed(seed)
-    engine, private = mtu.Engine(model), torch.Generator().manual_seed(seed)  # batches are the same for every method
-    step = entry.begin(Situation(problem, protocol, engine, model, entry.make(alpha), parts, targets, private))
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)  # no momentum: it moves the weights even where d is zero
+    # batches are the same for every method
+    engine, private = mtu.Engine(model), torch.Generator().manual_seed(seed)
+    step = entry.begin(
+        Situation(problem, protocol, engine, model, entry.make(alpha), parts, targets, private)
+    )
+    # no momentum: it moves the weights even where d is zero
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     watched = ("forget", "retain") if protocol.watch else ("forget",)
     history: list[dict[str, Any]] = []
     for count in range(protocol.steps + 1):
@@ -234,15 +263,20 @@ def search(
     level = mean_of(before["test"], targets)
     runs = []
     for alpha, lr in protocol.grids[entry.family]:
-        run = unlearn(problem, original, parts, targets, entry, alpha, lr, level, protocol, seed, tick)
-        after = {"forget": run.history[-1]["forget"], "test": problem.scores(run.model, parts["validation"])}
+        run = unlearn(
+            problem, original, parts, targets, entry, alpha, lr, level, protocol, seed, tick
+        )
+        after = {
+            "forget": run.history[-1]["forget"],
+            "test": problem.scores(run.model, parts["validation"]),
+        }
         run.uis_validation = metrics.uis(before, after, targets)
         runs.append(run)
         tick(protocol.steps - run.steps)
     return sorted(runs, key=lambda run: (not run.reached, run.uis_validation))
 
 
-# ---- judging --------------------------------------------------------------------------------------------------------
+# ---- judging -------------------------------------------------------------------------------------
 
 
 def table(problem: Problem, model: nn.Module, parts: Mapping[str, Dataset]) -> Table:
@@ -264,7 +298,10 @@ def sample_losses(problem: Problem, model: nn.Module, data: Dataset) -> dict[str
     """The losses of the samples that have a label, {task: [n]}: the loss of one without is 0, which says nothing."""
     found: dict[str, list[Tensor]] = {task: [] for task in problem.tasks}
     for batch in chunks(data):
-        losses, there = problem.losses(model(batch.image), batch.labels), metrics.present(batch.labels)
+        losses, there = (
+            problem.losses(model(batch.image), batch.labels),
+            metrics.present(batch.labels),
+        )
         for task, pieces in found.items():
             pieces.append(losses[task][there[task]])
     return {task: torch.cat(pieces) for task, pieces in found.items()}
@@ -272,7 +309,11 @@ def sample_losses(problem: Problem, model: nn.Module, data: Dataset) -> dict[str
 
 def mean_losses(problem: Problem, model: nn.Module, data: Dataset) -> dict[str, float]:
     """{task: mean loss over the samples with a label}, of the tasks that have any."""
-    return {task: loss.mean().item() for task, loss in sample_losses(problem, model, data).items() if len(loss)}
+    return {
+        task: loss.mean().item()
+        for task, loss in sample_losses(problem, model, data).items()
+        if len(loss)
+    }
 
 
 def chunks(data: Dataset) -> Iterator[Samples]:

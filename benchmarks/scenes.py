@@ -1,14 +1,15 @@
 """Two overlapping handwritten digits on one canvas, with three tasks, and the small net that reads them.
 
-The images are the 1,797 real 8x8 digits that scikit-learn ships. A scene puts one digit on the left and one on the
-right of a 12x16 canvas, their boxes overlapping by 1 to 5 columns, and asks for
+The images are the 1,797 real 8x8 digits that scikit-learn ships. A scene puts one digit on the left
+and one on the right of a 12x16 canvas, their boxes overlapping by 1 to 5 columns, and asks for
 
     left, right   the class of each digit, 10 classes
     mask          per pixel: background (0), left (1) or right (2)
 
-A pixel shows the stronger ink of the two digits and belongs to the digit whose ink it shows; the left digit takes a
-tie; where neither has a quarter of full ink the pixel is background. Every digit image is used in at most one scene, so
-no image is in two splits, and none of a forgotten scene is left in the retained ones.
+A pixel shows the stronger ink of the two digits and belongs to the digit whose ink it shows; the
+left digit takes a tie; where neither has a quarter of full ink the pixel is background. Every digit
+image is used in at most one scene, so no image is in two splits, and none of a forgotten scene is
+left in the retained ones.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ HEIGHT, WIDTH, BOX = 12, 16, 8
 INK = 0.25  # share of full ink below which a pixel is background
 
 
-Scenes = Samples  # image [N, 1, 12, 16], labels {task: [N] or [N, 12, 16]}, source [N, 2] digit indices
+# image [N, 1, 12, 16], labels {task: [N] or [N, 12, 16]}, source [N, 2] digit indices
+Scenes = Samples
 
 
 def compose(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +88,9 @@ def make_scenes(sizes: dict[str, int], seed: int = 0) -> dict[str, Scenes]:
     labels = {"left": digit[source[:, 0]], "right": digit[source[:, 1]], "mask": mask}
     everything = Scenes(image[:, None], labels, source)
     ends = np.cumsum(list(sizes.values())).tolist()
-    return {name: everything[end - n : end] for (name, n), end in zip(sizes.items(), ends, strict=True)}
+    return {
+        name: everything[end - n : end] for (name, n), end in zip(sizes.items(), ends, strict=True)
+    }
 
 
 class Net(nn.Module):
@@ -103,7 +107,8 @@ class Net(nn.Module):
         )  # fmt: skip
         features = 2 * width * (HEIGHT // 4) * (WIDTH // 4)
         self.left, self.right = nn.Linear(features, 10), nn.Linear(features, 10)
-        self.mask = nn.Conv2d(2 * width, 4 * 3, 1)  # three classes for each of the 2x2 pixels below a feature
+        # three classes for each of the 2x2 pixels below a feature
+        self.mask = nn.Conv2d(2 * width, 4 * 3, 1)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """[N, 1, 12, 16] -> logits {left: [N, 10], right: [N, 10], mask: [N, 3, 12, 16]}."""
@@ -116,8 +121,13 @@ class Net(nn.Module):
 
 def scene_losses(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, Tensor]:
     """Cross-entropy of each sample and task, {task: [N]}; `mask` is the mean over a sample's pixels."""
-    losses = {task: functional.cross_entropy(logits[task], labels[task], reduction="none") for task in TASKS}
-    return {task: loss.flatten(1).mean(1) if loss.dim() > 1 else loss for task, loss in losses.items()}
+    losses = {
+        task: functional.cross_entropy(logits[task], labels[task], reduction="none")
+        for task in TASKS
+    }
+    return {
+        task: loss.flatten(1).mean(1) if loss.dim() > 1 else loss for task, loss in losses.items()
+    }
 
 
 @torch.no_grad()

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 
 def main() -> None:
     """Serve until the input ends."""
+    import benchmarks
     from benchmarks.models import build
+
+    if Path.cwd() not in Path(str(benchmarks.__file__)).parents:
+        sys.exit(f"no benchmarks in {Path.cwd()}: the installed ones would be timed in their place")
     from benchmarks.step_cost import steps
 
     model, tasks, quick = sys.argv[1:]

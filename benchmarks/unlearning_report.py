@@ -58,7 +58,10 @@ def text(result: Mapping[str, Any]) -> str:
     lines = [head]
     for request, targets in result["requests"].items():
         lines += [rule, f"{request}-task: forget from {', '.join(targets)}"]
-        lines += [_line(n, width, rows, result["times"][request]) for n, rows in groups(result, request).items()]
+        lines += [
+            _line(n, width, rows, result["times"][request])
+            for n, rows in groups(result, request).items()
+        ]
     return "\n".join([*lines, rule, *NOTES])
 
 
@@ -84,21 +87,37 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(len(requests), 2, figsize=size, squeeze=False, layout="constrained")
     for row, (request, targets) in zip(axes, requests.items(), strict=True):
         found = groups(result, request)
-        order = sorted((n for n in found if n != "retrained"), key=lambda n: -spread(found[n], "uis")[0])
-        for axis, column, label in ((row[0], "uis", "UIS"), (row[1], "gap", "mean gap to retraining in points")):
+        order = sorted(
+            (n for n in found if n != "retrained"), key=lambda n: -spread(found[n], "uis")[0]
+        )
+        for axis, column, label in (
+            (row[0], "uis", "UIS"),
+            (row[1], "gap", "mean gap to retraining in points"),
+        ):
             factor = COLUMNS[column][1]
             for y, name in enumerate(order):
                 mean, deviation = (factor * value for value in spread(found[name], column))
                 reached = all(r.get("reached", True) for r in found[name])
                 colour = "0.6" if name == "original" else "#0072b2"
-                axis.errorbar(mean, y, xerr=deviation, fmt="o", color=colour, mfc=colour if reached else "white")
+                axis.errorbar(
+                    mean,
+                    y,
+                    xerr=deviation,
+                    fmt="o",
+                    color=colour,
+                    mfc=colour if reached else "white",
+                )
             if column == "uis":
-                axis.axvline(spread(found["retrained"], "uis")[0], color="0.45", linestyle="--", linewidth=1)
+                axis.axvline(
+                    spread(found["retrained"], "uis")[0], color="0.45", linestyle="--", linewidth=1
+                )
             axis.set(xlabel=f"{label} (lower is better)", xlim=(0, None))
             axis.set_yticks(range(len(order)), order if axis is row[0] else [])
             axis.grid(axis="x", alpha=0.25, linewidth=0.6)
             axis.spines[["top", "right"]].set_visible(False)
-        row[0].set_title(f"{request}-task: forget from {', '.join(targets)}", loc="left", fontsize=10)
+        row[0].set_title(
+            f"{request}-task: forget from {', '.join(targets)}", loc="left", fontsize=10
+        )
     figure.suptitle(
         f"Unlearning on {result['data']}, {len(result['seeds'])} seeds "
         "(hollow: did not forget enough; dashed: retrained)",

@@ -1,4 +1,4 @@
-"""What one run is judged by: the scores of `mtu_fast.unlearning.metrics`, membership inference, and the drift of what is kept."""
+"""What one run is judged by: scores, membership inference, and the drift of what is kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def compare(
     o, u, r = (table(problem, net, parts) for net in (original, model, retrained))
     scores = judge(o, u, r, targets)
     gaps = {f"gap_{split}": _mean(scores["gaps"][split].values()) for split in REPORTED}
-    before, after = ({s: sample_losses(problem, net, parts[s]) for s in REPORTED} for net in (original, model))
+    before, after = (
+        {s: sample_losses(problem, net, parts[s]) for s in REPORTED} for net in (original, model)
+    )
     rise = kept_rise(before, after, targets)
     return {
         "uis": scores["uis"], "gap": scores["mean_gap"], **gaps, "tow": scores["tow"],
@@ -34,11 +36,15 @@ def compare(
 
 def attack(losses: Mapping[str, Mapping[str, Tensor]], targets: tuple[str, ...]) -> float:
     """Mean over target tasks of the AUC with which `metrics.membership` tells F from test data; 0.5 is chance."""
-    return _mean(metrics.membership(losses["forget"][task], losses["test"][task]).auc for task in targets)
+    return _mean(
+        metrics.membership(losses["forget"][task], losses["test"][task]).auc for task in targets
+    )
 
 
 def kept_rise(
-    before: Mapping[str, Mapping[str, Tensor]], after: Mapping[str, Mapping[str, Tensor]], targets: tuple[str, ...]
+    before: Mapping[str, Mapping[str, Tensor]],
+    after: Mapping[str, Mapping[str, Tensor]],
+    targets: tuple[str, ...],
 ) -> Tensor:
     """By how much the loss of each (sample, task) pair to keep rose: the retain data, and F in tasks not targeted."""
     pairs = [("retain", task) for task in before["retain"]]

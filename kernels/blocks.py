@@ -8,12 +8,14 @@ from functools import reduce
 
 import torch
 import triton
-from mtu_fast.kernels.device import float64_of_halves
-from mtu_fast.kernels.plans import WIDE, Plan
 from torch import Tensor
 
+from mtu_fast.kernels.device import float64_of_halves
+from mtu_fast.kernels.plans import WIDE, Plan
+
 MANY = 16  # tensors of one launch; each adds a select to every address
-PART = 4  # positions of one row that are summed before rows are told apart; rows are padded to a multiple
+# positions of one row that are summed before rows are told apart; rows are padded to a multiple
+PART = 4
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Family:
         return min(tile // PART, triton.next_power_of_2((tile - PART) // self.size[2] + 2))
 
 
-def families(left: Sequence[Tensor], right: Sequence[Tensor], grids: Sequence[tuple[int, ...]]) -> Iterator[Family]:
+def families(
+    left: Sequence[Tensor], right: Sequence[Tensor], grids: Sequence[tuple[int, ...]]
+) -> Iterator[Family]:
     """Blocks by their left side, at most MANY together; those without rows, positions or features left out."""
     at, members = first_rows(right), dict[tuple[object, ...], list[int]]()
     for i, (x, y) in enumerate(zip(left, right, strict=True)):
@@ -57,7 +61,9 @@ def families(left: Sequence[Tensor], right: Sequence[Tensor], grids: Sequence[tu
         for k in range(0, len(blocks), MANY):
             some = blocks[k : k + MANY]
             first = some[0]
-            yield Family(left[first], alike([right[i] for i in some], 3), [at[i] for i in some], grids[first])
+            yield Family(
+                left[first], alike([right[i] for i in some], 3), [at[i] for i in some], grids[first]
+            )
 
 
 def alike(blocks: list[Tensor], strided: int) -> list[Tensor]:

@@ -29,7 +29,11 @@ def arch() -> int:
 
 def multiprocessors(tensor: torch.Tensor) -> int:
     """How many multiprocessors the tensor's device has; four where there is none."""
-    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 4
+    return (
+        torch.cuda.get_device_properties(tensor.device).multi_processor_count
+        if tensor.is_cuda
+        else 4
+    )
 
 
 def float64_dots(arch: int) -> bool:

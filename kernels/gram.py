@@ -1,7 +1,7 @@
 """`G = J Jᵀ` on GPUs: explicit rows, and products of positions for linear layers, convolutions and look-ups.
 
-README.md derives the identity, the tiles, the floors and the errors. A call is deterministic: programs write partial
-sums of their own, a second pass adds them in a fixed order.
+README.md derives the identity, the tiles, the floors and the errors. A call is deterministic:
+programs write partial sums of their own, a second pass adds them in a fixed order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from mtu_fast.kernels.blocks import (
     PART,
     Family,
@@ -28,14 +30,13 @@ from mtu_fast.kernels.blocks import (
 )
 from mtu_fast.kernels.device import arch, multiprocessors, on
 from mtu_fast.kernels.plans import WIDE, Plan, ghost_plan, row_plan
-from torch import Tensor
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LANGUAGE = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in FLOATS}
 WAVES = 4  # programs a multiprocessor is given of explicit rows
 
 
-# ---- explicit rows --------------------------------------------------------------------------------------------------
+# ---- explicit rows -------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -53,7 +54,11 @@ def _row_gram(
     COUNT: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, OPERAND: tl.constexpr, EXACT: tl.constexpr,
     ONE_TILE: tl.constexpr,
 ):  # fmt: skip
-    split, i, j = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    split, i, j = (
+        tl.program_id(0).to(tl.int64),
+        tl.program_id(1).to(tl.int64),
+        tl.program_id(2).to(tl.int64),
+    )
     if i <= j:
         row, column = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
         x_at = _row_pointers(blocks, starts, strides, row, COUNT)
@@ -63,11 +68,17 @@ def _row_gram(
         for k in range(begin, tl.minimum(begin + chunk, width), DEPTH):
             p = k + tl.arange(0, DEPTH).to(tl.int64)
             live = (p < width)[None, :]
-            x = tl.load(x_at[:, None] + p[None, :] * step, mask=live & (row < rows)[:, None], other=0.0).to(OPERAND)
+            x = tl.load(
+                x_at[:, None] + p[None, :] * step, mask=live & (row < rows)[:, None], other=0.0
+            ).to(OPERAND)
             if ONE_TILE:
                 y = x
             else:
-                y = tl.load(y_at[:, None] + p[None, :] * step, mask=live & (column < rows)[:, None], other=0.0)
+                y = tl.load(
+                    y_at[:, None] + p[None, :] * step,
+                    mask=live & (column < rows)[:, None],
+                    other=0.0,
+                )
                 y = y.to(OPERAND)
             if EXACT:
                 total = tl.dot(x, tl.trans(y), total, out_dtype=tl.float64)
@@ -75,8 +86,16 @@ def _row_gram(
                 total += tl.dot(x, tl.trans(y), input_precision="ieee").to(tl.float64)
         at = out + split * rows * rows
         inside = (row < rows)[:, None] & (column < rows)[None, :]
-        tl.store(at + row[:, None] * rows + column[None, :], total, mask=inside & (row[:, None] <= column[None, :]))
-        tl.store(at + column[None, :] * rows + row[:, None], total, mask=inside & (row[:, None] < column[None, :]))
+        tl.store(
+            at + row[:, None] * rows + column[None, :],
+            total,
+            mask=inside & (row[:, None] <= column[None, :]),
+        )
+        tl.store(
+            at + column[None, :] * rows + row[:, None],
+            total,
+            mask=inside & (row[:, None] < column[None, :]),
+        )
 
 
 @triton.jit(do_not_specialize=["count", "splits"])
@@ -120,7 +139,7 @@ def row_gram(rows: Sequence[Tensor], known: int = 0) -> Tensor:
     return gram
 
 
-# ---- products of positions ------------------------------------------------------------------------------------------
+# ---- products of positions -----------------------------------------------------------------------
 
 
 @triton.jit
@@ -141,8 +160,12 @@ def _products(
     for k in range(0, depth, DEPTH):
         c = k + tl.arange(0, DEPTH)
         wide, inside = c.to(tl.int64)[None, :], (c < depth)[None, :]
-        x = tl.load(x_at[:, None] + wide * x_step, mask=x_live[:, None] & inside, other=0.0).to(OPERAND)
-        y = tl.load(y_at[:, None] + wide * y_step, mask=y_live[:, None] & inside, other=0.0).to(OPERAND)
+        x = tl.load(x_at[:, None] + wide * x_step, mask=x_live[:, None] & inside, other=0.0).to(
+            OPERAND
+        )
+        y = tl.load(y_at[:, None] + wide * y_step, mask=y_live[:, None] & inside, other=0.0).to(
+            OPERAND
+        )
         total = tl.dot(x, tl.trans(y), total, input_precision=MODE, out_dtype=SUMS)
     return total
 
@@ -154,7 +177,12 @@ def _corner(position, grid, walk):
     f = position // (grid[0] * area)
     inner = position - f * (grid[0] * area)
     z, plane = inner // area, inner % area
-    return f, z * walk[3] - walk[6], plane // grid[2] * walk[4] - walk[7], plane % grid[2] * walk[5] - walk[8]
+    return (
+        f,
+        z * walk[3] - walk[6],
+        plane // grid[2] * walk[4] - walk[7],
+        plane % grid[2] * walk[5] - walk[8],
+    )
 
 
 @triton.jit
@@ -231,13 +259,19 @@ def _ghost(
                 tile = tl.where(shared, tile, 0.0)
             else:
                 tile = tile * shared
-            parts = tl.sum(tl.sum(tl.reshape(tile, [PARTS, PART, PARTS, PART]), 3), 1).to(tl.float64)
-            rows = tl.sum(tl.where(x_mine[:, :, None], parts[None, :, :], 0.0), 1)  # [X_ROWS, PARTS]
-            rows = tl.sum(tl.where(y_mine[None, :, :], rows[:, None, :], 0.0), 2)  # [X_ROWS, Y_ROWS]
+            parts = tl.sum(tl.sum(tl.reshape(tile, [PARTS, PART, PARTS, PART]), 3), 1).to(
+                tl.float64
+            )
+            # [X_ROWS, PARTS]
+            rows = tl.sum(tl.where(x_mine[:, :, None], parts[None, :, :], 0.0), 1)
+            # [X_ROWS, Y_ROWS]
+            rows = tl.sum(tl.where(y_mine[None, :, :], rows[:, None, :], 0.0), 2)
             tl.store(out + (pair * tiles + program) * (X_ROWS * Y_ROWS) + at, rows)
 
 
-@triton.jit(do_not_specialize=["x_starts", "y_starts", "rows", "x_size", "y_size", "x_tiles", "y_tiles"])
+@triton.jit(
+    do_not_specialize=["x_starts", "y_starts", "rows", "x_size", "y_size", "x_tiles", "y_tiles"]
+)
 def _collect(
     parts, gram, x_starts, y_starts, rows, x_size, y_size, x_tiles, y_tiles,
     SAME: tl.constexpr, X_TASKS: tl.constexpr, Y_TASKS: tl.constexpr, X_ROWS: tl.constexpr, Y_ROWS: tl.constexpr,
@@ -259,7 +293,9 @@ def _collect(
             x, y = r - i * TILE // x_size[2], q - j * TILE // y_size[2]
             at = ((pair * x_tiles + i) * y_tiles + j) * (X_ROWS * Y_ROWS) + x * Y_ROWS + y
             if SAME:  # tiles below the diagonal are those above, of the tasks exchanged
-                below = ((mirrored * x_tiles + j) * y_tiles + i) * (X_ROWS * Y_ROWS) + y * Y_ROWS + x
+                below = (
+                    ((mirrored * x_tiles + j) * y_tiles + i) * (X_ROWS * Y_ROWS) + y * Y_ROWS + x
+                )
                 at = tl.where(i <= j, at, below)
             total += tl.load(parts + at, mask=inside, other=0.0)
     x, y = _pick(x_starts, x_task, X_TASKS) + r, _pick(y_starts, y_task, Y_TASKS) + q
@@ -291,7 +327,9 @@ def conv_ghost(
     return _ghosts("conv", left, right, [three(t.shape[3:], 1) for t in b], walk, precision)
 
 
-def gather_gram(index: Sequence[Tensor], values: Sequence[Tensor], precision: str = "highest") -> Tensor:
+def gather_gram(
+    index: Sequence[Tensor], values: Sequence[Tensor], precision: str = "highest"
+) -> Tensor:
     """Products of positions where indices agree."""
     if any(t.dtype not in (torch.int64, torch.int32) for t in index):
         return NotImplemented
@@ -319,10 +357,15 @@ def _ghosts(
     return gram
 
 
-def _pair(kind: str, one: Family, other: Family, walk: tuple[int, ...], plan: Plan, gram: Tensor) -> None:
+def _pair(
+    kind: str, one: Family, other: Family, walk: tuple[int, ...], plan: Plan, gram: Tensor
+) -> None:
     """The blocks of G that two families meet in."""
     x_tiles, y_tiles = one.tiles(plan.tile), other.tiles(plan.tile)
-    tasks, rows = (len(one.right), len(other.right)), (one.rows_of_tile(plan.tile), other.rows_of_tile(plan.tile))
+    tasks, rows = (
+        (len(one.right), len(other.right)),
+        (one.rows_of_tile(plan.tile), other.rows_of_tile(plan.tile)),
+    )
     # A look-up skips tiles where no index meets its like: they stay zero.
     make = gram.new_zeros if kind == "gather" else gram.new_empty
     parts = make(prod(tasks) * x_tiles * y_tiles * prod(rows))

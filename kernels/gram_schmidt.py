@@ -1,6 +1,7 @@
 """`T J` of tall rows with float64 products: each tile of columns is read once, transformed and written.
 
-Up to 64 rows, one tile holds them all; above, output rows are made 64 at a time and the rows read as many times.
+Up to 64 rows, one tile holds them all; above, output rows are made 64 at a time and the rows read
+as many times.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from mtu_fast.kernels.convert import narrow, widen
 from mtu_fast.kernels.device import arch, float64_dots, on
-from torch import Tensor
 
 TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MAX_K = 512
 MAX_TILE = 64  # rows of T and of J at once
 ELEMENTS = 1 << 12  # of a tile
 WARPS = 4
-WIDENED_HALVES = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9)  # 3.6 fails to compile them
+# 3.6 fails to compile them
+WIDENED_HALVES = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9)
 
 
 @triton.jit
@@ -40,7 +43,9 @@ def _transform(
         tile = tl.load(
             rows + b * rows_batch + k[:, None] * rows_row + at[None, :] * rows_column, mask=inside, other=0.0
         )  # fmt: skip
-        weights = tl.load(T + b * T_batch + to[:, None] * T_row + k[None, :] * T_column, mask=there, other=0.0)
+        weights = tl.load(
+            T + b * T_batch + to[:, None] * T_row + k[None, :] * T_column, mask=there, other=0.0
+        )
         sums = tl.dot(weights, widen(tile), sums, out_dtype=tl.float64)
     place = out + (b * K + to[:, None]) * P + at[None, :]
     tl.store(place, narrow(sums, out.dtype.element_ty), mask=(to < K)[:, None] & (at < P)[None, :])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import triton
+
 from mtu_fast.kernels.device import FAST_FLOAT64, float64_dots, interpreted
 
 WIDE = torch.float64
@@ -36,7 +37,8 @@ def row_plan(dtype: torch.dtype, rows: int, arch: int) -> Plan | None:
 def ghost_plan(dtype: torch.dtype, precision: str, arch: int) -> Plan | None:
     """The tile for products of positions; None where float64 products do not compile."""
     if dtype in (torch.float16, torch.bfloat16):
-        operand = torch.float32 if interpreted() else dtype  # the interpreter multiplies the bits of bfloat16
+        # the interpreter multiplies the bits of bfloat16
+        operand = torch.float32 if interpreted() else dtype
         return Plan(operand, torch.float32, "ieee", 64, 64, 4, 3)
     if dtype == torch.float32 and (precision != "highest" or arch not in FAST_FLOAT64):
         mode = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[precision]

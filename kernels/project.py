@@ -1,11 +1,12 @@
 """`g - Qᵀ(Q g)` or `Qᵀ(Q g)` over a list of parameters: two launches, each of which reads Q once.
 
-A program walks a run of columns of one parameter; where these lie it looks up in a table. The first launch leaves
-float64 coefficients, one set a run, which are summed in a fixed order; the second reads Q again, last columns first,
-since these may still be in the cache. Products and sums are float64 on the vector units: for one g that is one
-multiply-add an element of Q.
+A program walks a run of columns of one parameter; where these lie it looks up in a table. The first
+launch leaves float64 coefficients, one set a run, which are summed in a fixed order; the second
+reads Q again, last columns first, since these may still be in the cache. Products and sums are
+float64 on the vector units: for one g that is one multiply-add an element of Q.
 
-Parameters whose rows are dense and aligned are read 16 bytes at a time, the others element by element.
+Parameters whose rows are dense and aligned are read 16 bytes at a time, the others element by
+element.
 """
 
 from __future__ import annotations
@@ -18,20 +19,32 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from mtu_fast.kernels.convert import narrow, widen
-from mtu_fast.kernels.device import on
 from torch import Tensor
 
-TYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+from mtu_fast.kernels.convert import narrow, widen
+from mtu_fast.kernels.device import on
+
+TYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
 MAX_K = 512
 WARPS = 4
 LOOPS = 16  # blocks of columns in a run, at most
 RUNS = 4096  # a run is shorter where there would be fewer: every multiprocessor gets several
 
 # The table's columns, all int64; strides count elements.
-G, G_ROW, G_COLUMN, Q, Q_ROW, Q_COLUMN, OUT, SIZE, FIRST_RUN, ALIGNED, FIELDS = map(tl.constexpr, range(11))
-SUMS = 128  # elements under way, over rows of Q, of g and a piece, that a thread of the first pass has registers for
-UNROLL = 8  # rows of Q under way at once in the second pass; fewer where every element has an address of its own
+G, G_ROW, G_COLUMN, Q, Q_ROW, Q_COLUMN, OUT, SIZE, FIRST_RUN, ALIGNED, FIELDS = map(
+    tl.constexpr, range(11)
+)
+# elements under way, over rows of Q, of g and a piece, that a thread of the first pass has
+# registers for
+SUMS = 128
+# rows of Q under way at once in the second pass; fewer where every element has an address of its
+# own
+UNROLL = 8
 UNSPECIALIZED = ("runs_before", "span", "K", "M")
 
 
@@ -53,7 +66,11 @@ def _number(entry, field: tl.constexpr, piece: tl.constexpr, aligned: tl.constex
 def _spread(threads: tl.constexpr, piece: tl.constexpr, aligned: tl.constexpr):
     """A block's columns such that a thread holds all of the piece axis and sums over it without exchange."""
     thread, element = tl.arange(0, threads), tl.arange(0, piece)
-    return thread[:, None] * piece + element[None, :] if aligned else element[:, None] * threads + thread[None, :]
+    return (
+        thread[:, None] * piece + element[None, :]
+        if aligned
+        else element[:, None] * threads + thread[None, :]
+    )
 
 
 @triton.jit
@@ -83,12 +100,17 @@ def _sum_run(
             inside = columns < tl.where(k_first + k < K, size, 0)
             row = widen(tl.load(q + (k_first + k) * q_row + at_q, mask=inside, other=0.0))
             for m in tl.static_range(m_tile):
-                summed += (sums[k * m_tile + m] + tl.sum(row * vectors[m], axis=1 if aligned else 0),)
+                summed += (
+                    sums[k * m_tile + m] + tl.sum(row * vectors[m], axis=1 if aligned else 0),
+                )
         sums = summed
     for k in tl.static_range(k_tile):
         for m in tl.static_range(m_tile):
             if (k_first + k < K) & (m_first + m < M):
-                tl.store(partial + (run * K + k_first + k) * M + m_first + m, tl.sum(sums[k * m_tile + m]))
+                tl.store(
+                    partial + (run * K + k_first + k) * M + m_first + m,
+                    tl.sum(sums[k * m_tile + m]),
+                )
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -97,7 +119,11 @@ def _coefficients(
     k_tile: tl.constexpr, m_tile: tl.constexpr, piece: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """Each run's part of `Q g`, float64 [runs, K, M]; the tiles of one run are neighbours and find g in the cache."""
-    program, k_tiles, m_tiles = tl.program_id(0).to(tl.int64), tl.cdiv(K, k_tile), tl.cdiv(M, m_tile)
+    program, k_tiles, m_tiles = (
+        tl.program_id(0).to(tl.int64),
+        tl.cdiv(K, k_tile),
+        tl.cdiv(M, m_tile),
+    )
     run, tile = runs_before + program // (k_tiles * m_tiles), program % (k_tiles * m_tiles)
     k_first, m_first = tile % k_tiles * k_tile, tile // k_tiles * m_tile
     entry = table + tl.load(owners + run) * FIELDS
@@ -137,14 +163,21 @@ def _write_run(
                 row = widen(tl.load(q + (k_first + k) * q_row + at_q, mask=inside, other=0.0))
                 summed = ()
                 for m in tl.static_range(m_tile):
-                    weight = tl.load(c + (k_first + k) * M + tl.minimum(m_first + m, M - 1), mask=there, other=0.0)
+                    weight = tl.load(
+                        c + (k_first + k) * M + tl.minimum(m_first + m, M - 1),
+                        mask=there,
+                        other=0.0,
+                    )
                     summed += (sums[m] + row * weight,)
                 sums = summed
         for m in tl.static_range(m_tile):
             inside = columns < tl.where(m_first + m < M, size, 0)
             result = sums[m]
             if not into:
-                result = widen(tl.load(g + (m_first + m) * g_row + at_g, mask=inside, other=0.0)) - result
+                result = (
+                    widen(tl.load(g + (m_first + m) * g_row + at_g, mask=inside, other=0.0))
+                    - result
+                )
             tl.store(out + (m_first + m) * size + columns, narrow(result, g_type), mask=inside)
 
 
@@ -158,9 +191,27 @@ def _result(
     run, m_first = runs_before + program // m_tiles, program % m_tiles * m_tile
     entry = table + tl.load(owners + run) * FIELDS
     if tl.load(entry + ALIGNED) != 0:
-        _write_run(entry, run, span, c, m_first, K, M, into, g_type, Q_type, k_tile, m_tile, piece, block, True)
+        _write_run(
+            entry,
+            run,
+            span,
+            c,
+            m_first,
+            K,
+            M,
+            into,
+            g_type,
+            Q_type,
+            k_tile,
+            m_tile,
+            piece,
+            block,
+            True,
+        )
     else:
-        _write_run(entry, run, span, c, m_first, K, M, into, g_type, Q_type, 2, m_tile, piece, block, False)
+        _write_run(
+            entry, run, span, c, m_first, K, M, into, g_type, Q_type, 2, m_tile, piece, block, False
+        )
 
 
 @dataclass(frozen=True)
@@ -180,7 +231,12 @@ class _Group:
     def constants(self, k_tile: int, m_tile: int) -> dict[str, Any]:
         """What the kernels are compiled for."""
         types = {"g_type": TYPES[self.dtypes[0]], "Q_type": TYPES[self.dtypes[1]]}
-        tiles = {"k_tile": k_tile, "m_tile": m_tile, "piece": self.piece, "block": _block(self.dtypes[1])}
+        tiles = {
+            "k_tile": k_tile,
+            "m_tile": m_tile,
+            "piece": self.piece,
+            "block": _block(self.dtypes[1]),
+        }
         return {**types, **tiles, "num_warps": WARPS}
 
 
@@ -190,7 +246,9 @@ def project(g: Sequence[Tensor], Q: Sequence[Tensor], into: bool) -> list[Tensor
     if k > MAX_K or any(t.dtype not in TYPES for t in (*g, *Q)):
         return NotImplemented
     out = [t.new_empty(t.shape) for t in g]
-    order = sorted((i for i, t in enumerate(out) if t.numel()), key=lambda i: str((g[i].dtype, Q[i].dtype)))
+    order = sorted(
+        (i for i, t in enumerate(out) if t.numel()), key=lambda i: str((g[i].dtype, Q[i].dtype))
+    )
     if not order:
         return out
     groups, rows, counts = _plan(g, Q, out, order)
@@ -204,12 +262,27 @@ def project(g: Sequence[Tensor], Q: Sequence[Tensor], into: bool) -> list[Tensor
                 k_tile = min(triton.next_power_of_2(k), 16, SUMS // (m_tile * max(group.piece, 4)))
                 grid = (group.runs * triton.cdiv(k, k_tile) * triton.cdiv(m, m_tile),)
                 _coefficients[grid](
-                    table, owners, partial, group.runs_before, group.span, k, m, **group.constants(k_tile, m_tile)
+                    table,
+                    owners,
+                    partial,
+                    group.runs_before,
+                    group.span,
+                    k,
+                    m,
+                    **group.constants(k_tile, m_tile),
                 )
             c = partial.sum(0)
         for group in groups:
             _result[(group.runs * triton.cdiv(m, m_tile),)](
-                table, owners, c, group.runs_before, group.span, k, m, into=into, **group.constants(UNROLL, m_tile)
+                table,
+                owners,
+                c,
+                group.runs_before,
+                group.span,
+                k,
+                m,
+                into=into,
+                **group.constants(UNROLL, m_tile),
             )
     return out
 
@@ -238,7 +311,8 @@ def _row(g: Tensor, Q: Tensor, out: Tensor, first_run: int, piece: int) -> list[
     """One parameter's row of the table."""
     size = g.shape[1]
     (g_row, g_column), (q_row, q_column) = (
-        [stride if length > 1 else 0 for length, stride in zip(t.shape, t.stride(), strict=True)] for t in (g, Q)
+        [stride if length > 1 else 0 for length, stride in zip(t.shape, t.stride(), strict=True)]
+        for t in (g, Q)
     )
     dense = g_column == q_column == 1 and not (g_row % piece or q_row % piece or size % piece)
     aligned = dense and not any(t.data_ptr() % 16 for t in (g, Q, out))
@@ -252,7 +326,9 @@ def _block(dtype: torch.dtype) -> int:
     return 32 * WARPS * 16 // dtype.itemsize
 
 
-def _to_device(rows: list[list[int]], counts: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+def _to_device(
+    rows: list[list[int]], counts: list[int], device: torch.device
+) -> tuple[Tensor, Tensor]:
     """The table and the row that each run belongs to, in one copy that nothing waits for."""
     table = torch.tensor(rows)
     owners = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts))

@@ -1,7 +1,7 @@
 """mtu_fast: from unreduced losses to an interference-free `.grad`, without building the per-sample Jacobian."""
 
+from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
-from mtu_fast.unlearning.loop import History, unlearn
 from mtu_fast.methods import (
     FORGET,
     GDRGMA,
@@ -32,10 +32,10 @@ from mtu_fast.methods import (
     random_labels,
     shuffled_targets,
 )
-from mtu_fast.unlearning.report import Audit, audit
 from mtu_fast.rows import Rows, cat
 from mtu_fast.subspace import Subspace
-from mtu_fast._rows.update import Update
+from mtu_fast.unlearning.loop import History, unlearn
+from mtu_fast.unlearning.report import Audit, audit
 
 __version__ = "0.1.0"
 

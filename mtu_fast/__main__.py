@@ -22,7 +22,10 @@ from mtu_fast._ops.gram import outer_ghost
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text in aligned columns, the first row a heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
@@ -66,12 +69,16 @@ def calibrate() -> int:
             continue
         found = _calibration.measure(device)
         shipped = asdict(_costs.COSTS[device.type])
-        rows = [(name, _short(shipped[name]), _short(value)) for name, value in asdict(found).items()]
+        rows = [
+            (name, _short(shipped[name]), _short(value)) for name, value in asdict(found).items()
+        ]
         print(table([(device.type, "shipped", "measured"), *rows]), "\n")
         try:
             kept = _costs.store(device, found)
         except OSError as error:
-            print(f"{device.type}: not kept: {error}. Costs are kept in the home directory, which must be writable.")
+            print(
+                f"{device.type}: not kept: {error}. Costs are kept in the home directory, which must be writable."
+            )
     if kept is None:
         return 1
     print(f"kept in {kept}")
@@ -87,7 +94,9 @@ def _short(value: object) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table of ops and the facts below it, or calibrate; the process's exit status."""
     parser = argparse.ArgumentParser(
-        "python -m mtu_fast", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m mtu_fast",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", nargs="?", choices=["calibrate"])
     if parser.parse_args(argv).command == "calibrate":

@@ -8,19 +8,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mtu_fast._rows.block import Block, Shared, join_roles
 from mtu_fast._checks import Losses, Mask, Who, kinds, named_losses, presence, who_gives
 from mtu_fast._graph.explain import Explanation
 from mtu_fast._graph.graph import Graph
-from mtu_fast.methods import Method, Roles
 from mtu_fast._graph.nodes import densified
 from mtu_fast._graph.plans import Plans
-from mtu_fast.rows import Rows, explicit
-from mtu_fast._rows.space import Space
 from mtu_fast._graph.statistics import used_up
-from mtu_fast.subspace import Subspace, check_subspace
+from mtu_fast._rows.block import Block, Shared, join_roles
+from mtu_fast._rows.space import Space
 from mtu_fast._rows.update import Update, accumulate, check_finite, check_method
 from mtu_fast._rows.uses import Dense, Use
+from mtu_fast.methods import Method, Roles
+from mtu_fast.rows import Rows, explicit
+from mtu_fast.subspace import Subspace, check_subspace
 
 
 class Engine:
@@ -28,23 +28,23 @@ class Engine:
 
     Args:
         model: any torch module.
-        params: the shared parameters that the method works on; every parameter that requires grad by default. All
-            others get the weighted gradient of the losses (see `Method.outside`).
-        memory_budget: bytes (at least 0) of row gradients that a call of `rows` may keep beyond the smaller of rows and
-            factors of each layer, where that costs less than a Gram of factors and a second weight gradient in
-            `combine`.
+        params: the shared parameters that the method works on; every parameter that requires grad
+            by default. All others get the weighted gradient of the losses (see `Method.outside`).
+        memory_budget: bytes (at least 0) of row gradients that a call of `rows` may keep beyond the
+            smaller of rows and factors of each layer, where that costs less than a Gram of factors
+            and a second weight gradient in `combine`.
         precision: how exact the products under a Gram's float64 sums must be, in the words of
-            `torch.set_float32_matmul_precision`: "highest", "high" (TF32×3) or "medium" (TF32). A GPU may make use of
-            it; on the CPU products of rows are float64 throughout.
+            `torch.set_float32_matmul_precision`: "highest", "high" (TF32×3) or "medium" (TF32). A
+            GPU may make use of it; on the CPU products of rows are float64 throughout.
 
-    Parameters in the graph that are not the model's (another module, a learned loss weight) are left alone: pass one
-    module that holds them all.
+    Parameters in the graph that are not the model's (another module, a learned loss weight) are
+    left alone: pass one module that holds them all.
 
     Raises:
-        TypeError: `model` is no module, `params` are no tensors or complex ones, or `memory_budget` is not a whole
-            number.
-        ValueError: no parameter requires grad, one of `params` is not the model's, `memory_budget` is negative, or
-            `precision` is unknown.
+        TypeError: `model` is no module, `params` are no tensors or complex ones, or `memory_budget`
+            is not a whole number.
+        ValueError: no parameter requires grad, one of `params` is not the model's, `memory_budget`
+            is negative, or `precision` is unknown.
     """
 
     def __init__(
@@ -56,7 +56,9 @@ class Engine:
         precision: str = "highest",
     ) -> None:
         if isinstance(memory_budget, bool) or not isinstance(memory_budget, int):
-            raise TypeError(f"memory_budget: found {memory_budget!r}, expected a whole number of bytes, 2**30 say.")
+            raise TypeError(
+                f"memory_budget: found {memory_budget!r}, expected a whole number of bytes, 2**30 say."
+            )
         if memory_budget < 0:
             raise ValueError(f"memory_budget: found {memory_budget}, expected at least 0 bytes.")
         self._space = Space(model, params, precision)
@@ -81,8 +83,10 @@ class Engine:
         Args:
             losses: unreduced, one value a sample: `[N]`, or `{task: [N]}`.
             method: a method, or weights `[R]`.
-            forget: the rows to forget: True, a mask `[N]` (full-task), or `{task: [N]}` (partial-task).
-            present: `{task: [N]}`, False where a sample has no label for the task and so gives no row.
+            forget: the rows to forget: True, a mask `[N]` (full-task), or `{task: [N]}`
+                (partial-task).
+            present: `{task: [N]}`, False where a sample has no label for the task and so gives no
+                row.
             subspace: rows kept from earlier steps, which this step's rows join and then fill.
 
         Returns:
@@ -91,7 +95,8 @@ class Engine:
         Raises:
             TypeError: arguments of the wrong kind.
             ValueError: losses or masks that are not as described.
-            RuntimeError: the graph is gone or out of date, or a gradient is not finite; `.grad` is then untouched.
+            RuntimeError: the graph is gone or out of date, or a gradient is not finite; `.grad` is
+                then untouched.
         """
         check_method(method)
         check_subspace(method, subspace)
@@ -114,14 +119,18 @@ class Engine:
 
         Args:
             losses: unreduced, one value a sample: `[N]`, or `{task: [N]}`.
-            forget: the rows to forget: True, a mask `[N]` (full-task), or `{task: [N]}` (partial-task).
-            per: "sample" for a row per (task, sample), "task" for the mean row of each (task, role).
-            present: `{task: [N]}`, False where a sample has no label for the task and so gives no row.
+            forget: the rows to forget: True, a mask `[N]` (full-task), or `{task: [N]}`
+                (partial-task).
+            per: "sample" for a row per (task, sample), "task" for the mean row of each (task,
+                role).
+            present: `{task: [N]}`, False where a sample has no label for the task and so gives no
+                row.
 
         Raises:
             TypeError: arguments of the wrong kind.
             ValueError: losses or masks that are not as described.
-            RuntimeError: the graph is gone or out of date, or does not give the gradients that autograd gives.
+            RuntimeError: the graph is gone or out of date, or does not give the gradients that
+                autograd gives.
         """
         named = named_losses(losses)
         kind, there = kinds(forget, named), presence(present, named)
@@ -136,9 +145,12 @@ class Engine:
                     blocks = make(graph, named, kind, there)
             else:
                 blocks = [self._empty_block(task, loss) for task, loss in named.items()]
-            return Rows(self._shared, blocks)  # the shared parameters as they are after a look at the graph
+            # the shared parameters as they are after a look at the graph
+            return Rows(self._shared, blocks)
 
-    def kept(self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype | None = None) -> Rows:
+    def kept(
+        self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype | None = None
+    ) -> Rows:
         """K explicit vectors, a basis from elsewhere say, as rows of kind SUBSPACE: `mtu.cat` joins them to others.
 
         Args:
@@ -147,14 +159,23 @@ class Engine:
             dtype: the precision in which they were computed; that of the parameters by default.
 
         Raises:
-            ValueError: an unknown name, or a shape that is not [K, *shape of the parameter] with one K for all.
+            ValueError: an unknown name, or a shape that is not [K, *shape of the parameter] with
+                one K for all.
         """
-        shapes = dict(zip(self._shared.names, (p.shape for p in self._shared.parameters), strict=True))
+        shapes = dict(
+            zip(self._shared.names, (p.shape for p in self._shared.parameters), strict=True)
+        )
         counts = {len(v) for v in vectors.values() if v.dim()}
         for name, v in vectors.items():
             if name not in shapes or v.shape[1:] != shapes[name] or v.dim() == 0 or len(counts) > 1:
-                expected = f"[K, *{tuple(shapes[name])}], one K for all" if name in shapes else "a shared parameter"
-                raise ValueError(f"kept: vectors[{name!r}] has shape {tuple(v.shape)}, expected {expected}.")
+                expected = (
+                    f"[K, *{tuple(shapes[name])}], one K for all"
+                    if name in shapes
+                    else "a shared parameter"
+                )
+                raise ValueError(
+                    f"kept: vectors[{name!r}] has shape {tuple(v.shape)}, expected {expected}."
+                )
         return explicit(self._shared, vectors, task, dtype or self._shared.parameters[0].dtype)
 
     def explain(self) -> Explanation:
@@ -164,21 +185,35 @@ class Engine:
             RuntimeError: no rows were taken yet.
         """
         if self._plans.explanation is None:
-            raise RuntimeError("explain: found no rows yet, expected a call of engine.rows or engine.backward first.")
+            raise RuntimeError(
+                "explain: found no rows yet, expected a call of engine.rows or engine.backward first."
+            )
         return self._plans.explanation
 
-    # ---- rows per sample --------------------------------------------------------------------------------------------
+    # ---- rows per sample -------------------------------------------------------------------------
 
     def _sample_blocks(
-        self, graph: Graph, losses: dict[str, Tensor], kind: dict[str, Tensor], present: dict[str, Tensor]
+        self,
+        graph: Graph,
+        losses: dict[str, Tensor],
+        kind: dict[str, Tensor],
+        present: dict[str, Tensor],
     ) -> list[Block]:
         self._refuse_hooks(graph)
         who = who_gives(kind, present)
-        outside = {task: self._outside_gradients(graph, loss, who[task]) for task, loss in losses.items()}
-        kept = [None if who[task].all else mask.nonzero().flatten() for task, mask in present.items()]
+        outside = {
+            task: self._outside_gradients(graph, loss, who[task]) for task, loss in losses.items()
+        }
+        kept = [
+            None if who[task].all else mask.nonzero().flatten() for task, mask in present.items()
+        ]
         blocks = []
-        for (task, loss), rows, uses in zip(losses.items(), kept, self._plans.uses(graph, kept), strict=True):
-            roles = _roles(task, torch.arange(len(loss), device=loss.device), kind[task], loss, graph.dtype)
+        for (task, loss), rows, uses in zip(
+            losses.items(), kept, self._plans.uses(graph, kept), strict=True
+        ):
+            roles = _roles(
+                task, torch.arange(len(loss), device=loss.device), kind[task], loss, graph.dtype
+            )
             roles = roles if rows is None else _select(roles, rows)
             blocks.append(Block.of(roles, uses, outside[task], self._shared))
         return blocks
@@ -197,10 +232,14 @@ class Engine:
                     "rows make by rows.combine; per='task' obeys it."
                 )
 
-    # ---- rows per task ----------------------------------------------------------------------------------------------
+    # ---- rows per task ---------------------------------------------------------------------------
 
     def _task_blocks(
-        self, graph: Graph, losses: dict[str, Tensor], kind: dict[str, Tensor], present: dict[str, Tensor]
+        self,
+        graph: Graph,
+        losses: dict[str, Tensor],
+        kind: dict[str, Tensor],
+        present: dict[str, Tensor],
     ) -> list[Block]:
         """One ordinary backward per (task, kind): the mean row, exact on any graph."""
         who, blocks = who_gives(kind, present), []
@@ -208,7 +247,9 @@ class Engine:
             for which, chosen in who[task].of.items():
                 weights = chosen.to(loss.dtype) / chosen.sum()
                 inside, outside = self._gradients(graph, loss, weights)
-                uses: dict[int, Use] = {j: Dense(tuple(g.shape), g[None]) for j, g in inside.items()}
+                uses: dict[int, Use] = {
+                    j: Dense(tuple(g.shape), g[None]) for j, g in inside.items()
+                }
                 mean = (weights.double() @ loss.double())[None]
                 role = torch.full((1,), which, device=loss.device)
                 roles = _roles(task, torch.full_like(role, -1), role, mean, graph.dtype)
@@ -219,7 +260,11 @@ class Engine:
         self, graph: Graph, loss: Tensor, weights: Tensor, inside: bool = True
     ) -> tuple[dict[int, Tensor], dict[Tensor, Tensor]]:
         """Gradients of the weighted loss by the shared parameters (by index) and by those outside."""
-        shared = dict(sorted((j, self._shared.parameters[j]) for j in graph.leaf.values())) if inside else {}
+        shared = (
+            dict(sorted((j, self._shared.parameters[j]) for j in graph.leaf.values()))
+            if inside
+            else {}
+        )
         outside = [p for p in graph.leaves if id(p) in self._space.outside]
         wanted = [*shared.values(), *outside]
         if not wanted:
@@ -230,7 +275,7 @@ class Engine:
             {p: g for p, g in zip(outside, grads[len(shared) :], strict=True) if g is not None},
         )
 
-    # ---- what both have in common -----------------------------------------------------------------------------------
+    # ---- what both have in common ----------------------------------------------------------------
 
     def _graph(self, losses: Mapping[str, Tensor]) -> Graph:
         """The graph of the losses, which reaches a parameter.
@@ -256,7 +301,9 @@ class Engine:
             self._plans = Plans(self._shared, self._budget)
         return moved
 
-    def _outside_gradients(self, graph: Graph, loss: Tensor, who: Who) -> dict[int, dict[Tensor, Tensor]]:
+    def _outside_gradients(
+        self, graph: Graph, loss: Tensor, who: Who
+    ) -> dict[int, dict[Tensor, Tensor]]:
         return {
             which: self._gradients(graph, loss, chosen.to(loss.dtype), inside=False)[1]
             for which, chosen in who.of.items()
@@ -274,7 +321,9 @@ class Engine:
         kind, there = kinds(forget, named), presence(present, named)
         self._follow(p for p in self._space.model.parameters() if p.requires_grad)
         parts = {
-            task: _roles(task, torch.arange(len(loss), device=loss.device), kind[task], loss, loss.dtype)
+            task: _roles(
+                task, torch.arange(len(loss), device=loss.device), kind[task], loss, loss.dtype
+            )
             for task, loss in named.items()
         }
         kept = {task: mask.nonzero().flatten() for task, mask in there.items()}
@@ -283,7 +332,9 @@ class Engine:
         shared = self._shared.parameters
         with torch.no_grad(), _teaching():
             if torch.equal(weights, outside):
-                found = _vjp(named, kept, weights, [*shared, *self._space.outside.values()], keep=False)
+                found = _vjp(
+                    named, kept, weights, [*shared, *self._space.outside.values()], keep=False
+                )
             else:
                 found = _vjp(named, kept, outside, list(self._space.outside.values()), keep=True)
                 found |= _vjp(named, kept, weights, shared, keep=False)
@@ -295,7 +346,11 @@ class Engine:
 
 
 def _vjp(
-    losses: Mapping[str, Tensor], kept: Mapping[str, Tensor], w: Tensor, parameters: Sequence[Tensor], keep: bool
+    losses: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor],
+    w: Tensor,
+    parameters: Sequence[Tensor],
+    keep: bool,
 ) -> dict[Tensor, Tensor]:
     """Gradients of `Σ w · loss` over the kept samples, by parameter."""
     live = {task: loss for task, loss in losses.items() if loss.numel()}
@@ -307,7 +362,9 @@ def _vjp(
         loss.new_zeros(len(loss)).index_copy(0, kept[task], piece.to(loss))
         for (task, loss), piece in zip(live.items(), pieces, strict=True)
     ]
-    found = torch.autograd.grad(list(live.values()), parameters, outputs, retain_graph=keep, allow_unused=True)
+    found = torch.autograd.grad(
+        list(live.values()), parameters, outputs, retain_graph=keep, allow_unused=True
+    )
     return {p: g for p, g in zip(parameters, found, strict=True) if g is not None}
 
 
@@ -317,7 +374,9 @@ def _roles(task: str, sample: Tensor, kind: Tensor, loss: Tensor, dtype: torch.d
 
 
 def _select(roles: Roles, at: Tensor) -> Roles:
-    return Roles(roles.task[at], roles.sample[at], roles.kind[at], roles.loss[at], roles.tasks, roles.dtype)
+    return Roles(
+        roles.task[at], roles.sample[at], roles.kind[at], roles.loss[at], roles.tasks, roles.dtype
+    )
 
 
 @contextmanager

@@ -9,17 +9,24 @@ from math import inf, prod
 import torch
 from torch import Tensor
 
-from mtu_fast._rows import joint
-from mtu_fast._rows.block import Block, Shared, join_roles
 from mtu_fast._checks import all_finite, check_direction
-from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
-from mtu_fast.methods.base import dependence_tolerance
 from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._ops.gram import inexact, row_gram
 from mtu_fast._ops.gram_schmidt import effective_rank
+from mtu_fast._rows import joint
+from mtu_fast._rows.block import Block, Shared, join_roles
 from mtu_fast._rows.refine import refined, sensitive
-from mtu_fast._rows.update import NotFiniteError, Update, accumulate, check_finite, check_meant, check_method
+from mtu_fast._rows.update import (
+    NotFiniteError,
+    Update,
+    accumulate,
+    check_finite,
+    check_meant,
+    check_method,
+)
 from mtu_fast._rows.uses import Dense, Gather, Outer, Use
+from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
+from mtu_fast.methods.base import dependence_tolerance
 
 SIDES = {RETAIN: "to retain", FORGET: "to forget", SUBSPACE: "kept for the subspace"}
 Span = tuple[int, int]  # rows start .. stop - 1 of all
@@ -30,7 +37,8 @@ class Rows:
     """R row gradients over the engine's parameters; made by `Engine.rows`, joined by `cat`, used up by `backward`.
 
     Attributes:
-        roles: task, sample, kind and loss of every row, each `[R]`; task-major within a call, calls in order.
+        roles: task, sample, kind and loss of every row, each `[R]`; task-major within a call, calls
+            in order.
     """
 
     def __init__(self, shared: Shared, blocks: Sequence[Block]) -> None:
@@ -49,7 +57,8 @@ class Rows:
         """`G = J Jᵀ`, inner products of all pairs of rows.
 
         Args:
-            per: "total" for all parameters together, "layer" for one matrix a module, "tensor" for one a parameter.
+            per: "total" for all parameters together, "layer" for one matrix a module, "tensor" for
+                one a parameter.
 
         Returns:
             float64 `[R, R]`, or `[L, R, R]` in the order of the engine's parameters.
@@ -102,8 +111,13 @@ class Rows:
         for j, parameter in enumerate(self._shared.parameters):
             where, uses = self._spans_and_uses(j)
             if uses:
-                parts = [weights(j, span, working_dtype(u.tensors[-1])) for span, u in zip(where, uses, strict=True)]
-                found[parameter] = joint.combine(uses, parts).view(parameter.shape).to(parameter.dtype)
+                parts = [
+                    weights(j, span, working_dtype(u.tensors[-1]))
+                    for span, u in zip(where, uses, strict=True)
+                ]
+                found[parameter] = (
+                    joint.combine(uses, parts).view(parameter.shape).to(parameter.dtype)
+                )
         return found
 
     def push(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor:
@@ -112,15 +126,18 @@ class Rows:
         Products and sums are float64, in one pass over what the rows hold.
 
         Args:
-            d: {parameter: tensor of its shape}, as `combine` gives it; parameters that are left out do not move.
-            per: "total", or "layer" or "tensor" for what the rows feel of each block of parameters alone.
+            d: {parameter: tensor of its shape}, as `combine` gives it; parameters that are left out
+                do not move.
+            per: "total", or "layer" or "tensor" for what the rows feel of each block of parameters
+                alone.
 
         Returns:
             float64 `[R]`, or `[L, R]` in the order of `names(per)`.
 
         Raises:
             TypeError: d is no mapping of parameters to real tensors.
-            ValueError: an unknown `per`, something else than the engine's parameters, or not of their shape and device.
+            ValueError: an unknown `per`, something else than the engine's parameters, or not of
+                their shape and device.
             RuntimeError: the rows are used up, or parameters changed since.
         """
         self._check_open()
@@ -157,7 +174,8 @@ class Rows:
     def kept(self, tasks: Iterable[str] | None = None) -> Rows:
         """The rows of these tasks (of all by default) as rows of kind SUBSPACE, which outlive the step.
 
-        They belong to the point where they were taken, stay when parameters move, and are not used up by `backward`.
+        They belong to the point where they were taken, stay when parameters move, and are not used
+        up by `backward`.
 
         Raises:
             RuntimeError: the rows are used up.
@@ -193,18 +211,18 @@ class Rows:
 
         Args:
             method: a method, or weights `[R]`.
-            outside: weights `[R]` of the losses for the parameters outside, equal within each (kind, task); by default
-                the method's `outside(roles)`, or the weights themselves.
+            outside: weights `[R]` of the losses for the parameters outside, equal within each
+                (kind, task); by default the method's `outside(roles)`, or the weights themselves.
 
         Returns:
             The weights, the roles and the Gram matrix they were made from.
 
         Raises:
             TypeError: neither a method nor weights.
-            ValueError: rows that the method is not meant for, weights of the wrong shape, or that differ within a role
-                for parameters outside.
-            RuntimeError: the rows are used up, parameters changed since, or something is not finite; `.grad` is
-                untouched on any error.
+            ValueError: rows that the method is not meant for, weights of the wrong shape, or that
+                differ within a role for parameters outside.
+            RuntimeError: the rows are used up, parameters changed since, or something is not
+                finite; `.grad` is untouched on any error.
         """
         check_method(method)
         if not isinstance(method, Tensor):
@@ -231,10 +249,17 @@ class Rows:
         if gram is None or constraint is None:
             found, residual = self.combine(weights), None
         else:
-            found, residual = refined(self, weights, constraint, gram, self._shared.places(per), per)
+            found, residual = refined(
+                self, weights, constraint, gram, self._shared.places(per), per
+            )
         heads = self._outside(others if outside is None else outside)
-        # Rows whose Gram is finite are finite, and so is what finite weights make of them, but for half precision.
-        unsure = (g for g in found.values() if gram is None or constraint is not None or g.dtype.itemsize < 4)
+        # Rows whose Gram is finite are finite, and so is what finite weights make of them, but for
+        # half precision.
+        unsure = (
+            g
+            for g in found.values()
+            if gram is None or constraint is not None or g.dtype.itemsize < 4
+        )
         check_finite([weights, *heads.values(), *unsure])
         for parameter, g in heads.items():
             found[parameter] = found[parameter] + g if parameter in found else g
@@ -246,13 +271,15 @@ class Rows:
             block.uses, block.outside = {}, {}
         return Update(weights, self.roles, gram, residual)
 
-    # ---- inside -----------------------------------------------------------------------------------------------------
+    # ---- inside ----------------------------------------------------------------------------------
 
     def _as_autograd_has_it(self, found: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """With sparse gradients of tables of which every use is a look-up that gives one: SparseAdam takes no other."""
         for j, parameter in enumerate(self._shared.parameters):
             uses = [use for _, use in self._uses(j)]
-            looked_up = [use.index.flatten() for use in uses if isinstance(use, Gather) and use.sparse]
+            looked_up = [
+                use.index.flatten() for use in uses if isinstance(use, Gather) and use.sparse
+            ]
             if looked_up and len(looked_up) == len(uses) and parameter in found:
                 entries, d = torch.cat(looked_up).unique(), found[parameter]
                 found[parameter] = torch.sparse_coo_tensor(
@@ -309,11 +336,17 @@ class Rows:
         They are known of a block that is kept and explicit, from its first step on.
         """
         last, key = self._blocks[-1], tuple(group)
-        if len(self._blocks) == 1 or not last.kept or not all(isinstance(use, Dense) for use in last.uses.values()):
+        if (
+            len(self._blocks) == 1
+            or not last.kept
+            or not all(isinstance(use, Dense) for use in last.uses.values())
+        ):
             return 0
         if key not in last.grams:
             held = [last.uses[j].grounded().matrix() for j in group if j in last.uses]
-            last.grams[key] = sum(map(row_gram, ([rows] for rows in held)), gram.new_zeros(len(last), len(last)))
+            last.grams[key] = sum(
+                map(row_gram, ([rows] for rows in held)), gram.new_zeros(len(last), len(last))
+            )
         own = slice(len(self) - len(last), len(self))
         gram[own, own] += last.grams[key]
         return len(last)
@@ -329,9 +362,15 @@ class Rows:
     def _spread(self, w: Tensor) -> list[Tensor]:
         """Weights `[R]` for every parameter."""
         if not isinstance(w, Tensor):
-            raise TypeError(f"weights: found {type(w).__name__}, expected a tensor [{len(self)}], one weight per row.")
+            raise TypeError(
+                f"weights: found {type(w).__name__}, expected a tensor [{len(self)}], one weight per row."
+            )
         shapes = {per: len(self._shared.groups(per)) for per in ("layer", "tensor")}
-        if w.shape[-1:] != (len(self),) or w.dim() > 2 or (w.dim() == 2 and len(w) not in shapes.values()):
+        if (
+            w.shape[-1:] != (len(self),)
+            or w.dim() > 2
+            or (w.dim() == 2 and len(w) not in shapes.values())
+        ):
             raise ValueError(
                 f"weights: found shape {tuple(w.shape)}, expected [{len(self)}], one per row, or "
                 f"[{shapes['layer']}, {len(self)}] per layer, [{shapes['tensor']}, {len(self)}] per tensor."
@@ -357,14 +396,20 @@ class Rows:
                 if not gradients:
                     continue
                 if mine.dim() != 1:
-                    raise ValueError("weights per layer say nothing of parameters outside; use a method instead.")
+                    raise ValueError(
+                        "weights per layer say nothing of parameters outside; use a method instead."
+                    )
                 others = block.roles.kind != kind
-                weight, least = mine.masked_fill(others, -inf).amax(), mine.masked_fill(others, inf).amin()
+                weight, least = (
+                    mine.masked_fill(others, -inf).amax(),
+                    mine.masked_fill(others, inf).amin(),
+                )
                 uneven.append(weight != least)
                 for parameter, g in gradients.items():
                     part = g * weight.to(g.dtype)
                     found[parameter] = found[parameter] + part if parameter in found else part
-        if uneven and bool(torch.stack(uneven).any()):  # one wait for the device, whatever the groups
+        # one wait for the device, whatever the groups
+        if uneven and bool(torch.stack(uneven).any()):
             check_finite([w])
             raise ValueError(
                 "weights differ between rows of one kind and task, but the engine has parameters outside `params`, "
@@ -375,7 +420,9 @@ class Rows:
 
     def _check_open(self) -> None:
         if any(block.spent for block in self._blocks):
-            raise RuntimeError("rows: backward was called before and used these rows up; call engine.rows again.")
+            raise RuntimeError(
+                "rows: backward was called before and used these rows up; call engine.rows again."
+            )
         now = self._shared.versions()
         if any(block.changed() for block in self._blocks):
             raise RuntimeError(
@@ -408,26 +455,31 @@ def explicit(shared: Shared, vectors: Mapping[str, Tensor], task: str, dtype: to
 
     Args:
         shared: the parameters whose space they lie in.
-        vectors: {name of a parameter: its part of every vector}; zero where a parameter is left out.
+        vectors: {name of a parameter: its part of every vector}; zero where a parameter is left
+            out.
         task: the task they are said to be of.
         dtype: the precision in which they were computed, whatever they are held in.
 
     Returns:
         K rows.
     """
-    uses: dict[int, Use] = {shared.names.index(name): Dense(tuple(v.shape[1:]), v) for name, v in vectors.items()}
+    uses: dict[int, Use] = {
+        shared.names.index(name): Dense(tuple(v.shape[1:]), v) for name, v in vectors.items()
+    }
     device = shared.parameters[0].device
     nobody = torch.full((max((use.count for use in uses.values()), default=0),), -1, device=device)
     loss = torch.zeros(len(nobody), dtype=torch.float64, device=device)
-    roles = Roles(torch.zeros_like(nobody), nobody, torch.full_like(nobody, SUBSPACE), loss, (task,), dtype)
+    roles = Roles(
+        torch.zeros_like(nobody), nobody, torch.full_like(nobody, SUBSPACE), loss, (task,), dtype
+    )
     return Rows(shared, [replace(Block.of(roles, uses, {}, shared), kept=True)])
 
 
 def cat(*rows: Rows) -> Rows:
     """All rows of several calls, in order; Gram matrices hold the cross terms.
 
-    The calls may come from different forwards and be of unequal size, but from one engine and one point in parameter
-    space. Tasks are matched by name.
+    The calls may come from different forwards and be of unequal size, but from one engine and one
+    point in parameter space. Tasks are matched by name.
 
     Raises:
         TypeError: something else than rows.
@@ -438,8 +490,12 @@ def cat(*rows: Rows) -> Rows:
         raise ValueError("cat: found no rows, expected at least one.")
     for each in rows:
         if not isinstance(each, Rows):
-            raise TypeError(f"cat: found {type(each).__name__}, expected Rows as engine.rows returns them.")
+            raise TypeError(
+                f"cat: found {type(each).__name__}, expected Rows as engine.rows returns them."
+            )
         if each._shared is not rows[0]._shared:
-            raise ValueError("cat: found rows of different engines, expected one engine: its parameters are the space.")
+            raise ValueError(
+                "cat: found rows of different engines, expected one engine: its parameters are the space."
+            )
         each._check_open()
     return Rows(rows[0]._shared, [block for each in rows for block in each._blocks])

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtu_fast.methods import FORGET, RETAIN, Method
-from mtu_fast.methods.base import dependence_tolerance
-from mtu_fast.methods.interference import STALE, basis_weights
 from mtu_fast._ops.gram import row_gram
 from mtu_fast._ops.gram_schmidt import orthonormalize
 from mtu_fast._ops.project import project
-from mtu_fast.rows import Rows, cat
 from mtu_fast._rows.update import Update
+from mtu_fast.methods import FORGET, RETAIN, Method
+from mtu_fast.methods.base import dependence_tolerance
+from mtu_fast.methods.interference import STALE, basis_weights
+from mtu_fast.rows import Rows, cat
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,26 @@ class Held:
 class Subspace:
     """span{g_1 … g_K}: per-sample gradients of the target tasks, kept from earlier batches as rows of kind SUBSPACE.
 
-    `engine.backward(losses, method, forget=mask, subspace=subspace)` joins them to the step's rows, so that a method
-    sees them in G, and keeps the step's own for later. Until it is full, the method goes without them. They are the
-    gradients of the point where they were taken, and as many bytes as rows of that size take (`memory`).
+    `engine.backward(losses, method, forget=mask, subspace=subspace)` joins them to the step's rows,
+    so that a method sees them in G, and keeps the step's own for later. Until it is full, the
+    method goes without them. They are the gradients of the point where they were taken, and as many
+    bytes as rows of that size take (`memory`).
 
     Args:
-        size: rows to hold, K; by default twice the retain rows of the first step, since K minus that is what is left
-            to move in.
+        size: rows to hold, K; by default twice the retain rows of the first step, since K minus
+            that is what is left to move in.
         every: a full subspace takes in a batch and drops its oldest at every so many steps.
         tasks: the tasks whose rows are kept; by default those with forget rows in the step.
-        basis: hold an orthonormal basis Q of the rows, made anew whenever a batch is taken in, in place of the rows:
-            K explicit vectors of all parameters.
+        basis: hold an orthonormal basis Q of the rows, made anew whenever a batch is taken in, in
+            place of the rows: K explicit vectors of all parameters.
         rank: the most dimensions of the basis.
         energy: share of Σσ² of the rows that the basis must hold.
-        dtype: of the basis; by default that of the parameters. torch.bfloat16 takes half the memory of float32, and
-            then the basis is orthonormal, and `project` right, to about 5e-4 only.
+        dtype: of the basis; by default that of the parameters. torch.bfloat16 takes half the memory
+            of float32, and then the basis is orthonormal, and `project` right, to about 5e-4 only.
 
     Attributes:
-        held: what is held, a value; a loop of your own that undoes steps assigns the one from before them.
+        held: what is held, a value; a loop of your own that undoes steps assigns the one from
+            before them.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -81,16 +83,22 @@ class Subspace:
         self.held = Held(_whole("size", size))
         self.every, self._rank = _whole("every", every), _whole("rank", rank)
         if isinstance(tasks, str):
-            raise TypeError(f"Subspace: tasks is {tasks!r}, expected several names, ({tasks!r},) say.")
+            raise TypeError(
+                f"Subspace: tasks is {tasks!r}, expected several names, ({tasks!r},) say."
+            )
         self.tasks = None if tasks is None else tuple(tasks)
         if isinstance(energy, bool) or not isinstance(energy, int | float):
             raise TypeError(f"Subspace: energy is {energy!r}, expected a number in (0, 1].")
         if not 0.0 < energy <= 1.0:
             raise ValueError(f"Subspace: energy is {energy!r}, expected a share in (0, 1].")
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise TypeError(f"Subspace: dtype is {dtype!r}, expected a real one as torch.bfloat16, or None.")
+            raise TypeError(
+                f"Subspace: dtype is {dtype!r}, expected a real one as torch.bfloat16, or None."
+            )
         if not basis and (rank is not None or energy != 1.0 or dtype is not None):
-            raise ValueError("Subspace: rank, energy and dtype are those of a basis; pass basis=True too.")
+            raise ValueError(
+                "Subspace: rank, energy and dtype are those of a basis; pass basis=True too."
+            )
         self.basis, self.energy, self.dtype = bool(basis), float(energy), dtype
         self.options = {"size": size, "every": every, "tasks": None if tasks is None else list(self.tasks or ()),
                         "basis": self.basis, "rank": rank, "energy": self.energy, "dtype": str(dtype)}  # fmt: skip
@@ -139,7 +147,8 @@ class Subspace:
         Raises:
             TypeError: something else than rows.
             ValueError: rows per task, or unknown names in `tasks`.
-            RuntimeError: the rows are used up, or one of those to be kept is not finite; nothing is kept then.
+            RuntimeError: the rows are used up, or one of those to be kept is not finite; nothing is
+                kept then.
         """
         after = self._after(rows)
         if after.batches and after.age == 0:
@@ -157,14 +166,16 @@ class Subspace:
     def project(self, gradients: dict[Tensor, Tensor], into: bool = True) -> dict[Tensor, Tensor]:
         """`Qᵀ(Q g)`, the part of {parameter: g} inside the span of the basis, or `g - Qᵀ(Q g)`, the part outside.
 
-        Exact to the precision in which the basis is held: of `g`, about 5e-4 is on the wrong side with
-        dtype=torch.bfloat16, 1e-6 with float32.
+        Exact to the precision in which the basis is held: of `g`, about 5e-4 is on the wrong side
+        with dtype=torch.bfloat16, 1e-6 with float32.
 
         Raises:
             RuntimeError: the subspace is not `basis=True`, or not full yet.
         """
         if self.held.basis is None:
-            raise RuntimeError(f"Subspace: project needs a basis, found {self!r}; make it with basis=True and fill it.")
+            raise RuntimeError(
+                f"Subspace: project needs a basis, found {self!r}; make it with basis=True and fill it."
+            )
         rows = self.held.basis.jacobian()
         zero = [gradients.get(p, torch.zeros_like(p)) for p in rows]
         return dict(zip(rows, project(zero, list(rows.values()), into), strict=True))
@@ -172,12 +183,18 @@ class Subspace:
     def state_dict(self) -> dict[str, Any]:
         """What is held, as plain values and explicit rows {parameter's name: [K, *shape]}.
 
-        From here on this subspace holds its rows explicitly too, so that it and one that loads the state go on alike.
+        From here on this subspace holds its rows explicitly too, so that it and one that loads the
+        state go on alike.
         """
         held, batches = self.held, [_explicit(rows) for rows in self.held.batches]
         self.held = replace(held, batches=tuple(rows for rows, _ in batches))
         basis = None if held.basis is None else _explicit(held.basis)[1]
-        return {"size": held.size, "age": held.age, "batches": [state for _, state in batches], "basis": basis}
+        return {
+            "size": held.size,
+            "age": held.age,
+            "batches": [state for _, state in batches],
+            "basis": basis,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], kept: Callable[..., Rows]) -> None:
         """Go on from what `state_dict` gave.
@@ -193,7 +210,9 @@ class Subspace:
     def _after(self, rows: Rows) -> Held:
         """What is to be held after a step with these rows: the target tasks' ones too, if it is time."""
         if not isinstance(rows, Rows):
-            raise TypeError(f"Subspace: found {type(rows).__name__}, expected Rows as engine.rows returns them.")
+            raise TypeError(
+                f"Subspace: found {type(rows).__name__}, expected Rows as engine.rows returns them."
+            )
         held = replace(self.held, age=self.held.age + 1)
         if held.full and held.age < self.every:
             return held
@@ -210,7 +229,9 @@ class Subspace:
     def _targets(self, rows: Rows) -> tuple[str, ...]:
         roles = rows.roles
         if len(roles) and bool((roles.sample < 0).any()):
-            raise ValueError("Subspace: found mean rows (per='task'), expected a row per sample (per='sample').")
+            raise ValueError(
+                "Subspace: found mean rows (per='task'), expected a row per sample (per='sample')."
+            )
         if self.tasks is None:
             return tuple(roles.tasks[t] for t in roles.task[roles.kind == FORGET].unique().tolist())
         unknown = [task for task in self.tasks if task not in roles.tasks]
@@ -219,7 +240,9 @@ class Subspace:
         return self.tasks
 
 
-def orthonormal(batches: Sequence[Rows], rank: int | None, energy: float, dtype: torch.dtype | None) -> Rows:
+def orthonormal(
+    batches: Sequence[Rows], rank: int | None, energy: float, dtype: torch.dtype | None
+) -> Rows:
     """Rows of kind SUBSPACE that are an orthonormal basis of all rows together, explicit, in `dtype`.
 
     Args:
@@ -235,9 +258,11 @@ def orthonormal(batches: Sequence[Rows], rank: int | None, energy: float, dtype:
     J = rows.jacobian()
     G = torch.stack([row_gram([part.flatten(1)]) for part in J.values()]).sum(0)
     W, dimension = basis_weights(G, dependence_tolerance(rows.roles.dtype), energy, rank)
-    order = W.square().sum(0).argsort(descending=True)[: int(dimension)]  # columns that are not zero
+    # columns that are not zero
+    order = W.square().sum(0).argsort(descending=True)[: int(dimension)]
     vectors = [torch.tensordot(W.T[order].to(part.dtype), part, 1) for part in J.values()]
-    Q, _ = orthonormalize(vectors, STALE)  # what that rounded: one round, since they are nearly orthonormal
+    # what that rounded: one round, since they are nearly orthonormal
+    Q, _ = orthonormalize(vectors, STALE)
     basis = {p: q if dtype is None else q.to(dtype) for p, q in zip(J, Q, strict=True)}
     named = {name: basis[p] for name, p in rows.parameters.items() if p in basis}
     return rows.replaced(named, rows.roles.tasks[0], rows.roles.dtype)

@@ -13,15 +13,18 @@ import torch
 from mtu_fast._ops import _costs
 
 if torch.cuda.is_available():
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is then deterministic, as asked for below
+    # cuBLAS is then deterministic, as asked for below
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 else:
-    os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is imported: Triton's functions are then run by numpy
+    # before a kernel is imported: Triton's functions are then run by numpy
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True, scope="session")
 def poisoned_memory() -> Iterator[None]:
     """`empty`, `new_empty` and `empty_like` give NaN (integers: the largest), so that a forgotten write shows."""
-    # The switch that torch ties the filling to. On a GPU some of what models do has no deterministic form.
+    # The switch that torch ties the filling to. On a GPU some of what models do has no
+    # deterministic form.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     yield
     torch.use_deterministic_algorithms(False)

@@ -13,7 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mtu_fast as mtu
 from mtu_fast import reference
-from tests.helpers.checks import assert_rows, clear, grad_vector, random_weights, trained, truth_of, twin, vector
+from tests.helpers.checks import (
+    assert_rows,
+    clear,
+    grad_vector,
+    random_weights,
+    trained,
+    truth_of,
+    twin,
+    vector,
+)
 from tests.helpers.models.base import Forward, MultiTask
 from tests.helpers.truth import combine_truth, gram_truth, matrix, relative_error
 from tests.helpers.zoo import by_name
@@ -22,7 +31,9 @@ N = 6
 MASK = torch.tensor([True, False, False, True, False, False])
 
 
-def build(name: str = "mlp", tasks: int = 3, n: int = N) -> tuple[MultiTask, Forward, list[Tensor], mtu.Engine]:
+def build(
+    name: str = "mlp", tasks: int = 3, n: int = N
+) -> tuple[MultiTask, Forward, list[Tensor], mtu.Engine]:
     model, forward = by_name(name).build(tasks, n)
     return model, forward, trained(model), mtu.Engine(model)
 
@@ -32,10 +43,12 @@ def backward_of(loss: Any, params: Sequence[Tensor]) -> Tensor:
     return vector(torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True), params)
 
 
-# ---- equivalences ---------------------------------------------------------------------------------------------------
+# ---- equivalences --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv2d", "embedding_sparse", "vit", "batch_norm_train", "contrastive"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "conv2d", "embedding_sparse", "vit", "batch_norm_train", "contrastive"]
+)
 def test_mean_is_the_ordinary_backward(name: str) -> None:
     _, forward, params, engine = build(name)
     losses = forward()
@@ -101,7 +114,9 @@ def test_orthograd_per_block(granularity: str) -> None:
     blocks = [[j for j, key in enumerate(keys) if key == wanted] for wanted in dict.fromkeys(keys)]
     assert len(blocks) == 2
     losses = forward()
-    reference.backward(backbone, losses, forget=MASK, outside=heads, alpha=0.3, tol=1e-7, blocks=blocks)
+    reference.backward(
+        backbone, losses, forget=MASK, outside=heads, alpha=0.3, tol=1e-7, blocks=blocks
+    )
     expected = grad_vector([*backbone, *heads])
     clear(model.parameters())
     update = mtu.Engine(model, params=model.backbone.parameters()).backward(
@@ -124,7 +139,9 @@ def test_rows_per_task_have_the_gram_of_the_means() -> None:
     means = {j: torch.einsum("mr,r...->m...", w, stack) for j, stack in J.items()}
     assert_rows(rows, means, params, 1e-12)
     assert rows.roles.kind.tolist() == [mtu.RETAIN, mtu.RETAIN, mtu.FORGET, mtu.RETAIN]
-    assert torch.allclose(rows.roles.loss, w @ torch.cat(list(losses.values())).detach(), rtol=1e-14)
+    assert torch.allclose(
+        rows.roles.loss, w @ torch.cat(list(losses.values())).detach(), rtol=1e-14
+    )
 
 
 def test_one_tensor_of_losses_is_one_task() -> None:
@@ -145,7 +162,7 @@ def test_weights_are_a_method() -> None:
     assert update.weights is w and update.gram is None
 
 
-# ---- accumulation ---------------------------------------------------------------------------------------------------
+# ---- accumulation --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", [mtu.Mean(), mtu.OrthoGrad(), mtu.PCGrad(), mtu.GradDiff()])
@@ -173,7 +190,9 @@ def test_micro_batches_solved_once_are_the_full_batch(name: str) -> None:
     update = mtu.cat(*rows).backward(mtu.OrthoGrad(alpha=0.3))
     d = reference.orthograd({"a": J[~MASK]}, {"a": J[MASK]}, alpha=0.3)
     assert relative_error(grad_vector(params), d) <= 1e-9
-    assert update.rank is not None and int(update.rank) == len(reference.independent(J[~MASK], 1e-7))
+    assert update.rank is not None and int(update.rank) == len(
+        reference.independent(J[~MASK], 1e-7)
+    )
 
 
 def test_projections_of_micro_batches_do_not_add_up() -> None:
@@ -235,7 +254,9 @@ def test_an_embedding_with_sparse_gradients_has_one() -> None:
     torch.optim.SparseAdam(model.parameters()).step()
 
 
-@pytest.mark.parametrize("table", [nn.Embedding(9, 3, sparse=True), nn.EmbeddingBag(9, 3, sparse=True)])
+@pytest.mark.parametrize(
+    "table", [nn.Embedding(9, 3, sparse=True), nn.EmbeddingBag(9, 3, sparse=True)]
+)
 @pytest.mark.parametrize("outside", [False, True])
 def test_sparse_gradients_within_and_outside(table: nn.Module, outside: bool) -> None:
     model = nn.ModuleDict({"table": table, "head": nn.Linear(3, 2)})
@@ -265,7 +286,7 @@ def test_weights_that_require_grad() -> None:
         assert not any(p.grad.requires_grad for p in params)
 
 
-# ---- two loaders ----------------------------------------------------------------------------------------------------
+# ---- two loaders ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", ["forget first", "retain first"])
@@ -275,8 +296,12 @@ def test_forget_and_retain_loaders(order: str) -> None:
     engine = mtu.Engine(model, params=model.backbone.parameters())
     lr, lf = forward(), twin(by_name("mlp"), model, 3, n=3)()
     J, K = matrix(truth_of(lr, backbone)), matrix(truth_of(lf, backbone))
-    d = reference.orthograd(dict(zip(lr, J.split(4), strict=True)), dict(zip(lf, K.split(3), strict=True)), alpha=0.3)
-    weighted = sum(0.3 * r.mean() - 0.7 * f.mean() for r, f in zip(lr.values(), lf.values(), strict=True))
+    d = reference.orthograd(
+        dict(zip(lr, J.split(4), strict=True)), dict(zip(lf, K.split(3), strict=True)), alpha=0.3
+    )
+    weighted = sum(
+        0.3 * r.mean() - 0.7 * f.mean() for r, f in zip(lr.values(), lf.values(), strict=True)
+    )
     plain = backward_of(weighted, heads)
     calls = [engine.rows(lf, forget=True), engine.rows(lr)]
     mtu.cat(*(calls if order == "forget first" else calls[::-1])).backward(mtu.OrthoGrad(alpha=0.3))
@@ -306,7 +331,7 @@ def test_one_shared_graph_in_two_calls() -> None:
             engine.rows(losses["b"])
 
 
-# ---- labels that are not there --------------------------------------------------------------------------------------
+# ---- labels that are not there -------------------------------------------------------------------
 
 
 def test_absent_labels_give_no_rows() -> None:
@@ -322,7 +347,9 @@ def test_absent_labels_give_no_rows() -> None:
     assert_rows(rows, J, params, 1e-12)
 
 
-@pytest.mark.parametrize("method", [mtu.OrthoGrad(0.3), mtu.PCGrad(), mtu.GradDiff(0.3), mtu.Mean()])
+@pytest.mark.parametrize(
+    "method", [mtu.OrthoGrad(0.3), mtu.PCGrad(), mtu.GradDiff(0.3), mtu.Mean()]
+)
 def test_absent_labels_count_for_nothing(method: mtu.Method) -> None:
     """The same update as from losses that never held those samples."""
     model, forward, params, _ = build(tasks=1)
@@ -368,7 +395,9 @@ def test_an_absent_sample_whose_gradient_is_undefined(earlier: int) -> None:
     assert relative_error(found, grad_vector(params)) <= 1e-9
 
 
-@pytest.mark.parametrize("method", [mtu.OrthoGrad(0.3), mtu.PCGrad(), mtu.GradDiff(0.3), mtu.Mean()])
+@pytest.mark.parametrize(
+    "method", [mtu.OrthoGrad(0.3), mtu.PCGrad(), mtu.GradDiff(0.3), mtu.Mean()]
+)
 def test_a_task_without_any_label_counts_for_nothing(method: mtu.Method) -> None:
     model, forward, params, _ = build()
     engine = mtu.Engine(model, params=model.backbone.parameters())
@@ -382,7 +411,7 @@ def test_a_task_without_any_label_counts_for_nothing(method: mtu.Method) -> None
     assert relative_error(found, grad_vector(params)) <= 1e-9
 
 
-# ---- what the update does -------------------------------------------------------------------------------------------
+# ---- what the update does ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mlp", "vit", "layer_norm"])
@@ -423,7 +452,7 @@ def test_update_reports_what_it_used() -> None:
     assert torch.equal(update.weights, mtu.OrthoGrad()(update.gram, update.roles))
 
 
-# ---- rank -----------------------------------------------------------------------------------------------------------
+# ---- rank ----------------------------------------------------------------------------------------
 
 
 class Features(nn.Module):
@@ -462,7 +491,7 @@ def test_rank_of_the_retain_rows(rows: Tensor, rank: int) -> None:
     assert int(engine.rows(model(rows)).rank()) == rank
 
 
-# ---- memory budget --------------------------------------------------------------------------------------------------
+# ---- memory budget -------------------------------------------------------------------------------
 
 
 def test_a_budget_changes_only_what_is_kept() -> None:
@@ -483,9 +512,12 @@ def test_a_budget_changes_only_what_is_kept() -> None:
 
 
 def test_a_budget_is_not_overdrawn() -> None:
-    layers = nn.Sequential(nn.Linear(200, 200, bias=False), nn.Tanh(), nn.Linear(200, 200, bias=False)).double()
+    layers = nn.Sequential(
+        nn.Linear(200, 200, bias=False), nn.Tanh(), nn.Linear(200, 200, bias=False)
+    ).double()
     x = torch.randn(4, 60, 200, dtype=torch.float64)
-    one = 4 * (200 * 200 - 60 * (200 + 200)) * 8  # by how much the rows of one layer are more than its factors
+    # by how much the rows of one layer are more than its factors
+    one = 4 * (200 * 200 - 60 * (200 + 200)) * 8
     kept = []
     for budget in (0, one, 2 * one):
         engine = mtu.Engine(layers, memory_budget=budget)
@@ -497,7 +529,8 @@ def test_a_budget_is_not_overdrawn() -> None:
 def test_a_budget_is_one_for_all_tasks() -> None:
     layer = nn.Linear(200, 200, bias=False).double()
     x = torch.randn(4, 60, 200, dtype=torch.float64)
-    one = 4 * 200 * 200 * 8 - (factors := 4 * 60 * (200 + 200) * 8)  # the rows of one task beyond its factors
+    # the rows of one task beyond its factors
+    one = 4 * 200 * 200 * 8 - (factors := 4 * 60 * (200 + 200) * 8)
     held = []
     for budget in (0, one, 3 * one):
         engine = mtu.Engine(layer, memory_budget=budget)
@@ -534,7 +567,7 @@ def test_the_smaller_is_kept() -> None:
         assert line.kept == expected
 
 
-# ---- the model is not touched ---------------------------------------------------------------------------------------
+# ---- the model is not touched --------------------------------------------------------------------
 
 
 def state_of(model: nn.Module) -> list[tuple[str, Any]]:
@@ -542,8 +575,14 @@ def state_of(model: nn.Module) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for name, module in model.named_modules():
         for key, value in vars(module).items():
-            found.append((f"{name}.{key}", copy.copy(value) if isinstance(value, dict | set | list) else value))
-        found += [(f"{name}.{key}", (b.clone(), b._version)) for key, b in module.named_buffers(recurse=False)]
+            found.append((
+                f"{name}.{key}",
+                copy.copy(value) if isinstance(value, dict | set | list) else value,
+            ))
+        found += [
+            (f"{name}.{key}", (b.clone(), b._version))
+            for key, b in module.named_buffers(recurse=False)
+        ]
     for name, p in model.named_parameters():
         keys = sorted(vars(p)) if hasattr(p, "__dict__") else []
         found.append((name, (p.detach().clone(), p._version, p.grad, p._backward_hooks, keys)))
@@ -560,7 +599,14 @@ def same(a: Any, b: Any) -> bool:
     return bool(a is b or a == b)
 
 
-UNTOUCHED = ["mlp", "batch_norm_train", "batch_norm_eval", "dropout", "encoder_batch_first", "checkpointed_dropout"]
+UNTOUCHED = [
+    "mlp",
+    "batch_norm_train",
+    "batch_norm_eval",
+    "dropout",
+    "encoder_batch_first",
+    "checkpointed_dropout",
+]
 UNTOUCHED += ["weight_norm", "spectral_norm", "gru", "custom_function"]
 
 
@@ -569,7 +615,10 @@ def test_rows_leave_the_model_as_it_is(name: str) -> None:
     model, forward, params, engine = build(name)
     losses = forward()
     before, random = state_of(model), torch.get_rng_state()
-    hooks = torch.nn.modules.module._global_forward_hooks, torch.nn.modules.module._global_backward_hooks
+    hooks = (
+        torch.nn.modules.module._global_forward_hooks,
+        torch.nn.modules.module._global_backward_hooks,
+    )
     rows = engine.rows(losses, forget=MASK)
     rows.gram()
     rows.combine(random_weights(len(rows)))
@@ -592,7 +641,7 @@ def test_grad_mode_and_the_losses_are_left_alone() -> None:
     assert not any(g.requires_grad for g in rows.combine(random_weights(len(rows))).values())
 
 
-# ---- precision ------------------------------------------------------------------------------------------------------
+# ---- precision -----------------------------------------------------------------------------------
 
 
 def test_float32_rows_are_as_good_as_autograd() -> None:
@@ -608,7 +657,13 @@ def test_float32_rows_are_as_good_as_autograd() -> None:
 def test_bfloat16_autocast(cache: bool) -> None:
     """Rows of the autocast graph are what autograd makes of it, within bfloat16's rounding of its own sums."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.GELU(), nn.Linear(32, 8), nn.Conv1d(5, 4, 3, padding=1))
+    net = nn.Sequential(
+        nn.Linear(16, 32),
+        nn.LayerNorm(32),
+        nn.GELU(),
+        nn.Linear(32, 8),
+        nn.Conv1d(5, 4, 3, padding=1),
+    )
     x = torch.randn(6, 5, 16)
 
     def forward() -> Tensor:
@@ -636,7 +691,11 @@ def test_a_parameter_frozen_after_the_engine_was_made(method: mtu.Method) -> Non
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     engine = mtu.Engine(net)
     net[0].weight.requires_grad_(False)
-    engine.backward(net(torch.randn(N, 3, dtype=torch.float64)).square().sum(1), method, forget=torch.arange(N) == 1)
+    engine.backward(
+        net(torch.randn(N, 3, dtype=torch.float64)).square().sum(1),
+        method,
+        forget=torch.arange(N) == 1,
+    )
     assert net[0].weight.grad is None
     assert all(p.grad is not None for p in (net[0].bias, net[2].weight, net[2].bias))
 
@@ -654,7 +713,7 @@ def test_weights_of_the_losses_for_parameters_outside() -> None:
         torch.testing.assert_close(p.grad, g, rtol=1e-12, atol=1e-12)
 
 
-# ---- waiting for the device -----------------------------------------------------------------------------------------
+# ---- waiting for the device ----------------------------------------------------------------------
 
 
 class Waits(TorchDispatchMode):
@@ -684,13 +743,20 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("tasks", [1, 3])
 @pytest.mark.parametrize("layers", [1, 4])
-@pytest.mark.parametrize(("method", "waits"), [(mtu.OrthoGrad(0.5), 5), (mtu.PCGrad(), 6)], ids=["OrthoGrad", "PCGrad"])
+@pytest.mark.parametrize(
+    ("method", "waits"), [(mtu.OrthoGrad(0.5), 5), (mtu.PCGrad(), 6)], ids=["OrthoGrad", "PCGrad"]
+)
 def test_a_step_waits_for_the_device_as_often_whatever_the_layers_and_tasks(
     tasks: int, layers: int, method: Any, waits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The losses, the kinds, the Gram, the weights of heads and the update are looked at; PCGrad looks once more."""
-    hidden = [module for _ in range(layers) for module in (nn.Linear(6, 6), nn.LayerNorm(6), nn.Tanh())]
-    model = nn.ModuleDict({"body": nn.Sequential(*hidden), **{f"head{t}": nn.Linear(6, 1) for t in range(tasks)}})
+    hidden = [
+        module for _ in range(layers) for module in (nn.Linear(6, 6), nn.LayerNorm(6), nn.Tanh())
+    ]
+    model = nn.ModuleDict({
+        "body": nn.Sequential(*hidden),
+        **{f"head{t}": nn.Linear(6, 1) for t in range(tasks)},
+    })
     engine = mtu.Engine(model, params=model["body"].parameters())
     x, forget = torch.randn(5, 3, 6), torch.arange(5) < 2
 

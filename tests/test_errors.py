@@ -74,7 +74,9 @@ def bench() -> Bench:
     return Bench()
 
 
-def refused(bench: Bench, error: type[Exception], match: str, call: Callable[[Losses], Any]) -> None:
+def refused(
+    bench: Bench, error: type[Exception], match: str, call: Callable[[Losses], Any]
+) -> None:
     """`call` on fresh losses raises, leaves `.grad`, frees the graph, and the engine works on."""
     with bench.untouched():
         with pytest.raises(error, match=match) as caught:
@@ -86,11 +88,21 @@ def refused(bench: Bench, error: type[Exception], match: str, call: Callable[[Lo
     assert_rows(bench.engine.rows(losses), J, params, 1e-12)
 
 
-# ---- losses ---------------------------------------------------------------------------------------------------------
+# ---- losses --------------------------------------------------------------------------------------
 
 BAD_LOSSES: list[tuple[str, Callable[[Losses], Any], type[Exception], str]] = [
-    ("mean", lambda l: l["a"].mean(), ValueError, r"losses\['loss'\].*one number.*labels=.*reduction='none'"),
-    ("one mean", lambda l: {**l, "b": l["b"].mean()}, ValueError, r"losses\['b'\].*found shape \(\).*reduction='none'"),
+    (
+        "mean",
+        lambda l: l["a"].mean(),
+        ValueError,
+        r"losses\['loss'\].*one number.*labels=.*reduction='none'",
+    ),
+    (
+        "one mean",
+        lambda l: {**l, "b": l["b"].mean()},
+        ValueError,
+        r"losses\['b'\].*found shape \(\).*reduction='none'",
+    ),
     (
         "pixels",
         lambda l: l["a"][:, None].expand(4, 9),
@@ -98,12 +110,37 @@ BAD_LOSSES: list[tuple[str, Callable[[Losses], Any], type[Exception], str]] = [
         r"\(4, 9\).*more than one value a sample.*flatten\(1\)",
     ),
     ("a column", lambda l: l["a"][:, None], ValueError, r"\(4, 1\).*loss\.squeeze\(1\)"),
-    ("unequal", lambda l: {"a": l["a"], "b": l["b"][:3]}, ValueError, r"lengths \{'a': 4, 'b': 3\}.*present="),
-    ("reduced to [1]", lambda l: {"a": l["a"], "b": l["b"].mean()[None]}, ValueError, r"lengths \{'a': 4, 'b': 1\}"),
-    ("a parameter", lambda _: nn.Parameter(torch.ones(4)), ValueError, r"found a parameter itself.*clone"),
+    (
+        "unequal",
+        lambda l: {"a": l["a"], "b": l["b"][:3]},
+        ValueError,
+        r"lengths \{'a': 4, 'b': 3\}.*present=",
+    ),
+    (
+        "reduced to [1]",
+        lambda l: {"a": l["a"], "b": l["b"].mean()[None]},
+        ValueError,
+        r"lengths \{'a': 4, 'b': 1\}",
+    ),
+    (
+        "a parameter",
+        lambda _: nn.Parameter(torch.ones(4)),
+        ValueError,
+        r"found a parameter itself.*clone",
+    ),
     ("detached", lambda l: l["a"].detach(), ValueError, r"no graph \(grad_fn is None\).*no_grad"),
-    ("one detached", lambda l: {"a": l["a"], "b": l["b"].detach()}, ValueError, r"losses\['b'\].*no graph"),
-    ("nan", lambda l: l["a"] * torch.tensor([1, torch.nan, 1, 1]), ValueError, r"non-finite.*samples \[1\].*0/0"),
+    (
+        "one detached",
+        lambda l: {"a": l["a"], "b": l["b"].detach()},
+        ValueError,
+        r"losses\['b'\].*no graph",
+    ),
+    (
+        "nan",
+        lambda l: l["a"] * torch.tensor([1, torch.nan, 1, 1]),
+        ValueError,
+        r"non-finite.*samples \[1\].*0/0",
+    ),
     (
         "inf",
         lambda l: {**l, "b": l["b"] / torch.tensor([1.0, 1, 0, 0])},
@@ -111,16 +148,25 @@ BAD_LOSSES: list[tuple[str, Callable[[Losses], Any], type[Exception], str]] = [
         r"losses\['b'\].*samples \[2, 3\]",
     ),
     ("none", lambda l: {}, ValueError, r"found no task"),
-    ("complex", lambda l: torch.complex(l["a"], l["b"]), TypeError, r"losses\['loss'\]: found torch.complex128.*real"),
+    (
+        "complex",
+        lambda l: torch.complex(l["a"], l["b"]),
+        TypeError,
+        r"losses\['loss'\]: found torch.complex128.*real",
+    ),
     ("a list", lambda l: list(l.values()), TypeError, r"found list, expected a tensor \[N\]"),
     ("a float", lambda l: {"a": 1.0}, TypeError, r"losses\['a'\]: found float"),
     ("nothing", lambda l: None, TypeError, r"found NoneType"),
 ]
 
 
-@pytest.mark.parametrize(("bad", "error", "match"), [c[1:] for c in BAD_LOSSES], ids=[c[0] for c in BAD_LOSSES])
+@pytest.mark.parametrize(
+    ("bad", "error", "match"), [c[1:] for c in BAD_LOSSES], ids=[c[0] for c in BAD_LOSSES]
+)
 @pytest.mark.parametrize("way", ["orthograd", "graddiff", "pcgrad", "rows"])
-def test_bad_losses(bench: Bench, bad: Callable[[Losses], Any], error: type[Exception], match: str, way: str) -> None:
+def test_bad_losses(
+    bench: Bench, bad: Callable[[Losses], Any], error: type[Exception], match: str, way: str
+) -> None:
     methods = {"orthograd": mtu.OrthoGrad(), "graddiff": mtu.GradDiff(), "pcgrad": mtu.PCGrad()}
 
     def call(losses: Losses) -> None:
@@ -152,25 +198,39 @@ def test_a_loss_that_reaches_no_parameter(bench: Bench) -> None:
         bench.engine.rows(x.square().sum(1))
 
 
-# ---- masks ----------------------------------------------------------------------------------------------------------
+# ---- masks ---------------------------------------------------------------------------------------
 
 BAD_MASKS: list[tuple[str, Any, type[Exception], str]] = [
     ("short", MASK[:3], ValueError, r"forget: found shape \(3,\), expected \[4\]"),
-    ("long", torch.ones(5, dtype=torch.bool), ValueError, r"forget: found shape \(5,\), expected \[4\]"),
+    (
+        "long",
+        torch.ones(5, dtype=torch.bool),
+        ValueError,
+        r"forget: found shape \(5,\), expected \[4\]",
+    ),
     ("column", MASK[:, None], ValueError, r"forget: found shape \(4, 1\), expected \[4\]"),
     ("a task's", {"b": MASK[:2]}, ValueError, r"forget\['b'\]: found shape \(2,\), expected \[4\]"),
     ("integers", MASK.long(), TypeError, r"forget: found torch.int64, expected a boolean"),
     ("indices", torch.tensor([0, 3]), TypeError, r"convert indices by a mask"),
     ("floats", {"a": MASK.double()}, TypeError, r"forget\['a'\]: found torch.float64"),
     ("a list", MASK.tolist(), TypeError, r"forget: found list"),
-    ("unknown task", {"depth": MASK}, ValueError, r"unknown tasks \['depth'\], expected some of \['a', 'b'\]"),
+    (
+        "unknown task",
+        {"depth": MASK},
+        ValueError,
+        r"unknown tasks \['depth'\], expected some of \['a', 'b'\]",
+    ),
     ("unknown, True", {"a": True, "seg": True}, ValueError, r"unknown tasks \['seg'\]"),
 ]
 
 
-@pytest.mark.parametrize(("mask", "error", "match"), [c[1:] for c in BAD_MASKS], ids=[c[0] for c in BAD_MASKS])
+@pytest.mark.parametrize(
+    ("mask", "error", "match"), [c[1:] for c in BAD_MASKS], ids=[c[0] for c in BAD_MASKS]
+)
 @pytest.mark.parametrize("method", [mtu.OrthoGrad(), mtu.GradDiff(), mtu.PCGrad()])
-def test_bad_forget_masks(bench: Bench, mask: Any, error: type[Exception], match: str, method: mtu.Method) -> None:
+def test_bad_forget_masks(
+    bench: Bench, mask: Any, error: type[Exception], match: str, method: mtu.Method
+) -> None:
     refused(bench, error, match, lambda l: bench.engine.backward(l, method, forget=mask))
 
 
@@ -187,16 +247,26 @@ def test_bad_present(bench: Bench, present: Any, error: type[Exception], match: 
     refused(bench, error, match, lambda l: bench.engine.rows(l, present=present))
 
 
-@pytest.mark.parametrize("method", [mtu.OrthoGrad(0.3), mtu.GradDiff(0.3), mtu.PCGrad(), mtu.Mean()])
+@pytest.mark.parametrize(
+    "method", [mtu.OrthoGrad(0.3), mtu.GradDiff(0.3), mtu.PCGrad(), mtu.Mean()]
+)
 @pytest.mark.parametrize("all_of", [True, False])
 @pytest.mark.parametrize("how", ["bool", "mask", "per task"])
 def test_all_or_nothing_to_forget(bench: Bench, method: mtu.Method, all_of: bool, how: str) -> None:
     """Defined results: plain ascent with weight 1 - α, or plain descent with weight α."""
-    mask: Any = {"bool": all_of, "mask": torch.full((N,), all_of), "per task": dict.fromkeys("ab", all_of)}[how]
+    mask: Any = {
+        "bool": all_of,
+        "mask": torch.full((N,), all_of),
+        "per task": dict.fromkeys("ab", all_of),
+    }[how]
     params = trained(bench.model)
-    factor = {"OrthoGrad": (0.3, -0.7), "GradDiff": (0.3, -0.7), "Mean": (1.0, 1.0)}.get(type(method).__name__)
+    factor = {"OrthoGrad": (0.3, -0.7), "GradDiff": (0.3, -0.7), "Mean": (1.0, 1.0)}.get(
+        type(method).__name__
+    )
     losses = bench.losses()
-    plain = torch.autograd.grad(sum(loss.mean() for loss in losses.values()), params, retain_graph=True)
+    plain = torch.autograd.grad(
+        sum(loss.mean() for loss in losses.values()), params, retain_graph=True
+    )
     before = [p.grad.clone() for p in params]
     update = bench.engine.backward(losses, method, forget=mask)
     assert (update.roles.kind == int(all_of)).all()
@@ -208,7 +278,7 @@ def test_all_or_nothing_to_forget(bench: Bench, method: mtu.Method, all_of: bool
             assert torch.allclose(p.grad - old, -g if all_of else g, rtol=1e-9, atol=1e-12)
 
 
-# ---- order of calls -------------------------------------------------------------------------------------------------
+# ---- order of calls ------------------------------------------------------------------------------
 
 
 def test_backward_twice(bench: Bench) -> None:
@@ -217,7 +287,9 @@ def test_backward_twice(bench: Bench) -> None:
     with bench.untouched():
         for call in (lambda: rows.backward(mtu.OrthoGrad()), rows.gram, lambda: rows.combine(torch.ones(2 * N)),
                      lambda: mtu.cat(rows)):  # fmt: skip
-            with pytest.raises(RuntimeError, match=r"backward was called before.*call engine\.rows again"):
+            with pytest.raises(
+                RuntimeError, match=r"backward was called before.*call engine\.rows again"
+            ):
                 call()
 
 
@@ -239,7 +311,9 @@ def test_a_graph_twice(bench: Bench, method: mtu.Method, earlier: int) -> None:
         bench.engine.rows(losses)
         bench.engine.backward(losses, method)
 
-    refused(bench, RuntimeError, r"used up by an earlier rows or backward; run the forward again", call)
+    refused(
+        bench, RuntimeError, r"used up by an earlier rows or backward; run the forward again", call
+    )
 
 
 def test_after_an_ordinary_backward(bench: Bench) -> None:
@@ -262,7 +336,9 @@ def test_parameters_changed_after_the_forward(bench: Bench, earlier: int) -> Non
             bench.model.backbone[2].weight.mul_(1.5)
         bench.engine.backward(losses, mtu.OrthoGrad(), forget=MASK)
 
-    refused(bench, RuntimeError, r"changed in place after the forward.*before anything is changed", call)
+    refused(
+        bench, RuntimeError, r"changed in place after the forward.*before anything is changed", call
+    )
 
 
 @pytest.mark.parametrize("earlier", [0, 1])
@@ -286,8 +362,14 @@ def test_parameters_changed_between_rows_and_backward(bench: Bench) -> None:
     rows = bench.engine.rows(bench.losses())
     step(bench)
     with bench.untouched():
-        for call in (lambda: rows.backward(mtu.OrthoGrad()), lambda: rows.backward(torch.ones(2 * N)), rows.gram):
-            with pytest.raises(RuntimeError, match=r"parameters changed in place since these rows.*step only after"):
+        for call in (
+            lambda: rows.backward(mtu.OrthoGrad()),
+            lambda: rows.backward(torch.ones(2 * N)),
+            rows.gram,
+        ):
+            with pytest.raises(
+                RuntimeError, match=r"parameters changed in place since these rows.*step only after"
+            ):
                 call()
         rows._blocks.clear()
 
@@ -321,11 +403,13 @@ def test_a_parameter_that_no_gradient_depends_on_changed_after_the_forward(name:
     assert_rows(engine.rows(loss), J, trained(layer), 1e-12)
 
 
-# ---- gradients that are not finite ----------------------------------------------------------------------------------
+# ---- gradients that are not finite ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("earlier", [0, 1])
-@pytest.mark.parametrize("way", ["orthograd", "orthograd per layer", "pcgrad", "graddiff", "mean", "weights"])
+@pytest.mark.parametrize(
+    "way", ["orthograd", "orthograd per layer", "pcgrad", "graddiff", "mean", "weights"]
+)
 def test_finite_losses_with_infinite_gradients(earlier: int, way: str) -> None:
     """The square root of zero."""
     bench = Bench()
@@ -354,7 +438,9 @@ def test_the_row_that_is_not_finite_is_named(bench: Bench) -> None:
     found = bench.losses()
     scale = torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64)
     rows = bench.engine.rows({"a": found["a"], "b": (found["b"] * scale).sqrt()})
-    with pytest.raises(RuntimeError, match=r"\[\('b', 2\)\] is not finite although its loss is.*present"):
+    with pytest.raises(
+        RuntimeError, match=r"\[\('b', 2\)\] is not finite although its loss is.*present"
+    ):
         rows.gram()
 
 
@@ -374,7 +460,12 @@ def test_an_infinite_gradient_that_all_rows_share(earlier: int, which: str) -> N
     def call(_: Losses) -> None:
         bench.engine.backward(losses(0.5), mtu.OrthoGrad(), forget=MASK)
 
-    refused(bench, RuntimeError, r"\('b', 0\), .* is not finite although its loss is .*\.grad is untouched", call)
+    refused(
+        bench,
+        RuntimeError,
+        r"\('b', 0\), .* is not finite although its loss is .*\.grad is untouched",
+        call,
+    )
 
 
 class Restless(torch.autograd.Function):
@@ -398,19 +489,25 @@ def test_rows_that_move_between_two_passes(bench: Bench) -> None:
     found = bench.losses()
     with (
         pytest.warns(RuntimeWarning, match="one backward each"),
-        pytest.raises(RuntimeError, match=r"arrives at \w+ differs from one backward to the next.*\.grad is untouched"),
+        pytest.raises(
+            RuntimeError,
+            match=r"arrives at \w+ differs from one backward to the next.*\.grad is untouched",
+        ),
     ):
         bench.engine.rows({"b": found["b"], "a": Restless.apply(found["a"])})
 
 
 def test_weights_that_are_not_finite(bench: Bench) -> None:
     rows = bench.engine.rows(bench.losses())
-    with bench.untouched(), pytest.raises(RuntimeError, match=r"not finite; \.grad is untouched.*weights"):
+    with (
+        bench.untouched(),
+        pytest.raises(RuntimeError, match=r"not finite; \.grad is untouched.*weights"),
+    ):
         rows.backward(torch.full((2 * N,), torch.inf, dtype=torch.float64))
     rows._blocks.clear()
 
 
-# ---- weights and methods --------------------------------------------------------------------------------------------
+# ---- weights and methods -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(7,), (9,), (), (8, 1), (3, 8), (1, 1, 8)])
@@ -418,7 +515,10 @@ def test_weights_of_the_wrong_shape(bench: Bench, shape: tuple[int, ...]) -> Non
     rows = bench.engine.rows(bench.losses())
     message = r"weights: found shape .*, expected \[8\], one per row, or \[2, 8\] per layer, \[4, 8\] per tensor"
     with bench.untouched():
-        for call in (lambda: rows.combine(torch.ones(shape)), lambda: rows.backward(torch.ones(shape))):
+        for call in (
+            lambda: rows.combine(torch.ones(shape)),
+            lambda: rows.backward(torch.ones(shape)),
+        ):
             with pytest.raises(ValueError, match=message):
                 call()
         rows._blocks.clear()
@@ -433,7 +533,9 @@ def test_weights_that_are_not_finite_are_called_so(bench: Bench) -> None:
 def test_uneven_weights_say_nothing_of_the_heads(bench: Bench) -> None:
     rows = bench.engine.rows(bench.losses())
     with bench.untouched():
-        with pytest.raises(ValueError, match=r"weights differ between rows of one kind and task.*outside"):
+        with pytest.raises(
+            ValueError, match=r"weights differ between rows of one kind and task.*outside"
+        ):
             rows.backward(torch.arange(2.0 * N))
         with pytest.raises(ValueError, match=r"per layer say nothing of parameters outside"):
             rows.backward(torch.ones(2, 2 * N))
@@ -458,10 +560,15 @@ def test_a_method_of_the_wrong_type(bench: Bench, method: Any) -> None:
 
 def test_an_unknown_kind_of_rows(bench: Bench) -> None:
     refused(
-        bench, ValueError, "per is 'batch', expected 'sample' or 'task'", lambda l: bench.engine.rows(l, per="batch")
+        bench,
+        ValueError,
+        "per is 'batch', expected 'sample' or 'task'",
+        lambda l: bench.engine.rows(l, per="batch"),
     )
     rows = bench.engine.rows(bench.losses())
-    with pytest.raises(ValueError, match="per is 'module', expected one of 'total', 'layer', 'tensor'"):
+    with pytest.raises(
+        ValueError, match="per is 'module', expected one of 'total', 'layer', 'tensor'"
+    ):
         rows.gram(per="module")
 
 
@@ -470,7 +577,7 @@ def test_explain_before_any_rows(bench: Bench) -> None:
         bench.engine.explain()
 
 
-# ---- cat ------------------------------------------------------------------------------------------------------------
+# ---- cat -----------------------------------------------------------------------------------------
 
 
 def test_cat_of_nothing() -> None:
@@ -491,7 +598,7 @@ def test_cat_of_two_engines(bench: Bench) -> None:
         mtu.cat(bench.engine.rows(bench.losses()), other.rows(bench.losses()))
 
 
-# ---- the engine's own arguments -------------------------------------------------------------------------------------
+# ---- the engine's own arguments ------------------------------------------------------------------
 
 
 def test_an_engine_of_parameters() -> None:
@@ -509,7 +616,10 @@ def test_an_engine_without_parameters() -> None:
 
 
 def test_parameters_of_another_model() -> None:
-    with pytest.raises(ValueError, match=r"shapes \[\(4, 3\), \(4,\)\] that are not parameters of the model.*backbone"):
+    with pytest.raises(
+        ValueError,
+        match=r"shapes \[\(4, 3\), \(4,\)\] that are not parameters of the model.*backbone",
+    ):
         mtu.Engine(nn.Linear(5, 6), params=nn.Linear(3, 4).parameters())
 
 
@@ -525,14 +635,16 @@ def test_reentrant_checkpointing_is_refused() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-# ---- sizes ----------------------------------------------------------------------------------------------------------
+# ---- sizes ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", [mtu.OrthoGrad(), mtu.GradDiff(), mtu.PCGrad(), mtu.Mean()])
 def test_an_empty_batch_is_no_step(method: mtu.Method) -> None:
     bench = Bench(n=0)
     with bench.untouched():
-        update = bench.engine.backward(bench.losses(), method, forget=torch.zeros(0, dtype=torch.bool))
+        update = bench.engine.backward(
+            bench.losses(), method, forget=torch.zeros(0, dtype=torch.bool)
+        )
         assert len(update.roles) == 0 and update.weights.shape == (0,)
     rows = bench.engine.rows(bench.losses())
     assert rows.gram().shape == (0, 0) and rows.gram(per="layer").shape == (2, 0, 0)
@@ -561,7 +673,7 @@ def test_one_sample(forget: bool, method: mtu.Method) -> None:
     assert len(update.weights) == 2 and torch.isfinite(update.weights).all()
 
 
-# ---- complex numbers ------------------------------------------------------------------------------------------------
+# ---- complex numbers -----------------------------------------------------------------------------
 
 
 class Rotated(nn.Module):
@@ -578,7 +690,10 @@ class Rotated(nn.Module):
 
 def test_complex_parameters_are_refused_by_name() -> None:
     model = Rotated()
-    with pytest.raises(TypeError, match=r"params: turn is torch.complex128.*shape \(5, 2\).*view_as_complex\(turn\)"):
+    with pytest.raises(
+        TypeError,
+        match=r"params: turn is torch.complex128.*shape \(5, 2\).*view_as_complex\(turn\)",
+    ):
         mtu.Engine(model)
 
 
@@ -602,7 +717,7 @@ def test_a_complex_update_whose_imaginary_part_is_not_finite() -> None:
         check_finite([torch.complex(torch.zeros(2), torch.tensor([0.0, torch.nan]))])
 
 
-# ---- precisions -----------------------------------------------------------------------------------------------------
+# ---- precisions ----------------------------------------------------------------------------------
 
 
 def test_tasks_in_unequal_precision(bench: Bench) -> None:
@@ -639,7 +754,9 @@ def test_cat_of_unequal_precision(bench: Bench) -> None:
     J, K = truth_of(losses, params), truth_of(low, params)
     rows = mtu.cat(bench.engine.rows(losses), bench.engine.rows(low))
     assert rows.roles.dtype in (torch.float64, torch.bfloat16)
-    assert_rows(rows, {j: torch.cat([J[j], K[j]]) for j in J}, params, 4 * torch.finfo(torch.bfloat16).eps)
+    assert_rows(
+        rows, {j: torch.cat([J[j], K[j]]) for j in J}, params, 4 * torch.finfo(torch.bfloat16).eps
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -674,7 +791,9 @@ def test_overflow_in_half_precision_is_an_error(earlier: int, method: mtu.Method
         assert same_grads(before, list(model.parameters()))
 
 
-@pytest.mark.parametrize("method", [mtu.OrthoGrad(1.0), mtu.GradDiff(1.0), mtu.PCGrad(), mtu.Mean()])
+@pytest.mark.parametrize(
+    "method", [mtu.OrthoGrad(1.0), mtu.GradDiff(1.0), mtu.PCGrad(), mtu.Mean()]
+)
 def test_a_sum_over_tasks_beyond_half_precision(method: mtu.Method) -> None:
     """Three gradients of 30000 each are finite in float16; their sum is not."""
     model = nn.ParameterList([torch.ones(3, dtype=torch.float16)])
@@ -686,7 +805,9 @@ def test_a_sum_over_tasks_beyond_half_precision(method: mtu.Method) -> None:
     assert same_grads(before, params)
 
 
-@pytest.mark.parametrize("method", [mtu.OrthoGrad(1.0), mtu.GradDiff(1.0), mtu.PCGrad(), mtu.Mean()])
+@pytest.mark.parametrize(
+    "method", [mtu.OrthoGrad(1.0), mtu.GradDiff(1.0), mtu.PCGrad(), mtu.Mean()]
+)
 def test_no_false_alarm_in_half_precision(method: mtu.Method) -> None:
     """80000 gradients of one: finite each, though their float16 sum is not."""
     model = nn.Linear(200, 400).half()
@@ -719,7 +840,9 @@ def test_an_input_buffer_that_is_filled_again(kind: str, use: str) -> None:
         p.grad = torch.randn_like(p)
     before = grads(params)
     buffer.copy_(buffer.flip(0))
-    with pytest.raises(RuntimeError, match=r"activation or input .* changed in place.*fresh tensor per batch"):
+    with pytest.raises(
+        RuntimeError, match=r"activation or input .* changed in place.*fresh tensor per batch"
+    ):
         USES[use](rows)
     assert same_grads(before, params)
 
@@ -731,7 +854,10 @@ def test_a_hook_that_changes_a_gradient() -> None:
     for _step in range(2):
         engine.rows(layer(torch.randn(2, 3)).squeeze(1))
     handle = layer.weight.register_hook(lambda g: 0.5 * g)
-    with pytest.raises(RuntimeError, match=r"weight has a hook on its gradient.*\.grad is untouched.*per='task' obeys"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"weight has a hook on its gradient.*\.grad is untouched.*per='task' obeys",
+    ):
         engine.rows(layer(torch.randn(2, 3)).squeeze(1))
     handle.remove()
     engine.rows(layer(torch.randn(2, 3)).squeeze(1))
@@ -758,7 +884,9 @@ def test_a_hook_that_writes_to_the_gradient_it_is_given() -> None:
         before = grads(params)
         loss = model(torch.randn(N, 3))
         if model.writes:
-            with pytest.raises(RuntimeError, match=r"a gradient was written to .*return a new tensor"):
+            with pytest.raises(
+                RuntimeError, match=r"a gradient was written to .*return a new tensor"
+            ):
                 engine.backward(loss, mtu.OrthoGrad())
             assert same_grads(before, params)
         else:
@@ -787,7 +915,9 @@ def test_a_hook_that_halves_an_activation_gradient(method: mtu.Method) -> None:
 def test_losses_of_another_model(method: mtu.Method) -> None:
     model = nn.Linear(3, 2)
     other = copy.deepcopy(model)
-    with pytest.raises(ValueError, match=r"none of the engine's parameters \(weight, bias.*another model.*frozen"):
+    with pytest.raises(
+        ValueError, match=r"none of the engine's parameters \(weight, bias.*another model.*frozen"
+    ):
         mtu.Engine(model).backward(other(torch.randn(N, 3)).square().sum(1), method, forget=MASK)
     assert model.weight.grad is None and other.weight.grad is None
 
@@ -805,7 +935,9 @@ def test_parameters_that_were_frozen_since(per: str) -> None:
 
 
 @pytest.mark.parametrize("view", [lambda w: w.t(), lambda w: w[:, :], lambda w: w.view(9)])
-def test_a_task_without_labels_where_a_weight_is_used_twice(view: Callable[[Tensor], Tensor]) -> None:
+def test_a_task_without_labels_where_a_weight_is_used_twice(
+    view: Callable[[Tensor], Tensor],
+) -> None:
     layer = nn.Linear(3, 3, bias=False).double()
     x = torch.randn(N, 3, dtype=torch.float64)
     h = layer(x)
@@ -823,7 +955,9 @@ def test_losses_that_are_written_to_after_their_rows_were_taken() -> None:
     assert torch.equal(rows.roles.loss, before)
 
 
-@pytest.mark.parametrize("values", [[3e38, 3e38], [3e38, torch.inf], [torch.inf, -torch.inf], [torch.nan, 0.0]])
+@pytest.mark.parametrize(
+    "values", [[3e38, 3e38], [3e38, torch.inf], [torch.inf, -torch.inf], [torch.nan, 0.0]]
+)
 def test_a_sum_that_overflows_is_no_verdict(values: list[float]) -> None:
     assert all_finite([torch.ones(2), torch.tensor(values)]) == all(map(isfinite, values))
 
@@ -869,7 +1003,9 @@ def test_a_method_of_ones_own(bench: Bench) -> None:
     method: Any = Equal()
     params = trained(bench.model)
     losses = bench.losses()
-    plain = torch.autograd.grad(sum(loss.sum() for loss in losses.values()), params, retain_graph=True)
+    plain = torch.autograd.grad(
+        sum(loss.sum() for loss in losses.values()), params, retain_graph=True
+    )
     before = [p.grad.clone() for p in params]
     bench.engine.backward(losses, method)
     for p, g, old in zip(params, plain, before, strict=True):
@@ -878,7 +1014,12 @@ def test_a_method_of_ones_own(bench: Bench) -> None:
 
 def test_a_method_that_lacks_something(bench: Bench) -> None:
     method: Any = NothingOutside()
-    refused(bench, TypeError, r"found NothingOutside without \['outside'\]", lambda l: bench.engine.backward(l, method))
+    refused(
+        bench,
+        TypeError,
+        r"found NothingOutside without \['outside'\]",
+        lambda l: bench.engine.backward(l, method),
+    )
     rows = bench.engine.rows(bench.losses())
     with bench.untouched():
         with pytest.raises(TypeError, match=r"found NothingOutside without \['outside'\]"):
@@ -894,7 +1035,8 @@ def test_weights_that_are_no_tensor(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "error"), [(-5, ValueError), ("1G", TypeError), (1e9, TypeError), (True, TypeError), (None, TypeError)]
+    ("budget", "error"),
+    [(-5, ValueError), ("1G", TypeError), (1e9, TypeError), (True, TypeError), (None, TypeError)],
 )
 def test_a_memory_budget_that_is_none(budget: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"memory_budget: found .*, expected"):

@@ -22,7 +22,16 @@ from tests.helpers.zoo import by_name
 
 N = 4
 MASK = torch.tensor([True, False, False, True])  # on the CPU: the engine takes it to the losses
-NAMES = ["mlp", "conv2d", "embedding", "vit", "tied_autoencoder", "batch_norm_train", "layer_norm", "contrastive"]
+NAMES = [
+    "mlp",
+    "conv2d",
+    "embedding",
+    "vit",
+    "tied_autoencoder",
+    "batch_norm_train",
+    "layer_norm",
+    "contrastive",
+]
 NAMES += ["conv_transposed", "group_norm_2d", "fused_attention", "gru"]
 Built = tuple[MultiTask, Forward, list[Tensor], mtu.Engine]
 
@@ -40,7 +49,9 @@ def exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def build(name: str, device: str, float64: bool = True, tasks: int = 3, precision: str = "highest") -> Built:
+def build(
+    name: str, device: str, float64: bool = True, tasks: int = 3, precision: str = "highest"
+) -> Built:
     """A case made on the device from the start: data that losses hold are there too."""
     with torch.device(device):
         model, forward = replace(by_name(name), float64=float64).build(tasks, N)
@@ -70,7 +81,9 @@ def test_gram_and_combine_are_those_of_autograd(name: str, float64: bool, device
 
 @pytest.mark.parametrize("name", ["mlp", "conv2d", "vit"])
 @pytest.mark.parametrize("forget", [MASK, {"b": MASK}, True])
-def test_orthograd_is_that_of_the_reference(name: str, forget: Tensor | dict[str, Tensor] | bool, device: str) -> None:
+def test_orthograd_is_that_of_the_reference(
+    name: str, forget: Tensor | dict[str, Tensor] | bool, device: str
+) -> None:
     _, forward, params, engine = build(name, device)
     losses = forward()
     reference.backward(params, losses, forget=forget, alpha=0.3, tol=1e-7)
@@ -85,7 +98,9 @@ def test_mean_is_the_ordinary_backward(name: str, device: str) -> None:
     _, forward, params, engine = build(name, device)
     losses = forward()
     total = torch.stack([loss.mean() for loss in losses.values()]).sum()
-    expected = vector(torch.autograd.grad(total, params, retain_graph=True, allow_unused=True), params)
+    expected = vector(
+        torch.autograd.grad(total, params, retain_graph=True, allow_unused=True), params
+    )
     engine.backward(losses, mtu.Mean())
     assert relative_error(grad_vector(params), expected) <= 1e-12
 
@@ -114,13 +129,18 @@ def test_rows_of_two_forwards_meet(device: str) -> None:
     _, forward, params, engine = build("mlp", device)
     first, second = forward(), forward()
     J = truth_of({**first, **{f"{task} again": loss for task, loss in second.items()}}, params)
-    assert relative_error(mtu.cat(engine.rows(first), engine.rows(second)).gram(), gram_truth(J)) <= 1e-10
+    assert (
+        relative_error(mtu.cat(engine.rows(first), engine.rows(second)).gram(), gram_truth(J))
+        <= 1e-10
+    )
 
 
 def test_losses_on_two_devices_are_refused(device: str) -> None:
     _, forward, params, engine = build("mlp", device)
     losses = forward()
-    losses["b"] = torch.ones(N, device="cpu" if device == "cuda" else "meta", requires_grad=True) * 2
+    losses["b"] = (
+        torch.ones(N, device="cpu" if device == "cuda" else "meta", requires_grad=True) * 2
+    )
     with pytest.raises(ValueError, match="losses are on different devices"):
         engine.rows(losses)
     assert all(p.grad is None for p in params)

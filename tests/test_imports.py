@@ -1,8 +1,4 @@
-"""Imports follow the arrows of the flow and never turn back.
-
-engine -> plans -> stream -> plan -> graph -> nodes is what the losses recorded, -> rules -> uses -> ops what is made of
-it.
-"""
+"""Imports follow the arrows between folders and never turn back: engine -> _graph -> _rows -> _ops."""
 
 from __future__ import annotations
 
@@ -15,45 +11,21 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mtu_fast"
 
-# A room is a file or a folder of the package; it may import itself and the rooms on the right.
+# A module here is a file or a folder of the package; it may import itself and those on the right.
 ARROWS: dict[str, set[str]] = {
-    "__main__": {"__init__", "ops"},
-    "__init__": {"engine", "rows", "update", "methods", "report", "subspace", "loop"},
-    "engine": {
-        "space", "statistics", "checks", "explain", "plans", "graph", "nodes", "rows", "block", "update", "uses",
-        "methods", "subspace",
-    },
-    "space": {"block"},
-    "loop": {"engine", "rows", "update", "checks", "methods", "subspace"},
-    "subspace": {"rows", "update", "methods", "ops"},
-    "explain": {"block", "joint", "uses"},
-    "checks": {"methods"},
-    "rows": {"block", "checks", "refine", "update", "joint", "uses", "methods", "ops"},
-    "refine": {"methods", "ops"},
-    "block": {"uses", "methods", "ops"},
-    "update": {"checks", "methods", "ops"},
-    "plans": {"plan", "stream", "probe", "explain", "graph", "block", "joint", "uses"},
-    "probe": {"graph", "nodes", "ops"},
-    "stream": {"plan", "pull", "graph", "nodes", "rowmap", "rules", "joint", "uses"},
-    "pull": {"plan", "carry", "graph", "nodes", "rowmap", "rules", "uses", "ops"},
-    "plan": {"reach", "moves", "carry", "rowmap", "graph", "nodes"},
-    "reach": {"lookups", "moves", "carry", "rowmap", "nodes"},
-    "lookups": {"carry", "rowmap"},
-    "moves": {"carry", "rowmap", "nodes"},
-    "carry": set(),
-    "rowmap": set(),
-    "statistics": {"graph", "nodes"},
-    "graph": {"nodes"},
-    "nodes": set(),
-    "rules": {"carry", "rowmap", "uses", "ops"},
-    "joint": {"uses", "ops"},
-    "uses": {"ops"},
-    "methods": {"ops"},
-    "ops": {"kernels", "_C"},
+    "__main__": {"__init__", "_ops"},
+    "__init__": {"engine", "rows", "subspace", "methods", "unlearning", "_rows"},
+    "unlearning": {"engine", "rows", "subspace", "methods", "_checks", "_rows"},
+    "engine": {"_graph", "_rows", "_checks", "rows", "subspace", "methods"},
+    "subspace": {"rows", "methods", "_rows", "_ops"},
+    "rows": {"methods", "_checks", "_rows", "_ops"},
+    "_graph": {"_rows", "_ops"},
+    "_rows": {"methods", "_checks", "_ops"},
+    "_checks": {"methods"},
+    "methods": {"_ops"},
+    "_ops": {"kernels", "_C"},
     "kernels": set(),
     "reference": set(),
-    "metrics": {"checks"},
-    "report": {"checks", "engine", "methods", "metrics", "rows"},
 }
 NEEDED = {"torch", "numpy"}  # besides the standard library
 OPTIONAL = {"matplotlib", "sklearn", "tqdm"}  # imported where they are used, within a function
@@ -73,67 +45,108 @@ def imported(source: str, package: str) -> Iterator[tuple[str, bool]]:
             yield from ((alias.name, within) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             parents = package.split(".")[: len(package.split(".")) + 1 - node.level]
-            module = ".".join([*parents, *filter(None, [node.module])]) if node.level else str(node.module)
+            module = (
+                ".".join([*parents, *filter(None, [node.module])])
+                if node.level
+                else str(node.module)
+            )
             yield from ((f"{module}.{alias.name}", within) for alias in node.names)
 
 
-def room(name: str) -> str:
-    """The room that an imported name of the package lies in; a name of the package itself lies in __init__."""
+def module(name: str) -> str:
+    """The module that an imported name lies in; a name of the package itself lies in __init__."""
     part = name.split(".")[1]
-    is_room = (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file() or part in {"kernels", "_C"}
-    return part if is_room else "__init__"
+    is_module = (
+        (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file() or part in {"kernels", "_C"}
+    )
+    return part if is_module else "__init__"
 
 
 def violations(file: str, source: str) -> list[str]:
     """What `file`, a path relative to the package, imports and should not."""
     parts = file.removesuffix(".py").split("/")
     if parts[0] not in ARROWS:
-        return [f"{file}: {parts[0]} is no room of the house"]
+        return [f"{file}: {parts[0]} is no module of the package"]
     found = []
     for name, within in imported(source, ".".join(["mtu_fast", *parts[:-1]])):
         top = name.partition(".")[0]
         if top != "mtu_fast":
-            allowed = top in NEEDED or top in sys.stdlib_module_names or (within and top in OPTIONAL)
+            allowed = (
+                top in NEEDED or top in sys.stdlib_module_names or (within and top in OPTIONAL)
+            )
         else:
-            allowed = room(name) in {parts[0], *ARROWS[parts[0]]}
-            if parts[0] == "methods" and room(name) == "ops":
+            allowed = module(name) in {parts[0], *ARROWS[parts[0]]}
+            if parts[0] == "methods" and module(name) == "_ops":
                 allowed = name.startswith(METHODS_MAY_USE)
         if not allowed:
             found.append(f"{file}: {parts[0]} must not import {name}")
     return found
 
 
-@pytest.mark.parametrize("file", sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")))
+@pytest.mark.parametrize(
+    "file", sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+)
 def test_imports_follow_the_arrows(file: str) -> None:
     assert violations(file, (PACKAGE / file).read_text()) == []
 
 
+def cycle(arrows: dict[str, set[str]]) -> list[str]:
+    """The modules that import one another in a circle, and those that need them; [] if none."""
+    left = {name: set(ends) & set(arrows) for name, ends in arrows.items()}
+    while ends := {name for name, others in left.items() if not others}:
+        left = {name: others - ends for name, others in left.items() if name not in ends}
+    return sorted(left)
+
+
+def file_of(name: str) -> str:
+    """The file that an imported name of the package lies in, without its ending."""
+    path = PACKAGE.joinpath(*name.split(".")[1:])
+    while not path.with_suffix(".py").is_file() and not (path / "__init__.py").is_file():
+        path = path.parent
+    return path.relative_to(PACKAGE).as_posix()
+
+
 def test_the_arrows_have_no_cycle() -> None:
-    left = {name: set(arrows) & set(ARROWS) for name, arrows in ARROWS.items()}
-    while left:
-        ends = {name for name, arrows in left.items() if not arrows}
-        assert ends, f"a cycle among {sorted(left)}"
-        left = {name: arrows - ends for name, arrows in left.items() if name not in ends}
+    assert cycle(ARROWS) == []
+
+
+def test_no_two_files_import_one_another() -> None:
+    arrows = {}
+    for path in PACKAGE.rglob("*.py"):
+        file = path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__")
+        package = ".".join(["mtu_fast", *path.relative_to(PACKAGE).parts[:-1]])
+        names = [name for name, within in imported(path.read_text(), package) if not within]
+        arrows[file] = {file_of(n) for n in names if n.startswith("mtu_fast.")} - {file, "."}
+    assert cycle(arrows) == []
+
+
+def test_a_cycle_is_seen() -> None:
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
 
 
 def test_one_file_depends_on_what_torch_does_not_promise() -> None:
-    dependent = {path.name for path in PACKAGE.rglob("*.py") if any(name in path.read_text() for name in SEMI_PRIVATE)}
+    dependent = {
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        if any(name in path.read_text() for name in SEMI_PRIVATE)
+    }
     assert dependent == {"nodes.py"}
 
 
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("ops/gram.py", "from mtu_fast._rows.uses import Outer"),
-        ("ops/gram.py", "def f():\n    import mtu_fast.engine"),
-        ("rules/linear.py", "from ..graph import Graph"),
-        ("rules/linear.py", "from .. import engine"),
+        ("_ops/gram.py", "from mtu_fast._rows.uses import Outer"),
+        ("_ops/gram.py", "def f():\n    import mtu_fast.engine"),
+        ("_graph/rules/linear.py", "from ...rows import Rows"),
+        ("_graph/rules/linear.py", "from ... import engine"),
+        ("_rows/uses.py", "from ..rows import Rows"),
         ("methods/mean.py", "from mtu_fast.rows import Rows"),
         ("methods/mean.py", "from mtu_fast._ops.gram import row_gram"),
         ("reference/mean.py", "from mtu_fast.methods import Roles"),
-        ("uses.py", "from mtu_fast import Engine"),
-        ("metrics.py", "import pandas"),
-        ("metrics.py", "from sklearn.metrics import roc_auc_score"),
+        ("_rows/uses.py", "from mtu_fast import Engine"),
+        ("unlearning/metrics.py", "import pandas"),
+        ("unlearning/metrics.py", "from sklearn.metrics import roc_auc_score"),
         ("attic.py", "import torch"),
     ],
 )
@@ -142,8 +155,10 @@ def test_a_backward_arrow_is_seen(file: str, source: str) -> None:
 
 
 def test_a_forward_arrow_passes() -> None:
-    assert violations("rules/linear.py", "from .base import rule\nfrom ..uses import Outer\nimport torch, math") == []
+    source = "from .base import rule\nfrom ..._rows.uses import Outer\nimport torch, math"
+    assert violations("_graph/rules/linear.py", source) == []
 
 
 def test_an_optional_package_may_be_imported_where_it_is_used() -> None:
-    assert violations("metrics/membership.py", "def f():\n    from sklearn.metrics import roc_auc_score") == []
+    source = "def f():\n    from sklearn.metrics import roc_auc_score"
+    assert violations("unlearning/metrics.py", source) == []

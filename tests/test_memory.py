@@ -43,10 +43,16 @@ class Live(TorchDispatchMode):
         return sum(self.sizes.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        given = {
+            t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
+        }
         out = func(*args, **(kwargs or {}))
         for t in tree_leaves(out):
-            if isinstance(t, Tensor) and t.layout is torch.strided and t.untyped_storage()._cdata not in given:
+            if (
+                isinstance(t, Tensor)
+                and t.layout is torch.strided
+                and t.untyped_storage()._cdata not in given
+            ):
                 self._watch(t.untyped_storage())
         return out
 
@@ -139,7 +145,9 @@ def test_what_the_lowest_uses_saved_stays_with_the_losses() -> None:
 
 def test_rows_hold_what_they_need_and_no_more() -> None:
     """Of a forward, rows keep the inputs of linear layers."""
-    net = nn.Sequential(nn.Linear(30, 40), nn.GELU(), nn.Linear(40, 30), nn.Sigmoid(), nn.Linear(30, 3)).double()
+    net = nn.Sequential(
+        nn.Linear(30, 40), nn.GELU(), nn.Linear(40, 30), nn.Sigmoid(), nn.Linear(30, 3)
+    ).double()
     engine, x = mtu.Engine(net), torch.randn(N, 30, dtype=torch.float64)
     for _step in range(2):
         with Live() as live:
@@ -190,7 +198,7 @@ def test_an_engine_is_freed() -> None:
     assert ref() is None
 
 
-# ---- the peak -------------------------------------------------------------------------------------------------------
+# ---- the peak ------------------------------------------------------------------------------------
 
 WIDTH, DEPTH, BATCH = 64, 12, 8
 ACTIVATION = BATCH * WIDTH * 8
@@ -243,7 +251,9 @@ class Tokens(nn.Module):
 
 def test_rows_keep_no_gradient_that_they_are_a_part_of() -> None:
     net = Tokens()
-    rows = mtu.Engine(net, params=[net.token]).rows(net(torch.randn(BATCH, 50, WIDTH)).square().sum((1, 2)))
+    rows = mtu.Engine(net, params=[net.token]).rows(
+        net(torch.randn(BATCH, 50, WIDTH)).square().sum((1, 2))
+    )
     assert rows.held == BATCH * WIDTH * 4
 
 

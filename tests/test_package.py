@@ -25,7 +25,11 @@ WITHOUT_EXTENSION = "import sys; sys.modules['mtu_fast._C'] = None\n"
 def python(*arguments: str, folder: Path = ROOT, **environment: str) -> str:
     """Standard output of this interpreter, in `folder`; its standard error in the failure if there is one."""
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -42,13 +46,18 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in filter(Path.is_file, ROOT.iterdir()):
         shutil.copy(path, copy)
     for folder in ("csrc", "kernels", "mtu_fast"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "_C.*"))
+        shutil.copytree(
+            ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "_C.*")
+        )
     return copy
 
 
 def test_memory_is_poisoned_in_tests() -> None:
     assert torch.empty(3).isnan().all()
-    assert torch.empty(3).new_empty(2, dtype=torch.int64).tolist() == [torch.iinfo(torch.int64).max] * 2
+    assert (
+        torch.empty(3).new_empty(2, dtype=torch.int64).tolist()
+        == [torch.iinfo(torch.int64).max] * 2
+    )
 
 
 def test_every_op_has_a_line_for_each_device() -> None:
@@ -62,23 +71,31 @@ def test_every_op_has_a_line_for_each_device() -> None:
 
 def test_each_reference_says_why_there_is_no_kernel() -> None:
     for each in _library.implementations():
-        served = _library.ops()[each.op].has_kernel(each.device) and (each.device == "CPU" or torch.cuda.is_available())
+        served = _library.ops()[each.op].has_kernel(each.device) and (
+            each.device == "CPU" or torch.cuda.is_available()
+        )
         assert (each.why == "") == served == each.serves.startswith("kernel")
 
 
-def test_where_triton_does_not_work_the_reference_serves_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_triton_does_not_work_the_reference_serves_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fails(name: str) -> None:
         raise RuntimeError(f"no C compiler for {name}")
 
     monkeypatch.setattr(_library, "import_module", fails)
     _library.why_no_triton.cache_clear()
-    with pytest.warns(RuntimeWarning, match=r"Triton does not work here: RuntimeError: no C compiler"):
+    with pytest.warns(
+        RuntimeWarning, match=r"Triton does not work here: RuntimeError: no C compiler"
+    ):
         assert "mtu_fast.kernels.probe" in _library.why_no_triton()
     _library.why_no_triton.cache_clear()
 
 
 @pytest.mark.parametrize("answer", ["a Gram", "nothing", "no Triton"])
-def test_what_a_launcher_does_not_implement_goes_to_the_reference(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+def test_what_a_launcher_does_not_implement_goes_to_the_reference(
+    monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
     calls: list[object] = []
     rows, gram = [torch.arange(6.0).view(2, 3)], torch.eye(2).double()
 
@@ -93,7 +110,9 @@ def test_what_a_launcher_does_not_implement_goes_to_the_reference(monkeypatch: p
     op = _library.ops()["row_gram"]
     monkeypatch.setattr(op, "triton_file", "gram")
     monkeypatch.setattr(_library, "import_module", kernels)
-    monkeypatch.setattr(_library, "why_no_triton", lambda: "no C compiler" if answer == "no Triton" else "")
+    monkeypatch.setattr(
+        _library, "why_no_triton", lambda: "no C compiler" if answer == "no Triton" else ""
+    )
     expected = gram if answer == "a Gram" else torch.tensor([[5.0, 14.0], [14.0, 50.0]]).double()
     assert torch.equal(op.launch(rows), expected)
     assert calls == ([] if answer == "no Triton" else [rows])
@@ -102,27 +121,45 @@ def test_what_a_launcher_does_not_implement_goes_to_the_reference(monkeypatch: p
 @pytest.mark.skipif(util.find_spec("triton") is None, reason="needs Triton")
 def test_the_dispatcher_holds_the_launcher_of_every_op_that_has_one() -> None:
     with_launcher = {name for name, op in _library.ops().items() if op.triton_file}
-    assert {"row_gram", "outer_ghost", "conv_ghost", "gather_gram", "project", "transform"} == with_launcher
+    assert {
+        "row_gram",
+        "outer_ghost",
+        "conv_ghost",
+        "gather_gram",
+        "project",
+        "transform",
+    } == with_launcher
     assert all(_library.ops()[name].has_kernel("CUDA") for name in with_launcher)
 
 
 @pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING or "built")
 def test_the_extension_says_how_it_was_built(capsys: pytest.CaptureFixture[str]) -> None:
     assert _library.EXTENSION is not None
-    assert set(_library.EXTENSION.build_facts()) >= {"compiler", "flags", "torch (headers)", "torch (oldest served)"}
+    assert set(_library.EXTENSION.build_facts()) >= {
+        "compiler",
+        "flags",
+        "torch (headers)",
+        "torch (oldest served)",
+    }
     command.main([])
     printed = capsys.readouterr().out
     assert "kernel (mtu_fast._C)" in lines_of(printed, "gram_schmidt")[0]
     assert all(value in printed for value in _library.EXTENSION.build_facts().values())
 
 
-@pytest.mark.skipif(_library.EXTENSION is None or not shutil.which("nm"), reason="needs the extension and nm")
+@pytest.mark.skipif(
+    _library.EXTENSION is None or not shutil.which("nm"), reason="needs the extension and nm"
+)
 def test_the_extension_uses_only_the_stable_abi() -> None:
     assert _library.EXTENSION is not None
     nm = ["nm", "-D", "-C", "--undefined-only", str(_library.EXTENSION.__file__)]
     symbols = subprocess.run(nm, capture_output=True, text=True, check=True).stdout
     assert "torch_call_dispatcher" in symbols
-    assert not [line for line in symbols.splitlines() if "c10::" in line or "at::" in line or "torch::" in line]
+    assert not [
+        line
+        for line in symbols.splitlines()
+        if "c10::" in line or "at::" in line or "torch::" in line
+    ]
 
 
 def test_everything_works_without_the_extension() -> None:
@@ -143,13 +180,29 @@ def test_everything_works_without_the_extension() -> None:
     assert "mtu_fast._C is absent" in printed
 
 
-def test_a_failed_compilation_costs_the_extension_only_and_is_told(tree: Path, tmp_path: Path) -> None:
-    wheel = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), "."]
+def test_a_failed_compilation_costs_the_extension_only_and_is_told(
+    tree: Path, tmp_path: Path
+) -> None:
+    wheel = [
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path),
+        ".",
+    ]
     python(*wheel, folder=tree, CC="false", CXX="false")
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path)
-    assert not [name for name in names if name.endswith(".so") or name.startswith(("tests", "benchmarks", "csrc"))]
+    assert not [
+        name
+        for name in names
+        if name.endswith(".so") or name.startswith(("tests", "benchmarks", "csrc"))
+    ]
     assert "mtu_fast/py.typed" in names
     assert {name for name in names if name.endswith(".py")} == {
         f"{prefix}{path.relative_to(tree).as_posix()}"
@@ -179,6 +232,8 @@ def test_the_source_distribution_can_build_the_extension(tree: Path, tmp_path: P
     python("setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path), folder=tree)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    csrc = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    csrc = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()
+    }
     assert csrc <= names
     assert {"setup.py", "pyproject.toml", "LICENSE", "mtu_fast/py.typed"} <= names

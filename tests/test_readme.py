@@ -54,7 +54,10 @@ def names() -> dict[str, Any]:
     model = Net()
     engine = mtu.Engine(model, params=model.backbone.parameters())
     loaders = {f"{name}_loader": [batch(), batch()] for name in ("forget", "retain", "validation")}
-    memorised = [(x, {task: out.argmax(1) for task, out in model(x).items()}) for x, _ in loaders["forget_loader"]]
+    memorised = [
+        (x, {task: out.argmax(1) for task, out in model(x).items()})
+        for x, _ in loaders["forget_loader"]
+    ]
     loaders["forget_loader"] = memorised
     return {
         "torch": torch, "F": F, "copy": copy, "mtu": mtu, "model": model, "engine": engine, "accuracy": accuracy,
@@ -68,11 +71,15 @@ def moved(model: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.strip().splitlines()[0][:40])
-def test_a_block_runs(code: str, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_runs(
+    code: str, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     start = [p.detach().clone() for p in names["model"].parameters()]
     exec(compile(code, "README.md", "exec"), names)
-    stepped = not all(torch.equal(p, q) for p, q in zip(start, names["model"].parameters(), strict=True))
+    stepped = not all(
+        torch.equal(p, q) for p, q in zip(start, names["model"].parameters(), strict=True)
+    )
     assert moved(names["model"]) or stepped
     assert "report" not in names or (tmp_path / "audit.html").stat().st_size > 10_000
 
@@ -83,6 +90,8 @@ def test_the_changed_loop_runs(names: dict[str, Any]) -> None:
     names["loader"] = [(*batch(), names["mask"])]
     names["optimizer"] = torch.optim.SGD(names["model"].parameters(), lr=0.1)
     for task in ("seg", "depth"):
-        names[f"{task}_loss"] = lambda out, y, task=task: F.cross_entropy(out[task], y[task], reduction="none")
+        names[f"{task}_loss"] = lambda out, y, task=task: F.cross_entropy(
+            out[task], y[task], reduction="none"
+        )
     exec(compile(added, "README.md", "exec"), names)
     assert moved(names["model"])

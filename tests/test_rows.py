@@ -28,7 +28,9 @@ N = 4
 MASK = torch.tensor([True, False, False, True])
 
 
-def build(name: str = "conv2d", tasks: int = 2) -> tuple[MultiTask, Forward, list[Tensor], mtu.Engine]:
+def build(
+    name: str = "conv2d", tasks: int = 2
+) -> tuple[MultiTask, Forward, list[Tensor], mtu.Engine]:
     model, forward = by_name(name).build(tasks, N)
     return model, forward, trained(model), mtu.Engine(model)
 
@@ -71,7 +73,10 @@ def test_combine_is_linear_and_takes_any_real_dtype() -> None:
     w = torch.arange(2 * N)
     one = vector([rows.combine(w.double()).get(p) for p in params], params)
     for other in (w, w.float(), w.double().requires_grad_()):
-        assert relative_error(vector([rows.combine(other).get(p) for p in params], params), one) <= 1e-13
+        assert (
+            relative_error(vector([rows.combine(other).get(p) for p in params], params), one)
+            <= 1e-13
+        )
     assert not vector([rows.combine(0 * w).get(p) for p in params], params).any()
 
 
@@ -130,11 +135,16 @@ def test_push_names_what_it_was_given_instead() -> None:
     name, p = next(iter(rows.parameters.items()))
     with pytest.raises(TypeError, match="push: found list, expected"):
         rows.push([torch.zeros_like(q) for q in params])
-    with pytest.raises(ValueError, match=r"found a tensor of shape \(3,\) as a key, expected parameters of the engine"):
+    with pytest.raises(
+        ValueError,
+        match=r"found a tensor of shape \(3,\) as a key, expected parameters of the engine",
+    ):
         rows.push({torch.zeros(3): torch.zeros(3)})
     with pytest.raises(ValueError, match="found 'weight' as a key"):
         rows.push({"weight": torch.zeros(3)})  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match=rf"{name} is given shape \(2,\), expected \({p.shape[0]}, "):
+    with pytest.raises(
+        ValueError, match=rf"{name} is given shape \(2,\), expected \({p.shape[0]}, "
+    ):
         rows.push({p: torch.zeros(2)})
     with pytest.raises(TypeError, match=f"{name} is given float, expected a real tensor"):
         rows.push({p: 1.0})  # type: ignore[dict-item]
@@ -149,7 +159,11 @@ def test_push_names_what_it_was_given_instead() -> None:
 
 def test_cat_is_associative_and_copies_nothing() -> None:
     model, forward, params, engine = build()
-    calls = [forward(), twin(by_name("conv2d"), model, 2, n=3)(), twin(by_name("conv2d"), model, 2, n=1, seed=9)()]
+    calls = [
+        forward(),
+        twin(by_name("conv2d"), model, 2, n=3)(),
+        twin(by_name("conv2d"), model, 2, n=1, seed=9)(),
+    ]
     J = joined(*(truth_of(losses, params) for losses in calls))
     a, b, c = (engine.rows(losses) for losses in calls)
     flat = mtu.cat(a, b, c)
@@ -168,7 +182,10 @@ def test_cat_keeps_absent_samples_out() -> None:
         torch.ones(3, dtype=torch.bool),
         torch.tensor([True, False, True]),
     ])
-    J = {j: stack[here] for j, stack in joined(truth_of(first, params), truth_of(second, params)).items()}
+    J = {
+        j: stack[here]
+        for j, stack in joined(truth_of(first, params), truth_of(second, params)).items()
+    }
     a = engine.rows(first, present={"a": MASK})
     b = engine.rows(second, present={"b": torch.tensor([True, False, True])})
     assert_rows(mtu.cat(a, b), J, params, 1e-12)
@@ -187,7 +204,10 @@ def test_rows_of_samples_and_means_meet() -> None:
     """The mean of a retain loader beside single forget samples."""
     model, forward, params, engine = build()
     first, second = forward(), twin(by_name("conv2d"), model, 2, n=3)()
-    means = {j: torch.stack([part.mean(0) for part in stack.split(N)]) for j, stack in truth_of(first, params).items()}
+    means = {
+        j: torch.stack([part.mean(0) for part in stack.split(N)])
+        for j, stack in truth_of(first, params).items()
+    }
     J = joined(means, truth_of(second, params))
     both = mtu.cat(engine.rows(first, per="task"), engine.rows(second, forget=True))
     assert both.roles.sample.tolist() == [-1, -1, 0, 1, 2, 0, 1, 2]
@@ -214,7 +234,7 @@ def test_rank_counts_independent_rows(name: str) -> None:
     assert int(mtu.cat(once, engine.rows(forward())).rank()) == len(once)
 
 
-# ---- rows that a method is meant for --------------------------------------------------------------------------------
+# ---- rows that a method is meant for -------------------------------------------------------------
 
 
 class Reading(mtu.Method):
@@ -234,7 +254,9 @@ def two_layers() -> tuple[nn.Sequential, Tensor]:
 def test_methods_of_mean_rows_refuse_sample_rows(method: Any) -> None:
     net, loss = two_layers()
     rows = mtu.Engine(net).rows(loss, forget=torch.arange(5) < 2)
-    with pytest.raises(ValueError, match=rf"{type(method).__name__} works on mean rows.*per='task'"):
+    with pytest.raises(
+        ValueError, match=rf"{type(method).__name__} works on mean rows.*per='task'"
+    ):
         rows.backward(method)
     assert all(p.grad is None for p in net.parameters())
     rows.update(method)
@@ -244,7 +266,9 @@ def test_methods_of_mean_rows_refuse_sample_rows(method: Any) -> None:
 def test_a_method_of_a_subspace_refuses_rows_without_one() -> None:
     net, loss = two_layers()
     rows = mtu.Engine(net).rows(loss, forget=torch.arange(5) < 2)
-    with pytest.raises(ValueError, match=r"InterferenceAware moves in a subspace.*subspace\.step\(rows, method\)"):
+    with pytest.raises(
+        ValueError, match=r"InterferenceAware moves in a subspace.*subspace\.step\(rows, method\)"
+    ):
         rows.backward(mtu.InterferenceAware())
     mtu.Subspace().step(rows, mtu.InterferenceAware())
     assert all(p.grad is not None for p in net.parameters())
@@ -256,12 +280,16 @@ def test_outside_is_asked_for_where_there_are_parameters_outside() -> None:
     assert all(p.grad is not None for p in net.parameters())
     net, loss = two_layers()
     engine = mtu.Engine(net, params=net[0].parameters())
-    with pytest.raises(NotImplementedError, match=r"Reading\.outside\(roles\): expected weights \[R\]"):
+    with pytest.raises(
+        NotImplementedError, match=r"Reading\.outside\(roles\): expected weights \[R\]"
+    ):
         engine.backward(loss, Reading())  # type: ignore[abstract]
     assert all(p.grad is None for p in net.parameters())
 
 
-@pytest.mark.parametrize(("given", "found"), [(torch.ones(3).double(), r"shape \(3,\)"), (None, "NoneType")])
+@pytest.mark.parametrize(
+    ("given", "found"), [(torch.ones(3).double(), r"shape \(3,\)"), (None, "NoneType")]
+)
 def test_what_outside_returns_has_a_weight_for_each_row(given: Any, found: str) -> None:
     method = Reading()  # type: ignore[abstract]
     method.outside = lambda roles: given  # type: ignore[method-assign]

@@ -13,7 +13,8 @@ import torch
 setuptools = pytest.importorskip("setuptools")
 
 ROOT = Path(__file__).parents[1]
-OLD = ("compute_50", "compute_75", "compute_80", "compute_86", "compute_90", "compute_90a")  # nvcc 12.6's, in part
+# nvcc 12.6's, in part
+OLD = ("compute_50", "compute_75", "compute_80", "compute_86", "compute_90", "compute_90a")
 NEW = (*OLD, "compute_100", "compute_120")
 
 
@@ -51,7 +52,9 @@ def nvcc(home: Path, listed: tuple[str, ...], compiling: str = "") -> Path:
     return program
 
 
-def build(script: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path, fails: bool = False) -> list[Any]:
+def build(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path, fails: bool = False
+) -> list[Any]:
     """The extensions that building ends with; torch's own build command does nothing, or fails."""
 
     def compiled(self: Any) -> None:
@@ -63,7 +66,11 @@ def build(script: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path, fai
     distribution = setuptools.Distribution()
     distribution.ext_modules = [script.extension()]
     command = script.BuildExtension(distribution)
-    command.build_lib, command.build_temp, command.inplace = str(folder), str(folder / "temp"), False
+    command.build_lib, command.build_temp, command.inplace = (
+        str(folder),
+        str(folder / "temp"),
+        False,
+    )
     command.extensions = distribution.ext_modules
     command.run()
     return list(command.extensions)
@@ -96,11 +103,15 @@ def test_an_nvcc_of_another_machine_is_left_out(script: ModuleType, cuda_torch: 
     assert not found.nvcc and found.absent == f"{program} does not run: Exec format error"
 
 
-def test_no_nvcc_and_no_cuda_torch(script: ModuleType, cuda_torch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_nvcc_and_no_cuda_torch(
+    script: ModuleType, cuda_torch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(cuda_torch))
     assert script.cuda_part() == script.Cuda(absent="nvcc was not found in CUDA_HOME or PATH")
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert script.cuda_part() == script.Cuda(absent=f"torch {torch.__version__} is built without CUDA")
+    assert script.cuda_part() == script.Cuda(
+        absent=f"torch {torch.__version__} is built without CUDA"
+    )
 
 
 def test_an_old_nvcc_builds_what_it_can_with_ptx_of_the_last(
@@ -109,7 +120,9 @@ def test_an_old_nvcc_builds_what_it_can_with_ptx_of_the_last(
     nvcc(cuda_torch, OLD)
     (extension,) = build(script, monkeypatch, cuda_torch)
     assert '-DMTU_FAST_CUDA="sm_80 sm_90"' in extension.extra_compile_args
-    assert "torch_cuda" in extension.libraries and f"-L{cuda_torch}/lib" in extension.extra_link_args
+    assert (
+        "torch_cuda" in extension.libraries and f"-L{cuda_torch}/lib" in extension.extra_link_args
+    )
     arguments = (cuda_torch / "arguments").read_text().split()
     assert [each for each in arguments if each.startswith("-gencode")] == [
         "-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90",
@@ -118,23 +131,33 @@ def test_an_old_nvcc_builds_what_it_can_with_ptx_of_the_last(
 
 
 def test_a_failing_nvcc_costs_the_cuda_part_only_and_says_why(
-    script: ModuleType, cuda_torch: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    script: ModuleType,
+    cuda_torch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     nvcc(cuda_torch, NEW, compiling="gram_schmidt.cu(3): error: a name is undefined")
     (extension,) = build(script, monkeypatch, cuda_torch)
     why = "compiling failed (nvcc: gram_schmidt.cu(3): error: a name is undefined)"
     assert f'-DMTU_FAST_NO_CUDA="no: {why}"' in extension.extra_compile_args
-    assert "-DUSE_CUDA" not in extension.extra_compile_args and "torch_cuda" not in extension.libraries
+    assert (
+        "-DUSE_CUDA" not in extension.extra_compile_args and "torch_cuda" not in extension.libraries
+    )
     assert f"mtu_fast: built without CUDA kernels: {why}" in capfd.readouterr().err
     assert not (cuda_torch / "mtu_fast" / "_C.missing").exists()
 
 
 def test_without_any_compiler_there_is_a_note_instead_of_an_extension(
-    script: ModuleType, cuda_torch: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    script: ModuleType,
+    cuda_torch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     nvcc(cuda_torch, NEW)
     assert build(script, monkeypatch, cuda_torch, fails=True) == []
-    assert (cuda_torch / "mtu_fast" / "_C.missing").read_text() == "compiling failed (no compiler)\n"
+    assert (
+        cuda_torch / "mtu_fast" / "_C.missing"
+    ).read_text() == "compiling failed (no compiler)\n"
     assert "built without mtu_fast._C: compiling failed (no compiler)" in capfd.readouterr().err
 
 
@@ -147,7 +170,9 @@ def test_an_older_setuptools_builds_the_extension_and_refuses_the_rest(
     package.parse_config_files()
     assert package.metadata.name == "mtu_fast"
     monkeypatch.setattr(setuptools, "__version__", "70.3.0")
-    with pytest.raises(SystemExit, match=r"setuptools 70\.3\.0 cannot .*: `pip install 'setuptools>=77'`"):
+    with pytest.raises(
+        SystemExit, match=r"setuptools 70\.3\.0 cannot .*: `pip install 'setuptools>=77'`"
+    ):
         script.Package().parse_config_files()
     monkeypatch.setattr("sys.argv", ["setup.py", "build_ext", "--inplace"])
     package = script.Package()

@@ -42,7 +42,9 @@ def build(dtype: torch.dtype = torch.float64) -> tuple[Net, mtu.Engine]:
 
 
 def batch(seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(N, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(N, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
+        dtype
+    )
 
 
 def move(net: nn.Module) -> None:
@@ -103,7 +105,11 @@ def test_size_is_by_default_twice_the_retain_rows() -> None:
 
 def test_keeps_the_target_tasks_or_those_named() -> None:
     net, engine = build()
-    for tasks, forget, expected in ((None, PARTIAL, ["a"]), (None, MASK, ["a", "b"]), (("b",), PARTIAL, ["b"])):
+    for tasks, forget, expected in (
+        (None, PARTIAL, ["a"]),
+        (None, MASK, ["a", "b"]),
+        (("b",), PARTIAL, ["b"]),
+    ):
         subspace = mtu.Subspace(size=4, tasks=tasks)
         subspace.keep(engine.rows(net.losses(batch(0)), forget=forget))
         (held,) = subspace.held.batches
@@ -148,7 +154,9 @@ def test_steps_are_the_references(forget: Any, order: str) -> None:
         move(net)
 
 
-@pytest.mark.parametrize("options", [{}, {"rank": 12}, {"energy": 0.95}, {"dtype": torch.bfloat16}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"rank": 12}, {"energy": 0.95}, {"dtype": torch.bfloat16}], ids=str
+)
 def test_a_basis_is_orthonormal_and_spans_the_rows(options: dict[str, Any]) -> None:
     net, engine = build(torch.float32)
     subspace = mtu.Subspace(size=2 * N, basis=True, **options)
@@ -156,13 +164,17 @@ def test_a_basis_is_orthonormal_and_spans_the_rows(options: dict[str, Any]) -> N
         subspace.keep(engine.rows(net.losses(batch(seed, torch.float32)), forget=PARTIAL))
     assert subspace.held.basis is not None
     Q = torch.cat([q.flatten(1) for q in subspace.held.basis.jacobian().values()], 1).double()
-    S = torch.cat([torch.cat([g.flatten(1) for g in rows.jacobian().values()], 1) for rows in subspace.held.batches])
+    S = torch.cat([
+        torch.cat([g.flatten(1) for g in rows.jacobian().values()], 1)
+        for rows in subspace.held.batches
+    ])
     limit = 2e-2 if options.get("dtype") is torch.bfloat16 else 1e-6
     assert (Q @ Q.t() - torch.eye(len(Q), dtype=Q.dtype)).norm() <= limit
     values, vectors = torch.linalg.svd(S.double(), full_matrices=False)[1:]
     if not options:
         kept = vectors[: len(Q)]
-        assert relative_error(Q.t() @ Q, kept.t() @ kept) <= 1e-3  # directions at the edge are rounded ones
+        # directions at the edge are rounded ones
+        assert relative_error(Q.t() @ Q, kept.t() @ kept) <= 1e-3
     if "rank" in options:
         assert len(Q) == 12 and relative_error(Q.t() @ Q, vectors[:12].t() @ vectors[:12]) <= 1e-4
     if "energy" in options:
@@ -177,12 +189,16 @@ def test_a_step_with_a_basis_is_a_step_with_the_rows() -> None:
         subspace = mtu.Subspace(size=5 * N, basis=basis)
         for seed in range(5):
             subspace.keep(engine.rows(net.losses(batch(seed)), forget=PARTIAL))
-        engine.backward(net.losses(batch(9)), mtu.InterferenceAware(0.2), forget=PARTIAL, subspace=subspace)
+        engine.backward(
+            net.losses(batch(9)), mtu.InterferenceAware(0.2), forget=PARTIAL, subspace=subspace
+        )
         found.append(grad_vector(trained(net.backbone)))
     assert relative_error(found[1], found[0]) <= 1e-8
 
 
-@pytest.mark.parametrize("options", [{}, {"basis": True}, {"basis": True, "dtype": torch.bfloat16}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"basis": True}, {"basis": True, "dtype": torch.bfloat16}], ids=str
+)
 def test_one_that_loads_the_state_goes_on_alike(options: dict[str, Any], tmp_path: Path) -> None:
     """To the bit, through a file."""
     found = []
@@ -194,8 +210,15 @@ def test_one_that_loads_the_state_goes_on_alike(options: dict[str, Any], tmp_pat
                 torch.save(subspace.state_dict(), tmp_path / "state.pt")
             if seed == 4 and reload:
                 subspace = mtu.Subspace(size=4 * N, every=1, **options)
-                subspace.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), engine.kept)
-            engine.backward(net.losses(batch(seed)), mtu.InterferenceAware(0.2), forget=PARTIAL, subspace=subspace)
+                subspace.load_state_dict(
+                    torch.load(tmp_path / "state.pt", weights_only=True), engine.kept
+                )
+            engine.backward(
+                net.losses(batch(seed)),
+                mtu.InterferenceAware(0.2),
+                forget=PARTIAL,
+                subspace=subspace,
+            )
         found.append(grad_vector(trained(net.backbone)))
     assert torch.equal(*found)
 
@@ -214,7 +237,9 @@ def vectors(net: Net, count: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("per", ["total", "layer", "tensor"])
-def test_products_of_kept_explicit_rows_are_made_once(per: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_of_kept_explicit_rows_are_made_once(
+    per: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net, engine = build()
     kept = engine.kept(vectors(net, 5), "a")
     counts: list[int] = []
@@ -232,7 +257,9 @@ def test_products_of_kept_explicit_rows_are_made_once(per: str, monkeypatch: pyt
         counts.clear()
 
 
-@pytest.mark.parametrize("order", ["rows, kept, kept", "kept, rows, kept", "rows, its own", "kept, kept", "kept, rows"])
+@pytest.mark.parametrize(
+    "order", ["rows, kept, kept", "kept, rows, kept", "rows, its own", "kept, kept", "kept, rows"]
+)
 def test_blocks_that_share_their_rows(order: str) -> None:
     """Whatever is repeated: what is known of the last block is known by its place, not by its tensors."""
     net, engine = build()
@@ -252,9 +279,14 @@ def test_vectors_from_elsewhere_are_kept_rows() -> None:
     net, engine = build()
     v = {"backbone.0.weight": torch.randn(3, 24, 5, dtype=torch.float64)}
     rows = engine.kept(v, "a")
-    assert torch.allclose(rows.gram(), v["backbone.0.weight"].flatten(1) @ v["backbone.0.weight"].flatten(1).T)
+    assert torch.allclose(
+        rows.gram(), v["backbone.0.weight"].flatten(1) @ v["backbone.0.weight"].flatten(1).T
+    )
     assert (rows.roles.kind == mtu.SUBSPACE).all()
-    with pytest.raises(ValueError, match=r"vectors\['heads.a.bias'\] has shape \(3, 1\), expected a shared parameter"):
+    with pytest.raises(
+        ValueError,
+        match=r"vectors\['heads.a.bias'\] has shape \(3, 1\), expected a shared parameter",
+    ):
         engine.kept({"heads.a.bias": torch.zeros(3, 1)}, "a")
     with pytest.raises(ValueError, match=r"expected \[K, \*\(24,\)\]"):
         engine.kept({"backbone.0.bias": torch.zeros(24)}, "a")
@@ -283,7 +315,9 @@ def test_heads_get_the_weights_before_the_projections() -> None:
     subspace = mtu.Subspace(size=4 * N)
     for seed in range(2, 6):
         subspace.keep(engine.rows(net.losses(batch(seed)), forget=PARTIAL))
-    engine.backward(net.losses(batch(1)), mtu.InterferenceAware(0.3), forget=PARTIAL, subspace=subspace)
+    engine.backward(
+        net.losses(batch(1)), mtu.InterferenceAware(0.3), forget=PARTIAL, subspace=subspace
+    )
     losses = net.losses(batch(1))
     loss = 0.3 * (losses["a"][~MASK].mean() + losses["b"].mean()) - 0.7 * losses["a"][MASK].mean()
     heads = trained(net.heads)
@@ -328,7 +362,9 @@ def test_a_step_that_fails_keeps_nothing(basis: bool, filled: int) -> None:
             engine.backward(broken(net, 5), method, forget=PARTIAL, subspace=subspace)
         with pytest.raises(ArithmeticError, match="not today"):
             engine.backward(net.losses(batch(5)), Refuses(0.3), forget=PARTIAL, subspace=subspace)
-        with pytest.raises(RuntimeError, match=r"kept for the subspace \[\('a', 2\)\] is not finite"):
+        with pytest.raises(
+            RuntimeError, match=r"kept for the subspace \[\('a', 2\)\] is not finite"
+        ):
             subspace.keep(engine.rows(broken(net, 5), forget=PARTIAL))
         assert subspace.held is held and all(p.grad is None for p in net.parameters())
     engine.backward(net.losses(batch(6)), method, forget=PARTIAL, subspace=subspace)
@@ -362,7 +398,11 @@ def test_errors_tell_kept_rows_from_those_of_the_step() -> None:
         ({"energy": 0}, ValueError, "energy is 0"),
         ({"energy": True, "basis": True}, TypeError, "energy is True"),
         ({"energy": "1"}, TypeError, "energy is '1'"),
-        ({"basis": True, "dtype": float}, TypeError, "dtype is <class 'float'>, expected a real one"),
+        (
+            {"basis": True, "dtype": float},
+            TypeError,
+            "dtype is <class 'float'>, expected a real one",
+        ),
         ({"basis": True, "dtype": torch.int32}, TypeError, "dtype is torch.int32"),
         ({"rank": 3}, ValueError, "basis=True"),
         ({"dtype": torch.bfloat16}, ValueError, "basis=True"),
@@ -376,7 +416,9 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception], says: st
 def test_misuse_is_named() -> None:
     net, engine = build()
     losses = net.losses(batch(0))
-    with pytest.raises(ValueError, match=r"InterferenceAware moves in a subspace .* mtu.Subspace\(\)"):
+    with pytest.raises(
+        ValueError, match=r"InterferenceAware moves in a subspace .* mtu.Subspace\(\)"
+    ):
         engine.backward(losses, mtu.InterferenceAware(), forget=PARTIAL)
     with pytest.raises(ValueError, match="OrthoGrad does not look at one"):
         engine.backward(losses, mtu.OrthoGrad(), forget=PARTIAL, subspace=mtu.Subspace())

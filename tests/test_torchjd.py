@@ -45,7 +45,8 @@ def test_a_weighting_takes_our_gram_as_it_is(name: str, per: str, case: str) -> 
     rows = mtu.Engine(model).rows(losses, per=per)
     torch.manual_seed(0)
     rows.backward(weighting(rows.gram()))
-    slack = 1e-5 if name in ("UPGrad", "DualProj") else 1e-8  # a quadratic program is solved to a tolerance
+    # a quadratic program is solved to a tolerance
+    slack = 1e-5 if name in ("UPGrad", "DualProj") else 1e-8
     assert relative_error(grad_vector(params), expected) <= slack
 
 
@@ -71,12 +72,15 @@ def test_pcgrad_is_torchjds(case: str) -> None:
         (mtu.IMTLG, "IMTLG", 1e-9),
         (mtu.AlignedMTL, "AlignedMTL", 1e-9),
         (mtu.Sum, "Sum", 0.0),
-        (lambda: mtu.FairGrad(2.0), "FairGrad", 1e-6),  # theirs is a least-squares fit to a tolerance
+        # theirs is a least-squares fit to a tolerance
+        (lambda: mtu.FairGrad(2.0), "FairGrad", 1e-6),
         (mtu.NashMTL, "FairGrad", 1e-6),  # exponent one; their Nash-MTL needs cvxpy
     ],
 )
 @pytest.mark.parametrize("seed", range(3))
-def test_surgery_is_torchjds(ours: Callable[[], mtu.Method], theirs: str, slack: float, seed: int) -> None:
+def test_surgery_is_torchjds(
+    ours: Callable[[], mtu.Method], theirs: str, slack: float, seed: int
+) -> None:
     J = conditioned(4, 9, 20.0, seed)
     G, who = J @ J.t(), roles([mtu.RETAIN] * 4, [0, 1, 2, 3])
     method = ours()
@@ -110,7 +114,9 @@ def test_gradvac_is_torchjds_step_after_step(shift: float, monkeypatch: pytest.M
 def test_gram_is_that_of_autogram(tasks: int) -> None:
     """On a model that both can do: linear and convolution layers, each called once."""
     autogram = pytest.importorskip("torchjd.autogram")
-    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3)).double()
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3)
+    ).double()
     x = torch.randn(N, 2, 4, 5, dtype=torch.float64)
     theirs = autogram.Engine(net, batch_dim=0)
 

@@ -55,7 +55,8 @@ def test_gram_and_combine_are_those_of_autograd(case: Case, tasks: int, path: st
     assert (False in slow) == (path == "rules" and case.name not in ALL_SLOW)
 
 
-ALL_SLOW = {"contrastive"}  # every sample's loss reads all features: rows mix in all that lies below
+# every sample's loss reads all features: rows mix in all that lies below
+ALL_SLOW = {"contrastive"}
 
 
 @every_case
@@ -124,7 +125,10 @@ def test_layers_and_tensors_add_up(case: Case, tasks: int) -> None:
     assert relative_error(by_layer.sum(0), rows.gram()) <= 1e-13
 
     w = random_weights(len(layers) * len(rows)).view(len(layers), -1)
-    truth = {j: combine_truth({j: J[j]}, w[layers.index(name.rpartition(".")[0])])[j] for j, name in enumerate(names)}
+    truth = {
+        j: combine_truth({j: J[j]}, w[layers.index(name.rpartition(".")[0])])[j]
+        for j, name in enumerate(names)
+    }
     if len(layers) > 1:
         assert combine_error(rows.combine(w), truth, params) <= case.tolerance
 

@@ -2,8 +2,9 @@
 
     <root>/train/{image,label,depth,normal}/0.npy, 1.npy, …      <root>/val/ the same
 
-Images [H, W, 3] in 0..1, labels [H, W] with -1 where unlabelled, depth [H, W, 1] and normals [H, W, 3] with zeros where
-not measured. Opening looks at names and headers only; an item is read, and its values are checked, when it is indexed.
+Images [H, W, 3] in 0..1, labels [H, W] with -1 where unlabelled, depth [H, W, 1] and normals [H, W,
+3] with zeros where not measured. Opening looks at names and headers only; an item is read, and its
+values are checked, when it is indexed.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def open_folder(root: Path | str, split: str, tasks: tuple[str, ...], classes: i
 
     Raises:
         FileNotFoundError: a folder is missing or empty, or a number is missing among its files.
-        ValueError: `split` is unknown, or folders differ in their number of files, or files in their shapes.
+        ValueError: `split` is unknown, or folders differ in their number of files, or files in
+            their shapes.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
@@ -110,7 +112,9 @@ def _check_shapes(path: Path, counts: Mapping[str, int]) -> None:
             size = size or shape[:2]
             if shape != (*size, *CHANNELS[folder]) or len(size) != 2:
                 dims = ", ".join(str(n) for n in (*size, *CHANNELS[folder]))
-                raise ValueError(f"{file} has shape {list(shape)}, expected [{dims}]: H and W as in image/0.npy")
+                raise ValueError(
+                    f"{file} has shape {list(shape)}, expected [{dims}]: H and W as in image/0.npy"
+                )
 
 
 def _check_values(file: Path, folder: str, array: NDArray[np.generic], classes: int) -> None:
@@ -121,7 +125,9 @@ def _check_values(file: Path, folder: str, array: NDArray[np.generic], classes: 
         )
     low, high = float(array.min()), float(array.max())
     if folder == "image" and not 0 <= low <= high <= 1:
-        raise ValueError(f"{file}: values in {low:g}..{high:g}, expected an image in 0..1; divide bytes by 255")
+        raise ValueError(
+            f"{file}: values in {low:g}..{high:g}, expected an image in 0..1; divide bytes by 255"
+        )
     if folder == "label" and (low < -1 or high >= classes or (array != np.floor(array)).any()):
         raise ValueError(
             f"{file}: classes in {low:g}..{high:g}, expected whole numbers in -1..{classes - 1}, -1 where unlabelled"

@@ -1,7 +1,8 @@
 """Rays against rooms, boxes and spheres: B rooms at once, in float64.
 
-Vectors carry their component first: points and directions are [3, B, P] (P rays a room), objects [3, B, K]. Axes are a
-camera's: x right, y down, z ahead. A ray is o + t d, and t counts in lengths of d.
+Vectors carry their component first: points and directions are [3, B, P] (P rays a room), objects
+[3, B, K]. Axes are a camera's: x right, y down, z ahead. A ray is o + t d, and t counts in lengths
+of d.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Solids(NamedTuple):
 
     Attributes:
         room: [3, B] half extents of the room, whose centre is the origin.
-        boxes: [3, B, K] centres, `half` [3, B, K] half extents, `yaw` [B, K] angle about the vertical.
+        boxes: [3, B, K] centres, `half` [3, B, K] half extents, `yaw` [B, K] angle about the
+            vertical.
         balls: [3, B, M] centres, `radius` [B, M].
     """
 
@@ -68,8 +70,9 @@ def meet_balls(o: Array, d: Array, solids: Solids) -> Array:
 class Hits(NamedTuple):
     """Where P rays of B rooms end: `t` [B, P]; `what` [B, P]: 0 the room, 1..K a box, then the spheres.
 
-    `point` [3, B, P] is in the frame of what was hit, in units of length; `normal` [3, B, P] and `place` [3, B, P] are
-    unit normal and point in the frame of the room; `axis` [B, P] is that of the face (of no meaning on a sphere).
+    `point` [3, B, P] is in the frame of what was hit, in units of length; `normal` [3, B, P] and
+    `place` [3, B, P] are unit normal and point in the frame of the room; `axis` [B, P] is that of
+    the face (of no meaning on a sphere).
     """
 
     t: Array
@@ -83,15 +86,21 @@ class Hits(NamedTuple):
 def cast(o: Array, d: Array, solids: Solids) -> Hits:
     """The nearest surface along rays from o [3, B, 1], inside the room and outside all objects, in direction d."""
     leave = slabs(o, d, solids.room[..., None])[1].min(0)
-    all_t = np.concatenate([leave[:, None], meet_boxes(o, d, solids), meet_balls(o, d, solids)], axis=1)
+    all_t = np.concatenate(
+        [leave[:, None], meet_boxes(o, d, solids), meet_balls(o, d, solids)], axis=1
+    )
     what = all_t.argmin(1)
     t = np.take_along_axis(all_t, what[:, None], 1)[:, 0]
     place = o + t * d
 
     zero = np.zeros_like(solids.room)[..., None]
     centre = _of(np.concatenate([zero, solids.boxes, solids.balls], -1), what)
-    half = _of(np.concatenate([solids.room[..., None], solids.half, np.ones_like(solids.balls)], -1), what)
-    yaw = _of(np.concatenate([zero[:1], solids.yaw[None], np.zeros_like(solids.radius)[None]], -1), what)[0]
+    half = _of(
+        np.concatenate([solids.room[..., None], solids.half, np.ones_like(solids.balls)], -1), what
+    )
+    yaw = _of(
+        np.concatenate([zero[:1], solids.yaw[None], np.zeros_like(solids.radius)[None]], -1), what
+    )[0]
     point, along = turn(place - centre, -yaw), turn(d, -yaw)
     near, far = slabs(turn(o - centre, -yaw), along, half)
     axis = np.where(what == 0, far.argmin(0), near.argmax(0))

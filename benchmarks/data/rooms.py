@@ -2,10 +2,11 @@
 
     python -m benchmarks.data.rooms [--count 24] [--size 96x144] [--seed 0] [--out out/rooms.png]
 
-Each room is a box with crates, tables and cabinets (turned about the vertical), balls on the floor and a lamp under the
-ceiling, seen from inside by a camera of its own place, direction and angle of view. Colours and patterns (checks,
-stripes, blotches) are drawn at random for every surface, so that shape and place alone tell the classes apart; a point
-light beside the camera shines by Lambert's law and casts shadows.
+Each room is a box with crates, tables and cabinets (turned about the vertical), balls on the floor
+and a lamp under the ceiling, seen from inside by a camera of its own place, direction and angle of
+view. Colours and patterns (checks, stripes, blotches) are drawn at random for every surface, so
+that shape and place alone tell the classes apart; a point light beside the camera shines by
+Lambert's law and casts shadows.
 
     segmentation   [H, W] class: floor, ceiling, wall, crate, table, cabinet, ball, lamp
     depth          [1, H, W] distance along the camera's axis, in metres
@@ -45,10 +46,12 @@ class Rooms:
     Attributes:
         solids: what rays can hit.
         box_class: [B, K] index into CLASSES.
-        eye: [3, B] the camera's place, `yaw` and `pitch` [B] its direction, `tangent` [B] of half its vertical angle.
+        eye: [3, B] the camera's place, `yaw` and `pitch` [B] its direction, `tangent` [B] of half
+            its vertical angle.
         light: [3, B] the light's place.
         colours: [2, 3, B, S] the two colours of each surface, in 0..1.
-        pattern: [B, S] 0 plain, 1 checks, 2 stripes, 3 blotches; `scale` [B, S] repeats a metre; `slant` [3, B, S].
+        pattern: [B, S] 0 plain, 1 checks, 2 stripes, 3 blotches; `scale` [B, S] repeats a metre;
+            `slant` [3, B, S].
     """
 
     solids: Solids
@@ -68,7 +71,9 @@ class _Dice:
     """Numbers in 0..1, the same ones for (seed, room) whatever else is drawn."""
 
     def __init__(self, seed: int, numbers: range) -> None:
-        self.drawn = np.stack([np.random.default_rng((seed, i)).random(NUMBERS) for i in numbers], axis=-1)
+        self.drawn = np.stack(
+            [np.random.default_rng((seed, i)).random(NUMBERS) for i in numbers], axis=-1
+        )
         self.at = 0
 
     def between(self, low: float | Array, high: float | Array, *shape: int) -> Array:
@@ -83,9 +88,17 @@ def draw_rooms(seed: int, numbers: range) -> Rooms:
     """The rooms of these numbers."""
     dice = _Dice(seed, numbers)
     room = np.stack([dice.between(1.6, 2.6), dice.between(1.2, 1.5), dice.between(2.0, 3.2)])
-    eye = room * np.stack([dice.between(-0.5, 0.5), dice.between(-0.4, 0.2), dice.between(-0.95, -0.75)])
+    eye = room * np.stack([
+        dice.between(-0.5, 0.5),
+        dice.between(-0.4, 0.2),
+        dice.between(-0.95, -0.75),
+    ])
     yaw, pitch, tangent = dice.between(-0.5, 0.5), dice.between(-0.1, 0.35), dice.between(0.55, 0.8)
-    light = room * np.stack([dice.between(-0.6, 0.6), dice.between(-0.9, -0.4), dice.between(-0.85, -0.55)])
+    light = room * np.stack([
+        dice.between(-0.6, 0.6),
+        dice.between(-0.9, -0.4),
+        dice.between(-0.85, -0.55),
+    ])
     solids, box_class = _furniture(dice, room)
     return Rooms(
         solids, box_class, eye, yaw, pitch, tangent, light,
@@ -102,7 +115,11 @@ def _furniture(dice: _Dice, room: Array) -> tuple[Solids, Array]:
     low, high = np.moveaxis(SHAPES[kind], (2, 3), (0, 1))  # [3, K, B]
     half = low + dice.between(0, 1, 3, BOXES) * (high - low)
     half = np.where(np.arange(BOXES)[:, None] < dice.between(3, BOXES + 1), half, 0.0)
-    place = np.stack([dice.between(-0.85, 0.85, BOXES), np.ones(kind.shape), dice.between(-0.2, 0.9, BOXES)])
+    place = np.stack([
+        dice.between(-0.85, 0.85, BOXES),
+        np.ones(kind.shape),
+        dice.between(-0.2, 0.9, BOXES),
+    ])
     boxes = place * room[:, None] - half * np.array([0, 1, 0])[:, None, None]
     radius = dice.between(0.18, 0.42, BALLS)
     radius = np.where(dice.between(0, 1, BALLS) < 0.8, radius, 0.0)
@@ -141,7 +158,9 @@ def classes(rooms: Rooms, hits: Hits, down: Array) -> Array:
     ball = np.full((len(rooms.yaw), rooms.solids.radius.shape[1]), CLASSES.index("ball"))
     ball[:, -1] = CLASSES.index("lamp")
     objects = np.concatenate([rooms.box_class, ball], 1)
-    return np.where(hits.what == 0, room, np.take_along_axis(objects, np.maximum(hits.what - 1, 0), 1))
+    return np.where(
+        hits.what == 0, room, np.take_along_axis(objects, np.maximum(hits.what - 1, 0), 1)
+    )
 
 
 def texture(rooms: Rooms, surface: Array, point: Array) -> Array:
@@ -151,8 +170,12 @@ def texture(rooms: Rooms, surface: Array, point: Array) -> Array:
     slant = np.stack([pick(s) for s in rooms.slant])
     checks = np.floor(p).sum(0) % 2
     stripes = (np.sin(2 * np.pi * (p * slant).sum(0)) > 0).astype(float)
-    blotches = 0.5 + np.sin(3 * p + 7 * slant).prod(0) / 2 + np.sin(5 * p[::-1] + 11 * slant).sum(0) / 8
-    mix = np.choose(pick(rooms.pattern), [np.zeros_like(checks), checks, stripes, blotches.clip(0, 1)])
+    blotches = (
+        0.5 + np.sin(3 * p + 7 * slant).prod(0) / 2 + np.sin(5 * p[::-1] + 11 * slant).sum(0) / 8
+    )
+    mix = np.choose(
+        pick(rooms.pattern), [np.zeros_like(checks), checks, stripes, blotches.clip(0, 1)]
+    )
     first, second = (np.stack([pick(channel) for channel in colour]) for colour in rooms.colours)
     return first + mix * (second - first)
 
@@ -176,13 +199,22 @@ def render(rooms: Rooms, height: int, width: int, numbers: range) -> Samples:
     image = shade(rooms, hits, texture(rooms, surface, hits.point))
     normal = to_camera(hits.normal, rooms)
     shape = (len(rooms.yaw), -1, height, width)
-    planes = (torch.from_numpy(np.moveaxis(v, 0, 1).reshape(shape)).float() for v in (image, hits.t[None], normal))
+    planes = (
+        torch.from_numpy(np.moveaxis(v, 0, 1).reshape(shape)).float()
+        for v in (image, hits.t[None], normal)
+    )
     pixels, depth, normals = planes
-    labels = {"segmentation": torch.from_numpy(kind).reshape(-1, height, width), "depth": depth, "normal": normals}
+    labels = {
+        "segmentation": torch.from_numpy(kind).reshape(-1, height, width),
+        "depth": depth,
+        "normal": normals,
+    }
     return Samples(pixels, labels, torch.tensor(list(numbers)))
 
 
-def make_rooms(sizes: dict[str, int], height: int = 32, width: int = 48, seed: int = 0) -> dict[str, Samples]:
+def make_rooms(
+    sizes: dict[str, int], height: int = 32, width: int = 48, seed: int = 0
+) -> dict[str, Samples]:
     """Rooms for each named split, deterministic from `seed`; no room is in two splits.
 
     Args:
@@ -196,8 +228,12 @@ def make_rooms(sizes: dict[str, int], height: int = 32, width: int = 48, seed: i
     """
     splits, start = {}, 0
     for name, count in sizes.items():
-        chunks = [range(i, min(i + CHUNK, start + count)) for i in range(start, start + count, CHUNK)]
-        splits[name] = concat(*(render(draw_rooms(seed, chunk), height, width, chunk) for chunk in chunks))
+        chunks = [
+            range(i, min(i + CHUNK, start + count)) for i in range(start, start + count, CHUNK)
+        ]
+        splits[name] = concat(
+            *(render(draw_rooms(seed, chunk), height, width, chunk) for chunk in chunks)
+        )
         start += count
     return splits
 
@@ -206,7 +242,9 @@ def main() -> None:
     """Draw a contact sheet: images, classes, depths and normals, a column a room."""
     from matplotlib import pyplot as plt
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--size", default="96x144")
     parser.add_argument("--seed", type=int, default=0)
@@ -218,7 +256,10 @@ def main() -> None:
     depth = rooms.labels["depth"] / rooms.labels["depth"].amax()
     rows = [rooms.image, kinds[rooms.labels["segmentation"]].movedim(-1, 1), depth.expand(-1, 3, -1, -1),
             (1 - rooms.labels["normal"]) / 2]  # fmt: skip
-    strips = [torch.cat([torch.cat(list(row[i : i + 6]), 2) for row in rows], 1) for i in range(0, len(rooms), 6)]
+    strips = [
+        torch.cat([torch.cat(list(row[i : i + 6]), 2) for row in rows], 1)
+        for i in range(0, len(rooms), 6)
+    ]
     strips = [torch.nn.functional.pad(s, (0, 6 * width - s.shape[2])) for s in strips]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     plt.imsave(options.out, torch.cat(strips, 1).movedim(0, -1).double().numpy().clip(0, 1))

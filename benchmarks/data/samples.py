@@ -47,4 +47,6 @@ class Dataset(Protocol):
 def concat(*parts: Samples) -> Samples:
     """The samples of all `parts`, in order; their tasks are the same."""
     labels = {task: torch.cat([p.labels[task] for p in parts]) for task in parts[0].labels}
-    return Samples(torch.cat([p.image for p in parts]), labels, torch.cat([p.source for p in parts]))
+    return Samples(
+        torch.cat([p.image for p in parts]), labels, torch.cat([p.source for p in parts])
+    )

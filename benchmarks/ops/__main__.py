@@ -1,11 +1,13 @@
 """Time every op's implementations side by side, and append rows to the CSV.
 
-    python -m benchmarks.ops [--device cuda] [--ops row_gram ...] [--csv PATH] [--budget SECONDS] [--quick]
+    python -m benchmarks.ops [--device cuda] [--ops row_gram ...] [--csv PATH] [--budget SECONDS]
+    [--quick]
 
-Before timing, an op's tests run (or the reports of `--tested-by` are read) and every implementation is compared with
-float64 on the very inputs to be timed. What is wrong or untested is refused: no time, a row that says why, exit status
-1. Rounds are interleaved (`benchmarks/measure.py`), a round of a short call being many calls in a row;
-caches are as warm as that leaves them, for every implementation alike.
+Before timing, an op's tests run (or the reports of `--tested-by` are read) and every implementation
+is compared with float64 on the very inputs to be timed. What is wrong or untested is refused: no
+time, a row that says why, exit status
+1. Rounds are interleaved (`benchmarks/measure.py`), a round of a short call being many calls in a
+row; caches are as warm as that leaves them, for every implementation alike.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ class Measured:
     note: str = ""
 
 
-def run_case(case: Case, device: str, budget: float, timed: bool = True) -> tuple[Bench, dict[str, Measured]]:
+def run_case(
+    case: Case, device: str, budget: float, timed: bool = True
+) -> tuple[Bench, dict[str, Measured]]:
     """Make the inputs, check every implementation on them, time those that are right together with the parts.
 
     Args:
@@ -65,7 +69,10 @@ def run_case(case: Case, device: str, budget: float, timed: bool = True) -> tupl
     verdicts = check(bench)
     right = {name: run for name, run in bench.implementations.items() if not verdicts[name].wrong}
     times = _time({**right, **bench.parts}, device, budget) if timed else {}
-    found = {name: Measured(times.get(name), verdict.error, verdict.wrong) for name, verdict in verdicts.items()}
+    found = {
+        name: Measured(times.get(name), verdict.error, verdict.wrong)
+        for name, verdict in verdicts.items()
+    }
     return bench, found | {name: Measured(times.get(name), note="a part") for name in bench.parts}
 
 
@@ -77,8 +84,14 @@ def _time(runs: dict[str, Run], device: str, budget: float) -> dict[str, Times]:
         calls[name] = max(1, min(MOST_CALLS, int(SHORTEST / seconds)))
         total += calls[name] * seconds
     rounds = max(ROUNDS[0], min(ROUNDS[1], int(budget / total)))
-    times = interleaved({name: partial(_repeat, run, calls[name]) for name, run in runs.items()}, rounds, device=device)
-    return {name: Times(tuple(ms / calls[name] for ms in each.rounds)) for name, each in times.items()}
+    times = interleaved(
+        {name: partial(_repeat, run, calls[name]) for name, run in runs.items()},
+        rounds,
+        device=device,
+    )
+    return {
+        name: Times(tuple(ms / calls[name] for ms in each.rounds)) for name, each in times.items()
+    }
 
 
 def _once(run: Run, device: str) -> float:
@@ -109,11 +122,29 @@ def rows(
                    fraction_of_floor=floor / seconds if seconds else None, error=each.error)  # fmt: skip
 
 
-def _row(case: Case, implementation: str, note: str, facts: dict[str, Any], **measured: float | None) -> Row:
-    values = dict.fromkeys(("seconds", "ratio", "ratio_spread", "floor_seconds", "fraction_of_floor", "error"))
-    same = {name: facts[name] for name in ("date", "device", "threads", "torch", "triton", "python", "mtu_fast")}
+def _row(
+    case: Case, implementation: str, note: str, facts: dict[str, Any], **measured: float | None
+) -> Row:
+    values = dict.fromkeys((
+        "seconds",
+        "ratio",
+        "ratio_spread",
+        "floor_seconds",
+        "fraction_of_floor",
+        "error",
+    ))
+    same = {
+        name: facts[name]
+        for name in ("date", "device", "threads", "torch", "triton", "python", "mtu_fast")
+    }
     commit = (facts["commit"][:12] or "unknown") + ("+dirty" if facts["changed"] else "")
-    what = {"op": case.op, "case": case.name, "implementation": implementation, "note": note, "commit": commit}
+    what = {
+        "op": case.op,
+        "case": case.name,
+        "implementation": implementation,
+        "note": note,
+        "commit": commit,
+    }
     return Row(**{**values, **measured, **same, **what})
 
 
@@ -121,8 +152,12 @@ def line(row: Row) -> str:
     """One row for people."""
     name = f"{row.op:15}{row.case:34}{row.implementation:28}"
     if row.seconds is None:
-        return f"{name}{'NOT TIMED' if row.note else 'right'}: {row.note or f'errs {row.error:.1e}'}"
-    ratio = f"{row.ratio:8.2f} ± {row.ratio_spread:.2f} x reference" if row.ratio is not None else ""
+        return (
+            f"{name}{'NOT TIMED' if row.note else 'right'}: {row.note or f'errs {row.error:.1e}'}"
+        )
+    ratio = (
+        f"{row.ratio:8.2f} ± {row.ratio_spread:.2f} x reference" if row.ratio is not None else ""
+    )
     error = f"errs {row.error:.1e}" if row.error is not None else row.note
     return f"{name}{row.seconds * 1e3:10.3f} ms {ratio}  {row.fraction_of_floor or 0:6.1%} of the floor  {error}"
 
@@ -140,17 +175,24 @@ def main(argv: Sequence[str] | None = None, table: Callable[[str], list[Case]] =
     args = _arguments(argv)
     chosen = [case for case in table(args.size) if not args.ops or case.op in args.ops]
     if not chosen:
-        raise SystemExit(f"ops: no case for {' '.join(args.ops)}; there are {' '.join(_names(table(args.size)))}")
+        raise SystemExit(
+            f"ops: no case for {' '.join(args.ops)}; there are {' '.join(_names(table(args.size)))}"
+        )
     wanted = {op for case in chosen for op in case.ops}
     reports = args.tested_by if args.tested_by is not None else [tested.run(wanted)]
     untrusted = {op: why for op in sorted(wanted) if (why := tested.why_untrusted(op, reports))}
     facts = environment(args.device)
     limits = ceilings(args.device, args.size == "quick")
-    print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}: {limits}", flush=True)
+    print(
+        f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}: {limits}",
+        flush=True,
+    )
     refused = 0
     for case in chosen:
         found = list(_rows_of(case, args, untrusted, limits, facts))
-        refused += sum(row.seconds is None and bool(row.note) and row.note != "a part" for row in found)
+        refused += sum(
+            row.seconds is None and bool(row.note) and row.note != "a part" for row in found
+        )
         print("\n".join(map(line, found)), flush=True)
         if not args.check:
             append(args.csv, found)
@@ -159,7 +201,11 @@ def main(argv: Sequence[str] | None = None, table: Callable[[str], list[Case]] =
 
 
 def _rows_of(
-    case: Case, args: argparse.Namespace, untrusted: dict[str, str], limits: Ceilings, facts: dict[str, Any]
+    case: Case,
+    args: argparse.Namespace,
+    untrusted: dict[str, str],
+    limits: Ceilings,
+    facts: dict[str, Any],
 ) -> Iterator[Row]:
     reasons = [f"{op}: {untrusted[op]}" for op in case.ops if op in untrusted]
     if reasons:
@@ -169,7 +215,12 @@ def _rows_of(
         bench, found = run_case(case, args.device, args.budget, timed=not args.check)
         yield from rows(case, bench, found, limits, facts)
     except Exception as error:  # out of memory, a kernel that fails: one case, not the run
-        yield _row(case, KERNEL, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}", facts)
+        yield _row(
+            case,
+            KERNEL,
+            f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            facts,
+        )
 
 
 def _names(table: Sequence[Case]) -> list[str]:
@@ -178,14 +229,24 @@ def _names(table: Sequence[Case]) -> list[str]:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("benchmarks.ops", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--ops", nargs="+", default=[], help="only these (the CSV's column op)")
-    parser.add_argument("--csv", type=Path, help=f"rows are appended; {CSV.relative_to(ROOT)} by default")
+    parser.add_argument(
+        "--csv", type=Path, help=f"rows are appended; {CSV.relative_to(ROOT)} by default"
+    )
     parser.add_argument("--budget", type=float, default=3.0, help="seconds of rounds a case")
     parser.add_argument("--threads", type=int, help="of torch on the CPU")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run; rows to out/ops.csv")
-    parser.add_argument("--check", action="store_true", help="compare with float64 only: no times, no rows")
-    parser.add_argument("--tested-by", nargs="+", type=Path, metavar="XML", help="pytest's reports instead of a run")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes: does it run; rows to out/ops.csv"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="compare with float64 only: no times, no rows"
+    )
+    parser.add_argument(
+        "--tested-by", nargs="+", type=Path, metavar="XML", help="pytest's reports instead of a run"
+    )
     args = parser.parse_args(argv)
     if args.budget <= 0 or (args.threads or 1) < 1:
         parser.error(f"--budget {args.budget} and --threads {args.threads} must be positive")

@@ -1,8 +1,9 @@
 """A case is one op on one set of inputs: what computes it, what is true, and what it costs at least.
 
-An implementation is timed only if its result on these very inputs is as accurate as the tests ask of a kernel
-(`tests/helpers/tolerance.py`). What does not compute the result but belongs beside it (the vendor's products inside a
-kernel, a factorisation instead of a solve) is a *part*: timed, never compared.
+An implementation is timed only if its result on these very inputs is as accurate as the tests ask
+of a kernel (`tests/helpers/tolerance.py`). What does not compute the result but belongs beside it
+(the vendor's products inside a kernel, a factorisation instead of a solve) is a *part*: timed,
+never compared.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Bench:
     """A case whose inputs are made.
 
     Attributes:
-        implementations: {name: a call that computes the result}; `REFERENCE`, the base of ratios, among them.
+        implementations: {name: a call that computes the result}; `REFERENCE`, the base of ratios,
+            among them.
         truth: the result in float64 arithmetic on the same inputs.
         plain: the result by plain torch, in the dtype of the precision that the op promises.
         cost: what every implementation has to move and compute.
@@ -56,7 +58,8 @@ class Case:
     Attributes:
         op: the op, or the composition of ops, that is timed; names the plot.
         name: sizes, as a reader wants to see them.
-        ops: the registry's ops behind it: their kernels are what `KERNEL` runs, their tests must be green.
+        ops: the registry's ops behind it: their kernels are what `KERNEL` runs, their tests must be
+            green.
         make: (device) -> inputs made, ready to be checked and timed.
     """
 
@@ -91,5 +94,8 @@ def check(bench: Bench) -> dict[str, Verdict]:
     """{implementation: how far it is from the truth}, all of them run once."""
     truth = bench.observe(bench.truth()).double()
     allowed = allowed_error(bench.observe(bench.plain()), truth)
-    errors = {name: relative_error(bench.observe(run()), truth) for name, run in bench.implementations.items()}
+    errors = {
+        name: relative_error(bench.observe(run()), truth)
+        for name, run in bench.implementations.items()
+    }
     return {name: Verdict(error, allowed) for name, error in errors.items()}

@@ -1,7 +1,8 @@
 """Cases of `row_gram`, `rank_one_gram`, the Grams of positions by either route, and `gather_gram`.
 
-Products are what the kernels plan for the device (float64 on the CPU and on GPUs where that is fast, else float32), and
-so is what they are measured against. Floors count the upper triangle only, products that tasks share once.
+Products are what the kernels plan for the device (float64 on the CPU and on GPUs where that is
+fast, else float32), and so is what they are measured against. Floors count the upper triangle only,
+products that tasks share once.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def _summed_pairwise(rows: Tensor) -> Tensor:
     return torch.stack(tiles).sum(0)  # pairwise
 
 
-# ---- explicit rows --------------------------------------------------------------------------------------------------
+# ---- explicit rows -------------------------------------------------------------------------------
 
 
 def _rows(r: int, p: int, device: str) -> Bench:
@@ -102,10 +103,16 @@ def _rows(r: int, p: int, device: str) -> Bench:
     parts: dict[str, Run] = {"one float32 product": lambda: rows[0] @ rows[0].T}
     dtype = row_products(device, r)
     plain = runs[REFERENCE] if dtype == torch.float64 else parts["one float32 product"]
-    return Bench(runs, partial(_summed_pairwise, rows[0]), plain, _cost(dtype, _upper(r, p), 4.0 * r * p, r), parts)
+    return Bench(
+        runs,
+        partial(_summed_pairwise, rows[0]),
+        plain,
+        _cost(dtype, _upper(r, p), 4.0 * r * p, r),
+        parts,
+    )
 
 
-# ---- rows of rank one -----------------------------------------------------------------------------------------------
+# ---- rows of rank one ----------------------------------------------------------------------------
 
 
 def _rank_one(n: int, width: int, layers: int, tasks: int, device: str) -> Bench:
@@ -114,7 +121,10 @@ def _rank_one(n: int, width: int, layers: int, tasks: int, device: str) -> Bench
     left = [torch.randn(shape, device=device) for _ in right]
 
     def whole(dtype: torch.dtype) -> Tensor:
-        sides = zip(*([torch.cat(t).to(dtype) for t in _parted(side, tasks)] for side in (left, right)), strict=True)
+        sides = zip(
+            *([torch.cat(t).to(dtype) for t in _parted(side, tasks)] for side in (left, right)),
+            strict=True,
+        )
         return torch.stack([(a @ a.T) * (b @ b.T) for a, b in sides]).sum(0)
 
     dtype, rows = row_products(device, tasks * n), tasks * n
@@ -125,14 +135,16 @@ def _rank_one(n: int, width: int, layers: int, tasks: int, device: str) -> Bench
     }
     plain = runs[REFERENCE] if dtype == torch.float64 else partial(whole, torch.float32)
     flops = layers * (_upper(rows, width) + _upper(n, width))
-    return Bench(runs, runs["untiled"], plain, _cost(dtype, flops, 4.0 * layers * (rows + n) * width, rows))
+    return Bench(
+        runs, runs["untiled"], plain, _cost(dtype, flops, 4.0 * layers * (rows + n) * width, rows)
+    )
 
 
 def _parted(blocks: list[Tensor], size: int) -> list[list[Tensor]]:
     return [blocks[i : i + size] for i in range(0, len(blocks), size)]
 
 
-# ---- ghost routes ---------------------------------------------------------------------------------------------------
+# ---- ghost routes --------------------------------------------------------------------------------
 
 
 def _outer(n: int, s: int, a: int, b: int, tasks: int, device: str) -> Bench:
@@ -168,7 +180,10 @@ def _conv(n: int, channels: int, side: int, tasks: int, device: str) -> Bench:
     walk = ((3, 3), (1, 1), (1, 1), (1, 1), HIGHEST)
     dtype, rows, pixels = products(device), tasks * n, n * side**2
     gradients = [t[:, 0].flatten(2).mT for t in b]
-    sides = [x[0][:, 0].flatten(2).mT.to(dtype).flatten(0, 1), torch.cat(gradients).to(dtype).flatten(0, 1)]
+    sides = [
+        x[0][:, 0].flatten(2).mT.to(dtype).flatten(0, 1),
+        torch.cat(gradients).to(dtype).flatten(0, 1),
+    ]
 
     def unfolded(dtype: torch.dtype) -> Tensor:
         return untiled([_patches(x[0].to(dtype))] * tasks, gradients, dtype)
@@ -194,23 +209,31 @@ def _gather(n: int, s: int, vocabulary: int, d: int, device: str) -> Bench:
 
     def matched(dtype: torch.dtype) -> Tensor:
         where, what = index[0].flatten(), values[0].to(dtype).flatten(0, 1)
-        return ((what @ what.T) * (where[:, None] == where)).view(n, s, n, s).sum((1, 3), dtype=torch.float64)
+        return (
+            ((what @ what.T) * (where[:, None] == where))
+            .view(n, s, n, s)
+            .sum((1, 3), dtype=torch.float64)
+        )
 
     runs: dict[str, Run] = {
         REFERENCE: partial(gram.gather_gram.reference, index, values),
         KERNEL: partial(gram.gather_gram, index, values),
         "matched": partial(matched, torch.float64),
     }
-    # What has to be multiplied: rows restricted to the entries that occur in both of a pair; the diagonal at least.
+    # What has to be multiplied: rows restricted to the entries that occur in both of a pair; the
+    # diagonal at least.
     cost = _cost(products(device), 2.0 * n * s * d, 4.0 * n * s * d + 8.0 * n * s, n)
-    return Bench(runs, runs["matched"], lambda: gram.gather_gram.reference(index, values).float(), cost)
+    return Bench(
+        runs, runs["matched"], lambda: gram.gather_gram.reference(index, values).float(), cost
+    )
 
 
-# ---- direct routes --------------------------------------------------------------------------------------------------
+# ---- direct routes -------------------------------------------------------------------------------
 
 
 def _outer_direct(n: int, s: int, a: int, b: int, device: str) -> Bench:
     left, right = [torch.randn(n, s, a, device=device)], [torch.randn(n, s, b, device=device)]
+
     def whole(dtype: torch.dtype) -> Tensor:
         rows = explicit.outer_rows(left[0].to(dtype), right[0].to(dtype)).flatten(1)
         return gram.row_gram.reference([rows])
@@ -220,15 +243,20 @@ def _outer_direct(n: int, s: int, a: int, b: int, device: str) -> Bench:
         KERNEL: partial(gram.outer_direct, left, right, HIGHEST),
     }
     making = 2.0 * n * s * a * b
-    cost = _cost(row_products(device, n), _upper(n, a * b), 4.0 * n * s * (a + b), n, flops32=making)
+    cost = _cost(
+        row_products(device, n), _upper(n, a * b), 4.0 * n * s * (a + b), n, flops32=making
+    )
     parts: dict[str, Run] = {"vendor products": partial(explicit.outer_rows, left[0], right[0])}
-    return Bench(runs, partial(whole, torch.float64), lambda: whole(torch.float32).float(), cost, parts)
+    return Bench(
+        runs, partial(whole, torch.float64), lambda: whole(torch.float32).float(), cost, parts
+    )
 
 
 def _conv_direct(n: int, channels: int, side: int, device: str) -> Bench:
     shape = (n, 1, channels, side, side)
     x, b = [torch.randn(shape, device=device)], [torch.randn(shape, device=device)]
     geometry = Geometry((channels, channels, 3, 3), (1, 1), (1, 1), (1, 1), False, (0, 0), 1)
+
     def whole(dtype: torch.dtype) -> Tensor:
         rows = plain_rows(x[0].to(dtype), b[0].to(dtype), geometry).flatten(1)
         return gram.row_gram.reference([rows])
@@ -244,15 +272,21 @@ def _conv_direct(n: int, channels: int, side: int, device: str) -> Bench:
     }
     p, positions = prod(geometry.weight), n * side**2
     making = 2.0 * positions * p
-    cost = _cost(row_products(device, n), _upper(n, p), 8.0 * positions * channels, n, flops32=making)
+    cost = _cost(
+        row_products(device, n), _upper(n, p), 8.0 * positions * channels, n, flops32=making
+    )
     parts: dict[str, Run] = {
         "vendor convolutions": vendor,
-        "one batch weight gradient": partial(conv_weight_gradient, x[0][:, 0], b[0][:, 0], geometry),
+        "one batch weight gradient": partial(
+            conv_weight_gradient, x[0][:, 0], b[0][:, 0], geometry
+        ),
     }
-    return Bench(runs, partial(whole, torch.float64), lambda: whole(torch.float32).float(), cost, parts)
+    return Bench(
+        runs, partial(whole, torch.float64), lambda: whole(torch.float32).float(), cost, parts
+    )
 
 
-# ---- the table ------------------------------------------------------------------------------------------------------
+# ---- the table -----------------------------------------------------------------------------------
 
 ROWS = {
     "quick": [(3, 1000)],
@@ -286,8 +320,10 @@ GATHER = {  # N, S, vocabulary, features
     "cpu": [(16, 64, 1000, 256), (16, 256, 32_000, 256)],
     "cuda": [(64, 128, 1000, 1024), (32, 256, 32_000, 1024)],
 }
-SIDES = ("rank_one_gram", "row_gram")  # on a GPU the sides' Grams are the kernel's, their product plain torch's
-DIRECT = ("outer_direct", "row_gram")  # on a GPU the rows are plain torch's, their Gram is the kernel's
+# on a GPU the sides' Grams are the kernel's, their product plain torch's
+SIDES = ("rank_one_gram", "row_gram")
+# on a GPU the rows are plain torch's, their Gram is the kernel's
+DIRECT = ("outer_direct", "row_gram")
 OUTER_DIRECT = {  # N, S, features in and out
     "quick": [(3, 300, 8, 16)],
     "cpu": [(16, 64, 256, 1024), (48, 64, 256, 1024), (16, 512, 256, 256), (16, 1024, 256, 1024)],
@@ -304,29 +340,59 @@ def cases(size: str) -> list[Case]:
     """The cases of one size: "quick", "cpu" or "cuda"."""
     tasks = ["", " one task", " two tasks", " three tasks"]
     return [
-        *(Case("row_gram", f"{r} x {p}", ("row_gram",), partial(_rows, r, p)) for r, p in ROWS[size]),
         *(
-            Case("rank_one_gram", f"{n} x {d}, {j} layers,{tasks[t]}", SIDES, partial(_rank_one, n, d, j, t))
+            Case("row_gram", f"{r} x {p}", ("row_gram",), partial(_rows, r, p))
+            for r, p in ROWS[size]
+        ),
+        *(
+            Case(
+                "rank_one_gram",
+                f"{n} x {d}, {j} layers,{tasks[t]}",
+                SIDES,
+                partial(_rank_one, n, d, j, t),
+            )
             for n, d, j, t in RANK_ONE[size]
         ),
         *(
-            Case("outer_ghost", f"{n} x {s}, {a} x {b},{tasks[t]}", ("outer_ghost",), partial(_outer, n, s, a, b, t))
+            Case(
+                "outer_ghost",
+                f"{n} x {s}, {a} x {b},{tasks[t]}",
+                ("outer_ghost",),
+                partial(_outer, n, s, a, b, t),
+            )
             for n, s, a, b, t in OUTER[size]
         ),
         *(
-            Case("conv_ghost", f"{n} x {c} x {h}²,{tasks[t]}", ("conv_ghost",), partial(_conv, n, c, h, t))
+            Case(
+                "conv_ghost",
+                f"{n} x {c} x {h}²,{tasks[t]}",
+                ("conv_ghost",),
+                partial(_conv, n, c, h, t),
+            )
             for n, c, h, t in CONV[size]
         ),
         *(
-            Case("gather_gram", f"{n} x {s}, {v} x {d}", ("gather_gram",), partial(_gather, n, s, v, d))
+            Case(
+                "gather_gram",
+                f"{n} x {s}, {v} x {d}",
+                ("gather_gram",),
+                partial(_gather, n, s, v, d),
+            )
             for n, s, v, d in GATHER[size]
         ),
         *(
-            Case("outer_direct", f"{n} x {s}, {a} x {b}", DIRECT, partial(_outer_direct, n, s, a, b))
+            Case(
+                "outer_direct", f"{n} x {s}, {a} x {b}", DIRECT, partial(_outer_direct, n, s, a, b)
+            )
             for n, s, a, b in OUTER_DIRECT[size]
         ),
         *(
-            Case("conv_direct", f"{n} x {c} x {h}²", ("conv_direct", "row_gram"), partial(_conv_direct, n, c, h))
+            Case(
+                "conv_direct",
+                f"{n} x {c} x {h}²",
+                ("conv_direct", "row_gram"),
+                partial(_conv_direct, n, c, h),
+            )
             for n, c, h in CONV_DIRECT[size]
         ),
     ]

@@ -13,7 +13,8 @@ from benchmarks.ops.case import KERNEL, REFERENCE, Bench, Case, Run
 from mtu_fast._ops import gram_schmidt as op
 from mtu_fast._ops.gram import row_gram
 
-SOLVED, TALL_ROWS = 4.0, 1e2  # condition of the rows: where rounding is no lottery, and where a float32 QR shows it
+# condition of the rows: where rounding is no lottery, and where a float32 QR shows it
+SOLVED, TALL_ROWS = 4.0, 1e2
 
 
 def conditioned(*shape: int, condition: float, device: str) -> Tensor:
@@ -25,7 +26,7 @@ def conditioned(*shape: int, condition: float, device: str) -> Tensor:
     return mixing * lengths @ rows
 
 
-# ---- batched and small ----------------------------------------------------------------------------------------------
+# ---- batched and small ---------------------------------------------------------------------------
 
 
 def _refined(G: Tensor, rhs: Tensor) -> Tensor:
@@ -53,12 +54,14 @@ def _batched(batch: int, r: int, device: str) -> Bench:
         KERNEL: lambda: op.gram_schmidt(*arguments)[0],
         "cholesky": cholesky,
     }
-    cost = Cost(8.0 * batch * (r * r / 2 + r), 8.0 * batch * r, flops64=batch * (r**3 / 3 + 2.0 * r * r))
+    cost = Cost(
+        8.0 * batch * (r * r / 2 + r), 8.0 * batch * r, flops64=batch * (r**3 / 3 + 2.0 * r * r)
+    )
     parts: dict[str, Run] = {"qr of square rows, no solve": lambda: torch.linalg.qr(same_size)}
     return Bench(runs, partial(_refined, G, rhs), cholesky, cost, parts)
 
 
-# ---- tall -----------------------------------------------------------------------------------------------------------
+# ---- tall ----------------------------------------------------------------------------------------
 
 
 def _transform(k: int, p: int, device: str) -> Bench:
@@ -104,7 +107,7 @@ def _tall(k: int, p: int, device: str) -> Bench:
     return Bench(runs, partial(qr, torch.float64), runs["qr"], cost, observe=onto_the_span)
 
 
-# ---- the table ------------------------------------------------------------------------------------------------------
+# ---- the table -----------------------------------------------------------------------------------
 
 BATCHED = {  # problems, rows
     "quick": [(8, 6)],
@@ -122,6 +125,9 @@ def cases(size: str) -> list[Case]:
             Case("gram_schmidt", f"{b} x {r} x {r}", ("gram_schmidt",), partial(_batched, b, r))
             for b, r in BATCHED[size]
         ),
-        *(Case("transform", f"{k} x {p}", ("transform",), partial(_transform, k, p)) for k, p in TALL[size]),
+        *(
+            Case("transform", f"{k} x {p}", ("transform",), partial(_transform, k, p))
+            for k, p in TALL[size]
+        ),
         *(Case("orthonormalize", f"{k} x {p}", steps, partial(_tall, k, p)) for k, p in TALL[size]),
     ]

@@ -30,7 +30,9 @@ class Size(NamedTuple):
     def name(self) -> str:
         """As a reader wants to see it."""
         taps = f"{self.kernel}x{self.kernel}" + (f"/{self.stride}" if self.stride > 1 else "")
-        channels = f"{self.inputs}" if self.inputs == self.outputs else f"{self.inputs}:{self.outputs}"
+        channels = (
+            f"{self.inputs}" if self.inputs == self.outputs else f"{self.inputs}:{self.outputs}"
+        )
         groups = "depthwise" if self.groups == self.inputs else f"groups {self.groups}"
         return f"{self.samples} x {channels} x {self.side}², {taps}, {groups}"
 
@@ -72,4 +74,7 @@ SIZES = {
 
 def cases(size: str) -> list[Case]:
     """The cases of one size: "quick", "cpu" or "cuda"."""
-    return [Case("grouped_rows", each.name, ("grouped_rows",), partial(_grouped, each)) for each in SIZES[size]]
+    return [
+        Case("grouped_rows", each.name, ("grouped_rows",), partial(_grouped, each))
+        for each in SIZES[size]
+    ]

@@ -2,7 +2,8 @@
 
     python -m pytest benchmarks/ops/groups.py -k "cpu and row_gram" --benchmark-group-by=group
 
-A presentation: figures to keep, ratios above all, come from the interleaved runs of `python -m benchmarks.ops`.
+A presentation: figures to keep, ratios above all, come from the interleaved runs of `python -m
+benchmarks.ops`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def _why_untrusted(op: str) -> str:
 def _cases() -> list[Any]:
     """(case, device, implementation) of every size that this machine can run."""
     names = {case.op: _names(case.make("cpu")) for case in cases("quick")}
-    devices = {"cpu": "cpu", "quick": "cpu"} | ({"cuda": "cuda"} if torch.cuda.is_available() else {})
+    devices = {"cpu": "cpu", "quick": "cpu"} | (
+        {"cuda": "cuda"} if torch.cuda.is_available() else {}
+    )
     return [
         pytest.param(case, devices[size], name, id=f"{size}-{case.op}-{case.name}-{name}")
         for size in sorted(set(SIZES) & set(devices))

@@ -27,7 +27,8 @@ def _project(k: int, p: int, tensors: int, dtype: torch.dtype, into: bool, devic
     whole = (torch.randn(k, p, device=device) / p**0.5).to(dtype)  # orthonormal up to √(K / P)
     inside = torch.randn(k, device=device) @ whole.float()
     Q = [part.contiguous() for part in whole.split(sizes, 1)]
-    joined = (torch.randn(p, device=device) / p**0.5 + inside)[None]  # as much in the span as outside
+    # as much in the span as outside
+    joined = (torch.randn(p, device=device) / p**0.5 + inside)[None]
     g = [part.contiguous() for part in joined.split(sizes, 1)]
 
     def each() -> list[Tensor]:
@@ -46,7 +47,8 @@ def _project(k: int, p: int, tensors: int, dtype: torch.dtype, into: bool, devic
         KERNEL: partial(project_op, g, Q, into),
         "tensor by tensor": each,
     }
-    # Two passes over the rows, which no cache holds; the vectors twice too, unless only the part inside is wanted.
+    # Two passes over the rows, which no cache holds; the vectors twice too, unless only the part
+    # inside is wanted.
     read = 2.0 * k * p * whole.element_size() + 4.0 * p * (1 if into else 2)
     cost = Cost(read, 4.0 * p, flops32=4.0 * k * p)
     return Bench(

@@ -15,7 +15,9 @@ SIZES = ("quick", "cpu", "cuda")
 
 def cases(size: str) -> list[Case]:
     """Every case of one size: "quick" (does it run), "cpu" or "cuda" (how fast)."""
-    return [case for module in (gram, grouped, gram_schmidt, project) for case in module.cases(size)]
+    return [
+        case for module in (gram, grouped, gram_schmidt, project) for case in module.cases(size)
+    ]
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class Row:
 
     Attributes:
         seconds: median over rounds.
-        ratio: this time over the reference's in the same round, the median over rounds; above 1 is slower.
+        ratio: this time over the reference's in the same round, the median over rounds; above 1 is
+            slower.
         ratio_spread: half the distance between the quartiles of that.
         floor_seconds: what bytes and FLOPs cost at least on this machine (`benchmarks/floor.py`).
         fraction_of_floor: floor over time; 1 is the machine's limit.
-        error: relative to float64 arithmetic on the same inputs; empty for parts, which compute something else.
+        error: relative to float64 arithmetic on the same inputs; empty for parts, which compute
+            something else.
     """
 
     date: str
@@ -86,7 +90,9 @@ def _check_header(path: Path) -> None:
     with path.open(newline="") as file:
         found = next(csv.reader(file), [])
     if found != COLUMNS:
-        raise ValueError(f"{path} has the columns {found}, expected {COLUMNS}; move the file away to begin a new one.")
+        raise ValueError(
+            f"{path} has the columns {found}, expected {COLUMNS}; move the file away to begin a new one."
+        )
 
 
 def _cell(value: object) -> object:

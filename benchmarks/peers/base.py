@@ -65,7 +65,9 @@ def backward_of_heads(case: Case, losses: Mapping[str, Tensor]) -> None:
     outside = heads(case)
     if outside:
         total = (torch.stack(list(losses.values())) * weights_before(case)).sum()
-        for p, g in zip(outside, torch.autograd.grad(total, outside, retain_graph=True), strict=True):
+        for p, g in zip(
+            outside, torch.autograd.grad(total, outside, retain_graph=True), strict=True
+        ):
             p.grad = g
 
 
@@ -96,9 +98,15 @@ def combine(case: Case, rows: Jacobian, w: Tensor) -> None:
     for name, parameter in case.params.items():
         parts = [
             v @ block.flatten(1)
-            for v, block in zip(w.to(parameter.dtype).split(len(case.forget)), rows[name], strict=True)
+            for v, block in zip(
+                w.to(parameter.dtype).split(len(case.forget)), rows[name], strict=True
+            )
         ]
-        parameter.grad = torch.stack(parts).sum(0).view_as(parameter) if len(parts) > 1 else parts[0].view_as(parameter)
+        parameter.grad = (
+            torch.stack(parts).sum(0).view_as(parameter)
+            if len(parts) > 1
+            else parts[0].view_as(parameter)
+        )
 
 
 def from_rows(case: Case, rows: Callable[[], Jacobian]) -> Steps:
@@ -107,6 +115,8 @@ def from_rows(case: Case, rows: Callable[[], Jacobian]) -> Steps:
     def step() -> None:
         case.model.zero_grad()
         J = rows()
-        combine(case, J, weights(gram_of(J), case.forget.repeat(len(case.labels)), len(case.labels)))
+        combine(
+            case, J, weights(gram_of(J), case.forget.repeat(len(case.labels)), len(case.labels))
+        )
 
     return Steps(lambda: gram_of(rows()), step)

@@ -1,19 +1,21 @@
 """The OrthoGrad step by every way that people have, on one model and batch: time, memory, and who cannot.
 
-    python -m benchmarks.peers.run [--models mlp resnet] [--tasks 1 3] [--samples 4 16 64] [--ways NAME ...]
-                                   [--repeats K] [--csv PATH] [--quick] [--no-memory]
+    python -m benchmarks.peers.run [--models mlp resnet] [--tasks 1 3] [--samples 4 16 64] [--ways
+                                   NAME ...] [--repeats K] [--csv PATH] [--quick] [--no-memory]
 
-A case is a model of `benchmarks.models`, N samples and one or three tasks. For every way (`benchmarks.peers.ways`):
+A case is a model of `benchmarks.models`, N samples and one or three tasks. For every way
+(`benchmarks.peers.ways`):
 
     gram    forward and G = J Jᵀ of all rows
     step    zero_grad, forward, OrthoGrad(0.5) with a quarter of the samples forgotten, `.grad` of all parameters
 
-beside the plain training step (`zero_grad`, forward, sum of mean losses, backward) on the same samples. Before anything
-is timed, everyone's G and `.grad` must agree with ours on the model with SiLU for ReLU. A way that errs, refuses the
-model, or would need more than `LIMIT` of the memory for J gets no time but a row that says why. Each way runs in rounds
-with the plain step alone, since what one leaves to the allocator slows the next; times are medians of rounds, ratios
-medians of the rounds' ratios. Memory is the step's peak above the loaded model and batch, each in a process of its own
-(`measure.peak_memory`). Rows are appended to `benchmarks/results/peers.csv`.
+beside the plain training step (`zero_grad`, forward, sum of mean losses, backward) on the same
+samples. Before anything is timed, everyone's G and `.grad` must agree with ours on the model with
+SiLU for ReLU. A way that errs, refuses the model, or would need more than `LIMIT` of the memory for
+J gets no time but a row that says why. Each way runs in rounds with the plain step alone, since
+what one leaves to the allocator slows the next; times are medians of rounds, ratios medians of the
+rounds' ratios. Memory is the step's peak above the loaded model and batch, each in a process of its
+own (`measure.peak_memory`). Rows are appended to `benchmarks/results/peers.csv`.
 """
 
 from __future__ import annotations
@@ -36,10 +38,15 @@ from benchmarks.peers.base import Peer
 from benchmarks.peers.ways import PEERS, plain
 
 CSV = ROOT / "benchmarks" / "results" / "peers.csv"
-LIMIT = 0.35  # share of the machine's memory that the rows may take; what is made of them takes as much again
+# share of the machine's memory that the rows may take; what is made of them takes as much again
+LIMIT = 0.35
 TOLERANCE = 1e-3  # relative distance from ours, float32, on the model without kinks
 KINDS = ("gram", "step")
-FIGURES = (*(f"{kind}_{what}" for kind in KINDS for what in ("ms", "ratio", "spread")), "step_mib", "step_mib_ratio")
+FIGURES = (
+    *(f"{kind}_{what}" for kind in KINDS for what in ("ms", "ratio", "spread")),
+    "step_mib",
+    "step_mib_ratio",
+)
 COLUMNS = (
     "model", "tasks", "samples", "rows", "parameters", "way", "version", *FIGURES, "why_not", "date", "device",
     "threads", "torch", "python", "commit",
@@ -62,7 +69,7 @@ class What(NamedTuple):
 
 WAYS = {"plain": Peer(plain, materialises=False), **PEERS}
 
-# ---- one case -------------------------------------------------------------------------------------------------------
+# ---- one case ------------------------------------------------------------------------------------
 
 
 def measure(what: What, ways: Sequence[str], repeats: int, memory: bool) -> list[Row]:
@@ -71,7 +78,9 @@ def measure(what: What, ways: Sequence[str], repeats: int, memory: bool) -> list
     truth = result(what, "mtu_fast")
     for way in ways:
         rows[way]["why_not"] = why_not(what, way, truth)
-    running = {way: WAYS[way].prepare(what.case()) for way, row in rows.items() if not row["why_not"]}
+    running = {
+        way: WAYS[way].prepare(what.case()) for way, row in rows.items() if not row["why_not"]
+    }
     base = running["plain"].step
     for kind in KINDS:
         for way, steps in running.items():
@@ -89,7 +98,11 @@ def measure(what: What, ways: Sequence[str], repeats: int, memory: bool) -> list
 def _row(what: What, way: str) -> Row:
     case, package = what.case(), WAYS[way].package
     size = sum(p.numel() for p in case.params.values())
-    row = dict.fromkeys(COLUMNS, "") | what._asdict() | {"rows": what.tasks * what.samples, "parameters": size}
+    row = (
+        dict.fromkeys(COLUMNS, "")
+        | what._asdict()
+        | {"rows": what.tasks * what.samples, "parameters": size}
+    )
     try:
         version = metadata.version(package) if package else torch.__version__
     except metadata.PackageNotFoundError:
@@ -103,14 +116,20 @@ def result(what: What, way: str) -> tuple[Tensor | None, Tensor]:
     steps = WAYS[way].prepare(case)
     gram = None if steps.gram is None else steps.gram().double()
     steps.step()
-    return gram, torch.cat([p.grad.flatten().double() for p in case.model.parameters() if p.grad is not None])
+    return gram, torch.cat([
+        p.grad.flatten().double() for p in case.model.parameters() if p.grad is not None
+    ])
 
 
 def why_not(what: What, way: str, truth: tuple[Tensor | None, Tensor]) -> str:
     """Why a way gets no times on this case, "" where it does: too large, an error of its own, or a wrong result."""
     if WAYS[way].materialises:
         case = what.case()
-        rows = what.tasks * what.samples * sum(p.numel() * p.element_size() for p in case.params.values())
+        rows = (
+            what.tasks
+            * what.samples
+            * sum(p.numel() * p.element_size() for p in case.params.values())
+        )
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if rows > LIMIT * there:
             return f"J alone takes {rows / 2**30:.1f} of {there / 2**30:.0f} GiB"
@@ -121,7 +140,11 @@ def why_not(what: What, way: str, truth: tuple[Tensor | None, Tensor]) -> str:
     for name, ours, theirs in zip(("G", ".grad"), truth, found, strict=True):
         if ours is None or theirs is None:
             continue
-        distance = (theirs - ours).norm() / ours.norm() if theirs.shape == ours.shape else torch.tensor(torch.inf)
+        distance = (
+            (theirs - ours).norm() / ours.norm()
+            if theirs.shape == ours.shape
+            else torch.tensor(torch.inf)
+        )
         if not distance <= TOLERANCE:
             return f"{name} is wrong by {distance:.1e} of its norm"
     return ""
@@ -129,7 +152,11 @@ def why_not(what: What, way: str, truth: tuple[Tensor | None, Tensor]) -> str:
 
 def _times(kind: str, times: Times, base: Times) -> Row:
     ratio, spread = times.ratio(base)
-    return {f"{kind}_ms": f"{times.median:.4g}", f"{kind}_ratio": f"{ratio:.4g}", f"{kind}_spread": f"{spread:.2g}"}
+    return {
+        f"{kind}_ms": f"{times.median:.4g}",
+        f"{kind}_ratio": f"{ratio:.4g}",
+        f"{kind}_spread": f"{spread:.2g}",
+    }
 
 
 def _memory(what: What, row: Row, base: Row) -> None:
@@ -153,14 +180,18 @@ def prepare(model: str, tasks: str, samples: str, quick: str, way: str) -> Calla
     return WAYS[way].prepare(case).step
 
 
-# ---- reporting ------------------------------------------------------------------------------------------------------
+# ---- reporting -----------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of one case as text: times and memory over the plain step's, or why there are none."""
     first = rows[0]
-    head = f"{first['model']}, {first['tasks']} task(s), N = {first['samples']}: {first['rows']} rows"
-    lines = [f"{head + ' x ' + format(int(first['parameters']), ','):46}{'gram':>8}{'step':>8}{'memory':>9}"]
+    head = (
+        f"{first['model']}, {first['tasks']} task(s), N = {first['samples']}: {first['rows']} rows"
+    )
+    lines = [
+        f"{head + ' x ' + format(int(first['parameters']), ','):46}{'gram':>8}{'step':>8}{'memory':>9}"
+    ]
     for row in rows:
         figures = "".join(f"{_short(row[name]):>{width}}" for name, width in zip(
             ("gram_ratio", "step_ratio", "step_mib_ratio"), (8, 8, 9), strict=True))  # fmt: skip
@@ -181,7 +212,9 @@ def append(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     old = path.exists() and path.stat().st_size > 0
     if old and (header := path.read_text().splitlines()[0]) != ",".join(columns):
-        raise ValueError(f"{path} has the columns {header}, expected {','.join(columns)}; move it away.")
+        raise ValueError(
+            f"{path} has the columns {header}, expected {','.join(columns)}; move it away."
+        )
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         if not old:
@@ -191,22 +224,34 @@ def append(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) ->
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what the arguments ask for; print a table a case and append its rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--tasks", nargs="+", type=int, default=[1, 3])
     parser.add_argument("--samples", nargs="+", type=int, default=[4, 16, 64])
     ways = list(PEERS)
-    parser.add_argument("--ways", nargs="+", choices=ways, default=ways, metavar="WAY", help=", ".join(ways))
+    parser.add_argument(
+        "--ways", nargs="+", choices=ways, default=ways, metavar="WAY", help=", ".join(ways)
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--csv", type=Path, default=CSV)
-    parser.add_argument("--quick", action="store_true", help="tiny models: does it run, not how fast")
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="times only: no child processes")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny models: does it run, not how fast"
+    )
+    parser.add_argument(
+        "--no-memory", dest="memory", action="store_false", help="times only: no child processes"
+    )
     args = parser.parse_args(argv)
     if min(*args.tasks, *args.samples, args.repeats) < 1:
         parser.error("--tasks, --samples and --repeats take numbers from 1")
     where = environment()
-    where = {name: where[name] for name in ("date", "device", "threads", "torch", "python", "commit")}
-    for what in (What(m, t, n, args.quick) for m in args.models for t in args.tasks for n in args.samples):
+    where = {
+        name: where[name] for name in ("date", "device", "threads", "torch", "python", "commit")
+    }
+    for what in (
+        What(m, t, n, args.quick) for m in args.models for t in args.tasks for n in args.samples
+    ):
         rows = [row | where for row in measure(what, args.ways, args.repeats, args.memory)]
         print(table(rows), flush=True)
         append(args.csv, rows)  # what is measured is kept, whatever comes next

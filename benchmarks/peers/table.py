@@ -20,10 +20,17 @@ Row = Mapping[str, str]
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: a line a case, a column a way; "time, memory", "-" where it cannot or was not measured."""
-    newest = {(row["model"], int(row["tasks"]), int(row["samples"]), row["way"]): row for row in rows}
+    newest = {
+        (row["model"], int(row["tasks"]), int(row["samples"]), row["way"]): row for row in rows
+    }
     models = list(dict.fromkeys(model for model, *_ in newest))
-    cases = sorted({key[:3] for key in newest}, key=lambda case: (case[1], models.index(case[0]), case[2]))
-    lines = ["| model | tasks | N | " + " | ".join(PEERS) + " |", "|---|---:|---:|" + "---:|" * len(PEERS)]
+    cases = sorted(
+        {key[:3] for key in newest}, key=lambda case: (case[1], models.index(case[0]), case[2])
+    )
+    lines = [
+        "| model | tasks | N | " + " | ".join(PEERS) + " |",
+        "|---|---:|---:|" + "---:|" * len(PEERS),
+    ]
     for case in cases:
         cells = [_cell(newest.get((*case, way), {})) for way in PEERS]
         lines.append(f"| {' | '.join(map(str, case))} | {' | '.join(cells)} |")
@@ -41,7 +48,9 @@ def _short(value: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--csv", type=Path, default=CSV)
     with parser.parse_args(argv).csv.open(newline="") as file:
         print(table(list(csv.DictReader(file))))

@@ -49,12 +49,14 @@ def ours(case: Case) -> Steps:
     return Steps(lambda: engine.rows(case.losses()).gram(), step)
 
 
-# ---- torch.func -----------------------------------------------------------------------------------------------------
+# ---- torch.func ----------------------------------------------------------------------------------
 
 
 def vmapped(case: Case) -> Steps:
     """J by torch.func: `vmap(grad)` for one task; for several one vmapped forward, and one ordinary backward a task."""
-    return from_rows(case, lambda: _quiet(_rows_of_one_task if len(case.labels) == 1 else _rows_of_tasks, case))
+    return from_rows(
+        case, lambda: _quiet(_rows_of_one_task if len(case.labels) == 1 else _rows_of_tasks, case)
+    )
 
 
 def vmapped_qr(case: Case) -> Steps:
@@ -63,20 +65,25 @@ def vmapped_qr(case: Case) -> Steps:
     def step() -> None:
         case.model.zero_grad()
         rows = _quiet(_rows_of_one_task if len(case.labels) == 1 else _rows_of_tasks, case)
-        J = torch.cat([torch.cat([block.flatten(1) for block in blocks]) for blocks in rows.values()], 1)
+        J = torch.cat(
+            [torch.cat([block.flatten(1) for block in blocks]) for blocks in rows.values()], 1
+        )
         forget = case.forget.repeat(len(case.labels))
         r, f = (w.to(J.dtype) @ J for w in means(forget, len(case.labels)))
         Q = torch.linalg.qr(J[~forget].T).Q
         d = ALPHA * r - (1 - ALPHA) * (f - Q @ (Q.T @ f))
         parameters = list(case.params.values())
-        for parameter, part in zip(parameters, d.split([p.numel() for p in parameters]), strict=True):
+        for parameter, part in zip(
+            parameters, d.split([p.numel() for p in parameters]), strict=True
+        ):
             parameter.grad = part.view_as(parameter)
 
     return Steps(None, step)
 
 
 def _quiet(rows: Callable[[Case], Jacobian], case: Case) -> Jacobian:
-    with warnings.catch_warnings():  # attention has no batching rule on CPU: torch loops over the samples, and warns
+    # attention has no batching rule on CPU: torch loops over the samples, and warns
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         return rows(case)
 
@@ -103,16 +110,23 @@ def _rows_of_one_task(case: Case) -> Jacobian:
 
 def _rows_of_tasks(case: Case) -> Jacobian:
     samples, tasks = len(case.inputs), len(case.labels)
-    copies = {n: p.detach().expand(samples, *p.shape).requires_grad_() for n, p in case.params.items()}
-    losses: Tensor = vmap(_losses_of_one(case))(copies, case.inputs, torch.stack(list(case.labels.values()), 1))
+    copies = {
+        n: p.detach().expand(samples, *p.shape).requires_grad_() for n, p in case.params.items()
+    }
+    losses: Tensor = vmap(_losses_of_one(case))(
+        copies, case.inputs, torch.stack(list(case.labels.values()), 1)
+    )
     backward_of_heads(case, dict(zip(case.labels, losses.T, strict=True)))
     rows = [
-        torch.autograd.grad(losses[:, t].sum(), list(copies.values()), retain_graph=t + 1 < tasks) for t in range(tasks)
+        torch.autograd.grad(losses[:, t].sum(), list(copies.values()), retain_graph=t + 1 < tasks)
+        for t in range(tasks)
     ]
-    return {name: list(blocks) for name, blocks in zip(copies, zip(*rows, strict=True), strict=True)}
+    return {
+        name: list(blocks) for name, blocks in zip(copies, zip(*rows, strict=True), strict=True)
+    }
 
 
-# ---- packages -------------------------------------------------------------------------------------------------------
+# ---- packages ------------------------------------------------------------------------------------
 
 
 def torchjd(case: Case) -> Steps:
@@ -134,7 +148,11 @@ def torchjd(case: Case) -> Steps:
         case.model.zero_grad()
         by_task = case.losses()
         losses = torch.stack(list(by_task.values()), 1)  # [N, T]
-        w = weights(gramian(losses), case.forget.repeat(tasks), tasks).to(losses.dtype).view(tasks, -1)
+        w = (
+            weights(gramian(losses), case.forget.repeat(tasks), tasks)
+            .to(losses.dtype)
+            .view(tasks, -1)
+        )
         backward_of_heads(case, by_task)
         losses.backward(w.T, inputs=list(case.params.values()))
 
@@ -145,7 +163,8 @@ def opacus(case: Case) -> Steps:
     """Per-sample gradients by Opacus's hooks, a forward and backward a task."""
     from opacus import GradSampleModule
 
-    GradSampleModule(shared_module(case), loss_reduction="sum").train()  # its hooks rest in eval mode
+    # its hooks rest in eval mode
+    GradSampleModule(shared_module(case), loss_reduction="sum").train()
     return from_rows(case, lambda: _hooked_rows(case, "grad_sample", nullcontext))
 
 
@@ -159,7 +178,9 @@ def backpack(case: Case) -> Steps:
     return from_rows(case, lambda: _hooked_rows(case, "grad_batch", lambda: extension(BatchGrad())))
 
 
-def _hooked_rows(case: Case, attribute: str, watching: Callable[[], AbstractContextManager[Any]]) -> Jacobian:
+def _hooked_rows(
+    case: Case, attribute: str, watching: Callable[[], AbstractContextManager[Any]]
+) -> Jacobian:
     """The rows that hooks leave in an attribute of the parameters; their hooks let a graph go after one backward."""
     found: dict[str, list[Tensor]] = {name: [] for name in case.params}
     for t, task in enumerate(case.labels):
@@ -187,14 +208,16 @@ def _taken(parameter: Tensor, name: str) -> Tensor:
     return found
 
 
-# ---- by hand --------------------------------------------------------------------------------------------------------
+# ---- by hand -------------------------------------------------------------------------------------
 
 
 def loop(case: Case) -> Steps:
     """One forward a sample and one backward a row."""
 
     def rows() -> Jacobian:
-        found: dict[str, list[list[Tensor]]] = {name: [[] for _ in case.labels] for name in case.params}
+        found: dict[str, list[list[Tensor]]] = {
+            name: [[] for _ in case.labels] for name in case.params
+        }
         before, outside = weights_before(case), heads(case)
         total = [torch.zeros_like(p) for p in outside]
         for i in range(len(case.inputs)):
@@ -202,7 +225,9 @@ def loop(case: Case) -> Steps:
             for t, (task, y) in enumerate(case.labels.items()):
                 loss = cross_entropy(out[task], y[i : i + 1])[0]
                 wanted = [*case.params.values(), *outside]
-                gradients = torch.autograd.grad(loss, wanted, retain_graph=t + 1 < len(case.labels), allow_unused=True)
+                gradients = torch.autograd.grad(
+                    loss, wanted, retain_graph=t + 1 < len(case.labels), allow_unused=True
+                )
                 for name, g in zip(case.params, gradients, strict=False):
                     found[name][t].append(torch.zeros_like(case.params[name]) if g is None else g)
                 for sum_, g in zip(total, gradients[len(case.params) :], strict=True):

@@ -1,0 +1,1 @@
+"""From recorded losses to the uses of every parameter: the graph, its row map, rules."""

@@ -1,12 +1,14 @@
 """How the adjoint of an op carries the dimensions of its output gradient to its inputs, by shape alone.
 
-A row of the losses sits at known positions of an output gradient. Where the adjoint treats some dimension position by
-position (a batch dimension of a product, every dimension of an elementwise op), the row sits at the same positions of
-the input's gradient. Where it sums over a dimension or mixes along it, that dimension is not carried.
+A row of the losses sits at known positions of an output gradient. Where the adjoint treats some
+dimension position by position (a batch dimension of a product, every dimension of an elementwise
+op), the row sits at the same positions of the input's gradient. Where it sums over a dimension or
+mixes along it, that dimension is not carried.
 
-Each entry of `CARRY` is a function of `(node, output, slot, out, in)`, the last two being shapes; it returns
-`{dimension of the output: dimension of the input}` for what is carried, or None where it does not know this slot. An op
-that is not in the table is silent, and asked by experiment (`reach.py`).
+Each entry of `CARRY` is a function of `(node, output, slot, out, in)`, the last two being shapes;
+it returns `{dimension of the output: dimension of the input}` for what is carried, or None where it
+does not know this slot. An op that is not in the table is silent, and asked by experiment
+(`reach.py`).
 """
 
 from __future__ import annotations
@@ -41,18 +43,18 @@ def carries(*ops: str) -> Callable[[Carry], Carry]:
     return register
 
 
-# ---- position by position -------------------------------------------------------------------------------------------
+# ---- position by position ------------------------------------------------------------------------
 
 
 @carries(
     """Abs Acos Acosh Add Addcdiv Addcmul Alias Angle Asin Asinh Atan Atan2 Atanh BinaryCrossEntropy
-    BinaryCrossEntropyWithLogits Ceil Celu Clamp ClampMax ClampMin Clone Conj ConjPhysical CopyBackwards Cos
-    Cosh Deg2Rad Digamma Div Elu Erf Erfc Erfinv Exp Exp2 Expand Expm1 Floor Fmod Frac Gelu Hardsigmoid
-    Hardswish Hardtanh HuberLoss Hypot LeakyRelu Lerp LiftFresh Lgamma Log Log10 Log1P Log2
-    LogSigmoid Logaddexp Logaddexp2 Logit MaskedFill Maximum Minimum Mish MseLoss Mul NanToNum NativeDropout Neg Polar
-    Pow PreluKernel Rad2Deg Reciprocal Relu Remainder Round Rsqrt Rsub Sgn Sigmoid Sign Silu Sin Sinc
-    Sinh SmoothL1Loss SoftMarginLoss Softplus Softshrink Hardshrink Sqrt Sub Tan Tanh Threshold ToCopy Tril
-    Triu Trunc Where Xlogy Zero Fill"""
+    BinaryCrossEntropyWithLogits Ceil Celu Clamp ClampMax ClampMin Clone Conj ConjPhysical
+    CopyBackwards Cos Cosh Deg2Rad Digamma Div Elu Erf Erfc Erfinv Exp Exp2 Expand Expm1 Floor Fmod
+    Frac Gelu Hardsigmoid Hardswish Hardtanh HuberLoss Hypot LeakyRelu Lerp LiftFresh Lgamma Log
+    Log10 Log1P Log2 LogSigmoid Logaddexp Logaddexp2 Logit MaskedFill Maximum Minimum Mish MseLoss
+    Mul NanToNum NativeDropout Neg Polar Pow PreluKernel Rad2Deg Reciprocal Relu Remainder Round
+    Rsqrt Rsub Sgn Sigmoid Sign Silu Sin Sinc Sinh SmoothL1Loss SoftMarginLoss Softplus Softshrink
+    Hardshrink Sqrt Sub Tan Tanh Threshold ToCopy Tril Triu Trunc Where Xlogy Zero Fill"""
 )
 def elementwise(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Every dimension, aligned from the right; one that the input broadcasts, or lacks, is summed over."""
@@ -66,10 +68,12 @@ def first_elementwise(node: Any, output: int, slot: int, out: Shape, into: Shape
     return elementwise(node, output, slot, out, into) if slot == 0 else None
 
 
-# ---- along one dimension --------------------------------------------------------------------------------------------
+# ---- along one dimension -------------------------------------------------------------------------
 
 
-@carries("Cumsum Cumprod Cummax Cummin Logcumsumexp Softmax LogSoftmax SafeSoftmax Sort Topk Glu LinalgCross")
+@carries(
+    "Cumsum Cumprod Cummax Cummin Logcumsumexp Softmax LogSoftmax SafeSoftmax Sort Topk Glu LinalgCross"
+)
 def along(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Every dimension but the one it works along."""
     dims = _dims(node, len(into))
@@ -110,7 +114,7 @@ def _dims(node: Any, ndim: int) -> set[int] | None:
     return {signed(d) % max(ndim, 1) for d in dims}
 
 
-# ---- products -------------------------------------------------------------------------------------------------------
+# ---- products ------------------------------------------------------------------------------------
 
 _PRODUCTS: dict[str, tuple[dict[int, int], ...]] = {
     "Mm": ({0: 0}, {1: 1}),
@@ -173,7 +177,7 @@ def recurrent(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Car
     return {} if slot in {1, 2, 3, 4} else {len(out) - 2: len(into) - 2}
 
 
-# ---- statistics -----------------------------------------------------------------------------------------------------
+# ---- statistics ----------------------------------------------------------------------------------
 
 
 @carries("NativeLayerNorm FusedRmsNorm")
@@ -198,15 +202,16 @@ def batch_norm(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Ca
     return {1: 1} if getattr(node, "_saved_training", True) else {d: d for d in range(len(into))}
 
 
-# ---- windows --------------------------------------------------------------------------------------------------------
+# ---- windows -------------------------------------------------------------------------------------
 
 
 @carries(
     """AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D AdaptiveMaxPool3D MaxPool2DWithIndices
-    MaxPool3DWithIndices FractionalMaxPool2D MaxUnpool2D UpsampleBicubic2D UpsampleBilinear2D UpsampleLinear1D
-    UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleTrilinear3D UpsampleBicubic2DAa UpsampleBilinear2DAa
-    UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D ReflectionPad1D ReflectionPad2D ReflectionPad3D
-    ReplicationPad1D ReplicationPad2D ReplicationPad3D"""
+    MaxPool3DWithIndices FractionalMaxPool2D MaxUnpool2D UpsampleBicubic2D UpsampleBilinear2D
+    UpsampleLinear1D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleTrilinear3D
+    UpsampleBicubic2DAa UpsampleBilinear2DAa UpsampleNearestExact1D UpsampleNearestExact2D
+    UpsampleNearestExact3D ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D
+    ReplicationPad2D ReplicationPad3D"""
 )
 def spatial(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Every dimension before the one, two or three of space."""
@@ -229,7 +234,11 @@ def images(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carrie
 @carries("LinalgInvEx LinalgCholeskyEx LinalgSolveTriangular Cholesky CholeskySolve")
 def matrices(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Every dimension before those of the matrices."""
-    return {d: d for d in range(len(into) - 2)} if len(out) == len(into) and out[:-2] == into[:-2] else None
+    return (
+        {d: d for d in range(len(into) - 2)}
+        if len(out) == len(into) and out[:-2] == into[:-2]
+        else None
+    )
 
 
 @carries("FftC2C FftR2C FftC2R")
@@ -245,7 +254,7 @@ def complex_views(node: Any, output: int, slot: int, out: Shape, into: Shape) ->
     return {d: d for d in range(min(len(out), len(into)))}
 
 
-# ---- losses ---------------------------------------------------------------------------------------------------------
+# ---- losses --------------------------------------------------------------------------------------
 
 
 @carries("NllLoss NllLoss2D MultiMarginLoss MultilabelMarginLoss")
@@ -260,7 +269,7 @@ def ctc(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     return {0: 1} if len(out) == 1 else None
 
 
-# ---- views ----------------------------------------------------------------------------------------------------------
+# ---- views ---------------------------------------------------------------------------------------
 
 
 @carries("T")

@@ -39,8 +39,10 @@ class Explanation:
 
     Attributes:
         lines: of the parameters, in the engine's order.
-        trials: autograd nodes that move rows as the data say, and are therefore looked at anew in every step.
-        anew: why the plan was made anew for this step although one of the same shapes was known; "" if it was not.
+        trials: autograd nodes that move rows as the data say, and are therefore looked at anew in
+            every step.
+        anew: why the plan was made anew for this step although one of the same shapes was known; ""
+            if it was not.
     """
 
     lines: tuple[Line, ...]
@@ -70,7 +72,9 @@ class Explanation:
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         text = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
         if self.trials:
-            text.append(f"looked at in every step, since data say how rows move: {', '.join(_counted(self.trials))}")
+            text.append(
+                f"looked at in every step, since data say how rows move: {', '.join(_counted(self.trials))}"
+            )
         if self.anew:
             text.append(f"the plan was made anew for this step: {self.anew}")
         return "\n".join(text)

@@ -39,16 +39,21 @@ class Graph:
         self.outputs = [node_ops.outputs(node) for node in self.nodes]
         index = {node: i for i, node in enumerate(self.nodes)}
         self.next: list[tuple[Edge | None, ...]] = [
-            tuple([None if m is None else (index[m], k) for m, k in edges]) for edges in following.values()
+            tuple([None if m is None else (index[m], k) for m, k in edges])
+            for edges in following.values()
         ]
         self.roots = [index[loss.grad_fn] for loss in losses]
         which = {id(p): j for j, p in enumerate(parameters)}
-        held = {i: self.nodes[i].variable for i, name in enumerate(self.names) if name == ACCUMULATE}
+        held = {
+            i: self.nodes[i].variable for i, name in enumerate(self.names) if name == ACCUMULATE
+        }
         self.leaves: list[Tensor] = list(held.values())
         self.leaf = {i: which[id(p)] for i, p in held.items() if id(p) in which}
         self.reaches = [False] * len(self.nodes)
         for i in reversed(range(len(self.nodes))):
-            self.reaches[i] = i in self.leaf or any(e is not None and self.reaches[e[0]] for e in self.next[i])
+            self.reaches[i] = i in self.leaf or any(
+                e is not None and self.reaches[e[0]] for e in self.next[i]
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,13 +92,19 @@ class Graph:
             if i not in done and edge is not None and (edge[0] in done or not self.next[edge[0]])
         }
         # Below what was freed nothing runs again, not even on the way to an end of its own.
-        spent = self._below(below[0] for end in ends if end[0] in done for below in self.next[end[0]] if below)
+        spent = self._below(
+            below[0] for end in ends if end[0] in done for below in self.next[end[0]] if below
+        )
         ends = {end for end in ends if end[0] not in spent}
         if ends:
             node_ops.release(kept, [GradientEdge(self.nodes[i], k) for i, k in sorted(ends)])
 
     def backward(
-        self, task: int, edges: Sequence[GradientEdge], weights: Tensor | None = None, keep: bool = True
+        self,
+        task: int,
+        edges: Sequence[GradientEdge],
+        weights: Tensor | None = None,
+        keep: bool = True,
     ) -> Grads:
         """Gradients of a task's losses at the edges, under row weights (1 by default); no weight gradients."""
         if not edges:
@@ -109,7 +120,9 @@ class Graph:
         given = [grads.get(k) for k in range(len(self.outputs[i]))]
         return [
             (slot, edge, node_ops.conformed(g, self.nodes[edge[0]], edge[1]))
-            for slot, (edge, g) in enumerate(zip(self.next[i], node_ops.vjp(self.nodes[i], given), strict=True))
+            for slot, (edge, g) in enumerate(
+                zip(self.next[i], node_ops.vjp(self.nodes[i], given), strict=True)
+            )
             if edge is not None and g is not None and self.reaches[edge[0]]
         ]
 

@@ -1,8 +1,9 @@
 """How the adjoint of a look-up moves the rows of its output gradient, as the index that it saved says.
 
-Each entry of `BY_INDEX` is a function of `(node, slot, out, into, ids)`, out and into being shapes and ids the map of
-the output's gradient. It returns a tuple of the map of the input's gradient, or of None where two rows meet in one
-place, and an empty tuple where it does not know. An index is data: what is found holds for this batch.
+Each entry of `BY_INDEX` is a function of `(node, slot, out, into, ids)`, out and into being shapes
+and ids the map of the output's gradient. It returns a tuple of the map of the input's gradient, or
+of None where two rows meet in one place, and an empty tuple where it does not know. An index is
+data: what is found holds for this batch.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def index_select(node: Any, slot: int, out: Shape, into: Shape, ids: Ids) -> Ans
     """`out = self.index_select(dim, index)`."""
     dim = signed(node._saved_dim) % len(into)
     first = into[: dim + 1]
-    return _brought_back(ids, out, into, _numbered(first, node).index_select(dim, node._saved_index), first)
+    return _brought_back(
+        ids, out, into, _numbered(first, node).index_select(dim, node._saved_index), first
+    )
 
 
 @looks_up("Gather")
@@ -80,7 +83,9 @@ def index_add(node: Any, slot: int, out: Shape, into: Shape, ids: Ids) -> Answer
 
 def _dims(indices: tuple[Tensor | None, ...]) -> int:
     """How many dimensions of the input these indices stand for: a mask stands for as many as it has."""
-    return sum(i.dim() if i is not None and i.dtype in {torch.bool, torch.uint8} else 1 for i in indices)
+    return sum(
+        i.dim() if i is not None and i.dtype in {torch.bool, torch.uint8} else 1 for i in indices
+    )
 
 
 def _numbered(shape: Shape, node: Any) -> Tensor:
@@ -96,12 +101,19 @@ def _brought_back(ids: Ids, out: Shape, into: Shape, source: Tensor, first: Shap
     """The map of an input whose first dimensions were read at `source`, flat positions in the output's first ones."""
     rest = len(into) - len(first)
     known = ids.shape[: len(out) - rest]
-    if tuple(source.shape) + tuple(into[len(first) :]) != tuple(out) or ids.shape[len(known) :] != (1,) * rest:
+    if (
+        tuple(source.shape) + tuple(into[len(first) :]) != tuple(out)
+        or ids.shape[len(known) :] != (1,) * rest
+    ):
         return ()
-    rows = torch.from_numpy(ids.reshape(known).copy()).to(source.device).expand(source.shape).flatten()
+    rows = (
+        torch.from_numpy(ids.reshape(known).copy()).to(source.device).expand(source.shape).flatten()
+    )
     there = rows >= 0
     rows, where = rows[there], source.flatten()[there]
-    highest = torch.full((prod(first),), NO_ROW, device=source.device).scatter_reduce_(0, where, rows, "amax")
+    highest = torch.full((prod(first),), NO_ROW, device=source.device).scatter_reduce_(
+        0, where, rows, "amax"
+    )
     lowest = highest.clone().scatter_reduce_(0, where, rows, "amin")
     if not torch.equal(lowest, highest):
         return (None,)

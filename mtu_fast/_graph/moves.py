@@ -1,9 +1,10 @@
 """How the adjoint of a view or a copy moves the rows of its output gradient to its inputs, as whole numbers say.
 
-Each entry of `MOVES` is a function of `(node, output, slot, out, into, ids)`, out and into being shapes and ids the map
-of the output's gradient; it returns the map of the input's gradient, NO_ROW where none arrives, or None where it does
-not know. What adds up as it moves (repeat, unfold) is found by experiment (`reach.py`), once; so is as_strided, but
-in every step, since it depends on how its input lies in memory.
+Each entry of `MOVES` is a function of `(node, output, slot, out, into, ids)`, out and into being
+shapes and ids the map of the output's gradient; it returns the map of the input's gradient, NO_ROW
+where none arrives, or None where it does not know. What adds up as it moves (repeat, unfold) is
+found by experiment (`reach.py`), once; so is as_strided, but in every step, since it depends on how
+its input lies in memory.
 """
 
 from __future__ import annotations
@@ -21,10 +22,18 @@ Move = Callable[[Any, int, int, Shape, Shape, Ids], Ids | None]
 
 MOVES: dict[str, Move] = {}
 
-# Ops that move, or add up, as shapes and whole numbers say: an experiment on them need not be repeated.
-SETTLED = frozenset(
-    ("ConstantPadNd", "Diagonal", "DiagEmbed", "Narrow", "Repeat", "Roll", "Rot90", "Unfold")
-)
+# Ops that move, or add up, as shapes and whole numbers say: an experiment on them need not be
+# repeated.
+SETTLED = frozenset((
+    "ConstantPadNd",
+    "Diagonal",
+    "DiagEmbed",
+    "Narrow",
+    "Repeat",
+    "Roll",
+    "Rot90",
+    "Unfold",
+))
 
 
 def moves(ops: str) -> Callable[[Move], Move]:
@@ -50,7 +59,9 @@ def reshape(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids
 def select(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids:
     """One position of the input."""
     dim = signed(node._saved_dim) % len(into)
-    return _placed(np.expand_dims(ids, dim), dim, into[dim], [signed(node._saved_index) % into[dim]])
+    return _placed(
+        np.expand_dims(ids, dim), dim, into[dim], [signed(node._saved_index) % into[dim]]
+    )
 
 
 @moves("Unbind")
@@ -66,7 +77,9 @@ def slice_(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids)
     dim = signed(node._saved_dim) % len(into)
     start = signed(node._saved_start or 0)
     start = max(start + into[dim], 0) if start < 0 else start
-    return _placed(ids, dim, into[dim], range(start, start + out[dim] * node._saved_step, node._saved_step))
+    return _placed(
+        ids, dim, into[dim], range(start, start + out[dim] * node._saved_step, node._saved_step)
+    )
 
 
 @moves("Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes")
@@ -90,7 +103,9 @@ def cat(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) ->
     """A run of positions of the output an input; None where inputs of unknown size lie on both sides."""
     dim = signed(node._saved_dim) % len(out)
     sizes = [None if child is None else outputs(child)[k].shape for child, k in node.next_functions]
-    known = [None if shape is None else shape[dim] if len(shape) == len(out) else 0 for shape in sizes]
+    known = [
+        None if shape is None else shape[dim] if len(shape) == len(out) else 0 for shape in sizes
+    ]
     before, after = known[:slot], known[slot + 1 :]
     if None not in before:
         start = sum(size or 0 for size in before)
@@ -98,7 +113,11 @@ def cat(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) ->
         start = out[dim] - into[dim] - sum(size or 0 for size in after)
     else:
         return None
-    return ids if ids.shape[dim] == 1 else ids[(slice(None),) * dim + (slice(start, start + into[dim]),)]
+    return (
+        ids
+        if ids.shape[dim] == 1
+        else ids[(slice(None),) * dim + (slice(start, start + into[dim]),)]
+    )
 
 
 @moves("Flip")

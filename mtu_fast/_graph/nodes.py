@@ -1,7 +1,7 @@
 """Autograd nodes, one at a time: the only file that touches what is semi-private in them.
 
-`_input_metadata`, `_raw_saved_*` and calling a node are semi-private in torch; whatever depends on them is here.
-Rules read the public `_saved_*` of the node they are given.
+`_input_metadata`, `_raw_saved_*` and calling a node are semi-private in torch; whatever depends on
+them is here. Rules read the public `_saved_*` of the node they are given.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ Grads = tuple[Tensor | None, ...]
 Following = tuple[tuple[Any, int], ...]  # a node's `next_functions`
 
 ACCUMULATE = "torch::autograd::AccumulateGrad"
-WHOLE, WHOLE_IN_TUPLES = {int, bool, str}, {int, bool}  # types of arguments that say how elements move
+WHOLE, WHOLE_IN_TUPLES = (
+    {int, bool, str},
+    {int, bool},
+)  # types of arguments that say how elements move
 
 # Views and casts: adjoints that keep inner products, so a Gram may be taken before them.
 ISOMETRIES = frozenset(
@@ -77,7 +80,9 @@ def integers(node: Any) -> tuple[object, ...]:
     kind: Any = type(node)
     for attribute in _attributes(kind)[1]:
         value = getattr(node, attribute)
-        whole = type(value) in WHOLE or (type(value) is tuple and WHOLE_IN_TUPLES.issuperset(map(type, value)))
+        whole = type(value) in WHOLE or (
+            type(value) is tuple and WHOLE_IN_TUPLES.issuperset(map(type, value))
+        )
         found.append(value if whole else None)
     return tuple(found)
 
@@ -116,7 +121,8 @@ def vjp(node: Any, grads: Sequence[Tensor | None]) -> Grads:
     """
     if not _is_python(node):
         return _as_tuple(node(*grads))
-    # A Python node returns a gradient per argument of its forward, and wants no undefined gradients.
+    # A Python node returns a gradient per argument of its forward, and wants no undefined
+    # gradients.
     full = [_zeros(m) if g is None else g for g, m in zip(grads, outputs(node), strict=True)]
     returned = zip(_as_tuple(node.apply(*full)), node.needs_input_grad, strict=False)
     needed = iter([g for g, wanted in returned if wanted])
@@ -138,7 +144,8 @@ def release(losses: Sequence[Tensor], until: Sequence[GradientEdge]) -> None:
     """Free what the graph between losses and edges saved, as `backward()` does: a pass of undefined gradients."""
     with torch.enable_grad():
         end = _Nothing.apply(*losses)
-    with suppress(TypeError, AttributeError):  # of a hook that needs a gradient: the rest is freed with the losses
+    # of a hook that needs a gradient: the rest is freed with the losses
+    with suppress(TypeError, AttributeError):
         torch.autograd.grad(end, until, allow_unused=True)
 
 

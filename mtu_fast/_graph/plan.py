@@ -1,11 +1,13 @@
 """Where the row gradients of each parameter are taken, and which row each gradient element belongs to.
 
-Row numbers are laid on the losses and carried down the graph, node by node. A node is *pure* where each element of its
-output gradient has one row: structure says so (`carry.py`, `moves.py`), and where it is silent an experiment on the
-node does (`reach.py`). A node is *mixed* where rows meet in it, and so is all below it: a gradient that has entered the
-mixed part never leaves it. Row gradients are taken where the graph passes from its pure part to the mixed one or to a
-parameter, at a *site*, and every way from a loss to a parameter has exactly one. There they come by rule, or by one
-local vjp a row; what is still above mixed nodes is pulled through them, rows together (`pull.py`).
+Row numbers are laid on the losses and carried down the graph, node by node. A node is *pure* where
+each element of its output gradient has one row: structure says so (`carry.py`, `moves.py`), and
+where it is silent an experiment on the node does (`reach.py`). A node is *mixed* where rows meet in
+it, and so is all below it: a gradient that has entered the mixed part never leaves it. Row
+gradients are taken where the graph passes from its pure part to the mixed one or to a parameter, at
+a *site*, and every way from a loss to a parameter has exactly one. There they come by rule, or by
+one local vjp a row; what is still above mixed nodes is pulled through them, rows together
+(`pull.py`).
 """
 
 from __future__ import annotations
@@ -24,16 +26,18 @@ from mtu_fast._graph.rowmap import Ids, RowMap, carried, compact, first, merged
 Maps = dict[int, tuple[RowMap | None, ...]]  # node -> row map of each of its outputs
 Arrived = tuple[Ids | None, ...]  # the same for one node, before gaps are filled
 
-SUMS = frozenset(("Add", "Sub", "Rsub", "Expand"))  # whose adjoint adds up what an input broadcasts, whatever the data
-PASSES = "BackwardHookFunctionBackward"  # what a module's full backward hooks hang on: hands everything on
+# whose adjoint adds up what an input broadcasts, whatever the data
+SUMS = frozenset(("Add", "Sub", "Rsub", "Expand"))
+# what a module's full backward hooks hang on: hands everything on
+PASSES = "BackwardHookFunctionBackward"
 
 
 @dataclass(frozen=True)
 class Site:
     """Where row gradients of a parameter are taken: the input `slot` of the pure node `node`, fed through `edge`.
 
-    chain: the (node, output) pairs of the isometries down to parameter `parameter`; None where the way down is not
-    one, and rows are pulled through the mixed region below.
+    chain: the (node, output) pairs of the isometries down to parameter `parameter`; None where the
+    way down is not one, and rows are pulled through the mixed region below.
     """
 
     node: int
@@ -64,7 +68,8 @@ class Plan:
     Attributes:
         sites: by node.
         maps: per task, the row maps of the nodes with a site that the task reaches.
-        ends: per task, the nodes with a site below which there is no other: a pass need not run them, only reach them.
+        ends: per task, the nodes with a site below which there is no other: a pass need not run
+            them, only reach them.
         trials: what was found by experiments on data.
         local: sites (node, slot) that no rule took; found during the first pass.
         late: whether some site was visited after the pass; found during the first pass.
@@ -82,7 +87,9 @@ class Plan:
     @staticmethod
     def row_by_row(graph: Graph) -> Plan:
         """A plan that knows nothing: right on any graph, at one backward a row."""
-        return Plan({}, [{} for _ in graph.losses], [frozenset() for _ in graph.losses], [], alone=True)
+        return Plan(
+            {}, [{} for _ in graph.losses], [frozenset() for _ in graph.losses], [], alone=True
+        )
 
     def broken(self, graph: Graph) -> int | None:
         """The first node that moves rows in another way in another graph of the same signature; None if all is well."""
@@ -90,7 +97,9 @@ class Plan:
 
     def expected(self, task: int) -> Counter[int]:
         """How many uses of each parameter a pass of the task will visit."""
-        reached = (site for i in self.maps[task] for site in self.sites[i] if not self.is_local(site))
+        reached = (
+            site for i in self.maps[task] for site in self.sites[i] if not self.is_local(site)
+        )
         return Counter(site.parameter for site in reached if site.parameter is not None)
 
     def is_local(self, site: Site) -> bool:
@@ -101,7 +110,8 @@ class Plan:
 def discover(graph: Graph) -> Plan:
     """Find the pure part, the sites and the row maps; no pass through the graph is run."""
     if any(meta.is_nested_tensor for of_node in graph.outputs for meta in of_node):
-        return Plan.row_by_row(graph)  # samples of a nested tensor have no dimension that could be followed
+        # samples of a nested tensor have no dimension that could be followed
+        return Plan.row_by_row(graph)
     walk = _Walk(graph)
     walk.run()
     sites = _sites(graph, walk.mixed)
@@ -135,7 +145,11 @@ class _Walk:
                 self._visit(i)
 
     def _visit(self, i: int) -> None:
-        below = {slot: edge for slot, edge in enumerate(self.graph.next[i]) if edge and self.graph.reaches[edge[0]]}
+        below = {
+            slot: edge
+            for slot, edge in enumerate(self.graph.next[i])
+            if edge and self.graph.reaches[edge[0]]
+        }
         if i in self.mixed:
             self.mixed.update(node for node, _ in below.values() if node not in self.graph.leaf)
             return
@@ -144,8 +158,13 @@ class _Walk:
             maps = tuple(arrived.pop((i, k), None) for k in range(len(self.graph.outputs[i])))
             if all(ids is None for ids in maps):
                 continue
-            self.maps[task][i] = tuple(self._row_map((i, k), ids, task) for k, ids in enumerate(maps))
-            key = tuple(None if ids is None else (ids.shape, ids.tobytes()) for ids in maps), self._counts[task]
+            self.maps[task][i] = tuple(
+                self._row_map((i, k), ids, task) for k, ids in enumerate(maps)
+            )
+            key = (
+                tuple(None if ids is None else (ids.shape, ids.tobytes()) for ids in maps),
+                self._counts[task],
+            )
             if key not in known:
                 known[key] = self._through(i, maps, below, self._counts[task])
             for slot, ids in known[key].items():
@@ -162,7 +181,11 @@ class _Walk:
             self._arrived[task][edge] = ids
 
     def _row_map(self, edge: Edge, ids: Ids | None, task: int) -> RowMap | None:
-        return None if ids is None else RowMap(compact(ids, fill=True), self.graph.shape(edge), self._counts[task])
+        return (
+            None
+            if ids is None
+            else RowMap(compact(ids, fill=True), self.graph.shape(edge), self._counts[task])
+        )
 
     def _through(self, i: int, maps: Arrived, below: Mapping[int, Edge], count: int) -> Reached:
         """The maps that a pure node hands on to its inputs; None where rows meet."""
@@ -179,7 +202,10 @@ class _Walk:
         if silent:
             settled = stem(self.graph.names[i]) in SETTLED
             seen = ask(self.graph.nodes[i], maps, silent, count)
-            seen = {slot: ids if settled or ids is None else _settled(ids, count) for slot, ids in seen.items()}
+            seen = {
+                slot: ids if settled or ids is None else _settled(ids, count)
+                for slot, ids in seen.items()
+            }
             apart: Reached = {slot: ids for slot, ids in seen.items() if ids is not None}
             if apart and not settled:
                 self.trials.append(Trial(i, maps, apart, count))
@@ -205,7 +231,11 @@ class _Walk:
         return {} if total is None else {slot: total}
 
     def _structure_of_output(self, output: Edge, ids: Ids, slot: int, edge: Edge) -> Reached | None:
-        node, out, into = self.graph.nodes[output[0]], self.graph.shape(output), self.graph.shape(edge)
+        node, out, into = (
+            self.graph.nodes[output[0]],
+            self.graph.shape(output),
+            self.graph.shape(edge),
+        )
         name = self.graph.names[output[0]]
         op = stem(name)
         if name == PASSES:
@@ -243,7 +273,9 @@ def _views(graph: Graph) -> set[int]:
 def isometry(graph: Graph, i: int) -> Edge | None:
     """Where an isometry leads; None for any other node."""
     onward = [e for e in graph.next[i] if e is not None]
-    if len(onward) != 1 or not is_isometry(graph.nodes[i], graph.names[i], graph.shape((i, 0)), graph.shape(onward[0])):
+    if len(onward) != 1 or not is_isometry(
+        graph.nodes[i], graph.names[i], graph.shape((i, 0)), graph.shape(onward[0])
+    ):
         return None
     return onward[0]
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtu_fast._rows import joint
-from mtu_fast._rows.block import Shared
 from mtu_fast._graph.explain import Explanation
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.plan import Plan, discover
 from mtu_fast._graph.probe import Fault, blame, probe, probe_weights
 from mtu_fast._graph.stream import Collector, notes, outlives, stream
+from mtu_fast._rows import joint
+from mtu_fast._rows.block import Shared
 from mtu_fast._rows.uses import Use
 
 KNOWN = 64  # graph signatures remembered; each holds index vectors only
@@ -105,7 +105,10 @@ class Plans:
             )
             return self._found(graph, kept, key, Plan.row_by_row(graph), why)
         if fault is not None:
-            name, shape = self._shared.names[fault.parameter], tuple(self._shared.parameters[fault.parameter].shape)
+            name, shape = (
+                self._shared.names[fault.parameter],
+                tuple(self._shared.parameters[fault.parameter].shape),
+            )
             raise RuntimeError(
                 f"rows: the rows of {name} {shape} do not add up to what autograd gives (error {fault.error:.1e} of "
                 f"{fault.size:.1e}), though each was taken by a backward of its own: {blame(graph)}. .grad is "
@@ -113,7 +116,9 @@ class Plans:
                 ".grad after backward; per='task' needs no rows of samples."
             )
         trials = tuple(graph.names[trial.node] for trial in plan.trials)
-        self._keep(key, _Known(plan, Explanation.of(notes(graph, plan), self._shared, uses, trials, why)))
+        self._keep(
+            key, _Known(plan, Explanation.of(notes(graph, plan), self._shared, uses, trials, why))
+        )
         return uses
 
     def _keep(self, key: object, known: _Known) -> None:
@@ -133,7 +138,9 @@ class Plans:
             budget = collector.budget
         return found
 
-    def _fault(self, graph: Graph, uses: Uses, kept: Kept, seed: int, lenient: bool = False) -> Fault | None:
+    def _fault(
+        self, graph: Graph, uses: Uses, kept: Kept, seed: int, lenient: bool = False
+    ) -> Fault | None:
         """What the check finds: the first parameter whose rows do not add up."""
         lengths = []
         for loss, of_task, rows in zip(graph.losses, uses, kept, strict=True):

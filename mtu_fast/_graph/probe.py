@@ -13,11 +13,14 @@ from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.nodes import densified
 from mtu_fast._ops._blocks import working_dtype
 
-SPREAD = 8  # powers of two that the rows' weights are spread over, beside what makes their lengths alike
-LONGEST = 24  # and at most this many for the lengths, so that nothing leaves its range; float16 has none to spare
+# powers of two that the rows' weights are spread over, beside what makes their lengths alike
+SPREAD = 8
+# and at most this many for the lengths, so that nothing leaves its range; float16 has none to spare
+LONGEST = 24
 UNLIKE = (1.3, 1.7, 1.9)  # factors that round differently at every step of a backward
 
-Combine = Callable[[int, Sequence[Tensor]], Tensor | None]  # parameter, weights [N] a task -> Σ w row, or None
+# parameter, weights [N] a task -> Σ w row, or None
+Combine = Callable[[int, Sequence[Tensor]], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,18 @@ class Fault:
 
 
 def probe(
-    graph: Graph, parameters: Sequence[Tensor], weights: Sequence[Tensor], combine: Combine, lenient: bool = False
+    graph: Graph,
+    parameters: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    combine: Combine,
+    lenient: bool = False,
 ) -> Fault | None:
     """Compare weighted sums of rows with an ordinary backward of the weighted losses.
 
-    Weights are powers of two, by which a backward rounds nothing: what rows and autograd may differ by is the order of
-    the last sums. Where that is not enough, since a gradient is itself a difference of larger ones, what rounding does
-    to it is measured, by the same backward under weights with another mantissa.
+    Weights are powers of two, by which a backward rounds nothing: what rows and autograd may differ
+    by is the order of the last sums. Where that is not enough, since a gradient is itself a
+    difference of larger ones, what rounding does to it is measured, by the same backward under
+    weights with another mantissa.
 
     Args:
         graph: the recorded graph; it is kept.
@@ -56,13 +64,19 @@ def probe(
         if not isfinite(size):
             continue  # a row has no finite gradient: the Gram names it
         bound, floor = slack * size, slack * scale / 32
-        # What is lost or counted twice is no rounding, however small its parameter's gradient is beside others.
+        # What is lost or counted twice is no rounding, however small its parameter's gradient is
+        # beside others.
         if error <= bound or (error <= bound + floor and (lenient or error <= size / 8)):
             continue
-        noise = noise or [_backward(graph, parameters, weights, factor) for factor in (1.0, *UNLIKE)]
+        noise = noise or [
+            _backward(graph, parameters, weights, factor) for factor in (1.0, *UNLIKE)
+        ]
         again, *others = (_distance(of.get(j), wanted) for of in noise)
-        # The fewer numbers, the more two roundings may differ in size. Random numbers, seen again, are no rounding.
-        if again > bound + floor or not error <= bound + (4 + 12 / parameters[j].numel() ** 0.5) * max(others):
+        # The fewer numbers, the more two roundings may differ in size. Random numbers, seen again,
+        # are no rounding.
+        if again > bound + floor or not error <= bound + (
+            4 + 12 / parameters[j].numel() ** 0.5
+        ) * max(others):
             return Fault(j, error, size)
     return None
 
@@ -70,8 +84,8 @@ def probe(
 def probe_weights(graph: Graph, lengths: Sequence[Tensor], seed: int) -> list[Tensor]:
     """Powers of two for every row, `[N]` a task: rows of unlike lengths `[N]` come out alike, but for a random factor.
 
-    None exceeds 1, so that nothing leaves its range. A row of length 0 is weighed like a short one: whether it is lost
-    is what is asked.
+    None exceeds 1, so that nothing leaves its range. A row of length 0 is weighed like a short one:
+    whether it is lost is what is asked.
     """
     generator = torch.Generator().manual_seed(seed)
     longest = max((float(length.max()) for length in lengths if len(length)), default=0.0)
@@ -79,7 +93,12 @@ def probe_weights(graph: Graph, lengths: Sequence[Tensor], seed: int) -> list[Te
     found = []
     for length in lengths:
         some = torch.randint(spread, (len(length),), generator=generator).to(length.device)
-        short = (longest / length.clamp(min=torch.finfo(torch.float64).tiny)).log2().round().clamp(0, room)
+        short = (
+            (longest / length.clamp(min=torch.finfo(torch.float64).tiny))
+            .log2()
+            .round()
+            .clamp(0, room)
+        )
         found.append(torch.exp2(some - spread + 1 + short - room))
     return found
 
@@ -112,9 +131,13 @@ def _backward(
         share = torch.tensor(factor, dtype=loss.dtype, device=loss.device)
         given.append(w.to(loss) * share)
         shares.append(float(share))
-    grads = torch.autograd.grad(graph.losses, list(live.values()), given, retain_graph=True, allow_unused=True)
+    grads = torch.autograd.grad(
+        graph.losses, list(live.values()), given, retain_graph=True, allow_unused=True
+    )
     found = {j: densified(g) for j, g in zip(live, grads, strict=True) if g is not None}
-    return found if factor == 1 else {j: g.to(working_dtype(g)) / shares[0] for j, g in found.items()}
+    return (
+        found if factor == 1 else {j: g.to(working_dtype(g)) / shares[0] for j, g in found.items()}
+    )
 
 
 def _norm(g: Tensor) -> float:

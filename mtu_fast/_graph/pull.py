@@ -1,6 +1,7 @@
 """Rows through nodes that have no rule: one local vjp a row, and down through what depends on several rows at once.
 
-Both run all rows together where torch can (`vmap`), a few at a time where memory is short, one by one where it cannot.
+Both run all rows together where torch can (`vmap`), a few at a time where memory is short, one by
+one where it cannot.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ from torch.autograd.graph import GradientEdge
 from mtu_fast._graph.carry import signed
 from mtu_fast._graph.graph import Edge, Graph
 from mtu_fast._graph.nodes import Grads, densified, integers
-from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._graph.plan import chain_below, isometry
 from mtu_fast._graph.rowmap import RowMap
 from mtu_fast._graph.rules.embedding import explicit
+from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._rows.uses import Blocks, Chain, Common, Dense, Outer, Use
 
 ROOM = 1 << 28  # bytes of gradients of several rows that are held at a time, about
 
 Found = list[Tensor | None]
-Each = Callable[[list[Tensor]], Found]  # gradients of one row -> what becomes of them, None where there is nothing
+# gradients of one row -> what becomes of them, None where there is nothing
+Each = Callable[[list[Tensor]], Found]
 
-# Rows on their way into the mixed part of a graph: at each edge the sum of what comes there, `[R, *shape]`.
+# Rows on their way into the mixed part of a graph: at each edge the sum of what comes there, `[R,
+# *shape]`.
 Seeds = dict[Edge, Tensor]
 
 
@@ -39,10 +42,19 @@ def add(seeds: Seeds, edge: Edge, rows: Tensor) -> None:
 
 
 def local_rows(
-    graph: Graph, i: int, slots: Iterable[int], maps: Sequence[RowMap | None], grads: Grads, count: int
+    graph: Graph,
+    i: int,
+    slots: Iterable[int],
+    maps: Sequence[RowMap | None],
+    grads: Grads,
+    count: int,
 ) -> Iterator[tuple[Edge, Tensor]]:
     """The rows of a node's inputs, `(edge, [R, *shape])`: its vjp of each row's own part of the output gradients."""
-    live = {k: (b, m) for k, (b, m) in enumerate(zip(grads, maps, strict=True)) if b is not None and m is not None}
+    live = {
+        k: (b, m)
+        for k, (b, m) in enumerate(zip(grads, maps, strict=True))
+        if b is not None and m is not None
+    }
     wanted = [(slot, edge) for slot in slots if (edge := graph.next[i][slot]) is not None]
 
     def one(parts: list[Tensor]) -> Found:
@@ -84,11 +96,17 @@ def through_chain(graph: Graph, chain: Sequence[Edge], use: Use) -> Use:
     if not chain:
         return use
     last = chain[-1][0]
-    if len(chain) == 1 and isinstance(use, Outer) and len(use.shape) == 2 and _transposes(graph, last):
+    if (
+        len(chain) == 1
+        and isinstance(use, Outer)
+        and len(use.shape) == 2
+        and _transposes(graph, last)
+    ):
         return use.transposed()
     if graph.names[last] == "SelectBackward0" and graph.nodes[last]._saved_dim == 0:
         part = through_chain(graph, chain[:-1], use)
-        if not part.chain.key:  # a block of a stack: uses of several blocks then meet without becoming rows
+        # a block of a stack: uses of several blocks then meet without becoming rows
+        if not part.chain.key:
             return _block(graph, last, part)
     key = tuple((graph.names[i], k, integers(graph.nodes[i])) for i, k in chain)
     return replace(use, chain=Chain(key, partial(_apply_chain, graph, chain)))
@@ -166,14 +184,20 @@ def _all_through(graph: Graph, seeds: Seeds) -> Iterator[tuple[int, Tensor]]:
     def backward(parts: list[Tensor], batched: bool = False) -> Found:
         given = [part.to(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
         return list(
-            torch.autograd.grad(tops, wanted, given, retain_graph=True, allow_unused=True, is_grads_batched=batched)
+            torch.autograd.grad(
+                tops, wanted, given, retain_graph=True, allow_unused=True, is_grads_batched=batched
+            )
         )
 
     def several(which: Tensor) -> Found:
-        return _together(backward, lambda parts: backward(parts, True), [part[which] for part in seeds.values()])
+        return _together(
+            backward, lambda parts: backward(parts, True), [part[which] for part in seeds.values()]
+        )
 
     first = next(iter(seeds.values()))
-    size = sum(m.dtype.itemsize * torch.Size(m.shape).numel() for i in region for m in graph.outputs[i])
+    size = sum(
+        m.dtype.itemsize * torch.Size(m.shape).numel() for i in region for m in graph.outputs[i]
+    )
     for i, found in zip(leaves, _in_portions(several, len(first), size, first.device), strict=True):
         if found is not None:
             yield graph.leaf[i], found
@@ -193,22 +217,30 @@ def one_by_one(graph: Graph, task: int) -> Iterator[tuple[int, Use]]:
         yield graph.leaf[i], Dense(tuple(stacked.shape[1:]), stacked)
 
 
-def _in_portions(several: Callable[[Tensor], Found], count: int, size: int, device: torch.device) -> Found:
+def _in_portions(
+    several: Callable[[Tensor], Found], count: int, size: int, device: torch.device
+) -> Found:
     """Row numbers in portions that take about `ROOM` bytes, each row taking `size`; what they give joined."""
     step = max(1, min(count, ROOM // max(size, 1)))
-    portions = [several(torch.arange(k, min(k + step, count), device=device)) for k in range(0, count, step)]
+    portions = [
+        several(torch.arange(k, min(k + step, count), device=device)) for k in range(0, count, step)
+    ]
     return [_joined(parts, torch.cat) for parts in zip(*portions, strict=True)]
 
 
-def _joined(parts: Sequence[Tensor | None], join: Callable[[list[Tensor]], Tensor]) -> Tensor | None:
+def _joined(
+    parts: Sequence[Tensor | None], join: Callable[[list[Tensor]], Tensor]
+) -> Tensor | None:
     there = [densified(part) for part in parts if part is not None]
-    return join(there) if there else None  # what a node hands on follows from the node, not from the row
+    # what a node hands on follows from the node, not from the row
+    return join(there) if there else None
 
 
 def _together(one: Each, batched: Each, parts: list[Tensor]) -> Found:
     """Gradients of several rows, each `[K, …]`, at once; one after another where an op on the way does not know how."""
     if len(parts[0]) > 1:
-        with warnings.catch_warnings(), suppress(Exception):  # one by one it is either right, or raised again
+        # one by one it is either right, or raised again
+        with warnings.catch_warnings(), suppress(Exception):
             warnings.simplefilter("ignore")  # vmap tells of what it does one by one itself
             rows = batched(parts)
             if _adds_up(rows, one([part.sum(0) for part in parts])):
@@ -224,7 +256,9 @@ def _adds_up(rows: Found, total: Found) -> bool:
             continue
         dtype = working_dtype(of)
         most = of.to(dtype).flatten(1).norm(dim=1).sum()
-        if not bool((of.sum(0, dtype=dtype) - densified(g)).norm() <= 64 * torch.finfo(of.dtype).eps * most):
+        if not bool(
+            (of.sum(0, dtype=dtype) - densified(g)).norm() <= 64 * torch.finfo(of.dtype).eps * most
+        ):
             return False
     return True
 

@@ -1,9 +1,10 @@
 """Which rows reach which elements of a node's inputs, where its structure does not say: an experiment.
 
-The node's own adjoint is run on gradients in which only some of the rows are alive: those whose number has a binary
-digit set, and those that have not, digit after digit. An element that one row alone reaches is exactly zero whenever
-that row is not alive, in any precision and however small the row is beside others; an element that two rows reach is
-alive in both runs of the digit in which they differ. 2 log₂ N runs of one node, no tolerance.
+The node's own adjoint is run on gradients in which only some of the rows are alive: those whose
+number has a binary digit set, and those that have not, digit after digit. An element that one row
+alone reaches is exactly zero whenever that row is not alive, in any precision and however small the
+row is beside others; an element that two rows reach is alive in both runs of the digit in which
+they differ. 2 log₂ N runs of one node, no tolerance.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from mtu_fast._graph.lookups import BY_INDEX
 from mtu_fast._graph.moves import SETTLED
 from mtu_fast._graph.rowmap import NO_ROW, Ids, compact
 
-Reached = dict[int, Ids | None]  # slot of the node -> the map of that input's gradient, None where rows meet
+# slot of the node -> the map of that input's gradient, None where rows meet
+Reached = dict[int, Ids | None]
 
 
 def reach(node: Any, maps: Sequence[Ids | None], slots: Collection[int], count: int) -> Reached:
@@ -34,7 +36,8 @@ def reach(node: Any, maps: Sequence[Ids | None], slots: Collection[int], count: 
         count: the number of rows N.
 
     Returns:
-        For each slot its map (NO_ROW throughout if no gradient comes), or None where two rows meet in one element.
+        For each slot its map (NO_ROW throughout if no gradient comes), or None where two rows meet
+        in one element.
     """
     probes = [None if ids is None else _Probe(node, k, ids) for k, ids in enumerate(maps)]
     found: dict[int, Tensor] = {}
@@ -47,14 +50,22 @@ def reach(node: Any, maps: Sequence[Ids | None], slots: Collection[int], count: 
                 continue
             for value, alive in ((1, on), (0, off)):
                 if slot in alive:
-                    ids = found.setdefault(slot, torch.full(alive[slot].shape, NO_ROW, device=alive[slot].device))
+                    ids = found.setdefault(
+                        slot, torch.full(alive[slot].shape, NO_ROW, device=alive[slot].device)
+                    )
                     ids.copy_(torch.where(alive[slot], ids.clamp(min=0) | value << digit, ids))
-    return {slot: _map(node, slot, found.get(slot)) if slot in open_slots else None for slot in slots}
+    return {
+        slot: _map(node, slot, found.get(slot)) if slot in open_slots else None for slot in slots
+    }
 
 
 def _map(node: Any, slot: int, ids: Tensor | None) -> Ids:
     child, k = node.next_functions[slot]
-    return np.full([1] * len(node_ops.outputs(child)[k].shape), NO_ROW) if ids is None else compact(ids.cpu().numpy())
+    return (
+        np.full([1] * len(node_ops.outputs(child)[k].shape), NO_ROW)
+        if ids is None
+        else compact(ids.cpu().numpy())
+    )
 
 
 def ask(node: Any, maps: Sequence[Ids | None], slots: Collection[int], count: int) -> Reached:
@@ -73,7 +84,11 @@ def ask(node: Any, maps: Sequence[Ids | None], slots: Collection[int], count: in
 
 def agree(now: Reached, then: Mapping[int, Ids | None]) -> bool:
     """Whether maps that were found then hold now: rows meet where they met, and come only to places of their own."""
-    return all((mine := now[slot]) is not None and _within(mine, ids) for slot, ids in then.items() if ids is not None)
+    return all(
+        (mine := now[slot]) is not None and _within(mine, ids)
+        for slot, ids in then.items()
+        if ids is not None
+    )
 
 
 def _within(now: Ids, then: Ids) -> bool:
@@ -88,10 +103,14 @@ class _Probe:
         self.ids = torch.from_numpy(ids.copy()).to(meta.device)
         if stem(node.name()) in SETTLED:
             # Sums of ones never cancel.
-            self.values = torch.ones((), dtype=meta.dtype, device=meta.device).expand(tuple(meta.shape))
+            self.values = torch.ones((), dtype=meta.dtype, device=meta.device).expand(
+                tuple(meta.shape)
+            )
         else:
             # Nothing that is zero for arbitrary numbers is so by chance.
-            noise = torch.rand(tuple(meta.shape), generator=torch.Generator().manual_seed(output)) + 0.5
+            noise = (
+                torch.rand(tuple(meta.shape), generator=torch.Generator().manual_seed(output)) + 0.5
+            )
             self.values = noise.to(meta.dtype).to(meta.device)
 
     def alive(self, digit: int, value: int) -> Tensor:
@@ -103,7 +122,9 @@ def _alive(
     node: Any, probes: Sequence[_Probe | None], digit: int, value: int, slots: Collection[int]
 ) -> dict[int, Tensor]:
     """Which elements of the inputs are not zero when the rows with this digit are alive."""
-    given = node_ops.vjp(node, [None if probe is None else probe.alive(digit, value) for probe in probes])
+    given = node_ops.vjp(
+        node, [None if probe is None else probe.alive(digit, value) for probe in probes]
+    )
     following = node.next_functions
     return {
         slot: node_ops.conformed(g, *following[slot]) != 0

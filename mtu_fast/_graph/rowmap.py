@@ -1,8 +1,9 @@
 """Which row does an element of an output gradient belong to?
 
-A row map holds one row number for each position that matters: an integer array with the gradient's dimensions, each of
-full size where the row depends on it and of size 1 where it does not. Maps follow from structure (`carry.py`) or are
-found by experiment (`reach.py`); numbers of the gradient itself play no part.
+A row map holds one row number for each position that matters: an integer array with the gradient's
+dimensions, each of full size where the row depends on it and of size 1 where it does not. Maps
+follow from structure (`carry.py`) or are found by experiment (`reach.py`); numbers of the gradient
+itself play no part.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class RowMap:
     """Which row each element of an output gradient belongs to.
 
     Attributes:
-        ids: int64, NO_ROW where no row reaches; the gradient's dimensions, of size 1 where the row does not vary.
+        ids: int64, NO_ROW where no row reaches; the gradient's dimensions, of size 1 where the row
+            does not vary.
         shape: of the gradient.
         count: the number of rows N.
     """
@@ -58,7 +60,9 @@ class RowMap:
             return 0
         known, index, positions = self.along >= 0, np.arange(size), size // self.count
         for a in range(positions, 0, -1):
-            if positions % a == 0 and np.array_equal(self.along[known], (index // a % self.count)[known]):
+            if positions % a == 0 and np.array_equal(
+                self.along[known], (index // a % self.count)[known]
+            ):
                 return a
         return 0
 
@@ -105,8 +109,8 @@ def merged(one: Ids, other: Ids) -> Ids | None:
 def compact(ids: Ids, fill: bool = False) -> Ids:
     """The same map with size 1 in every dimension that the row does not depend on.
 
-    fill: where no row reaches, any may stand, for there is nothing to be told apart. Not before maps are merged, whose
-    rows may reach just there.
+    fill: where no row reaches, any may stand, for there is nothing to be told apart. Not before
+    maps are merged, whose rows may reach just there.
     """
     for d, size in enumerate(ids.shape):
         if size > 1:

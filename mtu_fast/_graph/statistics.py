@@ -15,8 +15,10 @@ from mtu_fast._graph.nodes import recompute_once, recomputes
 def used_up(graph: Graph, model: nn.Module) -> Iterator[None]:
     """Release a graph at the end, with buffers as one ordinary backward would have left them.
 
-    A checkpointed region runs again whenever what it saved is read, and its norms in training then count the batch once
-    more: here by several passes, and by what frees the graph. After an error buffers are as they were before.
+    A checkpointed region runs again whenever what it saved is read, and its norms in training then
+    count the batch once
+    more: here by several passes, and by what frees the graph. After an error buffers are as they
+    were before.
     """
     buffers = [
         buffer

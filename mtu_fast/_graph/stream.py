@@ -10,16 +10,18 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mtu_fast._graph.graph import Graph
-from mtu_fast._rows.joint import aligned, is_table, merge
 from mtu_fast._graph.nodes import Grads, recomputes
 from mtu_fast._graph.plan import Plan, Site
 from mtu_fast._graph.pull import Seeds, add, local_rows, one_by_one, pulled, through_chain
 from mtu_fast._graph.rowmap import RowMap
 from mtu_fast._graph.rules import RULES
+from mtu_fast._rows.joint import aligned, is_table, merge
 from mtu_fast._rows.uses import Dense, Gather, Use
 
 # Nodes whose rule may decline as their index says: then local vjps serve, and need the graph.
-BY_DATA = frozenset(f"{op}Backward0" for op in ("EmbeddingBag", "GroupedMm", "Index", "IndexPut", "IndexSelect"))
+BY_DATA = frozenset(
+    f"{op}Backward0" for op in ("EmbeddingBag", "GroupedMm", "Index", "IndexPut", "IndexSelect")
+)
 
 Visit = Callable[[int, Use], None]
 
@@ -27,8 +29,8 @@ Visit = Callable[[int, Use], None]
 class Collector:
     """Gathers the uses of each parameter in one pass; once all are there, keeps the smaller of rows and factors.
 
-    Or the rows, where they pay (`Use.rows_pay`) and the budget allows. A large table that is looked up and multiplied
-    with, an embedding that is the head too, becomes rows for the budget only.
+    Or the rows, where they pay (`Use.rows_pay`) and the budget allows. A large table that is looked
+    up and multiplied with, an embedding that is the head too, becomes rows for the budget only.
 
     Args:
         expected: how many uses of each parameter will come.
@@ -49,7 +51,8 @@ class Collector:
         """Take one use of a parameter, as `stream` hands it over."""
         parts = self._parts.setdefault(parameter, [])
         parts.append(_Seen.now(use if self._rows is None else use.select(self._rows)))
-        # A chain cannot be walked while a pass runs, so uses behind unequal chains wait for its end.
+        # A chain cannot be walked while a pass runs, so uses behind unequal chains wait for its
+        # end.
         if len(parts) == self._expected[parameter] and aligned([part.use for part in parts]):
             self._parts[parameter] = [_Seen.now(self._cheaper(_merged(parts)))]
 
@@ -64,7 +67,8 @@ class Collector:
     def _cheaper(self, use: Use) -> Use:
         if isinstance(use, Dense) or (isinstance(use, Gather) and use.sparse):
             return use
-        # The rows of a table count as a whole: while they are formed the factors, gradients of logits, are there too.
+        # The rows of a table count as a whole: while they are formed the factors, gradients of
+        # logits, are there too.
         beyond = use.rows_bytes() - (0 if is_table(use) else use.held)
         if beyond > self.budget or (beyond > 0 and not use.rows_pay()):
             return use
@@ -96,15 +100,16 @@ def _merged(parts: Sequence[_Seen]) -> Use:
 def stream(graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> None:
     """Call `visit(parameter, use)` for every site of the plan.
 
-    Weight gradients are not computed. Sites without a rule, and those whose saved tensors are recomputed on reading
-    (checkpointing), are visited after the pass.
+    Weight gradients are not computed. Sites without a rule, and those whose saved tensors are
+    recomputed on reading (checkpointing), are visited after the pass.
 
     Args:
         graph: the recorded graph.
         plan: its plan; `local` and `late` are filled in by the first pass.
         task: which of the graph's losses.
         visit: what to do with a use.
-        keep: whether the graph outlives the pass; needed on the first pass and where `outlives` says so.
+        keep: whether the graph outlives the pass; needed on the first pass and where `outlives`
+            says so.
     """
     if plan.alone:
         for parameter, row_use in one_by_one(graph, task):
@@ -115,7 +120,9 @@ def stream(graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> Non
 
     def reached(i: int, grads: Grads) -> None:
         grads = tuple([None if b is None or not b.numel() else b for b in grads])
-        if any(b is not None and row_map is None for b, row_map in zip(grads, maps[i], strict=True)):
+        if any(
+            b is not None and row_map is None for b, row_map in zip(grads, maps[i], strict=True)
+        ):
             raise RuntimeError(
                 f"rows: a gradient arrives at {graph.names[i]} where the graph has no way for one; .grad is untouched. "
                 "Please report the model; per='task' works on any graph."
@@ -123,7 +130,11 @@ def stream(graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> Non
         if all(b is None for b in grads):
             return  # a branch without elements, or one that hands on nothing
         wait = keep and recomputes(graph.nodes[i])
-        uses = {} if wait else _uses(graph, [s for s in plan.sites[i] if not plan.is_local(s)], maps[i], grads)
+        uses = (
+            {}
+            if wait
+            else _uses(graph, [s for s in plan.sites[i] if not plan.is_local(s)], maps[i], grads)
+        )
         for site in plan.sites[i]:
             use = uses.get(site.slot)
             if use is None:
@@ -166,7 +177,9 @@ def notes(graph: Graph, plan: Plan) -> dict[int, list[str]]:
     for i, sites in plan.sites.items():
         for site in sites:
             if not plan.is_local(site) and site.parameter is not None:
-                way = "rule" + (", tensors recomputed (checkpointing)" if recomputes(graph.nodes[i]) else "")
+                way = "rule" + (
+                    ", tensors recomputed (checkpointing)" if recomputes(graph.nodes[i]) else ""
+                )
                 found.setdefault(site.parameter, []).append(f"{graph.names[i]}: {way}")
                 continue
             region = graph.region([site.edge])
@@ -179,7 +192,9 @@ def notes(graph: Graph, plan: Plan) -> dict[int, list[str]]:
     return found
 
 
-def _run(graph: Graph, plan: Plan, task: int, reached: Callable[[int, Grads], None], keep: bool) -> None:
+def _run(
+    graph: Graph, plan: Plan, task: int, reached: Callable[[int, Grads], None], keep: bool
+) -> None:
     """One backward pass; `reached` is called in the prehooks of running nodes, after the pass for those at its ends."""
     ends = sorted(plan.ends[task])
     running = [i for i in plan.maps[task] if i not in plan.ends[task]]
@@ -202,8 +217,12 @@ def _uses(
     node = sites[0].node
     served = RULES.get(graph.names[node])
     if served is None or any(b is not None and b.is_complex() for b in grads):
-        return {}  # the rules are for real products; a vjp of torch's conjugates and takes real parts as it must
-    return served(graph.nodes[node], {site.slot: graph.shape(site.edge) for site in sites}, grads, maps)
+        # the rules are for real products; a vjp of torch's conjugates and takes real parts as it
+        # must
+        return {}
+    return served(
+        graph.nodes[node], {site.slot: graph.shape(site.edge) for site in sites}, grads, maps
+    )
 
 
 def _arrived(graph: Graph, site: Site, use: Use) -> tuple[int, Use]:

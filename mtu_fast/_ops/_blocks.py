@@ -12,7 +12,7 @@ WIDE = torch.float64
 PRECISIONS = ("highest", "high", "medium")
 
 
-# ---- arguments ------------------------------------------------------------------------------------------------------
+# ---- arguments -----------------------------------------------------------------------------------
 
 
 def check_blocks(precision: str, *sides: Sequence[Tensor]) -> None:
@@ -23,7 +23,9 @@ def check_blocks(precision: str, *sides: Sequence[Tensor]) -> None:
         ValueError: an unknown precision.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision: found {precision!r}, expected one of {', '.join(map(repr, PRECISIONS))}.")
+        raise ValueError(
+            f"precision: found {precision!r}, expected one of {', '.join(map(repr, PRECISIONS))}."
+        )
     for block in chain.from_iterable(sides):
         if block.is_complex():
             raise TypeError(
@@ -32,12 +34,15 @@ def check_blocks(precision: str, *sides: Sequence[Tensor]) -> None:
             )
 
 
-def check_sides(left: Sequence[Tensor], right: Sequence[Tensor], precision: str = "highest") -> None:
+def check_sides(
+    left: Sequence[Tensor], right: Sequence[Tensor], precision: str = "highest"
+) -> None:
     """Blocks left `[R_i, S_i, A, *]` and right `[R_i, S_i, B, *]`.
 
     Raises:
         TypeError: complex blocks.
-        ValueError: an unknown precision, sides that do not belong together, or blocks of different widths.
+        ValueError: an unknown precision, sides that do not belong together, or blocks of different
+            widths.
     """
     check_blocks(precision, left, right)
     _check_paired(left, right)
@@ -50,12 +55,15 @@ def check_sides(left: Sequence[Tensor], right: Sequence[Tensor], precision: str 
                 )
 
 
-def check_lookups(index: Sequence[Tensor], values: Sequence[Tensor], precision: str = "highest") -> None:
+def check_lookups(
+    index: Sequence[Tensor], values: Sequence[Tensor], precision: str = "highest"
+) -> None:
     """Blocks index `[R_i, S_i]`, whole numbers, and values `[R_i, S_i, D]`.
 
     Raises:
         TypeError: complex values, or an index of another dtype.
-        ValueError: an unknown precision, sides that do not belong together, or values of different widths.
+        ValueError: an unknown precision, sides that do not belong together, or values of different
+            widths.
     """
     check_blocks(precision, values)
     _check_paired(index, values)
@@ -81,7 +89,11 @@ def check_images(
     """
     check_sides(x, b, precision)
     walk = (list(kernel), list(stride), list(padding), list(dilation))
-    if len({len(part) for part in walk}) > 1 or min(chain(kernel, stride, dilation)) < 1 or min(padding) < 0:
+    if (
+        len({len(part) for part in walk}) > 1
+        or min(chain(kernel, stride, dilation)) < 1
+        or min(padding) < 0
+    ):
         raise ValueError(
             f"kernel, stride, padding and dilation are {walk}, expected one number an axis each, of which only padding "
             "may be 0."
@@ -89,7 +101,10 @@ def check_images(
     axes = list(zip(*walk, strict=True))
     for i, (image, gradient) in enumerate(zip(x, b, strict=True)):
         sizes = image.shape[3:]
-        grid = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, (k, s, p, d) in zip(sizes, axes, strict=False)]
+        grid = [
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, (k, s, p, d) in zip(sizes, axes, strict=False)
+        ]
         if len(sizes) != len(axes) or list(gradient.shape[3:]) != grid:
             raise ValueError(
                 f"block {i} has images of {tuple(sizes)} and gradients of {tuple(gradient.shape[3:])}, expected "
@@ -115,7 +130,7 @@ def working_dtype(t: Tensor) -> torch.dtype:
     return torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else t.dtype
 
 
-# ---- places ---------------------------------------------------------------------------------------------------------
+# ---- places --------------------------------------------------------------------------------------
 
 
 def square(blocks: Sequence[Tensor]) -> Tensor:

@@ -21,13 +21,15 @@ SIDE = 1024  # of the square product whose multiply-add is the unit
 POSITIONS, WIDTHS = (256, 1024), (64, 512)
 ROWS, COLUMNS = (16, 64), 1 << 15
 TALL, EDGE = 16, 512  # rows of one position, and the sides of their matrices
-CHANNELS, TAPS, PIXELS = (128, 512), 9, 4  # of convolutions on either side of `Costs.weight`'s border
+# of convolutions on either side of `Costs.weight`'s border
+CHANNELS, TAPS, PIXELS = (128, 512), 9, 4
 
 Call = Callable[[], object]
 
 
 def calls(device: torch.device) -> dict[str, Call]:
     """What is timed; `solve` knows what each is made of."""
+
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device)
 
@@ -63,16 +65,21 @@ def solve(seconds: Mapping[str, float], shipped: Costs) -> Costs:
     (few, many), (narrow, wide) = POSITIONS, WIDTHS
 
     def per_element(n: int) -> float:  # product · n + widen
-        return (units[f"ghost {n} {wide}"] - units[f"ghost {n} {narrow}"]) / (2 * n * (wide - narrow))
+        return (units[f"ghost {n} {wide}"] - units[f"ghost {n} {narrow}"]) / (
+            2 * n * (wide - narrow)
+        )
 
     product = (per_element(many) - per_element(few)) / (many - few)
     widen = per_element(few) - product * few
     reduce = units[f"ghost {many} {narrow}"] / many**2 - 2 * per_element(many) * narrow / many
     less, more = (units[f"rows {count}"] / (count * COLUMNS) for count in ROWS)
     row_product = (more - less) / (ROWS[1] - ROWS[0])
-    tile, row = (units[name] / (TALL * EDGE**2) - 1 - row_product * TALL for name in ("tile", "row"))
+    tile, row = (
+        units[name] / (TALL * EDGE**2) - 1 - row_product * TALL for name in ("tile", "row")
+    )
     small, large = (
-        (units[f"weight {channels}"] - units["call"]) / (TAPS * channels**2) - PIXELS for channels in CHANNELS
+        (units[f"weight {channels}"] - units["call"]) / (TAPS * channels**2) - PIXELS
+        for channels in CHANNELS
     )
     return replace(
         shipped,
@@ -83,7 +90,11 @@ def solve(seconds: Mapping[str, float], shipped: Costs) -> Costs:
         row=_near(row, shipped.row),
         tile=None if shipped.tile is None else _near(tile, shipped.tile),
         call=_near(units["call"], shipped.call),
-        weight=(_near(small, shipped.weight[0]), _near(large, shipped.weight[1]), shipped.weight[2]),
+        weight=(
+            _near(small, shipped.weight[0]),
+            _near(large, shipped.weight[1]),
+            shipped.weight[2],
+        ),
     )
 
 
@@ -95,7 +106,9 @@ def _near(value: float, shipped: float) -> float:
 
 def measure(device: torch.device) -> Costs:
     """The costs of this machine's `device`, which has kernels: about a second of its time."""
-    return solve({name: _seconds(call, device) for name, call in calls(device).items()}, COSTS[device.type])
+    return solve(
+        {name: _seconds(call, device) for name, call in calls(device).items()}, COSTS[device.type]
+    )
 
 
 def _seconds(call: Call, device: torch.device) -> float:

@@ -25,17 +25,20 @@ class Costs:
 
     Attributes:
         product: A multiply-add of two products of positions, of which half are made at most.
-        reduce: Adding a shifted product of pixels, or multiplying two products and summing, an element.
+        reduce: Adding a shifted product of pixels, or multiplying two products and summing, an
+            element.
         widen: Reading an element of the positions.
         row_product: A multiply-add between rows, of which half are made at most.
         row: Writing an element of explicit rows and reading it back.
-        tile: The same in cache, where a kernel forms rows and multiplies them at once; None without such a kernel.
+        tile: The same in cache, where a kernel forms rows and multiplies them at once; None without
+            such a kernel.
         pack: Laying out an element of the positions for it.
         call: A vendor call per sample.
         weight: The same, a weight element: small weights, large ones, and the border between them.
-        image: Pixels of an image up to which products of pixels are made once; larger ones are cut, which costs more
-            than this rule knows.
-        patches: Whether products of positions are made of whole patches, tap by tap, not of pixels that are shifted.
+        image: Pixels of an image up to which products of pixels are made once; larger ones are cut,
+            which costs more than this rule knows.
+        patches: Whether products of positions are made of whole patches, tap by tap, not of pixels
+            that are shifted.
     """
 
     product: float
@@ -52,15 +55,17 @@ class Costs:
 
 
 COSTS = {  # measured, see CONTRIBUTING.md
-    "plain torch": Costs(2.0, 50.0, 0.0, 2.0, 40.0, None, 0.0, 0.0, (30.0, 175.0, 1 << 19), 1 << 62),
+    "plain torch": Costs(
+        2.0, 50.0, 0.0, 2.0, 40.0, None, 0.0, 0.0, (30.0, 175.0, 1 << 19), 1 << 62
+    ),
     "cpu": Costs(0.9, 6.0, 36.0, 1.0, 36.0, 8.0, 16.0, 4.5e6, (45.0, 205.0, 1 << 19), 256),
-    # Estimated from the data sheets of GPUs with fast float64: an element read costs 30, a launch 2e8. Not yet verified
-    # on hardware.
+    # Estimated from the data sheets of GPUs with fast float64: an element read costs 30, a launch
+    # 2e8. Not yet verified on hardware.
     "cuda": Costs(0.5, 0.0, 30.0, 0.5, 40.0, None, 0.0, 1e9, (0.0, 0.0, 0), 1 << 62, patches=True),
 }
 
 
-# ---- measured -------------------------------------------------------------------------------------------------------
+# ---- measured ------------------------------------------------------------------------------------
 
 
 def file() -> Path | None:
@@ -80,7 +85,9 @@ def store(device: torch.device, costs: Costs) -> Path:
     path = file()
     if path is None:
         raise OSError("there is no home directory")
-    every = _read() | {machine(device): {"measured": datetime.date.today().isoformat(), **asdict(costs)}}
+    every = _read() | {
+        machine(device): {"measured": datetime.date.today().isoformat(), **asdict(costs)}
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")
     try:
@@ -105,17 +112,25 @@ def _stored(key: str, device: str) -> tuple[Costs, str] | None:
     found = dict(entry) if isinstance(entry, dict) else {}
     day = str(found.pop("measured", ""))
     shipped = asdict(COSTS[device])
-    if found.keys() != shipped.keys() or not all(_like(found[name], shipped[name]) for name in shipped):
+    if found.keys() != shipped.keys() or not all(
+        _like(found[name], shipped[name]) for name in shipped
+    ):
         _warn(f"what it says of {key!r} is not what this version writes")
         return None
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
+    values: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in found.items()
+    }
     return Costs(**values), day
 
 
 def _like(value: object, shipped: object) -> bool:
     """Whether a value that was read is of the kind that is shipped: numbers finite, and no less than 0."""
     if isinstance(shipped, tuple):
-        return isinstance(value, list) and len(value) == len(shipped) and all(map(_like, value, shipped))
+        return (
+            isinstance(value, list)
+            and len(value) == len(shipped)
+            and all(map(_like, value, shipped))
+        )
     if isinstance(shipped, bool) or shipped is None:
         return value is shipped
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < inf

@@ -1,8 +1,9 @@
 """The registry of ops is torch's dispatcher: one schema an op, to which reference, fake and kernels attach.
 
-An op file turns a plain-torch reference, which serves every device, into an op by giving it a schema, and attaches a
-fake that knows the shapes of the result. Kernels of `mtu_fast._C` attach themselves to the same name when the extension
-is loaded; Triton's are attached by the op file and imported when first called.
+An op file turns a plain-torch reference, which serves every device, into an op by giving it a
+schema, and attaches a fake that knows the shapes of the result. Kernels of `mtu_fast._C` attach
+themselves to the same name when the extension is loaded; Triton's are attached by the op file and
+imported when first called.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ class Op(Generic[P, T]):
 
     Attributes:
         name: The op's name without namespace.
-        reference: The plain-torch function, called directly (the truth that a kernel is measured against).
+        reference: The plain-torch function, called directly (the truth that a kernel is measured
+            against).
         check: Refuses wrong arguments by name, whatever serves; called first.
         triton_file: The file of `mtu_fast.kernels` that serves CUDA tensors; "" where none does.
     """
 
-    def __init__(self, schema: str, reference: Callable[P, T], check: Callable[P, None] | None) -> None:
+    def __init__(
+        self, schema: str, reference: Callable[P, T], check: Callable[P, None] | None
+    ) -> None:
         self.name = schema.partition("(")[0]
         self.reference = reference
         self.check = check
@@ -77,7 +81,9 @@ class Op(Generic[P, T]):
         """What the dispatcher calls for CUDA tensors: Triton's launcher, or the reference."""
         result = NotImplemented
         if not why_no_triton():
-            result = getattr(import_module(f"mtu_fast.kernels.{self.triton_file}"), self.name)(*args, **kwargs)
+            result = getattr(import_module(f"mtu_fast.kernels.{self.triton_file}"), self.name)(
+                *args, **kwargs
+            )
         return self.reference(*args, **kwargs) if result is NotImplemented else result
 
     def has_kernel(self, device: str) -> bool:
@@ -110,15 +116,20 @@ class Implementation:
     why: str
 
 
-def define(schema: str, check: Callable[..., None] | None = None) -> Callable[[Callable[P, T]], Op[P, T]]:
+def define(
+    schema: str, check: Callable[..., None] | None = None
+) -> Callable[[Callable[P, T]], Op[P, T]]:
     """Make the decorated plain-torch function the reference of a new op `mtu_fast::<schema>`.
 
     Args:
-        schema: The dispatcher's signature, `name(Tensor a, ...) -> Tensor`; the op must be functional.
-        check: Called with the op's arguments before each call, to refuse what no implementation is for.
+        schema: The dispatcher's signature, `name(Tensor a, ...) -> Tensor`; the op must be
+            functional.
+        check: Called with the op's arguments before each call, to refuse what no implementation is
+            for.
 
     Returns:
-        A decorator that turns the reference, which serves every device without a kernel, into the op.
+        A decorator that turns the reference, which serves every device without a kernel, into the
+        op.
     """
     return lambda reference: Op(schema, reference, check)
 
@@ -139,7 +150,9 @@ def implementations() -> list[Implementation]:
 def _implementation(op: Op[..., Any], device: str) -> Implementation:
     why = op.why_no_kernel(device)
     kernel = "Triton" if device == "CUDA" and op.triton_file else "mtu_fast._C"
-    return Implementation(op.name, device, "reference (plain torch)" if why else f"kernel ({kernel})", why)
+    return Implementation(
+        op.name, device, "reference (plain torch)" if why else f"kernel ({kernel})", why
+    )
 
 
 @cache

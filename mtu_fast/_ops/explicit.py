@@ -17,7 +17,8 @@ from mtu_fast._ops.grouped import grouped_rows
 
 PIECE = 1 << 22  # elements that are widened to float64 at a time: 32 MiB
 THIN = 16  # most channels of a group for which rows are formed tap by tap,
-CALL = 10_000_000  # and, where all channels are one group, most multiply-adds of a row: a vendor's call takes as long
+# and, where all channels are one group, most multiply-adds of a row: a vendor's call takes as long
+CALL = 10_000_000
 
 
 def outer_rows(left: Tensor, right: Tensor) -> Tensor:
@@ -39,7 +40,8 @@ def conv_rows(x: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
 
 def _tap_by_tap(geometry: Geometry, positions: int) -> bool:
     """Whether taps one by one take less than products of matrices: few channels a group, or little work a row."""
-    # An output padding of a stride or more adds pixels that no position reaches: another grid, to the op.
+    # An output padding of a stride or more adds pixels that no position reaches: another grid, to
+    # the op.
     reached = all(o < s for o, s in zip(geometry.output_padding, geometry.stride, strict=True))
     worth = geometry.groups > 1 or prod(geometry.weight) * positions <= CALL
     return reached and worth and geometry.weight[1] <= THIN and not geometry.pointwise

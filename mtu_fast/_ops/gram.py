@@ -1,23 +1,24 @@
 """`G = J Jᵀ` from what is known of the rows: explicit rows, outer products, convolutions, table look-ups.
 
-One function per kind of use. Each takes the blocks of one parameter (one block per task and forward), returns the
-float64 Gram of all their rows, and picks the cheaper of two routes:
+One function per kind of use. Each takes the blocks of one parameter (one block per task and
+forward), returns the float64 Gram of all their rows, and picks the cheaper of two routes:
 
-* *direct*: the rows themselves, a tile of the parameter at a time, `Σ_tiles X Xᵀ` (the ops `outer_direct` and
-  `conv_direct`; `row_gram` of rows that are there);
-* *ghost*: positions instead of parameters, `G[r, q] = Σ_{s,u} (left_rs · left_qu) (right_rs · right_qu)`, products of a
-  side that blocks share (the activations under several tasks) made once (the ops `outer_ghost` and `conv_ghost`).
+* *direct*: the rows themselves, a tile of the parameter at a time, `Σ_tiles X Xᵀ` (the ops
+  `outer_direct` and `conv_direct`; `row_gram` of rows that are there);
+* *ghost*: positions instead of parameters, `G[r, q] = Σ_{s,u} (left_rs · left_qu) (right_rs ·
+  right_qu)`, products of a side that blocks share (the activations under several tasks) made once
+  (the ops `outer_ghost` and `conv_ghost`).
 
-Where every row is one outer product, one position, there is no choice: `rank_one_gram`, for many parameters at a time.
-A table that is looked up and multiplied with, as an embedding that is the head too, has rows of both kinds, which meet
-in `outer_gather`.
+Where every row is one outer product, one position, there is no choice: `rank_one_gram`, for many
+parameters at a time. A table that is looked up and multiplied with, as an embedding that is the
+head too, has rows of both kinds, which meet in `outer_gather`.
 
-Products of rows are summed in float64 everywhere: a float32 Gram loses half of the digits that a solve needs (see
-CONTRIBUTING.md). A row itself is rounded as any gradient of its dtype.
+Products of rows are summed in float64 everywhere: a float32 Gram loses half of the digits that a
+solve needs (see CONTRIBUTING.md). A row itself is rounded as any gradient of its dtype.
 
-`precision` says how exact the products under these sums must be, in torch's words: "highest", "high" (float32 products
-may be TF32×3) or "medium" (TF32, or bfloat16 where the input is). It is a permission: a kernel may be more exact, and
-plain torch is always at its highest.
+`precision` says how exact the products under these sums must be, in torch's words: "highest",
+"high" (float32 products may be TF32×3) or "medium" (TF32, or bfloat16 where the input is). It is a
+permission: a kernel may be more exact, and plain torch is always at its highest.
 """
 
 from __future__ import annotations
@@ -51,17 +52,19 @@ from mtu_fast._ops._library import define
 from mtu_fast._ops._pixels import Walk, by_pixel, patch_gram
 from mtu_fast._ops.explicit import conv_rows, gather_rows, outer_rows
 
-TILE = 1 << 18  # elements of a float64 tile that is read again at once: 2 MiB, what a core's cache holds
+# elements of a float64 tile that is read again at once: 2 MiB, what a core's cache holds
+TILE = 1 << 18
 PANELS = (12, 128)  # columns, and bytes, of the panels in csrc/cpu/direct.cpp
 TILE_PANELS = (8, 170)  # wide panels of a tile there: at least, and divided by the rows
-BUFFER = 1 << 22  # elements of explicit rows formed at a time: 16 MiB, below where allocators hand out fresh pages
+# elements of explicit rows formed at a time: 16 MiB, below where allocators hand out fresh pages
+BUFFER = 1 << 22
 
 
 class Cost(NamedTuple):
     """What is known of one parameter's Gram and of a combination of its rows, in the unit of `Costs`.
 
-    ghost, direct: a Gram by each route. combine: a combination from factors, one weight gradient. kept: both at once,
-    from rows that are formed and kept.
+    ghost, direct: a Gram by each route. combine: a combination from factors, one weight gradient.
+    kept: both at once, from rows that are formed and kept.
     """
 
     ghost: float
@@ -91,14 +94,18 @@ def costs(device: torch.device) -> Costs:
 def inexact(device: torch.device, dtype: torch.dtype, precision: str) -> bool:
     """Whether Grams of `dtype` on `device` sum products in less than float64: what the kernels' plans say."""
     if device.type != "cuda" or outer_ghost.why_no_kernel("CUDA"):
-        return False  # plain torch and the CPU's kernels multiply rows, and add the products, in float64
-    plans, (major, minor) = import_module("mtu_fast.kernels.plans"), torch.cuda.get_device_capability(device)
+        # plain torch and the CPU's kernels multiply rows, and add the products, in float64
+        return False
+    plans, (major, minor) = (
+        import_module("mtu_fast.kernels.plans"),
+        torch.cuda.get_device_capability(device),
+    )
     arch = 10 * major + minor
     made = (plans.row_plan(dtype, 1, arch), plans.ghost_plan(dtype, precision, arch))
     return any(plan is not None and plan.sums != WIDE for plan in made)
 
 
-# ---- explicit rows --------------------------------------------------------------------------------------------------
+# ---- explicit rows -------------------------------------------------------------------------------
 
 
 def _check_rows(rows: Sequence[Tensor], known: int = 0) -> None:
@@ -134,7 +141,7 @@ def _(rows: Sequence[Tensor], known: int = 0) -> Tensor:
 row_gram.triton("gram")
 
 
-# ---- outer products -------------------------------------------------------------------------------------------------
+# ---- outer products ------------------------------------------------------------------------------
 
 
 def _check_rank_one(left: Sequence[Tensor], right: Sequence[Tensor], parameters: int) -> None:
@@ -146,8 +153,11 @@ def _check_rank_one(left: Sequence[Tensor], right: Sequence[Tensor], parameters:
         )
     blocks = len(left) // parameters
     for i, (a, b) in enumerate(zip(left, right, strict=True)):
-        first = i % blocks, i - i % blocks  # the block of the first parameter, and the first one of this parameter
-        expected = [(*left[first[0]].shape[:1], *side[first[1]].shape[1:]) for side in (left, right)]
+        # the block of the first parameter, and the first one of this parameter
+        first = i % blocks, i - i % blocks
+        expected = [
+            (*left[first[0]].shape[:1], *side[first[1]].shape[1:]) for side in (left, right)
+        ]
         if a.dim() != 2 or b.dim() != 2 or [tuple(a.shape), tuple(b.shape)] != expected:
             raise ValueError(
                 f"the sides of block {i} have shapes {tuple(a.shape)} and {tuple(b.shape)}, expected {expected[0]} and "
@@ -155,11 +165,14 @@ def _check_rank_one(left: Sequence[Tensor], right: Sequence[Tensor], parameters:
             )
 
 
-@define("rank_one_gram(Tensor[] left, Tensor[] right, int parameters) -> Tensor", check=_check_rank_one)
+@define(
+    "rank_one_gram(Tensor[] left, Tensor[] right, int parameters) -> Tensor", check=_check_rank_one
+)
 def rank_one_gram(left: Sequence[Tensor], right: Sequence[Tensor], parameters: int) -> Tensor:
     """`G = Σ_j (L_j L_jᵀ) ∘ (R_j R_jᵀ)`: rows that are one outer product, `left ⊗ right`, in several parameters j.
 
-    Blocks left `[R_i, A_j]` and right `[R_i, B_j]`, those of a parameter together -> float64 `[R, R]`.
+    Blocks left `[R_i, A_j]` and right `[R_i, B_j]`, those of a parameter together -> float64 `[R,
+    R]`.
     """
     blocks = len(left) // parameters
     sides = [side[j : j + blocks] for j in range(0, len(left), blocks) for side in (left, right)]
@@ -181,7 +194,9 @@ def _side_gram(blocks: Sequence[Tensor]) -> Tensor:
     groups = families(blocks)
     if len(groups) == len(blocks):
         return row_gram(blocks)
-    starts = dict(zip((f[0] for f in groups), offsets([blocks[f[0]] for f in groups]), strict=False))
+    starts = dict(
+        zip((f[0] for f in groups), offsets([blocks[f[0]] for f in groups]), strict=False)
+    )
     first = {i: starts[family[0]] for family in groups for i in family}
     at = torch.cat([torch.arange(len(t), device=t.device) + first[i] for i, t in enumerate(blocks)])
     return row_gram([blocks[f[0]] for f in groups])[at[:, None], at]
@@ -192,7 +207,9 @@ def _(left: Sequence[Tensor], right: Sequence[Tensor], parameters: int) -> Tenso
     return square(left[: len(left) // parameters])
 
 
-def outer_gram(left: Sequence[Tensor], right: Sequence[Tensor], precision: str = "highest") -> Tensor:
+def outer_gram(
+    left: Sequence[Tensor], right: Sequence[Tensor], precision: str = "highest"
+) -> Tensor:
     """`G = J Jᵀ` of rows `Σ_s left ⊗ right`: blocks left `[R_i, S_i, A]`, right `[R_i, S_i, B]` -> float64 `[R, R]`."""
     check_sides(left, right, precision)
     route = outer_route(left, right)
@@ -215,7 +232,9 @@ def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor]) -> Cost:
     positions = sum(t.shape[0] * t.shape[1] for t in left)
     apart = [sum(t.shape[0] * t.shape[1] for t in distinct(side)) for side in (left, right)]
     ghost = cost.reduce * positions**2
-    ghost += sum((cost.product * n + cost.widen) * n * width for n, width in zip(apart, (a, b), strict=True))
+    ghost += sum(
+        (cost.product * n + cost.widen) * n * width for n, width in zip(apart, (a, b), strict=True)
+    )
     formed = _Forming(r, positions, (a, apart[0]), (b, apart[1]), left[0].dtype == WIDE)
     return _cost(cost, ghost, formed, fused=True, calls=0.0)
 
@@ -257,7 +276,10 @@ def _cost(cost: Costs, ghost: float, form: _Forming, *, fused: bool, calls: floa
     """The cost where a Gram from positions costs `ghost`; fused: rows are formed in cache; calls: beside the work."""
     if not form.columns or not form.rows:
         return Cost(ghost, 0.0, 0.0, 0.0)
-    products, written = cost.row_product * form.rows**2 * form.columns, cost.row * form.rows * form.columns
+    products, written = (
+        cost.row_product * form.rows**2 * form.columns,
+        cost.row * form.rows * form.columns,
+    )
     formed = form.work + calls + written + products
     direct = form.in_cache(cost) if fused and cost.tile is not None else formed
     return Cost(ghost, direct, form.work, formed + written)
@@ -270,7 +292,9 @@ def outer_direct(left: Sequence[Tensor], right: Sequence[Tensor], precision: str
     gram = left[0].new_zeros(r, r, dtype=WIDE)
     step = max(1, BUFFER // max(r * b, 1))
     for start in range(0, a, step):
-        tiles = [outer_rows(p[:, :, start : start + step], q) for p, q in zip(left, right, strict=True)]
+        tiles = [
+            outer_rows(p[:, :, start : start + step], q) for p, q in zip(left, right, strict=True)
+        ]
         gram += row_gram([t.flatten(1) for t in tiles])
     return gram
 
@@ -294,11 +318,17 @@ def outer_ghost(left: Sequence[Tensor], right: Sequence[Tensor], precision: str)
         for other in groups[f:]:
             c = a if family is other else left[other[0]].to(WIDE)
             for lo, hi in _strips(a.shape[0], a.shape[1] * c.shape[0] * c.shape[1]):
-                cut = lo if family is other and len(family) == 1 else 0  # the upper triangle is enough
+                # the upper triangle is enough
+                cut = lo if family is other and len(family) == 1 else 0
                 shared = a[lo:hi].flatten(0, 1) @ c[cut:].flatten(0, 1).T  # [strip·S, Q·U]
                 for i, j in pairs(family, other):
                     tile = wide[i][lo:hi].flatten(0, 1) @ wide[j][cut:].flatten(0, 1).T
-                    tile = tile.mul_(shared).view(hi - lo, a.shape[1], c.shape[0] - cut, c.shape[1]).sum((1, 3))
+                    tile = (
+                        tile
+                        .mul_(shared)
+                        .view(hi - lo, a.shape[1], c.shape[0] - cut, c.shape[1])
+                        .sum((1, 3))
+                    )
                     place(gram, tile, starts[i] + lo, starts[j] + cut)
     return gram
 
@@ -311,9 +341,12 @@ def _(left: Sequence[Tensor], right: Sequence[Tensor], precision: str) -> Tensor
 outer_ghost.triton("gram")
 
 
-# ---- convolutions ---------------------------------------------------------------------------------------------------
+# ---- convolutions --------------------------------------------------------------------------------
 
-def conv_gram(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, precision: str = "highest") -> Tensor:
+
+def conv_gram(
+    x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, precision: str = "highest"
+) -> Tensor:
     """`G = J Jᵀ` of convolution weight gradients: blocks x `[R_i, F, C, *]`, b `[R_i, F, O, *]` -> float64 `[R, R]`."""
     check_sides(x, b, precision)
     walk = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
@@ -325,7 +358,10 @@ def conv_gram(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, prec
 
 
 def _by_rows(
-    x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, form: Callable[[Tensor, Tensor, Geometry], Tensor]
+    x: Sequence[Tensor],
+    b: Sequence[Tensor],
+    geometry: Geometry,
+    form: Callable[[Tensor, Tensor, Geometry], Tensor],
 ) -> Tensor:
     """`conv_gram` of rows formed by `form`, a tile of output channels at a time where they can be told apart."""
     r = sum(t.shape[0] for t in x)
@@ -334,7 +370,11 @@ def _by_rows(
     step = max(1, BUFFER // max(r * prod(geometry.weight[1:]), 1)) if geometry.plain else channels
     for start in range(0, channels, step):
         stop = min(start + step, channels)
-        part = replace(geometry, weight=(stop - start, *geometry.weight[1:])) if geometry.plain else geometry
+        part = (
+            replace(geometry, weight=(stop - start, *geometry.weight[1:]))
+            if geometry.plain
+            else geometry
+        )
         tiles = [form(x_i, b_i[:, :, start:stop], part) for x_i, b_i in zip(x, b, strict=True)]
         gram += row_gram([t.flatten(1) for t in tiles])
     return gram
@@ -357,13 +397,18 @@ def conv_cost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> C
         if cost.patches:
             pixels_in, width_in = sum(_positions(t) for _, t in first), taps * x[0].shape[2]
         else:
-            pixels_in, width_in = sum(_reached(t, u.shape[3:], geometry.kernel) for t, u in first), x[0].shape[2]
+            pixels_in, width_in = (
+                sum(_reached(t, u.shape[3:], geometry.kernel) for t, u in first),
+                x[0].shape[2],
+            )
         ghost = cost.reduce * (taps * pixels_in**2 + pixels_out**2)
         for n, width in ((pixels_in, width_in), (pixels_out, b[0].shape[2])):
             ghost += (cost.product * n + cost.widen) * n * width
     seen, own = (sum(_positions(b[family[0]]) for family in families(side)) for side in (x, b))
     outputs = geometry.weight[1 if geometry.transposed else 0]
-    form = _Forming(r, pixels_out, (p // max(outputs, 1), seen), (outputs, own), x[0].dtype == WIDE, taps > 1)
+    form = _Forming(
+        r, pixels_out, (p // max(outputs, 1), seen), (outputs, own), x[0].dtype == WIDE, taps > 1
+    )
     calls = 0.0 if geometry.pointwise else r * (cost.call + (large if p > border else small) * p)
     return _cost(cost, ghost, form, fused=geometry.plain, calls=calls)
 
@@ -375,20 +420,28 @@ def _positions(t: Tensor) -> int:
 
 def _reached(x: Tensor, grid: Sequence[int], kernel: Sequence[int]) -> int:
     """How many pixels of x a tap reaches, at most."""
-    return x.shape[0] * x.shape[1] * prod(min(n, o * k) for n, o, k in zip(x.shape[3:], grid, kernel, strict=True))
+    return (
+        x.shape[0]
+        * x.shape[1]
+        * prod(min(n, o * k) for n, o, k in zip(x.shape[3:], grid, kernel, strict=True))
+    )
 
 
 _WALK = "int[] kernel, int[] stride, int[] padding, int[] dilation"
 
 
-@define(f"conv_direct(Tensor[] x, Tensor[] b, {_WALK}, str precision) -> Tensor", check=check_images)
+@define(
+    f"conv_direct(Tensor[] x, Tensor[] b, {_WALK}, str precision) -> Tensor", check=check_images
+)
 def conv_direct(
     x: Sequence[Tensor], b: Sequence[Tensor], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], precision: str,
 ) -> Tensor:  # fmt: skip
     """`conv_gram` of one group, forward, by rows, a tile of them at a time."""
     weight = (b[0].shape[2], x[0].shape[2], *kernel)
-    geometry = Geometry(weight, tuple(stride), tuple(padding), tuple(dilation), False, (0,) * len(kernel), 1)
+    geometry = Geometry(
+        weight, tuple(stride), tuple(padding), tuple(dilation), False, (0,) * len(kernel), 1
+    )
     return _by_rows(x, b, geometry, plain_rows)
 
 
@@ -416,14 +469,25 @@ def conv_ghost(
         for other in groups[f:]:
             cols, theirs = x[other[0]], b[other[0]]
             grid = theirs.shape[3:]
-            width = mine.shape[1] * prod(mine.shape[3:]) * theirs.shape[0] * theirs.shape[1] * prod(grid)
+            width = (
+                mine.shape[1]
+                * prod(mine.shape[3:])
+                * theirs.shape[0]
+                * theirs.shape[1]
+                * prod(grid)
+            )
             for lo, hi in _strips(rows.shape[0], width):
                 cut = lo if family is other and len(family) == 1 else 0
                 patches = patch_gram(rows[lo:hi], cols[cut:], mine.shape[3:], grid, walk)
                 for i, j in pairs(family, other):
                     left, right = gradients[i][lo:hi], gradients[j][cut:]
                     tile = left.flatten(0, 1) @ right.flatten(0, 1).T
-                    tile = tile.mul_(patches).view(hi - lo, left.shape[1], len(right), right.shape[1]).sum((1, 3))
+                    tile = (
+                        tile
+                        .mul_(patches)
+                        .view(hi - lo, left.shape[1], len(right), right.shape[1])
+                        .sum((1, 3))
+                    )
                     place(gram, tile, starts[i] + lo, starts[j] + cut)
     return gram
 
@@ -436,11 +500,16 @@ def _(x: Sequence[Tensor], *_: object) -> Tensor:
 conv_ghost.triton("gram")
 
 
-# ---- table look-ups -------------------------------------------------------------------------------------------------
+# ---- table look-ups ------------------------------------------------------------------------------
 
 
-@define('gather_gram(Tensor[] index, Tensor[] values, str precision="highest") -> Tensor', check=check_lookups)
-def gather_gram(index: Sequence[Tensor], values: Sequence[Tensor], precision: str = "highest") -> Tensor:
+@define(
+    'gather_gram(Tensor[] index, Tensor[] values, str precision="highest") -> Tensor',
+    check=check_lookups,
+)
+def gather_gram(
+    index: Sequence[Tensor], values: Sequence[Tensor], precision: str = "highest"
+) -> Tensor:
     """`G = J Jᵀ` of scattered rows: blocks index `[R_i, S_i]`, values `[R_i, S_i, D]` -> float64 `[R, R]`.
 
     Only table entries that occur are formed, a tile of them at a time.
@@ -448,14 +517,20 @@ def gather_gram(index: Sequence[Tensor], values: Sequence[Tensor], precision: st
     r = sum(t.shape[0] for t in index)
     gram = values[0].new_zeros(r, r, dtype=WIDE)
     used, flat = torch.unique(torch.cat([t.flatten() for t in index]), return_inverse=True)
-    compact = [c.view_as(t) for c, t in zip(flat.split([t.numel() for t in index]), index, strict=True)]
+    compact = [
+        c.view_as(t) for c, t in zip(flat.split([t.numel() for t in index]), index, strict=True)
+    ]
     step = max(1, BUFFER // max(r * values[0].shape[2], 1))
     for start in range(0, used.numel(), step):
         size = min(step, used.numel() - start)
         tiles = []
         for where, value in zip(compact, values, strict=True):
             inside = (where >= start) & (where < start + size)
-            tiles.append(gather_rows((where - start).clamp(0, size - 1), value * inside[..., None], size).flatten(1))
+            tiles.append(
+                gather_rows(
+                    (where - start).clamp(0, size - 1), value * inside[..., None], size
+                ).flatten(1)
+            )
         gram += row_gram(tiles)
     return gram
 
@@ -468,7 +543,7 @@ def _(index: Sequence[Tensor], values: Sequence[Tensor], precision: str = "highe
 gather_gram.triton("gram")
 
 
-# ---- outer products with table look-ups ------------------------------------------------------------------------------
+# ---- outer products with table look-ups ----------------------------------------------------------
 
 
 def _check_met(
@@ -494,9 +569,10 @@ def outer_gather(
 ) -> Tensor:  # fmt: skip
     """`C[r, q] = Σ_{s,t} left_rs[index_qt] (right_rs · values_qt)`: outer products met with scattered rows of a table.
 
-    Blocks left `[R_i, S_i, A]`, right `[R_i, S_i, B]`, and index `[Q_j, T_j]` into A, values `[Q_j, T_j, B]` -> float64
-    `[R, Q]`. No row of the table's size is formed: a strip of products of positions, and the entries of `left` that
-    they go with. Products with a right side that blocks share (the activations under several tasks) are made once.
+    Blocks left `[R_i, S_i, A]`, right `[R_i, S_i, B]`, and index `[Q_j, T_j]` into A, values `[Q_j,
+    T_j, B]` -> float64 `[R, Q]`. No row of the table's size is formed: a strip of products of
+    positions, and the entries of `left` that they go with. Products with a right side that blocks
+    share (the activations under several tasks) are made once.
     """
     starts, ends = offsets(left), offsets(index)
     found = left[0].new_zeros(starts[-1], ends[-1], dtype=WIDE)
@@ -519,8 +595,12 @@ def outer_gather(
 
 
 @outer_gather.fake
-def _(left: Sequence[Tensor], right: Sequence[Tensor], index: Sequence[Tensor], *_: object) -> Tensor:
-    return left[0].new_empty(sum(t.shape[0] for t in left), sum(t.shape[0] for t in index), dtype=WIDE)
+def _(
+    left: Sequence[Tensor], right: Sequence[Tensor], index: Sequence[Tensor], *_: object
+) -> Tensor:
+    return left[0].new_empty(
+        sum(t.shape[0] for t in left), sum(t.shape[0] for t in index), dtype=WIDE
+    )
 
 
 def _strips(rows: int, width: int) -> Iterator[tuple[int, int]]:

@@ -21,7 +21,9 @@ def _check(
         if not t.is_floating_point():
             raise TypeError(f"{name} is of {t.dtype}, expected a floating dtype.")
     if groups < 1 or x.shape[2] % groups or b.shape[2] % groups:
-        raise ValueError(f"groups is {groups}, expected a divisor of {x.shape[2]} and of {b.shape[2]} channels.")
+        raise ValueError(
+            f"groups is {groups}, expected a divisor of {x.shape[2]} and of {b.shape[2]} channels."
+        )
 
 
 @define(
@@ -51,7 +53,9 @@ def grouped_rows(
         ValueError: sizes that do not belong together.
     """
     weight, none = (b.shape[2], x.shape[2] // groups, *kernel), (0,) * len(kernel)
-    return plain_rows(x, b, Geometry(weight, tuple(stride), tuple(padding), tuple(dilation), False, none, groups))
+    return plain_rows(
+        x, b, Geometry(weight, tuple(stride), tuple(padding), tuple(dilation), False, none, groups)
+    )
 
 
 @grouped_rows.fake

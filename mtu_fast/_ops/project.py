@@ -1,7 +1,7 @@
 """`g - Qᵀ(Q g)`, the part of g outside the span of orthonormal rows Q, or `Qᵀ(Q g)`, the part inside.
 
-Both lie across a list of parameters. Two passes over Q, which is by far the largest: the coefficients need all of it
-before the first element of the result.
+Both lie across a list of parameters. Two passes over Q, which is by far the largest: the
+coefficients need all of it before the first element of the result.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ def project(
 ) -> Tensor | list[Tensor]:
     """`g - Qᵀ(Q g)`, out of the span of the rows of Q, or `Qᵀ(Q g)`, into it.
 
-    The inner products run over the whole list, in float64; the result is rounded once. Rows of zeros in Q, such as
-    `orthonormalize` leaves for dependent rows, change nothing. The result carries no gradient.
+    The inner products run over the whole list, in float64; the result is rounded once. Rows of
+    zeros in Q, such as `orthonormalize` leaves for dependent rows, change nothing. The result
+    carries no gradient.
 
     Args:
-        g: One tensor a parameter, of its shape, or M vectors at once, `[M, *shape]` (they share each pass over Q). The
-            shape of a parameter is that of Q without the first dimension. Dtypes may differ from Q's.
+        g: One tensor a parameter, of its shape, or M vectors at once, `[M, *shape]` (they share
+            each pass over Q). The shape of a parameter is that of Q without the first dimension.
+            Dtypes may differ from Q's.
         Q: K rows, orthonormal over the whole list, `[K, *shape]` for each parameter.
         into: Project into the span instead of out of it.
 
@@ -50,19 +52,25 @@ def project(
     if isinstance(g, Tensor) and isinstance(Q, Tensor):
         return project([g], [Q], into)[0]
     if isinstance(g, Tensor) or isinstance(Q, Tensor):
-        raise TypeError("project: one of g and Q is a tensor and the other a sequence; pass two tensors or two lists.")
+        raise TypeError(
+            "project: one of g and Q is a tensor and the other a sequence; pass two tensors or two lists."
+        )
     _check(g, Q)
     if not g:
         return []
     several = g[0].dim() == Q[0].dim()
-    vectors = [t.detach()[..., None].flatten(1) if several else t.detach().reshape(1, -1) for t in g]
+    vectors = [
+        t.detach()[..., None].flatten(1) if several else t.detach().reshape(1, -1) for t in g
+    ]
     parts = project_op(vectors, [t.detach()[..., None].flatten(1) for t in Q], bool(into))
     return [part.view(t.shape) for part, t in zip(parts, g, strict=True)]
 
 
 def _check(g: Sequence[Tensor], Q: Sequence[Tensor]) -> None:
     if len(g) != len(Q):
-        raise ValueError(f"project: g has {len(g)} tensors, Q has {len(Q)}; expected one of each for every parameter.")
+        raise ValueError(
+            f"project: g has {len(g)} tensors, Q has {len(Q)}; expected one of each for every parameter."
+        )
     for name, tensors in (("g", g), ("Q", Q)):
         for i, t in enumerate(tensors):
             if not isinstance(t, Tensor):
@@ -70,9 +78,13 @@ def _check(g: Sequence[Tensor], Q: Sequence[Tensor]) -> None:
     for i, (vector, rows) in enumerate(zip(g, Q, strict=True)):
         for name, t in (("g", vector), ("Q", rows)):
             if t.dtype not in FLOATS:
-                raise TypeError(f"project: {name}[{i}] is {t.dtype}, expected one of {', '.join(map(str, FLOATS))}.")
+                raise TypeError(
+                    f"project: {name}[{i}] is {t.dtype}, expected one of {', '.join(map(str, FLOATS))}."
+                )
             if t.device != Q[0].device:
-                raise ValueError(f"project: {name}[{i}] is on {t.device}, Q[0] on {Q[0].device}; use one device.")
+                raise ValueError(
+                    f"project: {name}[{i}] is on {t.device}, Q[0] on {Q[0].device}; use one device."
+                )
         if rows.dim() == 0:
             raise ValueError(f"project: Q[{i}] is a scalar, expected [K, *shape of the parameter].")
         if len(rows) != len(Q[0]):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from mtu_fast.methods import SUBSPACE, Roles
 from mtu_fast._ops._blocks import check_blocks
 from mtu_fast._rows.uses import Use
+from mtu_fast.methods import SUBSPACE, Roles
 
 PER = ("total", "layer", "tensor")
 
@@ -61,10 +61,11 @@ class Shared:
 class Block:
     """The rows of one task of one call.
 
-    uses: parameter index -> the rows' gradients. outside: kind -> gradients of the summed row losses by the parameters
-    outside. versions: of the parameters and of all that the uses hold, when the rows were taken. kept: the rows outlive
-    their step, belong to the point where they were taken, and are not used up. grams: group of parameters -> Gram of
-    the block with itself, where it is kept.
+    uses: parameter index -> the rows' gradients. outside: kind -> gradients of the summed row
+    losses by the parameters outside. versions: of the parameters and of all that the uses hold,
+    when the rows were taken. kept: the rows outlive their step, belong to the point where they were
+    taken, and are not used up. grams: group of parameters -> Gram of the block with itself, where
+    it is kept.
     """
 
     roles: Roles
@@ -76,7 +77,9 @@ class Block:
     grams: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def of(roles: Roles, uses: dict[int, Use], outside: dict[int, dict[Tensor, Tensor]], shared: Shared) -> Block:
+    def of(
+        roles: Roles, uses: dict[int, Use], outside: dict[int, dict[Tensor, Tensor]], shared: Shared
+    ) -> Block:
         """A block of rows taken now."""
         return Block(roles, uses, outside, (shared.versions(), _versions(uses)))
 
@@ -102,7 +105,10 @@ def join_roles(parts: Sequence[Roles]) -> Roles:
     if len(parts) == 1:
         return parts[0]
     tasks = tuple(dict.fromkeys(task for part in parts for task in part.tasks))
-    moved = [torch.tensor([tasks.index(t) for t in part.tasks], device=part.task.device)[part.task] for part in parts]
+    moved = [
+        torch.tensor([tasks.index(t) for t in part.tasks], device=part.task.device)[part.task]
+        for part in parts
+    ]
     lowest = min((part.dtype for part in parts), key=lambda dtype: -torch.finfo(dtype).eps)
     return Roles(
         torch.cat(moved), torch.cat([p.sample for p in parts]), torch.cat([p.kind for p in parts]),

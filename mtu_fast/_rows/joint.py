@@ -1,7 +1,7 @@
 """What several uses make together: one use, one Gram, one combination, of one parameter or of many.
 
-Uses of one shape and chain meet on this side of it, of whatever kinds; others in the space of the parameter itself, as
-explicit rows.
+Uses of one shape and chain meet on this side of it, of whatever kinds; others in the space of the
+parameter itself, as explicit rows.
 """
 
 from __future__ import annotations
@@ -18,19 +18,32 @@ from torch import Tensor
 
 from mtu_fast._ops import gram as op
 from mtu_fast._ops._blocks import WIDE, memory, same
-from mtu_fast._rows.uses import Blocks, Chain, Common, Conv, Dense, Gather, Outer, Several, Use, weigh
+from mtu_fast._rows.uses import (
+    Blocks,
+    Chain,
+    Common,
+    Conv,
+    Dense,
+    Gather,
+    Outer,
+    Several,
+    Use,
+    weigh,
+)
 
-SMALL = 1 << 14  # numbers of a row: below, calls cost more than the work, and parameters are taken together
+# numbers of a row: below, calls cost more than the work, and parameters are taken together
+SMALL = 1 << 14
 U = TypeVar("U", bound=Use)
 
-# ---- one parameter --------------------------------------------------------------------------------------------------
+# ---- one parameter -------------------------------------------------------------------------------
 
 
 def merge(uses: Sequence[Use]) -> Use:
     """One use for the sum of several uses of one parameter by the same rows.
 
-    Kinds of factors stay beside one another, since their rows may be far larger: one row of a table is the table. Where
-    some are rows already, all become rows: those take no more memory, and other kinds meet rows by forming their own.
+    Kinds of factors stay beside one another, since their rows may be far larger: one row of a table
+    is the table. Where some are rows already, all become rows: those take no more memory, and other
+    kinds meet rows by forming their own.
     """
     first = uses[0]
     if len(uses) == 1:
@@ -50,7 +63,9 @@ def _parts(use: Use) -> tuple[Use, ...]:
 
 
 def _sum(parts: Sequence[Use]) -> Use:
-    return parts[0] if len(parts) == 1 else Several(parts[0].shape, tuple(parts), chain=parts[0].chain)
+    return (
+        parts[0] if len(parts) == 1 else Several(parts[0].shape, tuple(parts), chain=parts[0].chain)
+    )
 
 
 def _alike(uses: Sequence[Use]) -> Use:
@@ -59,12 +74,17 @@ def _alike(uses: Sequence[Use]) -> Use:
     if len(uses) == 1:
         return first
     if isinstance(first, Outer | Gather):
-        found = first.with_tensors(*(torch.cat(side, 1) for side in zip(*(u.tensors for u in uses), strict=True)))
+        found = first.with_tensors(
+            *(torch.cat(side, 1) for side in zip(*(u.tensors for u in uses), strict=True))
+        )
         if isinstance(found, Gather):
             return replace(found, sparse=all(u.sparse for u in _only(Gather, uses)))
         return found
     if commons := _only(Common, uses):
-        scale, direction = torch.cat([u.scale for u in commons], 1), torch.cat([u.direction for u in commons])
+        scale, direction = (
+            torch.cat([u.scale for u in commons], 1),
+            torch.cat([u.direction for u in commons]),
+        )
         return Common(first.shape, scale, direction, chain=first.chain)
     if stacks := _only(Blocks, uses):
         blocks = _by_block(stacks)
@@ -76,7 +96,11 @@ def _alike(uses: Sequence[Use]) -> Use:
 
 def is_table(use: Use) -> bool:
     """Whether a row is a large table of which other uses than its look-ups are known."""
-    return prod(use.shape) > SMALL and isinstance(use, Several) and any(isinstance(part, Gather) for part in use.parts)
+    return (
+        prod(use.shape) > SMALL
+        and isinstance(use, Several)
+        and any(isinstance(part, Gather) for part in use.parts)
+    )
 
 
 def aligned(uses: Sequence[Use]) -> bool:
@@ -87,8 +111,8 @@ def aligned(uses: Sequence[Use]) -> bool:
 def combine(uses: Sequence[Use], weights: Sequence[Tensor]) -> Tensor:
     """`Σ_i Σ_r w_i[r] row_i[r]` over several uses of one parameter, in the parameter's shape.
 
-    Uses that share an activation (one forward under several tasks) add up their weighted output gradients first: one
-    weight gradient for all of them.
+    Uses that share an activation (one forward under several tasks) add up their weighted output
+    gradients first: one weight gradient for all of them.
     """
     parts: list[tuple[Use, Tensor | None]] = []  # without weights where they are in the use already
     given = [(part, w) for use, w in zip(uses, weights, strict=True) for part in _parts(use)]
@@ -128,9 +152,9 @@ def _joined(u: Use, w: Tensor, v: Use, of_v: Tensor | None) -> Use | None:
 def gram(uses: Sequence[Use], precision: str = "highest", known: int = 0) -> Tensor:
     """`G = J Jᵀ` of one parameter over the rows of several uses, float64 `[ΣR, ΣR]`; `precision` as in `ops.gram`.
 
-    Kinds of factors go to their ops, kind by kind and pair by pair; what has no op meets as explicit rows, a tile of
-    them at a time where uses share their space. Products of the last `known` rows with one another, which are explicit,
-    are left out.
+    Kinds of factors go to their ops, kind by kind and pair by pair; what has no op meets as
+    explicit rows, a tile of them at a time where uses share their space. Products of the last
+    `known` rows with one another, which are explicit, are left out.
     """
     if not aligned(uses):
         return op.row_gram([u.grounded().matrix() for u in uses], known)
@@ -155,8 +179,8 @@ def gram(uses: Sequence[Use], precision: str = "highest", known: int = 0) -> Ten
 def _apart(uses: Sequence[Use]) -> list[tuple[list[int], list[Use]]]:
     """The parts of aligned uses, kind by kind: which of the uses have any, and those.
 
-    Kinds are told apart where they have a product of their own. Others are one kind, that of explicit rows: whatever
-    they meet, they are formed.
+    Kinds are told apart where they have a product of their own. Others are one kind, that of
+    explicit rows: whatever they meet, they are formed.
     """
     kinds = {_kind(part) for use in uses for part in _parts(use)} - {Common}
     formed = len(kinds) > 1 and not (kinds <= {Outer, Gather} and len(uses[0].shape) == 2)
@@ -177,7 +201,9 @@ def _gram_alike(uses: Sequence[Use], precision: str) -> Tensor:
     if outers := _only(Outer, uses):
         return op.outer_gram([u.left for u in outers], [u.right for u in outers], precision)
     if convs := _only(Conv, uses):
-        return op.conv_gram([u.x for u in convs], [u.b for u in convs], convs[0].geometry, precision)
+        return op.conv_gram(
+            [u.x for u in convs], [u.b for u in convs], convs[0].geometry, precision
+        )
     if gathers := _only(Gather, uses):
         return op.gather_gram([u.index for u in gathers], [u.values for u in gathers], precision)
     if commons := _only(Common, uses):
@@ -213,12 +239,17 @@ def _by_block(uses: Sequence[Blocks]) -> dict[int, tuple[list[int], list[Use]]]:
 def _cross_gram(uses: Sequence[Use], others: Sequence[Use], precision: str) -> Tensor:
     """The rows' inner products with those of aligned uses of another kind, float64 `[R, R']`."""
     if commons := _only(Common, uses):
-        return torch.cat([u.scale.to(WIDE) @ torch.stack([_inner(others, d) for d in u.direction]) for u in commons])
+        return torch.cat([
+            u.scale.to(WIDE) @ torch.stack([_inner(others, d) for d in u.direction])
+            for u in commons
+        ])
     outers, gathers = _only(Outer, uses), _only(Gather, others)
     if not outers or not gathers:
         return _cross_gram(others, uses, precision).T
     sides = ([u.left for u in outers], [u.right for u in outers])
-    return op.outer_gather(*sides, [u.index for u in gathers], [u.values for u in gathers], precision)
+    return op.outer_gather(
+        *sides, [u.index for u in gathers], [u.values for u in gathers], precision
+    )
 
 
 def _inner(uses: Sequence[Use], d: Tensor) -> Tensor:
@@ -245,15 +276,19 @@ def _route(uses: Sequence[Use]) -> str:
     if outers := _only(Outer, uses):
         return "outer, " + op.outer_route([u.left for u in outers], [u.right for u in outers])
     if convs := _only(Conv, uses):
-        return "conv, " + op.conv_route([u.x for u in convs], [u.b for u in convs], convs[0].geometry)
+        return "conv, " + op.conv_route(
+            [u.x for u in convs], [u.b for u in convs], convs[0].geometry
+        )
     if _only(Gather, uses):
         return "entries that occur"
     if stacks := _only(Blocks, uses):
-        return "blocks: " + ", ".join(sorted({route(parts) for _, parts in _by_block(stacks).values()}))
+        return "blocks: " + ", ".join(
+            sorted({route(parts) for _, parts in _by_block(stacks).values()})
+        )
     return "directions in common" if _only(Common, uses) else "explicit rows"
 
 
-# ---- many parameters ------------------------------------------------------------------------------------------------
+# ---- many parameters -----------------------------------------------------------------------------
 
 
 def rank_one(uses: Sequence[Use]) -> list[Outer]:
@@ -267,8 +302,8 @@ def rank_one_gram(
 ) -> tuple[Tensor, list[list[Use]]]:
     """The sum of `gram` over parameters with uses of rank one by the same rows: one call for all of them.
 
-    Parameters of explicit rows `beside` them that are a side of the outer products (a bias) join as products with 1,
-    the products of that side being known; the others are handed back.
+    Parameters of explicit rows `beside` them that are a side of the outer products (a bias) join as
+    products with 1, the products of that side being known; the others are handed back.
     """
     pairs = [([u.left[:, 0] for u in uses], [u.right[:, 0] for u in uses]) for uses in parameters]
     one = pairs[0][0][0].new_ones(())

@@ -1,8 +1,9 @@
 """Refinement: what a Gram of rounded products leaves of `J_a d = 0` is measured on the rows, and taken off d.
 
-Weights from a Gram that errs by ε leave about ε · cond² of what they should remove, and rounding `Jᵀ w` leaves some
-more. `J_a d` is known to rounding (`push`); the same Gram then gives the combination `Jᵀ c` that removes it up to a
-share ε · cond² of itself. A pass is one combine and one push.
+Weights from a Gram that errs by ε leave about ε · cond² of what they should remove, and rounding
+`Jᵀ w` leaves some more. `J_a d` is known to rounding (`push`); the same Gram then gives the
+combination `Jᵀ c` that removes it up to a share ε · cond² of itself. A pass is one combine and one
+push.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mtu_fast._ops.gram_schmidt import condition
 from mtu_fast.methods import Method, Roles
 from mtu_fast.methods.base import Constrained, Constraint
-from mtu_fast._ops.gram_schmidt import condition
 
-CONDITION = 1e2  # below, sums of float32 products in float64 cost no more digits than rounding `Jᵀ w` does
+# below, sums of float32 products in float64 cost no more digits than rounding `Jᵀ w` does
+CONDITION = 1e2
 PASSES = 3
 
 Direction = dict[Tensor, Tensor]
@@ -26,26 +28,34 @@ Direction = dict[Tensor, Tensor]
 class Space(Protocol):
     """Rows: `combine` is Jᵀ w, `push` is J d."""
 
-    def combine(self, w: Tensor) -> Direction: ...  # noqa: D102
-    def push(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor: ...  # noqa: D102
+    def combine(self, w: Tensor) -> Direction: ...
+    def push(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor: ...
 
 
 def sensitive(method: Method, G: Tensor, roles: Roles, w: Tensor) -> Constraint | None:
     """What the weights of a method are bound to, if it is to be refined; else None."""
     constraint = method.constraint(G, roles, w) if isinstance(method, Constrained) else None
-    if constraint is None or not bool((condition(constraint.gram, _length(G), constraint.tol) > CONDITION).any()):
+    if constraint is None or not bool(
+        (condition(constraint.gram, _length(G), constraint.tol) > CONDITION).any()
+    ):
         return None
     return constraint
 
 
 def refined(
-    rows: Space, w: Tensor, constraint: Constraint, G: Tensor, blocks: Mapping[Tensor, int], per: str
+    rows: Space,
+    w: Tensor,
+    constraint: Constraint,
+    G: Tensor,
+    blocks: Mapping[Tensor, int],
+    per: str,
 ) -> tuple[Direction, Tensor]:
     """`Jᵀ w`, its constrained part d by `d ← d - Jᵀ c(J d)`, and the largest `|J_a d| / (|J_a| |d|)` that is left.
 
-    A pass counts in a block where it halves what is left and does not lengthen d: what is wrong in d lies in the span
-    of the rows, across the true d, so that d is longer the more is wrong in it. The first pass that counts in none is
-    the last; where a Gram is too rough to remove anything, d stays what it was.
+    A pass counts in a block where it halves what is left and does not lengthen d: what is wrong in
+    d lies in the span of the rows, across the true d, so that d is longer the more is wrong in it.
+    The first pass that counts in none is the last; where a Gram is too rough to remove anything, d
+    stays what it was.
 
     Args:
         rows: what w weighs.

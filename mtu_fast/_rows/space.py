@@ -14,7 +14,8 @@ class Space:
 
     Args:
         model: any module.
-        params: the shared parameters, frozen ones among them from the moment they require grad; None for all.
+        params: the shared parameters, frozen ones among them from the moment they require grad;
+            None for all.
         precision: see `Engine`.
 
     Attributes:
@@ -23,12 +24,15 @@ class Space:
 
     Raises:
         TypeError: `model` is not a module, or `params` are not tensors, or are complex.
-        ValueError: no parameter requires grad, one of `params` is not the model's, or `precision` is unknown.
+        ValueError: no parameter requires grad, one of `params` is not the model's, or `precision`
+            is unknown.
     """
 
     def __init__(self, model: nn.Module, params: Iterable[Tensor] | None, precision: str) -> None:
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model: found {type(model).__name__}, expected a module; see `params` for a choice.")
+            raise TypeError(
+                f"model: found {type(model).__name__}, expected a module; see `params` for a choice."
+            )
         self.model = model
         given = [params] if isinstance(params, nn.Module | Tensor) else params
         self._given = None if given is None else list(given)
@@ -39,7 +43,9 @@ class Space:
                 raise TypeError(
                     f"params: found {type(p).__name__}, expected parameters; pass model.backbone.parameters()."
                 )
-        strange = [tuple(p.shape) for p in self._given or () if p.requires_grad and id(p) not in names]
+        strange = [
+            tuple(p.shape) for p in self._given or () if p.requires_grad and id(p) not in names
+        ]
         if strange:
             raise ValueError(
                 f"params: found tensors of shapes {strange} that are not parameters of the model; "
@@ -47,7 +53,9 @@ class Space:
             )
         self._look(names)
         if not self.shared.parameters:
-            raise ValueError("params: found no parameter that requires grad, expected at least one.")
+            raise ValueError(
+                "params: found no parameter that requires grad, expected at least one."
+            )
 
     def follow(self, leaves: Iterable[Tensor]) -> bool:
         """Look at the model again where a backward reaches parameters that are not known as they are now.
@@ -68,7 +76,9 @@ class Space:
         new = [names[id(p)] for p in unknown if id(p) in names]
         if not new:
             return False
-        if self._given is not None and (new := [name for p in unknown if (name := self._name_of_new(p, names))]):
+        if self._given is not None and (
+            new := [name for p in unknown if (name := self._name_of_new(p, names))]
+        ):
             raise RuntimeError(
                 f"losses: found {', '.join(new[:3])} in their graph, which the model did not have when the engine was "
                 "made (a layer replaced, an adapter added?), and cannot know whether it is shared; .grad is untouched. "

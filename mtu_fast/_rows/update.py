@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mtu_fast._checks import all_finite
+from mtu_fast._ops.gram_schmidt import effective_rank
 from mtu_fast.methods import RETAIN, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
-from mtu_fast._ops.gram_schmidt import effective_rank
 
 
 class NotFiniteError(RuntimeError):
@@ -26,8 +26,9 @@ class Update:
         weights: w `[R]`, or `[L, R]` for a method that works per layer or tensor.
         roles: what each row is.
         gram: G `[R, R]` or `[L, R, R]`, float64; None where no Gram was needed.
-        residual: the largest `|J_r d| / (|J_r| |d|)` left of what the method constrains, `[]` or `[L]`; None where it
-            was not measured: where the Gram is exact, the rows are well conditioned, or nothing is constrained.
+        residual: the largest `|J_r d| / (|J_r| |d|)` left of what the method constrains, `[]` or
+            `[L]`; None where it was not measured: where the Gram is exact, the rows are well
+            conditioned, or nothing is constrained.
     """
 
     weights: Tensor
@@ -45,7 +46,9 @@ class Update:
         if self.gram is None:
             return None
         retain = (self.roles.kind == RETAIN).to(self.gram.dtype)
-        return effective_rank(self.gram * retain * retain[:, None], dependence_tolerance(self.roles.dtype))
+        return effective_rank(
+            self.gram * retain * retain[:, None], dependence_tolerance(self.roles.dtype)
+        )
 
 
 def check_method(method: object) -> None:
@@ -59,7 +62,9 @@ def check_method(method: object) -> None:
             f"backward: found the class {method.__name__}, expected an instance of a method, such as "
             "mtu.OrthoGrad(alpha=0.5): call the class with its settings."
         )
-    lacking = [name for name in ("per", "needs_gram", "outside", "__call__") if not hasattr(method, name)]
+    lacking = [
+        name for name in ("per", "needs_gram", "outside", "__call__") if not hasattr(method, name)
+    ]
     if lacking and not isinstance(method, Tensor):
         raise TypeError(
             f"backward: found {type(method).__name__} without {lacking}, expected a method such as "
@@ -108,7 +113,8 @@ def accumulate(gradients: dict[Tensor, Tensor]) -> None:
         if parameter.grad is None and g.is_sparse:
             parameter.grad = g.detach()
         elif parameter.grad is None:
-            # Autograd may hand out one memory twice, or expanded: a gradient is its parameter's alone.
+            # Autograd may hand out one memory twice, or expanded: a gradient is its parameter's
+            # alone.
             alone = g.stride() == parameter.stride() and g.untyped_storage().data_ptr() not in owned
             parameter.grad = g.detach() if alone else torch.empty_like(parameter).copy_(g).detach()
             owned.add(parameter.grad.untyped_storage().data_ptr())

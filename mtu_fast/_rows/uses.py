@@ -14,9 +14,10 @@ Several  parts, uses of several of these kinds       the sum of theirs
 Blocks   parts, uses of some blocks                  theirs beside one another, `[E, *block]`
 =======  ==========================================  =========================================
 
-Between a use and its parameter there may be a `Chain` of views and casts: linear maps whose adjoints keep inner
-products. A Gram is therefore taken on this side of the chain, a combination is pushed through it once, and a direction
-is pulled back to this side before the rows' inner products with it are taken.
+Between a use and its parameter there may be a `Chain` of views and casts: linear maps whose
+adjoints keep inner products. A Gram is therefore taken on this side of the chain, a combination is
+pushed through it once, and a direction is pulled back to this side before the rows' inner products
+with it are taken.
 """
 
 from __future__ import annotations
@@ -59,9 +60,11 @@ class Chain:
         x = torch.zeros_like(found, requires_grad=True)
         with torch.enable_grad():
             y = self.apply(x)
-        for _ in range(3):  # a cast on the way rounds d; bfloat16 takes 8 of the 24 bits of a float32 at a time
-            scale = torch.exp2(left.abs().max().clamp(min=TINY).log2().floor())  # and float16 has little range
-            part, = torch.autograd.grad(y, x, (left / scale).to(y.dtype), retain_graph=True)
+        # a cast on the way rounds d; bfloat16 takes 8 of the 24 bits of a float32 at a time
+        for _ in range(3):
+            # and float16 has little range
+            scale = torch.exp2(left.abs().max().clamp(min=TINY).log2().floor())
+            (part,) = torch.autograd.grad(y, x, (left / scale).to(y.dtype), retain_graph=True)
             found += scale * part
             left = left - scale * self.apply(part)
         return found
@@ -139,7 +142,10 @@ class Use(ABC):
         """The same rows, materialised in the space of the parameter itself."""
         rows = self.matrix().view(self.count, *self.shape)
         if self.chain != DIRECT:
-            moved = [self.chain.apply(row) for row in (rows if self.count else rows.new_zeros(1, *self.shape))]
+            moved = [
+                self.chain.apply(row)
+                for row in (rows if self.count else rows.new_zeros(1, *self.shape))
+            ]
             rows = torch.stack(moved)[: self.count]  # without a row the shape is still to be found
         return Dense(tuple(rows.shape[1:]), rows)
 
@@ -176,7 +182,7 @@ class Dense(Use):
         return (self.rows,)
 
     def with_tensors(self, *tensors: Tensor) -> Dense:
-        rows, = tensors
+        (rows,) = tensors
         return replace(self, rows=rows)
 
     @property
@@ -334,7 +340,9 @@ class Gather(Use):
 
     def weighted(self, w: Tensor | None) -> Tensor:
         values = weigh(self.values, w)
-        found = values.new_zeros(self.shape[0], self.unit).index_add_(0, self.index.flatten(), values.flatten(0, 1))
+        found = values.new_zeros(self.shape[0], self.unit).index_add_(
+            0, self.index.flatten(), values.flatten(0, 1)
+        )
         return found.view(self.shape)
 
     @property
@@ -355,7 +363,8 @@ class Gather(Use):
 class Common(Use):
     """Rows along a few directions that all rows have in common, `Σ_k scale[r, k] direction[k]`.
 
-    The gradient of what a loss says of parameters alone, a penalty: scale `[R, K]`, direction `[K, *shape]`.
+    The gradient of what a loss says of parameters alone, a penalty: scale `[R, K]`, direction `[K,
+    *shape]`.
     """
 
     scale: Tensor
@@ -396,7 +405,8 @@ class Common(Use):
         return self.scale.to(self.dtype) @ self.flat[:, start:stop].to(self.dtype)
 
     def weighted(self, w: Tensor | None) -> Tensor:
-        # In float64: these are few numbers, and may cancel, as where a method removes what rows have in common.
+        # In float64: these are few numbers, and may cancel, as where a method removes what rows
+        # have in common.
         share = self.scale.to(WIDE).sum(0) if w is None else w.to(WIDE) @ self.scale.to(WIDE)
         return (share.to(self.dtype) @ self.flat.to(self.dtype)).view(self.shape)
 
@@ -420,7 +430,9 @@ class _Parts(Use):
 
     def with_tensors(self, *tensors: Tensor) -> _Parts:
         left = iter(tensors)
-        return replace(self, parts=tuple(p.with_tensors(*(next(left) for _ in p.tensors)) for p in self.parts))
+        return replace(
+            self, parts=tuple(p.with_tensors(*(next(left) for _ in p.tensors)) for p in self.parts)
+        )
 
     def select(self, rows: Tensor) -> _Parts:
         return replace(self, parts=tuple(part.select(rows) for part in self.parts))
@@ -437,7 +449,8 @@ class _Parts(Use):
 class Several(_Parts):
     """Rows that are sums over uses of the same rows in one space, of one shape and behind one chain: parts.
 
-    What `joint.merge` makes of unequal kinds: a table that is looked up and multiplied with, a weight and a penalty.
+    What `joint.merge` makes of unequal kinds: a table that is looked up and multiplied with, a
+    weight and a penalty.
     """
 
     def matrix(self) -> Tensor:
@@ -461,7 +474,8 @@ class Several(_Parts):
 class Blocks(_Parts):
     """Rows of a stack of E equal blocks, by uses of some of them: experts of which every token takes a few.
 
-    shape (E, *block); `at` says which block each of the parts is of, no two of one. These have no chains of their own.
+    shape (E, *block); `at` says which block each of the parts is of, no two of one. These have no
+    chains of their own.
     """
 
     at: tuple[int, ...]
@@ -486,7 +500,9 @@ class Blocks(_Parts):
         return found
 
     def inner(self, d: Tensor) -> Tensor:
-        return reduce(torch.add, (part.inner(d[e]) for e, part in zip(self.at, self.parts, strict=True)))
+        return reduce(
+            torch.add, (part.inner(d[e]) for e, part in zip(self.at, self.parts, strict=True))
+        )
 
 
 def weigh(t: Tensor, w: Tensor | None, beside: Tensor | None = None) -> Tensor:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from mtu_fast.methods.alignedmtl import AlignedMTL
-from mtu_fast.methods.base import FORGET, RETAIN, SUBSPACE, Method, Roles, dependence_tolerance, mean_weights
+from mtu_fast.methods.base import (
+    FORGET,
+    RETAIN,
+    SUBSPACE,
+    Method,
+    Roles,
+    dependence_tolerance,
+    mean_weights,
+)
 from mtu_fast.methods.cagrad import CAGrad
 from mtu_fast.methods.dualproj import DualProj
 from mtu_fast.methods.fairgrad import FairGrad

@@ -1,11 +1,13 @@
 """Convex programs over the Gram matrix of a few rows, batched and on its device: what methods of hulls and cones share.
 
-All are one problem, x ≥ 0, s = M x + q ≥ 0, x·s = 0 with M positive semidefinite, and have one solver, `complementary`.
+All are one problem, x ≥ 0, s = M x + q ≥ 0, x·s = 0 with M positive semidefinite, and have one
+solver, `complementary`.
 
 * Projection on the cone {d: J d ≥ 0}: min ½‖Jᵀ(u + x)‖² over x ≥ 0, so M = G, q = G u (`project`).
-* Least norm over the simplex: min ½‖Jᵀx‖² + ½(1·x - 1)² over x ≥ 0, so M = G + 11ᵀ, q = -1 (`least_norm`). On a ray
-  x = t w with 1·w = 1 the best t leaves ½ N / (1 + N) of N = ‖Jᵀw‖², which increases with N: w = x / (1·x) has the
-  least N. The optimum t = 1 / (1 + N) exists even where the hull of the rows contains 0.
+* Least norm over the simplex: min ½‖Jᵀx‖² + ½(1·x - 1)² over x ≥ 0, so M = G + 11ᵀ, q = -1
+  (`least_norm`). On a ray x = t w with 1·w = 1 the best t leaves ½ N / (1 + N) of N = ‖Jᵀw‖², which
+  increases with N: w = x / (1·x) has the least N. The optimum t = 1 / (1 + N) exists even where the
+  hull of the rows contains 0.
 """
 
 from __future__ import annotations
@@ -17,9 +19,12 @@ from torch import Tensor
 
 from mtu_fast.methods.base import FORGET, SUBSPACE, Roles
 
-STEPS = 30  # 11 to 20 reach rounding; nearly 30 where x and s vanish together, as between orthogonal rows
+# 11 to 20 reach rounding; nearly 30 where x and s vanish together, as between orthogonal rows
+STEPS = 30
 SHORT = 0.995  # share of the way to the boundary that a step may go
-FLOOR = 1e-14  # least s/x beside the unit diagonal of M: a singular M still factors, and Newton's steps correct for it
+# least s/x beside the unit diagonal of M: a singular M still factors, and Newton's steps correct
+# for it
+FLOOR = 1e-14
 DONE = 1e-30  # mean of x s below which a problem rests
 TINY = torch.finfo(torch.float64).tiny
 
@@ -62,8 +67,9 @@ def equilibrate(G: Tensor, roles: Roles) -> UnitRows:
 def complementary(M: Tensor, q: Tensor) -> Tensor:
     """x ≥ 0 with s = M x + q ≥ 0 and x·s = 0: the minimum of ½ xᵀM x + qᵀx over x ≥ 0.
 
-    Mehrotra's predictor-corrector interior point from x = s = 1, whatever M x + q is there: convergence asks for a
-    solution, neither for an interior nor for uniqueness. Among several solutions one of moderate size is found.
+    Mehrotra's predictor-corrector interior point from x = s = 1, whatever M x + q is there:
+    convergence asks for a solution, neither for an interior nor for uniqueness. Among several
+    solutions one of moderate size is found.
 
     Args:
         M: [..., R, R] positive semidefinite, diagonal near 1; may be singular.
@@ -118,7 +124,8 @@ def project(rows: UnitRows, u: Tensor) -> Tensor:
 def least_norm(rows: UnitRows) -> tuple[Tensor, Tensor]:
     """Coefficients x and a [..., R]: Σ x_i (unit row i) has the least norm over x ≥ 0 with a·x = 1, a ~ 1 / length.
 
-    a is 1 for the shortest live row and 0 where a row is not live; the rows themselves have the weights a x.
+    a is 1 for the shortest live row and 0 where a row is not live; the rows themselves have the
+    weights a x.
     """
     shortest = torch.where(rows.live, rows.length, torch.inf).amin(-1, keepdim=True)
     a = torch.where(rows.live, shortest / rows.length, 0.0)

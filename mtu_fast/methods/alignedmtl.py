@@ -15,21 +15,23 @@ from mtu_fast.methods.signed import signed_gram, signs
 class AlignedMTL:
     """w = √λ_min V Λ^(-1/2) Vᵀ p with G = V Λ Vᵀ: J^T w = σ_min · Σ_i p_i (A Bᵀ)_i where J = A Σ Bᵀ.
 
-    λ_min is the smallest eigenvalue that counts: singular values of J below the dependence tolerance times the largest
-    do not (our reading; TorchJD draws the line at R eps λ_max), and their directions are left out. Forget rows enter
-    negated and their weights come back negated; subspace and zero rows take no part. Homogeneous of degree 0: w does
-    not depend on the common scale of the losses. Meant for one mean row per (kind, task). `torch.linalg.eigh` looks at
-    its own status once a call, which is the one wait for a GPU.
+    λ_min is the smallest eigenvalue that counts: singular values of J below the dependence
+    tolerance times the largest do not (our reading; TorchJD draws the line at R eps λ_max), and
+    their directions are left out. Forget rows enter negated and their weights come back negated;
+    subspace and zero rows take no part. Homogeneous of degree 0: w does not depend on the common
+    scale of the losses. Meant for one mean row per (kind, task). `torch.linalg.eigh` looks at its
+    own status once a call, which is the one wait for a GPU.
 
     Args:
-        preference: {task: weight}, p_i of the task's rows, retain and forget alike; None for 1 / (number of rows that
-            take part).
+        preference: {task: weight}, p_i of the task's rows, retain and forget alike; None for 1 /
+            (number of rows that take part).
 
     Raises:
         TypeError: `preference` is not a mapping.
         ValueError: a weight is negative or not finite.
 
-    Source: Senushkin et al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023, algorithm 1.
+    Source: Senushkin et al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023,
+    algorithm 1.
     """
 
     per = "task"
@@ -44,14 +46,16 @@ class AlignedMTL:
             )
         for task, weight in (preference or {}).items():
             if not (isfinite(weight) and weight >= 0):
-                raise ValueError(f"AlignedMTL: preference[{task!r}] is {weight}, expected a finite weight, at least 0.")
+                raise ValueError(
+                    f"AlignedMTL: preference[{task!r}] is {weight}, expected a finite weight, at least 0."
+                )
         self.preference = None if preference is None else dict(preference)
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].
 
-        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in `roles`, or a task
-        without a preference, a ValueError.
+        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in
+        `roles`, or a task without a preference, a ValueError.
         """
         if not len(roles):
             return check_gram("AlignedMTL", G, roles).diagonal(dim1=-2, dim2=-1)

@@ -1,8 +1,9 @@
 """The weights of alpha-fair bargaining: G w = w^(-1/a), w > 0, by Newton's method on the whole batch at once.
 
-With C = D G D of unit diagonal and w = D u this is C u = b ∘ u^(-q), b = D^(1-q), q = 1/a: the point where the convex
-function ½ uᵀCu - Σ b u^(1-q) / (1-q) (for a = 1: - Σ log u) is least. Newton's steps go down that function, and q moves
-from 1 to 1/a on the way, since the function is self-concordant at 1 only. The number of steps is fixed.
+With C = D G D of unit diagonal and w = D u this is C u = b ∘ u^(-q), b = D^(1-q), q = 1/a: the
+point where the convex function ½ uᵀCu - Σ b u^(1-q) / (1-q) (for a = 1: - Σ log u) is least.
+Newton's steps go down that function, and q moves from 1 to 1/a on the way, since the function is
+self-concordant at 1 only. The number of steps is fixed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from mtu_fast.methods.signed import equilibrated
 
-SETTLE, TRAVEL, POLISH = 4, 24, 12  # iterations at q = 1, towards 1/a, and there; SETTLE + POLISH where a = 1
+# iterations at q = 1, towards 1/a, and there; SETTLE + POLISH where a = 1
+SETTLE, TRAVEL, POLISH = 4, 24, 12
 SEARCH = -5, 11  # powers of two tried for the length of a step
 LARGEST = 1e16  # of u, where the function has no least point
 
@@ -20,8 +22,8 @@ LARGEST = 1e16  # of u, where the function has no least point
 def fair_weights(G: Tensor, a: float, tol: float) -> Tensor:
     """w ≥ 0 with (G w)_i = w_i^(-1/a) on the rows that are not zero, 0 on those that are.
 
-    Where a non-negative combination of the unit rows is shorter than `tol` times its largest coefficient, no direction
-    suits all rows and no w exists: w = 0 there.
+    Where a non-negative combination of the unit rows is shorter than `tol` times its largest
+    coefficient, no direction suits all rows and no w exists: w = 0 there.
 
     Args:
         G: `[..., R, R]` float64.
@@ -41,7 +43,8 @@ def fair_weights(G: Tensor, a: float, tol: float) -> Tensor:
     u, cancel = torch.ones_like(D), torch.zeros_like(mean, dtype=torch.bool)
     for q in _exponents(1.0 / a):
         u = _newton(C, ((1.0 - q) * length).exp(), u, q)
-        cancel = cancel | _cancels(C, u, tol)  # one such u is proof; what the iteration does afterwards is not
+        # one such u is proof; what the iteration does afterwards is not
+        cancel = cancel | _cancels(C, u, tol)
     w = D * u * ((a - 1.0) / (a + 1.0) * mean).exp()  # b was divided by exp((1 - q) mean)
     return torch.where(cancel, torch.zeros_like(w), w)
 
@@ -86,17 +89,22 @@ def _solve(H: Tensor, rhs: Tensor) -> Tensor:
 def _step_length(C: Tensor, b: Tensor, u: Tensor, Cu: Tensor, d: Tensor, q: float) -> Tensor:
     """t > 0 at which the derivative along d is about zero, u + t d staying positive; `[..., 1]`.
 
-    The derivative rises with t. Powers of two bracket its zero, and the secant through the bracket is near enough:
-    where Newton's method converges, the derivative is a straight line with its zero at t = 1.
+    The derivative rises with t. Powers of two bracket its zero, and the secant through the bracket
+    is near enough: where Newton's method converges, the derivative is a straight line with its zero
+    at t = 1.
     """
     level, slope = (d * Cu).sum(-1, keepdim=True), (d * _times(C, d)).sum(-1, keepdim=True)
     relative, pull = d / u, d * b * u**-q
     last = 0.99 / (-relative).amax(-1, keepdim=True).clamp(min=1e-3)
-    t = torch.minimum(2.0 ** torch.arange(*SEARCH, dtype=u.dtype, device=u.device), last)  # [..., K]
+    # [..., K]
+    t = torch.minimum(2.0 ** torch.arange(*SEARCH, dtype=u.dtype, device=u.device), last)
     moved = 1.0 + t[..., None] * relative[..., None, :]  # [..., K, R]
     value = level + t * slope - (pull[..., None, :] * moved**-q).sum(-1)
     start, down = level - pull.sum(-1, keepdim=True), value < 0
-    low, high = torch.where(down, t, 0.0).amax(-1, keepdim=True), torch.where(down, last, t).amin(-1, keepdim=True)
+    low, high = (
+        torch.where(down, t, 0.0).amax(-1, keepdim=True),
+        torch.where(down, last, t).amin(-1, keepdim=True),
+    )
     below = torch.where(down, value, start).amax(-1, keepdim=True)
     above = torch.where(down, torch.inf, value).amin(-1, keepdim=True)
     secant = low + (high - low) * below / (below - above)

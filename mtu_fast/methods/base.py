@@ -44,10 +44,14 @@ class Roles:
         columns = {"task": self.task, "sample": self.sample, "kind": self.kind, "loss": self.loss}
         shapes = {name: tuple(column.shape) for name, column in columns.items()}
         if self.task.ndim != 1 or len(set(shapes.values())) != 1:
-            raise ValueError(f"Roles: shapes are {shapes}, expected four vectors [R] of one length, an entry per row.")
+            raise ValueError(
+                f"Roles: shapes are {shapes}, expected four vectors [R] of one length, an entry per row."
+            )
         for name in ("task", "sample", "kind"):
             if columns[name].dtype != torch.int64:
-                raise TypeError(f"Roles: {name} is {columns[name].dtype}, expected torch.int64; convert it by .long().")
+                raise TypeError(
+                    f"Roles: {name} is {columns[name].dtype}, expected torch.int64; convert it by .long()."
+                )
 
     def __len__(self) -> int:
         return self.task.shape[0]
@@ -57,9 +61,9 @@ class Roles:
 class Method(Protocol):
     """w = method(G, roles): weights of the rows, from nothing but their Gram matrix and their roles.
 
-    per: "sample" or "task", the rows the method is meant for. granularity: "global", "layer" or "tensor", the blocks
-    of parameters that each get a Gram matrix and weights of their own. needs_gram: False where w does not depend on G,
-    which is then None.
+    per: "sample" or "task", the rows the method is meant for. granularity: "global", "layer" or
+    "tensor", the blocks of parameters that each get a Gram matrix and weights of their own.
+    needs_gram: False where w does not depend on G, which is then None.
     """
 
     per: str = "sample"
@@ -88,9 +92,11 @@ class Constraint:
     Attributes:
         part: weights of d, [..., R].
         active: the rows a, [R] bool.
-        gram: Gram matrix of the active rows as a correction sees them, [..., R, R], zeros elsewhere.
+        gram: Gram matrix of the active rows as a correction sees them, [..., R, R], zeros
+            elsewhere.
         tol: what `dependence_tolerance` gives for the rows.
-        lift: a correction has the weights `lift x` with `gram x = J_a d`, [..., R, R]; None where they are x.
+        lift: a correction has the weights `lift x` with `gram x = J_a d`, [..., R, R]; None where
+            they are x.
     """
 
     part: Tensor
@@ -128,7 +134,9 @@ def mean_weights(roles: Roles, kind: int | None) -> Tensor:
         ValueError: `kind` is none of these.
     """
     if kind not in (RETAIN, FORGET, SUBSPACE, None):
-        raise ValueError(f"mean_weights: kind is {kind!r}, expected RETAIN (0), FORGET (1), SUBSPACE (2) or None.")
+        raise ValueError(
+            f"mean_weights: kind is {kind!r}, expected RETAIN (0), FORGET (1), SUBSPACE (2) or None."
+        )
     chosen = roles.kind != SUBSPACE if kind is None else roles.kind == kind
     member = chosen.to(torch.float64)
     count = member.new_zeros(len(roles.tasks)).index_add(0, roles.task, member)
@@ -142,13 +150,16 @@ def dependence_tolerance(dtype: torch.dtype) -> float:
         dtype: the precision in which the rows were computed.
 
     Returns:
-        The length `mtu_fast._ops.gram_schmidt.TOLERANCE` holds for the dtype: 1e-6 for float32, 1e-7 for float64.
+        The length `mtu_fast._ops.gram_schmidt.TOLERANCE` holds for the dtype: 1e-6 for float32,
+        1e-7 for float64.
 
     Raises:
         TypeError: `dtype` is none of these.
     """
     if dtype not in TOLERANCE:
-        raise TypeError(f"rows are {dtype}, expected one of {', '.join(map(str, TOLERANCE))}; convert the losses.")
+        raise TypeError(
+            f"rows are {dtype}, expected one of {', '.join(map(str, TOLERANCE))}; convert the losses."
+        )
     return TOLERANCE[dtype]
 
 
@@ -160,7 +171,9 @@ def check_fraction(method: str, name: str, value: Any) -> float:
         ValueError: it is outside [0, 1] or not finite.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{method}: {name} is {value!r} ({type(value).__name__}), expected a number in [0, 1].")
+        raise TypeError(
+            f"{method}: {name} is {value!r} ({type(value).__name__}), expected a number in [0, 1]."
+        )
     if not (math.isfinite(value) and 0.0 <= value <= 1.0):
         raise ValueError(
             f"{method}: {name} is {value}, expected a number in [0, 1]: {name} weighs the retain gradient, "
@@ -192,7 +205,9 @@ def check_gram(method: str, G: Tensor, roles: Roles) -> Tensor:
     """
     if not isinstance(G, Tensor) or not G.is_floating_point():
         found = G.dtype if isinstance(G, Tensor) else type(G).__name__
-        raise TypeError(f"{method}: G is {found}, expected a float64 tensor [..., R, R]; rows.gram() gives it.")
+        raise TypeError(
+            f"{method}: G is {found}, expected a float64 tensor [..., R, R]; rows.gram() gives it."
+        )
     R = len(roles)
     if G.ndim < 2 or tuple(G.shape[-2:]) != (R, R):
         raise ValueError(

@@ -11,13 +11,14 @@ from mtu_fast.methods.base import Roles, check_gram
 class DualProj:
     """w = argmin ½ vᵀG v over v ≥ u, u = 1/T: J^T w is the projection of the mean row on {d: ⟨g_i, d⟩ ≥ 0 for all i}.
 
-    Where the mean conflicts with no row, w = u. Forget rows enter negated and their weights come back negated; subspace
-    rows take no part; T counts the rows that do. A zero row conflicts with none. J^T w is unique; w is where rows are
-    independent. Meant for one mean row per (kind, task). Runs on the device of G without waiting for it.
+    Where the mean conflicts with no row, w = u. Forget rows enter negated and their weights come
+    back negated; subspace rows take no part; T counts the rows that do. A zero row conflicts with
+    none. J^T w is unique; w is where rows are independent. Meant for one mean row per (kind, task).
+    Runs on the device of G without waiting for it.
 
-    Source: Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", arXiv 1706.08840, section 3 (its
-    quadratic program, with the mean row as what is projected); named as here in Quinton and Rey, "Jacobian Descent for
-    Multi-Objective Optimization", arXiv 2406.16232.
+    Source: Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", arXiv
+    1706.08840, section 3 (its quadratic program, with the mean row as what is projected); named as
+    here in Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", arXiv 2406.16232.
     """
 
     per = "task"
@@ -27,8 +28,8 @@ class DualProj:
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].
 
-        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in `roles` a
-        ValueError.
+        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in
+        `roles` a ValueError.
         """
         G = check_gram("DualProj", G, roles)
         if not len(roles):

@@ -16,13 +16,14 @@ LEAST, MOST = 0.2, 10.0
 class FairGrad:
     """G w = w^(-1/a), w > 0: the w whose J^T w is alpha-fair to all rows, with a the alpha of the paper.
 
-    a = 1 is Nash-MTL; a towards 0 is `Sum`, a large a cares for the row that gains least. Scaling all losses by c
-    scales w by c^(-2a / (1+a)) and d by c^((1-a) / (1+a)), so that a loss scaler, which divides `.grad` by c, leaves
-    c^(-2a / (1+a)) of d: hand over unscaled losses. Forget rows enter negated and their weights come back negated;
-    subspace and zero rows take no part. Where the rows allow no common direction (a non-negative combination of them
-    vanishes to the dependence tolerance) w = 0: our reading. Meant for one mean row per (kind, task). A fixed number of
-    Newton steps on the device of G, without waiting for it; with rows whose lengths are three decades apart they end at
-    rounding for a from 0.5 to 5 only.
+    a = 1 is Nash-MTL; a towards 0 is `Sum`, a large a cares for the row that gains least. Scaling
+    all losses by c scales w by c^(-2a / (1+a)) and d by c^((1-a) / (1+a)), so that a loss scaler,
+    which divides `.grad` by c, leaves c^(-2a / (1+a)) of d: hand over unscaled losses. Forget rows
+    enter negated and their weights come back negated; subspace and zero rows take no part. Where
+    the rows allow no common direction (a non-negative combination of them vanishes to the
+    dependence tolerance) w = 0: our reading. Meant for one mean row per (kind, task). A fixed
+    number of Newton steps on the device of G, without waiting for it; with rows whose lengths are
+    three decades apart they end at rounding for a from 0.5 to 5 only.
 
     Args:
         a: exponent of fairness, from 0.2 to 10.
@@ -31,7 +32,8 @@ class FairGrad:
         TypeError: `a` is not a number.
         ValueError: `a` is outside this range, where the fixed number of steps is not enough.
 
-    Source: Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", arXiv 2402.15638, equation 4.
+    Source: Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", arXiv 2402.15638,
+    equation 4.
     """
 
     per = "task"
@@ -40,7 +42,9 @@ class FairGrad:
 
     def __init__(self, a: float = 2.0) -> None:
         if isinstance(a, bool) or not isinstance(a, int | float):
-            raise TypeError(f"FairGrad: a is {a!r} ({type(a).__name__}), expected a number from {LEAST} to {MOST:g}.")
+            raise TypeError(
+                f"FairGrad: a is {a!r} ({type(a).__name__}), expected a number from {LEAST} to {MOST:g}."
+            )
         if not (isfinite(a) and LEAST <= a <= MOST):
             raise ValueError(
                 f"FairGrad: a is {a}, expected a number from {LEAST} to {MOST:g}; a = 0 is mtu.Sum(), and a larger one "
@@ -51,8 +55,8 @@ class FairGrad:
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].
 
-        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in `roles` a
-        ValueError.
+        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in
+        `roles` a ValueError.
         """
         G, sign = signed_gram("FairGrad", G, roles)
         return sign * fair_weights(G, self.a, dependence_tolerance(roles.dtype))

@@ -10,10 +10,11 @@ from mtu_fast.methods.base import RETAIN, Roles, mean_weights
 class FineTune:
     """w = 1/k on the k retain rows of each task, 0 elsewhere.
 
-    Forget rows are not looked at. The same as `GradDiff(alpha=1)`. Needs no Gram matrix: one weighted backward.
+    Forget rows are not looked at. The same as `GradDiff(alpha=1)`. Needs no Gram matrix: one
+    weighted backward.
 
-    Source: Golatkar, Achille and Soatto, "Eternal Sunshine of the Spotless Net", arXiv 1911.04933, where it is a
-    baseline.
+    Source: Golatkar, Achille and Soatto, "Eternal Sunshine of the Spotless Net", arXiv 1911.04933,
+    where it is a baseline.
     """
 
     per = "sample"

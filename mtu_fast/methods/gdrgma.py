@@ -14,29 +14,34 @@ from mtu_fast.methods.signed import pair_gram
 class GDRGMA:
     """Direction (1 - λ) r' + λ f' with λ = 1 / (1 + exp(slope · (L - threshold))).
 
-    Where <r, f> < 0, r' = r - <r, f> / ‖f‖² · f and f' = f - <r, f> / ‖r‖² · r'; elsewhere r' = r and f' = f.
-    r is the mean retain gradient and f minus the mean forget gradient, each summed over tasks; L is the mean retain
-    loss. Our reading with several tasks: L is the mean over the tasks that have retain rows, so that the threshold
-    means the same for any number of tasks; without any L is 0. The forget step is thus taken while the retain loss is
-    low. A side that is missing or zero conflicts with nothing; subspace rows take no part. λ reads the value of the
-    loss: under a loss scaler L is S times as large and the forget step never taken; hand over unscaled losses.
+    Where <r, f> < 0, r' = r - <r, f> / ‖f‖² · f and f' = f - <r, f> / ‖r‖² · r'; elsewhere r' = r
+    and f' = f. r is the mean retain gradient and f minus the mean forget gradient, each summed over
+    tasks; L is the mean retain loss. Our reading with several tasks: L is the mean over the tasks
+    that have retain rows, so that the threshold means the same for any number of tasks; without any
+    L is 0. The forget step is thus taken while the retain loss is low. A side that is missing or
+    zero conflicts with nothing; subspace rows take no part. λ reads the value of the
+    loss: under a loss scaler L is S times as large and the forget step never taken; hand over
+    unscaled losses.
 
     Args:
-        granularity: "tensor" as in the original code, "layer" or "global": where the two are rectified on their own.
+        granularity: "tensor" as in the original code, "layer" or "global": where the two are
+            rectified on their own.
         slope: how sharply λ falls with the retain loss.
         threshold: retain loss at which λ is one half.
 
     Raises:
         ValueError: `granularity` is unknown, `slope` is negative, or a number is not finite.
 
-    Source: Lin et al., "GDR-GMA: Machine Unlearning via Direction-Rectified and Magnitude-Adjusted Gradients",
-    ACM Multimedia 2024, and its code, whose constants are the defaults.
+    Source: Lin et al., "GDR-GMA: Machine Unlearning via Direction-Rectified and Magnitude-Adjusted
+    Gradients", ACM Multimedia 2024, and its code, whose constants are the defaults.
     """
 
     per = "task"
     needs_gram = True
 
-    def __init__(self, granularity: str = "tensor", slope: float = 100.0, threshold: float = 0.02) -> None:
+    def __init__(
+        self, granularity: str = "tensor", slope: float = 100.0, threshold: float = 0.02
+    ) -> None:
         self.granularity = check_granularity("GDRGMA", granularity)
         if not (isfinite(slope) and slope >= 0 and isfinite(threshold)):
             raise ValueError(
@@ -48,8 +53,8 @@ class GDRGMA:
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].
 
-        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in `roles` a
-        ValueError.
+        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in
+        `roles` a ValueError.
         """
         G = check_gram("GDRGMA", G, roles)
         r, f = mean_weights(roles, RETAIN), -mean_weights(roles, FORGET)

@@ -10,7 +10,8 @@ from mtu_fast.methods.base import FORGET, RETAIN, Roles, check_fraction, mean_we
 class GradDiff:
     """w = alpha/k on the k retain rows and -(1 - alpha)/m on the m forget rows of each task.
 
-    alpha = 0 is gradient ascent, alpha = 1 fine-tuning on the retain rows. Needs no Gram matrix: one weighted backward.
+    alpha = 0 is gradient ascent, alpha = 1 fine-tuning on the retain rows. Needs no Gram matrix:
+    one weighted backward.
 
     Args:
         alpha: weight of the retain gradient, in [0, 1].
@@ -19,8 +20,8 @@ class GradDiff:
         TypeError: `alpha` is not a number.
         ValueError: `alpha` is outside [0, 1].
 
-    Source: gradient difference (also NegGrad+), Liu, Liu and Stone, "Continual Learning and Private Unlearning",
-    arXiv 2203.12817, section 4.
+    Source: gradient difference (also NegGrad+), Liu, Liu and Stone, "Continual Learning and Private
+    Unlearning", arXiv 2203.12817, section 4.
     """
 
     per = "sample"
@@ -32,7 +33,9 @@ class GradDiff:
 
     def __call__(self, G: Tensor | None, roles: Roles) -> Tensor:
         """Weights [R], float64; `G` is not read."""
-        return self.alpha * mean_weights(roles, RETAIN) - (1.0 - self.alpha) * mean_weights(roles, FORGET)
+        return self.alpha * mean_weights(roles, RETAIN) - (1.0 - self.alpha) * mean_weights(
+            roles, FORGET
+        )
 
     def outside(self, roles: Roles) -> Tensor:
         """The same weights [R]."""

@@ -10,11 +10,11 @@ from mtu_fast.methods.base import FORGET, Roles, mean_weights
 class GradientAscent:
     """w = -1/m on the m forget rows of each task, 0 elsewhere.
 
-    Nothing protects the retained data: it is the lower bar for every other method. The same as `GradDiff(alpha=0)`.
-    Needs no Gram matrix: one weighted backward.
+    Nothing protects the retained data: it is the lower bar for every other method. The same as
+    `GradDiff(alpha=0)`. Needs no Gram matrix: one weighted backward.
 
-    Source: Golatkar, Achille and Soatto, "Eternal Sunshine of the Spotless Net", arXiv 1911.04933, where it is the
-    baseline of negated gradients.
+    Source: Golatkar, Achille and Soatto, "Eternal Sunshine of the Spotless Net", arXiv 1911.04933,
+    where it is the baseline of negated gradients.
     """
 
     per = "sample"

@@ -16,26 +16,29 @@ from mtu_fast.methods.signed import signed_gram, signs
 class GradVac:
     """w = Σ_i c_i: c_i = e_i, for every j ≠ i raised along g_j to the target φ̂_ij of the cosine φ of J^T c_i and g_j.
 
-    if φ < φ̂: c_i[j] += ‖J^T c_i‖ (φ̂ √(1 - φ²) - φ √(1 - φ̂²)) / (‖g_j‖ √(1 - φ̂²)); then φ̂ += beta (φ - φ̂).
+    if φ < φ̂: c_i[j] += ‖J^T c_i‖ (φ̂ √(1 - φ²) - φ √(1 - φ̂²)) / (‖g_j‖ √(1 - φ̂²)); then φ̂ +=
+    beta (φ - φ̂).
 
-    The targets φ̂_ij start at 0, where the first call is PCGrad, and follow the cosines that were met. They are kept by
-    (kind, task) of both rows, so they survive rows in another order and steps in which a task is missing; rows of one
-    (kind, task) share them and move them by their mean. Forget rows enter negated and their weights come back negated;
-    subspace rows take no part. Zero rows, a c_i of which the dependence tolerance leaves nothing, and targets closer to
-    1 than that change nothing (our reading). A batch of matrices has targets of its own for each. Runs on the device of
-    G without waiting for it. `state_dict` and `load_state_dict` keep the targets across runs.
+    The targets φ̂_ij start at 0, where the first call is PCGrad, and follow the cosines that were
+    met. They are kept by (kind, task) of both rows, so they survive rows in another order and steps
+    in which a task is missing; rows of one (kind, task) share them and move them by their mean.
+    Forget rows enter negated and their weights come back negated; subspace rows take no part. Zero
+    rows, a c_i of which the dependence tolerance leaves nothing, and targets closer to 1 than that
+    change nothing (our reading). A batch of matrices has targets of its own for each. Runs on the
+    device of G without waiting for it. `state_dict` and `load_state_dict` keep the targets across
+    runs.
 
     Args:
         beta: how fast targets follow, in [0, 1]; 0 leaves them at 0.
-        generator: draws for every row i the order of its j, at each call; None for increasing j. One order serves all
-            matrices of a batch.
+        generator: draws for every row i the order of its j, at each call; None for increasing j.
+            One order serves all matrices of a batch.
 
     Raises:
         TypeError: `beta` is not a number, or `generator` is not a torch.Generator.
         ValueError: `beta` is outside [0, 1].
 
-    Source: Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively
-    Multilingual Models", arXiv 2010.05874, algorithm 1.
+    Source: Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task Optimization in
+    Massively Multilingual Models", arXiv 2010.05874, algorithm 1.
     """
 
     per = "task"
@@ -51,19 +54,22 @@ class GradVac:
             )
         self.generator = generator
         self._tasks: tuple[str, ...] = ()
-        self._targets: Tensor | None = None  # [..., 2 tasks, 2 tasks]: retain and forget row of each task
+        # [..., 2 tasks, 2 tasks]: retain and forget row of each task
+        self._targets: Tensor | None = None
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R]; moves the targets.
 
-        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in `roles`, or a batch
-        of another shape than before, a ValueError.
+        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in
+        `roles`, or a batch of another shape than before, a ValueError.
         """
         G, sign = signed_gram("GradVac", G, roles)
         table = self._table(G, roles.tasks)
         which = self._memberships(roles)  # [R, 2 tasks]
         orders = visiting_orders(len(roles), self.generator).to(G.device)
-        C, met, seen = _vaccinate(G, which @ table @ which.t(), orders, dependence_tolerance(roles.dtype))
+        C, met, seen = _vaccinate(
+            G, which @ table @ which.t(), orders, dependence_tolerance(roles.dtype)
+        )
         count = which.t() @ seen @ which
         mean = (which.t() @ (met * seen) @ which) / count.clamp(min=1.0)
         self._targets = torch.where(count > 0, table + self.beta * (mean - table), table)
@@ -116,11 +122,15 @@ class GradVac:
 def _check_beta(beta: float) -> float:
     """The share by which a target moves."""
     if not isinstance(beta, bool) and isinstance(beta, int | float) and not 0.0 <= beta <= 1.0:
-        raise ValueError(f"GradVac: beta is {beta}, expected a number in [0, 1]: how far targets move a step.")
+        raise ValueError(
+            f"GradVac: beta is {beta}, expected a number in [0, 1]: how far targets move a step."
+        )
     return check_fraction("GradVac", "beta", beta)
 
 
-def _vaccinate(G: Tensor, targets: Tensor, orders: Tensor, tol: float) -> tuple[Tensor, Tensor, Tensor]:
+def _vaccinate(
+    G: Tensor, targets: Tensor, orders: Tensor, tol: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Coefficients [..., R, R] of the changed rows, the cosines [..., R, R] met, and 1 where one was met.
 
     All rows i take their step at once; orders [R, R-1] holds whom each of them meets.
@@ -140,5 +150,8 @@ def _vaccinate(G: Tensor, targets: Tensor, orders: Tensor, tol: float) -> tuple[
         step = (left / other).sqrt() * (target * sine / wanted - cosine)
         step = torch.where(there & (cosine < target) & (wanted > tol), step, torch.zeros_like(step))
         C = C.scatter_add(-1, at, step[..., None])
-        met, seen = met.scatter(-1, at, cosine[..., None]), seen.scatter(-1, at, there[..., None].to(G))
+        met, seen = (
+            met.scatter(-1, at, cosine[..., None]),
+            seen.scatter(-1, at, there[..., None].to(G)),
+        )
     return C, met, seen

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtu_fast._ops.gram_schmidt import effective_rank, solve, whiten
 from mtu_fast.methods.base import (
     FORGET,
     RETAIN,
@@ -21,20 +22,20 @@ from mtu_fast.methods.base import (
     dependence_tolerance,
     mean_weights,
 )
-from mtu_fast._ops.gram_schmidt import effective_rank, solve, whiten
 
 ORDERS = ("joint", "project-first", "orthogonalize-first")
 CONSTRAINTS = ("all", "target")
 CHECK_EVERY = 50  # calls between looks at the ranks, which wait for the device
-STALE = 1e-3  # length, of a kept row scaled to length one, below which it adds no direction to the subspace
+# length, of a kept row scaled to length one, below which it adds no direction to the subspace
+STALE = 1e-3
 RIDGED = 1e-12  # a ridge leaves no dependent rows
 
 
 class Interference(NamedTuple):
     """What a call of `InterferenceAware` made of the rows; all but the weights `[...]`, one for each block.
 
-    weights: w [..., R]. dimension: K of the subspace. rank: of the retain rows seen in it, B = J_r Uᵀ. share:
-    ‖d‖ / ‖g_f‖, how much of the mean forget gradient is left (NaN without forget rows).
+    weights: w [..., R]. dimension: K of the subspace. rank: of the retain rows seen in it, B = J_r
+    Uᵀ. share: ‖d‖ / ‖g_f‖, how much of the mean forget gradient is left (NaN without forget rows).
     """
 
     weights: Tensor
@@ -46,33 +47,40 @@ class Interference(NamedTuple):
 class InterferenceAware:
     """Direction alpha r - (1 - alpha) d, d = Uᵀ(I - Bᵀ(B Bᵀ)⁺B) U g_f with B = J_r Uᵀ: inside span(U), across J_r.
 
-    r and g_f are the mean retain and forget gradients (per task, summed over tasks), J_r the retain rows, U an
-    orthonormal basis of the rows of kind SUBSPACE: gradients of the target tasks kept from earlier batches, see
-    `mtu_fast.Subspace`. The target tasks are those with forget rows. Without rows of kind SUBSPACE, U is the whole
-    space, and the method is OrthoGrad. Without forget rows the weights are alpha r.
+    r and g_f are the mean retain and forget gradients (per task, summed over tasks), J_r the retain
+    rows, U an orthonormal basis of the rows of kind SUBSPACE: gradients of the target tasks kept
+    from earlier batches, see `mtu_fast.Subspace`. The target tasks are those with forget rows.
+    Without rows of kind SUBSPACE, U is the whole space, and the method is OrthoGrad. Without forget
+    rows the weights are alpha r.
 
-    K, the dimension of U, must exceed the rank of B, or nothing is left of g_f: a warning then names both, and the ways
-    out. Looking at them waits for the device, so it happens at the first call and every 50 calls.
+    K, the dimension of U, must exceed the rank of B, or nothing is left of g_f: a warning then
+    names both, and the ways out. Looking at them waits for the device, so it happens at the first
+    call and every 50 calls.
 
     Args:
         alpha: weight of the retain gradient, in [0, 1].
-        order: "joint": d is in the span and orthogonal to every retain row. "project-first": orthogonalised after the
-            projection, so orthogonal, but partly outside the span. "orthogonalize-first": projected last, so in the
-            span, with a residue on retain rows.
-        retain: "all" retain rows are constraints, or those of the "target" tasks only; the others are then unprotected.
-        energy: share of Σσ² of the subspace rows that U must hold, in (0, 1]; 1 keeps all that is above rounding.
+        order: "joint": d is in the span and orthogonal to every retain row. "project-first":
+            orthogonalised after the projection, so orthogonal, but partly outside the span.
+            "orthogonalize-first": projected last, so in the span, with a residue on retain rows.
+        retain: "all" retain rows are constraints, or those of the "target" tasks only; the others
+            are then unprotected.
+        energy: share of Σσ² of the subspace rows that U must hold, in (0, 1]; 1 keeps all that is
+            above rounding.
         rank: at most so many dimensions of U; None for no limit.
-        ridge: λ ≥ 0 of a soft constraint c ← (I + BᵀB/μ)⁻¹ c in place of the exact one, with μ = λ · mean ‖B_i‖²;
-            order "joint" only.
-        granularity: "global", "layer" or "tensor": each block has a subspace and constraints of its own.
+        ridge: λ ≥ 0 of a soft constraint c ← (I + BᵀB/μ)⁻¹ c in place of the exact one, with μ = λ
+            · mean ‖B_i‖²; order "joint" only.
+        granularity: "global", "layer" or "tensor": each block has a subspace and constraints of its
+            own.
 
     Raises:
         TypeError: an argument is not a number.
         ValueError: an argument is out of range or unknown.
 
-    Source: our reading of "interference-aware multi-task unlearning", arXiv 2605.19042, of which the abstract was
-    available: that there are a task-aware gradient projection and an instance-level orthogonalisation is the paper's;
-    how the subspace is made, its rank, the order and the joint solve are ours.
+    Source: our reading of "interference-aware multi-task unlearning", arXiv 2605.19042, of which
+    the abstract was
+    available: that there are a task-aware gradient projection and an instance-level
+    orthogonalisation is the paper's; how the subspace is made, its rank, the order and the joint
+    solve are ours.
     """
 
     per = "sample"
@@ -84,7 +92,10 @@ class InterferenceAware:
         rank: int | None = None, ridge: float = 0.0, granularity: str = "global",
     ) -> None:  # fmt: skip
         self.alpha = check_fraction("InterferenceAware", "alpha", alpha)
-        self.order, self.retain = _one_of("order", order, ORDERS), _one_of("retain", retain, CONSTRAINTS)
+        self.order, self.retain = (
+            _one_of("order", order, ORDERS),
+            _one_of("retain", retain, CONSTRAINTS),
+        )
         self.energy, self.rank, self.ridge = _energy(energy), _rank(rank), _ridge(ridge, order)
         self.granularity = check_granularity("InterferenceAware", granularity)
         self._calls = 0
@@ -100,8 +111,8 @@ class InterferenceAware:
     def measure(self, G: Tensor, roles: Roles) -> Interference:
         """The weights with the ranks behind them.
 
-        A `G` that is no floating tensor, or rows of a dtype without a tolerance, is a TypeError; a `G` whose size is
-        not the number of rows in `roles` a ValueError.
+        A `G` that is no floating tensor, or rows of a dtype without a tolerance, is a TypeError; a
+        `G` whose size is not the number of rows in `roles` a ValueError.
         """
         G, tol = check_gram("InterferenceAware", G, roles), dependence_tolerance(roles.dtype)
         kept, constraint = roles.kind == SUBSPACE, self._constraints(roles)
@@ -123,10 +134,15 @@ class InterferenceAware:
     def constraint(self, G: Tensor, roles: Roles, w: Tensor) -> Constraint | None:
         """d = w - alpha r is orthogonal to the retain rows, and a correction of order "joint" stays in the span.
 
-        None where d keeps a residue on retain rows by definition: order "orthogonalize-first", and with a ridge. Of
-        order "joint" the constraint is refined alone: where d lies within it keeps the Gram's error times cond(B).
+        None where d keeps a residue on retain rows by definition: order "orthogonalize-first", and
+        with a ridge. Of order "joint" the constraint is refined alone: where d lies within it keeps
+        the Gram's error times cond(B).
         """
-        kept, active, tol = roles.kind == SUBSPACE, self._constraints(roles), dependence_tolerance(roles.dtype)
+        kept, active, tol = (
+            roles.kind == SUBSPACE,
+            self._constraints(roles),
+            dependence_tolerance(roles.dtype),
+        )
         part = w - self.alpha * mean_weights(roles, RETAIN)
         if self.order == "project-first" or not bool(kept.any()):
             return Constraint(part, active, G * (active[:, None] & active), tol)
@@ -137,9 +153,13 @@ class InterferenceAware:
 
     def outside(self, roles: Roles) -> Tensor:
         """Weights alpha r - (1 - alpha) f, [R]: the weights before the projections."""
-        return self.alpha * mean_weights(roles, RETAIN) - (1.0 - self.alpha) * mean_weights(roles, FORGET)
+        return self.alpha * mean_weights(roles, RETAIN) - (1.0 - self.alpha) * mean_weights(
+            roles, FORGET
+        )
 
-    def _inside(self, G: Tensor, kept: Tensor, constraint: Tensor, tol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _inside(
+        self, G: Tensor, kept: Tensor, constraint: Tensor, tol: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weights W of the basis U, its dimension, all rows in its coordinates, and B, the constraint rows there."""
         W, dimension = basis_weights(G * (kept[:, None] & kept), tol, self.energy, self.rank)
         seen = G @ W  # [..., R, K]
@@ -161,12 +181,15 @@ class InterferenceAware:
         )
 
 
-def basis_weights(G: Tensor, tol: float, energy: float = 1.0, rank: int | None = None) -> tuple[Tensor, Tensor]:
+def basis_weights(
+    G: Tensor, tol: float, energy: float = 1.0, rank: int | None = None
+) -> tuple[Tensor, Tensor]:
     """W [..., R, R] with Wᵀ G W = diag(1 or 0), its columns the weights of an orthonormal basis, and the dimension.
 
-    All that the rows span, by pivoted Cholesky; or, where `energy` or `rank` cut it, the leading eigenvectors: the
-    fewest with Σ λ_i ≥ energy · Σ λ, at most `rank`. Directions shorter than STALE (or `tol`, if larger) do not count:
-    beyond it the weights amplify the rounding of the rows, and rows kept from other steps say no more than that.
+    All that the rows span, by pivoted Cholesky; or, where `energy` or `rank` cut it, the leading
+    eigenvectors: the fewest with Σ λ_i ≥ energy · Σ λ, at most `rank`. Directions shorter than
+    STALE (or `tol`, if larger) do not count: beyond it the weights amplify the rounding of the
+    rows, and rows kept from other steps say no more than that.
 
     Args:
         G: Gram matrix of the subspace rows [..., R, R], float64, zeros elsewhere.
@@ -203,7 +226,10 @@ def _across(G: Tensor, w: Tensor, constraint: Tensor, tol: float) -> tuple[Tenso
 def _constraining(seen: Tensor, G: Tensor, constraint: Tensor, tol: float) -> Tensor:
     """B [..., R, K]: the constraint rows in the coordinates of U; zero where they have nothing there but rounding."""
     length = G.diagonal(dim1=-2, dim2=-1)[..., None]
-    return torch.where(seen.square().sum(-1, keepdim=True) > tol * tol * length, seen, 0.0) * constraint[:, None]
+    return (
+        torch.where(seen.square().sum(-1, keepdim=True) > tol * tol * length, seen, 0.0)
+        * constraint[:, None]
+    )
 
 
 def _remove(B: Tensor, c: Tensor, tol: float, ridge: float) -> Tensor:
@@ -231,7 +257,9 @@ def _warn_if_nothing_is_left(found: Interference, roles: Roles) -> None:
     if not bool(squeezed.any()):
         return
     K, rank, share = (t[squeezed][0].item() for t in (found.dimension, found.rank, found.share))
-    blocks = f" in {int(squeezed.sum())} of {squeezed.numel()} blocks" if squeezed.numel() > 1 else ""
+    blocks = (
+        f" in {int(squeezed.sum())} of {squeezed.numel()} blocks" if squeezed.numel() > 1 else ""
+    )
     warnings.warn(
         f"InterferenceAware: the subspace has K = {K} dimensions and the retain rows have rank {rank} in it{blocks}, "
         f"so ‖d‖/‖g_f‖ = {share:.2g}: little or nothing is unlearned. Ways out: keep more rows, mtu.Subspace(size=K) "
@@ -243,7 +271,9 @@ def _warn_if_nothing_is_left(found: Interference, roles: Roles) -> None:
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
     if value not in known:
-        raise ValueError(f"InterferenceAware: {name} is {value!r}, expected one of {', '.join(map(repr, known))}.")
+        raise ValueError(
+            f"InterferenceAware: {name} is {value!r}, expected one of {', '.join(map(repr, known))}."
+        )
     return str(value)
 
 
@@ -251,15 +281,21 @@ def _energy(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"InterferenceAware: energy is {value!r}, expected a number in (0, 1].")
     if not 0.0 < value <= 1.0:
-        raise ValueError(f"InterferenceAware: energy is {value}, expected a share in (0, 1]; 1 keeps every direction.")
+        raise ValueError(
+            f"InterferenceAware: energy is {value}, expected a share in (0, 1]; 1 keeps every direction."
+        )
     return float(value)
 
 
 def _rank(value: Any) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise TypeError(f"InterferenceAware: rank is {value!r}, expected a whole number, or None for no limit.")
+        raise TypeError(
+            f"InterferenceAware: rank is {value!r}, expected a whole number, or None for no limit."
+        )
     if value is not None and value < 1:
-        raise ValueError(f"InterferenceAware: rank is {value}, expected at least 1, or None for no limit.")
+        raise ValueError(
+            f"InterferenceAware: rank is {value}, expected at least 1, or None for no limit."
+        )
     return value
 
 
@@ -267,7 +303,11 @@ def _ridge(value: Any, order: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"InterferenceAware: ridge is {value!r}, expected a number, at least 0.")
     if not (math.isfinite(value) and value >= 0.0):
-        raise ValueError(f"InterferenceAware: ridge is {value}, expected a finite number, at least 0.")
+        raise ValueError(
+            f"InterferenceAware: ridge is {value}, expected a finite number, at least 0."
+        )
     if value and order != "joint":
-        raise ValueError(f"InterferenceAware: ridge is {value} with order {order!r}; it softens order='joint' only.")
+        raise ValueError(
+            f"InterferenceAware: ridge is {value} with order {order!r}; it softens order='joint' only."
+        )
     return float(value)

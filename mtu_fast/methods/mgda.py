@@ -12,13 +12,15 @@ from mtu_fast.methods.base import Roles, check_gram
 class MGDA:
     """w = argmin wᵀG w over w ≥ 0, Σ w = 1; for two rows w_1 = (g_22 - g_12) / (g_11 + g_22 - 2 g_12), cut to [0, 1].
 
-    J^T w serves every row, ⟨g_i, J^T w⟩ ≥ ‖J^T w‖², or is 0 where no direction does. Short rows rule: a row that tends
-    to 0 takes all the weight and the direction with it; zero rows share the weight equally. Forget rows enter negated
-    and their weights come back negated; subspace rows take no part. J^T w is unique; w is where rows are
-    independent. Meant for one mean row per (kind, task). Runs on the device of G without waiting for it.
+    J^T w serves every row, ⟨g_i, J^T w⟩ ≥ ‖J^T w‖², or is 0 where no direction does. Short rows
+    rule: a row that tends to 0 takes all the weight and the direction with it; zero rows share the
+    weight equally. Forget rows enter negated and their weights come back negated; subspace rows
+    take no part. J^T w is unique; w is where rows are independent. Meant for one mean row per
+    (kind, task). Runs on the device of G without waiting for it.
 
-    Source: Désidéri, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization", 2012; Sener and
-    Koltun, "Multi-Task Learning as Multi-Objective Optimization", arXiv 1810.04650, section 3.
+    Source: Désidéri, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization",
+    2012; Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", arXiv 1810.04650,
+    section 3.
     """
 
     per = "task"
@@ -28,8 +30,8 @@ class MGDA:
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].
 
-        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in `roles` a
-        ValueError.
+        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in
+        `roles` a ValueError.
         """
         G = check_gram("MGDA", G, roles)
         if not len(roles):

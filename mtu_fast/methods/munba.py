@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtu_fast.methods.base import FORGET, RETAIN, Roles, check_gram, dependence_tolerance, mean_weights
+from mtu_fast.methods.base import (
+    FORGET,
+    RETAIN,
+    Roles,
+    check_gram,
+    dependence_tolerance,
+    mean_weights,
+)
 from mtu_fast.methods.signed import pair_gram
 
 FALLBACK = 0.1  # weight of the forget side where there is no bargain
@@ -14,14 +21,16 @@ FALLBACK = 0.1  # weight of the forget side where there is no bargain
 class MUNBa:
     """Direction w_1 r + w_2 f with w_1 = 1 / √(g_11 + g_12 √(g_11 / g_22)), w_2 = w_1 √(g_11 / g_22).
 
-    r is the mean retain gradient and f minus the mean forget gradient, each summed over tasks, g their 2x2 Gram: the
-    Nash bargaining solution of two players, of length √2 whatever the scale of the losses. Without a bargain (f
-    opposite to r to the dependence tolerance, or a side that is missing or has no gradient) the direction is r + 0.1 f.
-    Subspace rows take no part. With a bargain losses times S leave d as it is, and a loss scaler, which divides `.grad`
-    by S, then makes the step S times too short; hand over unscaled losses. Our reading: ascent on the forget losses as
-    they are, one player for all tasks.
+    r is the mean retain gradient and f minus the mean forget gradient, each summed over tasks, g
+    their 2x2 Gram: the Nash bargaining solution of two players, of length √2 whatever the scale of
+    the losses. Without a bargain (f opposite to r to the dependence tolerance, or a side that is
+    missing or has no gradient) the direction is r + 0.1 f. Subspace rows take no part. With a
+    bargain losses times S leave d as it is, and a loss scaler, which divides `.grad` by S, then
+    makes the step S times too short; hand over unscaled losses. Our reading: ascent on the forget
+    losses as they are, one player for all tasks.
 
-    Source: Wu and Harandi, "MUNBa: Machine Unlearning via Nash Bargaining", arXiv 2411.15537, and its code.
+    Source: Wu and Harandi, "MUNBa: Machine Unlearning via Nash Bargaining", arXiv 2411.15537, and
+    its code.
     """
 
     per = "task"
@@ -31,8 +40,8 @@ class MUNBa:
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].
 
-        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in `roles` a
-        ValueError.
+        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in
+        `roles` a ValueError.
         """
         G = check_gram("MUNBa", G, roles)
         r, f = mean_weights(roles, RETAIN), -mean_weights(roles, FORGET)

@@ -19,26 +19,30 @@ LIMIT = 0.3  # share of the training samples that the paper forgets at most
 class NablaTau:
     """w = -2 alpha (τ_t - L_t)₊ / m on the m forget rows of task t, (1 - alpha)/k on its k retain rows.
 
-    The gradient of Σ_t alpha (τ_t - L_t)₊² + (1 - alpha) · mean retain loss, where L_t is the mean forget loss of the
-    batch and τ_t the mean loss on validation data: the ascent ends by itself where the forget loss is that of data
-    never seen. Needs no Gram matrix: one weighted backward. One τ a task, summed, is our reading.
+    The gradient of Σ_t alpha (τ_t - L_t)₊² + (1 - alpha) · mean retain loss, where L_t is the mean
+    forget loss of the batch and τ_t the mean loss on validation data: the ascent ends by itself
+    where the forget loss is that of data never seen. Needs no Gram matrix: one weighted backward.
+    One τ a task, summed, is our reading.
 
-    Not homogeneous: losses times S make the retain part S times as long, the forget part S² times where τ is of scaled
-    losses too, and end the ascent where S L_t exceeds a τ of unscaled ones. A loss scaler undoes none of this by
-    dividing `.grad` by S: hand over unscaled losses.
+    Not homogeneous: losses times S make the retain part S times as long, the forget part S² times
+    where τ is of scaled losses too, and end the ascent where S L_t exceeds a τ of unscaled ones. A
+    loss scaler undoes none of this by dividing `.grad` by S: hand over unscaled losses.
 
-    Nothing is to be chosen. With f the forget share of the training samples, R and F the numbers of retain and forget
-    batches: alpha starts at 5/3 · f and falls by that over E after every epoch, E = int(6R / 2F) epochs, and τ is
-    refreshed every 5 epochs. An epoch is one pass over the forget batches, so that a run makes three passes over the
-    retained data (our reading). `mtu.unlearn` does all this by the two hooks
+    Nothing is to be chosen. With f the forget share of the training samples, R and F the numbers of
+    retain and forget
+    batches: alpha starts at 5/3 · f and falls by that over E after every epoch, E = int(6R / 2F)
+    epochs, and τ is refreshed every 5 epochs. An epoch is one pass over the forget batches, so that
+    a run makes three passes over the retained data (our reading). `mtu.unlearn` does all this by
+    the two hooks
 
         prepare(...)                      # before the first step
         start_epoch(epoch, validation)    # before every epoch, counted from 0
 
-    which a loop of one's own calls the same way. A fact of the paper, not enforced: `RECOMMENDED`, the optimizer and
-    batches it used, with BatchNorm in eval mode.
+    which a loop of one's own calls the same way. A fact of the paper, not enforced: `RECOMMENDED`,
+    the optimizer and batches it used, with BatchNorm in eval mode.
 
-    Source: Trippa et al., "∇τ: Gradient-based and Task-Agnostic machine Unlearning", arXiv 2403.14339, and its code.
+    Source: Trippa et al., "∇τ: Gradient-based and Task-Agnostic machine Unlearning", arXiv
+    2403.14339, and its code.
     """
 
     per = "sample"
@@ -47,9 +51,13 @@ class NablaTau:
     epoch_of = "forget"
     epochs: int | None = None
 
-    RECOMMENDED: Mapping[str, Any] = MappingProxyType(
-        {"optimizer": "AdamW", "lr": 1e-3, "decay": "linear, to 0.1 of it", "forget_batch": 256, "retain_batch": 256}
-    )
+    RECOMMENDED: Mapping[str, Any] = MappingProxyType({
+        "optimizer": "AdamW",
+        "lr": 1e-3,
+        "decay": "linear, to 0.1 of it",
+        "forget_batch": 256,
+        "retain_batch": 256,
+    })
 
     def __init__(self) -> None:
         self._start = 0.0
@@ -66,7 +74,9 @@ class NablaTau:
         """{task: the forget loss at which the ascent ends}, a copy."""
         return dict(self._tau)
 
-    def prepare(self, *, forget: int, retain: int, forget_batches: int, retain_batches: int) -> None:
+    def prepare(
+        self, *, forget: int, retain: int, forget_batches: int, retain_batches: int
+    ) -> None:
         """alpha₀ = 5/3 · forget / (forget + retain), E = max(1, int(6 · retain_batches / (2 · forget_batches))).
 
         Args:
@@ -109,7 +119,9 @@ class NablaTau:
             RuntimeError: `prepare` was not called before.
         """
         if self.epochs is None:
-            raise RuntimeError("NablaTau: start_epoch was called before prepare(forget=..., retain=..., ...).")
+            raise RuntimeError(
+                "NablaTau: start_epoch was called before prepare(forget=..., retain=..., ...)."
+            )
         self._alpha = self._start * max(0.0, 1.0 - epoch / self.epochs)
         if epoch % REFRESH == 0 or not self._tau:
             self._tau = {task: float(loss) for task, loss in validation().items()}
@@ -134,7 +146,9 @@ class NablaTau:
             lacking = [roles.tasks[i] for i in missing if i in gone]
             if lacking:
                 known = list(self._tau)
-                raise ValueError(f"NablaTau: no τ for tasks {lacking}; validation gave a loss for {known} only.")
+                raise ValueError(
+                    f"NablaTau: no τ for tasks {lacking}; validation gave a loss for {known} only."
+                )
         # Filled on the device: a copy from the host would wait for it.
         tau = torch.stack([f.new_full((), self._tau.get(task, 0.0)) for task in roles.tasks])
         loss = torch.zeros_like(tau).index_add(0, roles.task, f * roles.loss)
@@ -147,7 +161,12 @@ class NablaTau:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the schedule stands: plain numbers."""
-        return {"start": self._start, "alpha": self._alpha, "epochs": self.epochs, "tau": dict(self._tau)}
+        return {
+            "start": self._start,
+            "alpha": self._alpha,
+            "epochs": self.epochs,
+            "tau": dict(self._tau),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""

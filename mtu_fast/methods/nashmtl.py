@@ -12,14 +12,16 @@ from mtu_fast.methods.signed import signed_gram, signs
 class NashMTL:
     """G w = 1 / w, w > 0: the w that maximises Π_i <g_i, J^T w> over directions of one length.
 
-    Two rows: w_1 = 1 / √(g_11 + g_12 √(g_11 / g_22)), w_2 = w_1 √(g_11 / g_22). The direction has length √R whatever
-    the scale of the losses, so the learning rate alone decides how far a step goes, and a loss scaler, which divides
-    `.grad` by S, makes it S times too short: hand over unscaled losses. The original code caps the length at 1 and
-    keeps weights for several steps, which is not done here. Forget rows enter negated and their weights come back
-    negated; subspace and zero rows take no part. Where the rows allow no common direction (two opposite rows, or any
-    non-negative combination that vanishes to the dependence tolerance) the parties fall back to the disagreement point,
-    w = 0: our reading, where the original code keeps the last weights. Meant for one mean row per (kind, task). A fixed
-    number of Newton steps on the device of G, without waiting for it.
+    Two rows: w_1 = 1 / √(g_11 + g_12 √(g_11 / g_22)), w_2 = w_1 √(g_11 / g_22). The direction has
+    length √R whatever the scale of the losses, so the learning rate alone decides how far a step
+    goes, and a loss scaler, which divides `.grad` by S, makes it S times too short: hand over
+    unscaled losses. The original code caps the length at 1 and keeps weights for several steps,
+    which is not done here. Forget rows enter negated and their weights come back negated; subspace
+    and zero rows take no part. Where the rows allow no common direction (two opposite rows, or any
+    non-negative combination that vanishes to the dependence tolerance) the parties fall back to the
+    disagreement point, w = 0: our reading, where the original code keeps the last weights. Meant
+    for one mean row per (kind, task). A fixed number of Newton steps on the device of G, without
+    waiting for it.
 
     Source: Navon et al., "Multi-Task Learning as a Bargaining Game", arXiv 2202.01017, claim 3.1.
     """
@@ -31,8 +33,8 @@ class NashMTL:
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].
 
-        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in `roles` a
-        ValueError.
+        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in
+        `roles` a ValueError.
         """
         G, sign = signed_gram("NashMTL", G, roles)
         return sign * fair_weights(G, 1.0, dependence_tolerance(roles.dtype))

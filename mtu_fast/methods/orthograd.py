@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mtu_fast._ops.gram_schmidt import solve
 from mtu_fast.methods.base import (
     FORGET,
     RETAIN,
@@ -15,28 +16,28 @@ from mtu_fast.methods.base import (
     dependence_tolerance,
     mean_weights,
 )
-from mtu_fast._ops.gram_schmidt import solve
 
 
 class OrthoGrad:
     """Weights alpha r - (1 - alpha) (f - G_rr^+ G_r. f), with r and f the mean weights of retain and forget rows.
 
-    The direction J^T w is alpha times the mean retain gradient minus (1 - alpha) times the part of the mean forget
-    gradient that is orthogonal to every retain row. Means are per task and summed over tasks; each retain row, of
-    whatever task, is a constraint of its own. Without forget rows w = alpha r, without retain rows -(1 - alpha) f.
-    Dependent and zero retain rows are ordinary input: they are left out of the basis, see `with_rank`.
+    The direction J^T w is alpha times the mean retain gradient minus (1 - alpha) times the part of
+    the mean forget gradient that is orthogonal to every retain row. Means are per task and summed
+    over tasks; each retain row, of whatever task, is a constraint of its own. Without forget rows w
+    = alpha r, without retain rows -(1 - alpha) f. Dependent and zero retain rows are ordinary
+    input: they are left out of the basis, see `with_rank`.
 
     Args:
         alpha: weight of the retain gradient, in [0, 1]; 0 is pure orthogonalised ascent.
-        granularity: "global" as in the paper, or "layer" or "tensor": each block is orthogonalised on its own. A block
-            with no more parameters than retain rows then never unlearns.
+        granularity: "global" as in the paper, or "layer" or "tensor": each block is orthogonalised
+            on its own. A block with no more parameters than retain rows then never unlearns.
 
     Raises:
         TypeError: `alpha` is not a number.
         ValueError: `alpha` is outside [0, 1], or `granularity` is unknown.
 
-    Source: Shamsian et al., "Go Beyond Your Means: Unlearning with Per-Sample Gradient Orthogonalization",
-    arXiv 2503.02312; Gram form of its projection g - Q Q^T g.
+    Source: Shamsian et al., "Go Beyond Your Means: Unlearning with Per-Sample Gradient
+    Orthogonalization", arXiv 2503.02312; Gram form of its projection g - Q Q^T g.
     """
 
     per = "sample"
@@ -53,8 +54,8 @@ class OrthoGrad:
     def with_rank(self, G: Tensor, roles: Roles) -> tuple[Tensor, Tensor]:
         """Weights [..., R] and the rank [...] int64 of the retain rows: how many directions were protected.
 
-        A `G` that is no floating tensor, or rows of a dtype without a tolerance, is a TypeError; a `G` whose size is
-        not the number of rows in `roles` a ValueError.
+        A `G` that is no floating tensor, or rows of a dtype without a tolerance, is a TypeError; a
+        `G` whose size is not the number of rows in `roles` a ValueError.
         """
         G = check_gram("OrthoGrad", G, roles)
         r, f = mean_weights(roles, RETAIN), mean_weights(roles, FORGET)
@@ -65,14 +66,18 @@ class OrthoGrad:
         """What is left of the forget gradient, w - alpha r, is orthogonal to every retain row."""
         retain = roles.kind == RETAIN
         part = w - self.alpha * mean_weights(roles, RETAIN)
-        return Constraint(part, retain, G * (retain[:, None] & retain), dependence_tolerance(roles.dtype))
+        return Constraint(
+            part, retain, G * (retain[:, None] & retain), dependence_tolerance(roles.dtype)
+        )
 
     def outside(self, roles: Roles) -> Tensor:
         """Weights alpha r - (1 - alpha) f, [R]: the weights before orthogonalisation.
 
         With the surgery's weights, parameters outside (heads) would ascend on retain data.
         """
-        return self.alpha * mean_weights(roles, RETAIN) - (1.0 - self.alpha) * mean_weights(roles, FORGET)
+        return self.alpha * mean_weights(roles, RETAIN) - (1.0 - self.alpha) * mean_weights(
+            roles, FORGET
+        )
 
     def __repr__(self) -> str:
         return f"OrthoGrad(alpha={self.alpha}, granularity={self.granularity!r})"

@@ -11,13 +11,14 @@ from mtu_fast.methods.base import FORGET, SUBSPACE, Roles, check_gram
 class PCGrad:
     """w = Σ_i c_i, where c_i = e_i, and for every j ≠ i in order: c_i[j] -= min(0, (G c_i)_j) / G_jj.
 
-    Row i loses its component along each row j that it conflicts with; the projected rows are summed. Forget rows enter
-    negated (their gradient is to be ascended) and their weights come back negated; subspace rows take no part. A zero
-    row conflicts with none. Meant for one mean row per (kind, task). Runs on the device of G without waiting for it.
+    Row i loses its component along each row j that it conflicts with; the projected rows are
+    summed. Forget rows enter negated (their gradient is to be ascended) and their weights come back
+    negated; subspace rows take no part. A zero row conflicts with none. Meant for one mean row per
+    (kind, task). Runs on the device of G without waiting for it.
 
     Args:
-        generator: draws for every row i the order of its j, at each call; None for increasing j. One order serves
-            all matrices of a batch.
+        generator: draws for every row i the order of its j, at each call; None for increasing j.
+            One order serves all matrices of a batch.
 
     Raises:
         TypeError: `generator` is not a torch.Generator.
@@ -40,8 +41,8 @@ class PCGrad:
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].
 
-        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in `roles` a
-        ValueError.
+        A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in
+        `roles` a ValueError.
         """
         G = check_gram("PCGrad", G, roles)
         sign = self.outside(roles)
@@ -60,7 +61,10 @@ class PCGrad:
 def visiting_orders(R: int, generator: torch.Generator | None) -> Tensor:
     """Row i holds the j ≠ i in the order in which i meets them, [R, R-1] int64; increasing without a generator."""
     device = torch.device("cpu") if generator is None else generator.device
-    rows, steps = torch.arange(R, device=device)[:, None], torch.arange(max(R - 1, 0), device=device)
+    rows, steps = (
+        torch.arange(R, device=device)[:, None],
+        torch.arange(max(R - 1, 0), device=device),
+    )
     others = steps + (steps >= rows).long()
     if generator is None:
         return others

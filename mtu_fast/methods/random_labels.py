@@ -11,10 +11,10 @@ from mtu_fast.methods.base import FORGET, RETAIN, Roles, check_fraction, mean_we
 class RandomLabels:
     """w = alpha/k on the k retain rows and (1 - alpha)/m on the m forget rows of each task: descent on both.
 
-    The losses of the forget rows are to be computed with wrong targets, drawn anew for every batch: `random_labels` for
-    classes, `shuffled_targets` for everything else. With the true targets this is ordinary training. The weights of the
-    two means are our reading: circulating code trains on the union of both sets, or on one after the other. Needs no
-    Gram matrix: one weighted backward.
+    The losses of the forget rows are to be computed with wrong targets, drawn anew for every batch:
+    `random_labels` for classes, `shuffled_targets` for everything else. With the true targets this
+    is ordinary training. The weights of the two means are our reading: circulating code trains on
+    the union of both sets, or on one after the other. Needs no Gram matrix: one weighted backward.
 
     Args:
         alpha: weight of the retain gradient, in [0, 1].
@@ -23,9 +23,9 @@ class RandomLabels:
         TypeError: `alpha` is not a number.
         ValueError: `alpha` is outside [0, 1].
 
-    Source: Golatkar, Achille and Soatto, "Eternal Sunshine of the Spotless Net", arXiv 1911.04933, where it is a
-    baseline; uniform over the wrong classes as in Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning",
-    arXiv 2010.10981.
+    Source: Golatkar, Achille and Soatto, "Eternal Sunshine of the Spotless Net", arXiv 1911.04933,
+    where it is a baseline; uniform over the wrong classes as in Graves, Nagisetty and Ganesh,
+    "Amnesiac Machine Learning", arXiv 2010.10981.
     """
 
     per = "sample"
@@ -37,7 +37,9 @@ class RandomLabels:
 
     def __call__(self, G: Tensor | None, roles: Roles) -> Tensor:
         """Weights [R], float64; `G` is not read."""
-        return self.alpha * mean_weights(roles, RETAIN) + (1.0 - self.alpha) * mean_weights(roles, FORGET)
+        return self.alpha * mean_weights(roles, RETAIN) + (1.0 - self.alpha) * mean_weights(
+            roles, FORGET
+        )
 
     def outside(self, roles: Roles) -> Tensor:
         """The same weights [R]."""
@@ -66,9 +68,13 @@ def random_labels(target: Tensor, classes: int, generator: torch.Generator | Non
     """
     if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
         found = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        raise TypeError(f"random_labels: target is {found}, expected integer classes; shuffled_targets takes the rest.")
+        raise TypeError(
+            f"random_labels: target is {found}, expected integer classes; shuffled_targets takes the rest."
+        )
     if classes < 2:
-        raise ValueError(f"random_labels: classes is {classes}, expected at least 2: there is no other label to draw.")
+        raise ValueError(
+            f"random_labels: classes is {classes}, expected at least 2: there is no other label to draw."
+        )
     device = target.device if generator is None else generator.device
     step = torch.randint(1, classes, target.shape, generator=generator, device=device).to(target)
     real = (target >= 0) & (target < classes)
@@ -78,8 +84,9 @@ def random_labels(target: Tensor, classes: int, generator: torch.Generator | Non
 def shuffled_targets(target: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """target[σ] with σ a cyclic permutation of the N samples, uniform among these: nobody keeps their own.
 
-    For dense and regression targets, where a wrong answer must still look like an answer. A permutation without fixed
-    point over the batch is our reading; a single sample has nobody to swap with.
+    For dense and regression targets, where a wrong answer must still look like an answer. A
+    permutation without fixed point over the batch is our reading; a single sample has nobody to
+    swap with.
 
     Args:
         target: [N, ...] targets of a batch.

@@ -22,7 +22,8 @@ def signed_gram(method: str, G: Tensor, roles: Roles) -> tuple[Tensor, Tensor]:
         roles: what the rows are.
 
     Returns:
-        G `[..., R, R]` float64 and signs `[R]`. A `G` that does not fit is refused as by `check_gram`.
+        G `[..., R, R]` float64 and signs `[R]`. A `G` that does not fit is refused as by
+        `check_gram`.
     """
     G, sign = check_gram(method, G, roles), signs(roles)
     return G * sign * sign[:, None], sign

@@ -10,8 +10,8 @@ from mtu_fast.methods.base import FORGET, RETAIN, Roles, mean_weights
 class Sum:
     """w = 1 on the mean retain row and -1 on the mean forget row of each task.
 
-    Sample rows get 1 / count and -1 / count, which is the same direction; subspace rows 0. Needs no Gram matrix: one
-    weighted backward.
+    Sample rows get 1 / count and -1 / count, which is the same direction; subspace rows 0. Needs no
+    Gram matrix: one weighted backward.
     """
 
     per = "task"

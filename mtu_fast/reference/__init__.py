@@ -1,7 +1,8 @@
 """The slow, obviously right version of every method, from the papers' formulas on explicit gradient rows.
 
-Shares no code with the engine, the methods or the ops: it is the truth of the tests and the baseline of the benchmarks.
-A file of this folder that registers a direction (`base.reference`) is found by `backward` under its name.
+Shares no code with the engine, the methods or the ops: it is the truth of the tests and the
+baseline of the benchmarks. A file of this folder that registers a direction (`base.reference`) is
+found by `backward` under its name.
 """
 
 from __future__ import annotations

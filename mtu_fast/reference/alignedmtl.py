@@ -14,7 +14,8 @@ def alignedmtl(gradients: Tensor, preference: Tensor | None = None, tol: float =
     """σ_min (A Bᵀ)ᵀ p for gradients = A Σ Bᵀ, over the singular values above tol · σ_max: [R, P] -> [P].
 
     Args:
-        gradients: [R, P], one gradient per task; a gradient to be ascended is negated by the caller.
+        gradients: [R, P], one gradient per task; a gradient to be ascended is negated by the
+            caller.
         preference: p [R]; 1/R by default.
         tol: relative size below which a singular value counts as zero.
 
@@ -23,7 +24,11 @@ def alignedmtl(gradients: Tensor, preference: Tensor | None = None, tol: float =
 
     Source: Senushkin et al., CVPR 2023, algorithm 1.
     """
-    p = torch.full_like(gradients[:, 0], 1 / max(len(gradients), 1)) if preference is None else preference
+    p = (
+        torch.full_like(gradients[:, 0], 1 / max(len(gradients), 1))
+        if preference is None
+        else preference
+    )
     A, sigma, Bt = torch.linalg.svd(gradients, full_matrices=False)
     rank = int((sigma > tol * sigma[:1]).sum())
     if rank == 0:
@@ -43,5 +48,9 @@ def _share(sides: Sides, task: str, preference: Rows | None, **_: Any) -> Pair:
 def direction(sides: Sides, preference: Rows | None = None, tol: float = 1e-7) -> Tensor:
     """`alignedmtl` of the signed mean rows; `preference` by task."""
     rows = sides.signed_matrix()
-    p = None if preference is None else rows.new_tensor([float(preference[task]) for _, task in sides.signed_means()])
+    p = (
+        None
+        if preference is None
+        else rows.new_tensor([float(preference[task]) for _, task in sides.signed_means()])
+    )
     return alignedmtl(rows, p, tol)

@@ -30,13 +30,16 @@ def backward(
     Args:
         params: the shared parameters, on which the method acts.
         losses: unreduced losses, {task: [N]} or [N].
-        method: a name in `reference.METHODS`: "orthograd", "pcgrad", "mean", "graddiff", "ascent", ...
+        method: a name in `reference.METHODS`: "orthograd", "pcgrad", "mean", "graddiff", "ascent",
+            ...
         forget: None, True, a mask [N] for all tasks, or {task: mask [N]}.
         outside: parameters that get the gradient of the plain weighted losses (heads).
-        blocks: lists of indices into `params`, each treated on its own (layers, tensors); all together by default.
-        subspace: rows of earlier batches [K, P], as `flatten(jacobian(...))` over all `params` gives them.
-        **options: of the method: alpha (weight of the retain gradient), tol (length of a unit row's residual below
-            which it is dependent), ...
+        blocks: lists of indices into `params`, each treated on its own (layers, tensors); all
+            together by default.
+        subspace: rows of earlier batches [K, P], as `flatten(jacobian(...))` over all `params`
+            gives them.
+        **options: of the method: alpha (weight of the retain gradient), tol (length of a unit row's
+            residual below which it is dependent), ...
 
     Raises:
         ValueError: `method` is unknown.
@@ -48,7 +51,9 @@ def backward(
     masks = {task: _mask(forget, task, loss) for task, loss in named.items()}
     if heads:
         weighted = _weighted(known, named, masks, options)
-        _accumulate(heads, torch.autograd.grad(weighted, heads, retain_graph=True, allow_unused=True))
+        _accumulate(
+            heads, torch.autograd.grad(weighted, heads, retain_graph=True, allow_unused=True)
+        )
     stacks = jacobian(named, shared)
     kept = None if subspace is None else _stacked(subspace, shared)
     for block in blocks or [range(len(shared))]:

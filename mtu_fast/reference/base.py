@@ -1,7 +1,7 @@
 """What references share: the rows a direction is made of, and the registry.
 
-A reference is a function `(sides, **options) -> d [P]`; a file of this folder registers its own, and importing the
-package imports them all.
+A reference is a function `(sides, **options) -> d [P]`; a file of this folder registers its own,
+and importing the package imports them all.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ class Sides:
         """{("retain" or "forget", task): [P]}: mean gradients, a forget row negated, task by task, retain first."""
         found = {}
         for task in self.retain:
-            for kind, sign, rows in (("retain", 1.0, self.retain[task]), ("forget", -1.0, self.forget[task])):
+            for kind, sign, rows in (
+                ("retain", 1.0, self.retain[task]),
+                ("forget", -1.0, self.forget[task]),
+            ):
                 if len(rows):
                     found[kind, task] = sign * rows.mean(0)
         return found
@@ -59,8 +62,9 @@ class Reference:
 
     Attributes:
         direction: (sides, **options) -> [P].
-        outside: (up, down): parameters outside get the gradient of Σ_task up · mean retain loss − down · mean forget
-            loss; or a function `(sides, task, **options)` that returns the pair, of sides whose rows have no columns.
+        outside: (up, down): parameters outside get the gradient of Σ_task up · mean retain loss −
+            down · mean forget loss; or a function `(sides, task, **options)` that returns the pair,
+            of sides whose rows have no columns.
         options: names and defaults of the direction's keyword options.
     """
 
@@ -87,8 +91,14 @@ def reference(name: str, outside: Outside = (1.0, 1.0)) -> Callable[[Direction],
 
     def register(direction: Direction) -> Direction:
         if name in METHODS:
-            raise ValueError(f"two references for {name}: {METHODS[name].direction.__module__}, {direction.__module__}")
-        named = [p for p in list(signature(direction).parameters.values())[1:] if p.default is not Parameter.empty]
+            raise ValueError(
+                f"two references for {name}: {METHODS[name].direction.__module__}, {direction.__module__}"
+            )
+        named = [
+            p
+            for p in list(signature(direction).parameters.values())[1:]
+            if p.default is not Parameter.empty
+        ]
         METHODS[name] = Reference(direction, outside, {p.name: p.default for p in named})
         return direction
 
@@ -110,10 +120,14 @@ def find(name: str, options: Mapping[str, Any]) -> tuple[Reference, dict[str, An
         TypeError: the method has no such option.
     """
     if name not in METHODS:
-        raise ValueError(f"reference.backward: method is {name!r}, expected one of {', '.join(sorted(METHODS))}.")
+        raise ValueError(
+            f"reference.backward: method is {name!r}, expected one of {', '.join(sorted(METHODS))}."
+        )
     found = METHODS[name]
     unknown = sorted(set(options) - set(found.options))
     if unknown:
         wanted = ", ".join(found.options) or "none"
-        raise TypeError(f"reference.backward: {name!r} has no option {', '.join(unknown)}; its options are: {wanted}.")
+        raise TypeError(
+            f"reference.backward: {name!r} has no option {', '.join(unknown)}; its options are: {wanted}."
+        )
     return found, {**found.options, **options}

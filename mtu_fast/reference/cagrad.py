@@ -12,11 +12,12 @@ from mtu_fast.reference.dualproj import nearest
 def cagrad(gradients: Tensor, c: float = 0.5) -> Tensor:
     """The d in ‖d − g_0‖ ≤ c ‖g_0‖ with the largest min_i ⟨g_i, d⟩, the nearest to g_0 where there are several.
 
-    g_0 is the mean gradient. The worst gain is bisected: it can be had where the nearest d to g_0 that has it is in the
-    ball.
+    g_0 is the mean gradient. The worst gain is bisected: it can be had where the nearest d to g_0
+    that has it is in the ball.
 
     Args:
-        gradients: [R, P], one gradient per task; a gradient to be ascended is negated by the caller.
+        gradients: [R, P], one gradient per task; a gradient to be ascended is negated by the
+            caller.
         c: radius of the ball.
 
     Returns:

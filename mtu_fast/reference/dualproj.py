@@ -24,8 +24,8 @@ def dualproj(gradients: Tensor, g: Tensor | None = None) -> Tensor:
 def nearest(gradients: Tensor, g: Tensor, height: float, tol: float = 1e-11) -> Tensor | None:
     """The nearest point to g of {d: ⟨g_i, d⟩ ≥ height for all i}, None where that is empty.
 
-    It is the nearest point of some {d: ⟨g_i, d⟩ = height for i in S}: of these 2^R points those count that lie in the
-    set, up to `tol` of the lengths involved.
+    It is the nearest point of some {d: ⟨g_i, d⟩ = height for i in S}: of these 2^R points those
+    count that lie in the set, up to `tol` of the lengths involved.
     """
     best: Tensor | None = None
     slack = tol * torch.linalg.vector_norm(gradients, dim=1) * torch.linalg.vector_norm(g)

@@ -14,15 +14,20 @@ SWEEPS = 5000
 def fair_weights(gradients: Tensor, a: float, tol: float = 1e-13) -> list[float] | None:
     """w > 0 with <g_i, Σ_j w_j g_j> = w_i^(-1/a) for all rows of [R, P]; None where sweeps do not settle.
 
-    Each equation in turn is solved for its own w_i: ‖g_i‖² w + rest = w^(-1/a), whose left side rises and whose right
-    side falls. That is coordinate descent on the convex function that the equations are the gradient of.
+    Each equation in turn is solved for its own w_i: ‖g_i‖² w + rest = w^(-1/a), whose left side
+    rises and whose right side falls. That is coordinate descent on the convex function that the
+    equations are the gradient of.
     """
     G = (gradients @ gradients.t()).tolist()
     w = [row[i] ** (-a / (1 + a)) for i, row in enumerate(G)]
     for _sweep in range(SWEEPS):
         before = list(w)
         for i, row in enumerate(G):
-            w[i] = _root(row[i], sum(g * x for j, (g, x) in enumerate(zip(row, w, strict=True)) if j != i), 1 / a)
+            w[i] = _root(
+                row[i],
+                sum(g * x for j, (g, x) in enumerate(zip(row, w, strict=True)) if j != i),
+                1 / a,
+            )
         if all(abs(new - old) <= tol * new for new, old in zip(w, before, strict=True)):
             return w
     return None

@@ -23,12 +23,14 @@ def gradvac(
     """Σ_i g_i after g_i is raised along every g_j to the target of their cosine, one j after another.
 
     Args:
-        gradients: [R, P], one gradient per task; a gradient to be ascended is negated by the caller.
+        gradients: [R, P], one gradient per task; a gradient to be ascended is negated by the
+            caller.
         targets: {(name of i, name of j): target cosine}, 0 where missing; written to.
         beta: share by which a target moves towards the cosine met.
         names: of the rows; their numbers by default.
         orders: for every i the order of its j; increasing by default.
-        tol: a g_i of which a smaller share is left is zero; a target whose sine is smaller is out of reach.
+        tol: a g_i of which a smaller share is left is zero; a target whose sine is smaller is out
+            of reach.
 
     Returns:
         The update direction [P].
@@ -45,7 +47,10 @@ def gradvac(
             if j == i or other == 0 or length <= tol * gradients[i].norm():
                 continue
             pair = (named[i], named[j])
-            wanted, cosine = targets.get(pair, 0.0), float((g @ gradients[j] / (length * other)).clamp(-1, 1))
+            wanted, cosine = (
+                targets.get(pair, 0.0),
+                float((g @ gradients[j] / (length * other)).clamp(-1, 1)),
+            )
             sine, reach = (1 - cosine**2) ** 0.5, (1 - wanted**2) ** 0.5
             if cosine < wanted and reach > tol:
                 g = g + length * (wanted * sine - cosine * reach) / (other * reach) * gradients[j]
@@ -65,5 +70,3 @@ def direction(
     """`gradvac` of the signed mean rows; `targets`, a dict, is kept by the caller from step to step."""
     means = sides.signed_means()
     return gradvac(sides.signed_matrix(), targets, beta, list(means), orders, tol)
-
-

@@ -11,8 +11,9 @@ from mtu_fast.reference.base import Sides, reference
 def imtlg(gradients: Tensor, tol: float = 1e-7) -> Tensor:
     """The d in the affine hull of the rows that has the same projection on every row's direction: [R, P] -> [P].
 
-    With unit rows U, d is a multiple of U⁺ 1, since U U⁺ 1 = 1; its coefficients on the rows themselves sum to one.
-    Zero rows are left out. No such d (coefficients that sum to zero) gives zero.
+    With unit rows U, d is a multiple of U⁺ 1, since U U⁺ 1 = 1; its coefficients on the rows
+    themselves sum to one. Zero rows are left out. No such d (coefficients that sum to zero) gives
+    zero.
 
     Source: Liu et al., ICLR 2021, "Towards Impartial Multi-task Learning".
     """
@@ -24,7 +25,11 @@ def imtlg(gradients: Tensor, tol: float = 1e-7) -> Tensor:
     d = inverse.sum(1)
     coefficients = (inverse.t() @ d) / length  # d = rows^T coefficients
     total = coefficients.sum()
-    return nothing if total.abs() <= tol * max(coefficients.abs().sum(), (1 / length).max()) else d / total
+    return (
+        nothing
+        if total.abs() <= tol * max(coefficients.abs().sum(), (1 / length).max())
+        else d / total
+    )
 
 
 @reference("imtlg")

@@ -20,9 +20,11 @@ def interference_aware(
     """Direction alpha · r − (1 − alpha) · d, with d the part of f inside span(subspace) and orthogonal to retain rows.
 
     Args:
-        retain: {task: [k, P]} gradients to be protected; r is their mean per task, summed over tasks.
+        retain: {task: [k, P]} gradients to be protected; r is their mean per task, summed over
+            tasks.
         forget: {task: [m, P]} gradients to be ascended; f likewise.
-        subspace: [K, P] kept gradients of the target tasks; without rows there is no span to stay in.
+        subspace: [K, P] kept gradients of the target tasks; without rows there is no span to stay
+            in.
         alpha: weight of the retain gradient.
         order: "joint" (both hold), "project-first" or "orthogonalize-first".
         targets: only the retain rows of these tasks are constraints; all by default.
@@ -59,7 +61,9 @@ def basis(rows: Tensor, energy: float, rank: int | None, stale: float) -> Tensor
     dimension = 0
     while dimension < len(power) and power[:dimension].sum() < energy * power.sum():
         dimension += 1
-    dimension = min(dimension, len(power) if rank is None else rank, int((values > stale * values[0]).sum()))
+    dimension = min(
+        dimension, len(power) if rank is None else rank, int((values > stale * values[0]).sum())
+    )
     return vectors[:dimension]
 
 

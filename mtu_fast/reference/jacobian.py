@@ -16,7 +16,8 @@ def jacobian(losses: Tensor | Mapping[str, Tensor], params: Sequence[Tensor]) ->
         params: P parameters in some number of tensors.
 
     Returns:
-        One tensor [R, *shape] for each parameter; zeros where a loss does not reach it. The graph is kept.
+        One tensor [R, *shape] for each parameter; zeros where a loss does not reach it. The graph
+        is kept.
     """
     values = torch.cat(list(losses.values())) if isinstance(losses, Mapping) else losses
     stacks = [p.new_zeros(len(values), *p.shape) for p in params]

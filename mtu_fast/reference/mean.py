@@ -25,4 +25,6 @@ def _shares(sides: Sides, task: str, **_: Any) -> Pair:
 @reference("mean", outside=_shares)
 def direction(sides: Sides) -> Tensor:
     """`mean` of retain and forget rows together."""
-    return mean({task: torch.cat([sides.retain[task], sides.forget[task]]) for task in sides.retain})
+    return mean({
+        task: torch.cat([sides.retain[task], sides.forget[task]]) for task in sides.retain
+    })

@@ -12,7 +12,8 @@ from mtu_fast.reference.dualproj import subsets
 def mgda(gradients: Tensor) -> Tensor:
     """The point of least norm in the convex hull of the gradients: [R, P] -> [P].
 
-    It is the point of least norm in the affine hull of some independent subset, with weights that are not negative.
+    It is the point of least norm in the affine hull of some independent subset, with weights that
+    are not negative.
 
     Source: arXiv 1810.04650.
     """

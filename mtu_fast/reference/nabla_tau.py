@@ -13,7 +13,11 @@ from mtu_fast.reference.mean import mean
 
 
 def nabla_tau(
-    retain: Rows, forget: Rows, forget_losses: Mapping[str, Tensor], tau: Mapping[str, float], alpha: float
+    retain: Rows,
+    forget: Rows,
+    forget_losses: Mapping[str, Tensor],
+    tau: Mapping[str, float],
+    alpha: float,
 ) -> Tensor:
     """Gradient of Σ_t alpha · relu(τ_t − L_t)² + (1 − alpha) · mean retain loss, L_t the task's mean forget loss.
 
@@ -44,6 +48,8 @@ def _outside(sides: Sides, task: str, tau: Mapping[str, float], alpha: float) ->
 
 
 @reference("nabla_tau", outside=_outside)
-def direction(sides: Sides, tau: Mapping[str, float] = MappingProxyType({}), alpha: float = 0.5) -> Tensor:
+def direction(
+    sides: Sides, tau: Mapping[str, float] = MappingProxyType({}), alpha: float = 0.5
+) -> Tensor:
     """`nabla_tau` of the two sides."""
     return nabla_tau(sides.retain, sides.forget, sides.forget_loss, tau, alpha)

@@ -15,17 +15,21 @@ def orthograd(retain: Rows, forget: Rows, alpha: float = 0.5, tol: float = 1e-7)
     """Direction alpha · r − (1 − alpha) · (f − Q Qᵀ f), with Q an orthonormal basis of all retain rows.
 
     Args:
-        retain: {task: [k, P]} gradients to be protected; r is their mean per task, summed over tasks.
+        retain: {task: [k, P]} gradients to be protected; r is their mean per task, summed over
+            tasks.
         forget: {task: [m, P]} gradients to be ascended; f likewise.
         alpha: weight of the retain gradient.
-        tol: a unit-length row whose residual on the rows already taken is shorter is dependent, and left out.
+        tol: a unit-length row whose residual on the rows already taken is shorter is dependent, and
+            left out.
 
     Returns:
         The update direction [P].
 
     Source: arXiv 2503.02312.
     """
-    return alpha * mean(retain) - (1.0 - alpha) * project_out(mean(forget), torch.cat(list(retain.values())), tol)
+    return alpha * mean(retain) - (1.0 - alpha) * project_out(
+        mean(forget), torch.cat(list(retain.values())), tol
+    )
 
 
 @reference("orthograd", outside=lambda sides, task, alpha, tol: (alpha, 1.0 - alpha))
@@ -54,7 +58,8 @@ def project_out(g: Tensor, rows: Tensor, tol: float) -> Tensor:
 def independent(rows: Tensor, tol: float) -> list[int]:
     """Indices of independent rows: always take the unit-length row with the longest residual, until that is < tol.
 
-    `len` of the result is the effective rank. Rows are divided by their length, so that scale does not decide.
+    `len` of the result is the effective rank. Rows are divided by their length, so that scale does
+    not decide.
     """
     length = torch.linalg.vector_norm(rows, dim=1)
     taken: list[int] = []

@@ -14,7 +14,8 @@ def pcgrad(gradients: Tensor, orders: Sequence[Sequence[int]] | None = None) -> 
     """Σ_i g_i after g_i ← g_i − (g_i·g_j / ‖g_j‖²) g_j for every j ≠ i with g_i·g_j < 0, one after another.
 
     Args:
-        gradients: [R, P], one gradient per task; a gradient to be ascended is negated by the caller.
+        gradients: [R, P], one gradient per task; a gradient to be ascended is negated by the
+            caller.
         orders: for every i the order of its j; increasing by default.
 
     Returns:
@@ -22,7 +23,11 @@ def pcgrad(gradients: Tensor, orders: Sequence[Sequence[int]] | None = None) -> 
 
     Source: arXiv 2001.06782, algorithm 1.
     """
-    total = torch.zeros_like(gradients[0]) if len(gradients) else gradients.new_zeros(gradients.shape[1])
+    total = (
+        torch.zeros_like(gradients[0])
+        if len(gradients)
+        else gradients.new_zeros(gradients.shape[1])
+    )
     for i in range(len(gradients)):
         g = gradients[i].clone()
         for j in range(len(gradients)) if orders is None else orders[i]:

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import mtu_fast as mtu
-from tests.helpers.checks import FLOOR, assert_rows, combine_error, random_weights, trained, truth_of
+from tests.helpers.checks import (
+    FLOOR,
+    assert_rows,
+    combine_error,
+    random_weights,
+    trained,
+    truth_of,
+)
 from tests.helpers.truth import combine_truth, gram_truth, matrix, relative_error
 
 pytest.importorskip("transformers")
@@ -47,13 +54,26 @@ def test_float64(case: Architecture) -> None:
     steps(model, iter(batches), 1e-10)
 
 
-# Models that cast to float32 themselves; the others are in float64 throughout anyway. Gemma3's eager attention is left
-# out: to a query that sees nothing it adds the least float64 in float32, which is minus infinity, and so NaN. With
-# padding on the right every query sees something, but for windows.
-CASTING = ("llama", "qwen3", "gemma3-sdpa", "mixtral", "t5", "vit-eager", "swin-eager", "clip-eager", "mamba")
+# Models that cast to float32 themselves; the others are in float64 throughout anyway. Gemma3's
+# eager attention is left out: to a query that sees nothing it adds the least float64 in float32,
+# which is minus infinity, and so NaN. With padding on the right every query sees something, but for
+# windows.
+CASTING = (
+    "llama",
+    "qwen3",
+    "gemma3-sdpa",
+    "mixtral",
+    "t5",
+    "vit-eager",
+    "swin-eager",
+    "clip-eager",
+    "mamba",
+)
 
 
-@pytest.mark.parametrize("case", [a for a in ARCHITECTURES if a.name.startswith(CASTING)], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [a for a in ARCHITECTURES if a.name.startswith(CASTING)], ids=lambda case: case.name
+)
 def test_double_with_float32_inside(case: Architecture) -> None:
     """As `.double()` leaves it, softmax and norms in float32: what plain autograd rounds there is rounding here."""
     model = doubled(case.build())
@@ -61,7 +81,9 @@ def test_double_with_float32_inside(case: Architecture) -> None:
     for seed in SEEDS[::2]:
         losses = case.losses(model, case.batch(seed))
         J = truth_of({"loss": losses}, params)
-        plain = combine_error(weighted(losses, params, seed), combine_truth(J, random_weights(N, seed)), params)
+        plain = combine_error(
+            weighted(losses, params, seed), combine_truth(J, random_weights(N, seed)), params
+        )
         assert_rows(engine.rows(losses), J, params, max(1e-10, 4 * plain), seed)
 
 
@@ -72,7 +94,7 @@ def weighted(losses: Tensor, params: Sequence[Tensor], seed: int) -> dict[Tensor
     return {p: g for p, g in zip(params, found, strict=True) if g is not None}
 
 
-# ---- bfloat16 -------------------------------------------------------------------------------------------------------
+# ---- bfloat16 ------------------------------------------------------------------------------------
 
 
 @every
@@ -89,12 +111,16 @@ def test_bfloat16_autocast(case: Architecture) -> None:
     compared(case, model, doubled(copy.deepcopy(model)), autocast=True)
 
 
-def compared(case: Architecture, model: nn.Module, exact: nn.Module, autocast: bool = False) -> None:
+def compared(
+    case: Architecture, model: nn.Module, exact: nn.Module, autocast: bool = False
+) -> None:
     """Gram and d of random weights are at most twice as far from float64 as those of plain autograd.
 
-    In one batch plain autograd may be lucky with a Gram, whose error is a handful of numbers, or with a small
-    parameter: its rows' relative error counts as its Gram's, too, and parameters are compared over all batches, to
-    three times plain autograd's error there or its relative error of all parameters.
+    In one batch plain autograd may be lucky with a Gram, whose error is a handful of numbers, or
+    with a small
+    parameter: its rows' relative error counts as its Gram's, too, and parameters are compared over
+    all batches, to three times plain autograd's error there or its relative error of all
+    parameters.
     """
     engine, params = mtu.Engine(model), trained(model)
     squares = torch.zeros(3, len(params), dtype=torch.float64)
@@ -105,10 +131,15 @@ def compared(case: Architecture, model: nn.Module, exact: nn.Module, autocast: b
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             losses = case.losses(model, case.batch(seed))
         J, d = truth_of({"loss": losses}, params), combine_truth(K, w)
-        plain, size = weighted(losses, params, seed), torch.stack([part.norm() for part in d.values()])
+        plain, size = (
+            weighted(losses, params, seed),
+            torch.stack([part.norm() for part in d.values()]),
+        )
         G, rows = gram_truth(K), engine.rows(losses)
         ours, theirs = gaps(rows.combine(w), d, params), gaps(plain, d, params)
-        assert theirs.norm() <= 0.2 * size.norm(), "plain autograd is far from float64: another expert was chosen?"
+        assert theirs.norm() <= 0.2 * size.norm(), (
+            "plain autograd is far from float64: another expert was chosen?"
+        )
         assert ours.norm() <= 2 * theirs.norm()
         of_rows = max(relative_error(gram_truth(J), G), relative_error(matrix(J), matrix(K)))
         assert relative_error(rows.gram(), G) <= 2 * of_rows
@@ -118,12 +149,16 @@ def compared(case: Architecture, model: nn.Module, exact: nn.Module, autocast: b
     assert bool((ours <= 3 * torch.maximum(theirs, share)).all())
 
 
-def gaps(found: Mapping[Tensor, Tensor], truth: Mapping[int, Tensor], params: Sequence[Tensor]) -> Tensor:
+def gaps(
+    found: Mapping[Tensor, Tensor], truth: Mapping[int, Tensor], params: Sequence[Tensor]
+) -> Tensor:
     """How far every parameter's d is from the truth."""
-    return torch.stack([(found.get(p, torch.zeros_like(p)).double() - truth[j]).norm() for j, p in enumerate(params)])
+    return torch.stack([
+        (found.get(p, torch.zeros_like(p)).double() - truth[j]).norm() for j, p in enumerate(params)
+    ])
 
 
-# ---- what the comparison rests on -----------------------------------------------------------------------------------
+# ---- what the comparison rests on ----------------------------------------------------------------
 
 
 @every
@@ -145,4 +180,7 @@ def test_plain_backward_is_the_sum_of_rows(case: Architecture) -> None:
     with Wide():
         losses = case.losses(model, case.batch(1))
     J = truth_of({"loss": losses}, params)
-    assert combine_error(weighted(losses, params, 1), combine_truth(J, random_weights(N, 1)), params) <= 1e-12
+    assert (
+        combine_error(weighted(losses, params, 1), combine_truth(J, random_weights(N, 1)), params)
+        <= 1e-12
+    )

@@ -30,13 +30,20 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding, self.norm, self.head = nn.Embedding(VOCAB, D), nn.LayerNorm(D), nn.Linear(D, VOCAB)
+        self.embedding, self.norm, self.head = (
+            nn.Embedding(VOCAB, D),
+            nn.LayerNorm(D),
+            nn.Linear(D, VOCAB),
+        )
         self.q, self.k, self.v, self.o = (nn.Linear(D, D) for _ in range(4))
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
         h = self.norm(x)
-        q, k, v = (layer(h).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (
+            layer(h).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.head(x + self.o(mixed.transpose(1, 2).flatten(2)))
 
@@ -77,7 +84,9 @@ def text(step: int) -> Tensor:
 
 def next_token(model: nn.Module, tokens: Tensor) -> Tensor:
     """The mean cross entropy of every sample."""
-    return F.cross_entropy(model(tokens)[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
+    return F.cross_entropy(
+        model(tokens)[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none"
+    ).mean(1)
 
 
 def plain(losses: Tensor, params: list[Tensor], w: Tensor) -> tuple[Tensor, ...]:
@@ -90,7 +99,8 @@ def plain(losses: Tensor, params: list[Tensor], w: Tensor) -> tuple[Tensor, ...]
 def test_gradients_stay_those_of_autograd(make: Callable[[], nn.Module], flat: bool) -> None:
     """`combine` of random weights and the `.grad` of OrthoGrad, to 1e-5 at every step; the Gram now and then.
 
-    What trains is autograd's mean gradient, so that the weights are the same whatever the engine finds.
+    What trains is autograd's mean gradient, so that the weights are the same whatever the engine
+    finds.
     """
     model = make()
     if flat:
@@ -101,11 +111,16 @@ def test_gradients_stay_those_of_autograd(make: Callable[[], nn.Module], flat: b
         tokens, w = text(step), random_weights(N, step)
         losses = next_token(model, tokens)
         means.append(losses.detach().mean().item())
-        mean, expected = (plain(losses, params, weights) for weights in (torch.full((N,), 1 / N), w))
+        mean, expected = (
+            plain(losses, params, weights) for weights in (torch.full((N,), 1 / N), w)
+        )
         J = truth_of({"loss": losses}, params) if step % LOOPED == 0 else None
         rows = engine.rows(losses, forget=FORGET)
         d = rows.combine(w)
-        assert relative_error(vector([d.get(p) for p in params], params), vector(expected, params)) <= 1e-5, step
+        assert (
+            relative_error(vector([d.get(p) for p in params], params), vector(expected, params))
+            <= 1e-5
+        ), step
         if J is not None:
             assert relative_error(rows.gram(), gram_truth(J)) <= 1e-5, step
         clear(params)

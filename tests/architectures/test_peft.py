@@ -26,7 +26,8 @@ TASK = {"task_type": "CAUSAL_LM"}
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft asks for it
+    # peft asks for it
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
 
 
@@ -38,13 +39,21 @@ def low_rank(**more: Any) -> Any:
 
 def scaled(values: list[str], inner: str, **more: Any) -> Any:
     """IA3: what comes out of `values` and what goes into `inner` is scaled."""
-    return peft.IA3Config(target_modules=[*values, inner], feedforward_modules=[inner], **TASK, **more)
+    return peft.IA3Config(
+        target_modules=[*values, inner], feedforward_modules=[inner], **TASK, **more
+    )
 
 
 ADAPTERS: dict[str, tuple[str, Callable[[], Any]]] = {
     "lora": ("llama-sdpa", low_rank),
-    "lora_embedding": ("llama-eager", lambda: peft.LoraConfig(r=4, target_modules=["embed_tokens", "o_proj"], **TASK)),
-    "lora_gpt2": ("gpt2-sdpa", lambda: peft.LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, **TASK)),
+    "lora_embedding": (
+        "llama-eager",
+        lambda: peft.LoraConfig(r=4, target_modules=["embed_tokens", "o_proj"], **TASK),
+    ),
+    "lora_gpt2": (
+        "gpt2-sdpa",
+        lambda: peft.LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, **TASK),
+    ),
     "dora": ("llama-sdpa", lambda: low_rank(use_dora=True)),
     "ia3": ("llama-sdpa", lambda: scaled(["k_proj", "v_proj"], "down_proj")),
     "ia3_gpt2": ("gpt2-eager", lambda: scaled(["c_attn"], "mlp.c_proj", fan_in_fan_out=True)),
@@ -63,7 +72,9 @@ def adapted(name: str) -> tuple[nn.Module, Architecture]:
 
 def losses_of(model: nn.Module, batch: Batch) -> Tensor:
     """What each token says of the next; a soft prompt stands before the first."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    logits = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+    ).logits
     return per_token(logits[:, -S:-1], batch["labels"][:, 1:])
 
 
@@ -74,7 +85,10 @@ def losses_in_double(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def over_steps(
-    model: nn.Module, case: Architecture, forward: Callable[[nn.Module, Batch], Tensor], tolerance: float
+    model: nn.Module,
+    case: Architecture,
+    forward: Callable[[nn.Module, Batch], Tensor],
+    tolerance: float,
 ) -> None:
     """Gram, d of random weights and the `.grad` of OrthoGrad at every step of training."""
     params, engine = trained(model), mtu.Engine(model)

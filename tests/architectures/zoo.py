@@ -73,13 +73,20 @@ class Wide(TorchFunctionMode):
     """What is cast to float32 inside becomes float64: softmax, norms, rotations, scans."""
 
     def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        function: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if function is torch.Tensor.float:
             return args[0].double()
         wider = {torch.float32: torch.float64}
         changed = [wider.get(a, a) if isinstance(a, torch.dtype) else a for a in args]
-        named = {k: wider.get(a, a) if isinstance(a, torch.dtype) else a for k, a in (kwargs or {}).items()}
+        named = {
+            k: wider.get(a, a) if isinstance(a, torch.dtype) else a
+            for k, a in (kwargs or {}).items()
+        }
         return function(*changed, **named)
 
 
@@ -90,14 +97,16 @@ def doubled(model: Any) -> nn.Module:
     return model.double()
 
 
-# ---- batches and losses ---------------------------------------------------------------------------------------------
+# ---- batches and losses --------------------------------------------------------------------------
 
 
 def text(seed: int, length: int = S, left: bool | None = None) -> Batch:
     """Tokens and their mask [N, length]; one sample is whole, odd seeds pad on the left."""
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randint(3, VOCAB - 1, (N, length), generator=draw)
-    lengths = torch.randint(3, length + 1, (N,), generator=draw).index_fill(0, torch.tensor(seed % N), length)
+    lengths = torch.randint(3, length + 1, (N,), generator=draw).index_fill(
+        0, torch.tensor(seed % N), length
+    )
     place = torch.arange(length)
     left = bool(seed % 2) if left is None else left
     mask = place >= length - lengths[:, None] if left else place < lengths[:, None]
@@ -112,7 +121,11 @@ def noise(seed: int, *shape: int) -> Tensor:
 def output(model: nn.Module, batch: Batch, **more: Any) -> Any:
     """What the model makes of all but the labels."""
     precision = next(model.parameters()).dtype
-    given = {name: x.to(precision) if x.is_floating_point() else x for name, x in batch.items() if name != "labels"}
+    given = {
+        name: x.to(precision) if x.is_floating_point() else x
+        for name, x in batch.items()
+        if name != "labels"
+    }
     return model(**given, **more)
 
 
@@ -123,7 +136,9 @@ def wide(logits: Tensor) -> Tensor:
 
 def per_token(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean cross entropy of every sample over the tokens that have a label."""
-    each = F.cross_entropy(wide(logits).transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+    each = F.cross_entropy(
+        wide(logits).transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+    )
     return each.sum(1) / (labels != IGNORED).sum(1)
 
 
@@ -176,7 +191,9 @@ def waves(seed: int) -> Batch:
     length = torch.randint(56, 81, (N, 1), generator=torch.Generator().manual_seed(seed))
     mask = torch.arange(80) < length
     letters = text(seed + 50, 5, left=False)
-    labels = (letters["input_ids"] % (LETTERS - 1) + 1).masked_fill(letters["attention_mask"] == 0, IGNORED)
+    labels = (letters["input_ids"] % (LETTERS - 1) + 1).masked_fill(
+        letters["attention_mask"] == 0, IGNORED
+    )
     return {"input_values": noise(seed, 80) * mask, "attention_mask": mask.long(), "labels": labels}
 
 
@@ -185,7 +202,9 @@ def connectionist(model: nn.Module, batch: Batch) -> Tensor:
     frames = model._get_feat_extract_output_lengths(batch["attention_mask"].sum(1))
     letters = (batch["labels"] != IGNORED).sum(1)
     log_p = wide(output(model, batch).logits).log_softmax(-1).transpose(0, 1)
-    return F.ctc_loss(log_p, batch["labels"].clamp(min=0), frames, letters, reduction="none") / letters
+    return (
+        F.ctc_loss(log_p, batch["labels"].clamp(min=0), frames, letters, reduction="none") / letters
+    )
 
 
 def images(seed: int) -> Batch:
@@ -201,7 +220,10 @@ def captions(seed: int) -> Batch:
     """Images and texts that end in their last token."""
     batch = text(seed, left=False)
     last = batch["attention_mask"].sum(1, keepdim=True) - 1
-    return batch | {"input_ids": batch["input_ids"].scatter(1, last, VOCAB - 1), "pixel_values": noise(seed, 3, 12, 12)}
+    return batch | {
+        "input_ids": batch["input_ids"].scatter(1, last, VOCAB - 1),
+        "pixel_values": noise(seed, 3, 12, 12),
+    }
 
 
 def matched(model: nn.Module, batch: Batch) -> Tensor:
@@ -214,10 +236,12 @@ def contrasted(model: nn.Module, batch: Batch) -> Tensor:
     """Every image against all captions and every caption against all images: CLIP's own loss."""
     found, own = output(model, batch), torch.arange(N)
     one, other = (wide(logits) for logits in (found.logits_per_image, found.logits_per_text))
-    return (F.cross_entropy(one, own, reduction="none") + F.cross_entropy(other, own, reduction="none")) / 2
+    return (
+        F.cross_entropy(one, own, reduction="none") + F.cross_entropy(other, own, reduction="none")
+    ) / 2
 
 
-# ---- models ---------------------------------------------------------------------------------------------------------
+# ---- models --------------------------------------------------------------------------------------
 
 SPECIAL: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
 BLOCKS: dict[str, Any] = {
@@ -234,13 +258,17 @@ def llama(attention: str) -> nn.Module:
 
 
 def qwen3(attention: str) -> nn.Module:
-    return attending(hf.Qwen3ForCausalLM(hf.Qwen3Config(**DECODER, tie_word_embeddings=False)), attention)
+    return attending(
+        hf.Qwen3ForCausalLM(hf.Qwen3Config(**DECODER, tie_word_embeddings=False)), attention
+    )
 
 
 def gemma3(attention: str) -> nn.Module:
     """One layer with a sliding window, one without; scaled, tied embeddings."""
     layers = ["sliding_attention", "full_attention"]
-    config = hf.Gemma3TextConfig(**DECODER, layer_types=layers, sliding_window=4, query_pre_attn_scalar=8)
+    config = hf.Gemma3TextConfig(
+        **DECODER, layer_types=layers, sliding_window=4, query_pre_attn_scalar=8
+    )
     return attending(hf.Gemma3ForCausalLM(config), attention)
 
 
@@ -256,7 +284,9 @@ def mixtral(experts: str | None) -> Callable[[str], nn.Module]:
 
 
 def gpt2(attention: str) -> nn.Module:
-    config = hf.GPT2Config(vocab_size=VOCAB, n_positions=S, n_embd=D, n_layer=2, n_head=4, **SPECIAL)
+    config = hf.GPT2Config(
+        vocab_size=VOCAB, n_positions=S, n_embd=D, n_layer=2, n_head=4, **SPECIAL
+    )
     return attending(hf.GPT2LMHeadModel(config), attention)
 
 
@@ -317,7 +347,12 @@ def swin(attention: str) -> nn.Module:
 
 
 def clip(attention: str) -> nn.Module:
-    words = dict(ENCODER, vocab_size=VOCAB, max_position_embeddings=S, **SPECIAL | {"eos_token_id": VOCAB - 1})
+    words = dict(
+        ENCODER,
+        vocab_size=VOCAB,
+        max_position_embeddings=S,
+        **SPECIAL | {"eos_token_id": VOCAB - 1},
+    )
     images = dict(ENCODER, image_size=12, patch_size=4)
     config = hf.CLIPConfig(text_config=words, vision_config=images, projection_dim=16)
     return attending(hf.CLIPModel(config), attention)
@@ -326,7 +361,9 @@ def clip(attention: str) -> nn.Module:
 def mamba(attention: str) -> nn.Module:
     """No attention: the scan in plain torch."""
     return hf.MambaForCausalLM(
-        hf.MambaConfig(vocab_size=VOCAB, hidden_size=16, state_size=3, num_hidden_layers=2, **SPECIAL)
+        hf.MambaConfig(
+            vocab_size=VOCAB, hidden_size=16, state_size=3, num_hidden_layers=2, **SPECIAL
+        )
     )
 
 

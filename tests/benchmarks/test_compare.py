@@ -12,16 +12,24 @@ from benchmarks import compare
 from benchmarks.measure import ROOT
 
 pytestmark = pytest.mark.skipif(
-    shutil.which("git") is None or not (ROOT / ".git").exists(), reason="needs git and the repository"
+    shutil.which("git") is None or not (ROOT / ".git").exists(),
+    reason="needs git and the repository",
 )
 
 
 def test_a_tree_against_its_own_commit(capsys: pytest.CaptureFixture[str]) -> None:
     compare.main(["HEAD", "--quick", "--models", "mlp", "--tasks", "1", "--repeats", "2"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(", ")[2].split()[0] for line in lines[1:]] == ["plain", "gram", "orthograd", "vmap"]
+    assert [line.split(", ")[2].split()[0] for line in lines[1:]] == [
+        "plain",
+        "gram",
+        "orthograd",
+        "vmap",
+    ]
     assert all(float(line.split()[-2]) > 0 and float(line.split()[-1]) > 0 for line in lines[1:])
-    listed = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert "/base" not in listed
 
 
@@ -46,9 +54,14 @@ def test_a_tree_that_fails_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["no-such-revision"], "no-such-revision ended with"), (["HEAD", "--repeats", "0"], "take numbers from 1")],
+    [
+        (["no-such-revision"], "no-such-revision ended with"),
+        (["HEAD", "--repeats", "0"], "take numbers from 1"),
+    ],
 )
-def test_wrong_arguments_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         compare.main(arguments)
     assert message in capsys.readouterr().err

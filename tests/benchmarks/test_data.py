@@ -12,7 +12,16 @@ import torch
 
 from benchmarks.data import Samples, cityscapes, concat, nyuv2
 from benchmarks.data.raycast import Solids, occluded, turn
-from benchmarks.data.rooms import CLASSES, Rooms, draw_rooms, make_rooms, render, to_camera, to_room, view
+from benchmarks.data.rooms import (
+    CLASSES,
+    Rooms,
+    draw_rooms,
+    make_rooms,
+    render,
+    to_camera,
+    to_room,
+    view,
+)
 from mtu_fast.unlearning.metrics import mean_iou, valid_pixels
 
 Vector = tuple[float, float, float]
@@ -43,7 +52,7 @@ def rendered(rooms: Rooms) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return labels["segmentation"][0], labels["depth"][0, 0], labels["normal"][0]
 
 
-# ---- rooms: closed forms --------------------------------------------------------------------------------------------
+# ---- rooms: closed forms -------------------------------------------------------------------------
 
 
 def test_a_ball_ahead_is_met_at_its_nearest_point() -> None:
@@ -104,7 +113,9 @@ def test_a_camera_that_looks_down_sees_the_floor_turned_towards_it() -> None:
     middle = N // 2
     assert kind[middle, middle] == CLASSES.index("floor")
     assert depth[middle, middle].item() == pytest.approx(1.2 / math.sin(pitch), rel=1e-6)
-    assert normal[:, middle, middle].tolist() == pytest.approx([0, -math.cos(pitch), -math.sin(pitch)], abs=1e-6)
+    assert normal[:, middle, middle].tolist() == pytest.approx(
+        [0, -math.cos(pitch), -math.sin(pitch)], abs=1e-6
+    )
 
 
 def test_turning_there_and_back() -> None:
@@ -116,18 +127,26 @@ def test_turning_there_and_back() -> None:
 
 def test_a_ball_before_the_light_casts_a_shadow() -> None:
     solids = one_room(ball=((0, 0, 2), 0.5)).solids
-    points = np.array([[0.0, 1.2, 0.0], [0, 0, 0], [4, 4, 1]])[:, None]  # behind the ball, beside that, before it
+    # behind the ball, beside that, before it
+    points = np.array([[0.0, 1.2, 0.0], [0, 0, 0], [4, 4, 1]])[:, None]
     assert occluded(points, np.zeros((3, 1, 1)), solids).tolist() == [[True, False, False]]
 
 
-# ---- rooms: drawn at random -----------------------------------------------------------------------------------------
+# ---- rooms: drawn at random ----------------------------------------------------------------------
 
 
 def test_normals_are_unit_and_face_the_camera() -> None:
     labels = make_rooms({"a": 20}, 24, 36, seed=1)["a"].labels
     normal = labels["normal"].double()
-    torch.testing.assert_close(normal.norm(dim=1), torch.ones(20, 24, 36, dtype=torch.float64), atol=1e-6, rtol=0)
-    rays = torch.from_numpy(view(draw_rooms(1, range(20)), 24, 36)).reshape(3, 20, 24, 36).movedim(0, 1)
+    torch.testing.assert_close(
+        normal.norm(dim=1), torch.ones(20, 24, 36, dtype=torch.float64), atol=1e-6, rtol=0
+    )
+    rays = (
+        torch
+        .from_numpy(view(draw_rooms(1, range(20)), 24, 36))
+        .reshape(3, 20, 24, 36)
+        .movedim(0, 1)
+    )
     assert ((normal * rays).sum(1) < 1e-6).all()
     assert valid_pixels(labels["normal"]).all() and valid_pixels(labels["depth"]).all()
 
@@ -141,7 +160,10 @@ def test_what_is_seen_is_the_nearest_surface_and_of_the_class_that_is_said() -> 
         t = labels["depth"][b].double().flatten().numpy()
         kind = labels["segmentation"][b].flatten().numpy()
         for share in (0.2, 0.5, 0.9, 0.999):  # of the way: nothing is in between
-            assert all((g > 0).all() for g in gaps(rooms, b, rooms.eye[:, b, None] + share * t * d[:, b]).values())
+            assert all(
+                (g > 0).all()
+                for g in gaps(rooms, b, rooms.eye[:, b, None] + share * t * d[:, b]).values()
+            )
         there = gaps(rooms, b, rooms.eye[:, b, None] + t * d[:, b])
         for name, gap in there.items():
             assert (np.abs(gap) < 1e-5)[kind == CLASSES.index(name)].all()
@@ -171,9 +193,17 @@ def gaps(rooms: Rooms, b: int, p: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def test_one_seed_gives_the_same_rooms_whatever_else_is_asked_for() -> None:
-    whole, other = make_rooms({"a": 19}, 8, 12, seed=3)["a"], make_rooms({"a": 19}, 8, 12, seed=4)["a"]
-    again, parts = make_rooms({"a": 19}, 8, 12, seed=3)["a"], make_rooms({"a": 2, "b": 17}, 8, 12, seed=3)
-    assert torch.equal(whole.image, again.image) and torch.equal(whole.labels["depth"], again.labels["depth"])
+    whole, other = (
+        make_rooms({"a": 19}, 8, 12, seed=3)["a"],
+        make_rooms({"a": 19}, 8, 12, seed=4)["a"],
+    )
+    again, parts = (
+        make_rooms({"a": 19}, 8, 12, seed=3)["a"],
+        make_rooms({"a": 2, "b": 17}, 8, 12, seed=3),
+    )
+    assert torch.equal(whole.image, again.image) and torch.equal(
+        whole.labels["depth"], again.labels["depth"]
+    )
     joined = concat(parts["a"], parts["b"])
     assert joined.source.tolist() == list(range(19))
     assert torch.equal(joined.labels["segmentation"], whole.labels["segmentation"])
@@ -192,26 +222,44 @@ def test_shapes_ranges_and_that_every_class_occurs() -> None:
     rooms = make_rooms({"a": 40}, seed=6)["a"]
     assert rooms.image.shape == (40, 3, 32, 48) and rooms.image.dtype == torch.float32
     assert rooms.image.min() >= 0 and rooms.image.max() <= 1
-    assert rooms.labels["segmentation"].shape == (40, 32, 48) and rooms.labels["segmentation"].dtype == torch.int64
-    assert rooms.labels["depth"].shape == (40, 1, 32, 48) and rooms.labels["normal"].shape == (40, 3, 32, 48)
-    share = torch.bincount(rooms.labels["segmentation"].flatten(), minlength=len(CLASSES)) / (40 * 32 * 48)
+    assert (
+        rooms.labels["segmentation"].shape == (40, 32, 48)
+        and rooms.labels["segmentation"].dtype == torch.int64
+    )
+    assert rooms.labels["depth"].shape == (40, 1, 32, 48) and rooms.labels["normal"].shape == (
+        40,
+        3,
+        32,
+        48,
+    )
+    share = torch.bincount(rooms.labels["segmentation"].flatten(), minlength=len(CLASSES)) / (
+        40 * 32 * 48
+    )
     assert len(share) == len(CLASSES) and share.min() > 0.003 and share.max() < 0.7
 
 
 def test_colour_alone_does_not_tell_the_classes_apart() -> None:
     rooms = make_rooms({"train": 80, "test": 40}, 16, 24, seed=7)
-    codes = {s: ((d.image * 3.999).long() * torch.tensor([16, 4, 1])[:, None, None]).sum(1) for s, d in rooms.items()}
+    codes = {
+        s: ((d.image * 3.999).long() * torch.tensor([16, 4, 1])[:, None, None]).sum(1)
+        for s, d in rooms.items()
+    }
     known = rooms["train"].labels["segmentation"]
     votes = torch.bincount((codes["train"] * 8 + known).flatten(), minlength=64 * 8).reshape(64, 8)
-    assert mean_iou(votes.argmax(1)[codes["test"]], rooms["test"].labels["segmentation"], classes=8) < 0.25
+    assert (
+        mean_iou(votes.argmax(1)[codes["test"]], rooms["test"].labels["segmentation"], classes=8)
+        < 0.25
+    )
 
 
-# ---- folders of .npy files ------------------------------------------------------------------------------------------
+# ---- folders of .npy files -----------------------------------------------------------------------
 
 H, W = 4, 6
 
 
-def write(root: Path, count: int = 3, folders: tuple[str, ...] = ("image", "label", "depth", "normal")) -> Path:
+def write(
+    root: Path, count: int = 3, folders: tuple[str, ...] = ("image", "label", "depth", "normal")
+) -> Path:
     """Small files in the layout, with unlabelled and unmeasured pixels."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
@@ -231,12 +279,22 @@ def test_nyuv2_reads_its_layout(tmp_path: Path) -> None:
     data = nyuv2.load(write(tmp_path, 12), "train")
     batch = data[torch.tensor([10, 2])]
     assert len(data) == 12 and isinstance(batch, Samples) and batch.source.tolist() == [10, 2]
-    assert batch.image.shape == (2, 3, H, W) and list(batch.labels) == ["segmentation", "depth", "normal"]
-    raw = {folder: np.load(tmp_path / "train" / folder / "10.npy") for folder in ("image", "label", "depth", "normal")}
+    assert batch.image.shape == (2, 3, H, W) and list(batch.labels) == [
+        "segmentation",
+        "depth",
+        "normal",
+    ]
+    raw = {
+        folder: np.load(tmp_path / "train" / folder / "10.npy")
+        for folder in ("image", "label", "depth", "normal")
+    }
     assert torch.equal(batch.image[0], torch.from_numpy(raw["image"]).permute(2, 0, 1))
     assert torch.equal(batch.labels["normal"][0], torch.from_numpy(raw["normal"]).permute(2, 0, 1))
     assert torch.equal(batch.labels["depth"][0, 0], torch.from_numpy(raw["depth"][..., 0]))
-    assert batch.labels["segmentation"].dtype == torch.int64 and batch.labels["segmentation"][0, 0, 0] == -1
+    assert (
+        batch.labels["segmentation"].dtype == torch.int64
+        and batch.labels["segmentation"][0, 0, 0] == -1
+    )
     assert np.array_equal(batch.labels["segmentation"][0].numpy(), raw["label"])
     assert not valid_pixels(batch.labels["depth"])[0, 0, 0]
 
@@ -259,16 +317,48 @@ def replace(root: Path, name: str, array: np.ndarray) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
-    "no folder": (lambda r: (r / "train/depth").rename(r / "d"), FileNotFoundError, "train/depth is no folder.*--root"),
-    "no file 1": (lambda r: (r / "train/label/1.npy").unlink(), FileNotFoundError, r"2 .npy files and no 1\.npy"),
+    "no folder": (
+        lambda r: (r / "train/depth").rename(r / "d"),
+        FileNotFoundError,
+        "train/depth is no folder.*--root",
+    ),
+    "no file 1": (
+        lambda r: (r / "train/label/1.npy").unlink(),
+        FileNotFoundError,
+        r"2 .npy files and no 1\.npy",
+    ),
     "counts": (lambda r: (r / "train/normal/2.npy").unlink(), ValueError, "'normal': 2"),
-    "size": (lambda r: replace(r, "depth/1.npy", np.ones((H, W + 1, 1))), ValueError, r"1.npy has shape \[4, 7, 1\]"),
-    "channels": (lambda r: replace(r, "depth/0.npy", np.ones((H, W))), ValueError, r"expected \[4, 6, 1\]"),
-    "channels first": (lambda r: replace(r, "image/0.npy", np.ones((3, H, W))), ValueError, r"expected \[3, 4, 3\]"),
-    "nan": (lambda r: replace(r, "depth/1.npy", np.full((H, W, 1), np.nan)), ValueError, "1.npy: 24 of 24.*NaN"),
-    "bytes": (lambda r: replace(r, "image/2.npy", np.full((H, W, 3), 255)), ValueError, "divide bytes by 255"),
+    "size": (
+        lambda r: replace(r, "depth/1.npy", np.ones((H, W + 1, 1))),
+        ValueError,
+        r"1.npy has shape \[4, 7, 1\]",
+    ),
+    "channels": (
+        lambda r: replace(r, "depth/0.npy", np.ones((H, W))),
+        ValueError,
+        r"expected \[4, 6, 1\]",
+    ),
+    "channels first": (
+        lambda r: replace(r, "image/0.npy", np.ones((3, H, W))),
+        ValueError,
+        r"expected \[3, 4, 3\]",
+    ),
+    "nan": (
+        lambda r: replace(r, "depth/1.npy", np.full((H, W, 1), np.nan)),
+        ValueError,
+        "1.npy: 24 of 24.*NaN",
+    ),
+    "bytes": (
+        lambda r: replace(r, "image/2.npy", np.full((H, W, 3), 255)),
+        ValueError,
+        "divide bytes by 255",
+    ),
     "classes": (lambda r: replace(r, "label/0.npy", np.full((H, W), 13)), ValueError, r"-1\.\.12"),
-    "halves": (lambda r: replace(r, "label/0.npy", np.full((H, W), 0.5)), ValueError, "whole numbers"),
+    "halves": (
+        lambda r: replace(r, "label/0.npy", np.full((H, W), 0.5)),
+        ValueError,
+        "whole numbers",
+    ),
 }
 
 

@@ -48,13 +48,17 @@ def test_splits_share_no_image(data: dict[str, Samples]) -> None:
 
 
 @pytest.mark.parametrize("targets", [TASKS, ("left",)])
-def test_a_batch_forgets_only_the_targets_of_forget_scenes(data: dict[str, Samples], targets: tuple[str, ...]) -> None:
+def test_a_batch_forgets_only_the_targets_of_forget_scenes(
+    data: dict[str, Samples], targets: tuple[str, ...]
+) -> None:
     batch, mask = draw(DIGITS, data, targets, TINY.protocol, torch.Generator().manual_seed(0))
     gone = set(data["forget"].source[:, 0].tolist())
     is_forget = torch.tensor([int(n) in gone for n in batch.source[:, 0]])
     assert len(batch) == 12 and int(is_forget.sum()) == 4
     for task in TASKS:
-        assert torch.equal(mask[task], is_forget if task in targets else torch.zeros(12, dtype=torch.bool))
+        assert torch.equal(
+            mask[task], is_forget if task in targets else torch.zeros(12, dtype=torch.bool)
+        )
 
 
 def test_labels_that_are_absent_do_not_train(data: dict[str, Samples]) -> None:
@@ -78,12 +82,16 @@ def test_engine_and_reference_take_the_same_step(
     directions = []
     for implementation in ("fast", "reference"):
         demo.step(implementation, method, request_name, model, doubled, TINY, 0)()
-        directions.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        directions.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
     assert directions[0].norm() > 0
     assert (directions[0] - directions[1]).norm() <= 1e-8 * directions[1].norm()
 
 
-def test_a_run_stops_at_the_level_and_says_whether_it_did(data: dict[str, Samples], trained: nn.Module) -> None:
+def test_a_run_stops_at_the_level_and_says_whether_it_did(
+    data: dict[str, Samples], trained: nn.Module
+) -> None:
     arguments = (DIGITS, trained, data, TASKS, demo.ENTRIES["Ascent"], 0.0, 0.02)
     at_once = unlearn(*arguments, level=1.0, protocol=TINY.protocol, seed=0, tick=quiet)
     assert (at_once.reached, at_once.steps, len(at_once.history)) == (True, 0, 1)
@@ -97,7 +105,9 @@ def test_a_run_stops_at_the_level_and_says_whether_it_did(data: dict[str, Sample
 def test_the_search_tries_the_whole_table_and_puts_the_best_first(
     data: dict[str, Samples], trained: nn.Module
 ) -> None:
-    runs = search(DIGITS, trained, data, ("left",), demo.ENTRIES["OrthoGrad"], TINY.protocol, 0, quiet)
+    runs = search(
+        DIGITS, trained, data, ("left",), demo.ENTRIES["OrthoGrad"], TINY.protocol, 0, quiet
+    )
     assert sorted((run.alpha, run.lr) for run in runs) == sorted(TINY.protocol.grids["protective"])
     keys = [(not run.reached, run.uis_validation) for run in runs]
     assert keys == sorted(keys)
@@ -122,8 +132,14 @@ def test_the_demo_writes_what_it_prints(
     for request, block in result["requests"].items():
         audited = mtu.Audit.from_json(tmp_path / f"audit_{request}.json").data
         found, chosen = audited["scores"], block["models"]["OrthoGrad"]
-        assert found["unlearned"] == chosen["scores"] and found["retrained"] == block["models"]["retrained"]["scores"]
-        assert audited["uis"]["unlearned"] == chosen["uis"] and audited["request"]["targets"] == block["targets"]
+        assert (
+            found["unlearned"] == chosen["scores"]
+            and found["retrained"] == block["models"]["retrained"]["scores"]
+        )
+        assert (
+            audited["uis"]["unlearned"] == chosen["uis"]
+            and audited["request"]["targets"] == block["targets"]
+        )
         assert audited["history"] == chosen["history"] and audited["verdict"]["headline"] in page
     sections = printed.split("-task: forget from ")[1:]
     for section, block in zip(sections, result["requests"].values(), strict=True):
@@ -131,10 +147,17 @@ def test_the_demo_writes_what_it_prints(
         assert list(block["models"]) == ["original", "retrained", *demo.ENTRIES]
         for name, row in block["models"].items():
             assert all(0 <= a <= 1 for scores in row["scores"].values() for a in scores.values())
-            assert f"{row['uis']:.1f}" in next(line for line in section.splitlines() if line.startswith(name))
+            assert f"{row['uis']:.1f}" in next(
+                line for line in section.splitlines() if line.startswith(name)
+            )
         for name in demo.ENTRIES:
             row = block["models"][name]
             assert row["history"][-1]["forget"] == row["scores"]["forget"]
-            assert row["ms"]["fast"] > 0 and row["ms"]["reference"] > 0 and row["parameter_shift"] > 0
+            assert (
+                row["ms"]["fast"] > 0 and row["ms"]["reference"] > 0 and row["parameter_shift"] > 0
+            )
             assert len(row["tried"]) == 2 and row["tried"][0] == row["chosen"]
-        assert block["models"]["retrained"]["mean_gap"] == 0 and block["models"]["retrained"]["tow"] == 1
+        assert (
+            block["models"]["retrained"]["mean_gap"] == 0
+            and block["models"]["retrained"]["tow"] == 1
+        )

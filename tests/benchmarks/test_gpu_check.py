@@ -25,8 +25,12 @@ def python(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
 
 
-@pytest.mark.skipif(_library.EXTENSION is None, reason="the build stage of the dry run takes over what is built")
-def test_the_dry_run_goes_through_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(
+    _library.EXTENSION is None, reason="the build stage of the dry run takes over what is built"
+)
+def test_the_dry_run_goes_through_every_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert gpu_check.main(["--dry-run", "--out", str(tmp_path / "new")]) == 0
     files = {path.name: path for path in (tmp_path / "new").iterdir()}
     assert set(files) == {
@@ -34,9 +38,14 @@ def test_the_dry_run_goes_through_every_stage(tmp_path: Path, capsys: pytest.Cap
     }  # fmt: skip
     assert all(0 < path.stat().st_size < LARGEST for path in files.values())
     summary = json.loads(files["summary.json"].read_text())
-    assert [(each["stage"], each["status"]) for each in summary] == [(name, "passed") for name in NAMES]
+    assert [(each["stage"], each["status"]) for each in summary] == [
+        (name, "passed") for name in NAMES
+    ]
     with files["ops.csv"].open() as file:
-        assert any(row["implementation"] == "kernel" and float(row["seconds"]) > 0 for row in csv.DictReader(file))
+        assert any(
+            row["implementation"] == "kernel" and float(row["seconds"]) > 0
+            for row in csv.DictReader(file)
+        )
     assert json.loads(files["step_cost.json"].read_text())["cases"][0]["model"] == "mlp"
     log = files["gpu_check.log"].read_text()
     assert f"torch {torch.__version__}" in log and "served by" in log and "right: errs" in log
@@ -54,8 +63,12 @@ def test_the_time_adds_up_and_every_stage_is_for_the_gpu(tmp_path: Path) -> None
 
 def launched(file: Path) -> set[str]:
     """The functions of a file of Triton kernels that are launched: `kernel[grid](...)`."""
-    calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
-    names = {f.value.id for f in calls if isinstance(f, ast.Subscript) and isinstance(f.value, ast.Name)}
+    calls = [
+        node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
+    ]
+    names = {
+        f.value.id for f in calls if isinstance(f, ast.Subscript) and isinstance(f.value, ast.Name)
+    }
     return names - {"dict"}
 
 
@@ -65,9 +78,14 @@ def test_the_sanitizer_watches_every_kernel_of_ours_and_nothing_else(
     ours = set().union(*(launched(file) for file in (gpu_check.ROOT / "kernels").glob("*.py")))
     assert {"_row_gram", "_ghost", "_collect", "_double"} <= ours
     assert set(gpu_check.kernel_names()) == {"mtu_fast", *ours}
-    assert "namespace mtu_fast::cuda" in (gpu_check.ROOT / "csrc" / "cuda" / "gram_schmidt.cuh").read_text()
+    assert (
+        "namespace mtu_fast::cuda"
+        in (gpu_check.ROOT / "csrc" / "cuda" / "gram_schmidt.cuh").read_text()
+    )
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
-    (stage,) = (stage for stage in gpu_check.stages(tmp_path, dry=False) if stage.name == "sanitizer")
+    (stage,) = (
+        stage for stage in gpu_check.stages(tmp_path, dry=False) if stage.name == "sanitizer"
+    )
     tools = [command[: command.index("-m")] for command in stage.commands]
     assert [tool[tool.index("--tool") + 1] for tool in tools] == ["memcheck", "racecheck"]
     for tool in tools:
@@ -88,7 +106,9 @@ def test_a_bad_stage_is_reported_and_the_next_one_goes_on(
 ) -> None:
     stages = [
         Stage("good", 20, (python("print('fine')"), python("print('beside it')"))),
-        Stage("bad", 20, (python("print('why')"), python("raise SystemExit(3)"), ("no-such-program",))),
+        Stage(
+            "bad", 20, (python("print('why')"), python("raise SystemExit(3)"), ("no-such-program",))
+        ),
         Stage("absent", 1, (), "the tool is not here"),
         Stage("last", 20, (python("import mtu_fast; print(mtu_fast.__file__)"),)),
     ]
@@ -105,13 +125,18 @@ def test_a_bad_stage_is_reported_and_the_next_one_goes_on(
     assert "SKIPPED" in capsys.readouterr().out
 
 
-def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_takes_too_long_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gpu_check, "GRACE", 0.5)
     ignoring = (
-        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('here', flush=True); time.sleep(60)"
+        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "print('here', flush=True); time.sleep(60)"
     )
     start = time.monotonic()
-    outcomes = gpu_check.check([Stage("slow", 2, (python(ignoring),)), Stage("next", 20, (python("1"),))], tmp_path)
+    outcomes = gpu_check.check(
+        [Stage("slow", 2, (python(ignoring),)), Stage("next", 20, (python("1"),))], tmp_path
+    )
     assert [each.status for each in outcomes] == ["TOO LONG", "passed"]
     assert time.monotonic() - start < 30
     assert "here" in (tmp_path / "gpu_check.log").read_text()

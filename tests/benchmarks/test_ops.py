@@ -37,7 +37,9 @@ def report(path: Path, outcome: str = "") -> Path:
     files = {file for op in ops() for file in tested.files_of(op)}
     inside = f"<{outcome}/>" if outcome else ""
     names = [file.with_suffix("").as_posix().replace("/", ".") for file in sorted(files)]
-    cases = "".join(f'<testcase classname="{name}" name="test_it[a]">{inside}</testcase>' for name in names)
+    cases = "".join(
+        f'<testcase classname="{name}" name="test_it[a]">{inside}</testcase>' for name in names
+    )
     path.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
     return path
 
@@ -52,9 +54,15 @@ def test_every_case_gets_rows_and_a_plot(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "new" / "ops.csv"
     command.main([*QUICK, "--csv", str(path), "--tested-by", str(path)])
     found = rows(path)
-    assert {(row["op"], row["case"]) for row in found} == {(case.op, case.name) for case in table.cases("quick")}
+    assert {(row["op"], row["case"]) for row in found} == {
+        (case.op, case.name) for case in table.cases("quick")
+    }
     for row in found:
-        assert float(row["seconds"]) > 0 and float(row["floor_seconds"]) > 0 and float(row["ratio"]) > 0
+        assert (
+            float(row["seconds"]) > 0
+            and float(row["floor_seconds"]) > 0
+            and float(row["ratio"]) > 0
+        )
         assert float(row["fraction_of_floor"]) == pytest.approx(
             float(row["floor_seconds"]) / float(row["seconds"]), rel=1e-2
         )
@@ -68,7 +76,15 @@ def test_every_case_gets_rows_and_a_plot(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_rows_are_appended(tmp_path: Path) -> None:
     path = tmp_path / "ops.csv"
-    arguments = [*QUICK, "--ops", "gram_schmidt", "--csv", str(path), "--tested-by", str(report(tmp_path / "r.xml"))]
+    arguments = [
+        *QUICK,
+        "--ops",
+        "gram_schmidt",
+        "--csv",
+        str(path),
+        "--tested-by",
+        str(report(tmp_path / "r.xml")),
+    ]
     command.main(arguments)
     first = path.read_text()
     command.main(arguments)
@@ -96,7 +112,9 @@ def with_wrong_ones(size: str) -> list[Case]:
     return [replace(case, make=lambda device: doubled(case.make(device)))]
 
 
-def test_a_wrong_implementation_gets_no_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_implementation_gets_no_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "ops.csv"
     arguments = [*QUICK, "--csv", str(path), "--tested-by", str(report(tmp_path / "r.xml"))]
     with pytest.raises(SystemExit, match="2 refused"):
@@ -110,11 +128,22 @@ def test_a_wrong_implementation_gets_no_time(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize(
     ("outcome", "why"),
-    [("failure", "its tests are red"), ("error", "its tests are red"), ("skipped", "no test of it has passed")],
+    [
+        ("failure", "its tests are red"),
+        ("error", "its tests are red"),
+        ("skipped", "no test of it has passed"),
+    ],
 )
 def test_an_op_with_red_tests_gets_no_time(tmp_path: Path, outcome: str, why: str) -> None:
     path = tmp_path / "ops.csv"
-    arguments = ["--ops", "gram_schmidt", "--csv", str(path), "--tested-by", str(report(tmp_path / "r.xml", outcome))]
+    arguments = [
+        "--ops",
+        "gram_schmidt",
+        "--csv",
+        str(path),
+        "--tested-by",
+        str(report(tmp_path / "r.xml", outcome)),
+    ]
     with pytest.raises(SystemExit, match="1 refused"):
         command.main([*QUICK, *arguments])
     (row,) = rows(path)
@@ -131,20 +160,34 @@ def test_a_case_that_fails_is_a_row_and_the_next_one_runs(tmp_path: Path) -> Non
 
     path = tmp_path / "ops.csv"
     with pytest.raises(SystemExit, match="1 refused"):
-        command.main([*QUICK, "--csv", str(path), "--tested-by", str(report(tmp_path / "r.xml"))], table=both)
-    assert [row["note"] for row in rows(path) if row["case"] == "broken"] == ["failed: RuntimeError: out of memory"]
+        command.main(
+            [*QUICK, "--csv", str(path), "--tested-by", str(report(tmp_path / "r.xml"))], table=both
+        )
+    assert [row["note"] for row in rows(path) if row["case"] == "broken"] == [
+        "failed: RuntimeError: out of memory"
+    ]
     assert any(row["seconds"] for row in rows(path))
 
 
 def test_a_check_times_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "ops.csv"
-    arguments = ["--check", "--ops", "row_gram", "--csv", str(path), "--tested-by", str(report(tmp_path / "r.xml"))]
+    arguments = [
+        "--check",
+        "--ops",
+        "row_gram",
+        "--csv",
+        str(path),
+        "--tested-by",
+        str(report(tmp_path / "r.xml")),
+    ]
     command.main([*QUICK, *arguments])
     assert not path.exists()
     assert "right: errs" in capsys.readouterr().out
 
 
-def test_tests_run_once_for_a_state_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tests_run_once_for_a_state_of_the_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in ("ops", "kernels"):
         (tmp_path / "tests" / folder).mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_text("")
@@ -152,7 +195,9 @@ def test_tests_run_once_for_a_state_of_the_sources(tmp_path: Path, monkeypatch: 
     file = tmp_path / "tests" / "ops" / "test_thing.py"
     file.write_text("def test_thing(): pass\n")
     monkeypatch.setattr(tested, "ROOT", tmp_path)
-    assert tested.files_of("thing") == [] and tested.files_of("test_thing") == [Path("tests/ops/test_thing.py")]
+    assert tested.files_of("thing") == [] and tested.files_of("test_thing") == [
+        Path("tests/ops/test_thing.py")
+    ]
     first = tested.run(["test_thing"])
     assert tested.why_untrusted("test_thing", [first]) == ""
     written = first.stat().st_mtime_ns
@@ -186,7 +231,11 @@ def test_the_kernel_is_left_out_where_there_is_none(monkeypatch: pytest.MonkeyPa
 def test_every_implementation_is_right(op: str) -> None:
     for case in table.cases("quick"):
         if case.op == op:
-            assert {name: verdict.wrong for name, verdict in check(case.make("cpu")).items() if verdict.wrong} == {}
+            assert {
+                name: verdict.wrong
+                for name, verdict in check(case.make("cpu")).items()
+                if verdict.wrong
+            } == {}
 
 
 def test_the_floor_is_the_longer_of_moving_and_computing() -> None:
@@ -197,12 +246,19 @@ def test_the_floor_is_the_longer_of_moving_and_computing() -> None:
     assert min(measured.read, measured.copy, measured.float32, measured.float64) > 1e6
 
 
-EXACT = {"row_gram", "rank_one_gram", "outer_ghost", "conv_ghost"}  # where plain torch is given the kernels' precision
+# where plain torch is given the kernels' precision
+EXACT = {"row_gram", "rank_one_gram", "outer_ghost", "conv_ghost"}
 
 
 @pytest.mark.parametrize(
     ("arch", "expected"),
-    [(80, torch.float64), (86, torch.float32), (89, torch.float32), (90, torch.float64), (120, torch.float32)],
+    [
+        (80, torch.float64),
+        (86, torch.float32),
+        (89, torch.float32),
+        (90, torch.float64),
+        (120, torch.float32),
+    ],
 )
 def test_what_is_measured_against_is_what_the_gpus_kernels_plan(
     monkeypatch: pytest.MonkeyPatch, arch: int, expected: torch.dtype
@@ -235,7 +291,9 @@ def test_uneven_sizes_add_up() -> None:
     ("arguments", "message"),
     [(["--budget", "0"], "must be positive"), (["--device", "tpu"], "invalid choice: 'tpu'")],
 )
-def test_wrong_arguments_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         command.main(arguments)
     assert message in capsys.readouterr().err

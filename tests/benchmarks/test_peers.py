@@ -43,7 +43,9 @@ def grad(case: Case) -> Tensor:
 @pytest.mark.parametrize("way", [way for way in PEERS if way != "mtu_fast"])
 def test_everyone_finds_the_same(way: str, model: str, tasks: int) -> None:
     installed(way)
-    mine, theirs = (build(model, tasks, quick=True, smooth=True, dtype=torch.float32) for _ in range(2))
+    mine, theirs = (
+        build(model, tasks, quick=True, smooth=True, dtype=torch.float32) for _ in range(2)
+    )
     expected = ours(mine)
     if message := REFUSED.get(way, {}).get(model):
         with pytest.raises((ValueError, RuntimeError, NotImplementedError), match=message):
@@ -72,16 +74,33 @@ def test_rows_say_what_was_measured_or_why_not(
     monkeypatch.setitem(run.WAYS, "Opacus", Peer(wrong))
     monkeypatch.setitem(run.WAYS, "BackPACK", Peer(broken, "no-such-package"))
     path = tmp_path / "peers.csv"
-    arguments = ["--quick", "--models", "mlp", "--tasks", "1", "--samples", "6", "--repeats", "2", "--no-memory"]
+    arguments = [
+        "--quick",
+        "--models",
+        "mlp",
+        "--tasks",
+        "1",
+        "--samples",
+        "6",
+        "--repeats",
+        "2",
+        "--no-memory",
+    ]
     arguments += ["--csv", str(path), "--ways", "mtu_fast", "Opacus", "BackPACK", "vmap(grad), QR"]
     for _ in range(2):
         run.main(arguments)
     rows = list(csv.DictReader(path.open()))
     assert len(rows) == 10 and rows[0]["way"] == "plain" and float(rows[0]["step_ratio"]) == 1
     by_way = {row["way"]: row for row in rows}
-    assert float(by_way["mtu_fast"]["gram_ratio"]) > 0 and float(by_way["vmap(grad), QR"]["step_ms"]) > 0
+    assert (
+        float(by_way["mtu_fast"]["gram_ratio"]) > 0
+        and float(by_way["vmap(grad), QR"]["step_ms"]) > 0
+    )
     assert by_way["vmap(grad), QR"]["gram_ms"] == "" and by_way["vmap(grad), QR"]["rows"] == "6"
-    assert by_way["Opacus"]["why_not"].startswith("G is wrong by 1.0e-01") and not by_way["Opacus"]["step_ms"]
+    assert (
+        by_way["Opacus"]["why_not"].startswith("G is wrong by 1.0e-01")
+        and not by_way["Opacus"]["step_ms"]
+    )
     assert by_way["BackPACK"]["why_not"] == "NotImplementedError: no such layer"
     out = capsys.readouterr().out
     assert "no such layer" in out and "6 rows x 27,562" in out
@@ -90,7 +109,9 @@ def test_rows_say_what_was_measured_or_why_not(
 def test_what_does_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "LIMIT", 1e-12)
     what = run.What("mlp", 1, 4, True)
-    assert run.why_not(what, "loop over samples", run.result(what, "mtu_fast")).startswith("J alone takes 0.0 of")
+    assert run.why_not(what, "loop over samples", run.result(what, "mtu_fast")).startswith(
+        "J alone takes 0.0 of"
+    )
 
 
 def test_the_newest_times_are_drawn(tmp_path: Path) -> None:
@@ -119,9 +140,22 @@ def test_a_file_with_other_columns_is_left_alone(tmp_path: Path) -> None:
 
 def test_the_table_has_the_newest_of_each(tmp_path: Path) -> None:
     def row(model: str, way: str, time: str, memory: str) -> dict[str, str]:
-        return {"model": model, "tasks": "1", "samples": "4", "way": way, "step_ratio": time, "step_mib_ratio": memory}
+        return {
+            "model": model,
+            "tasks": "1",
+            "samples": "4",
+            "way": way,
+            "step_ratio": time,
+            "step_mib_ratio": memory,
+        }
 
-    rows = [row("mlp", "mtu_fast", "1.5", "1"), row("mlp", "Opacus", "", ""), row("mlp", "mtu_fast", "1.456", "12.34")]
+    rows = [
+        row("mlp", "mtu_fast", "1.5", "1"),
+        row("mlp", "Opacus", "", ""),
+        row("mlp", "mtu_fast", "1.456", "12.34"),
+    ]
     lines = table(rows).splitlines()
     assert lines[0].startswith("| model | tasks | N | mtu_fast |") and len(lines) == 3
-    assert lines[2].startswith("| mlp | 1 | 4 | 1.46, 12 | - |") and lines[2].count("|") == lines[0].count("|")
+    assert lines[2].startswith("| mlp | 1 | 4 | 1.46, 12 | - |") and lines[2].count("|") == lines[
+        0
+    ].count("|")

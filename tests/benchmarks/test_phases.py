@@ -44,7 +44,9 @@ def test_phases_and_their_ops(capsys: pytest.CaptureFixture[str]) -> None:
     for phase in found:
         assert phase.ratio > 0 and phase.ops == sorted(phase.ops, key=lambda op: -op[1])
     phases.main(["--quick", "--models", "mlp", "--tasks", "1", "--repeats", "1", "--ops", "2"])
-    assert "plain step" in (printed := capsys.readouterr().out) and printed.count(" ms x") == 2 * len(phases.PHASES)
+    assert "plain step" in (printed := capsys.readouterr().out) and printed.count(
+        " ms x"
+    ) == 2 * len(phases.PHASES)
 
 
 @pytest.mark.parametrize("argument", [["--repeats", "0"], ["--tasks", "0"], ["--ops", "-1"]])

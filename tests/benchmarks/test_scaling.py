@@ -47,7 +47,11 @@ def test_no_more_is_asked_for_than_there_may_be() -> None:
 
 def test_the_base_is_on_every_axis_once() -> None:
     found = scaling.points(quick=False)
-    assert len(found) == len(set(found)) == 1 + sum(len(values) - 1 for values in scaling.AXES.values())
+    assert (
+        len(found)
+        == len(set(found))
+        == 1 + sum(len(values) - 1 for values in scaling.AXES.values())
+    )
     assert scaling.Point(**scaling.BASE) in found
     case = scaling.Point(3, 2, 5, 64).case()
     assert case.inputs.shape == (3, 5) and len(case.labels) == 2
@@ -55,7 +59,9 @@ def test_the_base_is_on_every_axis_once() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # attention under vmap
-def test_rows_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_and_a_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ways = ["mtu_fast", "vmap(grad), J kept"]
     arguments = ["--quick", "--repeats", "1", "--memory", "--out", str(tmp_path), "--ways", *ways]
     scaling.main(arguments)
@@ -64,7 +70,9 @@ def test_rows_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     assert len(rows) == len(points) * 3 and "mtu_fast" in capsys.readouterr().out
     assert all(float(row["ratio"]) > 0 and not row["why_not"] for row in rows)
     assert {float(row["ratio"]) for row in rows if row["way"] == "plain"} == {1.0}
-    monkeypatch.setattr(plot_scaling, "BASE", {axis: values[0] for axis, values in scaling.QUICK.items()})
+    monkeypatch.setattr(
+        plot_scaling, "BASE", {axis: values[0] for axis, values in scaling.QUICK.items()}
+    )
     assert plot_scaling.plot_scaling(tmp_path / "scaling.csv", tmp_path).stat().st_size > 10_000
 
 
@@ -74,7 +82,10 @@ def test_a_way_that_cannot_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(scaling.WAYS, "Opacus", Peer(broken))
     found = scaling.grown(scaling.Point(2, 1, 3, 16), ["Opacus"], 1, memory=False)
-    assert found["Opacus"] == {"why_not": "NotImplementedError: no such layer"} and "ms" in found["plain"]
+    assert (
+        found["Opacus"] == {"why_not": "NotImplementedError: no such layer"}
+        and "ms" in found["plain"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,25 @@ def allocate(mib: str) -> Callable[[], object]:
     return lambda: len(bytearray(int(mib) << 20)) + len(loaded)
 
 
-def test_a_quick_run_prints_and_writes_every_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quick_run_prints_and_writes_every_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "new" / "step_cost.json"
-    step_cost.main(["--quick", "--no-memory", "--models", "mlp", "--repeats", "2", "--json", str(path)])
+    step_cost.main([
+        "--quick",
+        "--no-memory",
+        "--models",
+        "mlp",
+        "--repeats",
+        "2",
+        "--json",
+        str(path),
+    ])
     found = json.loads(path.read_text())
-    assert [(c["model"], c["tasks"], c["rows"]) for c in found["cases"]] == [("mlp", 1, 8), ("mlp", 3, 24)]
+    assert [(c["model"], c["tasks"], c["rows"]) for c in found["cases"]] == [
+        ("mlp", 1, 8),
+        ("mlp", 3, 24),
+    ]
     for case in found["cases"]:
         assert tuple(case["steps"]) == step_cost.STEPS
         assert case["steps"]["plain"]["ratio"] == 1.0
@@ -81,14 +95,18 @@ def test_weights_orthogonalise_against_every_retain_row() -> None:
         (["--tasks", "three"], "invalid int value: 'three'"),
     ],
 )
-def test_wrong_arguments_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         step_cost.main(arguments)
     assert message in capsys.readouterr().err
 
 
 def test_build_names_what_it_does_not_know() -> None:
-    with pytest.raises(ValueError, match="unknown model 'lenet'; there are mlp, transformer, resnet"):
+    with pytest.raises(
+        ValueError, match="unknown model 'lenet'; there are mlp, transformer, resnet"
+    ):
         build("lenet", 1)
     with pytest.raises(ValueError, match="tasks is 0"):
         build("mlp", 0)
@@ -104,7 +122,9 @@ def test_rounds_interleave_and_each_begins_with_another() -> None:
 
 
 def test_times_are_those_of_the_callable() -> None:
-    found = interleaved({"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.02)}, repeats=3)
+    found = interleaved(
+        {"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.02)}, repeats=3
+    )
     assert found["short"].median >= 2 and found["long"].median >= 20
 
 

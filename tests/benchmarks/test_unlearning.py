@@ -54,7 +54,14 @@ def split(seed: int) -> dict[str, Dataset]:
     return {**divide(made.pop("train"), 5), **made}
 
 
-PROBLEM = Problem("rooms", TASKS, ("segmentation",), partial(DenseNet, TASKS, CLASSES, 4), dense_losses, dense_scores)
+PROBLEM = Problem(
+    "rooms",
+    TASKS,
+    ("segmentation",),
+    partial(DenseNet, TASKS, CLASSES, 4),
+    dense_losses,
+    dense_scores,
+)
 TINY = Case(
     PROBLEM,
     Protocol(epochs=4, batch=8, retain_batch=4, forget_batch=3, steps=2, every=1, watch=False, grids={
@@ -73,7 +80,7 @@ def quiet(_count: int) -> None:
     """Nobody watches."""
 
 
-# ---- the net --------------------------------------------------------------------------------------------------------
+# ---- the net -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (9, 15)])
@@ -87,7 +94,10 @@ def test_the_net_answers_every_pixel_at_any_resolution(height: int, width: int) 
 
 
 def test_tasks_that_are_not_asked_for_have_no_head() -> None:
-    assert list(DenseNet(("segmentation", "depth"), 7)(torch.rand(1, 3, 8, 8))) == ["segmentation", "depth"]
+    assert list(DenseNet(("segmentation", "depth"), 7)(torch.rand(1, 3, 8, 8))) == [
+        "segmentation",
+        "depth",
+    ]
 
 
 def test_losses_do_not_mix_samples(parts: dict[str, Samples]) -> None:
@@ -115,7 +125,9 @@ class Known(nn.Module):
 def test_scores_of_perfect_answers_are_one(parts: dict[str, Samples]) -> None:
     labels = parts["test"].labels
     hot = nn.functional.one_hot(labels["segmentation"], CLASSES).movedim(-1, 1).float()
-    assert dense_scores(Known({**labels, "segmentation": hot}), parts["test"]) == dict.fromkeys(TASKS, 1.0)
+    assert dense_scores(Known({**labels, "segmentation": hot}), parts["test"]) == dict.fromkeys(
+        TASKS, 1.0
+    )
 
 
 def test_scores_by_chunks_are_those_of_all_pixels_at_once(
@@ -123,7 +135,8 @@ def test_scores_by_chunks_are_those_of_all_pixels_at_once(
 ) -> None:
     test = parts["test"]
     labels = {task: label.clone() for task, label in test.labels.items()}
-    labels["depth"][:2], labels["normal"][3] = 0, 0  # a chunk without depth, a sample without normals
+    # a chunk without depth, a sample without normals
+    labels["depth"][:2], labels["normal"][3] = 0, 0
     with torch.no_grad():
         outputs = DenseNet(TASKS, CLASSES, 8)(test.image)
     monkeypatch.setattr(nets, "BATCH", 2)
@@ -135,12 +148,15 @@ def test_scores_by_chunks_are_those_of_all_pixels_at_once(
     })  # fmt: skip
 
 
-# ---- scores ---------------------------------------------------------------------------------------------------------
+# ---- scores --------------------------------------------------------------------------------------
 
 
 def test_the_attack_is_the_mean_over_target_tasks() -> None:
     told, untold = torch.arange(40.0), torch.arange(40.0).view(20, 2)
-    losses = {"forget": {"a": told, "b": untold[:, 0]}, "test": {"a": told + 100, "b": untold[:, 1]}}
+    losses = {
+        "forget": {"a": told, "b": untold[:, 0]},
+        "test": {"a": told + 100, "b": untold[:, 1]},
+    }
     assert attack(losses, ("a",)) == 1.0
     both = metrics.membership(untold[:, 0], untold[:, 1]).auc
     assert attack(losses, ("a", "b")) == pytest.approx((1 + both) / 2) and both < 0.7
@@ -162,13 +178,15 @@ def test_samples_without_a_label_have_no_loss_to_count(parts: dict[str, Samples]
     data = Samples(test.image, labels, test.source)
     found = sample_losses(PROBLEM, model, data)
     torch.testing.assert_close(found["depth"], whole["depth"][2:])
-    torch.testing.assert_close(found["segmentation"], torch.cat([whole["segmentation"][:3], whole["segmentation"][4:]]))
+    torch.testing.assert_close(
+        found["segmentation"], torch.cat([whole["segmentation"][:3], whole["segmentation"][4:]])
+    )
     assert mean_losses(PROBLEM, model, data) == {
         task: pytest.approx(found[task].mean().item()) for task in ("segmentation", "depth")
     }
 
 
-# ---- cases and methods ----------------------------------------------------------------------------------------------
+# ---- cases and methods ---------------------------------------------------------------------------
 
 
 def test_every_method_has_a_name_of_its_own_and_equally_many_settings() -> None:
@@ -181,7 +199,9 @@ def test_every_method_has_a_name_of_its_own_and_equally_many_settings() -> None:
 def test_the_splits_of_a_case_are_disjoint(name: str) -> None:
     found = cases.load(Choice(name, quick=True)).split(1)
     assert len(found["train"]) == len(found["forget"]) + len(found["retain"])
-    used = torch.cat([found[s][:].source.flatten() for s in ("forget", "retain", "validation", "test")])
+    used = torch.cat([
+        found[s][:].source.flatten() for s in ("forget", "retain", "validation", "test")
+    ])
     assert len(used.unique()) == len(used)
     assert torch.equal(found["train"][:].source.flatten(), used[: found["train"][:].source.numel()])
 
@@ -191,13 +211,20 @@ def test_a_folder_s_splits_are_drawn_by_the_seed(tmp_path: Path) -> None:
         for kind, channels in (("image", (3,)), ("label", ()), ("depth", (1,))):
             (tmp_path / folder / kind).mkdir(parents=True)
             for i in range(count):
-                np.save(tmp_path / folder / kind / f"{i}.npy", np.ones((4, 8, *channels), dtype=np.float32))
+                np.save(
+                    tmp_path / folder / kind / f"{i}.npy",
+                    np.ones((4, 8, *channels), dtype=np.float32),
+                )
     a, b = (cases.load(Choice("cityscapes", tmp_path)).split(seed) for seed in (0, 1))
     assert {name: len(part) for name, part in a.items()} == {
         "train": 20, "forget": 2, "retain": 18, "validation": 3, "test": 4
     }  # fmt: skip
-    assert sorted(torch.cat([a[s][:].source for s in ("forget", "retain")]).tolist()) == list(range(20))
-    assert sorted(torch.cat([a[s][:].source for s in ("validation", "test")]).tolist()) == list(range(7))
+    assert sorted(torch.cat([a[s][:].source for s in ("forget", "retain")]).tolist()) == list(
+        range(20)
+    )
+    assert sorted(torch.cat([a[s][:].source for s in ("validation", "test")]).tolist()) == list(
+        range(7)
+    )
     assert a["train"][:].source.tolist() != b["train"][:].source.tolist()
 
 
@@ -214,13 +241,16 @@ def test_a_wrong_choice_is_refused(choice: Choice, message: str) -> None:
         cases.load(choice)
 
 
-# ---- protocol and jobs ----------------------------------------------------------------------------------------------
+# ---- protocol and jobs ---------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:InterferenceAware")  # of so small a net the subspace leaves little
+# of so small a net the subspace leaves little
+@pytest.mark.filterwarnings("ignore:InterferenceAware")
 @pytest.mark.parametrize("request_name", unlearning.REQUESTS)
 @pytest.mark.parametrize("name", METHODS)
-def test_engine_and_reference_take_the_same_step(name: str, request_name: str, parts: dict[str, Samples]) -> None:
+def test_engine_and_reference_take_the_same_step(
+    name: str, request_name: str, parts: dict[str, Samples]
+) -> None:
     model = PROBLEM.net().double()
     doubled = {}
     for s, d in parts.items():
@@ -230,16 +260,24 @@ def test_engine_and_reference_take_the_same_step(name: str, request_name: str, p
     if name == "∇τ":  # at the τ and alpha that its schedule begins with, F being 5 of 20 samples
         tau = mean_losses(PROBLEM, model, doubled["validation"])
         exact = partial(reference.backward, method="nabla_tau", tau=tau, alpha=5 / 12)
-        entry = replace(entry, reference=lambda params, losses, forget, alpha: exact(params, losses, forget=forget))
+        entry = replace(
+            entry,
+            reference=lambda params, losses, forget, alpha: exact(params, losses, forget=forget),
+        )
     competitors = unlearning.sides(TINY, doubled, request_name, entry, model, generator)
     targets = PROBLEM.requests[request_name]
-    batch, mask = entry.prepare(*draw(PROBLEM, doubled, targets, TINY.protocol, generator), generator)
+    batch, mask = entry.prepare(
+        *draw(PROBLEM, doubled, targets, TINY.protocol, generator), generator
+    )
     found = []
     for step in competitors.values():
         step(batch, mask)
-        found.append(torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]))
+        found.append(
+            torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None])
+        )
     assert len(found) == 2 and all(0 < g.norm() < torch.inf for g in found)
-    if entry.begin is not in_subspace:  # whose reference has random rows in place of kept ones, for their time alone:
+    # whose reference has random rows in place of kept ones, for their time alone:
+    if entry.begin is not in_subspace:
         # tests/loop/test_same_model.py compares the method itself
         assert (found[0] - found[1]).norm() <= 1e-8 * found[1].norm()
 
@@ -290,7 +328,9 @@ def test_a_partial_retraining_sees_nothing_of_what_it_must_not(parts: dict[str, 
     labels = {task: label.clone() for task, label in parts["train"].labels.items()}
     labels["segmentation"][:5] = (labels["segmentation"][:5] + 1) % CLASSES
     other = {**parts, "train": Samples(parts["train"].image, labels, parts["train"].source)}
-    a, b = (retrain(PROBLEM, p, "partial", TINY.protocol, 0, quiet).state_dict() for p in (parts, other))
+    a, b = (
+        retrain(PROBLEM, p, "partial", TINY.protocol, 0, quiet).state_dict() for p in (parts, other)
+    )
     assert all(torch.equal(a[name], b[name]) for name in a)
     labels["depth"][:5] += 1
     c = retrain(PROBLEM, other, "partial", TINY.protocol, 0, quiet).state_dict()
@@ -302,7 +342,9 @@ def test_hooks_change_the_batch_and_keep_state_over_a_run(parts: dict[str, Sampl
 
     def prepare(batch: Samples, forget: Mask, generator: torch.Generator) -> tuple[Samples, Mask]:
         labels = {**batch.labels, "segmentation": torch.zeros_like(batch.labels["segmentation"])}
-        return Samples(batch.image, labels, batch.source), {t: torch.zeros_like(m) for t, m in forget.items()}
+        return Samples(batch.image, labels, batch.source), {
+            t: torch.zeros_like(m) for t, m in forget.items()
+        }
 
     def begin(situation: Situation) -> Any:
         seen.append((situation.targets, situation.method))
@@ -315,7 +357,9 @@ def test_hooks_change_the_batch_and_keep_state_over_a_run(parts: dict[str, Sampl
         return counted
 
     entry = Entry("tried", lambda alpha: mtu.GradDiff(alpha), prepare=prepare, begin=begin)
-    run = unlearn(PROBLEM, PROBLEM.net(), parts, ("depth",), entry, 1.0, 0.1, -1.0, TINY.protocol, 0, quiet)
+    run = unlearn(
+        PROBLEM, PROBLEM.net(), parts, ("depth",), entry, 1.0, 0.1, -1.0, TINY.protocol, 0, quiet
+    )
     assert seen[0][0] == ("depth",) and repr(seen[0][1]) == "GradDiff(alpha=1.0)"
     assert seen[1:] == [False] * run.steps == [False, False]
 
@@ -341,7 +385,9 @@ def test_the_benchmark_writes_what_it_prints(
     ]  # fmt: skip
     for row, line in zip(result["rows"], table, strict=True):
         assert float(line["uis"]) == row["uis"] and line["method"] == row["method"]
-        assert np.isfinite([row[column] for column in ("uis", "gap", "tow", "auc", "drift", "drift_99", "shift")]).all()
+        assert np.isfinite([
+            row[column] for column in ("uis", "gap", "tow", "auc", "drift", "drift_99", "shift")
+        ]).all()
         if row["method"] in names:
             assert len(row["tried"]) == 2 and 0 <= row["steps"] <= 2
         elif row["method"] == "original":
@@ -413,9 +459,15 @@ def test_rows_of_some_methods_are_put_into_the_last_run(
     cases.parts.cache_clear()
 
 
-def test_times_of_methods_that_are_gone_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_times_of_methods_that_are_gone_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "unlearning_digits.json").write_text(
-        json.dumps({"data": "digits", "quick": True, "rows": [{"method": "original"}, {"method": "Magic"}]})
+        json.dumps({
+            "data": "digits",
+            "quick": True,
+            "rows": [{"method": "original"}, {"method": "Magic"}],
+        })
     )
     with pytest.raises(SystemExit):
         unlearning.main(["--data", "digits", "--quick", "--times", "--out", str(tmp_path)])
@@ -425,7 +477,9 @@ def test_times_of_methods_that_are_gone_are_refused(tmp_path: Path, capsys: pyte
 def test_it_runs_as_a_file_from_anywhere(tmp_path: Path) -> None:
     bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, str(unlearning.__file__), "--help"]
-    done = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=bare, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and "--times" in done.stdout, done.stderr
 
 
@@ -434,7 +488,10 @@ def test_a_job_gives_the_same_row_again(monkeypatch: pytest.MonkeyPatch) -> None
     cases.parts.cache_clear()
     choice = Choice("rooms")
     states = {which: unlearning.train_job(choice, 3, which)[2] for which in ("original", "full")}
-    rows = [unlearning.unlearn_job(choice, 3, "full", "PCGrad", states["original"], states["full"]) for _ in range(2)]
+    rows = [
+        unlearning.unlearn_job(choice, 3, "full", "PCGrad", states["original"], states["full"])
+        for _ in range(2)
+    ]
     cases.parts.cache_clear()
     assert rows[0] == rows[1]
 
@@ -449,7 +506,9 @@ def test_a_job_gives_the_same_row_again(monkeypatch: pytest.MonkeyPatch) -> None
         (["--data", "nyuv2", "--root", "/nowhere"], "is no folder"),
     ],
 )
-def test_wrong_options_are_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_are_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         unlearning.main(options)
     assert message in capsys.readouterr().err

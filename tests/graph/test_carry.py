@@ -1,7 +1,7 @@
 """What structure says of every op (`carry.py`, `moves.py`): rows along each dimension in turn, and one vjp a row.
 
-The truth of a node is its own adjoint, run on one row at a time. Where structure hands a map to an input, each element
-that a row reaches must be that row's; it may be silent, but not of everything.
+The truth of a node is its own adjoint, run on one row at a time. Where structure hands a map to an
+input, each element that a row reaches must be that row's; it may be silent, but not of everything.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Ops of other devices and builds; those below them in their family are tested on the CPU by the same entry.
+# Ops of other devices and builds; those below them in their family are tested on the CPU by the
+# same entry.
 ELSEWHERE = words(
     """
-    ConvolutionOverrideable CudnnBatchNorm CudnnConvolution FusedRmsNorm Linear MiopenBatchNorm MkldnnConvolution
-    ScaledDotProductCudnnAttention ScaledDotProductEfficientAttention ScaledDotProductFlashAttention
-    ScaledDotProductFusedAttentionOverrideable
+    ConvolutionOverrideable CudnnBatchNorm CudnnConvolution FusedRmsNorm Linear MiopenBatchNorm
+    MkldnnConvolution ScaledDotProductCudnnAttention ScaledDotProductEfficientAttention
+    ScaledDotProductFlashAttention ScaledDotProductFusedAttentionOverrideable
     """
 )
+
 
 def case(op: str, *makers: Case) -> None:
     """Ways to record an op."""
@@ -69,7 +71,7 @@ def any_kernel() -> Iterator[None]:
     torch.use_deterministic_algorithms(wanted)
 
 
-# ---- position by position -------------------------------------------------------------------------------------------
+# ---- position by position ------------------------------------------------------------------------
 
 SHAPES = ((3,), (3, 4), (2, 3, 4), (1, 3, 1), ())
 PAIRS = (
@@ -86,7 +88,9 @@ def each(op: str, function: Callable[[Tensor], Any], make: Callable[..., Tensor]
     case(op, lambda: function(make(3, 4).t()))
 
 
-def both(op: str, function: Callable[[Tensor, Tensor], Any], make: Callable[..., Tensor] = u) -> None:
+def both(
+    op: str, function: Callable[[Tensor, Tensor], Any], make: Callable[..., Tensor] = u
+) -> None:
     """An op of two tensors that broadcast."""
     case(op, *(lambda s=s, t=t: function(make(*s), make(*t)) for s, t in PAIRS))
 
@@ -94,10 +98,10 @@ def both(op: str, function: Callable[[Tensor, Tensor], Any], make: Callable[...,
 UNARY = sorted(
     words(
         """
-    Abs Acos Angle Asin Asinh Atan Atanh Ceil Celu Clone Cos Cosh Deg2Rad Digamma Elu Erf Erfc Erfinv Exp Exp2
-    Expm1 Floor Frac Gelu Hardshrink Hardsigmoid Hardswish Hardtanh LeakyRelu Lgamma Log Log10 Log1P Log2
-    LogSigmoid Logit Mish NanToNum Neg Rad2Deg Reciprocal Relu Round Rsqrt Sgn Sigmoid Sign Silu Sin Sinc Sinh
-    Softplus Softshrink Sqrt Tan Tanh Tril Triu Trunc
+    Abs Acos Angle Asin Asinh Atan Atanh Ceil Celu Clone Cos Cosh Deg2Rad Digamma Elu Erf Erfc
+    Erfinv Exp Exp2 Expm1 Floor Frac Gelu Hardshrink Hardsigmoid Hardswish Hardtanh LeakyRelu Lgamma
+    Log Log10 Log1P Log2 LogSigmoid Logit Mish NanToNum Neg Rad2Deg Reciprocal Relu Round Rsqrt Sgn
+    Sigmoid Sign Silu Sin Sinc Sinh Softplus Softshrink Sqrt Tan Tanh Tril Triu Trunc
     """
     )
 )
@@ -108,7 +112,10 @@ def unary(op: str) -> None:
     name = SPELT.get(op, op.lower())
     function = getattr(torch, name, None) or getattr(F, name)
     if op in {"Tril", "Triu"}:
-        case(op, *(lambda s=s, k=k: function(x(*s), k) for s in ((3, 4), (2, 4, 3)) for k in (-1, 0, 2)))
+        case(
+            op,
+            *(lambda s=s, k=k: function(x(*s), k) for s in ((3, 4), (2, 4, 3)) for k in (-1, 0, 2)),
+        )
     else:
         each(op, function)
 
@@ -127,7 +134,10 @@ each("Zero", lambda a: (a * 1).zero_())
 case("Fill", lambda: (x(3, 4) * 1).fill_(x()))
 each("LiftFresh", torch.ops.aten.lift_fresh)
 each("MaskedFill", lambda a: a.masked_fill(a > 0.5, 0.0))
-case("MaskedFill", *(lambda s=s: x(3, 4).masked_fill(torch.rand(s) > 0.5, x()) for s in ((3, 4), (4,), (3, 1))))
+case(
+    "MaskedFill",
+    *(lambda s=s: x(3, 4).masked_fill(torch.rand(s) > 0.5, x()) for s in ((3, 4), (4,), (3, 1))),
+)
 case("MaskedFill", lambda: x(4).masked_fill(torch.rand(3, 4) > 0.5, x()))
 each("NativeDropout", lambda a: torch.ops.aten.native_dropout(a, 0.5, True)[0])
 each("Pow", lambda a: a**3)
@@ -150,12 +160,35 @@ each("Div", lambda a: a / 3)
 each("Fmod", lambda a: a.fmod(0.3))
 each("Remainder", lambda a: a.remainder(0.3))
 each("Add", lambda a: a + 1)
-case("Lerp", lambda: torch.lerp(x(3, 4), x(4), x(3, 1)), lambda: torch.lerp(x(1), x(3, 4), x(2, 1, 1)))
+case(
+    "Lerp",
+    lambda: torch.lerp(x(3, 4), x(4), x(3, 1)),
+    lambda: torch.lerp(x(1), x(3, 4), x(2, 1, 1)),
+)
 case("Clamp", lambda: torch.clamp(x(3, 4), x(4), x(3, 1)))
-case("Addcmul", lambda: torch.addcmul(x(4), x(3, 1), x(2, 3, 4), value=2.0), lambda: torch.addcmul(x(3), x(3), x(3)))
-case("Addcdiv", lambda: torch.addcdiv(x(4), x(3, 1), u(2, 3, 4), value=2.0), lambda: torch.addcdiv(x(3), x(3), u(3)))
-case("Expand", *(lambda s=s: x(*s).expand(2, 3, 4) for s in ((4,), (3, 1), (1, 3, 4), (1,), (2, 1, 1), (2, 3, 4), ())))
-case("PreluKernel", lambda: F.prelu(x(2, 3, 4), u(3)), lambda: F.prelu(x(3), u(1)), lambda: F.prelu(x(2, 3), u(3)))
+case(
+    "Addcmul",
+    lambda: torch.addcmul(x(4), x(3, 1), x(2, 3, 4), value=2.0),
+    lambda: torch.addcmul(x(3), x(3), x(3)),
+)
+case(
+    "Addcdiv",
+    lambda: torch.addcdiv(x(4), x(3, 1), u(2, 3, 4), value=2.0),
+    lambda: torch.addcdiv(x(3), x(3), u(3)),
+)
+case(
+    "Expand",
+    *(
+        lambda s=s: x(*s).expand(2, 3, 4)
+        for s in ((4,), (3, 1), (1, 3, 4), (1,), (2, 1, 1), (2, 3, 4), ())
+    ),
+)
+case(
+    "PreluKernel",
+    lambda: F.prelu(x(2, 3, 4), u(3)),
+    lambda: F.prelu(x(3), u(1)),
+    lambda: F.prelu(x(2, 3), u(3)),
+)
 case("PreluKernel", lambda: F.prelu(x(2, 3, 4, 5), u(1)), lambda: F.prelu(x(1, 3, 1), u(3)))
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -168,7 +201,9 @@ for _op, _loss in {
         case(
             _op,
             *(
-                lambda loss=_loss, r=_reduction, s=s: loss(u(*s), torch.rand(s, dtype=torch.float64), reduction=r)
+                lambda loss=_loss, r=_reduction, s=s: loss(
+                    u(*s), torch.rand(s, dtype=torch.float64), reduction=r
+                )
                 for s in SHAPES
             ),
         )
@@ -177,12 +212,16 @@ case("SmoothL1Loss", lambda: F.smooth_l1_loss(x(2, 3), x(2, 3), reduction="none"
 case(
     "BinaryCrossEntropyWithLogits",
     lambda: F.binary_cross_entropy_with_logits(
-        x(2, 3, 4), torch.rand(2, 3, 4).double(), torch.rand(4).double(), reduction="none", pos_weight=torch.rand(3, 1)
+        x(2, 3, 4),
+        torch.rand(2, 3, 4).double(),
+        torch.rand(4).double(),
+        reduction="none",
+        pos_weight=torch.rand(3, 1),
     ),
 )
 
 
-# ---- indexed --------------------------------------------------------------------------------------------------------
+# ---- indexed -------------------------------------------------------------------------------------
 
 
 def index(size: int, *shape: int) -> Tensor:
@@ -200,20 +239,30 @@ for _dim in (0, 1, -1):
     case("Gather", lambda d=_dim: x(3, 1, 5).gather(d, index(1, 3, 1, 5)))
     case("IndexSelect", lambda d=_dim: x(3, 4, 5).index_select(d, index(3, 4)))
     case("IndexSelect", lambda d=_dim: x(3, 3, 3).index_select(d, index(3, 3)))
-    case("Scatter", lambda d=_dim: x(4, 4, 4).scatter(d, torch.randperm(4)[:, None, None].expand(4, 4, 4), x(4, 4, 4)))
+    case(
+        "Scatter",
+        lambda d=_dim: x(4, 4, 4).scatter(
+            d, torch.randperm(4)[:, None, None].expand(4, 4, 4), x(4, 4, 4)
+        ),
+    )
     case("Scatter", lambda d=_dim: x(4, 4, 4).scatter(d, index(2, 2, 2, 2), x(2, 2, 2)))
     case("Scatter", lambda d=_dim: x(4, 4, 4).scatter(d, index(2, 2, 2, 2), 1.0))
     case("ScatterAdd", lambda d=_dim: x(4, 4, 4).scatter_add(d, index(4, 4, 4, 4), x(4, 4, 4)))
     case("ScatterAdd", lambda d=_dim: x(4, 4, 4).scatter_add(d, index(2, 2, 3, 4), x(2, 3, 4)))
     case("IndexAdd", lambda d=_dim: x(4, 4, 4).index_add(d, index(4, 4), x(4, 4, 4), alpha=2))
     case("IndexCopy", lambda d=_dim: x(4, 4, 4).index_copy(d, torch.randperm(4), x(4, 4, 4)))
-    case("IndexCopy", lambda d=_dim: x(4, 4, 4).index_copy(d, torch.randperm(4)[:2], x(*_without(d, 2))))
+    case(
+        "IndexCopy",
+        lambda d=_dim: x(4, 4, 4).index_copy(d, torch.randperm(4)[:2], x(*_without(d, 2))),
+    )
     case("IndexFill", lambda d=_dim: x(4, 4, 4).index_fill(d, index(4, 2), x()))
     case("IndexFill", lambda d=_dim: x(4, 4, 4).index_fill(d, index(4, 2), 1.0))
     for _reduce in ("sum", "prod", "mean", "amax"):
         case(
             "ScatterReduce",
-            lambda d=_dim, r=_reduce: u(4, 4, 4).scatter_reduce(d, index(4, 4, 4, 4), u(4, 4, 4), reduce=r),
+            lambda d=_dim, r=_reduce: u(4, 4, 4).scatter_reduce(
+                d, index(4, 4, 4, 4), u(4, 4, 4), reduce=r
+            ),
         )
 case("Gather", lambda: x(4).gather(0, index(4, 3)))
 case("IndexPut", lambda: x(4, 5).index_put((index(4, 3),), x(3, 5)))
@@ -221,10 +270,14 @@ case("IndexPut", lambda: x(5, 4).index_put((torch.tensor([3, 0, 4, 2, 1]),), x(5
 case("IndexPut", lambda: x(4, 5).index_put((index(4, 3), index(5, 3)), x(3), accumulate=True))
 case("IndexPut", lambda: x(4, 5).index_put((torch.tensor([True, False, True, True]),), x(1, 5)))
 case("MaskedScatter", lambda: x(3, 4).masked_scatter(torch.rand(3, 4) > 0.5, x(3, 4)))
-case("Put", lambda: x(3, 4).put(torch.randperm(12)[:5], x(5)), lambda: x(3, 4).put(index(12, 5), x(5), True))
+case(
+    "Put",
+    lambda: x(3, 4).put(torch.randperm(12)[:5], x(5)),
+    lambda: x(3, 4).put(index(12, 5), x(5), True),
+)
 
 
-# ---- along one dimension, reduced -----------------------------------------------------------------------------------
+# ---- along one dimension, reduced ----------------------------------------------------------------
 
 for _dim in (0, 1, 2, -1, -2):
     for _shape in ((3, 4, 4), (2, 2, 2), (1, 3, 2)):
@@ -234,29 +287,58 @@ for _dim in (0, 1, 2, -1, -2):
             "SafeSoftmax": torch.ops.aten._safe_softmax,
         }.items():  # fmt: skip
             case(_op, lambda f=_along, d=_dim, s=_shape: f(u(*s), d))
-        for _op, _along in {"Cummax": torch.cummax, "Cummin": torch.cummin, "Sort": torch.sort}.items():
+        for _op, _along in {
+            "Cummax": torch.cummax,
+            "Cummin": torch.cummin,
+            "Sort": torch.sort,
+        }.items():
             case(_op, lambda f=_along, d=_dim, s=_shape: f(u(*s), d)[0])
-        case("Topk", lambda d=_dim, s=_shape: u(*s).topk(1, d)[0], lambda d=_dim, s=_shape: u(*s).topk(s[d], d)[0])
+        case(
+            "Topk",
+            lambda d=_dim, s=_shape: u(*s).topk(1, d)[0],
+            lambda d=_dim, s=_shape: u(*s).topk(s[d], d)[0],
+        )
     case("Glu", lambda d=_dim: F.glu(x(4, 2, 6), d), lambda d=_dim: F.glu(x(2, 2, 2), d))
     case("LinalgCross", lambda d=_dim: torch.linalg.cross(x(3, 3, 3), x(3, 3, 3), dim=d))
-case("LinalgCross", lambda: torch.linalg.cross(x(1, 3), x(4, 3)), lambda: torch.linalg.cross(x(4, 1, 3), x(1, 2, 3)))
+case(
+    "LinalgCross",
+    lambda: torch.linalg.cross(x(1, 3), x(4, 3)),
+    lambda: torch.linalg.cross(x(4, 1, 3), x(1, 2, 3)),
+)
 case("Softmax", lambda: torch.softmax(x(3), 0), lambda: torch.softmax(x(), 0))
 case("Cumsum", lambda: torch.cumsum(x(), 0))
 
 
 def reducing(
-    op: str, function: Callable[..., Any], several: bool, whole: bool = True, picked: bool = False, one: bool = True
+    op: str,
+    function: Callable[..., Any],
+    several: bool,
+    whole: bool = True,
+    picked: bool = False,
+    one: bool = True,
 ) -> None:
     """An op over one dimension or several, kept or not; one: also of one element, where it is no number for some."""
     for keepdim in (False, True):
         for shape in ((2, 3, 4), (3, 3, 3), *([(1, 3, 1)] if one else [])):
             for d in (0, 1, 2, -1, -2):
-                case(op, lambda d=d, s=shape, k=keepdim: _first(function(u(*s), dim=d, keepdim=k), picked))
+                case(
+                    op,
+                    lambda d=d, s=shape, k=keepdim: _first(
+                        function(u(*s), dim=d, keepdim=k), picked
+                    ),
+                )
             for dims in ((0, 2), (-1, 0), (1, 2), (0, 1, 2)) if several else ():
-                case(op, lambda d=dims, s=shape, k=keepdim: _first(function(u(*s), dim=d, keepdim=k), picked))
+                case(
+                    op,
+                    lambda d=dims, s=shape, k=keepdim: _first(
+                        function(u(*s), dim=d, keepdim=k), picked
+                    ),
+                )
     if whole:
         case(
-            op, lambda: _first(function(u(2, 3, 4)), picked), *([lambda: _first(function(u()), picked)] if one else [])
+            op,
+            lambda: _first(function(u(2, 3, 4)), picked),
+            *([lambda: _first(function(u()), picked)] if one else []),
         )
 
 
@@ -267,16 +349,32 @@ def _first(found: Any, picked: bool) -> Any:
 reducing("Amax", torch.amax, several=True)
 reducing("Amin", torch.amin, several=True)
 reducing("Aminmax", lambda a, **k: tuple(torch.aminmax(a, **k)), several=False)
-reducing("Kthvalue", lambda a, dim, keepdim: a.kthvalue(1, dim, keepdim), several=False, whole=False, picked=True)
+reducing(
+    "Kthvalue",
+    lambda a, dim, keepdim: a.kthvalue(1, dim, keepdim),
+    several=False,
+    whole=False,
+    picked=True,
+)
 reducing("LinalgVectorNorm", lambda a, **k: torch.linalg.vector_norm(a, 3, **k), several=True)
 reducing("Logsumexp", torch.logsumexp, several=True, whole=False)
 reducing("Mean", torch.mean, several=True)
-for _op, _pick in {"Max": torch.max, "Min": torch.min, "Median": torch.median, "Nanmedian": torch.nanmedian}.items():
+for _op, _pick in {
+    "Max": torch.max,
+    "Min": torch.min,
+    "Median": torch.median,
+    "Nanmedian": torch.nanmedian,
+}.items():
     reducing(_op, _pick, several=False, whole=False, picked=True)
     case(_op, lambda f=_pick: f(x(2, 3, 4)), lambda f=_pick: f(x()))
 reducing("Mode", torch.mode, several=False, whole=False, picked=True)
 reducing("Nansum", torch.nansum, several=True)
-reducing("Norm", lambda a, **k: torch.ops.aten.norm.ScalarOpt_dim(a, 2, [k.pop("dim")], **k), False, whole=False)
+reducing(
+    "Norm",
+    lambda a, **k: torch.ops.aten.norm.ScalarOpt_dim(a, 2, [k.pop("dim")], **k),
+    False,
+    whole=False,
+)
 case("Norm", lambda: torch.ops.aten.norm.Scalar(x(2, 3), 2))
 reducing("Prod", torch.prod, several=False)
 reducing("Std", torch.std, several=True, one=False)
@@ -284,19 +382,37 @@ reducing("StdMean", torch.std_mean, several=True, one=False)
 reducing("Sum", torch.sum, several=True)
 reducing("Var", torch.var, several=True, one=False)
 reducing("VarMean", torch.var_mean, several=True, one=False)
-case("Var", lambda: torch.var(x(2, 3), dim=1, correction=0), lambda: torch.var(x(2, 3), dim=None, keepdim=True))
+case(
+    "Var",
+    lambda: torch.var(x(2, 3), dim=1, correction=0),
+    lambda: torch.var(x(2, 3), dim=None, keepdim=True),
+)
 case("Sum", lambda: x(2, 3).sum(dim=()), lambda: x(2, 3).sum(dim=(), keepdim=True))
 case("LinalgVectorNorm", lambda: torch.linalg.vector_norm(x(2, 3), dim=None, keepdim=True))
 case("Amax", lambda: torch.amax(x(2, 3), dim=()), lambda: torch.amax(x(2, 3), dim=(), keepdim=True))
 
 
-# ---- products -------------------------------------------------------------------------------------------------------
+# ---- products ------------------------------------------------------------------------------------
 
 case(
-    "Mm", lambda: x(3, 4) @ x(4, 5), lambda: x(3, 3) @ x(3, 3), lambda: x(1, 3) @ x(3, 1), lambda: x(4, 3).t() @ x(4, 3)
+    "Mm",
+    lambda: x(3, 4) @ x(4, 5),
+    lambda: x(3, 3) @ x(3, 3),
+    lambda: x(1, 3) @ x(3, 1),
+    lambda: x(4, 3).t() @ x(4, 3),
 )
-case("Addmm", *(lambda s=s: torch.addmm(x(*s), x(3, 4), x(4, 5), beta=2) for s in ((5,), (3, 5), (3, 1), (1, 5), ())))
-case("Addmm", lambda: torch.addmm(x(3), x(3, 3), x(3, 3)), lambda: torch.addmm(x(3, 1), x(3, 3), x(3, 3)))
+case(
+    "Addmm",
+    *(
+        lambda s=s: torch.addmm(x(*s), x(3, 4), x(4, 5), beta=2)
+        for s in ((5,), (3, 5), (3, 1), (1, 5), ())
+    ),
+)
+case(
+    "Addmm",
+    lambda: torch.addmm(x(3), x(3, 3), x(3, 3)),
+    lambda: torch.addmm(x(3, 1), x(3, 3), x(3, 3)),
+)
 case(
     "Baddbmm",
     lambda: torch.baddbmm(x(3), x(3, 3, 3), x(3, 3, 3)),
@@ -306,9 +422,21 @@ case("Addmm", lambda: F.linear(x(2, 3, 4), x(5, 4), x(5)))
 case("Mv", lambda: x(3, 4) @ x(4), lambda: x(3, 3) @ x(3))
 case("Dot", lambda: x(3) @ x(3))
 case("Bmm", lambda: torch.bmm(x(2, 3, 4), x(2, 4, 5)), lambda: torch.bmm(x(3, 3, 3), x(3, 3, 3)))
-case("Bmm", lambda: x(2, 3, 4) @ x(4, 5).expand(2, 4, 5), lambda: torch.einsum("bik,bjk->bij", x(2, 3, 4), x(2, 5, 4)))
-case("Cat", lambda: torch.cat([x(2, 3), x(4, 3)], 0), lambda: torch.cat([x(2, 3), x(2, 1), x(2, 2)], -1))
-case("Cat", lambda: torch.cat([x(2, 3).detach(), x(4, 3)], 0), lambda: torch.cat([x(1, 3), x(2, 3).detach()], 0))
+case(
+    "Bmm",
+    lambda: x(2, 3, 4) @ x(4, 5).expand(2, 4, 5),
+    lambda: torch.einsum("bik,bjk->bij", x(2, 3, 4), x(2, 5, 4)),
+)
+case(
+    "Cat",
+    lambda: torch.cat([x(2, 3), x(4, 3)], 0),
+    lambda: torch.cat([x(2, 3), x(2, 1), x(2, 2)], -1),
+)
+case(
+    "Cat",
+    lambda: torch.cat([x(2, 3).detach(), x(4, 3)], 0),
+    lambda: torch.cat([x(1, 3), x(2, 3).detach()], 0),
+)
 case("GroupedMm", lambda: torch._grouped_mm(
     torch.rand(6, 16, requires_grad=True), torch.rand(2, 16, 8, requires_grad=True), offs=torch.tensor([2, 6]).int()
 ))  # fmt: skip
@@ -316,14 +444,18 @@ for _shape in ((2, 3, 5), (5,), (3, 1), (1, 3, 5), (2, 1, 1)):
     case("Baddbmm", lambda s=_shape: torch.baddbmm(x(*s), x(2, 3, 4), x(2, 4, 5), beta=0.5))
 
 
-def attended(heads: int, groups: int, mask: tuple[int, ...] | None, causal: bool = False, size: int = 4) -> Case:
+def attended(
+    heads: int, groups: int, mask: tuple[int, ...] | None, causal: bool = False, size: int = 4
+) -> Case:
     """Attention [2, heads, 3, size] to 5 positions, maybe with a bias."""
 
     def make() -> Tensor:
         q, k, v = x(2, heads, 3, size), x(2, groups, 5, size), x(2, groups, 5, size)
         bias = None if mask is None else x(*mask)
         with nn.attention.sdpa_kernel(nn.attention.SDPBackend.FLASH_ATTENTION):
-            return F.scaled_dot_product_attention(q, k, v, bias, is_causal=causal, enable_gqa=heads != groups)
+            return F.scaled_dot_product_attention(
+                q, k, v, bias, is_causal=causal, enable_gqa=heads != groups
+            )
 
     return make
 
@@ -334,28 +466,46 @@ def fused(mask: tuple[int, ...] | None, size: int, groups: int = 3) -> Case:
     def make() -> Tensor:
         q, k, v = x(2, 3, 4, size), x(2, groups, 5, size), x(2, groups, 5, size)
         bias = None if mask is None else torch.randn(mask).double()
-        found: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias)[0]
+        found: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, attn_mask=bias
+        )[0]
         return found
 
     return make
 
 
-case("ScaledDotProductFlashAttentionForCpu", fused(None, 6), fused((4, 5), 6), fused((2, 1, 4, 5), 5), fused(None, 4))
-case("ScaledDotProductFlashAttentionForCpu", attended(2, 2, None, causal=True), attended(2, 2, None, size=5))
-case("ScaledDotProductFlashAttentionForCpu", attended(4, 2, None), attended(3, 1, None, causal=True))
+case(
+    "ScaledDotProductFlashAttentionForCpu",
+    fused(None, 6),
+    fused((4, 5), 6),
+    fused((2, 1, 4, 5), 5),
+    fused(None, 4),
+)
+case(
+    "ScaledDotProductFlashAttentionForCpu",
+    attended(2, 2, None, causal=True),
+    attended(2, 2, None, size=5),
+)
+case(
+    "ScaledDotProductFlashAttentionForCpu", attended(4, 2, None), attended(3, 1, None, causal=True)
+)
 
 
-# ---- convolution, recurrence ----------------------------------------------------------------------------------------
+# ---- convolution, recurrence ---------------------------------------------------------------------
 
 
-def convolved(channels: int, out: int, groups: int, transposed: bool, space: int, batch: int | None = 2) -> Case:
+def convolved(
+    channels: int, out: int, groups: int, transposed: bool, space: int, batch: int | None = 2
+) -> Case:
     """A convolution with a bias, over one to three dimensions of space."""
 
     def make() -> Tensor:
         name = f"conv{'_transpose' if transposed else ''}{space}d"
         images = x(*([] if batch is None else [batch]), channels, *range(4, 4 + space))
         kernel = (channels, out // groups) if transposed else (out, channels // groups)
-        found: Tensor = getattr(F, name)(images, x(*kernel, *[2] * space), x(out), groups=groups, stride=1)
+        found: Tensor = getattr(F, name)(
+            images, x(*kernel, *[2] * space), x(out), groups=groups, stride=1
+        )
         return found
 
     return make
@@ -363,9 +513,20 @@ def convolved(channels: int, out: int, groups: int, transposed: bool, space: int
 
 for _transposed in (False, True):
     for _space in (1, 2, 3):
-        case("Convolution", convolved(4, 6, 2, _transposed, _space), convolved(3, 3, 3, _transposed, _space))
-        case("Convolution", convolved(2, 2, 1, _transposed, _space), convolved(3, 2, 1, _transposed, _space, None))
-case("Convolution", lambda: F.conv2d(x(2, 3, 4, 4).to(memory_format=torch.channels_last), x(3, 1, 2, 2), groups=3))
+        case(
+            "Convolution",
+            convolved(4, 6, 2, _transposed, _space),
+            convolved(3, 3, 3, _transposed, _space),
+        )
+        case(
+            "Convolution",
+            convolved(2, 2, 1, _transposed, _space),
+            convolved(3, 2, 1, _transposed, _space, None),
+        )
+case(
+    "Convolution",
+    lambda: F.conv2d(x(2, 3, 4, 4).to(memory_format=torch.channels_last), x(3, 1, 2, 2), groups=3),
+)
 
 
 def recurrent(first: bool, both_ways: bool = False, layers: int = 1) -> Case:
@@ -373,19 +534,34 @@ def recurrent(first: bool, both_ways: bool = False, layers: int = 1) -> Case:
 
     def make() -> tuple[Tensor, ...]:
         net = nn.LSTM(2, 2, layers, batch_first=first, bidirectional=both_ways)
-        states = [torch.randn(layers * (1 + both_ways), 3 if first else 2, 2).requires_grad_() for _ in range(2)]
+        states = [
+            torch.randn(layers * (1 + both_ways), 3 if first else 2, 2).requires_grad_()
+            for _ in range(2)
+        ]
         sequences, (hidden, cell) = net(torch.randn(3, 2, 2).requires_grad_(), tuple(states))
         return sequences, hidden, cell
 
     return make
 
 
-case("MkldnnRnnLayer", recurrent(False), recurrent(True), recurrent(False, both_ways=True), recurrent(False, layers=2))
+case(
+    "MkldnnRnnLayer",
+    recurrent(False),
+    recurrent(True),
+    recurrent(False, both_ways=True),
+    recurrent(False, layers=2),
+)
 
 
-# ---- statistics -----------------------------------------------------------------------------------------------------
+# ---- statistics ----------------------------------------------------------------------------------
 
-for _shape, _normed in (((2, 3, 4), (4,)), ((2, 3, 4), (3, 4)), ((3, 3), (3,)), ((2, 3), (2, 3)), ((4,), (4,))):
+for _shape, _normed in (
+    ((2, 3, 4), (4,)),
+    ((2, 3, 4), (3, 4)),
+    ((3, 3), (3,)),
+    ((2, 3), (2, 3)),
+    ((4,), (4,)),
+):
     case("NativeLayerNorm", lambda s=_shape, n=_normed: F.layer_norm(x(*s), n, x(*n), x(*n)))
     case("NativeLayerNorm", lambda s=_shape, n=_normed: F.layer_norm(x(*s), n))
 for _shape in ((2, 4), (2, 4, 3), (4, 4, 2, 3)):
@@ -401,7 +577,7 @@ for _shape in ((2, 4), (2, 4, 3), (4, 4, 2, 3)):
 case("NativeBatchNorm", lambda: F.instance_norm(x(2, 4, 3), weight=x(4), bias=x(4)))
 
 
-# ---- windows --------------------------------------------------------------------------------------------------------
+# ---- windows -------------------------------------------------------------------------------------
 
 SPACE = {1: (6,), 2: (6, 4), 3: (4, 6, 4)}
 
@@ -449,9 +625,21 @@ for _space in (1, 2, 3):
     _pads = (1, 2) * _space
     spatial(f"ReflectionPad{_space}D", _space, lambda a, p=_pads: F.pad(a, p, "reflect"))
     spatial(f"ReplicationPad{_space}D", _space, lambda a, p=_pads: F.pad(a, p, "replicate"))
-case("PixelShuffle", lambda: F.pixel_shuffle(x(2, 8, 3, 3), 2), lambda: F.pixel_shuffle(x(2, 3, 4, 2, 2), 2))
-case("PixelShuffle", lambda: F.pixel_shuffle(x(4, 2, 2), 2), lambda: F.pixel_shuffle(x(2, 4, 3, 3), 1))
-case("PixelUnshuffle", lambda: F.pixel_unshuffle(x(2, 2, 4, 4), 2), lambda: F.pixel_unshuffle(x(2, 3, 2, 4, 2), 2))
+case(
+    "PixelShuffle",
+    lambda: F.pixel_shuffle(x(2, 8, 3, 3), 2),
+    lambda: F.pixel_shuffle(x(2, 3, 4, 2, 2), 2),
+)
+case(
+    "PixelShuffle",
+    lambda: F.pixel_shuffle(x(4, 2, 2), 2),
+    lambda: F.pixel_shuffle(x(2, 4, 3, 3), 1),
+)
+case(
+    "PixelUnshuffle",
+    lambda: F.pixel_unshuffle(x(2, 2, 4, 4), 2),
+    lambda: F.pixel_unshuffle(x(2, 3, 2, 4, 2), 2),
+)
 case("PixelUnshuffle", lambda: F.pixel_unshuffle(x(3, 4, 2), 2))
 case(
     "Im2Col",
@@ -466,14 +654,19 @@ case(
     lambda: F.fold(x(4, 4, 4), (2, 2), 1),
 )
 case("GridSampler2D", lambda: F.grid_sample(x(2, 3, 4, 4), u(2, 2, 3, 2), align_corners=False))
-case("GridSampler2D", lambda: F.grid_sample(x(2, 2, 2, 2), u(2, 2, 2, 2), align_corners=True, mode="bicubic"))
+case(
+    "GridSampler2D",
+    lambda: F.grid_sample(x(2, 2, 2, 2), u(2, 2, 2, 2), align_corners=True, mode="bicubic"),
+)
 case("Im2Col", lambda: F.unfold(x(4, 4, 4, 4), (1, 4)))
 case("Col2Im", lambda: F.fold(x(4, 4, 4), (4, 4), (1, 4)))
 case("GridSampler3D", lambda: F.grid_sample(x(2, 3, 3, 3, 3), u(2, 3, 3, 3, 3), align_corners=True))
-case("GridSampler3D", lambda: F.grid_sample(x(2, 3, 4, 4, 3), u(2, 2, 3, 2, 3), align_corners=False))
+case(
+    "GridSampler3D", lambda: F.grid_sample(x(2, 3, 4, 4, 3), u(2, 2, 3, 2, 3), align_corners=False)
+)
 
 
-# ---- matrices, transforms -------------------------------------------------------------------------------------------
+# ---- matrices, transforms ------------------------------------------------------------------------
 
 
 def posed(*shape: int) -> Tensor:
@@ -485,11 +678,23 @@ def posed(*shape: int) -> Tensor:
 for _shape in ((), (2,), (2, 3), (1, 3)):
     case("LinalgInvEx", lambda s=_shape: torch.linalg.inv(posed(*s)))
     case("LinalgCholeskyEx", lambda s=_shape: torch.linalg.cholesky(posed(*s)))
-    case("LinalgSolveTriangular", lambda s=_shape: torch.linalg.solve_triangular(posed(*s), x(*s, 3, 2), upper=True))
+    case(
+        "LinalgSolveTriangular",
+        lambda s=_shape: torch.linalg.solve_triangular(posed(*s), x(*s, 3, 2), upper=True),
+    )
     case("Cholesky", lambda s=_shape: torch.ops.aten.cholesky(posed(*s)))
-    case("CholeskySolve", lambda s=_shape: torch.cholesky_solve(x(*s, 3, 2), torch.linalg.cholesky(posed(*s))))
-case("LinalgSolveTriangular", lambda: torch.linalg.solve_triangular(posed(2, 1), x(3, 3, 3), upper=False))
-case("LinalgSolveTriangular", lambda: torch.linalg.solve_triangular(posed(2), x(2, 4, 3), upper=True, left=False))
+    case(
+        "CholeskySolve",
+        lambda s=_shape: torch.cholesky_solve(x(*s, 3, 2), torch.linalg.cholesky(posed(*s))),
+    )
+case(
+    "LinalgSolveTriangular",
+    lambda: torch.linalg.solve_triangular(posed(2, 1), x(3, 3, 3), upper=False),
+)
+case(
+    "LinalgSolveTriangular",
+    lambda: torch.linalg.solve_triangular(posed(2), x(2, 4, 3), upper=True, left=False),
+)
 case("CholeskySolve", lambda: torch.cholesky_solve(x(2, 3, 3, 2), torch.linalg.cholesky(posed(3))))
 for _dim in (0, 1, 2, -1):
     for _shape in ((4, 4, 4), (3, 4, 6)):
@@ -500,7 +705,9 @@ for _dim in (0, 1, 2, -1):
 case("FftC2C", lambda: torch.fft.fft2(torch.complex(x(3, 4, 4), x(3, 4, 4))))
 case("FftR2C", lambda: torch.fft.rfftn(x(3, 4, 4), dim=(0, -1)))
 case("FftC2R", lambda: torch.fft.irfftn(torch.complex(x(3, 4, 4), x(3, 4, 4)), dim=(-1, 0)))
-case("ViewAsComplex", lambda: torch.view_as_complex(x(2, 3, 2)), lambda: torch.view_as_complex(x(2)))
+case(
+    "ViewAsComplex", lambda: torch.view_as_complex(x(2, 3, 2)), lambda: torch.view_as_complex(x(2))
+)
 case("ViewAsReal", lambda: torch.view_as_real(torch.complex(x(2, 3), x(2, 3))))
 case(
     "ViewAsReal",
@@ -509,20 +716,42 @@ case(
 )
 
 
-# ---- losses of picked classes ---------------------------------------------------------------------------------------
+# ---- losses of picked classes --------------------------------------------------------------------
 
 for _reduction in REDUCTIONS:
     case("NllLoss", lambda r=_reduction: F.nll_loss(x(4, 3), index(3, 4), reduction=r))
-    case("NllLoss", lambda r=_reduction: F.nll_loss(x(3, 3), index(3, 3), torch.rand(3).double(), reduction=r))
+    case(
+        "NllLoss",
+        lambda r=_reduction: F.nll_loss(x(3, 3), index(3, 3), torch.rand(3).double(), reduction=r),
+    )
     case("NllLoss", lambda r=_reduction: F.nll_loss(x(3), index(3), reduction=r))
-    case("NllLoss", lambda r=_reduction: F.nll_loss(x(4, 3), torch.tensor([0, -100, 2, 1]), reduction=r))
-    case("NllLoss2D", lambda r=_reduction: F.nll_loss(x(2, 3, 4, 5), index(3, 2, 4, 5), reduction=r))
-    case("NllLoss2D", lambda r=_reduction: F.nll_loss(x(3, 3, 3, 3), index(3, 3, 3, 3), reduction=r))
-    case("NllLoss2D", lambda r=_reduction: F.nll_loss(x(2, 3, 4, 2, 2), index(3, 2, 4, 2, 2), reduction=r))
-    case("MultiMarginLoss", lambda r=_reduction: F.multi_margin_loss(x(4, 3), index(3, 4), reduction=r))
+    case(
+        "NllLoss",
+        lambda r=_reduction: F.nll_loss(x(4, 3), torch.tensor([0, -100, 2, 1]), reduction=r),
+    )
+    case(
+        "NllLoss2D", lambda r=_reduction: F.nll_loss(x(2, 3, 4, 5), index(3, 2, 4, 5), reduction=r)
+    )
+    case(
+        "NllLoss2D", lambda r=_reduction: F.nll_loss(x(3, 3, 3, 3), index(3, 3, 3, 3), reduction=r)
+    )
+    case(
+        "NllLoss2D",
+        lambda r=_reduction: F.nll_loss(x(2, 3, 4, 2, 2), index(3, 2, 4, 2, 2), reduction=r),
+    )
+    case(
+        "MultiMarginLoss",
+        lambda r=_reduction: F.multi_margin_loss(x(4, 3), index(3, 4), reduction=r),
+    )
     case("MultiMarginLoss", lambda r=_reduction: F.multi_margin_loss(x(3), index(3), reduction=r))
-    case("MultilabelMarginLoss", lambda r=_reduction: F.multilabel_margin_loss(x(4, 3), index(3, 4, 3), reduction=r))
-    case("MultilabelMarginLoss", lambda r=_reduction: F.multilabel_margin_loss(x(3), index(3, 3), reduction=r))
+    case(
+        "MultilabelMarginLoss",
+        lambda r=_reduction: F.multilabel_margin_loss(x(4, 3), index(3, 4, 3), reduction=r),
+    )
+    case(
+        "MultilabelMarginLoss",
+        lambda r=_reduction: F.multilabel_margin_loss(x(3), index(3, 3), reduction=r),
+    )
     case(
         "CtcLoss",
         lambda r=_reduction: F.ctc_loss(
@@ -538,7 +767,7 @@ for _reduction in REDUCTIONS:
     )
 
 
-# ---- views ----------------------------------------------------------------------------------------------------------
+# ---- views ---------------------------------------------------------------------------------------
 
 case(
     "T",
@@ -556,7 +785,11 @@ for _one, _other in ((0, 1), (0, -1), (-2, -1), (1, 1), (2, 0)):
     )
 case("Transpose", lambda: x(3, 4).mT, lambda: x(1, 3, 1).mT)
 for _order in itertools.permutations(range(3)):
-    case("Permute", lambda o=_order: x(2, 3, 4).permute(o), lambda o=_order: x(3, 3, 3).permute([d - 3 for d in o]))
+    case(
+        "Permute",
+        lambda o=_order: x(2, 3, 4).permute(o),
+        lambda o=_order: x(3, 3, 3).permute([d - 3 for d in o]),
+    )
 case("Permute", lambda: x(2, 3, 1, 4).permute(0, -1, 1, 2))
 for _from, _to in (
     ((2, 3, 4), (6, 4)), ((6, 4), (2, 3, 4)), ((4, 6), (6, 4)), ((2, 3, 4), (4, 3, 2)), ((2, 3, 4), (24,)),
@@ -565,34 +798,88 @@ for _from, _to in (
 ):  # fmt: skip
     case("View", lambda a=_from, b=_to: x(*a).view(b))
     case("UnsafeView", lambda a=_from, b=_to: torch.ops.aten._unsafe_view(x(*a), b))
-    case("ReshapeAlias", lambda a=_from, b=_to: torch.ops.aten._reshape_alias(x(*a), b, torch.empty(b).stride()))
+    case(
+        "ReshapeAlias",
+        lambda a=_from, b=_to: torch.ops.aten._reshape_alias(x(*a), b, torch.empty(b).stride()),
+    )
 case("UnsafeView", lambda: x(2, 3, 4) @ x(4, 5), lambda: x(2, 3, 4).transpose(0, 1).reshape(6, 4))
 for _dim in (0, 1, 2, -1, -3):
     case("Unsqueeze", lambda d=_dim: x(3, 4).unsqueeze(d))
-case("Squeeze", lambda: x(1, 3, 1).squeeze(), lambda: x(1, 3, 1).squeeze(-1), lambda: x(2, 3).squeeze(0))
-case("Squeeze", lambda: x(1, 3, 1, 2).squeeze((0, -2)), lambda: x(3, 1, 3).squeeze(1), lambda: x(1, 1).squeeze())
+case(
+    "Squeeze",
+    lambda: x(1, 3, 1).squeeze(),
+    lambda: x(1, 3, 1).squeeze(-1),
+    lambda: x(2, 3).squeeze(0),
+)
+case(
+    "Squeeze",
+    lambda: x(1, 3, 1, 2).squeeze((0, -2)),
+    lambda: x(3, 1, 3).squeeze(1),
+    lambda: x(1, 1).squeeze(),
+)
 for _dim in (0, 1, -1):
     for _at in (0, 1, -1, -2):
-        case("Select", lambda d=_dim, i=_at: x(2, 3, 4).select(d, i), lambda d=_dim, i=_at: x(3, 3).select(d, i))
-    for _cut in (slice(1), slice(1, None), slice(-1, None), slice(0, None, 2), slice(1, 3, 2), slice(5, 9)):
-        case("Slice", lambda d=_dim, c=_cut: x(3, 4, 3).movedim(0, d)[(slice(None),) * (d % 3) + (c,)])
-        case("Slice", lambda d=_dim, c=_cut: torch.ops.aten.slice(x(3, 3, 3), d, c.start, c.stop, c.step or 1))
+        case(
+            "Select",
+            lambda d=_dim, i=_at: x(2, 3, 4).select(d, i),
+            lambda d=_dim, i=_at: x(3, 3).select(d, i),
+        )
+    for _cut in (
+        slice(1),
+        slice(1, None),
+        slice(-1, None),
+        slice(0, None, 2),
+        slice(1, 3, 2),
+        slice(5, 9),
+    ):
+        case(
+            "Slice",
+            lambda d=_dim, c=_cut: x(3, 4, 3).movedim(0, d)[(slice(None),) * (d % 3) + (c,)],
+        )
+        case(
+            "Slice",
+            lambda d=_dim, c=_cut: torch.ops.aten.slice(
+                x(3, 3, 3), d, c.start, c.stop, c.step or 1
+            ),
+        )
     case("Unbind", lambda d=_dim: x(2, 3, 2).unbind(d), lambda d=_dim: x(1, 3, 1).unbind(d))
-    case("Stack", lambda d=_dim: torch.stack([x(2, 3), x(2, 3)], d), lambda d=_dim: torch.stack([x(2, 2), x(2, 2)], d))
-    case("Stack", lambda d=_dim: torch.stack([torch.ones(2, 3), x(2, 3).float(), x(2, 3).float()], d))
+    case(
+        "Stack",
+        lambda d=_dim: torch.stack([x(2, 3), x(2, 3)], d),
+        lambda d=_dim: torch.stack([x(2, 2), x(2, 2)], d),
+    )
+    case(
+        "Stack", lambda d=_dim: torch.stack([torch.ones(2, 3), x(2, 3).float(), x(2, 3).float()], d)
+    )
     case("Stack", lambda d=_dim: torch.stack([x(3)], min(d, 1)))
     case("Split", lambda d=_dim: x(4, 5, 3).split(2, d), lambda d=_dim: x(3, 3, 3).split(3, d))
     case("UnsafeSplit", lambda d=_dim: x(4, 5, 3).unsafe_split(2, d))
-    case("SplitWithSizes", lambda d=_dim: x(4, 4, 4).split([1, 3], d), lambda d=_dim: x(4, 4, 4).split([2, 0, 2], d))
-    case("UnsafeSplitWithSizes", lambda d=_dim: torch.ops.aten.unsafe_split_with_sizes(x(4, 4, 4), [3, 1], d))
+    case(
+        "SplitWithSizes",
+        lambda d=_dim: x(4, 4, 4).split([1, 3], d),
+        lambda d=_dim: x(4, 4, 4).split([2, 0, 2], d),
+    )
+    case(
+        "UnsafeSplitWithSizes",
+        lambda d=_dim: torch.ops.aten.unsafe_split_with_sizes(x(4, 4, 4), [3, 1], d),
+    )
     case("Flip", lambda d=_dim: x(2, 3, 4).flip(d), lambda d=_dim: x(3, 3).flip(d))
     for _shift in (1, -1, 2, 7):
-        case("Roll", lambda d=_dim, k=_shift: x(2, 3, 4).roll(k, d), lambda d=_dim, k=_shift: x(3, 3).roll(k, d))
+        case(
+            "Roll",
+            lambda d=_dim, k=_shift: x(2, 3, 4).roll(k, d),
+            lambda d=_dim, k=_shift: x(3, 3).roll(k, d),
+        )
 case("Flip", lambda: x(2, 3, 4).flip((0, -1)))
-case("Roll", lambda: x(2, 3, 4).roll((1, -1), (0, -1)), lambda: x(3, 4).roll(2), lambda: x(3, 3).roll((1, 1), (0, 0)))
+case(
+    "Roll",
+    lambda: x(2, 3, 4).roll((1, -1), (0, -1)),
+    lambda: x(3, 4).roll(2),
+    lambda: x(3, 3).roll((1, 1), (0, 0)),
+)
 
 
-# ---- the comparison -------------------------------------------------------------------------------------------------
+# ---- the comparison ------------------------------------------------------------------------------
 
 
 def recorded(op: str, made: Tensor | Sequence[Tensor]) -> tuple[Graph, int] | None:
@@ -602,7 +889,8 @@ def recorded(op: str, made: Tensor | Sequence[Tensor]) -> tuple[Graph, int] | No
     assert isinstance(total, Tensor)
     graph = Graph([total[None]], [])
     found = [i for i, name in enumerate(graph.names) if stem(name) == op]
-    # Of several of one kind, the last recorded one but for what makes the losses, which no case is about.
+    # Of several of one kind, the last recorded one but for what makes the losses, which no case is
+    # about.
     inner = [i for i in found if graph.nodes[i] in _below(ends)]
     return (graph, inner[0]) if inner else None
 
@@ -628,10 +916,18 @@ def maps(shape: tuple[int, ...]) -> Iterator[Ids]:
 def truth(graph: Graph, i: int, output: int, ids: Ids) -> dict[int, dict[int, Tensor]]:
     """Row -> slot -> the elements of that input that the row reaches, by the node's own adjoint."""
     shape, meta = graph.shape((i, output)), graph.outputs[i][output]
-    noise = torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(meta.dtype) + 0.5
+    noise = (
+        torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(
+            meta.dtype
+        )
+        + 0.5
+    )
     where, found = torch.from_numpy(np.broadcast_to(ids, shape).copy()), {}
     for row in np.unique(ids[ids >= 0]):
-        grads = [torch.where(where == row, noise, 0) if k == output else None for k in range(len(graph.outputs[i]))]
+        grads = [
+            torch.where(where == row, noise, 0) if k == output else None
+            for k in range(len(graph.outputs[i]))
+        ]
         reached = node_ops.vjp(graph.nodes[i], grads)
         found[int(row)] = {
             slot: node_ops.conformed(g, graph.nodes[edge[0]], edge[1]) != 0
@@ -654,7 +950,11 @@ def compare(graph: Graph, i: int, output: int, ids: Ids) -> int:
         if found is None:
             continue
         assert set(found) <= {slot}
-        reached = [(row, of_row[slot]) for row, of_row in rows.items() if slot in of_row and bool(of_row[slot].any())]
+        reached = [
+            (row, of_row[slot])
+            for row, of_row in rows.items()
+            if slot in of_row and bool(of_row[slot].any())
+        ]
         if slot not in found:
             assert not reached, f"slot {slot}: said that nothing arrives, row {reached[0][0]} does"
             continue
@@ -663,12 +963,18 @@ def compare(graph: Graph, i: int, output: int, ids: Ids) -> int:
             continue
         into = graph.shape(edge)
         assert mine.ndim == len(into), f"slot {slot}: a map {mine.shape} of an input {into}"
-        assert all(n in (1, size) for n, size in zip(mine.shape, into, strict=True)), (slot, mine.shape, into)
+        assert all(n in (1, size) for n, size in zip(mine.shape, into, strict=True)), (
+            slot,
+            mine.shape,
+            into,
+        )
         RowMap(mine, into, int(ids.max()) + 1)
         full = torch.from_numpy(np.broadcast_to(mine, into).copy())
         for row, there in reached:
             wrong = there & (full != row)
-            assert not wrong.any(), f"slot {slot}: row {row} reaches {int(wrong.sum())} elements said to be another's"
+            assert not wrong.any(), (
+                f"slot {slot}: row {row} reaches {int(wrong.sum())} elements said to be another's"
+            )
         said += mine.size > 1
     return said
 

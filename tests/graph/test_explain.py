@@ -35,7 +35,11 @@ def test_the_table() -> None:
     table = str(engine.explain()).splitlines()
     assert table[0].split() == ["parameter", "shape", "kept", "route", "MiB", "uses"]
     assert len(table) == 1 + len(list(model.parameters()))
-    assert table[1].startswith("backbone.0.weight") and "6×3" in table[1] and table[1].endswith("AddmmBackward0: rule")
+    assert (
+        table[1].startswith("backbone.0.weight")
+        and "6×3" in table[1]
+        and table[1].endswith("AddmmBackward0: rule")
+    )
     assert "SLOW" not in str(engine.explain())
 
 
@@ -50,7 +54,10 @@ def test_uses_of_one_parameter_are_counted() -> None:
 
 def test_a_tied_matrix_names_both_places() -> None:
     sites = lines_of("tied_language_model")["backbone.embedding.weight"].sites
-    assert {site.partition(":")[0] for site in sites} == {"EmbeddingBackward0", "MmBackward0"} or len(set(sites)) == 2
+    assert {site.partition(":")[0] for site in sites} == {
+        "EmbeddingBackward0",
+        "MmBackward0",
+    } or len(set(sites)) == 2
 
 
 def test_slow_ones_say_why() -> None:
@@ -62,7 +69,13 @@ def test_slow_ones_say_why() -> None:
 
 def test_an_unused_parameter_is_reached_by_no_row() -> None:
     line = lines_of("frozen_parameters")["backbone.unused"]
-    assert (line.kept, line.route, line.bytes, line.slow, line.sites) == ("-", "no row reaches it", 0, False, ())
+    assert (line.kept, line.route, line.bytes, line.slow, line.sites) == (
+        "-",
+        "no row reaches it",
+        0,
+        False,
+        (),
+    )
 
 
 def test_bytes_are_those_held_over_all_tasks() -> None:

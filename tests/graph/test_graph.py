@@ -51,7 +51,10 @@ def double(*shape: int) -> Tensor:
 
 
 def test_a_plan_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, found = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double(), discoveries(monkeypatch)
+    net, found = (
+        nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double(),
+        discoveries(monkeypatch),
+    )
     steps(net, (net(double(N, S, 3)).square().mean((1, 2)) for _ in range(5)))
     assert len(found) == 1
 
@@ -79,11 +82,15 @@ class Routed(nn.Module):
             h = F.one_hot(order, len(order)).double() @ tokens
         else:
             h = torch.zeros_like(tokens).scatter(0, back[:, None].expand(-1, 4), tokens)
-        h = torch.cat([torch.tanh(e(part)) for e, part in zip(self.experts, h.chunk(2), strict=True)])
+        h = torch.cat([
+            torch.tanh(e(part)) for e, part in zip(self.experts, h.chunk(2), strict=True)
+        ])
         return h[back].view_as(x)
 
 
-@pytest.mark.parametrize("how", ["index", "index_select", "gather", "embedding", "product", "scatter"])
+@pytest.mark.parametrize(
+    "how", ["index", "index_select", "gather", "embedding", "product", "scatter"]
+)
 def test_routing_that_moves_between_steps(how: str) -> None:
     torch.manual_seed(1)
     net, before = Routed(how), nn.Linear(4, 4).double()
@@ -91,7 +98,11 @@ def test_routing_that_moves_between_steps(how: str) -> None:
 
     def losses() -> Iterator[Tensor]:
         for step in range(5):
-            choice = (torch.randperm(N * S) < N * S // 2).view(N, S) if step else torch.arange(N * S).view(N, S) % 2
+            choice = (
+                (torch.randperm(N * S) < N * S // 2).view(N, S)
+                if step
+                else torch.arange(N * S).view(N, S) % 2
+            )
             yield net(before(double(N, S, 4)), choice.long()).square().mean((1, 2))
 
     steps(model, losses())
@@ -114,7 +125,11 @@ def test_a_shuffle_that_changes_every_step() -> None:
     def losses() -> Iterator[Tensor]:
         for step in range(6):
             order = torch.randperm(N) if step else torch.arange(N)
-            yield after(torch.tanh(inner(double(N, S, 3)[order]))[order.argsort()]).square().mean((1, 2))
+            yield (
+                after(torch.tanh(inner(double(N, S, 3)[order]))[order.argsort()])
+                .square()
+                .mean((1, 2))
+            )
 
     steps(nn.ModuleList([inner, after]), losses())
 
@@ -136,7 +151,15 @@ def test_a_mask_that_changes_every_step(how: str) -> None:
     def losses() -> Iterator[Tensor]:
         first = torch.zeros(N, S, dtype=torch.bool)
         first[:, 0] = True
-        for keep in (first, ~first, first, first.flip(1), torch.ones_like(first), torch.eye(N, S).bool(), first):
+        for keep in (
+            first,
+            ~first,
+            first,
+            first.flip(1),
+            torch.ones_like(first),
+            torch.eye(N, S).bool(),
+            first,
+        ):
             yield masked(net, keep, how)
 
     steps(net, losses())
@@ -145,7 +168,12 @@ def test_a_mask_that_changes_every_step(how: str) -> None:
 def test_a_sample_without_gradient_at_first() -> None:
     """No element told which row that sample is; the next step does."""
     net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double()
-    silent = (torch.tensor([0.0, 1, 1, 1]), torch.tensor([1.0, 1, 1, 0]), torch.zeros(4), torch.ones(4))
+    silent = (
+        torch.tensor([0.0, 1, 1, 1]),
+        torch.tensor([1.0, 1, 1, 0]),
+        torch.zeros(4),
+        torch.ones(4),
+    )
     steps(net, (net(double(N, S, 3)).square().mean((1, 2)) * on for on in silent))
 
 
@@ -158,7 +186,9 @@ def test_ignored_labels_that_change_every_step(layout: str) -> None:
             labels = torch.randint(-1, 4, (N, S))
             x = double(N, S, 3)
             y = net(x) if layout == "samples first" else net(x.transpose(0, 1)).transpose(0, 1)
-            yield F.cross_entropy(y.transpose(1, 2), labels, ignore_index=-1, reduction="none").sum(1)
+            yield F.cross_entropy(y.transpose(1, 2), labels, ignore_index=-1, reduction="none").sum(
+                1
+            )
 
     steps(net, losses())
 
@@ -166,7 +196,10 @@ def test_ignored_labels_that_change_every_step(layout: str) -> None:
 @pytest.mark.parametrize("dim", [1, 2])
 def test_labels_that_all_differ_keep_the_plan(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient of a picked class is one number a sample: of 100 classes, no two samples have the same."""
-    net, found = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 100)).double(), discoveries(monkeypatch)
+    net, found = (
+        nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 100)).double(),
+        discoveries(monkeypatch),
+    )
     shape = (N,) if dim == 1 else (N, S)
 
     def losses() -> Iterator[Tensor]:
@@ -188,8 +221,15 @@ def test_picked_classes_in_the_samples_own_order(C: int) -> None:
         for softmax in (False, True):
             net = nn.Linear(3, C).double()
 
-            def losses(net: nn.Module = net, last: bool = samples_last, softmax: bool = softmax) -> Iterator[Tensor]:
-                for labels in (torch.arange(C), torch.arange(C).flip(0), torch.zeros(C).long(), torch.arange(C)):
+            def losses(
+                net: nn.Module = net, last: bool = samples_last, softmax: bool = softmax
+            ) -> Iterator[Tensor]:
+                for labels in (
+                    torch.arange(C),
+                    torch.arange(C).flip(0),
+                    torch.zeros(C).long(),
+                    torch.arange(C),
+                ):
                     logits = net(double(C, 3)).T if last else net(double(C, 3))
                     scores = logits.log_softmax(0 if last else 1) if softmax else logits
                     yield -(scores.T if last else scores).gather(1, labels[:, None])[:, 0]
@@ -199,13 +239,24 @@ def test_picked_classes_in_the_samples_own_order(C: int) -> None:
 
 def test_dead_units_come_alive() -> None:
     net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4)).double()
-    steps(net, (net(scale * double(N, S, 3)).square().mean((1, 2)) for scale in (0.0, 1.0, -1.0, 0.0, 5.0)))
+    steps(
+        net,
+        (
+            net(scale * double(N, S, 3)).square().mean((1, 2))
+            for scale in (0.0, 1.0, -1.0, 0.0, 5.0)
+        ),
+    )
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.25, 3.0, 0.0, -2.0), (1, 3, 2)], ids=["float", "int"])
-def test_a_loss_weight_that_changes_every_step(weights: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_weight_that_changes_every_step(
+    weights: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Floats in the graph belong to no signature, and to no plan."""
-    net, found = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double(), discoveries(monkeypatch)
+    net, found = (
+        nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double(),
+        discoveries(monkeypatch),
+    )
 
     def losses() -> Iterator[Tensor]:
         for weight in weights:
@@ -221,13 +272,19 @@ def test_a_scale_that_changes_every_step_in_addmm() -> None:
     w, bias = nn.Parameter(double(3, 4)), nn.Parameter(double(4))
     model = nn.ParameterList([w, bias])
     scales = ((1.0, 1.0), (2.0, 0.5), (0.5, 3.0), (1, 2))
-    steps(model, (torch.addmm(bias, double(N, 3), w, beta=b, alpha=a).square().sum(1) for b, a in scales))
+    steps(
+        model,
+        (torch.addmm(bias, double(N, 3), w, beta=b, alpha=a).square().sum(1) for b, a in scales),
+    )
 
 
 def test_lengths_that_change_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """One plan a length; the oldest are forgotten, and found anew when their length comes back."""
     monkeypatch.setattr(plans_module, "KNOWN", 3)
-    net, found = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double(), discoveries(monkeypatch)
+    net, found = (
+        nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double(),
+        discoveries(monkeypatch),
+    )
     lengths = [1, 2, 3, 1, 2, 3, 4, 5, 4, 5, 1, 5, 1]
     engine = steps(net, (net(double(N, s, 3)).square().mean((1, 2)) for s in lengths))
     assert len(found) == 6
@@ -302,16 +359,26 @@ def test_segments_that_move() -> None:
     def losses() -> Iterator[Tensor]:
         for step in range(5):
             owner = (
-                (torch.randperm(3 * N) if step else torch.arange(3 * N)) % N if step % 2 else torch.arange(3 * N) // 3
+                (torch.randperm(3 * N) if step else torch.arange(3 * N)) % N
+                if step % 2
+                else torch.arange(3 * N) // 3
             )
             yield F.one_hot(owner, N).double().T @ net(double(3 * N, 3)).square().mean(1)
 
     steps(net, losses())
 
 
-def same_shapes(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor], net: nn.Module) -> None:
+def same_shapes(
+    first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor], net: nn.Module
+) -> None:
     """Two readings of one shape, taken in turns by one engine."""
-    steps(net, (read(net(double(N, N, 3))).square().mean((1, 2)) for read in (first, second, first, second)))
+    steps(
+        net,
+        (
+            read(net(double(N, N, 3))).square().mean((1, 2))
+            for read in (first, second, first, second)
+        ),
+    )
 
 
 @pytest.mark.parametrize(
@@ -327,7 +394,9 @@ def same_shapes(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Te
 )
 def test_samples_that_lie_elsewhere_in_the_same_shape(second: Callable[[Tensor], Tensor]) -> None:
     """Sample first or sequence first with N = S: the integer arguments are part of the signature."""
-    same_shapes(lambda y: y, second, nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double())
+    same_shapes(
+        lambda y: y, second, nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+    )
 
 
 def test_slices_that_move() -> None:
@@ -335,25 +404,38 @@ def test_slices_that_move() -> None:
     table = nn.Parameter(double(9, 4))
     model = nn.ModuleDict({"net": net})
     model.register_parameter("table", table)
-    steps(model, ((net(double(N, S, 3)) + table[k : k + S]).square().mean((1, 2)) for k in (0, 2, 4, 0)))
+    steps(
+        model,
+        ((net(double(N, S, 3)) + table[k : k + S]).square().mean((1, 2)) for k in (0, 2, 4, 0)),
+    )
 
 
 @pytest.mark.parametrize("per", ["sample", "task"])
 def test_some_tasks_share_more_than_others(per: str) -> None:
     """Tasks that read different depths, with an odd one that reaches no shared parameter at all."""
-    first, second, own = nn.Linear(3, 6).double(), nn.Linear(6, 4).double(), nn.Linear(3, 2).double()
+    first, second, own = (
+        nn.Linear(3, 6).double(),
+        nn.Linear(6, 4).double(),
+        nn.Linear(3, 2).double(),
+    )
     model = nn.ModuleList([first, second])
     params, engine = trained(model), mtu.Engine(model)
     for _step in range(2):
         x = double(N, 3)
         h = torch.tanh(first(x))
-        losses = {"shallow": h.sum(1), "none": own(x).square().sum(1), "deep": second(h).square().sum(1)}
+        losses = {
+            "shallow": h.sum(1),
+            "none": own(x).square().sum(1),
+            "deep": second(h).square().sum(1),
+        }
         J = truth_of(losses, params)
         rows = engine.rows(losses, per=per)
         if per == "sample":
             assert_rows(rows, J, params, 1e-12)
         else:
-            means = {j: torch.stack([part.mean(0) for part in stack.split(N)]) for j, stack in J.items()}
+            means = {
+                j: torch.stack([part.mean(0) for part in stack.split(N)]) for j, stack in J.items()
+            }
             assert_rows(rows, means, params, 1e-12)
 
 
@@ -421,10 +503,16 @@ def identity_then_moved(net: nn.Module, way: str) -> Iterator[Tensor]:
     """Samples stay where they are in the first batch only."""
     for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
         if way == "gather":
-            h = net(double(2, 3, 3)).gather(-2, torch.tensor(order)[None, :, None].expand(2, 3, 3)).sum(0)
+            h = (
+                net(double(2, 3, 3))
+                .gather(-2, torch.tensor(order)[None, :, None].expand(2, 3, 3))
+                .sum(0)
+            )
         elif way == "addbmm":
             h = torch.addbmm(
-                torch.zeros_like(double(3, 3)), torch.eye(3).double()[order][None], net(double(3, 3))[None]
+                torch.zeros_like(double(3, 3)),
+                torch.eye(3).double()[order][None],
+                net(double(3, 3))[None],
             )
         else:
             kernel = torch.eye(3).double()[(order[0] + 1) % 3].view(1, 1, 3)
@@ -479,7 +567,13 @@ def test_a_weak_coupling_in_low_precision(dtype: torch.dtype) -> None:
 def test_float16_tells_rows_apart_at_any_scale_of_the_losses(scale: float) -> None:
     """Gradients of a mean, which lose digits at the lower end of its range, and what a loss scaler makes of them."""
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    layers = [
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+    ]
     net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 4)).half()
     params, engine = trained(net), mtu.Engine(net)
     for _ in range(2):
@@ -503,11 +597,15 @@ def test_saved_tensors_that_are_packed_in_some_steps(way: str, first: bool) -> N
         if packed and way == "checkpoint":
             return checkpoint(net, x, use_reentrant=False)
         if packed:
-            with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().numpy(), torch.from_numpy):
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda t: t.detach().numpy(), torch.from_numpy
+            ):
                 return net(x)
         return net(x)
 
-    steps(net, (forward(double(N, 3), packed).square().sum(1) for packed in (first, not first, first)))
+    steps(
+        net, (forward(double(N, 3), packed).square().sum(1) for packed in (first, not first, first))
+    )
 
 
 def test_nested_tensors_take_a_backward_a_row() -> None:
@@ -550,11 +648,22 @@ def later(net: nn.Module, way: str, changed: bool) -> Tensor:
     if changed:
         samples = (samples + torch.arange(3)) % N
     h = net(double(N, 3))[:, None].expand(N, 3, 4)
-    return h.index_put((samples, torch.arange(3).expand(N, 3)), torch.tanh(net.bias)).square().sum((1, 2))
+    return (
+        h
+        .index_put((samples, torch.arange(3).expand(N, 3)), torch.tanh(net.bias))
+        .square()
+        .sum((1, 2))
+    )
 
 
 @pytest.mark.parametrize(
-    "way", ["a gate that opens", "constants of another size", "another layout", "a token written elsewhere"]
+    "way",
+    [
+        "a gate that opens",
+        "constants of another size",
+        "another layout",
+        "a token written elsewhere",
+    ],
 )
 def test_ways_that_change_in_a_step_without_a_check(way: str) -> None:
     net = nn.Linear(3, 4).double()
@@ -573,7 +682,9 @@ def test_scalars_on_the_way(way: str) -> None:
             if way == "a scalar a sample":
                 yield torch.stack([torch.tanh(x @ net.w) + net(x).norm() for x in double(N, 3)])
             else:
-                entry = F.embedding(torch.tensor(2), net.table) + net.table.index_select(0, torch.tensor(3))
+                entry = F.embedding(torch.tensor(2), net.table) + net.table.index_select(
+                    0, torch.tensor(3)
+                )
                 yield (net(double(N, 3)) * entry).sum(1).square()
 
     steps(net, losses(), by_rule=False)

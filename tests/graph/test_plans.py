@@ -34,7 +34,9 @@ def net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
 def loss_of(model: nn.Module, index: Tensor | None = None) -> Tensor:
     index = torch.randint(7, (N, 4)) if index is None else index
     out: Tensor = model(index)
-    return out.float().square().mean((1, 2)) if out.dtype.itemsize < 4 else out.square().mean((1, 2))
+    return (
+        out.float().square().mean((1, 2)) if out.dtype.itemsize < 4 else out.square().mean((1, 2))
+    )
 
 
 @pytest.fixture
@@ -65,13 +67,17 @@ def test_a_plan_is_checked_after_1_2_4_8_steps(checks: list[int]) -> None:
 def dropped(plan: Plan) -> Plan:
     """A use is missing."""
     node = next(i for i, sites in plan.sites.items() if any(site.parameter == 1 for site in sites))
-    sites = {i: [s for s in sites if i != node or s.parameter != 1] for i, sites in plan.sites.items()}
+    sites = {
+        i: [s for s in sites if i != node or s.parameter != 1] for i, sites in plan.sites.items()
+    }
     return replace(plan, sites=sites)
 
 
 def doubled(plan: Plan) -> Plan:
     """A use counts twice."""
-    return replace(plan, sites={i: [*of, *(s for s in of if s.parameter == 3)] for i, of in plan.sites.items()})
+    return replace(
+        plan, sites={i: [*of, *(s for s in of if s.parameter == 3)] for i, of in plan.sites.items()}
+    )
 
 
 def swapped(plan: Plan) -> Plan:
@@ -89,7 +95,9 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_faulty_plan_does_not_pass(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faulty_plan_does_not_pass(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A discovery with a fault in it: the rows are right all the same, one backward each, and it is said."""
     plain = plans.discover
     monkeypatch.setattr(plans, "discover", lambda graph: FAULTS[name](plain(graph)))
@@ -97,11 +105,15 @@ def test_a_faulty_plan_does_not_pass(name: str, dtype: torch.dtype, monkeypatch:
     engine, params = mtu.Engine(model), trained(model)
     loss = loss_of(model)
     J = truth_of({"a": loss}, params)
-    with pytest.warns(RuntimeWarning, match=r"do not add up to what autograd gives .*one backward each"):
+    with pytest.warns(
+        RuntimeWarning, match=r"do not add up to what autograd gives .*one backward each"
+    ):
         rows = engine.rows(loss)
     w = random_weights(N)
     assert combine_error(rows.combine(w), combine_truth(J, w), params) <= 4 * torch.finfo(dtype).eps
-    assert all(line.slow and line.sites == ("one backward a row",) for line in engine.explain().lines)
+    assert all(
+        line.slow and line.sites == ("one backward a row",) for line in engine.explain().lines
+    )
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -136,18 +148,23 @@ def test_rounding_is_no_fault(dtype: torch.dtype) -> None:
     half = dtype == torch.bfloat16
     for seed in range(6):
         torch.manual_seed(seed)
-        model = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)]).to(torch.float32 if half else dtype)
+        model = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)]).to(
+            torch.float32 if half else dtype
+        )
         engine = mtu.Engine(model)
         for k in range(4):
             x = torch.randn(N, 6, 8, dtype=model[0].weight.dtype)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-                attention = torch.softmax(model[0](x) @ model[1](x).mT, -1)  # the second bias changes nothing in it
+                # the second bias changes nothing in it
+                attention = torch.softmax(model[0](x) @ model[1](x).mT, -1)
             engine.rows((attention - 1 / 6).square().mean((1, 2)) * 100.0**-k)
         assert not any(line.sites == ("one backward a row",) for line in engine.explain().lines)
 
 
 def indexed(model: nn.Module, order: Tensor) -> Tensor:
-    return loss_of(model, torch.randint(7, (N, 4))) + F.embedding(order, model[4](double(N, 8))).square().sum(1)
+    return loss_of(model, torch.randint(7, (N, 4))) + F.embedding(
+        order, model[4](double(N, 8))
+    ).square().sum(1)
 
 
 def orders() -> Iterator[Tensor]:
@@ -164,7 +181,11 @@ def test_what_is_looked_at_in_every_step_is_said() -> None:
         assert_rows(engine.rows(loss), J, params, 1e-10)
         said.append(engine.explain())
     assert [e.trials for e in said] == [("EmbeddingBackward0",)] * 3
-    assert [e.anew for e in said] == ["", "", "EmbeddingBackward0 moved rows in another way than before"]
+    assert [e.anew for e in said] == [
+        "",
+        "",
+        "EmbeddingBackward0 moved rows in another way than before",
+    ]
     assert "looked at in every step" in str(said[0]) and "made anew for this step" in str(said[2])
 
 

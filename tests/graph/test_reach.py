@@ -29,7 +29,9 @@ class Function(torch.autograd.Function):
         return ctx.own(grads[0]), None
 
 
-def asked(backward: Callable[[Tensor], Tensor], ids: Ids, dtype: torch.dtype, shape: tuple[int, ...]) -> Ids | None:
+def asked(
+    backward: Callable[[Tensor], Tensor], ids: Ids, dtype: torch.dtype, shape: tuple[int, ...]
+) -> Ids | None:
     """What an experiment finds for the input of a function with this backward."""
     x = torch.randn(shape, dtype=dtype, requires_grad=True)
     node = Function.apply(2 * x, backward).grad_fn
@@ -48,7 +50,9 @@ def test_rows_that_stay_apart(n: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pair", [(0, 1), (0, 4), (3, 4), (2, 3)])
 @pytest.mark.parametrize("share", [1.0, 2.0**-6, 2.0**-12])
-def test_two_rows_that_meet_however_weakly(share: float, pair: tuple[int, int], dtype: torch.dtype) -> None:
+def test_two_rows_that_meet_however_weakly(
+    share: float, pair: tuple[int, int], dtype: torch.dtype
+) -> None:
     """One sees a share of the other that no rounding of the sum would show."""
 
     def backward(g: Tensor) -> Tensor:
@@ -60,7 +64,12 @@ def test_two_rows_that_meet_however_weakly(share: float, pair: tuple[int, int], 
 
 
 def test_places_that_no_row_reaches() -> None:
-    found = asked(lambda g: g * torch.tensor([1.0, 0, 1, 1])[:, None], np.arange(4)[:, None], torch.float32, (4, 2))
+    found = asked(
+        lambda g: g * torch.tensor([1.0, 0, 1, 1])[:, None],
+        np.arange(4)[:, None],
+        torch.float32,
+        (4, 2),
+    )
     assert found is not None and found[:, 0].tolist() == [0, NO_ROW, 2, 3]
 
 

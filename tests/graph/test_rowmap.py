@@ -31,12 +31,16 @@ def two_shapes(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], Ids]:
     out, into = shape(factors), shape(draw(st.permutations(factors)))
     known = [size if draw(st.booleans()) else 1 for size in out]
     low = draw(st.sampled_from([NO_ROW, 0]))
-    numbers = draw(st.lists(st.integers(low, 3), min_size=int(np.prod(known)), max_size=int(np.prod(known))))
+    numbers = draw(
+        st.lists(st.integers(low, 3), min_size=int(np.prod(known)), max_size=int(np.prod(known)))
+    )
     return out, into, np.array(numbers, dtype=np.int64).reshape(known)
 
 
 @given(two_shapes())
-def test_a_reshaped_map_says_the_same_of_every_element(case: tuple[tuple[int, ...], tuple[int, ...], Ids]) -> None:
+def test_a_reshaped_map_says_the_same_of_every_element(
+    case: tuple[tuple[int, ...], tuple[int, ...], Ids],
+) -> None:
     out, into, ids = case
     found = reshaped(ids, out, into)
     assert np.array_equal(spread(found, into), spread(ids, out).reshape(into))
@@ -78,14 +82,22 @@ def test_dimensions_that_are_carried() -> None:
 
 @pytest.mark.parametrize(
     ("ids", "inner"),
-    [([0, 0, 1, 1, 2, 2], 2), ([0, 1, 2, 0, 1, 2], 1), ([0, 0, 1, 1, 2, -1], 2), ([0, 1, 1, 0, 2, 2], 0), ([0, 1], 0)],
+    [
+        ([0, 0, 1, 1, 2, 2], 2),
+        ([0, 1, 2, 0, 1, 2], 1),
+        ([0, 0, 1, 1, 2, -1], 2),
+        ([0, 1, 1, 0, 2, 2], 0),
+        ([0, 1], 0),
+    ],
     ids=["samples first", "samples last", "with a gap", "no order", "too few"],
 )
 def test_the_order_of_rows_along_a_dimension(ids: list[int], inner: int) -> None:
     assert RowMap(np.array(ids)[:, None], (len(ids), 4), 3).inner == inner
 
 
-@pytest.mark.parametrize("ids", [[0, 0, 1, 1, 2, 2], [0, 1, 2, 0, 1, 2], [0, 1, 1, 0, 2, -1], [1, 1, 1, 1, 1, 1]])
+@pytest.mark.parametrize(
+    "ids", [[0, 0, 1, 1, 2, 2], [0, 1, 2, 0, 1, 2], [0, 1, 1, 0, 2, -1], [1, 1, 1, 1, 1, 1]]
+)
 def test_positions_are_split_by_row(ids: list[int]) -> None:
     """Each row's positions in order, and zeros behind them."""
     rows, x = RowMap(np.array(ids)[None, :, None], (2, 6, 2), 3), torch.randn(2, 6, 2)
@@ -99,7 +111,9 @@ def test_positions_are_split_by_row(ids: list[int]) -> None:
 def test_the_part_of_a_row_alone() -> None:
     ids, b = np.array([[0, 1], [1, NO_ROW]]), torch.randn(2, 2)
     parts = RowMap(ids, (2, 2), 2).only(b, torch.arange(2))
-    assert torch.equal(parts, torch.stack([torch.where(torch.from_numpy(ids) == r, b, 0) for r in range(2)]))
+    assert torch.equal(
+        parts, torch.stack([torch.where(torch.from_numpy(ids) == r, b, 0) for r in range(2)])
+    )
 
 
 def test_a_row_in_two_dimensions_has_no_single_one() -> None:

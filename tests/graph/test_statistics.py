@@ -12,7 +12,13 @@ import mtu_fast as mtu
 
 def net() -> nn.Sequential:
     torch.manual_seed(0)
-    layers = [nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False)]
+    layers = [
+        nn.Linear(3, 4),
+        nn.BatchNorm1d(4),
+        nn.Tanh(),
+        nn.Linear(4, 4),
+        nn.BatchNorm1d(4, affine=False),
+    ]
     return nn.Sequential(*layers).double()
 
 

@@ -12,7 +12,8 @@ from tests.helpers.models.base import Forward, MultiTask
 from tests.helpers.truth import combine_truth, gram_truth, jacobian, matrix, relative_error
 from tests.helpers.zoo import Case
 
-FLOOR = 1e-3  # a parameter whose gradient is smaller than this share of all is compared on this scale
+# a parameter whose gradient is smaller than this share of all is compared on this scale
+FLOOR = 1e-3
 
 
 def trained(model: nn.Module) -> list[Tensor]:
@@ -25,7 +26,9 @@ def random_weights(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def combine_error(found: Mapping[Tensor, Tensor], truth: Mapping[int, Tensor], params: Sequence[Tensor]) -> float:
+def combine_error(
+    found: Mapping[Tensor, Tensor], truth: Mapping[int, Tensor], params: Sequence[Tensor]
+) -> float:
     """The largest error of a parameter's d, relative to its norm (or to FLOOR of the norm of all)."""
     total = float(torch.stack([d.norm() for d in truth.values()]).norm())
     worst = 0.0
@@ -38,7 +41,11 @@ def combine_error(found: Mapping[Tensor, Tensor], truth: Mapping[int, Tensor], p
 
 
 def assert_rows(
-    rows: mtu.Rows, J: Mapping[int, Tensor], params: Sequence[Tensor], tolerance: float, seed: int = 0
+    rows: mtu.Rows,
+    J: Mapping[int, Tensor],
+    params: Sequence[Tensor],
+    tolerance: float,
+    seed: int = 0,
 ) -> None:
     """G and d of random weights are those of J, and so is what the rows feel of that d."""
     G = rows.gram()
@@ -86,7 +93,10 @@ def same_grads(before: Sequence[Tensor | None], params: Iterable[Tensor]) -> boo
 
 def vector(tensors: Iterable[Tensor | None], params: Iterable[Tensor]) -> Tensor:
     """Gradients end to end in float64, zero where there is none."""
-    given = [torch.zeros_like(p) if g is None else g.detach() for g, p in zip(tensors, params, strict=True)]
+    given = [
+        torch.zeros_like(p) if g is None else g.detach()
+        for g, p in zip(tensors, params, strict=True)
+    ]
     return torch.cat([(g.to_dense() if g.is_sparse else g).double().flatten() for g in given])
 
 

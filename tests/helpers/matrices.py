@@ -61,12 +61,16 @@ def balanced_vector(J: Tensor, seed: int = 0) -> Tensor:
     return V.sum(0) + outside / outside.norm()
 
 
-def roles(kind: list[int], task: list[int] | None = None, dtype: torch.dtype = torch.float64) -> Roles:
+def roles(
+    kind: list[int], task: list[int] | None = None, dtype: torch.dtype = torch.float64
+) -> Roles:
     """Roles for rows of these kinds and tasks (one task by default), losses zero."""
     of = torch.tensor(task if task is not None else [0] * len(kind), dtype=torch.int64)
     names = tuple("abcdefgh"[: int(of.max()) + 1 if len(kind) else 1])
     loss = torch.zeros(len(kind), dtype=torch.float64)
-    return Roles(of, torch.arange(len(kind)), torch.tensor(kind, dtype=torch.int64), loss, names, dtype)
+    return Roles(
+        of, torch.arange(len(kind)), torch.tensor(kind, dtype=torch.int64), loss, names, dtype
+    )
 
 
 def roles_of(retain: int, forget: int, dtype: torch.dtype = torch.float64) -> Roles:

@@ -26,7 +26,11 @@ def test_case_is_fixed_by_its_seed(case: Case, tasks: int) -> None:
     torch.manual_seed(0)
     other = second()
     for name in TASKS[:tasks]:
-        assert once[name].shape == (3,) and torch.isfinite(once[name]).all() and once[name].requires_grad
+        assert (
+            once[name].shape == (3,)
+            and torch.isfinite(once[name]).all()
+            and once[name].requires_grad
+        )
         assert torch.equal(once[name], other[name])
         assert torch.equal(once[name], again[name]) != case.dropout
 
@@ -57,7 +61,9 @@ def test_only_the_named_cases_have_idle_parts() -> None:
         J = jacobian(losses_fn(), [p for p in model.parameters() if p.requires_grad])
         idle = [i for i, rows in J.items() if not rows.any()]
         assert len(idle) == (case.name == "frozen_parameters"), case.name
-        assert (matrix(J).norm(dim=1) > 0).all() == (case.name != "sample_without_gradient"), case.name
+        assert (matrix(J).norm(dim=1) > 0).all() == (case.name != "sample_without_gradient"), (
+            case.name
+        )
 
 
 def test_an_unknown_case_names_the_others() -> None:
@@ -67,7 +73,10 @@ def test_an_unknown_case_names_the_others() -> None:
 
 def test_truth_on_a_linear_model() -> None:
     """Losses x @ w: J = x."""
-    x, w = torch.randn(4, 3, dtype=torch.float64), torch.randn(3, dtype=torch.float64, requires_grad=True)
+    x, w = (
+        torch.randn(4, 3, dtype=torch.float64),
+        torch.randn(3, dtype=torch.float64, requires_grad=True),
+    )
     J = jacobian({"a": x[:1] @ w, "b": x[1:] @ w}, [w, torch.zeros(2, requires_grad=True)])
     assert torch.equal(J[0], x) and torch.equal(J[1], torch.zeros(4, 2))
     torch.testing.assert_close(gram_truth(J), x @ x.t(), rtol=1e-14, atol=1e-14)

@@ -24,7 +24,9 @@ def error_ratio(found: Tensor, plain: Tensor, truth: Tensor) -> float:
         truth: the same in float64 on the same input.
     """
     if truth.dtype != torch.float64:
-        raise TypeError(f"the truth is {truth.dtype}, expected float64 arithmetic on the same input")
+        raise TypeError(
+            f"the truth is {truth.dtype}, expected float64 arithmetic on the same input"
+        )
     return relative_error(found, truth) / allowed_error(plain, truth)
 
 
@@ -33,4 +35,6 @@ def assert_as_accurate(name: str, found: Tensor, plain: Tensor, truth: Tensor) -
     ratio = error_ratio(found, plain, truth)
     print(f"{name}: error {relative_error(found, truth):.2e}, {ratio:.2f} of what is allowed")
     if not ratio <= 1.0:
-        raise AssertionError(f"{name}: errs {ratio:.2f} times what is allowed (2 x plain torch's error + {FEW} eps)")
+        raise AssertionError(
+            f"{name}: errs {ratio:.2f} times what is allowed (2 x plain torch's error + {FEW} eps)"
+        )

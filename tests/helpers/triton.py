@@ -1,9 +1,9 @@
 """Compiles what launchers launch, for GPUs that need not be there, and reads what ptxas says of it.
 
-`compiled("tests.kernels.test_gram:SPECIMENS")` imports that mapping (name -> a function that calls launchers on CPU
-tensors) in a fresh process with a driver that only knows its architecture. Every launch is compiled, with exactly the
-specialisations it would have on a GPU, and nothing runs: results are what memory held. A launch that specimens share
-is reported under the first.
+`compiled("tests.kernels.test_gram:SPECIMENS")` imports that mapping (name -> a function that calls
+launchers on CPU tensors) in a fresh process with a driver that only knows its architecture. Every
+launch is compiled, with exactly the specialisations it would have on a GPU, and nothing runs:
+results are what memory held. A launch that specimens share is reported under the first.
 """
 
 from __future__ import annotations
@@ -61,8 +61,13 @@ def compiled(specimens: str, architectures: Iterable[int] = ARCHITECTURES) -> li
             cwd=ROOT, env={**environment, "TRITON_CACHE_DIR": cache}, capture_output=True, text=True, check=False,
         )  # fmt: skip
     if done.returncode:
-        raise RuntimeError(f"compiling {specimens} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return [Build(**{**found, "products": tuple(found["products"])}) for found in json.loads(done.stdout)]
+        raise RuntimeError(
+            f"compiling {specimens} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        )
+    return [
+        Build(**{**found, "products": tuple(found["products"])})
+        for found in json.loads(done.stdout)
+    ]
 
 
 def table(builds: Iterable[Build]) -> str:
@@ -126,14 +131,18 @@ def _read(specimen: str, kernel: Any, arch: int, log: str) -> Build:
     assert registers and spills, log
     products = tuple(sorted(set(re.findall(PRODUCTS, kernel.asm["ptx"]))))
     numbers = int(registers[1]), int(spills[1]), int(kernel.metadata.shared)
-    return Build(specimen, kernel.metadata.name, arch, kernel.metadata.num_warps, *numbers, products)
+    return Build(
+        specimen, kernel.metadata.name, arch, kernel.metadata.num_warps, *numbers, products
+    )
 
 
 def main(specimens: str, *architectures: str) -> None:
     """Print the builds as JSON."""
     module, _, name = specimens.partition(":")
     calls = getattr(import_module(module), name)
-    print(json.dumps([asdict(build) for arch in architectures for build in _builds(calls, int(arch))]))
+    print(
+        json.dumps([asdict(build) for arch in architectures for build in _builds(calls, int(arch))])
+    )
 
 
 if __name__ == "__main__":

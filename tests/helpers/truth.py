@@ -50,7 +50,9 @@ def combine_truth(J: Mapping[int, Tensor], w: Tensor) -> dict[int, Tensor]:
 def relative_error(found: Tensor, truth: Tensor) -> float:
     """‖found - truth‖ / ‖truth‖ (Frobenius); the plain norm of `found` where the truth is zero."""
     if found.shape != truth.shape:
-        raise ValueError(f"found has shape {tuple(found.shape)}, the truth {tuple(truth.shape)}; they must agree")
+        raise ValueError(
+            f"found has shape {tuple(found.shape)}, the truth {tuple(truth.shape)}; they must agree"
+        )
     scale = truth.double().norm()
     gap = (found.double() - truth.double()).norm()
     return float(gap / scale) if scale > 0 else float(gap)

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from tests.helpers.models import convolution, layout, linear, norms, objectives, sharing, tokens, training
+from tests.helpers.models import (
+    convolution,
+    layout,
+    linear,
+    norms,
+    objectives,
+    sharing,
+    tokens,
+    training,
+)
 from tests.helpers.models.base import CASES, TASKS, Case, MultiTask
 
-__all__ = ["CASES", "TASKS", "Case", "MultiTask", "by_name", "convolution", "layout", "linear", "norms", "objectives"]
+__all__ = [
+    "CASES",
+    "TASKS",
+    "Case",
+    "MultiTask",
+    "by_name",
+    "convolution",
+    "layout",
+    "linear",
+    "norms",
+    "objectives",
+]
 __all__ += ["sharing", "tokens", "training"]
 
 

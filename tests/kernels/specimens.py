@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from mtu_fast.kernels import gram
 from torch import Tensor
+
+from mtu_fast.kernels import gram
 
 
 def outer(dtype: torch.dtype, precision: str, s: int = 196, tasks: int = 1) -> None:

@@ -21,12 +21,12 @@ pytest.importorskip("triton", reason="needs Triton")
 from mtu_fast.kernels import blocks as kernel_blocks
 from mtu_fast.kernels import gram as kernels
 from mtu_fast.kernels import plans
-
 from tests.helpers.triton import compiled, table
 
 DEVICES = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["cpu"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-ROUNDS = {"highest": torch.float32, "high": torch.float32, "medium": torch.bfloat16}  # TF32 keeps 10 bits, bfloat16 7
+# TF32 keeps 10 bits, bfloat16 7
+ROUNDS = {"highest": torch.float32, "high": torch.float32, "medium": torch.bfloat16}
 Blocks = list[Tensor]
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.parametrize("device", DEVICES)]
@@ -41,7 +41,9 @@ def explicit(rows: Sequence[Tensor], dtype: torch.dtype = torch.float64) -> Tens
     return J @ J.T
 
 
-def check(name: str, found: Tensor, rows: Callable[[torch.dtype], Blocks], precision: torch.dtype) -> None:
+def check(
+    name: str, found: Tensor, rows: Callable[[torch.dtype], Blocks], precision: torch.dtype
+) -> None:
     """`rows(dtype)` are the explicit rows, computed in that dtype; `precision` is what plain torch works in."""
     truth = explicit(rows(torch.float64))
     plain = explicit(rows(precision), precision)
@@ -50,7 +52,7 @@ def check(name: str, found: Tensor, rows: Callable[[torch.dtype], Blocks], preci
     assert_as_accurate(name, found, plain, truth)
 
 
-# ---- explicit rows --------------------------------------------------------------------------------------------------
+# ---- explicit rows -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -58,7 +60,12 @@ def check(name: str, found: Tensor, rows: Callable[[torch.dtype], Blocks], preci
 def test_row_gram(device: str, dtype: torch.dtype, counts: list[int]) -> None:
     """Float64 sums whatever the dtype: as exact as one float64 product."""
     rows = [draw(device, r, 333, dtype=dtype) for r in counts]
-    check(f"row_gram {counts} {dtype}", kernels.row_gram(rows), lambda to: [t.to(to) for t in rows], torch.float64)
+    check(
+        f"row_gram {counts} {dtype}",
+        kernels.row_gram(rows),
+        lambda to: [t.to(to) for t in rows],
+        torch.float64,
+    )
 
 
 @pytest.mark.parametrize("counts", [[9], [20, 13], [70, 80]])
@@ -81,12 +88,17 @@ def test_row_gram_of_other_dtypes_strides_and_many_blocks(device: str) -> None:
     many = [draw(device, 1, 50) for _ in range(kernel_blocks.MANY + 1)]
     check("many", kernels.row_gram(many), lambda to: [t.to(to) for t in many], torch.float64)
     columns = [draw(device, 40, 5).T, draw(device, 40, 5).T]
-    check("columns", kernels.row_gram(columns), lambda to: [t.to(to) for t in columns], torch.float64)
+    check(
+        "columns", kernels.row_gram(columns), lambda to: [t.to(to) for t in columns], torch.float64
+    )
 
 
 def test_row_gram_of_nothing(device: str) -> None:
     assert kernels.row_gram([draw(device, 0, 5)]).shape == (0, 0)
-    assert torch.equal(kernels.row_gram([draw(device, 3, 0)]), torch.zeros(3, 3, dtype=torch.float64, device=device))
+    assert torch.equal(
+        kernels.row_gram([draw(device, 3, 0)]),
+        torch.zeros(3, 3, dtype=torch.float64, device=device),
+    )
     assert kernels.row_gram([torch.ones(2, 3, dtype=torch.int64, device=device)]) is NotImplemented
 
 
@@ -98,7 +110,9 @@ def test_row_gram_keeps_what_is_not_finite_in_its_row(device: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_row_gram_without_fast_float64(device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_gram_without_fast_float64(
+    device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Blocks of float32 products, sums in float64: the error of a short float32 sum, however long the rows."""
     monkeypatch.setattr(plans, "FAST_FLOAT64", ())
     rows = [draw(device, 6, 3_000, dtype=dtype)]
@@ -107,11 +121,13 @@ def test_row_gram_without_fast_float64(device: str, dtype: torch.dtype, monkeypa
     assert relative_error(found, explicit(rows)) <= 8 * torch.finfo(torch.float32).eps
 
 
-# ---- outer products -------------------------------------------------------------------------------------------------
+# ---- outer products ------------------------------------------------------------------------------
 
 
 def outer_rows(left: Blocks, right: Blocks) -> Callable[[torch.dtype], Blocks]:
-    return lambda to: [(x.to(to).mT @ y.to(to)).flatten(1) for x, y in zip(left, right, strict=True)]
+    return lambda to: [
+        (x.to(to).mT @ y.to(to)).flatten(1) for x, y in zip(left, right, strict=True)
+    ]
 
 
 def lefts(device: str, kind: str, dtype: torch.dtype) -> Blocks:
@@ -131,16 +147,31 @@ def test_outer_ghost(device: str, dtype: torch.dtype, kind: str) -> None:
     left = lefts(device, kind, dtype)
     right = [draw(device, *t.shape[:2], 19, dtype=dtype) for t in left]
     precision = torch.float64 if dtype == torch.float64 else torch.float32
-    check(f"{kind} {dtype}", kernels.outer_ghost(left, right, "highest"), outer_rows(left, right), precision)
+    check(
+        f"{kind} {dtype}",
+        kernels.outer_ghost(left, right, "highest"),
+        outer_rows(left, right),
+        precision,
+    )
     if kind == "three tasks" and dtype == torch.float32:
-        check("right shared", kernels.outer_ghost(right, left, "highest"), outer_rows(right, left), torch.float64)
+        check(
+            "right shared",
+            kernels.outer_ghost(right, left, "highest"),
+            outer_rows(right, left),
+            torch.float64,
+        )
 
 
 @pytest.mark.parametrize("precision", ROUNDS)
 def test_outer_ghost_of_unequal_forwards(device: str, precision: str) -> None:
     left = lefts(device, "unequal", torch.float32)
     right = [draw(device, *t.shape[:2], 7) for t in left]
-    check(precision, kernels.outer_ghost(left, right, precision), outer_rows(left, right), ROUNDS[precision])
+    check(
+        precision,
+        kernels.outer_ghost(left, right, precision),
+        outer_rows(left, right),
+        ROUNDS[precision],
+    )
 
 
 def test_outer_ghost_of_views_and_mixed_dtypes(device: str) -> None:
@@ -152,19 +183,31 @@ def test_outer_ghost_of_views_and_mixed_dtypes(device: str) -> None:
     right = [
         draw(device, 3, 7, 4).mT, draw(device, 2, 3, 14)[..., ::2], draw(device, 2, 70, 7, dtype=torch.bfloat16),
     ]  # fmt: skip
-    check("views", kernels.outer_ghost(left, right, "highest"), outer_rows(left, right), torch.float64)
+    check(
+        "views", kernels.outer_ghost(left, right, "highest"), outer_rows(left, right), torch.float64
+    )
     a = draw(device, 2, 6, 5)
     right = [draw(device, 2, 6, 7), draw(device, 2, 7, 6).mT]
     check(
-        "strides of two tasks", kernels.outer_ghost([a, a], right, "highest"), outer_rows([a, a], right), torch.float64
+        "strides of two tasks",
+        kernels.outer_ghost([a, a], right, "highest"),
+        outer_rows([a, a], right),
+        torch.float64,
     )
 
 
-def test_outer_ghost_of_more_tasks_than_a_launch_takes(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outer_ghost_of_more_tasks_than_a_launch_takes(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernel_blocks, "MANY", 2)
     left = [draw(device, 2, 5, 3)] * 5
     right = [draw(device, 2, 5, 4) for _ in left]
-    check("five tasks", kernels.outer_ghost(left, right, "highest"), outer_rows(left, right), torch.float64)
+    check(
+        "five tasks",
+        kernels.outer_ghost(left, right, "highest"),
+        outer_rows(left, right),
+        torch.float64,
+    )
 
 
 def test_outer_ghost_of_duplicates_and_zeros(device: str) -> None:
@@ -177,7 +220,9 @@ def test_outer_ghost_of_duplicates_and_zeros(device: str) -> None:
 
 def test_outer_ghost_of_nothing(device: str) -> None:
     for shape, width in (((3, 0, 5), 3), ((0, 4, 5), 0), ((3, 4, 0), 3)):
-        found = kernels.outer_ghost([draw(device, *shape)], [draw(device, *shape[:2], 7)], "highest")
+        found = kernels.outer_ghost(
+            [draw(device, *shape)], [draw(device, *shape[:2], 7)], "highest"
+        )
         assert found.shape == (width, width) and not found.any()
 
 
@@ -203,14 +248,18 @@ def test_plans_know_the_architecture(device: str, dtype: torch.dtype) -> None:
     assert plans.ghost_plan(torch.float32, "medium", 90).mode == "tf32"
 
 
-# ---- convolutions ---------------------------------------------------------------------------------------------------
+# ---- convolutions --------------------------------------------------------------------------------
 
 CONVS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {  # weight, image, walk
     "1d": ((4, 3, 3), (9,), {"stride": [2], "padding": [2], "dilation": [2]}),
     "2d": ((4, 3, 3, 2), (6, 5), {"stride": [1, 2], "padding": [1, 2], "dilation": [2, 1]}),
     "2d, pointwise": ((5, 3, 1, 1), (3, 5), {}),
     "2d, kernel beyond the image": ((2, 3, 5, 5), (2, 3), {"padding": [2, 2]}),
-    "3d": ((4, 2, 2, 3, 2), (3, 4, 3), {"stride": [1, 2, 1], "padding": [0, 1, 1], "dilation": [1, 1, 2]}),
+    "3d": (
+        (4, 2, 2, 3, 2),
+        (3, 4, 3),
+        {"stride": [1, 2, 1], "padding": [0, 1, 1], "dilation": [1, 1, 2]},
+    ),
 }
 
 
@@ -218,11 +267,17 @@ def geometry(name: str) -> Geometry:
     weight, image, walk = CONVS[name]
     d = len(image)
     one, zero = [1] * d, (0,) * d
-    stride, padding, dilation = walk.get("stride", one), walk.get("padding", zero), walk.get("dilation", one)
+    stride, padding, dilation = (
+        walk.get("stride", one),
+        walk.get("padding", zero),
+        walk.get("dilation", one),
+    )
     return Geometry(weight, tuple(stride), tuple(padding), tuple(dilation), False, zero, 1)
 
 
-def conv_blocks(device: str, g: Geometry, sizes: list[tuple[int, ...]], dtype: torch.dtype) -> tuple[Blocks, Blocks]:
+def conv_blocks(
+    device: str, g: Geometry, sizes: list[tuple[int, ...]], dtype: torch.dtype
+) -> tuple[Blocks, Blocks]:
     """x [R, F, C, *] and b [R, F, O, *] for sizes (R, F, *image)."""
     xs, bs = [], []
     for r, f, *image in sizes:
@@ -240,8 +295,8 @@ def conv_rows(xs: Blocks, bs: Blocks, g: Geometry) -> Callable[[torch.dtype], Bl
 
 
 def conv_ghost(xs: Blocks, bs: Blocks, g: Geometry, precision: str = "highest") -> Tensor:
-    walk = [list(part) for part in (g.kernel, g.stride, g.padding, g.dilation)]
-    found: Tensor = kernels.conv_ghost(xs, bs, *walk, precision)
+    kernel, stride, padding, dilation = map(list, (g.kernel, g.stride, g.padding, g.dilation))
+    found: Tensor = kernels.conv_ghost(xs, bs, kernel, stride, padding, dilation, precision)
     return found
 
 
@@ -264,7 +319,7 @@ def test_conv_ghost_of_tasks_images_and_layouts(device: str, dtype: torch.dtype)
     check(f"channels last {dtype}", conv_ghost(last, bs, g), conv_rows(xs, bs, g), precision)
 
 
-# ---- table look-ups -------------------------------------------------------------------------------------------------
+# ---- table look-ups ------------------------------------------------------------------------------
 
 
 def gather_rows(index: Blocks, values: Blocks, size: int) -> Callable[[torch.dtype], Blocks]:
@@ -281,7 +336,12 @@ def test_gather_gram(device: str, dtype: torch.dtype) -> None:
     index.append(index[0])
     values = [draw(device, *i.shape, 4, dtype=dtype) for i in index]
     precision = torch.float64 if dtype == torch.float64 else torch.float32
-    check(f"gather {dtype}", kernels.gather_gram(index, values), gather_rows(index, values, 7), precision)
+    check(
+        f"gather {dtype}",
+        kernels.gather_gram(index, values),
+        gather_rows(index, values, 7),
+        precision,
+    )
 
 
 def test_gather_gram_where_nothing_matches(device: str) -> None:
@@ -293,7 +353,7 @@ def test_gather_gram_where_nothing_matches(device: str) -> None:
     assert kernels.gather_gram([index.double()], [values]) is NotImplemented
 
 
-# ---- all of them ----------------------------------------------------------------------------------------------------
+# ---- all of them ---------------------------------------------------------------------------------
 
 
 def calls(device: str) -> dict[str, tuple[Any, ...]]:
@@ -345,13 +405,18 @@ def test_offsets_beyond_two_to_the_31(device: str, tmp_path: Path) -> None:
     for axis in range(3):
         left, right = apart(axis, 2, 2, 2), draw(device, 2, 2, 3)
         check(
-            f"axis {axis}", kernels.outer_ghost([left], [right], "highest"), outer_rows([left], [right]), torch.float64
+            f"axis {axis}",
+            kernels.outer_ghost([left], [right], "highest"),
+            outer_rows([left], [right]),
+            torch.float64,
         )
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["row_gram", "outer_ghost", "conv_ghost", "gather_gram"])
-def test_the_ops_dispatch_here_and_do_not_synchronise(device: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ops_dispatch_here_and_do_not_synchronise(
+    device: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments, function = calls(device)[name], getattr(op, name)
     torch.library.opcheck(function.overload, arguments)
     assert function.has_kernel("CUDA")
@@ -376,4 +441,6 @@ def test_compiles_without_spills(device: str) -> None:
     assert {build.kernel for build in builds} == {"_row_gram", "_add_splits", "_ghost", "_collect"}
     assert not [build for build in builds if build.spills]
     wide = [b for b in builds if b.specimen.endswith("float32 highest") and b.kernel == "_ghost"]
-    assert wide and all(any("f64" in product for product in b.products if product.startswith("mma")) for b in wide)
+    assert wide and all(
+        any("f64" in product for product in b.products if product.startswith("mma")) for b in wide
+    )

@@ -24,7 +24,9 @@ def check(rows: list[Tensor], T: Tensor) -> None:
     for found, t in zip(kernels.transform(rows, T), rows, strict=True):
         assert found.shape == t.shape and found.dtype == t.dtype and found.is_contiguous()
         plain = transform.reference([t.cpu()], T.cpu())[0]
-        assert_as_accurate(f"{list(t.shape)}, {t.dtype}", found.cpu(), plain, (T @ t.double()).cpu())
+        assert_as_accurate(
+            f"{list(t.shape)}, {t.dtype}", found.cpu(), plain, (T @ t.double()).cpu()
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -43,9 +45,18 @@ def test_several_tiles() -> None:
 
 
 def test_strides() -> None:
-    rows = [draw(40, 6).T, draw(6, 60)[:, ::2], draw(1, 9).expand(6, 9), draw(6, 1).expand(6, 9), draw(12, 9)[::2]]
+    rows = [
+        draw(40, 6).T,
+        draw(6, 60)[:, ::2],
+        draw(1, 9).expand(6, 9),
+        draw(6, 1).expand(6, 9),
+        draw(12, 9)[::2],
+    ]
     check(rows, draw(6, 6).T)
-    check([draw(5, 4, 9).transpose(0, 1), draw(1, 5, 9).expand(4, 5, 9)], draw(1, 5, 5).expand(4, 5, 5))
+    check(
+        [draw(5, 4, 9).transpose(0, 1), draw(1, 5, 9).expand(4, 5, 9)],
+        draw(1, 5, 5).expand(4, 5, 5),
+    )
 
 
 def test_dropped_rows_are_zero() -> None:
@@ -60,7 +71,9 @@ def test_dropped_rows_are_zero() -> None:
 @pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0, 3, 5), (2, 0, 5), (2, 3, 0)])
 def test_empty(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_transform", None)  # a launch would fail
-    assert kernels.transform([draw(*shape)], draw(*shape[:-2], shape[-2], shape[-2]))[0].shape == shape
+    assert (
+        kernels.transform([draw(*shape)], draw(*shape[:-2], shape[-2], shape[-2]))[0].shape == shape
+    )
 
 
 def test_the_same_bits_twice() -> None:
@@ -84,7 +97,9 @@ def test_the_dispatcher_launches() -> None:
 
 
 SPECIMENS = {
-    f"K={k} {dtype}": lambda k=k, dtype=dtype: kernels.transform([draw(k, 256, dtype=dtype)], draw(k, k))
+    f"K={k} {dtype}": lambda k=k, dtype=dtype: kernels.transform(
+        [draw(k, 256, dtype=dtype)], draw(k, k)
+    )
     for k in (16, 64, 128)
     for dtype in (torch.float32, torch.bfloat16)
 }

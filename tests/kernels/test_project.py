@@ -20,7 +20,9 @@ RAGGED = (1024, 7, 0, 1, 2052)  # dense and aligned, neither, nothing, one eleme
 Draw = tuple[list[Tensor], list[Tensor]]
 
 
-def draw(k: int, m: int, sizes: Sequence[int], dtypes: tuple[torch.dtype, torch.dtype] = (F32, F32)) -> Draw:
+def draw(
+    k: int, m: int, sizes: Sequence[int], dtypes: tuple[torch.dtype, torch.dtype] = (F32, F32)
+) -> Draw:
     """g [m, P_l] and Q [k, P_l] with rows of about length one."""
     length = max(sum(sizes), 1) ** -0.5
     g = [torch.randn(m, p).to(dtypes[0]).to(DEVICE) for p in sizes]
@@ -43,7 +45,9 @@ def check(g: list[Tensor], Q: list[Tensor], into: bool) -> None:
 
 
 @pytest.mark.parametrize("into", [False, True])
-@pytest.mark.parametrize("dtypes", [(F32, F32), (F32, BF16), (BF16, F32), (F16, F16), (BF16, BF16), (F64, F64)])
+@pytest.mark.parametrize(
+    "dtypes", [(F32, F32), (F32, BF16), (BF16, F32), (F16, F16), (BF16, BF16), (F64, F64)]
+)
 def test_dtypes(dtypes: tuple[torch.dtype, torch.dtype], into: bool) -> None:
     check(*draw(5, 2, RAGGED, dtypes), into)
 
@@ -55,7 +59,10 @@ def test_numbers_of_rows(k: int, m: int) -> None:
 
 
 def test_mixed_dtypes_in_one_list() -> None:
-    parts = [draw(3, 2, [p], dtypes) for p, dtypes in ((40, (F32, F32)), (9, (F64, BF16)), (64, (F32, F32)))]
+    parts = [
+        draw(3, 2, [p], dtypes)
+        for p, dtypes in ((40, (F32, F32)), (9, (F64, BF16)), (64, (F32, F32)))
+    ]
     check([g[0] for g, _ in parts], [Q[0] for _, Q in parts], False)
 
 
@@ -73,8 +80,20 @@ def test_strides() -> None:
         return t.repeat_interleave(2, 1)[:, ::2]
 
     (a, b, c, d, e), (q, r, s, t, u) = draw(6, 3, (600, 64, 64, 12, 64))
-    g = [a.T.contiguous().T, spaced(b), c[:1].expand(3, -1), d[:, :1].expand(-1, 12), e.clone()[:, :]]
-    rows = [q, r.T.contiguous().T, spaced(s), t[:1].expand(6, -1), torch.cat([u, u[:, :4]], 1)[:, 3:67]]
+    g = [
+        a.T.contiguous().T,
+        spaced(b),
+        c[:1].expand(3, -1),
+        d[:, :1].expand(-1, 12),
+        e.clone()[:, :],
+    ]
+    rows = [
+        q,
+        r.T.contiguous().T,
+        spaced(s),
+        t[:1].expand(6, -1),
+        torch.cat([u, u[:, :4]], 1)[:, 3:67],
+    ]
     assert not any(x.is_contiguous() for x in (*g[:4], *rows[1:]))
     check(g, rows, False)
 
@@ -145,7 +164,12 @@ SPECIMENS = {
     f"K={k} M={m} {dtypes[0]} {dtypes[1]}": lambda k=k, m=m, dtypes=dtypes: kernels.project(
         [torch.zeros(m, 64, dtype=dtypes[0])], [torch.zeros(k, 64, dtype=dtypes[1])], False
     )
-    for k, m, dtypes in [(16, 1, (F32, F32)), (16, 1, (F32, BF16)), (8, 4, (F32, BF16)), (4, 2, (F32, F32))]
+    for k, m, dtypes in [
+        (16, 1, (F32, F32)),
+        (16, 1, (F32, BF16)),
+        (8, 4, (F32, BF16)),
+        (4, 2, (F32, F32)),
+    ]
 }
 
 

@@ -44,7 +44,9 @@ KINDS, TASKS = [RETAIN, RETAIN, FORGET, RETAIN, FORGET, SUBSPACE], [0, 0, 0, 1, 
         (None, [1 / 3, 1 / 3, 1 / 3, 0.5, 0.5, 0]),
     ],
 )
-def test_mean_weights_are_one_over_the_count_in_the_task(kind: int | None, expected: list[float]) -> None:
+def test_mean_weights_are_one_over_the_count_in_the_task(
+    kind: int | None, expected: list[float]
+) -> None:
     w = mean_weights(roles(KINDS, TASKS), kind)
     assert w.dtype == torch.float64
     assert torch.equal(w, torch.tensor(expected, dtype=torch.float64))
@@ -124,7 +126,9 @@ def test_refuses_a_gram_of_integers(method: Method) -> None:
 @pytest.mark.parametrize("make", [OrthoGrad, GradDiff])
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan"), float("inf")])
 def test_refuses_alpha_outside_the_unit_interval(make: type, alpha: float) -> None:
-    with pytest.raises(ValueError, match=r"alpha is .*expected a number in \[0, 1\].*learning rate"):
+    with pytest.raises(
+        ValueError, match=r"alpha is .*expected a number in \[0, 1\].*learning rate"
+    ):
         make(alpha=alpha)
 
 
@@ -136,7 +140,9 @@ def test_refuses_an_alpha_that_is_no_number(make: type, alpha: object) -> None:
 
 
 def test_refuses_an_unknown_granularity() -> None:
-    with pytest.raises(ValueError, match="granularity is 'layers', expected one of 'global', 'layer', 'tensor'"):
+    with pytest.raises(
+        ValueError, match="granularity is 'layers', expected one of 'global', 'layer', 'tensor'"
+    ):
         OrthoGrad(granularity="layers")
 
 

@@ -62,17 +62,22 @@ def test_optimality(R: int, c: float, share: float) -> None:
     p = w - 1.0 / R
     assert (p >= 0).all()
     bound = (J.t() @ p) @ mean + radius * (J.t() @ p).norm()  # p's sum times the dual's value
-    assert (bound - p.sum() * (J @ d).min()).abs() <= 1e-10 * p.sum() * J.norm(dim=1).max() * mean.norm()
+    assert (bound - p.sum() * (J @ d).min()).abs() <= 1e-10 * p.sum() * J.norm(
+        dim=1
+    ).max() * mean.norm()
 
 
 @pytest.mark.parametrize(
     ("G", "kinds", "c", "expected"),
     [
-        ([[1.0, 0.0], [0.0, 1.0]], [RETAIN, RETAIN], 0.5, [0.75, 0.75]),  # even rows: the mean, longer
+        # even rows: the mean, longer
+        ([[1.0, 0.0], [0.0, 1.0]], [RETAIN, RETAIN], 0.5, [0.75, 0.75]),
         ([[1.0, 0.0], [0.0, 1.0]], [RETAIN, FORGET], 0.5, [0.75, -0.75]),
-        ([[1.0, 0.0], [0.0, 25.0]], [RETAIN, RETAIN], 0.1, [0.5 + 0.05 * 26**0.5, 0.5]),  # all for the short row
+        # all for the short row
+        ([[1.0, 0.0], [0.0, 25.0]], [RETAIN, RETAIN], 0.1, [0.5 + 0.05 * 26**0.5, 0.5]),
         ([[1.0, -1.0], [-1.0, 4.0]], [RETAIN, RETAIN], 0.0, [0.5, 0.5]),  # c = 0
-        ([[1.0, -1.0], [-1.0, 1.0]], [RETAIN, RETAIN], 0.5, [0.5, 0.5]),  # opposite rows: the mean is zero
+        # opposite rows: the mean is zero
+        ([[1.0, -1.0], [-1.0, 1.0]], [RETAIN, RETAIN], 0.5, [0.5, 0.5]),
         ([[0.0, 0.0], [0.0, 4.0]], [RETAIN, RETAIN], 0.5, [0.5, 0.5]),  # a zero row
         ([[0.0, 0.0], [0.0, 0.0]], [RETAIN, FORGET], 0.5, [0.5, -0.5]),
         ([[3.0]], [FORGET], 0.5, [-1.5]),
@@ -82,7 +87,9 @@ def test_optimality(R: int, c: float, share: float) -> None:
 def test_weights(G: list[list[float]], kinds: list[int], c: float, expected: list[float]) -> None:
     gram = torch.tensor(G, dtype=torch.float64).reshape(len(kinds), len(kinds))
     found = CAGrad(c)(gram, roles(kinds))
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-11)
+    torch.testing.assert_close(
+        found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-11
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -26,11 +26,13 @@ def test_is_the_nearest_point_of_some_face(R: int, P: int, share: float) -> None
     ("G", "kinds", "expected"),
     [
         ([[1.0, 0.0], [0.0, 4.0]], [RETAIN, RETAIN], [0.5, 0.5]),
-        ([[1.0, -0.9], [-0.9, 1.0]], [RETAIN, RETAIN], [0.5, 0.5]),  # a conflict, but none with the mean
+        # a conflict, but none with the mean
+        ([[1.0, -0.9], [-0.9, 1.0]], [RETAIN, RETAIN], [0.5, 0.5]),
         ([[1.0, -2.0], [-2.0, 9.0]], [RETAIN, RETAIN], [1.0, 0.5]),  # v_1 = -g_12 u_2 / g_11
         ([[9.0, 3.0], [3.0, 2.0]], [RETAIN, FORGET], [0.5, -0.75]),  # row 2 negated
         ([[9.0, -3.0], [-3.0, 2.0]], [RETAIN, FORGET], [0.5, -0.5]),
-        ([[4.0, -2.0], [-2.0, 1.0]], [RETAIN, RETAIN], [0.5, 1.0]),  # opposite rows: nothing is left
+        # opposite rows: nothing is left
+        ([[4.0, -2.0], [-2.0, 1.0]], [RETAIN, RETAIN], [0.5, 1.0]),
         ([[0.0, 0.0], [0.0, 4.0]], [RETAIN, RETAIN], [0.5, 0.5]),  # a zero row
         ([[0.0, 0.0], [0.0, 0.0]], [RETAIN, FORGET], [0.5, -0.5]),
         ([[2.0]], [FORGET], [-1.0]),
@@ -44,7 +46,9 @@ def test_weights(G: list[list[float]], kinds: list[int], expected: list[float]) 
         assert found @ gram @ found <= 1e-24
         assert (found >= torch.tensor(expected, dtype=torch.float64) - 1e-12).all()
         return
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-11)
+    torch.testing.assert_close(
+        found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-11
+    )
 
 
 @pytest.mark.parametrize("R", [2, 6, 16, 32])
@@ -63,4 +67,6 @@ def test_the_mean_is_kept_where_nothing_conflicts_with_it() -> None:
     J = matrices.conditioned(5, 20, 2.0) + matrices.random_vector(20)
     assert (J @ J.mean(0) > 0).all()
     found = DualProj()(J @ J.t(), roles_of(5, 0))
-    torch.testing.assert_close(found, torch.full((5,), 0.2, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        found, torch.full((5,), 0.2, dtype=torch.float64), rtol=0, atol=1e-12
+    )

@@ -13,7 +13,9 @@ R = roles([RETAIN, FORGET, RETAIN, FORGET, FORGET], [0, 0, 1, 1, 1])
 
 
 def test_weights() -> None:
-    assert torch.equal(GradientAscent()(None, R), torch.tensor([0, -1, 0, -0.5, -0.5], dtype=torch.float64))
+    assert torch.equal(
+        GradientAscent()(None, R), torch.tensor([0, -1, 0, -0.5, -0.5], dtype=torch.float64)
+    )
     assert torch.equal(GradientAscent().outside(R), GradientAscent()(None, R))
 
 
@@ -28,4 +30,6 @@ def test_is_graddiff_without_retain() -> None:
 
 
 def test_without_forget_rows_nothing_happens() -> None:
-    assert torch.equal(GradientAscent()(None, roles([RETAIN] * 3)), torch.zeros(3, dtype=torch.float64))
+    assert torch.equal(
+        GradientAscent()(None, roles([RETAIN] * 3)), torch.zeros(3, dtype=torch.float64)
+    )

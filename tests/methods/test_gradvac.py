@@ -37,13 +37,19 @@ def test_is_the_papers_loop_step_after_step(beta: float, shift: float) -> None:
 
 
 def test_is_the_papers_loop_in_drawn_order() -> None:
-    method, orders = GradVac(0.5, torch.Generator().manual_seed(1)), torch.Generator().manual_seed(1)
+    method, orders = (
+        GradVac(0.5, torch.Generator().manual_seed(1)),
+        torch.Generator().manual_seed(1),
+    )
     targets: dict[Any, float] = {}
     for step in range(4):
         J = rows_at(step)
         w = method(J @ J.t(), roles(KINDS, TASKS))
         drawn = visiting_orders(4, orders).tolist()
-        assert relative_error(J.t() @ w, gradvac(SIGN[:, None] * J, targets, 0.5, orders=drawn)) <= 1e-10
+        assert (
+            relative_error(J.t() @ w, gradvac(SIGN[:, None] * J, targets, 0.5, orders=drawn))
+            <= 1e-10
+        )
 
 
 def test_without_memory_it_is_pcgrad() -> None:
@@ -57,7 +63,8 @@ def test_without_memory_it_is_pcgrad() -> None:
 def test_two_rows_by_hand() -> None:
     """Rows (1, 0) and (0, 2) after a call that met cosine 0.6 with beta = 1: each is turned to the cosine 0.6.
 
-    c_1 gains 1 · 0.6 / (2 · 0.8) = 3/8 of the second, c_2 gains 2 · 0.6 / (1 · 0.8) = 3/2 of the first.
+    c_1 gains 1 · 0.6 / (2 · 0.8) = 3/8 of the second, c_2 gains 2 · 0.6 / (1 · 0.8) = 3/2 of the
+    first.
     """
     method, who = GradVac(beta=1.0), roles([RETAIN, RETAIN], [0, 1])
     first = method(torch.tensor([[1.0, 0.6], [0.6, 1.0]], dtype=torch.float64), who)
@@ -70,10 +77,20 @@ def test_two_rows_by_hand() -> None:
 def test_targets_belong_to_kind_and_task_not_to_the_place_of_a_row() -> None:
     """Rows that agree are not changed on the first call, so the cosines met are theirs in whatever order they come."""
     J, order = rows_at(0, 2.0), torch.tensor([2, 1, 3, 0])
-    cosines = torch.nn.functional.normalize(SIGN[:, None] * J) @ torch.nn.functional.normalize(SIGN[:, None] * J).t()
+    cosines = (
+        torch.nn.functional.normalize(SIGN[:, None] * J)
+        @ torch.nn.functional.normalize(SIGN[:, None] * J).t()
+    )
     assert (cosines > 0).all()
     method, who = GradVac(0.5), roles(KINDS, TASKS)
-    there = Roles(1 - who.task[order], who.sample[order], who.kind[order], who.loss[order], ("b", "a"), who.dtype)
+    there = Roles(
+        1 - who.task[order],
+        who.sample[order],
+        who.kind[order],
+        who.loss[order],
+        ("b", "a"),
+        who.dtype,
+    )
     method(J[order] @ J[order].t(), there)
     state = method.state_dict()
     assert state["tasks"] == ["b", "a"]
@@ -85,7 +102,9 @@ def test_two_rows_in_either_order_share_targets() -> None:
     """With two rows there is one order of meeting, so weights follow the rows exactly."""
     method, turned = GradVac(0.4), GradVac(0.4)
     who = roles([RETAIN, FORGET], [0, 1])
-    other = Roles(torch.tensor([0, 1]), who.sample, who.kind.flip(0), who.loss, ("b", "a"), who.dtype)
+    other = Roles(
+        torch.tensor([0, 1]), who.sample, who.kind.flip(0), who.loss, ("b", "a"), who.dtype
+    )
     for step in range(5):
         J = rows_at(step)[:2]
         w = method(J @ J.t(), who) if step % 2 else method(J.flip(0) @ J.flip(0).t(), other).flip(0)
@@ -133,7 +152,10 @@ def test_rows_of_one_name_move_their_target_by_the_mean() -> None:
 
 def test_opposite_rows_vanish_and_a_target_of_one_is_out_of_reach() -> None:
     method, who = GradVac(1.0), roles([RETAIN, RETAIN], [0, 1])
-    same, opposite = torch.ones(2, 2, dtype=torch.float64), torch.tensor([[1.0, -1], [-1, 1]], dtype=torch.float64)
+    same, opposite = (
+        torch.ones(2, 2, dtype=torch.float64),
+        torch.tensor([[1.0, -1], [-1, 1]], dtype=torch.float64),
+    )
     assert method(opposite, who).tolist() == [2.0, 2.0]
     assert method(same, who).tolist() == [1.0, 1.0]
     assert method(torch.eye(2, dtype=torch.float64), who).tolist() == [1.0, 1.0]

@@ -25,7 +25,8 @@ def test_all_rows_are_improved_alike(R: int, cond: float) -> None:
     ("G", "kinds", "expected"),
     [
         ([[1.0, 0.0], [0.0, 1.0]], [RETAIN, RETAIN], [0.5, 0.5]),
-        ([[1.0, 0.0], [0.0, 4.0]], [RETAIN, RETAIN], [2 / 3, 1 / 3]),  # two rows: as 1 / length, at any angle
+        # two rows: as 1 / length, at any angle
+        ([[1.0, 0.0], [0.0, 4.0]], [RETAIN, RETAIN], [2 / 3, 1 / 3]),
         ([[1.0, 1.2], [1.2, 4.0]], [RETAIN, RETAIN], [2 / 3, 1 / 3]),
         ([[1.0, 1.2], [1.2, 4.0]], [RETAIN, FORGET], [2 / 3, -1 / 3]),
         ([[1.0, 2.0], [2.0, 4.0]], [RETAIN, RETAIN], [2 / 3, 1 / 3]),  # one direction

@@ -20,7 +20,9 @@ P = 300
 K, RETAINED, FORGOTTEN = 40, 14, 5  # of two tasks, the first of which is the target
 
 
-def partial_task(dtype: torch.dtype = torch.float64, kept: int = K, seed: int = 0) -> tuple[Tensor, Roles]:
+def partial_task(
+    dtype: torch.dtype = torch.float64, kept: int = K, seed: int = 0
+) -> tuple[Tensor, Roles]:
     """Retain rows of two tasks, forget and kept rows of the first; kept and forget rows have much in common."""
     J = matrices.conditioned(RETAINED + FORGOTTEN + kept, P, 30.0, seed)
     J[RETAINED : RETAINED + FORGOTTEN] += J[-FORGOTTEN:] + J[:FORGOTTEN]
@@ -33,10 +35,18 @@ def truth(J: Tensor, alpha: float, order: str, **options: Any) -> Tensor:
     J = J.double()
     retain = {"a": J[:7], "b": J[7:RETAINED]}
     forget = {"a": J[RETAINED : RETAINED + FORGOTTEN]}
-    return reference.interference_aware(retain, forget, J[RETAINED + FORGOTTEN :], alpha, order, **options)
+    return reference.interference_aware(
+        retain, forget, J[RETAINED + FORGOTTEN :], alpha, order, **options
+    )
 
 
-OPTIONS: list[dict[str, Any]] = [{}, {"energy": 0.9}, {"rank": 20}, {"energy": 0.99, "rank": 30}, {"retain": "target"}]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"energy": 0.9},
+    {"rank": 20},
+    {"energy": 0.99, "rank": 30},
+    {"retain": "target"},
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -44,7 +54,9 @@ OPTIONS: list[dict[str, Any]] = [{}, {"energy": 0.9}, {"rank": 20}, {"energy": 0
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_is_the_reference(order: str, options: dict[str, Any], dtype: torch.dtype) -> None:
     J, who = partial_task(dtype)
-    d = J.double().t() @ InterferenceAware(0.3, order=order, **options)(J.double() @ J.double().t(), who)
+    d = J.double().t() @ InterferenceAware(0.3, order=order, **options)(
+        J.double() @ J.double().t(), who
+    )
     others = {name: value for name, value in options.items() if name != "retain"}
     targets = ("a",) if "retain" in options else None
     assert relative_error(d, truth(J, 0.3, order, targets=targets, **others)) <= 1e-11
@@ -61,7 +73,9 @@ def test_a_ridge_leads_from_the_exact_constraint_to_none() -> None:
     J, who = partial_task()
     G = J @ J.t()
     exact, free = InterferenceAware(0.0)(G, who), InterferenceAware(0.0, ridge=1e9)(G, who)
-    assert relative_error(J.t() @ InterferenceAware(0.0, ridge=1e-12)(G, who), J.t() @ exact) <= 1e-6
+    assert (
+        relative_error(J.t() @ InterferenceAware(0.0, ridge=1e-12)(G, who), J.t() @ exact) <= 1e-6
+    )
     U = reference.interference.basis(J[RETAINED + FORGOTTEN :], 1.0, None, 1e-3)
     f = J[RETAINED : RETAINED + FORGOTTEN].mean(0)
     assert relative_error(J.t() @ free, -U.t() @ (U @ f)) <= 1e-6
@@ -100,7 +114,10 @@ def test_without_a_subspace_it_is_orthograd() -> None:
     J, who = partial_task(kept=0)
     G = J @ J.t()
     for order in ORDERS:
-        assert relative_error(InterferenceAware(0.4, order=order)(G, who), OrthoGrad(0.4)(G, who)) <= 1e-12
+        assert (
+            relative_error(InterferenceAware(0.4, order=order)(G, who), OrthoGrad(0.4)(G, who))
+            <= 1e-12
+        )
     found = InterferenceAware(0.4).measure(G, who)
     assert (int(found.dimension), int(found.rank)) == (0, RETAINED)
 
@@ -109,14 +126,18 @@ def test_forget_rows_get_no_weight_of_their_own() -> None:
     J, who = partial_task()
     w = InterferenceAware(0.3)(J @ J.t(), who)
     assert torch.equal(w[who.kind == FORGET], torch.zeros(FORGOTTEN, dtype=torch.float64))
-    assert torch.allclose(w[who.kind == RETAIN], torch.tensor([0.3 / 7] * RETAINED, dtype=torch.float64), rtol=1e-15)
+    assert torch.allclose(
+        w[who.kind == RETAIN], torch.tensor([0.3 / 7] * RETAINED, dtype=torch.float64), rtol=1e-15
+    )
 
 
 def test_a_subspace_of_the_step_itself_leaves_nothing_in_the_partial_case_and_says_so() -> None:
     """K can then never exceed the number of constraints."""
     J, who = partial_task(kept=10)
     J[RETAINED + FORGOTTEN :] = J[:10]
-    with pytest.warns(UserWarning, match=r"K = 10 .* rank 10 .*‖d‖/‖g_f‖ = .*size=K.*at least 20.*'target'.*ridge"):
+    with pytest.warns(
+        UserWarning, match=r"K = 10 .* rank 10 .*‖d‖/‖g_f‖ = .*size=K.*at least 20.*'target'.*ridge"
+    ):
         w = InterferenceAware(0.0)(J @ J.t(), who)
     assert (J.t() @ w).norm() <= 1e-6
 
@@ -169,7 +190,11 @@ def test_a_batch_is_its_matrices_one_by_one(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("factor", [1e-6, 1e6])
 def test_weights_do_not_depend_on_the_scale_of_the_loss(factor: float) -> None:
     J, who = partial_task()
-    for method in (InterferenceAware(0.2), InterferenceAware(0.2, ridge=0.1), InterferenceAware(0.2, energy=0.9)):
+    for method in (
+        InterferenceAware(0.2),
+        InterferenceAware(0.2, ridge=0.1),
+        InterferenceAware(0.2, energy=0.9),
+    ):
         assert relative_error(method(factor**2 * J @ J.t(), who), method(J @ J.t(), who)) <= 1e-9
 
 
@@ -178,16 +203,24 @@ def test_duplicate_and_zero_rows_change_nothing() -> None:
     d = J.t() @ InterferenceAware(0.0)(J @ J.t(), who)
     extra = torch.cat([J, J[:2], J[-2:], torch.zeros(2, P, dtype=J.dtype)])
     kinds = [*who.kind.tolist(), RETAIN, RETAIN, SUBSPACE, SUBSPACE, RETAIN, SUBSPACE]
-    again = extra.t() @ InterferenceAware(0.0)(extra @ extra.t(), roles(kinds, [*who.task.tolist(), 0, 0, 0, 0, 1, 0]))
+    again = extra.t() @ InterferenceAware(0.0)(
+        extra @ extra.t(), roles(kinds, [*who.task.tolist(), 0, 0, 0, 0, 1, 0])
+    )
     assert relative_error(again, d) <= 1e-10
 
 
 def test_basis_weights_of_a_diagonal() -> None:
     G = torch.diag(torch.tensor([4.0, 0.0, 1.0, 1e-8], dtype=torch.float64))
     W, K = basis_weights(G, 1e-7)
-    assert torch.equal(W.abs().sum(1), torch.tensor([0.5, 0.0, 1.0, 1e4], dtype=torch.float64)) and int(K) == 3
+    assert (
+        torch.equal(W.abs().sum(1), torch.tensor([0.5, 0.0, 1.0, 1e4], dtype=torch.float64))
+        and int(K) == 3
+    )
     W, K = basis_weights(G, 1e-7, energy=0.7)
-    assert torch.equal(W.abs().sum(1), torch.tensor([0.5, 0.0, 0.0, 0.0], dtype=torch.float64)) and int(K) == 1
+    assert (
+        torch.equal(W.abs().sum(1), torch.tensor([0.5, 0.0, 0.0, 0.0], dtype=torch.float64))
+        and int(K) == 1
+    )
     W, K = basis_weights(G, 1e-7, energy=0.85)
     assert int(K) == 2
     W, K = basis_weights(G, 1e-7, rank=2)
@@ -219,7 +252,10 @@ def test_a_residue_by_definition_is_no_constraint() -> None:
     for method in (InterferenceAware(order="orthogonalize-first"), InterferenceAware(ridge=0.1)):
         assert method.constraint(J @ J.t(), who, method(J @ J.t(), who)) is None
     J, who = partial_task(kept=0)
-    assert InterferenceAware(ridge=0.1).constraint(J @ J.t(), who, InterferenceAware()(J @ J.t(), who)) is not None
+    assert (
+        InterferenceAware(ridge=0.1).constraint(J @ J.t(), who, InterferenceAware()(J @ J.t(), who))
+        is not None
+    )
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,9 @@ def test_graddiff_is_the_reference(alpha: float) -> None:
 )
 def test_graddiff_weights(retain: int, forget: int, expected: list[float]) -> None:
     found = GradDiff(alpha=0.3)(None, roles_of(retain, forget))
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        found, torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=0
+    )
 
 
 def test_ascent_leaves_retain_rows_alone() -> None:

@@ -53,9 +53,14 @@ def test_two_rows(g11: float, g12: float, g22: float, first: float) -> None:
 @pytest.mark.parametrize(
     ("G", "kinds", "expected"),
     [
-        ([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 4.0]], [RETAIN] * 3, [4 / 7, 2 / 7, 1 / 7]),  # ~ 1/length²
+        # ~ 1/length²
+        ([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 4.0]], [RETAIN] * 3, [4 / 7, 2 / 7, 1 / 7]),
         ([[1.0, 0.5], [0.5, 4.0]], [RETAIN, FORGET], [0.75, -0.25]),
-        ([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 3.0]], [RETAIN, FORGET, RETAIN], [0.5, -0.5, 0.0]),
+        (
+            [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 3.0]],
+            [RETAIN, FORGET, RETAIN],
+            [0.5, -0.5, 0.0],
+        ),
         ([[2.0]], [FORGET], [-1.0]),
         ([[0.0]], [RETAIN], [1.0]),
         ([], [], []),
@@ -64,7 +69,9 @@ def test_two_rows(g11: float, g12: float, g22: float, first: float) -> None:
 def test_weights(G: list[list[float]], kinds: list[int], expected: list[float]) -> None:
     gram = torch.tensor(G, dtype=torch.float64).reshape(len(kinds), len(kinds))
     found = MGDA()(gram, roles(kinds))
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("R", [2, 6, 16, 32])

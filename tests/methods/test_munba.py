@@ -48,7 +48,9 @@ def test_weights(G: list[list[float]], expected: list[float]) -> None:
 def test_a_side_that_is_missing_bargains_for_nothing() -> None:
     G = torch.eye(2, dtype=torch.float64)
     assert MUNBa()(G, roles([RETAIN, RETAIN], [0, 1])).tolist() == [1.0, 1.0]
-    assert MUNBa()(G, roles([FORGET, FORGET], [0, 1])).tolist() == pytest.approx([-0.1, -0.1], rel=1e-14)
+    assert MUNBa()(G, roles([FORGET, FORGET], [0, 1])).tolist() == pytest.approx(
+        [-0.1, -0.1], rel=1e-14
+    )
 
 
 @pytest.mark.parametrize(("gap", "bargain"), [(1e-6, True), (1e-8, False)])

@@ -18,7 +18,9 @@ KINDS, TASKS = [RETAIN, FORGET, FORGET, RETAIN, RETAIN, FORGET], [0, 0, 0, 1, 1,
 
 def _roles(losses: list[float]) -> Roles:
     r = roles(KINDS, TASKS)
-    return Roles(r.task, r.sample, r.kind, torch.tensor(losses, dtype=torch.float64), r.tasks, r.dtype)
+    return Roles(
+        r.task, r.sample, r.kind, torch.tensor(losses, dtype=torch.float64), r.tasks, r.dtype
+    )
 
 
 def _prepared(**tau: float) -> NablaTau:
@@ -40,9 +42,13 @@ def test_weights_by_hand() -> None:
 def test_weights_are_the_derivative_of_the_papers_loss() -> None:
     losses = [0.1, 0.2, 0.4, 0.3, 0.2, 0.7]
     l = torch.tensor(losses, dtype=torch.float64, requires_grad=True)
-    ascent = 0.25 * torch.relu(0.8 - l[1:3].mean()) ** 2 + 0.25 * torch.relu(0.9 - l[5:].mean()) ** 2
+    ascent = (
+        0.25 * torch.relu(0.8 - l[1:3].mean()) ** 2 + 0.25 * torch.relu(0.9 - l[5:].mean()) ** 2
+    )
     (ascent + 0.75 * (l[:1].mean() + l[3:5].mean())).backward()
-    torch.testing.assert_close(_prepared(a=0.8, b=0.9)(None, _roles(losses)), l.grad, rtol=1e-14, atol=1e-16)
+    torch.testing.assert_close(
+        _prepared(a=0.8, b=0.9)(None, _roles(losses)), l.grad, rtol=1e-14, atol=1e-16
+    )
 
 
 def test_is_the_reference() -> None:
@@ -59,7 +65,9 @@ def test_is_the_reference() -> None:
 def test_one_side_alone(kind: int) -> None:
     w = _prepared(a=0.8)(None, roles([kind, kind]))
     expected = {RETAIN: 0.375, FORGET: -2 * 0.25 * 0.8 / 2}[kind]
-    torch.testing.assert_close(w, torch.full((2,), expected, dtype=torch.float64), rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        w, torch.full((2,), expected, dtype=torch.float64), rtol=1e-14, atol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,9 +79,13 @@ def test_one_side_alone(kind: int) -> None:
         (30, 70, (3, 1), 0.5, 1),
     ],
 )
-def test_schedule_is_derived(forget: int, retain: int, batches: tuple[int, int], alpha: float, epochs: int) -> None:
+def test_schedule_is_derived(
+    forget: int, retain: int, batches: tuple[int, int], alpha: float, epochs: int
+) -> None:
     method = NablaTau()
-    method.prepare(forget=forget, retain=retain, forget_batches=batches[0], retain_batches=batches[1])
+    method.prepare(
+        forget=forget, retain=retain, forget_batches=batches[0], retain_batches=batches[1]
+    )
     assert method.epochs == epochs
     assert method.alpha == pytest.approx(alpha, rel=1e-14)
 

@@ -61,7 +61,9 @@ def test_weights(G: list[list[float]], kinds: list[int], expected: list[float]) 
 @pytest.mark.parametrize("factor", [1e-5, 1e5])
 def test_the_direction_has_length_root_R(R: int, factor: float) -> None:
     J = factor * matrices.conditioned(R, 9, 10.0)
-    assert float((J.t() @ NashMTL()(J @ J.t(), roles_of(R, 0))).norm()) == pytest.approx(R**0.5, rel=1e-12)
+    assert float((J.t() @ NashMTL()(J @ J.t(), roles_of(R, 0))).norm()) == pytest.approx(
+        R**0.5, rel=1e-12
+    )
 
 
 def test_dependent_rows_that_can_agree_do() -> None:
@@ -76,7 +78,10 @@ def test_dependent_rows_that_can_agree_do() -> None:
 def test_rows_that_cancel_cannot_agree(lengths: list[float]) -> None:
     """g_3 = -(g_1 + g_2): whatever helps two hurts the third; beside a fourth row that is apart."""
     g = matrices.orthonormal(3, 9, 0)
-    J = torch.stack([g[0], g[1], -(g[0] + g[1]), g[2]]) * torch.tensor([*lengths, 1.0], dtype=torch.float64)[:, None]
+    J = (
+        torch.stack([g[0], g[1], -(g[0] + g[1]), g[2]])
+        * torch.tensor([*lengths, 1.0], dtype=torch.float64)[:, None]
+    )
     assert NashMTL()(J @ J.t(), roles_of(4, 0)).tolist() == [0.0] * 4
 
 
@@ -84,7 +89,9 @@ def test_rows_that_cancel_cannot_agree(lengths: list[float]) -> None:
     (torch.float64, 1e-6, True), (torch.float64, 1e-8, False),
     (torch.float32, 1e-5, True), (torch.float32, 1e-7, False),
 ])  # fmt: skip
-def test_how_near_to_opposite_counts_as_opposite(dtype: torch.dtype, gap: float, agree: bool) -> None:
+def test_how_near_to_opposite_counts_as_opposite(
+    dtype: torch.dtype, gap: float, agree: bool
+) -> None:
     J = torch.tensor([[1.0, 0.0], [-1.0, gap]], dtype=torch.float64)
     w = NashMTL()(J @ J.t(), roles_of(2, 0, dtype))
     assert bool((w > 0).all()) is agree and bool((w == 0).all()) is not agree
@@ -98,7 +105,9 @@ def test_one_matrix_without_agreement_leaves_the_rest_of_a_batch_alone() -> None
 
 
 def test_what_is_not_a_number_stays_so() -> None:
-    assert NashMTL()(torch.full((2, 2), torch.nan, dtype=torch.float64), roles_of(2, 0)).isnan().all()
+    assert (
+        NashMTL()(torch.full((2, 2), torch.nan, dtype=torch.float64), roles_of(2, 0)).isnan().all()
+    )
 
 
 def test_gains_are_shared_by_lengths_only() -> None:

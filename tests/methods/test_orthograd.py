@@ -83,7 +83,15 @@ def test_float64_rows(cond: float) -> None:
         (matrices.scaled(matrices.conditioned(9, 50, 6.0), decades=6), 9),
         (torch.zeros(4, 50, dtype=torch.float64), 0),
     ],
-    ids=["duplicated", "four copies", "zero row", "low rank", "more rows than P", "unequal lengths", "all zero"],
+    ids=[
+        "duplicated",
+        "four copies",
+        "zero row",
+        "low rank",
+        "more rows than P",
+        "unequal lengths",
+        "all zero",
+    ],
 )
 def test_dependent_rows(rows: Tensor, rank: int, dtype: torch.dtype) -> None:
     """The update is that of the independent rows, the rank is reported, the weights stay moderate."""
@@ -114,12 +122,19 @@ def test_a_repeated_sample_protects_no_more(copies: int) -> None:
 def test_each_layer_on_its_own() -> None:
     """A batch of Gram matrices, one a layer, against the reference layer by layer; ranks differ."""
     widths = {"wide": 60, "narrow": 4, "mid": 20}
-    retain = {name: matrices.conditioned(8, width, 30.0, seed) for seed, (name, width) in enumerate(widths.items())}
+    retain = {
+        name: matrices.conditioned(8, width, 30.0, seed)
+        for seed, (name, width) in enumerate(widths.items())
+    }
     forget = {name: matrices.conditioned(3, width, 3.0, 9) for name, width in widths.items()}
     J = {name: torch.cat([retain[name], forget[name]]) for name in widths}
-    w, rank = OrthoGrad(0.4).with_rank(torch.stack([rows @ rows.t() for rows in J.values()]), roles_of(8, 3))
+    w, rank = OrthoGrad(0.4).with_rank(
+        torch.stack([rows @ rows.t() for rows in J.values()]), roles_of(8, 3)
+    )
     expected = reference.orthograd_blocks(
-        {name: {"a": rows} for name, rows in retain.items()}, {name: {"a": rows} for name, rows in forget.items()}, 0.4
+        {name: {"a": rows} for name, rows in retain.items()},
+        {name: {"a": rows} for name, rows in forget.items()},
+        0.4,
     )
     assert rank.tolist() == [8, 4, 8]
     for i, name in enumerate(widths):
@@ -146,7 +161,8 @@ def test_tasks_have_their_own_means_and_share_the_constraints() -> None:
     ("G", "retain", "alpha", "expected"),
     [
         ([[4.0, 2.0], [2.0, 3.0]], 1, 0.5, [0.5 + 0.5 * 0.5, -0.5]),  # one retain, one forget row
-        ([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8], [0.6, 0.8, 1.0]], 2, 0.0, [0.6, 0.8, -1.0]),  # forget row inside the span
+        # forget row inside the span
+        ([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8], [0.6, 0.8, 1.0]], 2, 0.0, [0.6, 0.8, -1.0]),
         ([[1.0, 0.0], [0.0, 1.0]], 1, 0.25, [0.25, -0.75]),  # nothing to remove
         ([[0.0, 0.0], [0.0, 5.0]], 1, 0.5, [0.5, -0.5]),  # a zero retain row
         ([[2.0, 1.0], [1.0, 2.0]], 2, 0.6, [0.3, 0.3]),  # no forget rows
@@ -156,8 +172,12 @@ def test_tasks_have_their_own_means_and_share_the_constraints() -> None:
     ],
 )
 def test_weights(G: list[list[float]], retain: int, alpha: float, expected: list[float]) -> None:
-    found = OrthoGrad(alpha)(torch.tensor(G, dtype=torch.float64), roles_of(retain, len(G) - retain))
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=1e-15)
+    found = OrthoGrad(alpha)(
+        torch.tensor(G, dtype=torch.float64), roles_of(retain, len(G) - retain)
+    )
+    torch.testing.assert_close(
+        found, torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=1e-15
+    )
 
 
 def test_no_rows_at_all() -> None:
@@ -212,7 +232,10 @@ def test_a_correction_removes_what_retain_rows_feel() -> None:
     w = method(G, who)
     constraint = method.constraint(G, who, w)
     assert (J[:8] @ (J.t() @ constraint.part)).norm() <= 1e-12
-    assert relative_error((w - constraint.part)[:8], torch.full((8,), 0.3 / 8, dtype=torch.float64)) <= 1e-12
+    assert (
+        relative_error((w - constraint.part)[:8], torch.full((8,), 0.3 / 8, dtype=torch.float64))
+        <= 1e-12
+    )
     d = matrices.random_vector(40)
     c = constraint.correction(J @ d)
     assert not c[8:].any()

@@ -39,7 +39,10 @@ def test_is_the_papers_loop_in_random_order(seed: int) -> None:
 def test_forget_rows_are_ascended(seed: int) -> None:
     """They enter negated, and come back so: the loop on the negated vectors gives the direction itself."""
     J, kinds = _conflicting(5, 7, seed), [RETAIN, FORGET, RETAIN, FORGET, FORGET]
-    signed = J * torch.tensor([1.0 if kind == RETAIN else -1.0 for kind in kinds], dtype=J.dtype)[:, None]
+    signed = (
+        J
+        * torch.tensor([1.0 if kind == RETAIN else -1.0 for kind in kinds], dtype=J.dtype)[:, None]
+    )
     w = PCGrad()(J @ J.t(), roles(kinds, [0, 0, 1, 1, 2]))
     assert relative_error(J.t() @ w, reference.pcgrad(signed)) <= 1e-12
 
@@ -72,7 +75,9 @@ def test_two_tasks_end_without_conflict(seed: int) -> None:
 
 
 def test_a_batch_is_its_matrices_one_by_one() -> None:
-    G = torch.stack([J @ J.t() for J in (_conflicting(4, 6, seed) for seed in range(6))]).view(2, 3, 4, 4)
+    G = torch.stack([J @ J.t() for J in (_conflicting(4, 6, seed) for seed in range(6))]).view(
+        2, 3, 4, 4
+    )
     who = roles([RETAIN, FORGET, RETAIN, RETAIN])
     batched = PCGrad()(G, who)
     one_by_one = torch.stack([PCGrad()(g, who) for g in G.view(6, 4, 4)]).view(2, 3, 4)
@@ -83,7 +88,10 @@ def test_a_batch_is_its_matrices_one_by_one() -> None:
 def test_weights_do_not_depend_on_the_scale_of_the_loss(factor: float) -> None:
     J = _conflicting(5, 7, 0)
     G = J @ J.t()
-    assert relative_error(PCGrad()(factor**2 * G, roles_of(5, 0)), PCGrad()(G, roles_of(5, 0))) <= 1e-12
+    assert (
+        relative_error(PCGrad()(factor**2 * G, roles_of(5, 0)), PCGrad()(G, roles_of(5, 0)))
+        <= 1e-12
+    )
 
 
 def test_same_order_every_time_unless_drawn() -> None:

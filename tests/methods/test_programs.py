@@ -42,7 +42,10 @@ def test_complementary_solves_what_it_says(R: int, rank: int) -> None:
     J = matrices.low_rank(R, max(R, rank), min(R, rank), seed=R)
     J = J / J.norm(dim=1, keepdim=True)
     M = J @ J.t()
-    for q in (J @ matrices.random_vector(J.shape[1]) / 5, torch.linspace(0, 1, R, dtype=torch.float64)):
+    for q in (
+        J @ matrices.random_vector(J.shape[1]) / 5,
+        torch.linspace(0, 1, R, dtype=torch.float64),
+    ):
         x = complementary(M, q)
         s = M @ x + q
         assert (x >= 0).all() and (s >= -1e-12).all()
@@ -103,7 +106,9 @@ def test_kept_rows_take_no_part(method: Method) -> None:
 def test_weights_do_not_depend_on_the_scale_of_the_loss(method: Method, factor: float) -> None:
     J = matrices.pulled_apart(5, 7)
     G = J @ J.t()
-    torch.testing.assert_close(method(factor**2 * G, roles(KINDS)), method(G, roles(KINDS)), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        method(factor**2 * G, roles(KINDS)), method(G, roles(KINDS)), rtol=1e-10, atol=1e-12
+    )
 
 
 @every
@@ -117,7 +122,9 @@ def test_order_of_rows_makes_no_difference(method: Method) -> None:
 @every
 def test_a_batch_is_its_matrices_one_by_one(method: Method) -> None:
     """Easy and hard, long and short together: each problem rests when it is solved."""
-    sets = [matrices.pulled_apart(5, 7, seed % 2 * 0.9, seed) * 10.0 ** (seed - 3) for seed in range(4)]
+    sets = [
+        matrices.pulled_apart(5, 7, seed % 2 * 0.9, seed) * 10.0 ** (seed - 3) for seed in range(4)
+    ]
     sets += [torch.eye(5, 7, dtype=torch.float64), matrices.with_zero_row(sets[0], 1)]
     G = torch.stack([J @ J.t() for J in sets]).view(2, 3, 5, 5)
     one_by_one = torch.stack([method(g, roles(KINDS)) for g in G.view(6, 5, 5)]).view(2, 3, 5)

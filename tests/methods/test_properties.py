@@ -40,7 +40,9 @@ def row_sets(draw: st.DrawFn) -> Drawn:
     P, rank = draw(st.integers(1, 12)), draw(st.integers(1, 6))
     entry = st.tuples(st.integers(0, rank - 1), st.sampled_from([0.0, 1.0, -1.0, 1e-3, 250.0]))
     picks = draw(st.lists(entry, min_size=1, max_size=10))
-    kinds = draw(st.lists(st.sampled_from([RETAIN, FORGET]), min_size=len(picks), max_size=len(picks)))
+    kinds = draw(
+        st.lists(st.sampled_from([RETAIN, FORGET]), min_size=len(picks), max_size=len(picks))
+    )
     tasks = draw(st.lists(st.integers(0, 2), min_size=len(picks), max_size=len(picks)))
     base = matrices.low_rank(rank, P, rank, seed=draw(st.integers(0, 50)))
     return torch.stack([factor * base[i] for i, factor in picks]), roles(kinds, tasks)
@@ -82,7 +84,9 @@ def test_pcgrad_is_the_papers_loop(drawn: Drawn) -> None:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(row_sets(), st.sampled_from([NashMTL(), FairGrad(2.0)]))
-def test_a_bargain_helps_every_row_or_moves_nothing(drawn: Drawn, method: NashMTL | FairGrad) -> None:
+def test_a_bargain_helps_every_row_or_moves_nothing(
+    drawn: Drawn, method: NashMTL | FairGrad
+) -> None:
     J, who = drawn
     signed = (J * method.outside(who)[:, None])[J.norm(dim=1) > 0]
     w = method(J @ J.t(), who)
@@ -95,7 +99,9 @@ def test_a_bargain_helps_every_row_or_moves_nothing(drawn: Drawn, method: NashMT
 def test_aligned_mtl_is_the_singular_value_decomposition(drawn: Drawn) -> None:
     J, who = drawn
     d = J.t() @ AlignedMTL()(J @ J.t(), who)
-    assert (d - alignedmtl(J * AlignedMTL().outside(who)[:, None] * len(who))).norm() <= 1e-8 * J.norm()
+    assert (
+        d - alignedmtl(J * AlignedMTL().outside(who)[:, None] * len(who))
+    ).norm() <= 1e-8 * J.norm()
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -112,14 +118,16 @@ def test_gradvac_is_the_papers_loop(drawn: Drawn, beta: float) -> None:
     J, who = drawn
     signed, method = J * PCGrad().outside(who)[:, None], GradVac(beta)
     names = list(range(len(J)))
-    alone = Roles(torch.tensor(names), who.sample, who.kind, who.loss, tuple(map(str, names)), who.dtype)
+    alone = Roles(
+        torch.tensor(names), who.sample, who.kind, who.loss, tuple(map(str, names)), who.dtype
+    )
     targets: dict[tuple[int, int], float] = {}
     for _call in range(2):
         d = J.t() @ method(J @ J.t(), alone)
         assert (d - gradvac(signed, targets, beta)).norm() <= 1e-6 * J.norm()
 
 
-# ---- the scale of the losses ----------------------------------------------------------------------------------------
+# ---- the scale of the losses ---------------------------------------------------------------------
 
 S = 65536.0  # what a loss scaler begins with
 LINEAR: list[Method] = [
@@ -147,13 +155,17 @@ def test_losses_times_s_multiply_d_by_a_power_of_s(method: Method, degree: float
     """Where d is S times as long, a loss scaler that divides it by S is harmless; to the others it is not."""
     d = _direction(method, 1.0)
     assert d.norm() > 0
-    torch.testing.assert_close(_direction(method, S), S**degree * d, rtol=1e-9, atol=1e-9 * S**degree * float(d.norm()))
+    torch.testing.assert_close(
+        _direction(method, S), S**degree * d, rtol=1e-9, atol=1e-9 * S**degree * float(d.norm())
+    )
 
 
 def test_gdr_gma_has_a_degree_where_its_constants_scale_too() -> None:
     """λ reads the value of the loss: at 0.02 it is one half, at 65536 · 0.02 nothing."""
     d = _direction(methods.GDRGMA(), 1.0)
-    torch.testing.assert_close(_direction(methods.GDRGMA(slope=100.0 / S, threshold=0.02 * S), S), S * d)
+    torch.testing.assert_close(
+        _direction(methods.GDRGMA(slope=100.0 / S, threshold=0.02 * S), S), S * d
+    )
     assert (_direction(methods.GDRGMA(), S) / S - d).norm() > 0.1 * d.norm()
 
 
@@ -172,10 +184,16 @@ def test_nabla_tau_has_a_degree_a_side(follows: bool) -> None:
     (retain, forget), (retain_s, forget_s) = sides
     assert forget.norm() > 0
     torch.testing.assert_close(retain_s, S * retain)
-    torch.testing.assert_close(forget_s, S**2 * forget if follows else 0 * forget, rtol=1e-6, atol=1e-9 * S)
+    torch.testing.assert_close(
+        forget_s, S**2 * forget if follows else 0 * forget, rtol=1e-6, atol=1e-9 * S
+    )
 
 
 def test_no_method_is_without_a_degree() -> None:
     stated = {type(method) for method, _ in DEGREES} | {methods.GDRGMA, methods.NablaTau}
-    found = {value for value in vars(methods).values() if isinstance(value, type) and hasattr(value, "needs_gram")}
+    found = {
+        value
+        for value in vars(methods).values()
+        if isinstance(value, type) and hasattr(value, "needs_gram")
+    }
     assert stated == found - {Method}

@@ -22,7 +22,9 @@ def _seed(seed: int) -> torch.Generator:
 def test_weights(retain: int, forget: int, expected: list[float]) -> None:
     r = roles_of(retain, forget)
     found = RandomLabels(alpha=0.3)(None, r)
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        found, torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=0
+    )
     assert torch.equal(found, RandomLabels(alpha=0.3).outside(r))
 
 
@@ -67,7 +69,8 @@ def test_every_other_sample_may_be_the_giver() -> None:
     giver = torch.stack([shuffled_targets(torch.arange(4), _seed(seed)) for seed in range(600)])
     counts = torch.stack([torch.bincount(giver[:, i], minlength=4) for i in range(4)])
     assert (counts.diagonal() == 0).all()
-    assert (counts[~torch.eye(4, dtype=torch.bool)] - 200).abs().max() < 5 * 11.6  # 600 draws over 3
+    # 600 draws over 3
+    assert (counts[~torch.eye(4, dtype=torch.bool)] - 200).abs().max() < 5 * 11.6
 
 
 def test_draws_come_from_the_generator_alone() -> None:

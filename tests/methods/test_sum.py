@@ -27,7 +27,9 @@ def test_sample_rows_have_their_share_of_it() -> None:
 def test_is_one_backward_of_the_signed_means() -> None:
     model, forward = by_name("mlp").build(2, 5)
     params, losses = trained(model), forward()
-    torch.stack([loss[~MASK].mean() - loss[MASK].mean() for loss in losses.values()]).sum().backward()
+    torch.stack([
+        loss[~MASK].mean() - loss[MASK].mean() for loss in losses.values()
+    ]).sum().backward()
     expected = grad_vector(params)
     clear(params)
     mtu.Engine(model).backward(forward(), mtu.Sum(), forget=MASK)

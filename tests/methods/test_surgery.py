@@ -45,7 +45,11 @@ ALL = PAIRWISE | TWO_SIDED
 OPTIONS = {"gradvac": {"beta": 0.3}, "fairgrad": {"a": 2.0}}
 MASK = torch.tensor([True, False, False, True, False, False])
 KINDS, TASKS = [RETAIN, FORGET, RETAIN, FORGET, RETAIN], [0, 0, 1, 1, 2]
-WHO = {"mixed": (KINDS, TASKS), "retain": ([RETAIN] * 3, [0, 1, 2]), "forget": ([FORGET] * 3, [0, 1, 2])}
+WHO = {
+    "mixed": (KINDS, TASKS),
+    "retain": ([RETAIN] * 3, [0, 1, 2]),
+    "forget": ([FORGET] * 3, [0, 1, 2]),
+}
 
 
 def rows_of(R: int, seed: int, conflict: float = 0.5) -> Tensor:
@@ -63,9 +67,12 @@ def with_losses(who: Roles) -> Roles:
 def sides_of(J: Tensor, who: Roles) -> reference.Sides:
     """The rows by role and task."""
     masks = [
-        {task: (who.task == t) & (who.kind == kind) for t, task in enumerate(who.tasks)} for kind in (RETAIN, FORGET)
+        {task: (who.task == t) & (who.kind == kind) for t, task in enumerate(who.tasks)}
+        for kind in (RETAIN, FORGET)
     ]
-    rows, losses = ([{task: x[at] for task, at in mask.items()} for mask in masks] for x in (J, who.loss))
+    rows, losses = (
+        [{task: x[at] for task, at in mask.items()} for mask in masks] for x in (J, who.loss)
+    )
     return reference.Sides(rows[0], rows[1], losses[0], losses[1])
 
 
@@ -84,16 +91,22 @@ def test_is_the_reference_on_explicit_gradients(name: str, case: str, conflict: 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("forget", [MASK, {"b": MASK}, None])
-def test_a_step_of_the_engine_is_that_of_the_reference(name: str, forget: Tensor | dict[str, Tensor] | None) -> None:
+def test_a_step_of_the_engine_is_that_of_the_reference(
+    name: str, forget: Tensor | dict[str, Tensor] | None
+) -> None:
     """Shared layers and heads, full-task and partial-task requests, nothing to forget."""
     model, forward = by_name("mlp").build(3, 6)
     params, heads = list(model.backbone.parameters()), list(model.heads.parameters())
     blocks = [[j] for j in range(len(params))] if name == "gdrgma" else None
     options = OPTIONS.get(name, {})
-    reference.backward(params, forward(), name, forget=forget, outside=heads, blocks=blocks, **options)
+    reference.backward(
+        params, forward(), name, forget=forget, outside=heads, blocks=blocks, **options
+    )
     expected = grad_vector([*params, *heads])
     clear([*params, *heads])
-    mtu.Engine(model, params=model.backbone.parameters()).backward(forward(), ALL[name](), forget=forget)
+    mtu.Engine(model, params=model.backbone.parameters()).backward(
+        forward(), ALL[name](), forget=forget
+    )
     assert relative_error(grad_vector([*params, *heads]), expected) <= 1e-9
 
 
@@ -102,7 +115,9 @@ def test_outside_gets_what_the_reference_says(name: str) -> None:
     who = with_losses(roles([RETAIN, FORGET, RETAIN, FORGET], [0, 0, 1, 1]))
     known, sides = reference.METHODS[name], sides_of(torch.zeros(4, 0, dtype=torch.float64), who)
     pairs = [known.pair(sides, task, {**known.options, **OPTIONS.get(name, {})}) for task in "ab"]
-    expected = [sign * float(x) for pair in pairs for sign, x in zip((1.0, -1.0), pair, strict=True)]
+    expected = [
+        sign * float(x) for pair in pairs for sign, x in zip((1.0, -1.0), pair, strict=True)
+    ]
     assert ALL[name]().outside(who).tolist() == pytest.approx(expected, abs=1e-14)
 
 
@@ -129,7 +144,9 @@ def test_a_direction_descends_on_retain_and_ascends_on_forget(name: str) -> None
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_batch_is_its_matrices_one_by_one(name: str) -> None:
-    G = torch.stack([J @ J.t() for J in (rows_of(5, seed, 0.8) for seed in range(6))]).view(2, 3, 5, 5)
+    G = torch.stack([J @ J.t() for J in (rows_of(5, seed, 0.8) for seed in range(6))]).view(
+        2, 3, 5, 5
+    )
     G[1, 1, 2], G[1, 1, :, 2] = 0.0, 0.0
     who = with_losses(roles(KINDS, TASKS))
     batched = ALL[name]()(G, who) if name != "sum" else Sum()(None, who).expand(2, 3, 5)
@@ -142,7 +159,9 @@ def test_a_batch_is_its_matrices_one_by_one(name: str) -> None:
 def test_the_order_of_the_rows_makes_no_difference(name: str, seed: int) -> None:
     J, who = rows_of(5, seed, 0.8), with_losses(roles(KINDS, TASKS))
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
-    moved = Roles(who.task[order], who.sample[order], who.kind[order], who.loss[order], who.tasks, who.dtype)
+    moved = Roles(
+        who.task[order], who.sample[order], who.kind[order], who.loss[order], who.tasks, who.dtype
+    )
     w = ALL[name]()(J @ J.t(), who)
     assert relative_error(ALL[name]()(J[order] @ J[order].t(), moved), w[order]) <= 1e-9
 
@@ -155,11 +174,16 @@ def test_the_order_of_the_rows_makes_no_difference(name: str, seed: int) -> None
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("factor", [1e-6, 1e6])
-def test_weights_are_homogeneous_in_the_scale_of_the_losses(name: str, degree: float, factor: float) -> None:
+def test_weights_are_homogeneous_in_the_scale_of_the_losses(
+    name: str, degree: float, factor: float
+) -> None:
     """J -> c J gives w -> c^degree w."""
     J, who = rows_of(5, 2, 0.8), with_losses(roles(KINDS, TASKS))
     G = J @ J.t()
-    assert relative_error(ALL[name]()(factor**2 * G, who), factor**degree * ALL[name]()(G, who)) <= 1e-9
+    assert (
+        relative_error(ALL[name]()(factor**2 * G, who), factor**degree * ALL[name]()(G, who))
+        <= 1e-9
+    )
 
 
 @pytest.mark.parametrize("name", ["nashmtl", "imtlg"])
@@ -233,7 +257,9 @@ def test_leaves_the_global_random_state_alone(name: str) -> None:
 def test_nothing_is_read_on_the_host(name: str) -> None:
     """Tensors of the meta device hold no values: whoever asks for one fails."""
     who = roles(KINDS, TASKS)
-    task, sample, kind, loss = (column.to("meta") for column in (who.task, who.sample, who.kind, who.loss))
+    task, sample, kind, loss = (
+        column.to("meta") for column in (who.task, who.sample, who.kind, who.loss)
+    )
     empty = Roles(task, sample, kind, loss, who.tasks, who.dtype)
     w = ALL[name]()(torch.empty(2, 5, 5, dtype=torch.float64, device="meta"), empty)
     assert w.device.type == "meta" and w.shape[-1] == 5 and w.dtype == torch.float64

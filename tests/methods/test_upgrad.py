@@ -49,7 +49,9 @@ def test_two_rows_are_half_of_pcgrads(seed: int) -> None:
 def test_weights(G: list[list[float]], kinds: list[int], expected: list[float]) -> None:
     gram = torch.tensor(G, dtype=torch.float64).reshape(len(kinds), len(kinds))
     found = UPGrad()(gram, roles(kinds))
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10
+    )
 
 
 def test_a_conflict_of_two_leaves_an_orthogonal_third_alone() -> None:

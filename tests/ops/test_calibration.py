@@ -36,14 +36,18 @@ def times(c: Costs, unit: float) -> dict[str, float]:
     found = {"unit": calibration.SIDE**3, "call": c.call}
     for n in calibration.POSITIONS:
         for width in calibration.WIDTHS:
-            found[f"ghost {n} {width}"] = c.reduce * n**2 + 2 * (c.product * n + c.widen) * n * width
+            found[f"ghost {n} {width}"] = (
+                c.reduce * n**2 + 2 * (c.product * n + c.widen) * n * width
+            )
     for r in calibration.ROWS:
         found[f"rows {r}"] = (c.row_product * r + 3.0) * r * calibration.COLUMNS
     r, p = calibration.TALL, calibration.EDGE**2
     found["tile"] = r * p + ((c.tile or 0.0) + c.row_product * r) * r * p
     found["row"] = r * p + (c.row + c.row_product * r) * r * p
     for channels, weight in zip(calibration.CHANNELS, c.weight, strict=False):
-        found[f"weight {channels}"] = c.call + (calibration.PIXELS + weight) * calibration.TAPS * channels**2
+        found[f"weight {channels}"] = (
+            c.call + (calibration.PIXELS + weight) * calibration.TAPS * channels**2
+        )
     return {name: unit * units for name, units in found.items()}
 
 
@@ -60,7 +64,11 @@ def test_the_costs_behind_the_times_are_found(device: str, factor: float) -> Non
     for name in ("product", "widen", "reduce", "row_product", "row", "call", "weight"):
         assert getattr(found, name) == pytest.approx(getattr(truth, name), rel=1e-6), name
     assert found.tile == (None if truth.tile is None else pytest.approx(truth.tile, rel=1e-6))
-    assert (found.image, found.patches, found.pack) == (shipped.image, shipped.patches, shipped.pack)
+    assert (found.image, found.patches, found.pack) == (
+        shipped.image,
+        shipped.patches,
+        shipped.pack,
+    )
 
 
 def test_a_disturbed_measurement_stays_near_what_is_shipped() -> None:
@@ -74,7 +82,9 @@ def test_a_disturbed_measurement_stays_near_what_is_shipped() -> None:
 
 
 @built
-def test_this_machine_is_measured_kept_and_planned_by(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_this_machine_is_measured_kept_and_planned_by(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert costs(CPU) == COSTS["cpu"]
     assert command.main(["calibrate"]) == 0
     printed = capsys.readouterr().out
@@ -118,7 +128,11 @@ DAMAGED = {
 def test_a_damaged_file_says_so_and_does_not_serve(file: Path, name: str) -> None:
     file.parent.mkdir()
     damage = DAMAGED[name]
-    entry = {"measured": "2026-01-01", **asdict(COSTS["cpu"]), **damage} if isinstance(damage, dict) else damage
+    entry = (
+        {"measured": "2026-01-01", **asdict(COSTS["cpu"]), **damage}
+        if isinstance(damage, dict)
+        else damage
+    )
     file.write_text(damage if isinstance(damage, str) else json.dumps({kept.machine(CPU): entry}))
     with pytest.warns(RuntimeWarning, match=r"costs\.json does not serve, so the shipped costs do"):
         assert costs(CPU) == COSTS["cpu"]

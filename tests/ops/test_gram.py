@@ -47,13 +47,15 @@ def check(name: str, found: Tensor, rows: Sequence[Tensor], plain: Sequence[Tens
     assert relative_error(found, found.T) <= 1e-15
 
 
-# ---- explicit rows --------------------------------------------------------------------------------------------------
+# ---- explicit rows -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("counts", [[1], [5], [3, 1, 4], [0, 3], [2, 0]])
 @pytest.mark.parametrize("width", [1, 7, 130])
-def test_row_gram(dtype: torch.dtype, counts: list[int], width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_gram(
+    dtype: torch.dtype, counts: list[int], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(op, "TILE", 100)  # several tiles
     rows = [draw(r, width, dtype=dtype, seed=i) for i, r in enumerate(counts)]
     check("row_gram", op.row_gram(rows), rows, rows)
@@ -77,7 +79,9 @@ def test_row_gram_of_duplicates_and_zeros() -> None:
     row = draw(1, 33)
     G = op.row_gram([torch.cat([row, row, 0 * row]), row])
     assert torch.allclose(
-        G, float(row.square().sum()) * torch.tensor([1.0, 1, 0, 1]).outer(torch.tensor([1.0, 1, 0, 1])).double()
+        G,
+        float(row.square().sum())
+        * torch.tensor([1.0, 1, 0, 1]).outer(torch.tensor([1.0, 1, 0, 1])).double(),
     )
 
 
@@ -86,15 +90,20 @@ def test_row_gram_of_views() -> None:
     check("views", op.row_gram(rows), rows, rows)
 
 
-# ---- outer products -------------------------------------------------------------------------------------------------
+# ---- outer products ------------------------------------------------------------------------------
 
 
 def outer_truth(left: Blocks, right: Blocks) -> Blocks:
-    return [torch.einsum("rsa,rsb->rab", x.double(), y.double()) for x, y in zip(left, right, strict=True)]
+    return [
+        torch.einsum("rsa,rsb->rab", x.double(), y.double())
+        for x, y in zip(left, right, strict=True)
+    ]
 
 
 def outer_plain(left: Blocks, right: Blocks) -> Blocks:
-    pairs = ((x.to(working_dtype(x)), y.to(working_dtype(y))) for x, y in zip(left, right, strict=True))
+    pairs = (
+        (x.to(working_dtype(x)), y.to(working_dtype(y))) for x, y in zip(left, right, strict=True)
+    )
     return [torch.einsum("rsa,rsb->rab", x, y) for x, y in pairs]
 
 
@@ -106,19 +115,26 @@ def outer_blocks(kind: str, dtype: torch.dtype) -> tuple[Blocks, Blocks]:
         return [draw(1, 6, 5, dtype=dtype)], [draw(1, 6, 7, dtype=dtype)]
     if kind == "unequal":
         sizes = [(4, 3), (2, 6), (1, 1), (3, 1)]
-        pairs = [(draw(r, s, 5, dtype=dtype, seed=s), draw(r, s, 7, dtype=dtype, seed=r)) for r, s in sizes]
+        pairs = [
+            (draw(r, s, 5, dtype=dtype, seed=s), draw(r, s, 7, dtype=dtype, seed=r))
+            for r, s in sizes
+        ]
         return [a for a, _ in pairs], [b for _, b in pairs]
     if kind == "left shared":  # activations under three tasks, then another forward under two
         a, c = draw(4, 3, 5, dtype=dtype), draw(2, 6, 5, dtype=dtype)
         left = [a, a, a, c, c]
-        return left, [draw(t.shape[0], t.shape[1], 7, dtype=dtype, seed=i) for i, t in enumerate(left)]
+        return left, [
+            draw(t.shape[0], t.shape[1], 7, dtype=dtype, seed=i) for i, t in enumerate(left)
+        ]
     if kind == "right shared":
         left, right = outer_blocks("left shared", dtype)
         return right, left
     if kind == "interleaved":
         a, c = draw(4, 3, 5, dtype=dtype), draw(3, 2, 5, dtype=dtype)
         left = [a, c, a, c]
-        return left, [draw(t.shape[0], t.shape[1], 7, dtype=dtype, seed=i) for i, t in enumerate(left)]
+        return left, [
+            draw(t.shape[0], t.shape[1], 7, dtype=dtype, seed=i) for i, t in enumerate(left)
+        ]
     if kind == "views":
         return ([draw(3, 4, 5, dtype=dtype).transpose(0, 1), draw(1, 3, 5, dtype=dtype).expand(2, 3, 5)],
                 [draw(4, 7, 3, dtype=dtype).mT, draw(2, 3, 14, dtype=dtype)[..., ::2]])  # fmt: skip
@@ -158,7 +174,9 @@ def test_outer_gram(
         monkeypatch.setattr(op, "BUFFER", 50)
     left, right = outer_blocks(kind, dtype)
     found = op.outer_gram(left, right)
-    check(f"outer {route}, {kind}, {dtype}", found, outer_truth(left, right), outer_plain(left, right))
+    check(
+        f"outer {route}, {kind}, {dtype}", found, outer_truth(left, right), outer_plain(left, right)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -166,7 +184,9 @@ def test_outer_gram_of_one_position(dtype: torch.dtype) -> None:
     left = [draw(r, 1, 5, dtype=dtype, seed=r) for r in (3, 2)]
     right = [draw(r, 1, 7, dtype=dtype, seed=r) for r in (3, 2)]
     assert op.outer_route(left, right) == "rank one"
-    check("rank one", op.outer_gram(left, right), outer_truth(left, right), outer_plain(left, right))
+    check(
+        "rank one", op.outer_gram(left, right), outer_truth(left, right), outer_plain(left, right)
+    )
 
 
 RANK_ONE: dict[str, Callable[[torch.dtype], tuple[list[Blocks], list[Blocks]]]] = {
@@ -174,7 +194,9 @@ RANK_ONE: dict[str, Callable[[torch.dtype], tuple[list[Blocks], list[Blocks]]]] 
         [[draw(r, a, dtype=dtype, seed=a) for r in (3, 2)] for a in (5, 1, 130)],
         [[draw(r, b, dtype=dtype, seed=b) for r in (3, 2)] for b in (7, 4, 1)],
     ),
-    "no rows in one block": lambda dtype: ([[draw(0, 5, dtype=dtype), draw(2, 5, dtype=dtype)]],) * 2,
+    "no rows in one block": lambda dtype: (
+        ([[draw(0, 5, dtype=dtype), draw(2, 5, dtype=dtype)]],) * 2
+    ),
 }
 
 
@@ -194,15 +216,22 @@ def interleaved(dtype: torch.dtype) -> tuple[list[Blocks], list[Blocks]]:
     return [b, c, b], [[x, y, x], b, c]
 
 
-@pytest.mark.parametrize("run", [op.rank_one_gram, op.rank_one_gram.reference], ids=["dispatched", "reference"])
+@pytest.mark.parametrize(
+    "run", [op.rank_one_gram, op.rank_one_gram.reference], ids=["dispatched", "reference"]
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("make", [*RANK_ONE.values(), shared_sides, interleaved])
-def test_rank_one_gram(make: Callable[..., Any], dtype: torch.dtype, run: Callable[..., Tensor]) -> None:
+def test_rank_one_gram(
+    make: Callable[..., Any], dtype: torch.dtype, run: Callable[..., Tensor]
+) -> None:
     left, right = make(dtype)
     found = run([t for side in left for t in side], [t for side in right for t in side], len(left))
     sides = list(zip(left, right, strict=True))
     rows = [
-        torch.cat([torch.einsum("ra,rb->rab", a[i].double(), b[i].double()).flatten(1) for a, b in sides], 1)
+        torch.cat(
+            [torch.einsum("ra,rb->rab", a[i].double(), b[i].double()).flatten(1) for a, b in sides],
+            1,
+        )
         for i in range(len(left[0]))
     ]
     check("rank one", found, rows, [t.to(working_dtype(left[0][0])) for t in rows])
@@ -215,10 +244,20 @@ def test_rank_one_gram(make: Callable[..., Any], dtype: torch.dtype, run: Callab
         ([draw(2, 3)], [draw(2, 3)] * 2, 1, "found 1 and 2 blocks"),
         ([draw(2, 3)] * 3, [draw(2, 3)] * 3, 2, "for each of the 2 parameters"),
         ([draw(2, 3)], [draw(2, 3)], 0, "for each of the 0 parameters"),
-        ([draw(2, 3), draw(3, 3)], [draw(2, 3), draw(3, 3)], 2, r"block 1 .*expected \(2, 3\) and \(2, 3\)"),
+        (
+            [draw(2, 3), draw(3, 3)],
+            [draw(2, 3), draw(3, 3)],
+            2,
+            r"block 1 .*expected \(2, 3\) and \(2, 3\)",
+        ),
         ([draw(2, 3)], [draw(2, 1, 3)], 1, "the sides of block 0"),
         ([torch.zeros(())], [draw(2, 3)], 1, "the sides of block 0"),
-        ([draw(2, 3), draw(1, 3)], [draw(2, 3), draw(1, 4)], 1, r"block 1 .*expected \(1, 3\) and \(1, 3\)"),
+        (
+            [draw(2, 3), draw(1, 3)],
+            [draw(2, 3), draw(1, 4)],
+            1,
+            r"block 1 .*expected \(1, 3\) and \(1, 3\)",
+        ),
     ],
 )
 def test_rank_one_gram_refuses(left: Blocks, right: Blocks, parameters: int, message: str) -> None:
@@ -232,7 +271,7 @@ def test_outer_route_prefers_what_is_cheaper() -> None:
     assert op.outer_route(*wide) == "ghost" and op.outer_route(*long) == "direct"
 
 
-# ---- convolutions ---------------------------------------------------------------------------------------------------
+# ---- convolutions --------------------------------------------------------------------------------
 
 
 def geometry(weight: tuple[int, ...], **given: Any) -> Geometry:
@@ -290,10 +329,16 @@ CONVS: dict[str, tuple[Geometry, tuple[int, ...]]] = {
     "2d, kernel beyond the image": (geometry((2, 3, 5, 5), padding=2), (2, 3)),
     "2d, one position": (geometry((4, 2, 3, 4)), (3, 4)),
     "2d, patches": (geometry((6, 3, 2, 2), stride=2), (4, 6)),
-    "3d": (geometry((4, 2, 2, 3, 2), stride=(1, 2, 1), padding=(0, 1, 1), dilation=(1, 1, 2)), (3, 5, 4)),
+    "3d": (
+        geometry((4, 2, 2, 3, 2), stride=(1, 2, 1), padding=(0, 1, 1), dilation=(1, 1, 2)),
+        (3, 5, 4),
+    ),
     "groups": (geometry((6, 2, 3, 3), padding=1, groups=2), (5, 4)),
     "depthwise": (geometry((6, 1, 3, 3), stride=2, groups=3), (5, 6)),
-    "transposed": (geometry((4, 3, 3, 2), stride=2, padding=1, output_padding=1, groups=2, transposed=True), (3, 2)),
+    "transposed": (
+        geometry((4, 3, 3, 2), stride=2, padding=1, output_padding=1, groups=2, transposed=True),
+        (3, 2),
+    ),
 }
 
 
@@ -306,7 +351,8 @@ def test_conv_gram(
 ) -> None:
     g, size = CONVS[name]
     if route == "ghost" and not g.plain:
-        assert op.conv_route(*conv_blocks(g, [(2, 1, size)], dtype), g) == "direct"  # the only route there
+        # the only route there
+        assert op.conv_route(*conv_blocks(g, [(2, 1, size)], dtype), g) == "direct"
         return
     monkeypatch.setattr(op, "conv_route", lambda x, b, geometry: route)
     if small_tiles:
@@ -314,7 +360,12 @@ def test_conv_gram(
         monkeypatch.setattr(op, "BUFFER", 60)
     xs, bs = conv_blocks(g, [(3, 1, size), (2, 2, size)], dtype)
     work = working_dtype(xs[0])
-    check(f"conv {route}, {name}, {dtype}", op.conv_gram(xs, bs, g), conv_truth(xs, bs, g), conv_truth(xs, bs, g, work))
+    check(
+        f"conv {route}, {name}, {dtype}",
+        op.conv_gram(xs, bs, g),
+        conv_truth(xs, bs, g),
+        conv_truth(xs, bs, g, work),
+    )
 
 
 @pytest.mark.parametrize("route", ["ghost", "direct"])
@@ -328,8 +379,16 @@ def test_conv_gram_of_shared_inputs_and_unequal_images(
         monkeypatch.setattr(op, "TILE", 60)
     g = geometry((4, 3, 3, 2), padding=1, stride=(2, 1))
     (x, y), (b, c) = conv_blocks(g, [(3, 1, (5, 4)), (2, 2, (3, 6))], torch.float64)
-    xs, bs = [x, y, x, y, x], [b, c, draw(*b.shape, seed=3), draw(*c.shape, seed=4), draw(*b.shape, seed=5)]
-    check(f"conv {route}, shared", op.conv_gram(xs, bs, g), conv_truth(xs, bs, g), conv_truth(xs, bs, g))
+    xs, bs = (
+        [x, y, x, y, x],
+        [b, c, draw(*b.shape, seed=3), draw(*c.shape, seed=4), draw(*b.shape, seed=5)],
+    )
+    check(
+        f"conv {route}, shared",
+        op.conv_gram(xs, bs, g),
+        conv_truth(xs, bs, g),
+        conv_truth(xs, bs, g),
+    )
     last = [t.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) for t in xs]
     assert relative_error(op.conv_gram(last, bs, g), op.conv_gram(xs, bs, g)) <= 1e-14
 
@@ -342,7 +401,9 @@ def test_conv_route_prefers_what_is_cheaper() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "meta"])
-def test_without_a_kernel_plain_torch_is_charged(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_kernel_plain_torch_is_charged(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(op.outer_ghost, "why_no_kernel", lambda device: "none was built")
     assert op.costs(torch.device(device)) == COSTS["plain torch"]
     monkeypatch.setattr(op.outer_ghost, "why_no_kernel", lambda device: "")
@@ -366,7 +427,7 @@ def test_images_that_the_kernel_cuts_go_direct() -> None:
         assert op.conv_route(*conv_blocks(dilated, [(1, 1, size)], torch.float32), dilated) == route
 
 
-# ---- table look-ups -------------------------------------------------------------------------------------------------
+# ---- table look-ups ------------------------------------------------------------------------------
 
 
 def gather_truth(index: Blocks, values: Blocks, size: int) -> Blocks:
@@ -378,7 +439,10 @@ def gather_truth(index: Blocks, values: Blocks, size: int) -> Blocks:
 @pytest.mark.parametrize("sizes", [[(3, 5)], [(1, 1)], [(3, 5), (2, 1), (4, 2)], [(2, 0), (3, 2)]])
 @pytest.mark.parametrize("small_tiles", [False, True])
 def test_gather_gram(
-    dtype: torch.dtype, sizes: list[tuple[int, int]], small_tiles: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype,
+    sizes: list[tuple[int, int]],
+    small_tiles: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Indices repeat within a row and across rows and blocks."""
     if small_tiles:
@@ -398,7 +462,7 @@ def test_gather_gram_of_a_large_table_reads_what_occurs() -> None:
     assert relative_error(op.gather_gram([index], [values]), explicit(truth)) <= 1e-14
 
 
-# ---- outer products with table look-ups ------------------------------------------------------------------------------
+# ---- outer products with table look-ups ----------------------------------------------------------
 
 
 def met_blocks(kind: str, dtype: torch.dtype) -> tuple[Blocks, Blocks, Blocks, Blocks]:
@@ -410,9 +474,13 @@ def met_blocks(kind: str, dtype: torch.dtype) -> tuple[Blocks, Blocks, Blocks, B
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["one block", "unequal", "left shared", "right shared", "views", "no position"])
+@pytest.mark.parametrize(
+    "kind", ["one block", "unequal", "left shared", "right shared", "views", "no position"]
+)
 @pytest.mark.parametrize("tile", [1, 10, 1 << 20])
-def test_outer_gather(kind: str, dtype: torch.dtype, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outer_gather(
+    kind: str, dtype: torch.dtype, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By position, by positions of a row, by rows."""
     monkeypatch.setattr(op, "TILE", tile)
     blocks = met_blocks("left shared" if kind == "right shared" else kind, dtype)
@@ -427,7 +495,11 @@ def test_outer_gather(kind: str, dtype: torch.dtype, tile: int, monkeypatch: pyt
         return (torch.cat([t.flatten(1) for t in outers]),
                 torch.cat([t.flatten(1) for t in scattered]).to(outers[0].dtype))  # fmt: skip
 
-    found, (J, K), (J_plain, K_plain) = op.outer_gather(left, right, index, values), rows(True), rows(False)
+    found, (J, K), (J_plain, K_plain) = (
+        op.outer_gather(left, right, index, values),
+        rows(True),
+        rows(False),
+    )
     assert found.dtype == torch.float64
     assert_as_accurate(f"outer_gather, {dtype}", found, J_plain @ K_plain.T, J @ K.T)
 
@@ -436,16 +508,20 @@ def test_outer_gather_of_a_large_table_reads_what_occurs() -> None:
     """A table of 10⁶ entries of 10⁴ numbers, 80 GB a row: the left sides are 10⁶ numbers a position."""
     left, right = torch.randn(2, 1, 10**6), torch.randn(2, 1, 10**4)
     index, values = torch.tensor([[5, 999_999]]), torch.randn(1, 2, 10**4)
-    truth = (left[:, 0, index[0]].double() * (right[:, 0].double() @ values[0].double().T)).sum(1, keepdim=True)
+    truth = (left[:, 0, index[0]].double() * (right[:, 0].double() @ values[0].double().T)).sum(
+        1, keepdim=True
+    )
     assert relative_error(op.outer_gather([left], [right], [index], [values]), truth) <= 1e-14
 
 
-# ---- rows and single gradients --------------------------------------------------------------------------------------
+# ---- rows and single gradients -------------------------------------------------------------------
 
 
 def test_outer_rows() -> None:
     left, right = outer_blocks("one block", torch.float64)
-    assert relative_error(rows_of.outer_rows(left[0], right[0]), outer_truth(left, right)[0]) <= 1e-15
+    assert (
+        relative_error(rows_of.outer_rows(left[0], right[0]), outer_truth(left, right)[0]) <= 1e-15
+    )
 
 
 @pytest.mark.parametrize("name", CONVS)
@@ -460,10 +536,13 @@ def test_conv_rows(name: str) -> None:
 
 def test_gather_rows() -> None:
     index, values = torch.tensor([[1, 1, 0], [3, 2, 3]]), draw(2, 3, 4)
-    assert relative_error(rows_of.gather_rows(index, values, 5), gather_truth([index], [values], 5)[0]) <= 1e-15
+    assert (
+        relative_error(rows_of.gather_rows(index, values, 5), gather_truth([index], [values], 5)[0])
+        <= 1e-15
+    )
 
 
-# ---- the ops as torch sees them -------------------------------------------------------------------------------------
+# ---- the ops as torch sees them ------------------------------------------------------------------
 
 
 def conv_arguments(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
@@ -474,11 +553,17 @@ def conv_arguments(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, 
 
 CALLS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
     "row_gram": lambda: (op.row_gram, ([draw(3, 7), draw(2, 7)],)),
-    "rank_one_gram": lambda: (op.rank_one_gram, ([draw(3, 7), draw(3, 2)], [draw(3, 5), draw(3, 1)], 2)),
+    "rank_one_gram": lambda: (
+        op.rank_one_gram,
+        ([draw(3, 7), draw(3, 2)], [draw(3, 5), draw(3, 1)], 2),
+    ),
     "outer_direct": lambda: (op.outer_direct, (*outer_blocks("unequal", torch.float64), "highest")),
     "conv_direct": lambda: (op.conv_direct, conv_arguments("2d", torch.float64)),
     "outer_ghost": lambda: (op.outer_ghost, (*outer_blocks("unequal", torch.float32), "highest")),
-    "outer_ghost, shared": lambda: (op.outer_ghost, (*outer_blocks("left shared", torch.bfloat16), "highest")),
+    "outer_ghost, shared": lambda: (
+        op.outer_ghost,
+        (*outer_blocks("left shared", torch.bfloat16), "highest"),
+    ),
     "conv_ghost": lambda: (op.conv_ghost, conv_arguments("2d")),
     "gather_gram": lambda: (op.gather_gram, ([torch.randint(0, 7, (3, 5))], [draw(3, 5, 4)])),
     "outer_gather": lambda: (op.outer_gather, met_blocks("unequal", torch.float32)),
@@ -495,10 +580,15 @@ def test_opcheck(name: str) -> None:
 @pytest.mark.parametrize("name", CALLS)
 def test_ops_change_nothing_they_are_given(name: str) -> None:
     function, arguments = CALLS[name]()
-    tensors = [t for part in arguments if isinstance(part, list) for t in part if isinstance(t, Tensor)]
+    tensors = [
+        t for part in arguments if isinstance(part, list) for t in part if isinstance(t, Tensor)
+    ]
     before = [(t.clone(), t._version) for t in tensors]
     function(*arguments)
-    assert all(torch.equal(t, old) and t._version == version for t, (old, version) in zip(tensors, before, strict=True))
+    assert all(
+        torch.equal(t, old) and t._version == version
+        for t, (old, version) in zip(tensors, before, strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -507,7 +597,7 @@ def test_the_same_bits_twice(name: str) -> None:
     assert torch.equal(function(*arguments), function(*arguments))
 
 
-# ---- arguments ------------------------------------------------------------------------------------------------------
+# ---- arguments -----------------------------------------------------------------------------------
 
 ROUTES: dict[str, Callable[[Tensor, str], Tensor]] = {
     "row_gram": lambda t, precision: op.row_gram([t[:, 0]]),
@@ -539,9 +629,13 @@ def test_complex_blocks_are_refused(name: str) -> None:
         ROUTES[name](torch.randn(2, 3, 5, dtype=torch.complex128), "highest")
 
 
-@pytest.mark.parametrize("name", [name for name in ROUTES if name not in ("row_gram", "rank_one_gram")])
+@pytest.mark.parametrize(
+    "name", [name for name in ROUTES if name not in ("row_gram", "rank_one_gram")]
+)
 def test_an_unknown_precision_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"precision: found 'fast', expected one of 'highest', 'high', 'medium'"):
+    with pytest.raises(
+        ValueError, match=r"precision: found 'fast', expected one of 'highest', 'high', 'medium'"
+    ):
         ROUTES[name](torch.randn(2, 3, 5), "fast")
 
 
@@ -589,7 +683,7 @@ def test_an_index_of_numbers_is_refused() -> None:
         op.gather_gram([draw(2, 3)], [draw(2, 3, 4)])
 
 
-# ---- how exact ------------------------------------------------------------------------------------------------------
+# ---- how exact -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -606,7 +700,11 @@ def test_an_index_of_numbers_is_refused() -> None:
     ],
 )
 def test_grams_are_inexact_where_the_kernels_sum_float32(
-    arch: tuple[int, int], dtype: torch.dtype, precision: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+    arch: tuple[int, int],
+    dtype: torch.dtype,
+    precision: str,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("triton", reason="needs Triton")
     monkeypatch.setattr(op.outer_ghost, "why_no_kernel", lambda device: "")

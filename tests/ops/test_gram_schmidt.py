@@ -1,6 +1,7 @@
 """The rank-revealing solve, as dispatched (the kernel, where it is built) and as the reference, against the truth.
 
-Truth is Gram-Schmidt with reorthogonalisation on the rows themselves, in extended precision and without a Gram matrix.
+Truth is Gram-Schmidt with reorthogonalisation on the rows themselves, in extended precision and
+without a Gram matrix.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ import torch
 from torch import Tensor
 
 from mtu_fast._ops import _library
-from mtu_fast._ops.gram_schmidt import TOLERANCE, _serving, condition, effective_rank, gram_schmidt, solve
+from mtu_fast._ops.gram_schmidt import (
+    TOLERANCE,
+    _serving,
+    condition,
+    effective_rank,
+    gram_schmidt,
+    solve,
+)
 from tests.helpers import matrices
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.truth import relative_error
@@ -45,7 +53,9 @@ def true_projection(J: Tensor, g: Tensor, tol: float = 1e-9) -> tuple[Tensor, in
     return torch.from_numpy(wide.astype(np.float64)), len(basis)
 
 
-def project(run: Solve, J: Tensor, g: Tensor, tol: float = TOL, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def project(
+    run: Solve, J: Tensor, g: Tensor, tol: float = TOL, active: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Jᵀ x and the rank, through the float64 Gram matrix of the rows."""
     J = J.double()
     active = torch.ones(J.shape[-2], dtype=torch.bool) if active is None else active
@@ -57,7 +67,9 @@ def project(run: Solve, J: Tensor, g: Tensor, tol: float = TOL, active: Tensor |
 def test_errs_at_most_twice_what_a_plain_cholesky_solve_errs(run: Solve, cond: float) -> None:
     J = torch.stack([matrices.conditioned(24, 60, cond, seed) for seed in range(8)])
     g = torch.stack([matrices.balanced_vector(rows, seed) for seed, rows in enumerate(J)])
-    truth = torch.stack([true_projection(rows, vector)[0] for rows, vector in zip(J, g, strict=True)])
+    truth = torch.stack([
+        true_projection(rows, vector)[0] for rows, vector in zip(J, g, strict=True)
+    ])
     found, rank = project(run, J, g)
     weights = torch.cholesky_solve(J @ g[..., None], torch.linalg.cholesky(J @ J.mT))
     assert_as_accurate(f"cond {cond:g}", found, (weights.mT @ J).squeeze(-2), truth)
@@ -122,7 +134,9 @@ def test_dependent_and_inactive_rows_weigh_nothing(run: Solve) -> None:
 
 
 def test_nothing_active(run: Solve) -> None:
-    x, rank = run(torch.eye(3).double(), torch.ones(3).double(), torch.zeros(3, dtype=torch.bool), TOL)
+    x, rank = run(
+        torch.eye(3).double(), torch.ones(3).double(), torch.zeros(3, dtype=torch.bool), TOL
+    )
     assert x.tolist() == [0, 0, 0]
     assert rank.dtype == torch.int64 and rank.shape == () and rank == 0
 
@@ -145,7 +159,9 @@ def test_leading_dimensions_and_strides(run: Solve) -> None:
     for i in range(2):
         for j in range(3):
             assert relative_error(run(G[i, j], rhs[i, j], active, TOL)[0], whole[i, j]) <= 1e-13
-    strided, _ = run(G.mT.transpose(0, 1), rhs.transpose(0, 1), active.repeat_interleave(2)[::2], TOL)
+    strided, _ = run(
+        G.mT.transpose(0, 1), rhs.transpose(0, 1), active.repeat_interleave(2)[::2], TOL
+    )
     assert relative_error(strided, whole.transpose(0, 1)) <= 1e-13
     broadcast, _ = run(G[0, 0].expand(4, 5, 5), rhs[0, 0].expand(4, 5), active, TOL)
     assert relative_error(broadcast, whole[0, 0].expand(4, 5)) <= 1e-13
@@ -196,7 +212,12 @@ built = pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING o
 
 @built
 def test_the_kernel_is_what_runs() -> None:
-    arguments = (torch.eye(3).double(), torch.ones(3).double(), torch.ones(3, dtype=torch.bool), TOL)
+    arguments = (
+        torch.eye(3).double(),
+        torch.ones(3).double(),
+        torch.ones(3, dtype=torch.bool),
+        TOL,
+    )
     assert gram_schmidt.has_kernel("CPU")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         gram_schmidt(*arguments)
@@ -208,7 +229,11 @@ def test_the_kernel_is_what_runs() -> None:
 @built
 def test_the_same_bits_whatever_the_threads_and_the_batch() -> None:
     J = torch.randn(300, 32, 64, dtype=torch.float64)
-    G, rhs, active = J @ J.mT, torch.randn(300, 32, dtype=torch.float64), torch.ones(32, dtype=torch.bool)
+    G, rhs, active = (
+        J @ J.mT,
+        torch.randn(300, 32, dtype=torch.float64),
+        torch.ones(32, dtype=torch.bool),
+    )
     several = solve(G, rhs, active, TOL)[0]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -232,7 +257,11 @@ def test_the_same_bits_whatever_the_threads_and_the_batch() -> None:
     ],
 )
 def test_the_kernel_checks_its_own_arguments(change: dict[str, Tensor], message: str) -> None:
-    arguments = {"G": torch.eye(3).double(), "rhs": torch.ones(3).double(), "active": torch.ones(3, dtype=torch.bool)}
+    arguments = {
+        "G": torch.eye(3).double(),
+        "rhs": torch.ones(3).double(),
+        "active": torch.ones(3, dtype=torch.bool),
+    }
     with pytest.raises(RuntimeError, match=message):
         gram_schmidt(**{**arguments, **change}, tol=TOL)
 
@@ -243,15 +272,29 @@ def test_the_kernel_checks_its_own_arguments(change: dict[str, Tensor], message:
         ({"G": torch.eye(3)}, TypeError, r"G is torch\.float32, expected torch\.float64"),
         ({"rhs": torch.ones(3)}, TypeError, r"rhs is torch\.float32"),
         ({"active": torch.ones(3)}, TypeError, r"active is torch\.float32, expected torch\.bool"),
-        ({"G": torch.zeros(3, 4).double()}, ValueError, r"G has shape \[3, 4\], expected \[\.\.\., R, R\]"),
-        ({"G": torch.zeros(2, 3, 3).double()}, ValueError, r"rhs has shape \[3\], expected \[2, 3\]"),
-        ({"active": torch.ones(2, dtype=torch.bool)}, ValueError, r"active has shape \[2\], expected \[3\]"),
+        (
+            {"G": torch.zeros(3, 4).double()},
+            ValueError,
+            r"G has shape \[3, 4\], expected \[\.\.\., R, R\]",
+        ),
+        (
+            {"G": torch.zeros(2, 3, 3).double()},
+            ValueError,
+            r"rhs has shape \[3\], expected \[2, 3\]",
+        ),
+        (
+            {"active": torch.ones(2, dtype=torch.bool)},
+            ValueError,
+            r"active has shape \[2\], expected \[3\]",
+        ),
         ({"active": torch.ones(3, dtype=torch.bool, device="meta")}, ValueError, "active on meta"),
         ({"tol": 0.0}, ValueError, r"tol is 0\.0"),
         ({"tol": float("nan")}, ValueError, "tol is nan"),
     ],
 )
-def test_errors_teach(change: dict[str, Tensor | float], error: type[Exception], message: str) -> None:
+def test_errors_teach(
+    change: dict[str, Tensor | float], error: type[Exception], message: str
+) -> None:
     arguments: dict[str, Tensor | float] = {
         "G": torch.eye(3).double(),
         "rhs": torch.ones(3).double(),
@@ -263,7 +306,8 @@ def test_errors_teach(change: dict[str, Tensor | float], error: type[Exception],
 
 
 @pytest.mark.parametrize(
-    ("rows", "capability", "kernel"), [(512, (9, 0), True), (4096, (9, 0), False), (8, (7, 5), False)]
+    ("rows", "capability", "kernel"),
+    [(512, (9, 0), True), (4096, (9, 0), False), (8, (7, 5), False)],
 )
 def test_what_the_cuda_kernels_do_not_reach_goes_to_the_reference(
     rows: int, capability: tuple[int, int], kernel: bool, monkeypatch: pytest.MonkeyPatch
@@ -295,4 +339,6 @@ def test_the_condition_of_scaled_dependent_and_absent_rows() -> None:
     assert of(torch.cat([J, -3 * J[:2]])) == float("inf")
     assert of(0 * J) == 0.0 and of(J[:0]) == 0.0
     # Errors that are relative to other lengths than the rows' own grow by the ratio.
-    assert float(condition(J @ J.T, 10 * J.norm(dim=1), TOL)) == pytest.approx(float(plain), rel=1e-12)
+    assert float(condition(J @ J.T, 10 * J.norm(dim=1), TOL)) == pytest.approx(
+        float(plain), rel=1e-12
+    )

@@ -23,7 +23,13 @@ ROOT = Path(__file__).parents[2]
 TOL = TOLERANCE[torch.float64]
 EPS = torch.finfo(torch.float64).eps
 SM_80 = 163 * 1024  # bytes of shared memory a block may ask for
-SANITIZE = ["-std=c++17", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZE = [
+    "-std=c++17",
+    "-O1",
+    "-g",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+]
 ARCHITECTURES = ("80", "90", "100")
 
 
@@ -32,12 +38,24 @@ def compiled(source: str, folder: Path) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     probe = ["g++", *SANITIZE, "-x", "c++", "-", "-o", str(folder / "probe")]
-    if subprocess.run(probe, input="int main() {}", text=True, capture_output=True, check=False).returncode:
+    if subprocess.run(
+        probe, input="int main() {}", text=True, capture_output=True, check=False
+    ).returncode:
         pytest.skip("g++ has no AddressSanitizer runtime")
     program = folder / source
     here = ROOT / "tests" / "host"
-    command = ["g++", *SANITIZE, "-Wall", "-Werror", "-Wno-unknown-pragmas", f"-I{here}", str(here / f"{source}.cpp")]
-    done = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, check=False)
+    command = [
+        "g++",
+        *SANITIZE,
+        "-Wall",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+        f"-I{here}",
+        str(here / f"{source}.cpp"),
+    ]
+    done = subprocess.run(
+        [*command, "-o", str(program)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return program
 
@@ -55,17 +73,26 @@ def misuse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def on_host(driver: Path, head: tuple[int, int, int, int], tol: float, *inputs: Tensor) -> bytes:
     """What the kernels answer; a fault, or a result that depends on the order of threads, fails."""
     problems, results = driver.with_suffix(".in"), driver.with_suffix(".out")
-    problems.write_bytes(struct.pack("<qqqqd", *head, tol) + b"".join(t.contiguous().numpy().tobytes() for t in inputs))
+    problems.write_bytes(
+        struct.pack("<qqqqd", *head, tol)
+        + b"".join(t.contiguous().numpy().tobytes() for t in inputs)
+    )
     done = subprocess.run([driver, problems, results], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return results.read_bytes()
 
 
 def read(data: bytes, dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=dtype).view(shape) if data else torch.zeros(shape, dtype=dtype)
+    return (
+        torch.frombuffer(bytearray(data), dtype=dtype).view(shape)
+        if data
+        else torch.zeros(shape, dtype=dtype)
+    )
 
 
-def host_solve(driver: Path, G: Tensor, rhs: Tensor, active: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+def host_solve(
+    driver: Path, G: Tensor, rhs: Tensor, active: Tensor, limit: int
+) -> tuple[Tensor, Tensor]:
     B, R = rhs.shape
     data = on_host(driver, (B, R, 0, limit), TOL, G, rhs, active)
     return read(data[: 8 * B * R], torch.float64, B, R), read(data[8 * B * R :], torch.int64, B)
@@ -74,12 +101,16 @@ def host_solve(driver: Path, G: Tensor, rhs: Tensor, active: Tensor, limit: int)
 def host_basis(driver: Path, G: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     B, K = G.shape[:2]
     data = on_host(driver, (B, K, 1, limit), TOL, G)
-    return read(data[: 8 * B * K * K], torch.float64, B, K, K), read(data[8 * B * K * K :], torch.bool, B, K)
+    return read(data[: 8 * B * K * K], torch.float64, B, K, K), read(
+        data[8 * B * K * K :], torch.bool, B, K
+    )
 
 
 def rows(R: int, conditioned: int = 1) -> Tensor:
     """[conditioned + 1, R, P]: problems of condition 1e6, and one of duplicated and zero rows."""
-    J = torch.stack([matrices.conditioned(R, R + 20, 1e6, 2 * seed) for seed in range(conditioned + 1)])
+    J = torch.stack([
+        matrices.conditioned(R, R + 20, 1e6, 2 * seed) for seed in range(conditioned + 1)
+    ])
     J[-1] = matrices.conditioned(R, R + 20, 6.0)
     half = R // 2
     J[-1, half : 2 * half] = -2.0 * J[-1, :half]  # equal to the bit once scaled
@@ -87,7 +118,9 @@ def rows(R: int, conditioned: int = 1) -> Tensor:
     return J
 
 
-def assert_projections_as_accurate(name: str, x: Tensor, plain: Tensor, J: Tensor, g: Tensor, active: Tensor) -> None:
+def assert_projections_as_accurate(
+    name: str, x: Tensor, plain: Tensor, J: Tensor, g: Tensor, active: Tensor
+) -> None:
     """The problems of condition 1e6 together, as one's error is a matter of luck, and the one of dependent rows."""
     truth = torch.stack([true_projection(each[active], g)[0] for each in J])
     found, plain = ((weights[:, None] @ J).squeeze(1) for weights in (x, plain))
@@ -95,11 +128,14 @@ def assert_projections_as_accurate(name: str, x: Tensor, plain: Tensor, J: Tenso
     assert_as_accurate(f"{name}, dependent rows", found[-1], plain[-1], truth[-1])
 
 
-def assert_orthonormal_as_well(name: str, T: Tensor, kept: Tensor, plain: Tensor, its: Tensor, G: Tensor) -> None:
+def assert_orthonormal_as_well(
+    name: str, T: Tensor, kept: Tensor, plain: Tensor, its: Tensor, G: Tensor
+) -> None:
     """`T G Tᵀ - diag(kept)` by the same rule; problems together as above."""
     for what, part in (("condition 1e6", slice(-1)), ("dependent rows", slice(-1, None))):
         error, plain_error = (
-            float((t @ G @ t.mT - torch.diag_embed(k.double()))[part].norm()) for t, k in ((T, kept), (plain, its))
+            float((t @ G @ t.mT - torch.diag_embed(k.double()))[part].norm())
+            for t, k in ((T, kept), (plain, its))
         )
         allowed = 2 * plain_error + FEW * EPS * float(its[part].sum()) ** 0.5
         print(f"{name}, {what}: {error:.2e}, {error / max(allowed, EPS):.2f} of what is allowed")
@@ -111,7 +147,9 @@ def gram(J: Tensor) -> Tensor:
     return (J[:, :, None] * J[:, None]).sum(-1) if J.shape[1] <= 64 else J @ J.mT
 
 
-FORMS = {  # R, bytes of shared memory: the small form where the matrix fits, panels of 32 or fewer columns otherwise
+# R, bytes of shared memory: the small form where the matrix fits, panels of 32 or fewer columns
+# otherwise
+FORMS = {
     **{f"{R} small": (R, SM_80) for R in (1, 2, 5, 31, 32, 33, 64, 128)},
     "5 by panels of 2": (5, 1100),
     "33 by panels of 16": (33, 7500),
@@ -210,7 +248,18 @@ def test_the_host_passes_what_is_right(misuse: Path) -> None:
 def test_compiles_for_every_architecture_without_spills(tmp_path: Path) -> None:
     targets = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in ARCHITECTURES]
     source = ROOT / "csrc" / "cuda" / "gram_schmidt.cu"
-    command = ["nvcc", "-std=c++17", "-O3", "-Xptxas", "-v", *targets, "-c", source, "-o", tmp_path / "object.o"]
+    command = [
+        "nvcc",
+        "-std=c++17",
+        "-O3",
+        "-Xptxas",
+        "-v",
+        *targets,
+        "-c",
+        source,
+        "-o",
+        tmp_path / "object.o",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     kernels = re.findall(
@@ -220,14 +269,20 @@ def test_compiles_for_every_architecture_without_spills(tmp_path: Path) -> None:
         re.DOTALL,
     )
     for name, target, stack, stores, loads, registers in kernels:
-        print(f"{target} {name}: {registers} registers, {stack} bytes of stack, {stores} + {loads} bytes spilled")
+        print(
+            f"{target} {name}: {registers} registers, {stack} bytes of stack, {stores} + {loads} bytes spilled"
+        )
     assert len(kernels) == 4 * len(ARCHITECTURES)
-    assert {(stack, stores, loads) for _, _, stack, stores, loads, _ in kernels} == {("0", "0", "0")}
+    assert {(stack, stores, loads) for _, _, stack, stores, loads, _ in kernels} == {
+        ("0", "0", "0")
+    }
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_the_bindings_compile_with_the_cuda_part(tmp_path: Path) -> None:
-    include = [f"-I{path}" for path in (*cpp_extension.include_paths(), sysconfig.get_paths()["include"])]
+    include = [
+        f"-I{path}" for path in (*cpp_extension.include_paths(), sysconfig.get_paths()["include"])
+    ]
     names = {"MTU_FAST_CUDA": "sm", "MTU_FAST_FLAGS": "", "MTU_FAST_TORCH_TARGET": "2.11"}
     defines = [f'-D{name}="{value}"' for name, value in names.items()]
     defines += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"]
@@ -258,7 +313,11 @@ def test_on_a_gpu_as_the_reference(R: int) -> None:
 @pytest.mark.parametrize("R", [32, 200])
 def test_on_a_gpu_no_waiting_any_stream_the_same_bits(R: int) -> None:
     J = torch.randn(16, R, 2 * R, dtype=torch.float64, device="cuda")
-    G, rhs, active = J @ J.mT, torch.randn_like(J[..., 0]), torch.ones(R, dtype=torch.bool, device="cuda")
+    G, rhs, active = (
+        J @ J.mT,
+        torch.randn_like(J[..., 0]),
+        torch.ones(R, dtype=torch.bool, device="cuda"),
+    )
     first = (*gram_schmidt(G, rhs, active, TOL), *basis(G, TOL))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -42,16 +42,24 @@ def grid(walk: tuple[tuple[int, ...], ...]) -> list[int]:
 
 
 def images(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
-def explicit(x: Tensor, b: Tensor, groups: int, kernel: Sequence[int], *walk: Sequence[int]) -> Tensor:
+def explicit(
+    x: Tensor, b: Tensor, groups: int, kernel: Sequence[int], *walk: Sequence[int]
+) -> Tensor:
     """Each row by an ordinary backward through torch's forward."""
     rows = []
     for x_r, b_r in zip(x, b, strict=True):
-        w = torch.zeros(b.shape[2], x.shape[2] // groups, *kernel, dtype=x.dtype, requires_grad=True)
+        w = torch.zeros(
+            b.shape[2], x.shape[2] // groups, *kernel, dtype=x.dtype, requires_grad=True
+        )
         stride, padding, dilation = walk
-        y = torch.ops.aten.convolution(x_r, w, None, stride, padding, dilation, False, [0] * len(kernel), groups)
+        y = torch.ops.aten.convolution(
+            x_r, w, None, stride, padding, dilation, False, [0] * len(kernel), groups
+        )
         rows.append(torch.autograd.grad(y, w, b_r)[0])
     return torch.stack(rows)
 
@@ -63,15 +71,21 @@ def rows_by(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
 
 
 @pytest.mark.parametrize("name", WALKS)
-@pytest.mark.parametrize(("groups", "inputs", "outputs"), [(5, 5, 5), (3, 3, 9), (2, 6, 4), (1, 3, 4), (2, 34, 2)])
-def test_rows(rows_by: Callable[..., Tensor], name: str, groups: int, inputs: int, outputs: int) -> None:
+@pytest.mark.parametrize(
+    ("groups", "inputs", "outputs"), [(5, 5, 5), (3, 3, 9), (2, 6, 4), (1, 3, 4), (2, 34, 2)]
+)
+def test_rows(
+    rows_by: Callable[..., Tensor], name: str, groups: int, inputs: int, outputs: int
+) -> None:
     *walk, size = WALKS[name]
     x, b = images(3, 2, inputs, *size), images(3, 2, outputs, *grid(WALKS[name]), seed=1)
     assert relative_error(rows_by(x, b, groups, *walk), explicit(x, b, groups, *walk)) <= 1e-14
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["3x3", "7x7", "dilation and stride", "more positions than are summed at once"])
+@pytest.mark.parametrize(
+    "name", ["3x3", "7x7", "dilation and stride", "more positions than are summed at once"]
+)
 def test_dtypes(name: str, dtype: torch.dtype) -> None:
     *walk, size = WALKS[name]
     x = images(2, 1, 6, *size, dtype=dtype)
@@ -83,7 +97,8 @@ def test_dtypes(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "allowed"), [(torch.float32, torch.float64, 1e-14), (torch.bfloat16, torch.float32, 1e-6)]
+    ("one", "other", "allowed"),
+    [(torch.float32, torch.float64, 1e-14), (torch.bfloat16, torch.float32, 1e-6)],
 )
 def test_sums_have_the_dtype_of_the_wider_side(
     rows_by: Callable[..., Tensor], one: torch.dtype, other: torch.dtype, allowed: float
@@ -97,7 +112,9 @@ def test_sums_have_the_dtype_of_the_wider_side(
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "channels last": lambda t: t.flatten(0, 1).contiguous(memory_format=torch.channels_last).view_as(t),
+    "channels last": lambda t: (
+        t.flatten(0, 1).contiguous(memory_format=torch.channels_last).view_as(t)
+    ),
     "every other row": lambda t: t.repeat_interleave(2, 0)[::2],
     "transposed images": lambda t: t.mT.contiguous().mT,
     "one gradient for all positions": lambda t: t[..., :1, :1].expand_as(t),
@@ -108,7 +125,9 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("side", ["x", "b", "both"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_memory_layouts(rows_by: Callable[..., Tensor], layout: str, side: str, stride: int) -> None:
+def test_memory_layouts(
+    rows_by: Callable[..., Tensor], layout: str, side: str, stride: int
+) -> None:
     walk = ((3, 3), (stride, stride), (1, 1), (1, 1))
     x, b = images(4, 1, 6, 8, 6), images(4, 1, 6, *grid((*walk, (8, 6))), seed=1)
     x = LAYOUTS[layout](x) if side != "b" else x
@@ -128,7 +147,10 @@ def test_nothing_to_sum(rows_by: Callable[..., Tensor], shape: tuple[int, ...]) 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_do_not_change_a_bit(threads: int) -> None:
     *walk, size = WALKS["3x3"]
-    x, b = images(16, 2, 64, *size, dtype=torch.float32), images(16, 2, 64, *size, dtype=torch.float32, seed=1)
+    x, b = (
+        images(16, 2, 64, *size, dtype=torch.float32),
+        images(16, 2, 64, *size, dtype=torch.float32, seed=1),
+    )
     before, expected = torch.get_num_threads(), grouped_rows(x, b, 64, *walk)
     torch.set_num_threads(threads)
     try:
@@ -156,7 +178,9 @@ UNREAD: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[int, int], tuple[int,
 
 @pytest.mark.parametrize("name", UNREAD)
 @pytest.mark.parametrize("groups", [2, 4])
-def test_pixels_that_nobody_reads_may_be_anything(rows_by: Callable[..., Tensor], name: str, groups: int) -> None:
+def test_pixels_that_nobody_reads_may_be_anything(
+    rows_by: Callable[..., Tensor], name: str, groups: int
+) -> None:
     walk, size, at = UNREAD[name]
     x, b = images(2, 1, 4, *size), images(2, 1, 4, *grid((*walk, size)), seed=1)
     expected = explicit(x, b, groups, *walk)
@@ -164,7 +188,7 @@ def test_pixels_that_nobody_reads_may_be_anything(rows_by: Callable[..., Tensor]
     assert relative_error(rows_by(x, b, groups, *walk), expected) <= 1e-14
 
 
-# ---- which convolutions they serve ----------------------------------------------------------------------------------
+# ---- which convolutions they serve ---------------------------------------------------------------
 
 
 @pytest.fixture
@@ -198,7 +222,9 @@ def test_transposed(g: Geometry, served: list[int], asked: list[int]) -> None:
     arguments = (g.stride, g.padding, g.dilation, True, g.output_padding, g.groups)
     y = torch.ops.aten.convolution(x[:, 0], w, None, *arguments)
     b = images(*y.shape, seed=1)
-    truth = torch.stack([torch.autograd.grad(y[r], w, b[r], retain_graph=True)[0] for r in range(2)])
+    truth = torch.stack([
+        torch.autograd.grad(y[r], w, b[r], retain_graph=True)[0] for r in range(2)
+    ])
     assert relative_error(conv_rows(x, b[:, None], g), truth) <= 1e-14
     assert asked == served
 
@@ -213,7 +239,9 @@ def test_transposed(g: Geometry, served: list[int], asked: list[int]) -> None:
         ((4, 3, 1, 1), 1, 8, []),  # one product for all rows
     ],
 )
-def test_where_they_pay(weight: tuple[int, ...], groups: int, size: int, served: list[int], asked: list[int]) -> None:
+def test_where_they_pay(
+    weight: tuple[int, ...], groups: int, size: int, served: list[int], asked: list[int]
+) -> None:
     pad = (weight[-1] // 2,) * 2
     g = Geometry(weight, (1, 1), pad, (1, 1), False, (0, 0), groups)
     x, b = images(2, 2, weight[1] * groups, size, size), images(2, 2, weight[0], size, size, seed=1)
@@ -227,13 +255,15 @@ def test_the_kernel_stays_within_its_arrays(tmp_path: Path) -> None:
     program, source = tmp_path / "grouped", ROOT / "csrc" / "cpu"
     flags = ["-std=c++17", "-O1", "-g", "-Wall", "-fsanitize=address"]
     files = [ROOT / "tests" / "host" / "grouped.cpp", source / "grouped.cpp", source / "walk.cpp"]
-    built = subprocess.run(["g++", *flags, *files, "-o", program], capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        ["g++", *flags, *files, "-o", program], capture_output=True, text=True, check=False
+    )
     assert built.returncode == 0, built.stderr
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# ---- the op ---------------------------------------------------------------------------------------------------------
+# ---- the op --------------------------------------------------------------------------------------
 
 GOOD = (images(2, 1, 4, 6, 6), images(2, 1, 4, 6, 6), 2, [3, 3], [1, 1], [1, 1], [1, 1])
 
@@ -248,7 +278,12 @@ def test_opcheck(dtype: torch.dtype) -> None:
     ("at", "value", "error", "words"),
     [
         (0, images(2, 1, 4, 6, 6).to(torch.complex64), TypeError, "expected real"),
-        (1, torch.ones(2, 1, 4, 6, 6, dtype=torch.int64), TypeError, "b is of torch.int64, expected a floating"),
+        (
+            1,
+            torch.ones(2, 1, 4, 6, 6, dtype=torch.int64),
+            TypeError,
+            "b is of torch.int64, expected a floating",
+        ),
         (0, images(3, 1, 4, 6, 6), ValueError, "the sides of block 0"),
         (1, images(2, 1, 4, 6, 5), ValueError, r"expected \(6, 6\)"),
         (2, 3, ValueError, "groups is 3, expected a divisor of 4 and of 4"),

@@ -24,10 +24,19 @@ CALLS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Any]]] = {
     "outer_ghost": ((2, 3, 4), lambda t: outer_ghost([t], [torch.ones(2, 3, 2)], "highest")),
     "outer_direct": ((2, 3, 4), lambda t: outer_direct([t], [torch.ones(2, 3, 2)], "highest")),
     "conv_ghost": ((2, 1, 2, 3, 3), lambda t: conv_ghost([t], [torch.ones(2, 1, 2, 2, 2)], *WALK)),
-    "conv_direct": ((2, 1, 2, 3, 3), lambda t: conv_direct([t], [torch.ones(2, 1, 2, 2, 2)], *WALK)),
-    "grouped_rows": ((2, 1, 2, 3, 3), lambda t: grouped_rows(t, torch.ones(2, 1, 2, 2, 2), 2, *WALK[:4])),
+    "conv_direct": (
+        (2, 1, 2, 3, 3),
+        lambda t: conv_direct([t], [torch.ones(2, 1, 2, 2, 2)], *WALK),
+    ),
+    "grouped_rows": (
+        (2, 1, 2, 3, 3),
+        lambda t: grouped_rows(t, torch.ones(2, 1, 2, 2, 2), 2, *WALK[:4]),
+    ),
     "project": ((2, 5), lambda t: project_op([torch.ones(1, 5)], [t], False)[0]),
-    "transform": ((2, 5), lambda t: transform([t], torch.tensor([[1.0, 0.0], [2.0, 3.0]], dtype=torch.float64))[0]),
+    "transform": (
+        (2, 5),
+        lambda t: transform([t], torch.tensor([[1.0, 0.0], [2.0, 3.0]], dtype=torch.float64))[0],
+    ),
 }
 
 
@@ -40,7 +49,9 @@ def memory(tmp_path: Path) -> Tensor:
     return torch.from_file(str(tmp_path / "hole"), shared=True, size=elements)
 
 
-@pytest.mark.parametrize(("name", "axis"), [(name, axis) for name in CALLS for axis in range(len(CALLS[name][0]))])
+@pytest.mark.parametrize(
+    ("name", "axis"), [(name, axis) for name in CALLS for axis in range(len(CALLS[name][0]))]
+)
 def test_elements_beyond_two_to_the_31(name: str, axis: int, memory: Tensor) -> None:
     shape, call = CALLS[name]
     near = torch.randn(shape)

@@ -27,7 +27,9 @@ def run(request: pytest.FixtureRequest) -> Basis:
 def departure(Q: Tensor, kept: Tensor) -> float:
     """The spectral norm of `Q Qᵀ - diag(kept)`."""
     wide = Q.double()
-    return float(torch.linalg.matrix_norm(wide @ wide.mT - torch.diag_embed(kept.double()), 2).max())
+    return float(
+        torch.linalg.matrix_norm(wide @ wide.mT - torch.diag_embed(kept.double()), 2).max()
+    )
 
 
 def outside(J: Tensor, Q: Tensor) -> float:
@@ -37,7 +39,7 @@ def outside(J: Tensor, Q: Tensor) -> float:
     return float((left.norm(dim=1) / wide.norm(dim=1).clamp(min=1e-300)).max())
 
 
-# ---- tall -----------------------------------------------------------------------------------------------------------
+# ---- tall ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cond", CONDITIONS)
@@ -50,7 +52,8 @@ def test_orthonormal_and_of_the_same_span(dtype: torch.dtype, bound: float, cond
     assert outside(J, Q) <= 32 * torch.finfo(dtype).eps
     truth = torch.linalg.svd(J.double(), full_matrices=False).Vh
     span = torch.linalg.qr(Q.double().T).Q.T
-    gap = torch.linalg.matrix_norm(span - span @ truth.T @ truth, 2)  # the sine of the largest angle
+    # the sine of the largest angle
+    gap = torch.linalg.matrix_norm(span - span @ truth.T @ truth, 2)
     assert gap <= 16 * torch.finfo(dtype).eps + 64 * torch.finfo(torch.float64).eps * cond
 
 
@@ -101,7 +104,9 @@ def test_dependent_rows_are_dropped(name: str, dtype: torch.dtype) -> None:
 def test_a_list_is_one_set_of_rows() -> None:
     J = [torch.randn(5, 3, 4), torch.randn(5), torch.randn(5, 0, 2), torch.randn(5, 2, 2, 2, 2)]
     Q, kept = orthonormalize(J)
-    joined, kept_joined = orthonormalize(torch.cat([t.flatten(1) if t.dim() > 1 else t[:, None] for t in J], 1))
+    joined, kept_joined = orthonormalize(
+        torch.cat([t.flatten(1) if t.dim() > 1 else t[:, None] for t in J], 1)
+    )
     assert torch.equal(kept, kept_joined)
     assert [q.shape for q in Q] == [t.shape for t in J]
     flat = torch.cat([q.reshape(5, -1) for q in Q], 1)
@@ -116,7 +121,8 @@ def test_a_batch_is_each_on_its_own(width: int) -> None:
     assert kept.sum(-1).tolist() == [6, 5, 6]
     for i in range(3):
         one, kept_one = orthonormalize(J[i])
-        assert kept[i].sum() == kept_one.sum()  # rows of one length: the order of pivots is as rounding has it
+        # rows of one length: the order of pivots is as rounding has it
+        assert kept[i].sum() == kept_one.sum()
         assert departure(Q[i], kept[i]) <= 1e-6
         assert outside(J[i], one[kept_one]) <= 1e-6 and outside(J[i], Q[i][kept[i]]) <= 1e-6
 
@@ -187,10 +193,12 @@ def test_the_tolerance_is_a_length() -> None:
     assert orthonormalize(J, tol=0.9)[1].sum() == 1
 
 
-# ---- basis ----------------------------------------------------------------------------------------------------------
+# ---- basis ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in ROW_SETS if name != "as many rows as are promised"])
+@pytest.mark.parametrize(
+    "name", [name for name in ROW_SETS if name != "as many rows as are promised"]
+)
 def test_basis_turns_the_gram_into_the_identity(run: Basis, name: str) -> None:
     J, rank = ROW_SETS[name]
     T, kept = run(J @ J.T, TOL)
@@ -206,7 +214,9 @@ def test_basis_of_a_batch_as_the_reference(R: int) -> None:
     T, kept = basis(G, TOL)
     plain, plain_kept = basis.reference(G, TOL)
     assert kept.all() and plain_kept.all()
-    assert_as_accurate(f"R={R}", T @ G @ T.mT, plain @ G @ plain.mT, torch.eye(R).double().expand(2, R, R))
+    assert_as_accurate(
+        f"R={R}", T @ G @ T.mT, plain @ G @ plain.mT, torch.eye(R).double().expand(2, R, R)
+    )
     order = (T != 0).sum(-1).argsort(-1)  # row i combines those pivoted before it
     for t, o in zip(T, order, strict=True):
         assert (t[o][:, o].triu(1) == 0).all()
@@ -236,7 +246,7 @@ def test_basis_opcheck(shape: tuple[int, ...]) -> None:
     torch.library.opcheck(basis.overload, (J @ J.mT, TOL))
 
 
-# ---- transform ------------------------------------------------------------------------------------------------------
+# ---- transform -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -253,7 +263,10 @@ def test_transform_errs_at_most_twice_what_plain_torch_errs(dtype: torch.dtype, 
     "shape", [(3, 5, 40), (2, 1, 9), (0, 3, 5), (2, 0, 5), (2, 3, 0), (50, 6, 300), (4, 0), (4, 1)]
 )
 def test_transform_every_shape(shape: tuple[int, ...]) -> None:
-    rows, T = torch.randint(-4, 5, shape).float(), torch.randint(-4, 5, (*shape[:-1], shape[-2])).double()
+    rows, T = (
+        torch.randint(-4, 5, shape).float(),
+        torch.randint(-4, 5, (*shape[:-1], shape[-2])).double(),
+    )
     for implementation in (transform, transform.reference):
         (found,) = implementation([rows], T)
         assert torch.equal(found.double(), T @ rows.double())
@@ -264,7 +277,9 @@ def test_transform_every_shape(shape: tuple[int, ...]) -> None:
 def test_transform_opcheck() -> None:
     rows = [torch.randn(3, 5), torch.randn(3, 6).half()]
     torch.library.opcheck(transform.overload, (rows, torch.randn(3, 3).double()))
-    torch.library.opcheck(transform.overload, ([torch.randn(2, 3, 5)], torch.randn(2, 3, 3).double()))
+    torch.library.opcheck(
+        transform.overload, ([torch.randn(2, 3, 5)], torch.randn(2, 3, 3).double())
+    )
 
 
 built = pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING or "built")
@@ -276,7 +291,8 @@ def test_the_kernels_are_what_runs() -> None:
         orthonormalize(torch.randn(4, 60))
     names = {event.key for event in profile.key_averages()}
     assert {"mtu_fast::row_gram", "mtu_fast::basis", "mtu_fast::transform"} <= names
-    assert not names & {"aten::gather", "aten::matmul", "aten::addmm_"}  # what the references are made of
+    # what the references are made of
+    assert not names & {"aten::gather", "aten::matmul", "aten::addmm_"}
 
 
 @built

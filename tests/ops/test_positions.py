@@ -48,27 +48,40 @@ def integers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def outer_exact(left: Blocks, right: Blocks) -> Tensor:
-    J = torch.cat([torch.bmm(a.double().mT, b.double()).flatten(1) for a, b in zip(left, right, strict=True)])
+    J = torch.cat([
+        torch.bmm(a.double().mT, b.double()).flatten(1) for a, b in zip(left, right, strict=True)
+    ])
     return J @ J.T
 
 
-def walk(kernel: int = 3, stride: int = 1, padding: int = 1, dilation: int = 1, axes: int = 2) -> tuple[Any, ...]:
+def walk(
+    kernel: int = 3, stride: int = 1, padding: int = 1, dilation: int = 1, axes: int = 2
+) -> tuple[Any, ...]:
     return [kernel] * axes, [stride] * axes, [padding] * axes, [dilation] * axes, "highest"
 
 
 def unfolded(x: Tensor, arguments: tuple[Any, ...]) -> Tensor:
     """Patches of `[R, F, C, H, W]`: `[R, F·positions, C·taps]`."""
     kernel, stride, padding, dilation, _ = arguments
-    patches = F.unfold(x.double().flatten(0, 1), kernel, dilation=dilation, padding=padding, stride=stride)
+    patches = F.unfold(
+        x.double().flatten(0, 1), kernel, dilation=dilation, padding=padding, stride=stride
+    )
     return patches.mT.reshape(x.shape[0], x.shape[1] * patches.shape[2], patches.shape[1])
 
 
 def conv_exact(x: Blocks, b: Blocks, arguments: tuple[Any, ...]) -> Tensor:
-    return outer_exact([unfolded(t, arguments) for t in x], [t.double().flatten(3).mT.flatten(1, 2) for t in b])
+    return outer_exact(
+        [unfolded(t, arguments) for t in x], [t.double().flatten(3).mT.flatten(1, 2) for t in b]
+    )
 
 
 def images(
-    rows: int, frames: int, channels: int, size: tuple[int, int], out: int, arguments: tuple[Any, ...]
+    rows: int,
+    frames: int,
+    channels: int,
+    size: tuple[int, int],
+    out: int,
+    arguments: tuple[Any, ...],
 ) -> tuple[Tensor, Tensor]:
     x = integers(rows, frames, channels, *size)
     kernel, stride, padding, dilation, _ = arguments
@@ -84,7 +97,11 @@ def images(
 ])  # fmt: skip
 @pytest.mark.parametrize(("a", "b"), [(1, 1), (5, 3), (257, 16), (0, 4), (520, 255)])
 def test_every_number_of_positions(
-    outer: Callable[..., Tensor], sizes: list[tuple[int, int]], a: int, b: int, monkeypatch: pytest.MonkeyPatch
+    outer: Callable[..., Tensor],
+    sizes: list[tuple[int, int]],
+    a: int,
+    b: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "TILE", 1 << 12)
     left = [integers(r, s, a) for r, s in sizes]
@@ -101,7 +118,9 @@ def test_many_positions(rows: int) -> None:
     other = integers(rows, 2_100 // rows + 1, 2)
     for outer in (outer_ghost, outer_direct):
         assert torch.equal(outer([left], [right], "highest"), outer_exact([left], [right]))
-        assert torch.equal(outer([left] * 2, [right, other], "highest"), outer_exact([left] * 2, [right, other]))
+        assert torch.equal(
+            outer([left] * 2, [right, other], "highest"), outer_exact([left] * 2, [right, other])
+        )
 
 
 @built
@@ -132,7 +151,11 @@ def test_blocks_of_different_dtypes(outer: Callable[..., Tensor]) -> None:
 
 def test_views(outer: Callable[..., Tensor]) -> None:
     every_other = integers(4, 8, 12)[::2, 1:, ::2]
-    left = [integers(6, 20, 9).permute(1, 2, 0), integers(9, 6)[:, None].expand(9, 30, 6), every_other]
+    left = [
+        integers(6, 20, 9).permute(1, 2, 0),
+        integers(9, 6)[:, None].expand(9, 30, 6),
+        every_other,
+    ]
     swapped = integers(7, 2, 7).transpose(0, 1)
     right = [integers(20, 9, 1).expand(20, 9, 7), integers(1, 30, 7).expand(9, 30, 7), swapped]
     assert torch.equal(outer(left, right, "highest"), outer_exact(left, right))
@@ -146,7 +169,9 @@ def test_both_sides_shared(outer: Callable[..., Tensor]) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("place", [0, 4, 12])
-def test_what_is_not_finite_stays_in_its_row(outer: Callable[..., Tensor], value: float, place: int) -> None:
+def test_what_is_not_finite_stays_in_its_row(
+    outer: Callable[..., Tensor], value: float, place: int
+) -> None:
     left, right = integers(6, 13, 5) + 0.5, integers(6, 13, 4) + 0.25
     left[4, place, 4] = value
     found = outer([left], [right], "highest")
@@ -211,7 +236,9 @@ def test_rows_of_very_many_positions_are_as_accurate_as_the_vendor_s() -> None:
     left, right = torch.rand(3, 100_000, 13), torch.rand(3, 100_000, 9)
     rows = torch.bmm(left.mT, right).flatten(1).double()
     truth = outer_exact([left], [right])
-    assert_as_accurate("many positions", outer_direct([left], [right], "highest"), rows @ rows.T, truth)
+    assert_as_accurate(
+        "many positions", outer_direct([left], [right], "highest"), rows @ rows.T, truth
+    )
 
 
 @built
@@ -269,7 +296,8 @@ def test_the_kernel_is_what_runs(name: str) -> None:
         call()
     names = {event.key for event in profile.key_averages()}
     assert f"mtu_fast::{name}" in names
-    assert not names & {"aten::mm", "aten::bmm", "aten::mul_", "aten::sum", "aten::copy_"}  # the references' own
+    # the references' own
+    assert not names & {"aten::mm", "aten::bmm", "aten::mul_", "aten::sum", "aten::copy_"}
 
 
 PEAK = """
@@ -295,7 +323,9 @@ print(peak() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_neither_products_of_all_positions_nor_rows_are_held() -> None:
     """8192 positions: their products are 512 MiB; 48 rows of a million and of 330 thousand: 192 MiB and 64."""
-    result = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True
+    )
     assert int(result.stdout) < 64
 
 

@@ -32,7 +32,9 @@ def integers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def true_projection(g: Sequence[Tensor], Q: Sequence[Tensor], into: bool) -> Tensor:
     """In extended precision, the list joined."""
-    wide, rows = (torch.cat([t.double() for t in side], 1).numpy().astype(np.longdouble) for side in (g, Q))
+    wide, rows = (
+        torch.cat([t.double() for t in side], 1).numpy().astype(np.longdouble) for side in (g, Q)
+    )
     inside = wide @ rows.T @ rows
     return torch.from_numpy((inside if into else wide - inside).astype(np.float64))
 
@@ -61,7 +63,9 @@ def test_errs_at_most_twice_what_plain_torch_errs(
 
 
 @pytest.mark.parametrize("into", [False, True])
-@pytest.mark.parametrize("counts", [(1, 1), (1, 16), (2, 3), (3, 4), (4, 5), (5, 9), (9, 2), (1, 0), (0, 3), (0, 0)])
+@pytest.mark.parametrize(
+    "counts", [(1, 1), (1, 16), (2, 3), (3, 4), (4, 5), (5, 9), (9, 2), (1, 0), (0, 3), (0, 0)]
+)
 @pytest.mark.parametrize("widths", [[1], [7, 0, 9], [0], [63, 64, 65], [300, 5_000, 1, 9_001]])
 def test_every_shape(run: Run, counts: tuple[int, int], widths: list[int], into: bool) -> None:
     """Integers, so that every order of sums gives the same; that Q is orthonormal is not what the formula needs."""
@@ -74,7 +78,9 @@ def test_every_shape(run: Run, counts: tuple[int, int], widths: list[int], into:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("m", [1, 5])
-def test_every_number_of_half_precision_is_read_and_written(run: Run, dtype: torch.dtype, m: int) -> None:
+def test_every_number_of_half_precision_is_read_and_written(
+    run: Run, dtype: torch.dtype, m: int
+) -> None:
     numbers = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)
     g = numbers.expand(m, -1)
     (found,) = run([g], [torch.zeros(0, numbers.numel())], False)
@@ -94,8 +100,18 @@ def test_results_are_rounded_as_torch_rounds(run: Run, dtype: torch.dtype) -> No
 
 
 def test_views(run: Run) -> None:
-    g = [integers(30, 2).T, integers(2, 60)[:, ::2], integers(30)[None].expand(2, 30), integers(8, 40)[::5, 7:37]]
-    Q = [integers(60, 3)[::2].T, integers(1, 30).expand(3, 30), integers(9, 30)[::3], integers(3, 1).expand(3, 30)]
+    g = [
+        integers(30, 2).T,
+        integers(2, 60)[:, ::2],
+        integers(30)[None].expand(2, 30),
+        integers(8, 40)[::5, 7:37],
+    ]
+    Q = [
+        integers(60, 3)[::2].T,
+        integers(1, 30).expand(3, 30),
+        integers(9, 30)[::3],
+        integers(3, 1).expand(3, 30),
+    ]
     before = [t.clone() for t in (*g, *Q)]
     assert torch.equal(torch.cat(run(g, Q, False), 1).double(), true_projection(g, Q, False))
     assert all(torch.equal(t, copy) for t, copy in zip((*g, *Q), before, strict=True))
@@ -134,7 +150,9 @@ def test_rows_of_zeros_change_nothing(run: Run) -> None:
     Q, kept = orthonormalize(torch.randn(3, 40).repeat(2, 1))
     assert kept.sum() == 3
     g = torch.randn(1, 40)
-    torch.testing.assert_close(run([g], [Q], False)[0], run([g], [Q[kept]], False)[0], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        run([g], [Q], False)[0], run([g], [Q[kept]], False)[0], rtol=1e-6, atol=1e-7
+    )
 
 
 def test_carries_no_gradient() -> None:
@@ -144,7 +162,10 @@ def test_carries_no_gradient() -> None:
 
 @pytest.mark.parametrize("m", [1, 3])
 def test_opcheck(m: int) -> None:
-    g, Q = [torch.randn(m, 5), torch.randn(m, 9).half()], [torch.randn(2, 5).bfloat16(), torch.randn(2, 9)]
+    g, Q = (
+        [torch.randn(m, 5), torch.randn(m, 9).half()],
+        [torch.randn(2, 5).bfloat16(), torch.randn(2, 9)],
+    )
     torch.library.opcheck(project_op.overload, (g, Q, False))
 
 
@@ -158,7 +179,8 @@ def test_the_kernel_is_what_runs() -> None:
         project([torch.randn(50), torch.randn(3)], [torch.randn(2, 50), torch.randn(2, 3)])
     names = {event.key for event in profile.key_averages()}
     assert "mtu_fast::project" in names
-    assert not names & {"aten::addmm_", "aten::mm", "aten::cat", "aten::copy_"}  # what the reference is made of
+    # what the reference is made of
+    assert not names & {"aten::addmm_", "aten::mm", "aten::cat", "aten::copy_"}
 
 
 @built
@@ -184,11 +206,17 @@ def test_the_same_bits_whatever_the_threads(m: int) -> None:
         ([torch.ones(1, 3)], [], "got 1 and 0"),
         ([torch.ones(3)], [torch.ones(2, 3)], "got 1 and 2 dimensions"),
         ([torch.ones(1, 3)], [torch.ones(2, 4)], "width: 3 and 4"),
-        ([torch.ones(1, 3), torch.ones(2, 3)], [torch.ones(2, 3), torch.ones(2, 3)], "the same numbers"),
+        (
+            [torch.ones(1, 3), torch.ones(2, 3)],
+            [torch.ones(2, 3), torch.ones(2, 3)],
+            "the same numbers",
+        ),
         ([torch.ones(1, 3).int()], [torch.ones(2, 3)], "expected float64, float32"),
     ],
 )
-def test_the_kernel_checks_its_own_arguments(g: list[Tensor], Q: list[Tensor], message: str) -> None:
+def test_the_kernel_checks_its_own_arguments(
+    g: list[Tensor], Q: list[Tensor], message: str
+) -> None:
     with pytest.raises(RuntimeError, match=message):
         project_op(g, Q, False)
 
@@ -202,9 +230,24 @@ def test_the_kernel_checks_its_own_arguments(g: list[Tensor], Q: list[Tensor], m
         ([torch.ones(2, 3)], [torch.ones(3)], ValueError, "Are g and Q exchanged"),
         ([torch.ones(3).int()], [torch.ones(2, 3)], TypeError, r"g\[0\] is torch\.int32"),
         ([torch.ones(3)], [torch.ones(2, 3).long()], TypeError, r"Q\[0\] is torch\.int64"),
-        ([torch.ones(3)], [torch.ones(2, 4)], ValueError, r"g\[0\] has shape \[3\], expected \[4\]"),
-        ([torch.ones(3), torch.ones(5, 4)], [torch.ones(2, 3), torch.ones(2, 4)], ValueError, r"g\[1\] has shape"),
-        ([torch.ones(3), torch.ones(3)], [torch.ones(2, 3), torch.ones(1, 3)], ValueError, "the same K rows"),
+        (
+            [torch.ones(3)],
+            [torch.ones(2, 4)],
+            ValueError,
+            r"g\[0\] has shape \[3\], expected \[4\]",
+        ),
+        (
+            [torch.ones(3), torch.ones(5, 4)],
+            [torch.ones(2, 3), torch.ones(2, 4)],
+            ValueError,
+            r"g\[1\] has shape",
+        ),
+        (
+            [torch.ones(3), torch.ones(3)],
+            [torch.ones(2, 3), torch.ones(1, 3)],
+            ValueError,
+            "the same K rows",
+        ),
         ([torch.ones(())], [torch.ones(())], ValueError, "is a scalar"),
         ([torch.ones(3, device="meta")], [torch.ones(2, 3)], ValueError, r"g\[0\] is on meta"),
     ],

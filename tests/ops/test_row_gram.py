@@ -44,7 +44,9 @@ def true_gram(rows: Sequence[Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("counts", "width"), [([16], 64), ([9, 7], 20_000), ([48], 5_000), ([1], 100_000)])
+@pytest.mark.parametrize(
+    ("counts", "width"), [([16], 64), ([9, 7], 20_000), ([48], 5_000), ([1], 100_000)]
+)
 def test_errs_at_most_twice_what_one_float64_product_errs(
     run: Run, dtype: torch.dtype, counts: list[int], width: int
 ) -> None:
@@ -66,7 +68,9 @@ def test_rows_that_are_almost_the_same(run: Run, common: float) -> None:
     assert_as_accurate(name, apart(run(rows)), apart(exact(rows)), truth)
 
 
-@pytest.mark.parametrize("counts", [[0], [0, 0], [1], [3], [4], [5], [3, 1, 4], [0, 3], [2, 0], [17, 16]])
+@pytest.mark.parametrize(
+    "counts", [[0], [0, 0], [1], [3], [4], [5], [3, 1, 4], [0, 3], [2, 0], [17, 16]]
+)
 @pytest.mark.parametrize("width", [0, 1, 7, 8, 9, 63, 256, 257, 300])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_shape(run: Run, counts: list[int], width: int, dtype: torch.dtype) -> None:
@@ -79,7 +83,9 @@ def test_every_shape(run: Run, counts: list[int], width: int, dtype: torch.dtype
 @pytest.mark.parametrize("counts", [[0], [1], [5], [8], [3, 1, 9], [130]])
 @pytest.mark.parametrize("width", [0, 9, 300])
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.5, 0.9, 1.0])
-def test_known_rows_meet_the_others_only(run: Run, counts: list[int], width: int, part: float) -> None:
+def test_known_rows_meet_the_others_only(
+    run: Run, counts: list[int], width: int, part: float
+) -> None:
     rows = [integers(r, width) for r in counts]
     known = round(part * sum(counts))
     expected = exact(rows)
@@ -96,7 +102,9 @@ def test_known_rows_that_are_not_finite(run: Run) -> None:
 
 @pytest.mark.parametrize("known", [-1, 4])
 def test_more_known_rows_than_rows_are_refused(known: int) -> None:
-    with pytest.raises(ValueError, match=rf"known: found {known}, expected a number of rows, from 0 to 3"):
+    with pytest.raises(
+        ValueError, match=rf"known: found {known}, expected a number of rows, from 0 to 3"
+    ):
         row_gram([integers(3, 5)], known)
 
 
@@ -151,7 +159,9 @@ def test_what_is_not_finite_stays_in_its_row(run: Run, value: float) -> None:
     assert torch.equal(found[others][:, others], exact([rows[others]]))
 
 
-@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.float64, torch.bfloat16)])
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float32, torch.float32), (torch.float64, torch.bfloat16)]
+)
 def test_opcheck(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     rows = [integers(3, 40, dtype=dtypes[0]), integers(2, 40, dtype=dtypes[1])]
     torch.library.opcheck(row_gram.overload, (rows,))

@@ -1,6 +1,7 @@
 """Each instruction set's CPU kernels by themselves: the machine that runs the others' tests chooses one of them only.
 
-The sources of csrc/cpu are compiled once; what they choose by is named by tests/host. Integers are exact in any order.
+The sources of csrc/cpu are compiled once; what they choose by is named by tests/host. Integers are
+exact in any order.
 """
 
 from __future__ import annotations
@@ -23,18 +24,34 @@ from mtu_fast._ops.gram_schmidt import gram_schmidt as gram_schmidt_op
 from mtu_fast._ops.grouped import grouped_rows
 from tests.helpers import matrices
 from tests.helpers.tolerance import assert_as_accurate
-from tests.ops.test_gram_schmidt_cuda import assert_orthonormal_as_well, assert_projections_as_accurate, gram, rows
+from tests.ops.test_gram_schmidt_cuda import (
+    assert_orthonormal_as_well,
+    assert_projections_as_accurate,
+    gram,
+    rows,
+)
 from tests.ops.test_positions import conv_exact, integers, outer_exact, walk
 
 ROOT = Path(__file__).parents[2]
 HOST = ROOT / "tests" / "host"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]  # as Element counts them
-COMPILE = ["g++", "-std=c++17", "-O3", "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-Wall", "-fvisibility=hidden"]
+COMPILE = [
+    "g++",
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-Wall",
+    "-fvisibility=hidden",
+]
 TOL = TOLERANCE[torch.float64]
-CLONES = {"Any": [], "Avx2": ["-mfma"], "Avx512": ["-mfma"]}  # what gram_schmidt.cpp chooses from by its own means
+# what gram_schmidt.cpp chooses from by its own means
+CLONES = {"Any": [], "Avx2": ["-mfma"], "Avx512": ["-mfma"]}
 
 pytestmark = pytest.mark.skipif(
-    shutil.which("g++") is None or platform.machine() != "x86_64", reason="needs g++, and x86-64: one set elsewhere"
+    shutil.which("g++") is None or platform.machine() != "x86_64",
+    reason="needs g++, and x86-64: one set elsewhere",
 )
 
 
@@ -47,11 +64,19 @@ def run(*command: str | Path) -> None:
 def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("objects")
     done = []
-    sources = [path for path in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")) if path.stem != "gram_schmidt"]
+    sources = [
+        path
+        for path in sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+        if path.stem != "gram_schmidt"
+    ]
     with ThreadPoolExecutor(2) as pool:
         for source in sources:
             target = folder / f"{source.stem}.o"
-            done.append(pool.submit(run, *COMPILE, "-include", HOST / "vectors.h", "-c", source, "-o", target))
+            done.append(
+                pool.submit(
+                    run, *COMPILE, "-include", HOST / "vectors.h", "-c", source, "-o", target
+                )
+            )
     for each in done:
         each.result()
     return sorted(folder.glob("*.o"))
@@ -95,8 +120,12 @@ def test_row_gram(library: ctypes.CDLL, dtype: torch.dtype, R: int, P: int) -> N
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("route", ["ghost", "direct"])
-@pytest.mark.parametrize(("R", "S", "A", "B"), [(1, 1, 1, 1), (3, 13, 5, 9), (2, 97, 33, 16), (7, 31, 270, 35)])
-def test_outer(library: ctypes.CDLL, route: str, dtype: torch.dtype, R: int, S: int, A: int, B: int) -> None:
+@pytest.mark.parametrize(
+    ("R", "S", "A", "B"), [(1, 1, 1, 1), (3, 13, 5, 9), (2, 97, 33, 16), (7, 31, 270, 35)]
+)
+def test_outer(
+    library: ctypes.CDLL, route: str, dtype: torch.dtype, R: int, S: int, A: int, B: int
+) -> None:
     left, right = integers(R, S, A, dtype=dtype), integers(2, R, S, B, dtype=dtype)
     G = torch.empty(2 * R, 2 * R, dtype=torch.float64)
     call = getattr(library, f"outer_{route}")
@@ -107,16 +136,24 @@ def test_outer(library: ctypes.CDLL, route: str, dtype: torch.dtype, R: int, S: 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("route", ["ghost", "direct"])
 @pytest.mark.parametrize(("C", "size"), [(3, (4, 4)), (17, (5, 9)), (2, (19, 17))])
-def test_conv(library: ctypes.CDLL, route: str, dtype: torch.dtype, C: int, size: tuple[int, int]) -> None:
+def test_conv(
+    library: ctypes.CDLL, route: str, dtype: torch.dtype, C: int, size: tuple[int, int]
+) -> None:
     x, b = integers(5, 1, C, *size, dtype=dtype), integers(5, 1, 4, *size, dtype=dtype)
     G = torch.empty(5, 5, dtype=torch.float64)
-    getattr(library, f"conv_{route}")(pointer(x), pointer(b), DTYPES.index(dtype), *sizes(5, C, 4, *size), pointer(G))
+    getattr(library, f"conv_{route}")(
+        pointer(x), pointer(b), DTYPES.index(dtype), *sizes(5, C, 4, *size), pointer(G)
+    )
     assert torch.equal(G, conv_exact([x], [b], walk()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("groups", "kernel", "stride"), [(6, 3, 1), (3, 7, 2), (1, 4, 3), (2, 1, 2)])
-def test_grouped_rows(library: ctypes.CDLL, dtype: torch.dtype, groups: int, kernel: int, stride: int) -> None:
+@pytest.mark.parametrize(
+    ("groups", "kernel", "stride"), [(6, 3, 1), (3, 7, 2), (1, 4, 3), (2, 1, 2)]
+)
+def test_grouped_rows(
+    library: ctypes.CDLL, dtype: torch.dtype, groups: int, kernel: int, stride: int
+) -> None:
     x = integers(2, 1, 6, 9, 21, dtype=dtype)
     grid = [(n + kernel // 2 * 2 - kernel) // stride + 1 for n in (9, 21)]
     b = integers(2, 1, 12, *grid, dtype=dtype)
@@ -131,11 +168,15 @@ def test_grouped_rows(library: ctypes.CDLL, dtype: torch.dtype, groups: int, ker
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("into", [False, True])
 @pytest.mark.parametrize(("K", "M", "P"), [(1, 1, 5), (5, 2, 301), (3, 7, 4_200)])
-def test_project(library: ctypes.CDLL, dtype: torch.dtype, into: bool, K: int, M: int, P: int) -> None:
+def test_project(
+    library: ctypes.CDLL, dtype: torch.dtype, into: bool, K: int, M: int, P: int
+) -> None:
     Q = torch.linalg.qr(torch.randn(P, K, dtype=torch.float64)).Q.T.to(dtype).contiguous()
     g = torch.randn(M, P, dtype=torch.float64).to(dtype)
     out = torch.empty_like(g)
-    library.project(pointer(Q), pointer(g), DTYPES.index(dtype), *sizes(K, M, P), int(into), pointer(out))
+    library.project(
+        pointer(Q), pointer(g), DTYPES.index(dtype), *sizes(K, M, P), int(into), pointer(out)
+    )
     inside = (g.double() @ Q.double().T) @ Q.double()
     truth = inside if into else g.double() - inside
     assert_as_accurate(f"project {dtype} into={into} {K, M, P}", out, truth.to(dtype), truth)
@@ -155,5 +196,6 @@ def test_gram_schmidt_and_basis(library: ctypes.CDLL, R: int) -> None:
     T, kept = torch.empty_like(G), torch.empty(len(J), R, dtype=torch.bool)
     library.basis(pointer(G), *sizes(len(J), R), ctypes.c_double(TOL), pointer(T), pointer(kept))
     plain, plain_kept = basis_op.reference(G, TOL)
-    assert torch.equal(kept[:-1], plain_kept[:-1]) and kept[-1].sum() == plain_kept[-1].sum()  # of equal rows, either
+    # of equal rows, either
+    assert torch.equal(kept[:-1], plain_kept[:-1]) and kept[-1].sum() == plain_kept[-1].sum()
     assert_orthonormal_as_well(str(R), T, kept, plain, plain_kept, G)

@@ -23,9 +23,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.random_models", description=__doc__)
     parser.add_argument("--seeds", nargs=2, type=int, metavar=("FIRST", "END"), default=(0, 1000))
     parser.add_argument("--seed", type=int, help="this one alone, with its program")
-    parser.add_argument("--without", nargs="*", default=(), help="operations and tasks to leave out of it")
+    parser.add_argument(
+        "--without", nargs="*", default=(), help="operations and tasks to leave out of it"
+    )
     parser.add_argument("--calls", type=int, help="calls to make of it")
-    parser.add_argument("--shrink", action="store_true", help="leave out what a fault does not need")
+    parser.add_argument(
+        "--shrink", action="store_true", help="leave out what a fault does not need"
+    )
     parser.add_argument("--coverage", action="store_true", help="how often each feature occurs")
     parser.add_argument("--strict", action="store_true", help="hooks set later are no excuse")
     given = parser.parse_args()

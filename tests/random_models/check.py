@@ -13,14 +13,28 @@ from torch import Tensor
 import mtu_fast as mtu
 from tests.helpers.checks import combine_error, random_weights
 from tests.helpers.truth import combine_truth, gram_truth, jacobian, matrix, relative_error
-from tests.random_models.functions import CLAMPS, CLAMPS_LATER, MIXES, MIXES_LATER, PARAMETER, PARAMETER_LATER
+from tests.random_models.functions import (
+    CLAMPS,
+    CLAMPS_LATER,
+    MIXES,
+    MIXES_LATER,
+    PARAMETER,
+    PARAMETER_LATER,
+)
 from tests.random_models.generate import Model, model
 
 RIGHT, REFUSED, UNDETECTED = "right", "refused", "undetected"
-WRONG, UNSTATED, ACCEPTED, CRASHED, NO_TRUTH = "wrong", "refused, not stated", "not refused", "crashed", "no truth"
+WRONG, UNSTATED, ACCEPTED, CRASHED, NO_TRUTH = (
+    "wrong",
+    "refused, not stated",
+    "not refused",
+    "crashed",
+    "no truth",
+)
 FAULTS = (WRONG, UNSTATED, ACCEPTED, CRASHED, NO_TRUTH)
 
-# Who may be refused: the feature, the first call, and the words; a parameter with a hook must be, by its name.
+# Who may be refused: the feature, the first call, and the words; a parameter with a hook must be,
+# by its name.
 STATED = (
     (PARAMETER, 0, r"[Hh]ook"),
     (PARAMETER_LATER, 1, r"[Hh]ook"),
@@ -78,7 +92,12 @@ def outcomes(m: Model, limits: Collection[str] = LIMITS) -> list[Outcome]:
 
 
 def _outcome(
-    m: Model, engine: mtu.Engine, losses: dict[str, Tensor], J: dict[int, Tensor], k: int, limits: Collection[str]
+    m: Model,
+    engine: mtu.Engine,
+    losses: dict[str, Tensor],
+    J: dict[int, Tensor],
+    k: int,
+    limits: Collection[str],
 ) -> Outcome:
     params = [p for p in m.net.parameters() if p.requires_grad]
     if not all(bool(torch.isfinite(rows).all()) for rows in J.values()):
@@ -88,9 +107,16 @@ def _outcome(
             warnings.simplefilter("always")
             rows = engine.rows(losses)
         G, w = rows.gram(), random_weights(len(rows), seed=k)
-        gram, d = relative_error(G, gram_truth(J)), combine_error(rows.combine(w), combine_truth(J, w), params)
+        gram, d = (
+            relative_error(G, gram_truth(J)),
+            combine_error(rows.combine(w), combine_truth(J, w), params),
+        )
     except (RuntimeError, ValueError) as error:
-        return Outcome(k, REFUSED if _stated(m, k, str(error)) else UNSTATED, f"{type(error).__name__}: {error}")
+        return Outcome(
+            k,
+            REFUSED if _stated(m, k, str(error)) else UNSTATED,
+            f"{type(error).__name__}: {error}",
+        )
     except Exception as error:  # whatever it is belongs into the report, with the program
         return Outcome(k, CRASHED, f"{type(error).__name__}: {error}")
     if said and m.features.isdisjoint(feature for feature, _, _ in STATED):
@@ -106,7 +132,10 @@ def _outcome(
 def _stated(m: Model, k: int, text: str) -> bool:
     if m.hooked is not None and m.hooked[0] not in text:
         return False
-    return any(feature in m.features and k >= first and re.search(words, text) for feature, first, words in STATED)
+    return any(
+        feature in m.features and k >= first and re.search(words, text)
+        for feature, first, words in STATED
+    )
 
 
 def _rounding(J: dict[int, Tensor], G: Tensor) -> bool:

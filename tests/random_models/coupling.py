@@ -46,7 +46,9 @@ def _entering(d: Draw, mix: Run) -> Run:
             return torch.cat([a - s * mix(step, h)[..., half:], b], -1)
         if way == "half by cat":
             a, b = h.chunk(2, -1)
-            return torch.cat([torch.tanh(a), mix(step, torch.cat([b, b], -1))[..., half:] if s else b * 1.0], -1)
+            return torch.cat(
+                [torch.tanh(a), mix(step, torch.cat([b, b], -1))[..., half:] if s else b * 1.0], -1
+            )
         mixed = mix(step, h)
         if way == "number":
             return h + s * mixed
@@ -57,7 +59,11 @@ def _entering(d: Draw, mix: Run) -> Run:
         if way == "where":
             return torch.where((torch.arange(d.width) < half) & (s > 0), mixed, h)
         if way == "some samples":
-            chosen = torch.arange(step.n) < (step.n + 1) // 2 if s else torch.zeros(step.n, dtype=torch.bool)
+            chosen = (
+                torch.arange(step.n) < (step.n + 1) // 2
+                if s
+                else torch.zeros(step.n, dtype=torch.bool)
+            )
             return torch.where(per_sample(chosen, h), mixed, h)
         if way == "lerp":
             return torch.lerp(h, mixed, s)
@@ -134,7 +140,9 @@ def whole_numbers(d: Draw) -> Run:
         if what == "permutation":
             m = torch.eye(step.n)[torch.randperm(step.n)]
         elif what == "powers":
-            m = torch.exp2(torch.randint(0, 3, (step.n, step.n)).float()) * torch.randint(0, 2, (step.n, step.n))
+            m = torch.exp2(torch.randint(0, 3, (step.n, step.n)).float()) * torch.randint(
+                0, 2, (step.n, step.n)
+            )
         else:
             m = torch.randint(-1, 3, (step.n, step.n))
         return torch.einsum("nm,m...->n...", m.double() / 2, h)
@@ -153,7 +161,9 @@ def shifted_by_padding(d: Draw) -> Run:
 @mixture
 def reflected(d: Draw) -> Run:
     at = d.pick(0, 1, 2)
-    return lambda step, h: F.pad(h.movedim(0, -1), (1, 1), mode="reflect")[..., at : at + step.n].movedim(-1, 0)
+    return lambda step, h: F.pad(h.movedim(0, -1), (1, 1), mode="reflect")[
+        ..., at : at + step.n
+    ].movedim(-1, 0)
 
 
 @mixture
@@ -202,7 +212,9 @@ def attention_across(d: Draw) -> Run:
         x = h.flatten(1)
         apart = ~torch.eye(step.n, dtype=torch.bool) & (not alone(step))
         if way == "sdpa":
-            return F.scaled_dot_product_attention(x[None], x[None], x[None], attn_mask=~apart)[0].view_as(h)
+            return F.scaled_dot_product_attention(x[None], x[None], x[None], attn_mask=~apart)[
+                0
+            ].view_as(h)
         scores = x @ x.T / 4
         scores = scores.masked_fill(apart, -torch.inf) if way == "mask" else scores - 1e9 * apart
         return torch.einsum("nm,m...->n...", scores.softmax(1), layer(h))
@@ -348,7 +360,9 @@ def batch_norm(d: Draw, seq: bool) -> Run:
     return run
 
 
-@operation(ways=("stack", "cat", "unbind", "layers in turn", "assigned", "assigned in order", "in reverse"))
+@operation(
+    ways=("stack", "cat", "unbind", "layers in turn", "assigned", "assigned in order", "in reverse")
+)
 def loop(d: Draw, seq: bool) -> Run:
     """A loop over samples that keeps them apart."""
     layers = [d.linear(), d.linear()]

@@ -1,7 +1,7 @@
 """What an operation is drawn with: choices, parameters, schedules over the calls and words; the register of operations.
 
-An operation is a function of a `Draw` that returns `run(step, h, ...) -> h`. Tensors are "flat" [N, F] or "seq"
-[N, S, F], the samples first.
+An operation is a function of a `Draw` that returns `run(step, h, ...) -> h`. Tensors are "flat" [N,
+F] or "seq" [N, S, F], the samples first.
 """
 
 from __future__ import annotations
@@ -56,7 +56,13 @@ class Draw:
     """
 
     def __init__(self, seed: str, net: Net, width: int, length: int, way: str = "") -> None:
-        self.rng, self.net, self.width, self.length, self.way = random.Random(seed), net, width, length, way
+        self.rng, self.net, self.width, self.length, self.way = (
+            random.Random(seed),
+            net,
+            width,
+            length,
+            way,
+        )
         self.features: set[str] = set()
         self.words: list[str] = []
         self._values = torch.Generator().manual_seed(self.rng.randrange(2**31))
@@ -87,7 +93,10 @@ class Draw:
             layer.eps = 0.1  # positions that are all equal leave rounding where a variance is zero
         with torch.no_grad():
             for p in layer.parameters():
-                p.copy_(0.5 * self.normal(*p.shape) + (1.0 if isinstance(layer, _NORMS) and p.dim() == 1 else 0.0))
+                p.copy_(
+                    0.5 * self.normal(*p.shape)
+                    + (1.0 if isinstance(layer, _NORMS) and p.dim() == 1 else 0.0)
+                )
             for name, b in layer.named_buffers():
                 if name.startswith("running"):
                     b.copy_(0.5 + 0.3 * self.normal(*b.shape).abs())
@@ -96,7 +105,11 @@ class Draw:
 
     def linear(self, inputs: int | None = None, outputs: int | None = None) -> nn.Linear:
         """A linear layer, [F → F] by default."""
-        return self.layer(nn.Linear(inputs or self.width, outputs or self.width, bias=self.pick(True, True, False)))
+        return self.layer(
+            nn.Linear(
+                inputs or self.width, outputs or self.width, bias=self.pick(True, True, False)
+            )
+        )
 
     def parameter(self, *shape: int) -> nn.Parameter:
         """A parameter of no layer."""
@@ -117,13 +130,17 @@ class Draw:
     def when(self) -> When:
         """In which calls something is on: often not in the first."""
         pattern = self.rng.choices(("1111", "0111", "0011", "0101", "1011"), (3, 4, 2, 2, 1))[0]
-        self.say(f"on in calls {pattern}", *(["off in the first call"] if pattern[0] == "0" else []))
+        self.say(
+            f"on in calls {pattern}", *(["off in the first call"] if pattern[0] == "0" else [])
+        )
         return lambda step: pattern[step.k] == "1"
 
     def index(self, repeats: bool = True) -> Index:
         """Where elements along an axis are read: in place while off, elsewhere while on."""
         when = self.when()
-        how = self.choose("index", "permutation", *(["repeated", "repeated in part"] if repeats else []))
+        how = self.choose(
+            "index", "permutation", *(["repeated", "repeated in part"] if repeats else [])
+        )
 
         def index(step: Step, size: int) -> Tensor:
             found = torch.arange(size)
@@ -133,7 +150,9 @@ class Draw:
                 return torch.randperm(size)
             if how == "repeated":
                 return torch.randint(size, (size,))
-            found[size // 2 :] = found[size // 2 :].flip(0) if size > 3 and step.k % 2 else size // 2
+            found[size // 2 :] = (
+                found[size // 2 :].flip(0) if size > 3 and step.k % 2 else size // 2
+            )
             return found
 
         return index

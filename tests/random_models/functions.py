@@ -118,7 +118,9 @@ def clamping_hook(first: int) -> Callable[[Draw, bool], Run]:
 
     def make(d: Draw, seq: bool) -> Run:
         bound = d.pick(0.01, 0.1)
-        return lambda step, h: _hooked(h, lambda g: g.clamp(-bound, bound)) if step.k >= first else h
+        return lambda step, h: (
+            _hooked(h, lambda g: g.clamp(-bound, bound)) if step.k >= first else h
+        )
 
     return make
 

@@ -20,7 +20,16 @@ from tests.random_models.losses import loss
 
 HOOK_EVERY = 40  # models there is one of each kind of hook that may be refused
 DEALT = 3  # operations of each model come from a deck, so that all are dealt equally often
-SOURCES = ("features", "tokens", "tokens", "embedding", "embedding", "embedding bag", "image", "offsets")
+SOURCES = (
+    "features",
+    "tokens",
+    "tokens",
+    "embedding",
+    "embedding",
+    "embedding bag",
+    "image",
+    "offsets",
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,9 @@ class _Program:
             d.say(way, f"{operation.name}: {way}")
         run = operation.make(d, seq)
         self.features |= d.features | {operation.name}
-        words = f"{operation.name}({', '.join(inputs)})" + (f": {', '.join(d.words)}" if d.words else "")
+        words = f"{operation.name}({', '.join(inputs)})" + (
+            f": {', '.join(d.words)}" if d.words else ""
+        )
         self.lines.append(_Line(name, gives, inputs, run, words))
 
 
@@ -121,8 +132,14 @@ def model(seed: int, without: Collection[str] = (), calls: int | None = None) ->
         ["one sample"] if 1 in sizes_ else [],
         [f"{calls} calls"],
     )
-    head = f"seed {seed}: N = {', '.join(map(str, sizes_))}; S = {program.length}, F = {program.width}"
-    lines = [head + ("; parameters move" if moves else ""), *map(str, program.lines), *map(str, program.tasks)]
+    head = (
+        f"seed {seed}: N = {', '.join(map(str, sizes_))}; S = {program.length}, F = {program.width}"
+    )
+    lines = [
+        head + ("; parameters move" if moves else ""),
+        *map(str, program.lines),
+        *map(str, program.tasks),
+    ]
     if hooked is not None:
         lines.append(f"hook on parameter {hooked[0]} from call {hooked[1]} on")
 
@@ -131,7 +148,17 @@ def model(seed: int, without: Collection[str] = (), calls: int | None = None) ->
             return _run(program, Step(k, sizes[k]))
 
     names = tuple(line.name for line in (*program.lines, *program.tasks))
-    return Model(seed, program.net, step, calls, moves, hooked, frozenset(program.features), tuple(lines), names)
+    return Model(
+        seed,
+        program.net,
+        step,
+        calls,
+        moves,
+        hooked,
+        frozenset(program.features),
+        tuple(lines),
+        names,
+    )
 
 
 def _run(program: _Program, step: Step) -> dict[str, Tensor]:
@@ -172,7 +199,12 @@ def _body(program: _Program) -> None:
         source = _fitting(program, operation, source)
         seq = program.pool[source]
         others = [name for name, kind in program.pool.items() if kind == seq]
-        program.add(operation, way, seq, (source, *(rng.choice(others) for _ in range(operation.inputs - 1))))
+        program.add(
+            operation,
+            way,
+            seq,
+            (source, *(rng.choice(others) for _ in range(operation.inputs - 1))),
+        )
         if hook is not None and i == place:
             _follow(program, Operation(hook, RARE_HOOKS[hook], "any", "same", 1))
         if rng.random() < 0.2:
@@ -223,7 +255,12 @@ _ACTIVATION = Operation("activation", _activation, "any", "same", 1)
 
 def _source(program: _Program, kind: str, seq: bool) -> None:
     """Data through a first layer."""
-    program.add(Operation(f"source: {kind}", _SOURCES[kind], "any", "seq" if seq else "flat", 0), "", seq, ())
+    program.add(
+        Operation(f"source: {kind}", _SOURCES[kind], "any", "seq" if seq else "flat", 0),
+        "",
+        seq,
+        (),
+    )
 
 
 def _features(d: Draw, seq: bool) -> Run:
@@ -268,7 +305,10 @@ def _offsets(d: Draw, seq: bool) -> Run:
 
 
 def _image(d: Draw, seq: bool) -> Run:
-    groups, norm = d.pick(1, 2), d.choose("image", "plain", "group norm", "instance norm", "batch norm")
+    groups, norm = (
+        d.pick(1, 2),
+        d.choose("image", "plain", "group norm", "instance norm", "batch norm"),
+    )
     first = d.layer(nn.Conv2d(2, 4, 3, padding=1, groups=groups))
     second = d.layer(nn.Conv2d(4, d.width, 3, stride=2, groups=d.pick(1, 2)))
     norms = {
@@ -300,7 +340,11 @@ def _tasks(program: _Program) -> None:
     """Losses of the last tensor, and of others before it."""
     rng, names = program.rng, list(program.pool)
     leaves = list(program.net.parameters())
-    kept = [name for name in "abc"[: rng.choice((1, 1, 1, 1, 1, 2, 2, 3))] if name not in program.without]
+    kept = [
+        name
+        for name in "abc"[: rng.choice((1, 1, 1, 1, 1, 2, 2, 3))]
+        if name not in program.without
+    ]
     for name in "abc":
         source = names[-1] if name == "a" else rng.choice(names[len(names) // 3 :])
         twin = rng.random() < 0.15
@@ -312,12 +356,16 @@ def _tasks(program: _Program) -> None:
             other = program.tasks[-1]
             program.features.add("loss of two tasks")
             program.tasks.append(
-                _Line(name, False, (other.name,), lambda step, found: 2 * found, f"twice {other.name}")
+                _Line(
+                    name, False, (other.name,), lambda step, found: 2 * found, f"twice {other.name}"
+                )
             )
             continue
         run = loss(d, seq, leaves)
         program.features |= d.features
-        program.tasks.append(_Line(name, False, (source,), run, f"loss of {source}: {', '.join(d.words)}"))
+        program.tasks.append(
+            _Line(name, False, (source,), run, f"loss of {source}: {', '.join(d.words)}")
+        )
 
 
 def _parameter_hook(program: _Program) -> tuple[str, int] | None:

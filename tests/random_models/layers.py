@@ -109,7 +109,9 @@ def convolution_2d(d: Draw, seq: bool) -> Run:
     groups = d.pick(1, channels)
     d.say(f"{groups} groups")
     layer = d.layer(nn.Conv2d(channels, channels, 3, padding=1, groups=groups))
-    return lambda step, h: layer(h.unflatten(2, (channels, 2)).movedim(2, 1)).movedim(1, 2).flatten(2)
+    return lambda step, h: (
+        layer(h.unflatten(2, (channels, 2)).movedim(2, 1)).movedim(1, 2).flatten(2)
+    )
 
 
 @operation(takes="seq", ways=("embedded", "slice", "expanded"))
@@ -178,9 +180,15 @@ def packed_recurrent(d: Draw, seq: bool) -> Run:
     layer, lengths = d.layer(nn.GRU(d.width, d.width, batch_first=True)), d.when()
 
     def run(step: Step, h: Tensor) -> Tensor:
-        each = torch.randint(1, d.length + 1, (step.n,)) if lengths(step) else torch.full((step.n,), d.length)
+        each = (
+            torch.randint(1, d.length + 1, (step.n,))
+            if lengths(step)
+            else torch.full((step.n,), d.length)
+        )
         packed = nn.utils.rnn.pack_padded_sequence(h, each, batch_first=True, enforce_sorted=False)
-        return nn.utils.rnn.pad_packed_sequence(layer(packed)[0], batch_first=True, total_length=d.length)[0]
+        return nn.utils.rnn.pad_packed_sequence(
+            layer(packed)[0], batch_first=True, total_length=d.length
+        )[0]
 
     return run
 
@@ -221,7 +229,11 @@ def spread(d: Draw, seq: bool) -> Run:
     def run(step: Step, h: Tensor) -> Tensor:
         if how == "expanded":
             return h[:, None].expand(-1, d.length, -1)
-        return h[:, None].repeat(1, d.length, 1) if how == "repeated" else layer(h).unflatten(1, (d.length, -1))
+        return (
+            h[:, None].repeat(1, d.length, 1)
+            if how == "repeated"
+            else layer(h).unflatten(1, (d.length, -1))
+        )
 
     return run
 
@@ -297,7 +309,9 @@ def stopped_gradient(d: Draw, seq: bool) -> Run:
 def spectrum(d: Draw, seq: bool) -> Run:
     """Complex numbers on the way, over the features."""
     scale = d.parameter(d.width // 2 + 1)
-    return lambda step, h: torch.fft.irfft(torch.fft.rfft(h, norm="ortho") * scale, n=d.width, norm="ortho")
+    return lambda step, h: torch.fft.irfft(
+        torch.fft.rfft(h, norm="ortho") * scale, n=d.width, norm="ortho"
+    )
 
 
 @operation(inputs=2, ways=("sum", "product", "cat", "gated", "in place"))
@@ -309,6 +323,12 @@ def joined(d: Draw, seq: bool) -> Run:
             return layer(torch.cat([h, h], -1)).add_(other)
         if how == "cat":
             return layer(torch.cat([h, other], -1))
-        return h + other if how == "sum" else h * other if how == "product" else torch.sigmoid(h) * other
+        return (
+            h + other
+            if how == "sum"
+            else h * other
+            if how == "product"
+            else torch.sigmoid(h) * other
+        )
 
     return run

@@ -20,14 +20,20 @@ def computed_weight(d: Draw, seq: bool) -> Run:
     """A weight [F, F] that a function makes of a parameter."""
     f = d.width
     kind = d.way
-    w = d.parameter(*{"low rank": (f, 2), "repeat": (f // 2, f), "cat": (f // 2, f)}.get(kind, (f, f)))
-    v = d.parameter(*{"low rank": (2, f), "kron": (f // 2, f // 2), "cat": (f - f // 2, f)}.get(kind, (f, f)))
+    w = d.parameter(
+        *{"low rank": (f, 2), "repeat": (f // 2, f), "cat": (f // 2, f)}.get(kind, (f, f))
+    )
+    v = d.parameter(
+        *{"low rank": (2, f), "kron": (f // 2, f // 2), "cat": (f - f // 2, f)}.get(kind, (f, f))
+    )
 
     def made() -> Tensor:
         ways: dict[str, Run] = {
             "1 + w": lambda: 1 + w,
             "exp": lambda: torch.exp(0.3 * w) - 1,
-            "standardised": lambda: (w - w.mean(1, keepdim=True)) / (w.var(1, keepdim=True) + 1e-3).sqrt(),
+            "standardised": lambda: (
+                (w - w.mean(1, keepdim=True)) / (w.var(1, keepdim=True) + 1e-3).sqrt()
+            ),
             "low rank": lambda: w @ v,
             "w w'": lambda: w @ w.T,
             "product of two": lambda: w * torch.sigmoid(v),
@@ -62,7 +68,10 @@ def normed_weight(d: Draw, seq: bool) -> Run:
 def scale_and_shift(d: Draw, seq: bool) -> Run:
     """Elementwise parameters: of the features, a number, from a table, cut from a longer one."""
     way = d.way
-    scale, shift = d.parameter(*([] if way in ("number", "exp") else [2 * d.width])), d.parameter(d.width)
+    scale, shift = (
+        d.parameter(*([] if way in ("number", "exp") else [2 * d.width])),
+        d.parameter(d.width),
+    )
     grid, bias = d.parameter(d.length, d.width), d.parameter(d.width // 2)
 
     def run(step: Step, h: Tensor) -> Tensor:

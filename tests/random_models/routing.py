@@ -38,7 +38,9 @@ def _read(x: Tensor, at: Tensor, way: str) -> Tensor:
         "gather": lambda: x.gather(0, wide),
         "take_along_dim": lambda: torch.take_along_dim(x, wide, 0),
         "embedding": lambda: F.embedding(at, flat).view_as(x),
-        "embedding_bag": lambda: F.embedding_bag(at.repeat(2, 1).T.contiguous(), flat, mode="sum").view_as(x) / 2,
+        "embedding_bag": lambda: (
+            F.embedding_bag(at.repeat(2, 1).T.contiguous(), flat, mode="sum").view_as(x) / 2
+        ),
         "one-hot": lambda: (F.one_hot(at, len(at)).double() @ flat).view_as(x),
         "scatter": lambda: zero.scatter(0, wide, x),
         "scatter_add": lambda: zero.scatter_add(0, wide, x),
@@ -79,7 +81,9 @@ def masked_moves(d: Draw, seq: bool) -> Run:
 
     def run(step: Step, h: Tensor) -> Tensor:
         chosen = torch.rand(h.shape[:-1]) < 0.6
-        into = chosen.flatten()[torch.randperm(chosen.numel())].view_as(chosen) if on(step) else chosen
+        into = (
+            chosen.flatten()[torch.randperm(chosen.numel())].view_as(chosen) if on(step) else chosen
+        )
         y = layer(h)
         if way == "masked_scatter":
             return h.masked_scatter(into[..., None].expand_as(h), y[chosen])
@@ -95,7 +99,17 @@ def masked_moves(d: Draw, seq: bool) -> Run:
     return run
 
 
-@operation(ways=("index_put", "index_add", "assigned", "masked_scatter", "sorted", "skipped if empty", "products"))
+@operation(
+    ways=(
+        "index_put",
+        "index_add",
+        "assigned",
+        "masked_scatter",
+        "sorted",
+        "skipped if empty",
+        "products",
+    )
+)
 def experts(d: Draw, seq: bool) -> Run:
     """Tokens by a choice to one of three layers; while off, all go to the first and the others get none."""
     on, parts, router = d.when(), [d.linear() for _ in range(3)], d.linear(d.width, 3)
@@ -124,7 +138,9 @@ def _routed(x: Tensor, choice: Tensor, parts: list[nn.Linear], way: str) -> Tens
     if way == "sorted":
         order = choice.argsort(stable=True)
         pieces = x[order].split(torch.bincount(choice, minlength=len(parts)).tolist())
-        return torch.cat([f(piece) for f, piece in zip(parts, pieces, strict=True)])[order.argsort()]
+        return torch.cat([f(piece) for f, piece in zip(parts, pieces, strict=True)])[
+            order.argsort()
+        ]
     y = torch.zeros_like(x)
     for e, f in enumerate(parts):
         chosen = choice == e
@@ -206,7 +222,11 @@ def packed_tokens(d: Draw, seq: bool) -> Run:
     way = d.way
 
     def run(step: Step, h: Tensor) -> Tensor:
-        each = torch.randint(1, d.length + 1, (step.n,)) if on(step) else torch.full((step.n,), d.length)
+        each = (
+            torch.randint(1, d.length + 1, (step.n,))
+            if on(step)
+            else torch.full((step.n,), d.length)
+        )
         keep = torch.arange(d.length) < each[:, None]
         if way == "padded":
             parts = torch.tanh(layer(h[keep])).split(each.tolist())

@@ -33,7 +33,9 @@ def test_every_feature_occurs() -> None:
     seen: Counter[str] = Counter()
     for seed in range(MODELS):
         seen.update(model(seed).features)
-    assert {feature: seen[feature] for feature in {*seen, *OPERATIONS} if seen[feature] < OFTEN} == {}
+    assert {
+        feature: seen[feature] for feature in {*seen, *OPERATIONS} if seen[feature] < OFTEN
+    } == {}
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -46,7 +48,9 @@ def test_a_seed_gives_one_model(seed: int) -> None:
         assert all(torch.equal(loss, again[task]) for task, loss in losses.items())
 
 
-def test_the_check_sees_wrong_rows_and_refusals_out_of_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_sees_wrong_rows_and_refusals_out_of_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert {o.kind for o in outcomes(model(PLAIN))} == {RIGHT}
     gram = mtu.Rows.gram
     with monkeypatch.context() as patch:
@@ -60,7 +64,9 @@ def test_the_check_sees_wrong_rows_and_refusals_out_of_place(monkeypatch: pytest
     assert {o.kind for o in outcomes(model(PLAIN))} == {UNSTATED}
 
 
-def test_the_check_wants_a_hook_on_a_parameter_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_wants_a_hook_on_a_parameter_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     m = model(HOOKED)
     assert PARAMETER in m.features and m.hooked is not None
     text = f"a hook on {m.hooked[0]}"

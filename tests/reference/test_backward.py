@@ -24,12 +24,16 @@ def _grads(params: list[Tensor]) -> Tensor:
 
 
 def _plain(weighted: Tensor, params: list[Tensor]) -> Tensor:
-    return torch.cat([g.flatten() for g in torch.autograd.grad(weighted, params, retain_graph=True)])
+    return torch.cat([
+        g.flatten() for g in torch.autograd.grad(weighted, params, retain_graph=True)
+    ])
 
 
 def test_jacobian_is_one_backward_per_row() -> None:
     _, params, _, losses = _build()
-    assert torch.equal(reference.flatten(reference.jacobian(losses, params)), matrix(jacobian(losses, params)))
+    assert torch.equal(
+        reference.flatten(reference.jacobian(losses, params)), matrix(jacobian(losses, params))
+    )
 
 
 def test_jacobian_is_zero_where_a_loss_does_not_reach() -> None:
@@ -82,7 +86,9 @@ def test_pcgrad_works_on_task_means_and_gives_heads_their_sum() -> None:
     assert relative_error(_grads(heads), head_sum) <= 1e-13
 
 
-@pytest.mark.parametrize("forget", [True, torch.ones(6, dtype=torch.bool), {"loss": torch.ones(6, dtype=torch.bool)}])
+@pytest.mark.parametrize(
+    "forget", [True, torch.ones(6, dtype=torch.bool), {"loss": torch.ones(6, dtype=torch.bool)}]
+)
 def test_all_forgotten_is_scaled_ascent(forget: bool | Tensor | dict[str, Tensor]) -> None:
     _, params, _, losses = _build(1)
     expected = _plain(-0.6 * losses["a"].mean(), params)
@@ -124,7 +130,9 @@ def test_refuses_an_unknown_method() -> None:
 
 def test_refuses_an_unknown_option() -> None:
     _, params, _, losses = _build()
-    with pytest.raises(TypeError, match="'orthograd' has no option beta; its options are: alpha, tol"):
+    with pytest.raises(
+        TypeError, match="'orthograd' has no option beta; its options are: alpha, tol"
+    ):
         reference.backward(params, losses, forget=MASK, beta=0.5)
     assert all(p.grad is None for p in params)
 
@@ -134,7 +142,9 @@ def test_a_name_is_registered_once() -> None:
         base.reference("mean")(lambda sides: sides.retain["a"][0])
 
 
-def _seen(monkeypatch: pytest.MonkeyPatch, **options: object) -> tuple[list[reference.Sides], list[Tensor]]:
+def _seen(
+    monkeypatch: pytest.MonkeyPatch, **options: object
+) -> tuple[list[reference.Sides], list[Tensor]]:
     """The sides that a method of two blocks, which returns ones, is given; and the gradients of the heads."""
     seen: list[reference.Sides] = []
 
@@ -147,11 +157,15 @@ def _seen(monkeypatch: pytest.MonkeyPatch, **options: object) -> tuple[list[refe
 
     monkeypatch.setitem(reference.METHODS, "own", base.Reference(direction, outside, {"tau": 2.0}))
     _, params, heads, losses = _build()
-    reference.backward(params, losses, "own", forget={"a": MASK}, outside=heads, blocks=[[0], [1, 2, 3]], **options)
+    reference.backward(
+        params, losses, "own", forget={"a": MASK}, outside=heads, blocks=[[0], [1, 2, 3]], **options
+    )
     assert all((p.grad == 1.0).all() for p in params)
     weighted = losses["b"].mean() + losses["a"][~MASK].mean()
     tau = float(options.get("tau", 2.0))
-    weighted = weighted - (tau - losses["a"][MASK].detach().mean()).relu() * losses["a"][MASK].mean()
+    weighted = (
+        weighted - (tau - losses["a"][MASK].detach().mean()).relu() * losses["a"][MASK].mean()
+    )
     assert relative_error(_grads(heads), _plain(weighted, heads)) <= 1e-13
     return seen, [matrix({0: stack}) for stack in reference.jacobian(losses, params)]
 
@@ -160,21 +174,32 @@ def test_a_direction_sees_rows_and_losses_by_role_and_task(monkeypatch: pytest.M
     (first, second), J = _seen(monkeypatch, tau=5.0)
     whole = torch.cat(J[1:], 1)
     for sides, rows in ((first, J[0]), (second, whole)):
-        assert torch.equal(sides.retain["a"], rows[:6][~MASK]) and torch.equal(sides.forget["a"], rows[:6][MASK])
-        assert torch.equal(sides.retain["b"], rows[6:]) and sides.forget["b"].shape == (0, rows.shape[1])
-        assert [len(loss) for loss in (*sides.retain_loss.values(), *sides.forget_loss.values())] == [4, 6, 2, 0]
+        assert torch.equal(sides.retain["a"], rows[:6][~MASK]) and torch.equal(
+            sides.forget["a"], rows[:6][MASK]
+        )
+        assert torch.equal(sides.retain["b"], rows[6:]) and sides.forget["b"].shape == (
+            0,
+            rows.shape[1],
+        )
+        assert [
+            len(loss) for loss in (*sides.retain_loss.values(), *sides.forget_loss.values())
+        ] == [4, 6, 2, 0]
         assert sides.subspace is None
     means = {("retain", "a"): whole[:6][~MASK].mean(0), ("forget", "a"): -whole[:6][MASK].mean(0)}
     assert list(second.signed_means()) == [*means, ("retain", "b")]
     assert torch.equal(second.signed_matrix()[:2], torch.stack(list(means.values())))
 
 
-def test_a_direction_sees_the_blocks_columns_of_the_subspace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_direction_sees_the_blocks_columns_of_the_subspace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     _, params, _, _ = _build()
     rows = torch.randn(3, sum(p.numel() for p in params), dtype=torch.float64)
     (first, second), _ = _seen(monkeypatch, subspace=rows)
     cut = params[0].numel()
-    assert torch.equal(first.subspace, rows[:, :cut]) and torch.equal(second.subspace, rows[:, cut:])
+    assert torch.equal(first.subspace, rows[:, :cut]) and torch.equal(
+        second.subspace, rows[:, cut:]
+    )
 
 
 def test_rows_without_a_task_have_no_means() -> None:

@@ -50,7 +50,10 @@ def test_a_row_is_dependent_by_its_own_length(gap: float, rank: int) -> None:
 
 
 def test_orthograd_by_hand() -> None:
-    retain, forget = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[3.0, 1.0, 0.0], [1.0, 3.0, 2.0]])
+    retain, forget = (
+        torch.tensor([[2.0, 0.0, 0.0]]),
+        torch.tensor([[3.0, 1.0, 0.0], [1.0, 3.0, 2.0]]),
+    )
     d = reference.orthograd({"a": retain}, {"a": forget}, alpha=0.25)
     assert torch.allclose(d, torch.tensor([0.5, -1.5, -0.75]), atol=1e-6)
 
@@ -62,9 +65,15 @@ def test_pcgrad_by_hand() -> None:
 
 
 def test_mean_sums_tasks() -> None:
-    rows = {"a": torch.tensor([[2.0, 0.0], [4.0, 2.0]]), "b": torch.tensor([[1.0, 1.0]]), "c": torch.zeros(0, 2)}
+    rows = {
+        "a": torch.tensor([[2.0, 0.0], [4.0, 2.0]]),
+        "b": torch.tensor([[1.0, 1.0]]),
+        "c": torch.zeros(0, 2),
+    }
     assert torch.equal(reference.mean(rows), torch.tensor([4.0, 2.0]))
-    assert torch.equal(reference.graddiff(rows, {"a": torch.ones(3, 2)}, 0.5), torch.tensor([1.5, 0.5]))
+    assert torch.equal(
+        reference.graddiff(rows, {"a": torch.ones(3, 2)}, 0.5), torch.tensor([1.5, 0.5])
+    )
 
 
 def test_blocks_are_solved_apart() -> None:

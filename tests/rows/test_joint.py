@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast._rows import joint
 from mtu_fast._ops import gram as op
+from mtu_fast._rows import joint
 from mtu_fast._rows.uses import Chain, Common, Conv, Dense, Gather, Outer, Several, Use
 from tests.helpers.checks import random_weights
 from tests.helpers.truth import relative_error
-from tests.test_uses import CLOSE, KINDS, R, draw, make, rows_of
+from tests.rows.test_uses import CLOSE, KINDS, R, draw, make, rows_of
 
 
 @pytest.mark.parametrize("second", KINDS)
@@ -67,12 +67,28 @@ def test_unequal_kinds_stay_beside_one_another() -> None:
 IDENTITY = Chain(("identity",), lambda g: g)
 MEETINGS: dict[str, Callable[[], list[Use]]] = {
     "one forward ties, another looks up": lambda: [make("several"), make("gather", 3)],
-    "look-ups first": lambda: [make("gather", 2), make("outer", 3), make("several"), make("common", 1)],
+    "look-ups first": lambda: [
+        make("gather", 2),
+        make("outer", 3),
+        make("several"),
+        make("common", 1),
+    ],
     "two tasks on one forward": lambda: _tasks(),
     "a penalty alone": lambda: [make("common"), make("dense", 2), make("common", 3)],
-    "a convolution under a penalty": lambda: [_penalised(make("conv")), make_common((6, 4, 1)), make("conv", 2)],
-    "rows among them": lambda: [make("several"), make("dense", 2), make("gather", 1), make("outer", 3)],
-    "behind one chain": lambda: [replace(use, chain=IDENTITY) for use in (make("several"), make("outer", 2))],
+    "a convolution under a penalty": lambda: [
+        _penalised(make("conv")),
+        make_common((6, 4, 1)),
+        make("conv", 2),
+    ],
+    "rows among them": lambda: [
+        make("several"),
+        make("dense", 2),
+        make("gather", 1),
+        make("outer", 3),
+    ],
+    "behind one chain": lambda: [
+        replace(use, chain=IDENTITY) for use in (make("several"), make("outer", 2))
+    ],
 }
 
 
@@ -86,7 +102,10 @@ def _penalised(use: Use) -> Use:
 
 def _tasks() -> list[Use]:
     right, index = draw(R, 3, 4), torch.randint(0, 6, (R, 5))
-    ties = [(Outer((6, 4), draw(R, 3, 6), right), Gather((6, 4), index, draw(R, 5, 4))) for _ in range(3)]
+    ties = [
+        (Outer((6, 4), draw(R, 3, 6), right), Gather((6, 4), index, draw(R, 5, 4)))
+        for _ in range(3)
+    ]
     return [joint.merge(tie) for tie in ties]
 
 
@@ -100,7 +119,9 @@ def test_sums_of_kinds_meet(name: str, tile: int, monkeypatch: pytest.MonkeyPatc
     assert relative_error(joint.gram(uses), J @ J.T) <= CLOSE
     found = joint.combine(uses, weights)
     assert relative_error(found.flatten(), torch.cat(weights) @ J) <= CLOSE
-    assert relative_error(torch.cat([use.push(found) for use in uses]), J @ found.flatten()) <= CLOSE
+    assert (
+        relative_error(torch.cat([use.push(found) for use in uses]), J @ found.flatten()) <= CLOSE
+    )
 
 
 @pytest.mark.parametrize("name", MEETINGS)
@@ -113,7 +134,12 @@ def test_what_is_known_is_left_out(name: str) -> None:
     assert relative_error(joint.gram(uses, known=2), G) <= CLOSE
 
 
-FACTORS = ["one forward ties, another looks up", "look-ups first", "two tasks on one forward", "behind one chain"]
+FACTORS = [
+    "one forward ties, another looks up",
+    "look-ups first",
+    "two tasks on one forward",
+    "behind one chain",
+]
 
 
 @pytest.mark.parametrize("name", FACTORS)
@@ -134,6 +160,7 @@ def test_tasks_that_share_look_ups_and_activations_take_one_weight_gradient_each
     uses, asked = _tasks(), []
     real = {kind: kind.weighted for kind in (Outer, Gather)}
     for kind in real:
+
         def counted(self: Use, w: Tensor | None) -> Tensor:
             asked.append(type(self))
             return real[type(self)](self, w)
@@ -149,17 +176,25 @@ def test_uses_behind_unequal_views_meet_in_the_space_of_the_parameter() -> None:
     def padded(before: int, after: int) -> Chain:
         return Chain((before, after), lambda g: torch.nn.functional.pad(g, (0, 0, before, after)))
 
-    top, bottom = replace(make("outer"), chain=padded(0, 4)), replace(make("gather"), chain=padded(4, 0))
+    top, bottom = (
+        replace(make("outer"), chain=padded(0, 4)),
+        replace(make("gather"), chain=padded(4, 0)),
+    )
 
     def rows(use: Use, before: int, after: int) -> Tensor:
         return torch.nn.functional.pad(rows_of(use).view(R, 6, 4), (0, 0, before, after)).flatten(1)
 
     J, K, w = rows(top, 0, 4), rows(bottom, 4, 0), random_weights(R)
-    assert relative_error(joint.gram([top, bottom]), torch.cat([J, K]) @ torch.cat([J, K]).T) <= CLOSE
+    assert (
+        relative_error(joint.gram([top, bottom]), torch.cat([J, K]) @ torch.cat([J, K]).T) <= CLOSE
+    )
     one = joint.merge([top, bottom])
     assert relative_error(joint.gram([one]), (J + K) @ (J + K).T) <= CLOSE
     assert relative_error(one.combine(w).flatten(), w @ (J + K)) <= CLOSE
-    assert relative_error(joint.combine([top, bottom], [w, 2 * w]).flatten(), w @ J + 2 * w @ K) <= CLOSE
+    assert (
+        relative_error(joint.combine([top, bottom], [w, 2 * w]).flatten(), w @ J + 2 * w @ K)
+        <= CLOSE
+    )
     d = draw(10, 4)
     for use, rows_ in ((top, J), (bottom, K), (one, J + K)):
         assert relative_error(use.push(d), rows_ @ d.flatten()) <= CLOSE
@@ -167,7 +202,9 @@ def test_uses_behind_unequal_views_meet_in_the_space_of_the_parameter() -> None:
 
 @pytest.mark.parametrize("kind", ["outer", "conv"])
 @pytest.mark.parametrize("buffer", [1, 100, 1 << 20])
-def test_kinds_that_meet_do_so_by_tiles(kind: str, buffer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kinds_that_meet_do_so_by_tiles(
+    kind: str, buffer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(op, "BUFFER", buffer)
     asked: list[int] = []
     real = op.row_gram
@@ -181,13 +218,17 @@ def test_kinds_that_meet_do_so_by_tiles(kind: str, buffer: int, monkeypatch: pyt
     many = [use, use.dense()]
     J = torch.cat([rows_of(u) for u in many])
     assert relative_error(joint.gram(many), J @ J.T) <= CLOSE
-    assert max(asked) == (J.shape[1] if buffer == 1 << 20 else max(use.unit, buffer // (len(J) * use.unit) * use.unit))
+    assert max(asked) == (
+        J.shape[1] if buffer == 1 << 20 else max(use.unit, buffer // (len(J) * use.unit) * use.unit)
+    )
 
 
 def test_shared_sides_are_combined_alike() -> None:
     """Three tasks on one forward share the activations; another forward does not."""
     left = draw(R, 3, 6)
-    many = [Outer((6, 4), left, draw(R, 3, 4)) for _ in range(3)] + [Outer((6, 4), draw(2, 5, 6), draw(2, 5, 4))]
+    many = [Outer((6, 4), left, draw(R, 3, 4)) for _ in range(3)] + [
+        Outer((6, 4), draw(2, 5, 6), draw(2, 5, 4))
+    ]
     weights = [random_weights(u.count, seed=i) for i, u in enumerate(many)]
     J = torch.cat([rows_of(u) for u in many])
     assert relative_error(joint.combine(many, weights).flatten(), torch.cat(weights) @ J) <= CLOSE
@@ -196,12 +237,21 @@ def test_shared_sides_are_combined_alike() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "route"),
-    [("dense", "explicit rows"), ("outer", "outer, "), ("conv", "conv, "), ("gather", "entries that occur"),
-     ("common", "directions in common"), ("several", "entries that occur + outer, ")],
+    [
+        ("dense", "explicit rows"),
+        ("outer", "outer, "),
+        ("conv", "conv, "),
+        ("gather", "entries that occur"),
+        ("common", "directions in common"),
+        ("several", "entries that occur + outer, "),
+    ],
 )
 def test_routes_have_names(kind: str, route: str) -> None:
     assert joint.route([make(kind)]).startswith(route)
-    assert "explicit rows" in joint.route([make(kind), make("dense" if kind != "dense" else "outer")])
+    assert "explicit rows" in joint.route([
+        make(kind),
+        make("dense" if kind != "dense" else "outer"),
+    ])
 
 
 def test_parameters_of_rank_one_meet_in_one_call_and_take_their_biases_along() -> None:

@@ -1,7 +1,7 @@
 """Refinement: with a Gram of rounded products, the update is what an exact one gives, or no worse than without.
 
-The Gram of a GPU's float32 tiles, TF32×3 or TF32 products is that of the CPU with as much noise, relative to the rows'
-lengths, at every entry.
+The Gram of a GPU's float32 tiles, TF32×3 or TF32 products is that of the CPU with as much noise,
+relative to the rows' lengths, at every entry.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from tests.helpers.truth import relative_error
 RETAINED, WIDTH = 32, 300
 TILES, TF32X3, TF32 = 5e-9, 1e-7, 5e-4
 EPS32 = torch.finfo(torch.float32).eps
-ROUNDED = 4 * EPS32 / WIDTH**0.5  # rounding d to float32 moves it by 0.2 EPS32 |d|, of which a row sees one in √P
+# rounding d to float32 moves it by 0.2 EPS32 |d|, of which a row sees one in √P
+ROUNDED = 4 * EPS32 / WIDTH**0.5
 Blocks = Mapping[str, Tensor]
 
 
@@ -39,7 +40,9 @@ class Explicit(nn.Module):
             self.add_module(name, layer)
 
     def forward(self) -> Tensor:
-        return torch.stack([(rows * self.get_submodule(name).weight).sum(1) for name, rows in self.J.items()]).sum(0)
+        return torch.stack([
+            (rows * self.get_submodule(name).weight).sum(1) for name, rows in self.J.items()
+        ]).sum(0)
 
 
 class Spoiled:
@@ -64,8 +67,17 @@ class Spoiled:
         def gram(rows: mtu.Rows, per: str = "total") -> Tensor:
             G = self.gram(rows, per)
             length = G.diagonal(dim1=-2, dim2=-1).sqrt()
-            noise = torch.randn(G.shape, generator=torch.Generator().manual_seed(seed), dtype=G.dtype)
-            return G + relative * (noise + noise.mT) / 2**0.5 * length[..., :, None] * length[..., None, :]
+            noise = torch.randn(
+                G.shape, generator=torch.Generator().manual_seed(seed), dtype=G.dtype
+            )
+            return (
+                G
+                + relative
+                * (noise + noise.mT)
+                / 2**0.5
+                * length[..., :, None]
+                * length[..., None, :]
+            )
 
         self.patch.setattr(mtu.Rows, "gram", gram)
         self.patch.setattr(rows_file, "inexact", lambda *_: inexact)
@@ -113,7 +125,8 @@ def leaning(d: Tensor, J: Tensor) -> float:
 
 
 SEEDS = range(3)
-CONTRACTS = [(TILES, 1.5e2), (TILES, 1e3), (TILES, 1e4), (TF32X3, 1.5e2), (TF32X3, 1e3)]  # noise times condition² < 1
+# noise times condition² < 1
+CONTRACTS = [(TILES, 1.5e2), (TILES, 1e3), (TILES, 1e4), (TF32X3, 1.5e2), (TF32X3, 1e3)]
 TOO_ROUGH = [(TILES, 1e5), (TF32X3, 1e4), (TF32, 1e2), (TF32, 1e3), (TF32, 1e4)]
 
 
@@ -129,13 +142,20 @@ def test_the_update_is_what_an_exact_gram_gives(
     unrefined, _ = step(J, method)
     spoiled.noise(noise, seed)
     refined, update = step(J, method)
-    # The exact Gram's error is that of combining in float32; another order of roundings may double it.
+    # The exact Gram's error is that of combining in float32; another order of roundings may double
+    # it.
     assert error(refined, J) <= 2 * exact
     assert error(unrefined, J) > 2 * exact
-    bound = ROUNDED if cond <= 1e3 else 10 * ROUNDED  # at 1e4 three passes remove a half to nine tenths each
-    assert leaning(refined["layer0"], J["layer0"]) <= bound < leaning(unrefined["layer0"], J["layer0"])
-    assert float(update.residual) == pytest.approx(leaning(refined["layer0"], J["layer0"]), rel=1e-5)
-    assert spoiled.pushes <= 4 and spoiled.combines <= 5  # a pass is one of each; one more for what is not refined
+    # at 1e4 three passes remove a half to nine tenths each
+    bound = ROUNDED if cond <= 1e3 else 10 * ROUNDED
+    assert (
+        leaning(refined["layer0"], J["layer0"]) <= bound < leaning(unrefined["layer0"], J["layer0"])
+    )
+    assert float(update.residual) == pytest.approx(
+        leaning(refined["layer0"], J["layer0"]), rel=1e-5
+    )
+    # a pass is one of each; one more for what is not refined
+    assert spoiled.pushes <= 4 and spoiled.combines <= 5
 
 
 @pytest.mark.parametrize(("noise", "cond"), TOO_ROUGH)
@@ -151,7 +171,10 @@ def test_where_the_gram_is_too_rough_nothing_gets_worse_and_the_update_says_so(
     assert error(refined, J) <= error(unrefined, J) * (1 + EPS32)
     assert before.residual is None
     assert float(update.residual) > 100 * ROUNDED
-    assert float(update.residual) == pytest.approx(leaning(refined["layer0"], J["layer0"]), rel=1e-2)  # noisy |J_r|
+    # noisy |J_r|
+    assert float(update.residual) == pytest.approx(
+        leaning(refined["layer0"], J["layer0"]), rel=1e-2
+    )
 
 
 @pytest.mark.parametrize(("noise", "cond", "seed"), [(2e-8, 3e4, 9), (TF32, 1e2, 6)])
@@ -193,7 +216,9 @@ def test_well_conditioned_rows_are_not_refined(spoiled: Spoiled) -> None:
     assert torch.equal(found["layer0"], unrefined["layer0"])
 
 
-@pytest.mark.parametrize("method", [mtu.Mean(), torch.ones(RETAINED + 1).double()], ids=["mean", "weights"])
+@pytest.mark.parametrize(
+    "method", [mtu.Mean(), torch.ones(RETAINED + 1).double()], ids=["mean", "weights"]
+)
 def test_what_constrains_nothing_is_not_refined(method: Any, spoiled: Spoiled) -> None:
     spoiled.noise(TILES, 0)
     _, update = step(scene(1e4, 0), method)
@@ -202,7 +227,10 @@ def test_what_constrains_nothing_is_not_refined(method: Any, spoiled: Spoiled) -
 
 def test_each_layer_is_refined_by_itself(spoiled: Spoiled) -> None:
     """One that needs nothing, one that contracts, one that is too rough."""
-    J = {name: scene(cond, seed)["layer0"] for seed, (name, cond) in enumerate({"a": 5.0, "b": 1e3, "c": 1e5}.items())}
+    J = {
+        name: scene(cond, seed)["layer0"]
+        for seed, (name, cond) in enumerate({"a": 5.0, "b": 1e3, "c": 1e5}.items())
+    }
     method = mtu.OrthoGrad(0.0, granularity="layer")
     exact, _ = step(J, method)
     spoiled.noise(TILES, 0, inexact=False)
@@ -214,13 +242,18 @@ def test_each_layer_is_refined_by_itself(spoiled: Spoiled) -> None:
     assert error({"b": unrefined["b"]}, J) > 2 * error({"b": exact["b"]}, J)
     assert torch.equal(refined["c"], unrefined["c"])
     assert update.residual.shape == (3,)
-    assert update.residual.tolist() == pytest.approx([leaning(refined[name], J[name]) for name in J], rel=1e-5)
+    assert update.residual.tolist() == pytest.approx(
+        [leaning(refined[name], J[name]) for name in J], rel=1e-5
+    )
 
 
 def test_dependent_and_zero_retain_rows_are_ordinary_input(spoiled: Spoiled) -> None:
     """Of duplicates a noisy Gram sees a difference that is not there."""
     J = scene(1e3, 0)["layer0"]
-    rows = torch.cat([matrices.with_zero_row(matrices.with_duplicates(J[: RETAINED // 2]), at=3), J[RETAINED:]])
+    rows = torch.cat([
+        matrices.with_zero_row(matrices.with_duplicates(J[: RETAINED // 2]), at=3),
+        J[RETAINED:],
+    ])
     exact, _ = step({"layer0": rows}, mtu.OrthoGrad(0.0))
     spoiled.noise(TILES, 0)
     refined, _ = step({"layer0": rows}, mtu.OrthoGrad(0.0))
@@ -228,7 +261,7 @@ def test_dependent_and_zero_retain_rows_are_ordinary_input(spoiled: Spoiled) -> 
     assert leaning(refined["layer0"], rows[rows.any(1)][: RETAINED - 1]) <= ROUNDED
 
 
-# ---- inside a subspace ----------------------------------------------------------------------------------------------
+# ---- inside a subspace ---------------------------------------------------------------------------
 
 KEPT = 60
 
@@ -237,7 +270,9 @@ def step_in_a_subspace(J: Tensor, kept: Tensor, **options: Any) -> tuple[Tensor,
     model = Explicit({"layer0": J})
     engine = mtu.Engine(model)
     rows = engine.rows({"a": model()}, forget=torch.arange(len(J)) >= RETAINED)
-    update = mtu.cat(rows, engine.kept({"layer0.weight": kept}, "a")).backward(mtu.InterferenceAware(0.0, **options))
+    update = mtu.cat(rows, engine.kept({"layer0.weight": kept}, "a")).backward(
+        mtu.InterferenceAware(0.0, **options)
+    )
     return model.get_submodule("layer0").weight.grad.clone(), update
 
 
@@ -249,7 +284,9 @@ def outside(d: Tensor, kept: Tensor) -> float:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("order", "noise"), [("joint", TF32X3), ("project-first", TILES)])
-def test_interference_aware_is_refined_within_its_span(order: str, noise: float, seed: int, spoiled: Spoiled) -> None:
+def test_interference_aware_is_refined_within_its_span(
+    order: str, noise: float, seed: int, spoiled: Spoiled
+) -> None:
     """The joint solve works on B and not on its Gram, so that noise grows by the condition, not by its square."""
     J, kept = scene(1e3, seed)["layer0"], matrices.conditioned(KEPT, WIDTH, 10.0, seed + 5).float()
     exact, _ = step_in_a_subspace(J, kept, order=order)
@@ -265,7 +302,9 @@ def test_interference_aware_is_refined_within_its_span(order: str, noise: float,
 
 
 @pytest.mark.parametrize("options", [{"order": "orthogonalize-first"}, {"ridge": 0.1}], ids=str)
-def test_what_keeps_a_residue_by_definition_is_not_refined(options: dict[str, Any], spoiled: Spoiled) -> None:
+def test_what_keeps_a_residue_by_definition_is_not_refined(
+    options: dict[str, Any], spoiled: Spoiled
+) -> None:
     J, kept = scene(1e3, 0)["layer0"], matrices.conditioned(KEPT, WIDTH, 10.0, 5).float()
     spoiled.noise(TILES, 0)
     _, update = step_in_a_subspace(J, kept, **options)

@@ -18,7 +18,10 @@ N = 5
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.head = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4)), nn.Linear(4, 2)
+        self.body, self.head = (
+            nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4)),
+            nn.Linear(4, 2),
+        )
         self.double()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +50,12 @@ def add_an_adapter(net: Net) -> None:
     net.body.append(nn.Linear(4, 4).double())
 
 
-CHANGES: list[Callable[[Net], None]] = [replace_the_head, freeze_then_unfreeze, parametrize, add_an_adapter]
+CHANGES: list[Callable[[Net], None]] = [
+    replace_the_head,
+    freeze_then_unfreeze,
+    parametrize,
+    add_an_adapter,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -64,15 +72,22 @@ def test_an_engine_of_all_parameters_follows(change: Callable[[Net], None]) -> N
         assert_rows(engine.rows(loss), J, trained(net), 1e-10)
 
 
-@pytest.mark.parametrize("method", [mtu.OrthoGrad(0.5), mtu.GradDiff()], ids=["OrthoGrad", "GradDiff"])
+@pytest.mark.parametrize(
+    "method", [mtu.OrthoGrad(0.5), mtu.GradDiff()], ids=["OrthoGrad", "GradDiff"]
+)
 @pytest.mark.parametrize("change", [replace_the_head, add_an_adapter])
-def test_what_is_new_and_not_known_to_be_shared_is_refused(change: Callable[[Net], None], method: mtu.Method) -> None:
+def test_what_is_new_and_not_known_to_be_shared_is_refused(
+    change: Callable[[Net], None], method: mtu.Method
+) -> None:
     net = Net()
     engine = mtu.Engine(net, params=net.body.parameters())
     engine.backward(losses(net), method, forget=torch.arange(N) < 2)
     clear(net.parameters())
     change(net)
-    with pytest.raises(RuntimeError, match=r"found (head|body\.3)\.weight, .* did not have when the engine was made"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"found (head|body\.3)\.weight, .* did not have when the engine was made",
+    ):
         engine.backward(losses(net), method, forget=torch.arange(N) < 2)
     assert all(p.grad is None for p in net.parameters())
 
@@ -95,7 +110,9 @@ def test_heads_that_are_unfrozen_stay_outside() -> None:
     engine = mtu.Engine(net, params=net.body.parameters())
     engine.rows(losses(net))
     net.head.requires_grad_(True)
-    assert list(engine.rows(losses(net)).parameters) == [f"body.{name}" for name, _ in net.body.named_parameters()]
+    assert list(engine.rows(losses(net)).parameters) == [
+        f"body.{name}" for name, _ in net.body.named_parameters()
+    ]
     engine.backward(losses(net), mtu.OrthoGrad())
     assert net.head.weight.grad is not None
 
@@ -116,4 +133,6 @@ def test_what_is_to_be_done_with_a_gradient_is_done() -> None:
     torch.manual_seed(1)
     mtu.Engine(net).backward(losses(net), mtu.Mean())
     torch.testing.assert_close(net.state_dict(), plain.state_dict(), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(grad_vector(list(net.parameters())), grad_vector(list(plain.parameters())))
+    torch.testing.assert_close(
+        grad_vector(list(net.parameters())), grad_vector(list(plain.parameters()))
+    )

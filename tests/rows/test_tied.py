@@ -31,7 +31,10 @@ class Language(nn.Module):
 
     def __init__(self, vocabulary: int = V, width: int = D, bias: bool = False) -> None:
         super().__init__()
-        self.tokens, self.mix = nn.Embedding(vocabulary, width, padding_idx=3), nn.Linear(width, width)
+        self.tokens, self.mix = (
+            nn.Embedding(vocabulary, width, padding_idx=3),
+            nn.Linear(width, width),
+        )
         self.shift = nn.Parameter(torch.randn(vocabulary)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +43,9 @@ class Language(nn.Module):
 
 def tokens(n: int = N, s: int = S, vocabulary: int = V) -> Tensor:
     """Some occur often, some once."""
-    return torch.where(torch.rand(n, s) < 0.5, torch.randint(0, 9, (n, s)), torch.randint(0, vocabulary, (n, s)))
+    return torch.where(
+        torch.rand(n, s) < 0.5, torch.randint(0, 9, (n, s)), torch.randint(0, vocabulary, (n, s))
+    )
 
 
 def losses(net: Language, x: Tensor, tasks: int = 1) -> dict[str, Tensor]:
@@ -111,7 +116,9 @@ def test_rows_that_are_kept_meet_those_of_later_steps() -> None:
     assert_rows(both, joined(truth_of(losses(net, other, 2), params), before), params, EXACT)
 
 
-def test_a_step_beside_an_explicit_basis_forms_rows_by_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_beside_an_explicit_basis_forms_rows_by_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A basis is explicit, its products with itself are known; the rows of the step are not made so for its sake."""
     net = Language().double()
     engine, subspace = mtu.Engine(net), mtu.Subspace(size=N, basis=True)
@@ -120,7 +127,10 @@ def test_a_step_beside_an_explicit_basis_forms_rows_by_tiles(monkeypatch: pytest
     monkeypatch.setattr(Several, "matrix", None)
     monkeypatch.setattr(Several, "grounded", None)
     x = tokens()
-    truth = joined(truth_of(losses(net, x), trained(net)), dict(enumerate(subspace.held.basis.jacobian().values())))
+    truth = joined(
+        truth_of(losses(net, x), trained(net)),
+        dict(enumerate(subspace.held.basis.jacobian().values())),
+    )
     for _step in range(2):  # the first one finds the products of the basis with itself
         assert_rows(subspace.join(engine.rows(losses(net, x))), truth, trained(net), EXACT)
 
@@ -157,4 +167,6 @@ def test_a_step_takes_the_memory_of_a_plain_one() -> None:
         return live.peak
 
     plain = peak(lambda loss: loss.mean().backward())
-    assert peak(lambda loss: engine.backward(loss, mtu.OrthoGrad(0.5), forget=forget)) <= 1.05 * plain
+    assert (
+        peak(lambda loss: engine.backward(loss, mtu.OrthoGrad(0.5), forget=forget)) <= 1.05 * plain
+    )

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast._rows import joint
 from mtu_fast._ops import explicit
 from mtu_fast._ops._convolution import Geometry
+from mtu_fast._rows import joint
 from mtu_fast._rows.uses import Blocks, Chain, Common, Conv, Dense, Gather, Outer, Several, Use
 from tests.helpers.checks import random_weights
 from tests.helpers.truth import relative_error
@@ -37,7 +37,9 @@ def make(kind: str, rows: int = R) -> Use:
     if kind == "several":
         return Several((6, 4), tuple(make(part, rows) for part in ("gather", "outer", "common")))
     if kind == "blocks":
-        return Blocks((6, 4), (Dense((4,), draw(rows, 4)), Common((4,), draw(rows, 2), draw(2, 4))), (4, 1))
+        return Blocks(
+            (6, 4), (Dense((4,), draw(rows, 4)), Common((4,), draw(rows, 2), draw(2, 4))), (4, 1)
+        )
     geometry = Geometry((6, 4, 1), (1,), (0,), (1,), False, (0,), 1)
     return Conv((6, 4, 1), draw(rows, 1, 4, 7), draw(rows, 1, 6, 7), geometry)
 
@@ -97,7 +99,8 @@ def test_some_rows_of_a_use(kind: str) -> None:
     """A row that is left out leaves nothing behind, be it finite or not."""
     use, chosen = make(kind), torch.tensor([3, 1])
     J = rows_of(use)[chosen]
-    whole = [t.dtype == torch.int64 or len(t) != R for t in use.tensors]  # an index, or directions that all rows share
+    # an index, or directions that all rows share
+    whole = [t.dtype == torch.int64 or len(t) != R for t in use.tensors]
     broken = [t.clone() if w else t.clone().index_fill(0, torch.tensor([0]), torch.nan)
               for t, w in zip(use.tensors, whole, strict=True)]  # fmt: skip
     some = use.with_tensors(*broken).select(chosen)
@@ -115,12 +118,19 @@ def test_some_rows_of_a_use(kind: str) -> None:
         (Geometry((4, 6, 3, 2), (2, 1), (1, 0), (1, 1), True, (1, 0), 1), (4, 3), (8, 4)),
         (Geometry((4, 3, 2, 2), (2, 2), (0, 0), (1, 1), True, (0, 0), 2), (3, 3), (6, 6)),
         (Geometry((6, 4, 3), (1,), (2,), (1,), False, (0,), 1), (5,), (7,)),
-        (Geometry((6, 4, 2, 2, 2), (1, 1, 1), (0, 0, 0), (1, 1, 1), False, (0, 0, 0), 1), (3, 4, 3), (2, 3, 2)),
+        (
+            Geometry((6, 4, 2, 2, 2), (1, 1, 1), (0, 0, 0), (1, 1, 1), False, (0, 0, 0), 1),
+            (3, 4, 3),
+            (2, 3, 2),
+        ),
     ],
     ids=["strided and dilated", "grouped", "transposed", "transposed and grouped", "1d", "3d"],
 )
 def test_convolutions_are_pushed_by_their_geometry(
-    geometry: Geometry, image: tuple[int, ...], grid: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    geometry: Geometry,
+    image: tuple[int, ...],
+    grid: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two images a row; whole, and a row at a time."""
     use = Conv(geometry.weight, draw(R, 2, 4, *image), draw(R, 2, 6, *grid), geometry)
@@ -139,7 +149,8 @@ def test_float32_rows_are_pushed_in_float64(kind: str, monkeypatch: pytest.Monke
     exact = use.with_tensors(*(t if t.dtype == torch.int64 else t.double() for t in use.tensors))
     J = rows_of(exact)
     d = draw(J.shape[1])
-    d = (d - torch.linalg.pinv(J) @ (J @ d) * (1.0 - 1e-6)).view(use.shape)  # J d is a millionth of what it was
+    # J d is a millionth of what it was
+    d = (d - torch.linalg.pinv(J) @ (J @ d) * (1.0 - 1e-6)).view(use.shape)
     assert relative_error(use.push(d), J @ d.flatten()) <= 1e-8  # eps / 1e-6, and the sums
     monkeypatch.setattr(explicit, "PIECE", 1)
     assert relative_error(use.push(d), J @ d.flatten()) <= 1e-8
@@ -148,7 +159,9 @@ def test_float32_rows_are_pushed_in_float64(kind: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_cast_on_the_way_does_not_round_what_is_pushed(dtype: torch.dtype) -> None:
     """A bfloat16 copy of a part of the parameter: d has more digits than the copy could hold."""
-    chain = Chain(("cast", "slice"), lambda g: torch.nn.functional.pad(g.bfloat16(), (0, 0, 0, 4)).to(dtype))
+    chain = Chain(
+        ("cast", "slice"), lambda g: torch.nn.functional.pad(g.bfloat16(), (0, 0, 0, 4)).to(dtype)
+    )
     use = replace(make("outer"), chain=chain)
     d = draw(10, 4).to(dtype)
     # Three times the 8 bits of bfloat16, which is all that a float32 has.

@@ -8,9 +8,9 @@ A rule is a pure function `(node, slot, shape, b, rows) -> Use | None`:
 * b      the gradient of the losses with respect to the node's output
 * rows   the `RowMap` of b
 
-It returns None where it does not apply; the exact generic path then serves. What takes gradients of several outputs, or
-has work that its inputs share, is written as what a rule becomes in the registry (`Served`): a function of all wanted
-inputs and all outputs.
+It returns None where it does not apply; the exact generic path then serves. What takes gradients of
+several outputs, or has work that its inputs share, is written as what a rule becomes in the
+registry (`Served`): a function of all wanted inputs and all outputs.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from typing import Any
 
 from torch import Tensor
 
-from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._graph.rowmap import RowMap
+from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._rows.uses import Dense, Use
 
 Shape = tuple[int, ...]
 Rule = Callable[[Any, int, Shape, Tensor, RowMap], Use | None]
-# (node, {wanted slot: shape}, gradients, their row maps) -> {slot: use}, for the slots that are served
-Served = Callable[[Any, Mapping[int, Shape], Sequence[Tensor | None], Sequence[RowMap | None]], dict[int, Use]]
+# (node, {wanted slot: shape}, gradients, their row maps) -> {slot: use}, for the slots that are
+# served
+Served = Callable[
+    [Any, Mapping[int, Shape], Sequence[Tensor | None], Sequence[RowMap | None]], dict[int, Use]
+]
 
 RULES: dict[str, Served] = {}
 
@@ -39,12 +42,19 @@ def rule(*names: str, slots: Container[int] = range(3)) -> Callable[[Rule], Rule
     def register(function: Rule) -> Rule:
         @wraps(function)
         def served(
-            node: Any, wanted: Mapping[int, Shape], grads: Sequence[Tensor | None], maps: Sequence[RowMap | None]
+            node: Any,
+            wanted: Mapping[int, Shape],
+            grads: Sequence[Tensor | None],
+            maps: Sequence[RowMap | None],
         ) -> dict[int, Use]:
             b, rows = grads[0], maps[0]
             if b is None or rows is None or any(g is not None for g in grads[1:]):
                 return {}
-            found = {slot: function(node, slot, shape, b, rows) for slot, shape in wanted.items() if slot in slots}
+            found = {
+                slot: function(node, slot, shape, b, rows)
+                for slot, shape in wanted.items()
+                if slot in slots
+            }
             return {slot: use for slot, use in found.items() if use is not None}
 
         _enter(names, served)
@@ -66,7 +76,9 @@ def joint_rule(*names: str) -> Callable[[Served], Served]:
 def _enter(names: Sequence[str], served: Served) -> None:
     for name in names:
         if name in RULES:
-            raise ValueError(f"two rules for {name}: {RULES[name].__module__} and {served.__module__}")
+            raise ValueError(
+                f"two rules for {name}: {RULES[name].__module__} and {served.__module__}"
+            )
         RULES[name] = served
 
 
@@ -78,8 +90,8 @@ def scaled(b: Tensor, factor: float) -> Tensor:
 def summed(b: Tensor, rows: RowMap, shape: tuple[int, ...]) -> Dense | None:
     """`rows[r] = Σ b` over the row's positions and over every dimension that a parameter of this shape broadcasts.
 
-    The gradient of an addend: b `[…, D, …]` -> rows `[N, *shape]`. None where the parameter varies along the row
-    dimension, so that positions of one row are not alike.
+    The gradient of an addend: b `[…, D, …]` -> rows `[N, *shape]`. None where the parameter varies
+    along the row dimension, so that positions of one row are not alike.
     """
     if rows.dim is None:
         return None
@@ -91,6 +103,9 @@ def summed(b: Tensor, rows: RowMap, shape: tuple[int, ...]) -> Dense | None:
     del kept[rows.dim]
     over = [1] + [d + 2 for d, size in enumerate(kept) if size == 1]
     # With nothing to add the rows are b itself, but for one that would keep a larger tensor alive.
-    if all(parts.shape[d] == 1 for d in over) and b.untyped_storage().nbytes() <= b.numel() * b.element_size():
+    if (
+        all(parts.shape[d] == 1 for d in over)
+        and b.untyped_storage().nbytes() <= b.numel() * b.element_size()
+    ):
         return Dense(shape, parts.to(working_dtype(b)).reshape(rows.count, *shape))
     return Dense(shape, parts.sum(over, dtype=working_dtype(b)).view(rows.count, *shape))

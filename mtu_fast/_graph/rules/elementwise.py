@@ -46,7 +46,9 @@ def rsub(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | N
 @rule("DivBackward0")
 def div(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | None:
     """`out = self / other`."""
-    other = node._saved_other.detach() if isinstance(node._saved_other, Tensor) else node._saved_other
+    other = (
+        node._saved_other.detach() if isinstance(node._saved_other, Tensor) else node._saved_other
+    )
     b = b / other
     return summed(b if slot == 0 else b * -(node._saved_self.detach() / other), rows, shape)
 
@@ -68,9 +70,13 @@ def prelu(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | 
 def repeat(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | None:
     """`out = parameter.repeat(…)`: b `[…, k·D, …]` as `[…, k, D, …]`, summed over every k."""
     sizes = (1,) * (b.dim() - len(shape)) + shape
-    apart = tuple(n for whole, size in zip(b.shape, sizes, strict=True) for n in (whole // size, size))
+    apart = tuple(
+        n for whole, size in zip(b.shape, sizes, strict=True) for n in (whole // size, size)
+    )
     between = tuple(n for size in sizes for n in (1, size))
-    use = summed(b.reshape(apart), RowMap(reshaped(rows.ids, rows.shape, apart), apart, rows.count), between)
+    use = summed(
+        b.reshape(apart), RowMap(reshaped(rows.ids, rows.shape, apart), apart, rows.count), between
+    )
     return None if use is None else Dense(shape, use.rows.reshape(-1, *shape))
 
 

@@ -1,7 +1,8 @@
 """Table look-ups: rows are scattered gradients, never one-hot products.
 
-A look-up `out[…] = table[index[…]]` is read off its node in one place (`LOOKUPS`), for rows that are told apart by
-position (the rules that follow from it) and for explicit rows of what all samples look up alike (`explicit`).
+A look-up `out[…] = table[index[…]]` is read off its node in one place (`LOOKUPS`), for rows that
+are told apart by position (the rules that follow from it) and for explicit rows of what all samples
+look up alike (`explicit`).
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def _gather(shape: Shape, index: Tensor, b: Tensor, of: Lookup) -> Gather:
 def embedding(node: Any, shape: Shape) -> Lookup | None:
     """`weight[index]`."""
     if node._saved_scale_grad_by_freq:
-        return None  # counts the whole batch: positions of one row then depend on other rows' indices
+        # counts the whole batch: positions of one row then depend on other rows' indices
+        return None
     return Lookup(node._saved_indices, signed(node._saved_padding_idx), node._saved_sparse)
 
 
@@ -82,7 +84,11 @@ def embedding(node: Any, shape: Shape) -> Lookup | None:
 def index(node: Any, shape: Shape) -> Lookup | None:
     """`parameter[index]`, an index of whole numbers in the first dimension."""
     first, *others = node._saved_indices
-    if first is None or first.dtype in (torch.bool, torch.uint8) or any(t is not None for t in others):
+    if (
+        first is None
+        or first.dtype in (torch.bool, torch.uint8)
+        or any(t is not None for t in others)
+    ):
         return None
     return Lookup(torch.where(first < 0, first + shape[0], first))
 

@@ -46,7 +46,14 @@ def baddbmm(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use 
     """`out[e] = beta·self[e] + alpha·batch1[e] @ batch2[e]`, b `[E, M, O]`."""
     if slot == 0:
         return summed(scaled(b, node._saved_beta), rows, shape)
-    return _batched(node, slot - 1, shape, scaled(b, node._saved_alpha), rows, ("_saved_batch1", "_saved_batch2"))
+    return _batched(
+        node,
+        slot - 1,
+        shape,
+        scaled(b, node._saved_alpha),
+        rows,
+        ("_saved_batch1", "_saved_batch2"),
+    )
 
 
 @rule("GroupedMmBackward0", slots=(1,))
@@ -58,15 +65,20 @@ def grouped_mm(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> U
     parts, start = [], 0
     for end in ends.tolist():
         of_group = _positions(rows.along[start:end], rows.count)
-        parts.append(Outer(shape[1:], of_group.split(a[start:end], 0), of_group.split(b[start:end], 0)))
+        parts.append(
+            Outer(shape[1:], of_group.split(a[start:end], 0), of_group.split(b[start:end], 0))
+        )
         start = end
     return Blocks(shape, tuple(parts), tuple(range(len(parts))))
 
 
-def _batched(node: Any, side: int, shape: Shape, b: Tensor, rows: RowMap, saved: tuple[str, str]) -> Use | None:
+def _batched(
+    node: Any, side: int, shape: Shape, b: Tensor, rows: RowMap, saved: tuple[str, str]
+) -> Use | None:
     """The parameter is the first factor (side 0: rows along the columns of b) or the second (side 1: along its rows).
 
-    Which rows they are may differ from one batch entry to the next: tokens that are sent to experts.
+    Which rows they are may differ from one batch entry to the next: tokens that are sent to
+    experts.
     """
     contracted = 2 - side
     if rows.ids.shape[side + 1] > 1 or rows.ids.shape[contracted] == 1 < rows.ids.shape[0]:
@@ -79,7 +91,11 @@ def _batched(node: Any, side: int, shape: Shape, b: Tensor, rows: RowMap, saved:
         sides = [of_entry.split(other[e], contracted - 1), of_entry.split(b[e], contracted - 1)]
         left, right = sides if side == 1 else reversed(sides)
         parts.append(Outer(shape[1:], left, right))
-    return replace(parts[0], shape=shape) if len(parts) == 1 else Blocks(shape, tuple(parts), tuple(range(len(parts))))
+    return (
+        replace(parts[0], shape=shape)
+        if len(parts) == 1
+        else Blocks(shape, tuple(parts), tuple(range(len(parts))))
+    )
 
 
 def _positions(along: Ids, count: int) -> RowMap:
@@ -95,7 +111,8 @@ def _product(
     if rows.dim != contracted:
         return None
     other = getattr(node, saved[contracted]).detach()
-    # mat1ᵀ b sums over M, b mat2ᵀ over O: in both the contracted dimension of `other` is where b has its rows.
+    # mat1ᵀ b sums over M, b mat2ᵀ over O: in both the contracted dimension of `other` is where b
+    # has its rows.
     parts = [rows.split(other, contracted), rows.split(b, contracted)]
     left, right = parts if side == 1 else reversed(parts)
     return Outer(shape, left, right)

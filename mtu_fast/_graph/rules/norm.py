@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._graph.rowmap import RowMap
 from mtu_fast._graph.rules.base import rule, summed
+from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._rows.uses import Use
 
 
@@ -31,7 +31,9 @@ def rms_norm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowM
 def group_norm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowMap) -> Use | None:
     """Input `[M, C, *]`, statistics `[M, groups]`."""
     if slot == 1:
-        return _scales(b, node._saved_input.detach(), node._saved_result1, node._saved_result2, shape, rows)
+        return _scales(
+            b, node._saved_input.detach(), node._saved_result1, node._saved_result2, shape, rows
+        )
     return _shifts(b, shape, rows)
 
 
@@ -45,24 +47,36 @@ def batch_norm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: Ro
     else:
         eps = node._saved_eps if hasattr(node, "_saved_eps") else node._saved_epsilon
         mean, rstd = node._saved_running_mean, (node._saved_running_var + eps).rsqrt()
-    # Deviations first: a mean far from 0 cancels, and running statistics may be far from the batch's.
+    # Deviations first: a mean far from 0 cancels, and running statistics may be far from the
+    # batch's.
     x = node._saved_input.detach()
     x = x - mean.to(working_dtype(x)).view(1, -1, *[1] * (x.dim() - 2))
     rstd = rstd.expand(len(b), -1)
     return _scales(b, x, torch.zeros_like(rstd), rstd, shape, rows)
 
 
-def _scales(b: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, shape: tuple[int, ...], rows: RowMap) -> Use | None:
+def _scales(
+    b: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, shape: tuple[int, ...], rows: RowMap
+) -> Use | None:
     """`(Σ b x - mean Σ b) · rstd` over the positions of each image and channel, b and x `[M, C, *]`."""
     if rows.dim != 0:
         return None
     dtype, channels = working_dtype(b), b.shape[0] * b.shape[1]
-    # Torch's own backward does it without a temporary, image by image if every image has channels of its own. It reads
-    # all as contiguous memory, whatever the strides.
+    # Torch's own backward does it without a temporary, image by image if every image has channels
+    # of its own. It reads all as contiguous memory, whatever the strides.
     b, x = (t.to(dtype).reshape(1, channels, -1).contiguous() for t in (b, x))
     mean, rstd = (t.to(dtype).reshape(1, -1).contiguous() for t in (mean, rstd))
     sums = torch.ops.aten.native_group_norm_backward(
-        b, x, mean, rstd, b.new_ones(channels), 1, channels, b.shape[2], mean.shape[1], (False, True, False)
+        b,
+        x,
+        mean,
+        rstd,
+        b.new_ones(channels),
+        1,
+        channels,
+        b.shape[2],
+        mean.shape[1],
+        (False, True, False),
     )[1]
     return summed(sums.view(-1, *shape), rows, shape)
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._graph.rowmap import Ids, RowMap, merged
 from mtu_fast._graph.rules.base import Shape, joint_rule
+from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._rows.uses import Dense, Outer, Use
 
 LSTM = 2  # `_saved_mode`
@@ -20,12 +20,16 @@ LSTM = 2  # `_saved_mode`
 
 @joint_rule("MkldnnRnnLayerBackward0")
 def lstm(
-    node: Any, wanted: Mapping[int, Shape], grads: Sequence[Tensor | None], maps: Sequence[RowMap | None]
+    node: Any,
+    wanted: Mapping[int, Shape],
+    grads: Sequence[Tensor | None],
+    maps: Sequence[RowMap | None],
 ) -> dict[int, Use]:
     """`a_t = W x_t + U h_{t-1} + biases`: rows of W `Σ_t a'_t ⊗ x_t`, of U `Σ_t a'_t ⊗ h_{t-1}`, of a bias `Σ_t a'_t`.
 
-    One layer in one direction: outputs h `[S, N, H]` and the last h and c `[N, H]`; inputs 1 to 4 are W `[4H, I]`,
-    U `[4H, H]` and the biases `[4H]`, and a' are the gradients of what enters the gates.
+    One layer in one direction: outputs h `[S, N, H]` and the last h and c `[N, H]`; inputs 1 to 4
+    are W `[4H, I]`, U `[4H, H]` and the biases `[4H]`, and a' are the gradients of what enters the
+    gates.
     """
     rows = _sequences(maps)
     if node._saved_mode != LSTM or rows is None or not wanted.keys() <= {1, 2, 3, 4}:
@@ -33,7 +37,13 @@ def lstm(
     dtype = working_dtype(node._saved_input)
     x, h, first, last, *weights = (
         t.detach().to(dtype)
-        for t in (node._saved_input, node._saved_result0, node._saved_hx_, node._saved_cx_, *_weights(node))
+        for t in (
+            node._saved_input,
+            node._saved_result0,
+            node._saved_hx_,
+            node._saved_cx_,
+            *_weights(node),
+        )
     )
     dh, *ends = (None if b is None else b.to(dtype) for b in grads)
     if node._saved_reverse:  # a row does not ask for the order of its positions
@@ -71,10 +81,13 @@ def _sequences(maps: Sequence[RowMap | None]) -> RowMap | None:
     return None if found is None else RowMap(found[:, None], known[0].shape[-2:], known[0].count)
 
 
-def _through_time(a: Tensor, c: Tensor, U: Tensor, dh: Tensor, end: Tensor | None, dc: Tensor | None) -> Tensor:
+def _through_time(
+    a: Tensor, c: Tensor, U: Tensor, dh: Tensor, end: Tensor | None, dc: Tensor | None
+) -> Tensor:
     """The gradient of a `[S, N, 4H]`, what enters the input, forget, cell and output gates.
 
-    c `[N, H]` is the first cell state, dh `[S, N, H]` the gradient of all h; end and dc `[N, H]` are those of the last.
+    c `[N, H]` is the first cell state, dh `[S, N, H]` the gradient of all h; end and dc `[N, H]`
+    are those of the last.
     """
     S, N, H = dh.shape
     i, f, g, o = a.split(H, 2)
@@ -83,7 +96,8 @@ def _through_time(a: Tensor, c: Tensor, U: Tensor, dh: Tensor, end: Tensor | Non
     for entering, kept in zip(i * g, f, strict=True):
         cells.append(torch.addcmul(entering, kept, cells[-1]))
     shown = torch.stack(cells[1:]).tanh()
-    # Each gate's gradient is a multiple of that of its step's cell, of the output gate's of that of its h.
+    # Each gate's gradient is a multiple of that of its step's cell, of the output gate's of that of
+    # its h.
     of_c = torch.stack([g * i * (1 - i), torch.stack(cells[:-1]) * f * (1 - f), i * (1 - g * g)], 2)
     of_h, slope = shown * o * (1 - o), o * (1 - shown * shown)
     found = a.new_empty(S, N, 4, H)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtu_fast.methods import Method
+from mtu_fast.subspace import Subspace
 from mtu_fast.unlearning.loop.evaluate import LossFunction, ScoreFunction
 from mtu_fast.unlearning.loop.history import History, Record
 from mtu_fast.unlearning.loop.progress import Progress
@@ -16,8 +18,6 @@ from mtu_fast.unlearning.loop.run import DivergedError, Run
 from mtu_fast.unlearning.loop.schedule import Scheduled
 from mtu_fast.unlearning.loop.settings import Bound, Settings
 from mtu_fast.unlearning.loop.state import clear_gradients
-from mtu_fast.methods import Method
-from mtu_fast.subspace import Subspace
 
 __all__ = ["DivergedError", "History", "Record", "Scheduled", "unlearn"]
 
@@ -51,49 +51,59 @@ def unlearn(
 
     A run stops at the first evaluation at which
 
-    * every target task's score on `forget` is at most what the original scores on `validation`: reason "level" (our
-      reading; a method with a number of epochs of its own, as ∇τ, is not stopped by this);
-    * the mean loss of what is retained has risen by more than `max_drift` in some task: reason "drift", and the model
-      is put back to the last evaluation within the bound;
+    * every target task's score on `forget` is at most what the original scores on `validation`:
+      reason "level" (our reading; a method with a number of epochs of its own, as ∇τ, is not
+      stopped by this);
+    * the mean loss of what is retained has risen by more than `max_drift` in some task: reason
+      "drift", and the model is put back to the last evaluation within the bound;
     * `max_steps` or `epochs` are over.
 
-    Training or evaluation mode is the caller's: `model.eval()` before keeps BatchNorm and dropout still, which is what
-    the methods want. Evaluations are made in evaluation mode, draw no random numbers and leave all modes as they were.
-    The shorter loader starts again, with a fresh iterator. An interrupted run that has a `checkpoint` goes on from its
-    last evaluation when `unlearn` is called again with the same arguments, to the same parameters bit for bit (where
-    the device is deterministic); longer limits continue a run that is over. Whatever is raised on the way, by a user's
-    function or by Ctrl-C too, leaves model, optimizer, scheduler, method, subspace and generators as they were at the
-    last evaluation within all bounds, and no gradients.
+    Training or evaluation mode is the caller's: `model.eval()` before keeps BatchNorm and dropout
+    still, which is what the methods want. Evaluations are made in evaluation mode, draw no random
+    numbers and leave all modes as they were. The shorter loader starts again, with a fresh
+    iterator. An interrupted run that has a `checkpoint` goes on from its last evaluation when
+    `unlearn` is called again with the same arguments, to the same parameters bit for bit (where the
+    device is deterministic); longer limits continue a run that is over. Whatever is raised on the
+    way, by a user's function or by Ctrl-C too, leaves model, optimizer, scheduler, method, subspace
+    and generators as they were at the last evaluation within all bounds, and no gradients.
 
     Args:
         model: unlearned in place.
-        optimizer: of its parameters. Momentum, weight decay and adaptive steps act after the direction.
+        optimizer: of its parameters. Momentum, weight decay and adaptive steps act after the
+            direction.
         forget: batches of anything, the data to forget; a DataLoader or a list, not an iterator.
-        retain: the data to keep; no sample of `forget` may be in it, which is an error where it can be told: of
-            DataLoaders over one dataset, and of lists of batches of the same memory.
-        losses: `losses(model, batch)` gives unreduced losses, [N] or {task: [N]}, or the pair (losses, {task: [N]
-            bool}) where some samples have no label for a task. Moving the batch to a device is its business.
+        retain: the data to keep; no sample of `forget` may be in it, which is an error where it can
+            be told: of DataLoaders over one dataset, and of lists of batches of the same memory.
+        losses: `losses(model, batch)` gives unreduced losses, [N] or {task: [N]}, or the pair
+            (losses, {task: [N] bool}) where some samples have no label for a task. Moving the batch
+            to a device is its business.
         method: a method, `mtu.OrthoGrad(0.7)` say.
-        targets: the tasks to forget from; None for all (full-task). With fewer (partial-task) the other tasks of the
-            forget samples are retained.
+        targets: the tasks to forget from; None for all (full-task). With fewer (partial-task) the
+            other tasks of the forget samples are retained.
         params: the shared parameters the method works on; all by default.
-        validation: data never seen, for the level at which to stop, and for ∇τ; no sample of `forget` or `retain` may
-            be in it.
-        score: `score(model, loader)` gives {task: score}, higher better; by default minus the mean loss.
-        forget_losses: the losses that steps take of forget batches, where they differ: those of `mtu.RandomLabels`.
-        monitor: the retained data that evaluations look at; all of `retain` by default, which may take long.
+        validation: data never seen, for the level at which to stop, and for ∇τ; no sample of
+            `forget` or `retain` may be in it.
+        score: `score(model, loader)` gives {task: score}, higher better; by default minus the mean
+            loss.
+        forget_losses: the losses that steps take of forget batches, where they differ: those of
+            `mtu.RandomLabels`.
+        monitor: the retained data that evaluations look at; all of `retain` by default, which may
+            take long.
         max_steps: optimizer steps at most.
         epochs: passes at most, over `retain` (or over what the method counts by).
         every: steps between evaluations.
-        max_drift: by how much the mean loss of a task on what is retained may rise, or {task: how much}.
+        max_drift: by how much the mean loss of a task on what is retained may rise, or {task: how
+            much}.
         scheduler: a learning rate scheduler, stepped after every step.
         clip: the global norm to which the direction is clipped, which keeps orthogonality.
         checkpoint: a file, written at every evaluation and found again by the next call.
-        subspace: rows kept across steps, for a method that moves in their span (`mtu.InterferenceAware`), which gets
-            a `mtu.Subspace()` by default. It holds explicit rows, K gradients, from the first checkpoint on.
-        generators: those that `losses`, `forget_losses`, `score` or the data draw from, beside the default ones and
-            those of loaders and method: `mtu.random_labels` takes one. They are stored and put back with the rest; a
-            resumed run differs from an uninterrupted one where one is missing here.
+        subspace: rows kept across steps, for a method that moves in their span
+            (`mtu.InterferenceAware`), which gets a `mtu.Subspace()` by default. It holds explicit
+            rows, K gradients, from the first checkpoint on.
+        generators: those that `losses`, `forget_losses`, `score` or the data draw from, beside the
+            default ones and those of loaders and method: `mtu.random_labels` takes one. They are
+            stored and put back with the rest; a resumed run differs from an uninterrupted one where
+            one is missing here.
         progress: a progress bar, if tqdm is installed.
 
     Returns:
@@ -101,8 +111,8 @@ def unlearn(
 
     Raises:
         TypeError: an argument of the wrong kind.
-        ValueError: an argument that makes no sense: unknown tasks, overlapping data, empty loaders, reduced losses, no
-            end, a checkpoint of another run.
+        ValueError: an argument that makes no sense: unknown tasks, overlapping data, empty loaders,
+            reduced losses, no end, a checkpoint of another run.
         FileNotFoundError: the folder of `checkpoint` does not exist.
         DivergedError: a RuntimeError; a loss or gradient was not finite.
     """
@@ -124,5 +134,7 @@ def unlearn(
 
 def _all(generators: Iterable[torch.Generator]) -> tuple[torch.Generator, ...]:
     if isinstance(generators, torch.Generator):
-        raise TypeError("generators: found one torch.Generator, expected several, (generator,) for this one.")
+        raise TypeError(
+            "generators: found one torch.Generator, expected several, (generator,) for this one."
+        )
     return tuple(generators)

@@ -75,9 +75,13 @@ def load(path: str | Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"checkpoint: {path} is no checkpoint of mtu.unlearn, or it is damaged: {error}") from error
+        raise ValueError(
+            f"checkpoint: {path} is no checkpoint of mtu.unlearn, or it is damaged: {error}"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"checkpoint: {path} is no checkpoint of this version of mtu.unlearn; remove or rename it.")
+        raise ValueError(
+            f"checkpoint: {path} is no checkpoint of this version of mtu.unlearn; remove or rename it."
+        )
     stored = state["settings"]
     for name in {**stored, **settings}:
         if stored.get(name) != settings.get(name):

@@ -62,7 +62,8 @@ def measure(
         loader: of batches.
         losses: see `unlearn`.
         score: see `unlearn`.
-        generators: those that the functions or the data draw from, beside the loader's and the default ones.
+        generators: those that the functions or the data draw from, beside the loader's and the
+            default ones.
 
     Returns:
         What was measured.

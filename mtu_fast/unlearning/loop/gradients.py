@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
 from mtu_fast.methods import Method
 from mtu_fast.rows import Rows, cat
 from mtu_fast.subspace import Subspace
-from mtu_fast._rows.update import Update
 
-Side = tuple[dict[str, Tensor], dict[str, Tensor]]  # losses {task: [N]}, labelled samples {task: [N]}
-Forward = Callable[[], Side]  # runs the forward when called, so that one graph lives at a time where rows are taken
+# losses {task: [N]}, labelled samples {task: [N]}
+Side = tuple[dict[str, Tensor], dict[str, Tensor]]
+# runs the forward when called, so that one graph lives at a time where rows are taken
+Forward = Callable[[], Side]
 
 
 def add_gradients(
@@ -56,8 +58,15 @@ def joined(
             "for a task without labels return any finite loss and a mask of False."
         )
     masks = {
-        task: torch.cat([torch.zeros_like(kept_present[task]), torch.full_like(gone_present[task], task in targets)])
+        task: torch.cat([
+            torch.zeros_like(kept_present[task]),
+            torch.full_like(gone_present[task], task in targets),
+        ])
         for task in kept
     }
     losses = {task: torch.cat([kept[task], gone[task]]) for task in kept}
-    return losses, {task: torch.cat([kept_present[task], gone_present[task]]) for task in kept}, masks
+    return (
+        losses,
+        {task: torch.cat([kept_present[task], gone_present[task]]) for task in kept},
+        masks,
+    )

@@ -12,7 +12,10 @@ from mtu_fast._checks import check_folder
 
 PLAIN = (
     ("level", "the forget scores fell to the held-out level"),
-    ("drift", "the retained data drifted over the bound; the model is that of the last evaluation within it"),
+    (
+        "drift",
+        "the retained data drifted over the bound; the model is that of the last evaluation within it",
+    ),
     ("max_steps", "all steps were made"),
     ("epochs", "all epochs were made"),
     ("not finite", "a loss or gradient was not finite; the model is that of the last evaluation"),
@@ -29,8 +32,8 @@ class Record:
         retain: {task: score} on the retained data.
         forget_loss: {task: mean loss} on the data to forget.
         retain_loss: {task: mean loss} on the retained data.
-        drift: {task: rise of the mean loss of what is retained}; in the partial case the worse of the retained data and
-            the forget samples, for tasks that are no target.
+        drift: {task: rise of the mean loss of what is retained}; in the partial case the worse of
+            the retained data and the forget samples, for tasks that are no target.
         seconds: spent in steps so far, evaluations not counted.
     """
 
@@ -52,7 +55,8 @@ class History:
         targets: those to forget.
         level: {target: score of the original on validation data}; None without validation data.
         records: one an evaluation, the original first.
-        reason: why it stopped: "level", "drift", "max_steps", "epochs" or "not finite"; "" while it runs.
+        reason: why it stopped: "level", "drift", "max_steps", "epochs" or "not finite"; "" while it
+            runs.
         step: the step whose parameters the model has.
     """
 
@@ -75,7 +79,9 @@ class History:
             FileNotFoundError: there is no such folder.
         """
         check_folder("path", path)
-        Path(path).write_text(json.dumps(self.to_dict() | {"explanation": self.explanation}, indent=1))
+        Path(path).write_text(
+            json.dumps(self.to_dict() | {"explanation": self.explanation}, indent=1)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dictionaries, lists, strings and numbers."""
@@ -106,17 +112,27 @@ class History:
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise ImportError("History.plot needs matplotlib: pip install 'mtu_fast[demo]'") from error
+            raise ImportError(
+                "History.plot needs matplotlib: pip install 'mtu_fast[demo]'"
+            ) from error
         figure = Figure(figsize=(3.2 * len(self.tasks), 2.8), layout="constrained")
         panels = figure.subplots(1, len(self.tasks), squeeze=False)[0]
         for task, axes in zip(self.tasks, panels, strict=True):
             for side in ("forget", "retain"):
-                points = [(r.step, getattr(r, side)[task]) for r in self.records if task in getattr(r, side)]
+                points = [
+                    (r.step, getattr(r, side)[task])
+                    for r in self.records
+                    if task in getattr(r, side)
+                ]
                 axes.plot([x for x, _ in points], [y for _, y in points], marker=".", label=side)
             if self.level and task in self.level:
                 axes.axhline(self.level[task], color="grey", linestyle="--", label="held out")
             axes.axvline(self.step, color="lightgrey", zorder=0)
-            axes.set(title=task + (" (target)" if task in self.targets else ""), xlabel="step", ylabel="score")
+            axes.set(
+                title=task + (" (target)" if task in self.targets else ""),
+                xlabel="step",
+                ylabel="score",
+            )
         panels[0].legend()
         if path is not None:
             figure.savefig(path)

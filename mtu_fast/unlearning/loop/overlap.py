@@ -24,18 +24,24 @@ Samples = tuple[object, set[Hashable]]  # what they are samples of, and which
 def check_data(forget: object, retain: object, validation: object = None) -> None:
     """No sample is in two of the sets, as far as the loaders tell.
 
-    Known are DataLoaders over one dataset, through any number of `Subset`s, with torch's own samplers; and lists of
-    batches of the same tensors, or views of the same memory, or the same objects.
+    Known are DataLoaders over one dataset, through any number of `Subset`s, with torch's own
+    samplers; and lists of batches of the same tensors, or views of the same memory, or the same
+    objects.
 
     Args:
         forget: the data to forget.
         retain: the data to keep.
-        validation: data never seen: its scores are the level at which to stop, so neither of the others may be in it.
+        validation: data never seen: its scores are the level at which to stop, so neither of the
+            others may be in it.
 
     Raises:
         ValueError: samples are in two.
     """
-    known = {"forget": _samples(forget), "retain": _samples(retain), "validation": _samples(validation)}
+    known = {
+        "forget": _samples(forget),
+        "retain": _samples(retain),
+        "validation": _samples(validation),
+    }
     for one, other in (("forget", "retain"), ("forget", "validation"), ("retain", "validation")):
         mine, theirs = known[one], known[other]
         if mine is None or theirs is None or mine[0] is not theirs[0]:
@@ -69,7 +75,8 @@ def check_share(forget: int, retain: int | None) -> None:
 
 def _samples(loader: Any) -> Samples | None:
     """Which samples a loader draws, and of what; None where that cannot be told."""
-    # A list's own batches live as long as it does; what another container makes on the way may share an address.
+    # A list's own batches live as long as it does; what another container makes on the way may
+    # share an address.
     if type(loader) in (list, tuple):
         return MEMORY, {key for batch in loader for key in _places(batch)}
     dataset = getattr(loader, "dataset", None)

@@ -25,7 +25,9 @@ class Progress:
             except ImportError:
                 return
             total = run.settings.max_steps
-            self._bar = tqdm(total=total, initial=run.step, desc="unlearn", unit="step", dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total, initial=run.step, desc="unlearn", unit="step", dynamic_ncols=True
+            )
 
     def update(self) -> None:
         """Draw what is new."""
@@ -44,7 +46,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
             self._bar.close()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mtu_fast._checks import labelled
+from mtu_fast._rows.update import NotFiniteError
 from mtu_fast.engine import Engine
 from mtu_fast.unlearning.loop import checkpoint
 from mtu_fast.unlearning.loop.evaluate import LossFunction
@@ -24,7 +25,6 @@ from mtu_fast.unlearning.loop.settings import Settings
 from mtu_fast.unlearning.loop.state import clear_gradients, mark, put_back, take
 from mtu_fast.unlearning.loop.stream import END, Stream, generators
 from mtu_fast.unlearning.loop.watch import Look, Watch, known, unbounded
-from mtu_fast._rows.update import NotFiniteError
 
 FINAL = ("level", "drift")  # reasons that hold whatever limits a later call sets
 
@@ -52,7 +52,10 @@ class Run:
         check_data(settings.forget, settings.retain, settings.validation)
         self.engine = Engine(settings.model, settings.params)
         self.schedule = settings.method if isinstance(settings.method, Scheduled) else None
-        self.forget, self.retain = Stream("forget", settings.forget), Stream("retain", settings.retain)
+        self.forget, self.retain = (
+            Stream("forget", settings.forget),
+            Stream("retain", settings.retain),
+        )
         self.step, self.seconds = 0, 0.0
         self.good: dict[str, Any] = {}
         if settings.checkpoint is not None and Path(settings.checkpoint).exists():
@@ -91,7 +94,7 @@ class Run:
         if last or self.step % self.settings.every == 0:
             self._evaluate("max_steps" if last else "", self.watch.look())
 
-    # ---- a step -----------------------------------------------------------------------------------------------------
+    # ---- a step ----------------------------------------------------------------------------------
 
     def _batches(self) -> tuple[Any, Any] | None:
         """The next retain and forget batch; None where all epochs are over."""
@@ -134,11 +137,13 @@ class Run:
                 continue
             at = (bad & present[task]).nonzero().flatten()[:8].tolist()
             if at:
-                raise NotFiniteError(f"the loss of task {task!r} is not finite for samples {at} of the {side} batch.")
+                raise NotFiniteError(
+                    f"the loss of task {task!r} is not finite for samples {at} of the {side} batch."
+                )
             named[task] = loss.masked_fill(bad, 0.0)  # without a label it gives no row
         return named, present
 
-    # ---- between steps ----------------------------------------------------------------------------------------------
+    # ---- between steps ---------------------------------------------------------------------------
 
     def _evaluate(self, end: str, look: Look) -> None:
         """Record what was seen; decide whether this is the end; keep what is good."""
@@ -156,7 +161,8 @@ class Run:
         else:
             history.step = self.step
         path = self.settings.checkpoint
-        state = None if path is None else self._state()  # holds a subspace explicitly, and `good` is to hold no other
+        # holds a subspace explicitly, and `good` is to hold no other
+        state = None if path is None else self._state()
         self.good = mark(self.settings)
         if path is not None and state is not None:
             checkpoint.save(path, state)
@@ -164,7 +170,11 @@ class Run:
     def _diverged(self, what: str) -> DivergedError:
         self.history.reason = "not finite"
         path = self.settings.checkpoint
-        fresh = "" if path is None else f" Other settings need a new checkpoint path: {path} is of these."
+        fresh = (
+            ""
+            if path is None
+            else f" Other settings need a new checkpoint path: {path} is of these."
+        )
         return DivergedError(
             f"unlearn: {what} Model and optimizer are again as they were after step {self.history.step}, the last "
             "evaluation. Ways out: a smaller learning rate, clip=1.0, a larger share of retain (alpha), max_drift to "
@@ -172,7 +182,7 @@ class Run:
             self.history,
         )
 
-    # ---- beginning, and beginning again -----------------------------------------------------------------------------
+    # ---- beginning, and beginning again ----------------------------------------------------------
 
     def _begin(self) -> None:
         look = self.watch.look()
@@ -211,5 +221,6 @@ class Run:
 
     def _generators(self) -> list[torch.Generator]:
         s = self.settings
-        found = [*generators(s.forget), *generators(s.retain), *s.generators]  # replaying a pass may draw from any
+        # replaying a pass may draw from any
+        found = [*generators(s.forget), *generators(s.retain), *s.generators]
         return list({id(generator): generator for generator in found}.values())

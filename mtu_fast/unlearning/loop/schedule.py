@@ -10,14 +10,17 @@ from typing import Any, Protocol, runtime_checkable
 class Scheduled(Protocol):
     """A method whose weights depend on how far a run has come; `unlearn` calls the hooks of a method that has them.
 
-    epoch_of: "forget" or "retain", the loader whose passes are the epochs. epochs: how many the method wants, known
-    after `prepare`; None for any number. Where it wants a number the held-out level does not stop the run.
+    epoch_of: "forget" or "retain", the loader whose passes are the epochs. epochs: how many the
+    method wants, known after `prepare`; None for any number. Where it wants a number the held-out
+    level does not stop the run.
     """
 
     epoch_of: str
     epochs: int | None
 
-    def prepare(self, *, forget: int, retain: int, forget_batches: int, retain_batches: int) -> None:
+    def prepare(
+        self, *, forget: int, retain: int, forget_batches: int, retain_batches: int
+    ) -> None:
         """Once, before the first step: samples of each side, and batches of one pass over it."""
         ...
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from mtu_fast._checks import check_folder
+from mtu_fast._rows.update import check_method
+from mtu_fast.methods import Method
+from mtu_fast.subspace import Subspace, check_subspace
 from mtu_fast.unlearning.loop.evaluate import LossFunction, ScoreFunction
 from mtu_fast.unlearning.loop.schedule import Scheduled
 from mtu_fast.unlearning.loop.stream import check_loader
-from mtu_fast.methods import Method
-from mtu_fast.subspace import Subspace, check_subspace
-from mtu_fast._rows.update import check_method
 
 Bound = float | Mapping[str, float] | None
 
@@ -52,7 +52,12 @@ class Settings:
     def __post_init__(self) -> None:
         check_method(self.method)
         check_subspace(self.method, self.subspace)
-        loaders = {"forget": self.forget, "retain": self.retain, "validation": self.validation, "monitor": self.monitor}
+        loaders = {
+            "forget": self.forget,
+            "retain": self.retain,
+            "validation": self.validation,
+            "monitor": self.monitor,
+        }
         for name, loader in loaders.items():
             if loader is not None:
                 check_loader(name, loader)
@@ -71,16 +76,26 @@ class Settings:
         else:
             bounds["max_drift"] = self.max_drift
         for name, bound in bounds.items():
-            if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int | float)):
-                raise TypeError(f"{name}: found {bound!r}, expected a positive number, or None for no bound.")
+            if bound is not None and (
+                isinstance(bound, bool) or not isinstance(bound, int | float)
+            ):
+                raise TypeError(
+                    f"{name}: found {bound!r}, expected a positive number, or None for no bound."
+                )
             if bound is not None and not (math.isfinite(bound) and bound > 0):
-                raise ValueError(f"{name}: found {bound}, expected a positive number, or None for no bound.")
+                raise ValueError(
+                    f"{name}: found {bound}, expected a positive number, or None for no bound."
+                )
 
     def _check_end(self) -> None:
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            raise TypeError("scheduler: ReduceLROnPlateau waits for a score; expected one that is stepped every step.")
+            raise TypeError(
+                "scheduler: ReduceLROnPlateau waits for a score; expected one that is stepped every step."
+            )
         if self.validation is None and isinstance(self.method, Scheduled):
-            raise ValueError(f"validation: {self.method!r} takes its schedule from held-out data; pass a loader of it.")
+            raise ValueError(
+                f"validation: {self.method!r} takes its schedule from held-out data; pass a loader of it."
+            )
         if self.validation is None and self.max_steps is None and self.epochs is None:
             raise ValueError(
                 "unlearn: nothing would end this run; pass validation (it stops at the held-out level), max_steps or "
@@ -90,12 +105,16 @@ class Settings:
     def _check_parameters(self) -> None:
         mine = {id(p) for p in self.model.parameters()}
         if not any(id(p) in mine for group in self.optimizer.param_groups for p in group["params"]):
-            raise ValueError("optimizer: none of its parameters is the model's; build it from model.parameters().")
+            raise ValueError(
+                "optimizer: none of its parameters is the model's; build it from model.parameters()."
+            )
 
     def _check_generators(self) -> None:
         for draw in self.generators:
             if not isinstance(draw, torch.Generator):
-                raise TypeError(f"generators: found {type(draw).__name__}, expected several torch.Generator.")
+                raise TypeError(
+                    f"generators: found {type(draw).__name__}, expected several torch.Generator."
+                )
 
     def _check_folder(self) -> None:
         if self.checkpoint is not None:
@@ -104,7 +123,9 @@ class Settings:
     def describe(self) -> dict[str, Any]:
         """What tells this run from others, as text and numbers; limits of its length are no part of it."""
         shapes = [
-            f"{name} {tuple(p.shape)} {p.dtype}" for name, p in self.model.state_dict().items() if isinstance(p, Tensor)
+            f"{name} {tuple(p.shape)} {p.dtype}"
+            for name, p in self.model.state_dict().items()
+            if isinstance(p, Tensor)
         ]
         inside = {id(p) for p in self.params} if self.params is not None else None
         shared = [n for n, p in self.model.named_parameters() if inside is None or id(p) in inside]
@@ -140,7 +161,9 @@ def _whole(name: str, value: Any) -> None:
 
 
 def _rates(group: Mapping[str, Any]) -> str:
-    return f"lr {group.get('initial_lr', group.get('lr'))}, weight decay {group.get('weight_decay')}"
+    return (
+        f"lr {group.get('initial_lr', group.get('lr'))}, weight decay {group.get('weight_decay')}"
+    )
 
 
 def _length(loader: Any) -> int | None:

@@ -28,7 +28,9 @@ def check_loader(name: str, loader: object) -> None:
         ValueError: its iterators share their workers.
     """
     if not isinstance(loader, Iterable):
-        raise TypeError(f"{name}: found {type(loader).__name__}, expected a DataLoader or a list of batches.")
+        raise TypeError(
+            f"{name}: found {type(loader).__name__}, expected a DataLoader or a list of batches."
+        )
     if isinstance(loader, Iterator):
         raise TypeError(
             f"{name}: found {type(loader).__name__}, which can be iterated once only, expected a DataLoader or a list "
@@ -44,8 +46,8 @@ def check_loader(name: str, loader: object) -> None:
 class Stream:
     """One side of the data, a batch at a time; every pass is a fresh iterator of the loader.
 
-    A pass is found again by its beginning: the states of all generators are put back to what they were, the iterator is
-    made anew, and the batches that were given are drawn and dropped.
+    A pass is found again by its beginning: the states of all generators are put back to what they
+    were, the iterator is made anew, and the batches that were given are drawn and dropped.
 
     Args:
         name: what errors call it.
@@ -81,8 +83,12 @@ class Stream:
             return batch
         self._iterator = None
         if self._given == 0:
-            once = "; it can be iterated once only, pass a DataLoader or a list" if self.passes else ""
-            raise ValueError(f"{self.name}: pass {self.passes + 1} of the loader gave no batch{once}.")
+            once = (
+                "; it can be iterated once only, pass a DataLoader or a list" if self.passes else ""
+            )
+            raise ValueError(
+                f"{self.name}: pass {self.passes + 1} of the loader gave no batch{once}."
+            )
         self.passes += 1
         return END
 
@@ -93,7 +99,12 @@ class Stream:
 
     def state_dict(self) -> dict[str, Any]:
         """The place: finished passes, batches given since, and what the pass began with."""
-        return {"passes": self.passes, "open": self.open, "given": self._given, "begun": dict(self._begun)}
+        return {
+            "passes": self.passes,
+            "open": self.open,
+            "given": self._given,
+            "begun": dict(self._begun),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a place; the generators are then where the pass has left them.

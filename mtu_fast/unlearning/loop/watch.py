@@ -23,7 +23,9 @@ class Watch:
     def look(self) -> Look:
         """Losses and scores on the data to forget, and on the retained data that is monitored."""
         s = self.settings
-        return self._on("forget", s.forget), self._on("retain", s.retain if s.monitor is None else s.monitor)
+        return self._on("forget", s.forget), self._on(
+            "retain", s.retain if s.monitor is None else s.monitor
+        )
 
     def validation(self) -> Measured:
         """Losses and scores on data never seen."""
@@ -52,9 +54,13 @@ class Watch:
         tasks = tuple(dict.fromkeys((*forget.tasks, *retain.tasks)))
         targets = chosen(self.settings.targets, tasks)
         bound = self.settings.max_drift
-        unknown = [name for name in bound if name not in tasks] if isinstance(bound, Mapping) else []
+        unknown = (
+            [name for name in bound if name not in tasks] if isinstance(bound, Mapping) else []
+        )
         if unknown:
-            raise ValueError(f"max_drift: found unknown tasks {unknown}, expected some of {list(tasks)}.")
+            raise ValueError(
+                f"max_drift: found unknown tasks {unknown}, expected some of {list(tasks)}."
+            )
         _finite_scores("forget", forget, targets)
         level = None
         if self.settings.validation is not None:
@@ -81,7 +87,9 @@ class Watch:
             before = history.records[0]
             rise = {task: loss - before.retain_loss[task] for task, loss in retain.loss.items()}
             for task in forget.loss.keys() - set(history.targets):
-                rise[task] = max(rise.get(task, -math.inf), forget.loss[task] - before.forget_loss[task])
+                rise[task] = max(
+                    rise.get(task, -math.inf), forget.loss[task] - before.forget_loss[task]
+                )
         return Record(step, forget.score, retain.score, forget.loss, retain.loss, rise, seconds)
 
     def verdict(self, history: History) -> str:
@@ -90,7 +98,11 @@ class Watch:
         if any(rise > self.settings.drift_bound(task) for task, rise in record.drift.items()):
             return "drift"
         own_end = isinstance(method, Scheduled) and method.epochs is not None
-        if level is not None and not own_end and all(record.forget[task] <= level[task] for task in level):
+        if (
+            level is not None
+            and not own_end
+            and all(record.forget[task] <= level[task] for task in level)
+        ):
             return "level"
         return ""
 
@@ -110,10 +122,14 @@ def chosen(targets: Sequence[str] | None, tasks: tuple[str, ...]) -> tuple[str, 
     if targets is None:
         return tasks
     if isinstance(targets, str):
-        raise TypeError(f"targets: found the string {targets!r}, expected several names, ({targets!r},) for this one.")
+        raise TypeError(
+            f"targets: found the string {targets!r}, expected several names, ({targets!r},) for this one."
+        )
     unknown = [name for name in targets if name not in tasks]
     if unknown or not targets:
-        raise ValueError(f"targets: found {list(targets)}, expected some of the tasks {list(tasks)}, or None for all.")
+        raise ValueError(
+            f"targets: found {list(targets)}, expected some of the tasks {list(tasks)}, or None for all."
+        )
     return tuple(dict.fromkeys(targets))
 
 

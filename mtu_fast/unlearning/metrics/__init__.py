@@ -16,7 +16,15 @@ from mtu_fast.unlearning.metrics.distance import kl_divergence, logit_distance
 from mtu_fast.unlearning.metrics.drift import QUANTILES, Drift, drift
 from mtu_fast.unlearning.metrics.membership import Membership, entropy, membership
 from mtu_fast.unlearning.metrics.relearn import relearn_steps
-from mtu_fast.unlearning.metrics.tables import Scores, gaps, mean_gap, over_forgotten, parameter_shift, tow, uis
+from mtu_fast.unlearning.metrics.tables import (
+    Scores,
+    gaps,
+    mean_gap,
+    over_forgotten,
+    parameter_shift,
+    tow,
+    uis,
+)
 from mtu_fast.unlearning.metrics.tasks import mean_iou, top1
 
 __all__ = [

@@ -1,8 +1,9 @@
 """Dense tasks (segmentation, depth, surface normals): scores over all valid pixels, and losses one value a sample.
 
-Shapes: logits [N, C, H, W] with classes [N, H, W], depth [N, 1, H, W], normals [N, 3, H, W]. A pixel counts when its
-class is not `ignore`, or when its depth or normal does not sum to zero over channels (the convention of NYUv2's files,
-where what was not measured is zero; a normal with components that cancel exactly is lost to it).
+Shapes: logits [N, C, H, W] with classes [N, H, W], depth [N, 1, H, W], normals [N, 3, H, W]. A
+pixel counts when its class is not `ignore`, or when its depth or normal does not sum to zero over
+channels (the convention of NYUv2's files, where what was not measured is zero; a normal with
+components that cancel exactly is lost to it).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# ---- which pixels count ---------------------------------------------------------------------------------------------
+# ---- which pixels count --------------------------------------------------------------------------
 
 
 def valid_pixels(target: Tensor) -> Tensor:
@@ -39,17 +40,20 @@ def present(labels: Mapping[str, Tensor], ignore: int = -1) -> dict[str, Tensor]
     """present[task][n] = sample n has a pixel that counts for the task: what `Engine.backward` takes as `present`.
 
     Args:
-        labels: {task: target}; whole numbers ([N], [N, H, W]) are classes, [N, C, H, W] of floats depth or normals.
+        labels: {task: target}; whole numbers ([N], [N, H, W]) are classes, [N, C, H, W] of floats
+            depth or normals.
         ignore: the class of pixels that do not count.
 
     Returns:
         {task: [N] bool}.
     """
-    counts = {t: valid_pixels(y) if y.is_floating_point() else y != ignore for t, y in labels.items()}
+    counts = {
+        t: valid_pixels(y) if y.is_floating_point() else y != ignore for t, y in labels.items()
+    }
     return {task: mask.reshape(len(mask), -1).any(1) for task, mask in counts.items()}
 
 
-# ---- losses, unreduced ----------------------------------------------------------------------------------------------
+# ---- losses, unreduced ---------------------------------------------------------------------------
 
 
 def segmentation_loss(logits: Tensor, target: Tensor, ignore: int = -1) -> Tensor:
@@ -71,7 +75,10 @@ def segmentation_loss(logits: Tensor, target: Tensor, ignore: int = -1) -> Tenso
             "segmentation_loss needs logits [N, C, H, W] and target [N, H, W]; "
             f"got {tuple(logits.shape)} and {tuple(target.shape)}"
         )
-    return _mean(functional.cross_entropy(logits, target, ignore_index=ignore, reduction="none"), target != ignore)
+    return _mean(
+        functional.cross_entropy(logits, target, ignore_index=ignore, reduction="none"),
+        target != ignore,
+    )
 
 
 def depth_loss(depth: Tensor, target: Tensor) -> Tensor:
@@ -108,7 +115,7 @@ def _mean(values: Tensor, counts: Tensor) -> Tensor:
     return kept.flatten(1).sum(1) / counts.flatten(1).sum(1).clamp(min=1)
 
 
-# ---- scores ---------------------------------------------------------------------------------------------------------
+# ---- scores --------------------------------------------------------------------------------------
 
 
 def pixel_accuracy(predicted: Tensor, target: Tensor, ignore: int = -1) -> float:
@@ -179,7 +186,9 @@ def normal_scores(normal: Tensor, target: Tensor) -> dict[str, float]:
     # exact for small angles too, where the cosine is flat
     angle = torch.atan2(torch.linalg.cross(n, t).norm(dim=-1), (n * t).sum(-1))
     angle = torch.where((n != 0).any(-1), angle * (180.0 / math.pi), 90.0)
-    within = {f"within_{limit:g}": (angle < limit).double().mean().item() for limit in (11.25, 22.5, 30.0)}
+    within = {
+        f"within_{limit:g}": (angle < limit).double().mean().item() for limit in (11.25, 22.5, 30.0)
+    }
     return {"mean": angle.mean().item(), "median": float(np.median(angle.cpu().numpy()))} | within
 
 
@@ -193,4 +202,6 @@ def _check(name: str, predicted: Tensor, target: Tensor, channels: int) -> None:
 
 def _check_any(name: str, counts: Tensor) -> None:
     if not bool(counts.any()):
-        raise ValueError(f"{name}: none of the {counts.numel()} pixels counts, all are ignored or not measured")
+        raise ValueError(
+            f"{name}: none of the {counts.numel()} pixels counts, all are ignored or not measured"
+        )

@@ -17,11 +17,14 @@ def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
         [N] float64, in nats, >= 0; N = 0 is allowed.
 
     Raises:
-        ValueError: shapes that differ or lack a class dimension of at least two, or logits that are not finite.
+        ValueError: shapes that differ or lack a class dimension of at least two, or logits that are
+            not finite.
     """
     _check("kl_divergence", reference, logits)
     if logits.shape[1] < 2:
-        raise ValueError(f"kl_divergence: found {tuple(logits.shape)}, expected at least two classes in dimension 1.")
+        raise ValueError(
+            f"kl_divergence: found {tuple(logits.shape)}, expected at least two classes in dimension 1."
+        )
     log_p, log_q = (z.detach().double().log_softmax(1) for z in (reference, logits))
     per_pixel = (log_p.exp() * (log_p - log_q)).sum(1).clamp(min=0.0)  # rounding alone is below
     return per_pixel.unsqueeze(-1).flatten(1).mean(1)
@@ -30,7 +33,8 @@ def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
 def logit_distance(reference: Tensor, logits: Tensor) -> Tensor:
     """‖z_p - z_q‖₂ over the channels, per sample, the mean over its pixels.
 
-    It also serves outputs that are no logits: the absolute difference of two depth maps, say (C = 1).
+    It also serves outputs that are no logits: the absolute difference of two depth maps, say (C =
+    1).
 
     Args:
         reference: [N, C, ...] outputs of one model.
@@ -49,8 +53,12 @@ def logit_distance(reference: Tensor, logits: Tensor) -> Tensor:
 
 def _check(name: str, a: Tensor, b: Tensor) -> None:
     if a.dim() < 2 or a.shape != b.shape:
-        raise ValueError(f"{name}: found shapes {tuple(a.shape)} and {tuple(b.shape)}, expected [N, C, ...] both.")
+        raise ValueError(
+            f"{name}: found shapes {tuple(a.shape)} and {tuple(b.shape)}, expected [N, C, ...] both."
+        )
     for z in (a, b):
         bad = (~torch.isfinite(z.detach()).flatten(1).all(1)).nonzero().flatten().tolist()
         if bad:
-            raise ValueError(f"{name}: the outputs for samples {bad[:8]} are not finite; the distance would not be.")
+            raise ValueError(
+                f"{name}: the outputs for samples {bad[:8]} are not finite; the distance would not be."
+            )

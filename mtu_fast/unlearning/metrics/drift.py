@@ -55,7 +55,9 @@ def drift(before: Tensor, after: Tensor, labels: Tensor | None = None, *, worst:
     change = after.detach().double() - before.detach().double()
     bad = (~torch.isfinite(change)).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(f"drift: the losses of samples {bad[:8]} are not finite, expected finite ones.")
+        raise ValueError(
+            f"drift: the losses of samples {bad[:8]} are not finite, expected finite ones."
+        )
     order = change.argsort(descending=True, stable=True)
     ranked = change[order]
     at = torch.tensor(QUANTILES, dtype=torch.float64, device=change.device)

@@ -18,7 +18,8 @@ class Membership:
     Attributes:
         accuracy: mean over the splits, on held-out samples.
         auc: area under the ROC curve, likewise.
-        error: standard error of an AUC of 0.5 with so few samples, `√((2n + 1) / (12 n²))`: what chance explains.
+        error: standard error of an AUC of 0.5 with so few samples, `√((2n + 1) / (12 n²))`: what
+            chance explains.
         samples: n of each class.
         splits: number of splits.
     """
@@ -33,11 +34,12 @@ class Membership:
 def membership(forget: Tensor, test: Tensor, *, splits: int = 10, seed: int = 0) -> Membership:
     """Held-out accuracy and AUC of logistic regression `P(forget) = σ(a x + b)` on one number x per sample.
 
-    x is the sample's loss, its softmax entropy (`entropy`), or any other: the mean error over an image's pixels serves
-    for dense regression. The classes are balanced by drawing from the larger one; the splits are stratified folds, so
-    every sample is held out once, fewer of them where a class has fewer samples than `splits`. A result depends on
-    the values and on `seed`, not on the samples' order. Folds instead of independent draws are our reading of the
-    "10 stratified splits" in the literature; with few samples they vary less.
+    x is the sample's loss, its softmax entropy (`entropy`), or any other: the mean error over an
+    image's pixels serves for dense regression. The classes are balanced by drawing from the larger
+    one; the splits are stratified folds, so every sample is held out once, fewer of them where a
+    class has fewer samples than `splits`. A result depends on the values and on `seed`, not on the
+    samples' order. Folds instead of independent draws are our reading of the "10 stratified splits"
+    in the literature; with few samples they vary less.
 
     Args:
         forget: [N] values of the samples to forget.
@@ -50,7 +52,8 @@ def membership(forget: Tensor, test: Tensor, *, splits: int = 10, seed: int = 0)
 
     Raises:
         ImportError: scikit-learn is missing.
-        ValueError: not vectors, a value that is not finite, fewer than 4 samples on a side, or fewer than 2 splits.
+        ValueError: not vectors, a value that is not finite, fewer than 4 samples on a side, or
+            fewer than 2 splits.
     """
     sides = [np.sort(_vector(name, x)) for name, x in (("forget", forget), ("test", test))]
     n = min(map(len, sides))
@@ -81,7 +84,9 @@ def entropy(logits: Tensor) -> Tensor:
         ValueError: no class dimension of at least two.
     """
     if logits.dim() < 2 or logits.shape[1] < 2:
-        raise ValueError(f"entropy: found shape {tuple(logits.shape)}, expected logits [N, C, ...] with C at least 2.")
+        raise ValueError(
+            f"entropy: found shape {tuple(logits.shape)}, expected logits [N, C, ...] with C at least 2."
+        )
     log_p = logits.detach().double().log_softmax(1)
     return -(log_p.exp() * log_p).sum(1).unsqueeze(-1).flatten(1).mean(1)
 
@@ -94,12 +99,16 @@ def _attack(x: np.ndarray, label: np.ndarray, splits: int, seed: int) -> tuple[f
     except ImportError as error:
         raise ImportError("membership needs scikit-learn: pip install 'mtu_fast[demo]'") from error
     found = []
-    with config_context(assume_finite=True, skip_parameter_validation=True):  # half the time goes there
+    # half the time goes there
+    with config_context(assume_finite=True, skip_parameter_validation=True):
         for fit, held in StratifiedKFold(splits, shuffle=True, random_state=seed).split(x, label):
             center, scale = x[fit].mean(), x[fit].std() or 1.0
             attack = LogisticRegression().fit((x[fit] - center) / scale, label[fit])
             score = attack.decision_function((x[held] - center) / scale)
-            found.append((((score > 0) == label[held]).mean(), _auc(score[label[held] == 1], score[label[held] == 0])))
+            found.append((
+                ((score > 0) == label[held]).mean(),
+                _auc(score[label[held] == 1], score[label[held] == 0]),
+            ))
     accuracy, auc = np.mean(found, axis=0)
     return float(accuracy), float(auc)
 
@@ -114,7 +123,9 @@ def _auc(positive: np.ndarray, negative: np.ndarray) -> float:
 def _vector(name: str, x: Tensor) -> np.ndarray:
     if not isinstance(x, Tensor) or x.dim() != 1:
         found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"membership: {name} is {found}, expected a tensor [N], one number per sample.")
+        raise ValueError(
+            f"membership: {name} is {found}, expected a tensor [N], one number per sample."
+        )
     bad = (~torch.isfinite(x)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(

@@ -27,15 +27,16 @@ def relearn_steps(
 ) -> int | None:
     """min {s : score(θ_s) ≥ level}, θ_s after s steps of fine-tuning a copy of the model on the forget set.
 
-    The step is plain: the sum over tasks of the mean loss of a batch's labelled samples. A model that truly lacks the
-    data needs about as many steps as the retrained one; far fewer say that the data were hidden, not removed. The
-    protocol (mode of the model as it is, batches in the loader's order, over and over) is our reading.
+    The step is plain: the sum over tasks of the mean loss of a batch's labelled samples. A model
+    that truly lacks the data needs about as many steps as the retrained one; far fewer say that the
+    data were hidden, not removed. The protocol (mode of the model as it is, batches in the loader's
+    order, over and over) is our reading.
 
     Args:
         model: the unlearned model; it is copied, not changed.
         forget: batches of the forget set, iterable again and again.
-        losses: (model, batch) -> [N] or {task: [N]}, of the tasks to relearn, or the pair (losses, {task: [N] bool})
-            where some samples have no label for a task.
+        losses: (model, batch) -> [N] or {task: [N]}, of the tasks to relearn, or the pair (losses,
+            {task: [N] bool}) where some samples have no label for a task.
         score: model -> the score on the forget set that must come back, higher better.
         level: the original model's value of it.
         optimizer: parameters -> optimizer, `lambda p: torch.optim.SGD(p, lr=0.01)` say.
@@ -43,11 +44,13 @@ def relearn_steps(
         every: steps between scores; the answer is a multiple of it.
 
     Returns:
-        The number of steps, 0 if the score is there at the start, None if it is not reached within `limit`.
+        The number of steps, 0 if the score is there at the start, None if it is not reached within
+        `limit`.
 
     Raises:
         TypeError: what `losses` gives is not as described.
-        ValueError: the same, there is no batch, `limit` or `every` is below 1, or `level` or a score is not finite.
+        ValueError: the same, there is no batch, `limit` or `every` is below 1, or `level` or a
+            score is not finite.
     """
     if limit < 1 or every < 1 or not math.isfinite(level):
         raise ValueError(
@@ -59,12 +62,16 @@ def relearn_steps(
     steps = optimizer(model.parameters())
     batches = chain.from_iterable(repeat(forget))
     if next(iter(forget), None) is None:
-        raise ValueError("relearn_steps: found no batch in forget, expected at least one; give a list or a loader.")
+        raise ValueError(
+            "relearn_steps: found no batch in forget, expected at least one; give a list or a loader."
+        )
     for step in range(limit + 1):
         if step % every == 0 or step == limit:
             now = score(model)
             if not math.isfinite(now):
-                raise ValueError(f"relearn_steps: the score after {step} steps is {now}; lower the learning rate.")
+                raise ValueError(
+                    f"relearn_steps: the score after {step} steps is {now}; lower the learning rate."
+                )
             if now >= level:
                 return step
         if step < limit:
@@ -76,5 +83,8 @@ def relearn_steps(
 
 def _mean_loss(losses: dict[str, Tensor], present: dict[str, Tensor]) -> Tensor:
     """Σ_t mean of ℓ_t over the samples with a label; a task without any adds nothing."""
-    means = [loss.where(present[t], 0.0).sum() / present[t].sum().clamp(min=1) for t, loss in losses.items()]
+    means = [
+        loss.where(present[t], 0.0).sum() / present[t].sum().clamp(min=1)
+        for t, loss in losses.items()
+    ]
     return torch.stack(means).sum()

@@ -1,7 +1,9 @@
 """Scores of unlearning from score tables: what was removed, and what else moved.
 
-A score table is `{split: {task: score}}`, every score higher better, with the splits `forget`, `retain` and `test`.
-Notation: a_S(m), the score of model m on split S; o original, u unlearned, r retrained from scratch.
+A score table is `{split: {task: score}}`, every score higher better, with the splits `forget`,
+`retain` and `test`.
+Notation: a_S(m), the score of model m on split S; o original, u unlearned, r retrained from
+scratch.
 """
 
 from __future__ import annotations
@@ -18,16 +20,23 @@ Scores = Mapping[str, Mapping[str, float]]
 REMOVALS = ("instance", "class")
 
 
-def uis(original: Scores, unlearned: Scores, targets: Iterable[str] | None = None, removal: str = "instance") -> float:
+def uis(
+    original: Scores,
+    unlearned: Scores,
+    targets: Iterable[str] | None = None,
+    removal: str = "instance",
+) -> float:
     """UIS = 100/T Σ_t ½ (|a_T(o) - a_T(u)| + |a_T(o) - a_F(u)|) / a_T(o), lower is better, 0 is ideal.
 
-    First term: the test score must not move. Second term: the forget score must fall to the *original's test* score,
-    the level of data never seen; for `removal="class"` it is |a_F(u)| / a_T(o), since a removed class must score zero.
-    In the partial case (`targets` a subset of the tasks) the second term of a task that is not a target is
+    First term: the test score must not move. Second term: the forget score must fall to the
+    *original's test* score, the level of data never seen; for `removal="class"` it is |a_F(u)| /
+    a_T(o), since a removed class must score zero. In the partial case (`targets` a subset of the
+    tasks) the second term of a task that is not a target is
     |a_F(o) - a_F(u)| / a_F(o): forgotten instances must not move there. The two terms for one task follow the
     published code of single-task UIS; the mean over tasks, and the term of a non-target task, are our reading.
 
-    It is relative to the original's scores, so these must be positive: shares such as accuracy, not minus a loss.
+    It is relative to the original's scores, so these must be positive: shares such as accuracy, not
+    minus a loss.
 
     Args:
         original: {split: {task: score}} with splits `forget` and `test`.
@@ -40,8 +49,8 @@ def uis(original: Scores, unlearned: Scores, targets: Iterable[str] | None = Non
 
     Raises:
         TypeError: targets are one string.
-        ValueError: unknown targets or removal, a split or task is missing, a score is not finite, or one of the
-            original's that divides is not positive.
+        ValueError: unknown targets or removal, a split or task is missing, a score is not finite,
+            or one of the original's that divides is not positive.
     """
     check_removal(removal)
     _check_same(original, unlearned, ("forget", "test"))
@@ -53,7 +62,9 @@ def uis(original: Scores, unlearned: Scores, targets: Iterable[str] | None = Non
         forget_o, forget_u = original["forget"][task], unlearned["forget"][task]
         utility = _ratio(abs(test_o - test_u), test_o, f"test score of task {task!r}")
         if task not in chosen:
-            removal_term = _ratio(abs(forget_o - forget_u), forget_o, f"forget score of task {task!r}")
+            removal_term = _ratio(
+                abs(forget_o - forget_u), forget_o, f"forget score of task {task!r}"
+            )
         elif removal == "class":
             removal_term = abs(forget_u) / test_o
         else:
@@ -86,7 +97,9 @@ def gaps(unlearned: Scores, retrained: Scores) -> dict[str, dict[str, float]]:
         ValueError: no split, splits or tasks differ, or a score is not finite.
     """
     _check_same(unlearned, retrained, tuple(dict.fromkeys((*unlearned, *retrained))))
-    return {s: {t: abs(a - retrained[s][t]) for t, a in row.items()} for s, row in unlearned.items()}
+    return {
+        s: {t: abs(a - retrained[s][t]) for t, a in row.items()} for s, row in unlearned.items()
+    }
 
 
 def mean_gap(unlearned: Scores, retrained: Scores) -> float:
@@ -120,15 +133,21 @@ def tow(unlearned: Scores, retrained: Scores) -> dict[str, float]:
         ValueError: no split, splits or tasks differ, or a score is not finite or outside 0..1.
     """
     for name, table in (("unlearned", unlearned), ("retrained", retrained)):
-        wide = [f"{s}/{t} = {a}" for s, row in table.items() for t, a in row.items() if not 0 <= a <= 1]
+        wide = [
+            f"{s}/{t} = {a}" for s, row in table.items() for t, a in row.items() if not 0 <= a <= 1
+        ]
         if wide:
-            raise ValueError(f"ToW needs scores in 0..1 (fractions, not percent); {name} has {', '.join(wide)}")
+            raise ValueError(
+                f"ToW needs scores in 0..1 (fractions, not percent); {name} has {', '.join(wide)}"
+            )
     distance = gaps(unlearned, retrained)
     tasks = next(iter(distance.values()))
     return {task: math.prod(1 - row[task] for row in distance.values()) for task in tasks}
 
 
-def over_forgotten(unlearned: Scores, retrained: Scores, targets: Iterable[str] | None = None) -> tuple[str, ...]:
+def over_forgotten(
+    unlearned: Scores, retrained: Scores, targets: Iterable[str] | None = None
+) -> tuple[str, ...]:
     """Target tasks with a_F(u) < a_F(r): forgotten below the level of a model that never saw the data, itself a trace.
 
     Args:
@@ -151,7 +170,8 @@ def over_forgotten(unlearned: Scores, retrained: Scores, targets: Iterable[str] 
 def parameter_shift(original: Iterable[Tensor], unlearned: Iterable[Tensor]) -> float:
     """‖θ_u - θ_o‖ / ‖θ_o‖ over all parameters together, in float64.
 
-    (One source uses the letters UIS for such a shift; here `uis` is the score above and this is not.)
+    (One source uses the letters UIS for such a shift; here `uis` is the score above and this is
+    not.)
 
     Args:
         original: the parameters of the original model, say `model.parameters()`.
@@ -173,7 +193,9 @@ def parameter_shift(original: Iterable[Tensor], unlearned: Iterable[Tensor]) -> 
     moved = sum((a - b).square().sum().item() for a, b in zip(new, old, strict=True))
     size = sum(b.square().sum().item() for b in old)
     if size == 0:
-        raise ValueError("the original parameters are all 0, and the shift is relative to their norm")
+        raise ValueError(
+            "the original parameters are all 0, and the shift is relative to their norm"
+        )
     return math.sqrt(moved / size)
 
 
@@ -197,7 +219,9 @@ def _check_same(a: Scores, b: Scores, splits: Sequence[str]) -> None:
                 raise ValueError(f"split {split!r} is missing: the table has {sorted(table)}")
             tasks = tasks or set(table[split])
             if set(table[split]) != tasks or not tasks:
-                raise ValueError(f"split {split!r} has tasks {sorted(table[split])}, another has {sorted(tasks)}")
+                raise ValueError(
+                    f"split {split!r} has tasks {sorted(table[split])}, another has {sorted(tasks)}"
+                )
             bad = [t for t, score in table[split].items() if not math.isfinite(score)]
             if bad:
                 raise ValueError(f"split {split!r} has a score that is not finite for {bad}")

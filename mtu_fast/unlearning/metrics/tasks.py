@@ -20,15 +20,17 @@ def top1(logits: Tensor, target: Tensor) -> float:
         ValueError: the shapes do not match, or N = 0.
     """
     if logits.dim() != 2 or target.shape != logits.shape[:1] or len(target) == 0:
-        raise ValueError(f"top1 needs logits [N, C] and target [N], N > 0; got {_shape(logits)} and {_shape(target)}")
+        raise ValueError(
+            f"top1 needs logits [N, C] and target [N], N > 0; got {_shape(logits)} and {_shape(target)}"
+        )
     return (logits.argmax(1) == target).double().mean().item()
 
 
 def mean_iou(predicted: Tensor, target: Tensor, classes: int, ignore: int = -1) -> float:
     """Mean over classes c of |predicted = c and target = c| / |predicted = c or target = c|, over all pixels at once.
 
-    A class that occurs neither in `predicted` nor in `target` is left out of the mean. The confusion matrix is that of
-    all pixels given, not averaged per image.
+    A class that occurs neither in `predicted` nor in `target` is left out of the mean. The
+    confusion matrix is that of all pixels given, not averaged per image.
 
     Args:
         predicted: [...] int64 class of each pixel, 0..classes-1.
@@ -43,15 +45,21 @@ def mean_iou(predicted: Tensor, target: Tensor, classes: int, ignore: int = -1) 
         ValueError: the shapes differ, a class is out of range, or no pixel counts.
     """
     if predicted.shape != target.shape:
-        raise ValueError(f"predicted and target need one shape; got {_shape(predicted)} and {_shape(target)}")
+        raise ValueError(
+            f"predicted and target need one shape; got {_shape(predicted)} and {_shape(target)}"
+        )
     valid = target != ignore
     p, t = predicted[valid], target[valid]
     if p.numel() == 0:
         raise ValueError(f"no pixel counts: all {target.numel()} targets are ignore={ignore}")
     low, high = int(torch.minimum(p, t).min()), int(torch.maximum(p, t).max())
     if low < 0 or high >= classes:
-        raise ValueError(f"classes={classes} allows 0..{classes - 1}; found {low}..{high} (logits need argmax first)")
-    confusion = torch.bincount(t * classes + p, minlength=classes**2).reshape(classes, classes).double()
+        raise ValueError(
+            f"classes={classes} allows 0..{classes - 1}; found {low}..{high} (logits need argmax first)"
+        )
+    confusion = (
+        torch.bincount(t * classes + p, minlength=classes**2).reshape(classes, classes).double()
+    )
     both = confusion.diagonal()
     either = confusion.sum(0) + confusion.sum(1) - both
     return (both[either > 0] / either[either > 0]).mean().item()

@@ -20,7 +20,9 @@ from mtu_fast.unlearning.report.passes import PerTask, Reading, Side, Split, mea
 from mtu_fast.unlearning.report.result import SCHEMA, VERSION, Audit
 from mtu_fast.unlearning.report.verdict import verdict
 
-BACK = 0.95  # share of the original's forget score from which it counts as back; the last bit takes as long as it likes
+# share of the original's forget score from which it counts as back; the last bit takes as long as
+# it likes
+BACK = 0.95
 
 Optimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 
@@ -49,37 +51,43 @@ def audit(
     title: str = "Unlearning audit",
     seed: int = 0,
 ) -> Audit:
-    """What was removed, and what else moved: every score of `mtu_fast.unlearning.metrics`, sample by sample where it matters.
+    """What was removed, and what else moved: every score, sample by sample where it matters.
 
-    The models are put in eval mode and back; their parameters, buffers, `.grad`, modes and torch's random state are as
-    before in the end. Each loader is read once by all models together, so that samples are paired under any order,
-    once per model by `score`, and, for its first batch, by the gradient cosines. The thresholds of the verdict are our
-    choice and are listed in it.
+    The models are put in eval mode and back; their parameters, buffers, `.grad`, modes and torch's
+    random state are as before in the end. Each loader is read once by all models together, so that
+    samples are paired under any order, once per model by `score`, and, for its first batch, by the
+    gradient cosines. The thresholds of the verdict are our choice and are listed in it.
 
     Args:
         original: the model before.
         unlearned: the model after.
-        retrained: the ideal, trained without the data; gaps, ToW, over-forgetting and distances need it.
+        retrained: the ideal, trained without the data; gaps, ToW, over-forgetting and distances
+            need it.
         forget: batches of the data to forget, readable again and again.
         retain: batches of the data to keep.
         test: batches never seen by any of the models.
-        losses: as for `unlearn`: (model, batch) -> unreduced losses, [N] (of a task called "loss") or {task: [N]}, or
-            the pair (losses, {task: [N] bool}) where some samples have no label for a task.
-        score: (model, loader) -> {task: score}, higher better; UIS wants shares such as accuracy, above 0.
+        losses: as for `unlearn`: (model, batch) -> unreduced losses, [N] (of a task called "loss")
+            or {task: [N]}, or the pair (losses, {task: [N] bool}) where some samples have no label
+            for a task.
+        score: (model, loader) -> {task: score}, higher better; UIS wants shares such as accuracy,
+            above 0.
         targets: tasks to forget from; None: all (full-task).
-        outputs: (model, batch) -> {task: logits [N, C, ...]} of the classification tasks, for entropy and KL.
+        outputs: (model, batch) -> {task: logits [N, C, ...]} of the classification tasks, for
+            entropy and KL.
         labels: batch -> {task: [N] integers}, for the worst class; tasks without one are left out.
-        present: batch -> {task: [N] bool}, False where a sample has no label for the task, besides those that `losses`
-            itself leaves out.
-        history: anything with `.records`, a list of mappings or dataclasses with `step` and numbers or {task: number}.
+        present: batch -> {task: [N] bool}, False where a sample has no label for the task, besides
+            those that `losses` itself leaves out.
+        history: anything with `.records`, a list of mappings or dataclasses with `step` and numbers
+            or {task: number}.
         cost: {what: number}, or {what: {variant: number}}: ms a step and peak MiB, say.
-        relearn: parameters -> optimizer; given, the steps of fine-tuning in eval mode are counted until the targets'
-            mean forget score is back at 95 % of the original's.
+        relearn: parameters -> optimizer; given, the steps of fine-tuning in eval mode are counted
+            until the targets' mean forget score is back at 95 % of the original's.
         relearn_limit: steps after which relearning gives up.
-        params: model -> the parameters whose gradients the cosines compare; all that require grad by default.
+        params: model -> the parameters whose gradients the cosines compare; all that require grad
+            by default.
         removal: "instance" or "class", see `metrics.uis`.
-        cosine_samples: at most so many samples of the first batch of `forget` and of `retain`, for the cosines; later
-            batches are not used. 0 leaves them out.
+        cosine_samples: at most so many samples of the first batch of `forget` and of `retain`, for
+            the cosines; later batches are not used. 0 leaves them out.
         title: of the report.
         seed: of the attack.
 
@@ -89,12 +97,14 @@ def audit(
     Raises:
         ImportError: scikit-learn is missing.
         TypeError: arguments of the wrong kind.
-        ValueError: unknown targets or removal, a loader without batches or labels, or losses or scores that are not as
-            described.
+        ValueError: unknown targets or removal, a loader without batches or labels, or losses or
+            scores that are not as described.
     """
     check_removal(removal)
     went = numbers.records(history)
-    models = {"original": original, "unlearned": unlearned} | ({} if retrained is None else {"retrained": retrained})
+    models = {"original": original, "unlearned": unlearned} | (
+        {} if retrained is None else {"retrained": retrained}
+    )
     loaders = {"forget": forget, "retain": retain, "test": test}
     reading = Reading(losses, score, outputs, labels, present)
     notes: list[str] = []
@@ -107,8 +117,14 @@ def audit(
             for model in ("original", "unlearned") if cosine_samples
         }  # fmt: skip
         known = [task for task in chosen if splits["forget"].labelled[task]]
-        again = _relearn(models, forget, reading, known, relearn, relearn_limit) if relearn and known else None
-    scores = {model: {name: split.scores[model] for name, split in splits.items()} for model in models}
+        again = (
+            _relearn(models, forget, reading, known, relearn, relearn_limit)
+            if relearn and known
+            else None
+        )
+    scores = {
+        model: {name: split.scores[model] for name, split in splits.items()} for model in models
+    }
     notes += _unlabelled(splits)
     data = numbers.plain({
         "schema": SCHEMA, "version": VERSION, "title": title, "seed": seed, "made": _now(), "versions": _versions(),
@@ -156,7 +172,13 @@ def _in_order(loader: object) -> bool:
     if not isinstance(loader, DataLoader):
         return isinstance(loader, Sequence)
     batches = loader.batch_sampler
-    sampler = loader.sampler if batches is None else batches.sampler if type(batches) is BatchSampler else None
+    sampler = (
+        loader.sampler
+        if batches is None
+        else batches.sampler
+        if type(batches) is BatchSampler
+        else None
+    )
     return type(sampler) is SequentialSampler
 
 

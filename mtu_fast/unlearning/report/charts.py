@@ -14,13 +14,19 @@ MARKS = {"original": "circle", "unlearned": "diamond", "retrained": "square"}
 def svg(width: float, height: float, describe: str, *children: Any) -> Markup:
     """A picture that a screen reader announces as `describe`."""
     box = f"0 0 {width:g} {height:g}"
-    return el("svg", el("title", describe), *children, viewBox=box, width=width, height=height, role="img")
+    return el(
+        "svg", el("title", describe), *children, viewBox=box, width=width, height=height, role="img"
+    )
 
 
 def key(models: Sequence[str]) -> Markup:
     """Which mark is which model."""
     marks = [
-        el("span", el("svg", _mark(m, 7, 7), width=14, height=14, viewBox="0 0 14 14", aria_hidden="true"), m)
+        el(
+            "span",
+            el("svg", _mark(m, 7, 7), width=14, height=14, viewBox="0 0 14 14", aria_hidden="true"),
+            m,
+        )
         for m in models
     ]
     return el("div", marks, class_="key")
@@ -41,7 +47,9 @@ def dots(rows: Mapping[str, Mapping[str, float]], low: float, high: float, descr
                              fill_opacity=0.16))  # fmt: skip
         shapes.append(el("text", name, x=left - 12, y=y + 4, text_anchor="end"))
         at = [x(value) for value in values.values()]
-        shapes.append(el("line", x1=min(at), x2=max(at), y1=y, y2=y, stroke="var(--line)", stroke_width=4))
+        shapes.append(
+            el("line", x1=min(at), x2=max(at), y1=y, y2=y, stroke="var(--line)", stroke_width=4)
+        )
         shapes += [_mark(model, x(values[model]), y, f"{name}, {model}: {number(values[model])}")
                    for model in ("original", "retrained", "unlearned") if model in values]  # fmt: skip
     return svg(width, height, describe, shapes)
@@ -52,7 +60,10 @@ def histogram(found: Mapping[str, Any], title: str, describe: str) -> Markup:
     width, height, left, top, bottom = 300.0, 170.0, 34.0, 24.0, 140.0
     edges, counts = found["edges"], found["counts"]
     most = max(max(c) for c in counts.values())
-    x, y = _scale(edges[0], edges[-1], left, width - 8), _scale(-0.15, math.log10(max(most, 10)), bottom, top)
+    x, y = (
+        _scale(edges[0], edges[-1], left, width - 8),
+        _scale(-0.15, math.log10(max(most, 10)), bottom, top),
+    )
     shapes = [el("text", title, x=left, y=13, class_="title")]
     for power in range(int(math.log10(max(most, 10))) + 1):
         at = y(float(power))
@@ -67,15 +78,27 @@ def histogram(found: Mapping[str, Any], title: str, describe: str) -> Markup:
     if "retrained" in counts:
         shapes.append(_outline(edges, counts["retrained"], x, y, bottom))
     zero = x(0.0)
-    shapes.append(el("line", x1=zero, x2=zero, y1=top, y2=bottom, class_="zero", stroke_dasharray="3 3"))
-    return svg(width, height, describe, shapes, _x_axis(x, edges[0], edges[-1], bottom, lines=False, count=3))
+    shapes.append(
+        el("line", x1=zero, x2=zero, y1=top, y2=bottom, class_="zero", stroke_dasharray="3 3")
+    )
+    return svg(
+        width,
+        height,
+        describe,
+        shapes,
+        _x_axis(x, edges[0], edges[-1], bottom, lines=False, count=3),
+    )
 
 
-def _outline(edges: Sequence[float], counts: Sequence[int], x: Any, y: Any, bottom: float) -> Markup:
+def _outline(
+    edges: Sequence[float], counts: Sequence[int], x: Any, y: Any, bottom: float
+) -> Markup:
     tops = [y(math.log10(n)) if n else bottom for n in counts]
     steps = [f"{x(a):.1f},{up:.1f} {x(b):.1f},{up:.1f}"
              for a, b, up in zip(edges[:-1], edges[1:], tops, strict=True)]  # fmt: skip
-    return el("polyline", points=" ".join(steps), fill="none", stroke="var(--retrained)", stroke_width=1.6)
+    return el(
+        "polyline", points=" ".join(steps), fill="none", stroke="var(--retrained)", stroke_width=1.6
+    )
 
 
 def heat_map(found: Mapping[str, Any], describe: str) -> Markup:
@@ -99,7 +122,9 @@ def heat_map(found: Mapping[str, Any], describe: str) -> Markup:
     return svg(width, height, describe, shapes)
 
 
-def _cell(value: float | None, x: float, y: float, width: float, height: float, said: str) -> Markup:
+def _cell(
+    value: float | None, x: float, y: float, width: float, height: float, said: str
+) -> Markup:
     tint = "var(--line)" if value is None else "var(--with)" if value > 0 else "var(--against)"
     strength = 0.25 if value is None else 0.75 * min(abs(value), 1.0) ** 0.5  # most are small
     text = signed(value, 2)
@@ -117,7 +142,10 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, descr
     right = width - 12 - 7.0 * max(map(len, series))
     steps, values = [p[0] for p in points], [p[1] for p in points]
     pad = 0.05 * (max(values) - min(values)) or 0.5
-    x, y = _scale(min(steps), max(steps), left, right), _scale(min(values) - pad, max(values) + pad, bottom, top)
+    x, y = (
+        _scale(min(steps), max(steps), left, right),
+        _scale(min(values) - pad, max(values) + pad, bottom, top),
+    )
     shapes = [el("text", title, x=left, y=13, class_="title")]
     for tick in ticks(min(values) - pad, max(values) + pad, 4):
         shapes += [el("line", x1=left, x2=right, y1=y(tick), y2=y(tick), class_="axis"),
@@ -158,7 +186,9 @@ def _scale(low: float, high: float, start: float, end: float) -> Any:
     return lambda value: start + (value - low) / span * (end - start)
 
 
-def _x_axis(x: Any, low: float, high: float, y: float, lines: bool = True, count: int = 5) -> list[Markup]:
+def _x_axis(
+    x: Any, low: float, high: float, y: float, lines: bool = True, count: int = 5
+) -> list[Markup]:
     found = [el("line", x1=x(low), x2=x(high), y1=y, y2=y, class_="axis")]
     for tick in ticks(low, high, count):
         found += [
@@ -175,9 +205,13 @@ def _tick(value: float) -> str:
 def _mark(model: str, x: float, y: float, said: str | None = None) -> Markup:
     colour, inside = f"var(--{model})", None if said is None else el("title", said)
     if MARKS[model] == "circle":
-        return el("circle", inside, cx=x, cy=y, r=5.5, fill="var(--card)", stroke=colour, stroke_width=2.5)
+        return el(
+            "circle", inside, cx=x, cy=y, r=5.5, fill="var(--card)", stroke=colour, stroke_width=2.5
+        )
     if MARKS[model] == "square":
-        return el("rect", inside, x=x - 5, y=y - 5, width=10, height=10, fill=colour, fill_opacity=0.85)
+        return el(
+            "rect", inside, x=x - 5, y=y - 5, width=10, height=10, fill=colour, fill_opacity=0.85
+        )
     around = f"{x:.1f},{y - 7:.1f} {x + 7:.1f},{y:.1f} {x:.1f},{y + 7:.1f} {x - 7:.1f},{y:.1f}"
     return el("polygon", inside, points=around, fill=colour, stroke="var(--card)")
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mtu_fast.engine import Engine
 from mtu_fast.methods import FORGET, RETAIN, Roles
-from mtu_fast.unlearning.report.passes import Reading
 from mtu_fast.rows import cat
+from mtu_fast.unlearning.report.passes import Reading
 
 Params = Callable[[nn.Module], Iterable[Tensor]]
 
@@ -22,10 +22,12 @@ def layer_cosines(
 ) -> dict[str, Any]:  # fmt: skip
     """mean_{i in F, j in R} G_l[i, j] / √(G_l[i, i] G_l[j, j]) for each layer l, forget task s and retain task t.
 
-    One Gram matrix per layer of the rows of two batches; near 1, a step that forgets s there damages t as much.
+    One Gram matrix per layer of the rows of two batches; near 1, a step that forgets s there
+    damages t as much.
 
     Args:
-        model: the model, in eval mode; nothing of it is changed but `requires_grad`, where no parameter has it.
+        model: the model, in eval mode; nothing of it is changed but `requires_grad`, where no
+            parameter has it.
         forget: a batch of the forget set.
         retain: a batch of the retain set.
         reading: how to get losses from a batch.
@@ -51,7 +53,10 @@ def layer_cosines(
     length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
     cosines = gram / (length[:, :, None] * length[:, None, :])  # 0/0 is NaN and left out below
     pairs = [(s, t) for s in targets for t in rows.roles.tasks]
-    means = torch.stack([_mean(cosines, _at(rows.roles, FORGET, s), _at(rows.roles, RETAIN, t)) for s, t in pairs], 1)
+    means = torch.stack(
+        [_mean(cosines, _at(rows.roles, FORGET, s), _at(rows.roles, RETAIN, t)) for s, t in pairs],
+        1,
+    )
     used = [len(side.roles.sample.unique()) for side in sides]
     return {
         "layers": list(rows.names("layer")), "pairs": [list(pair) for pair in pairs], "mean": means.tolist(),

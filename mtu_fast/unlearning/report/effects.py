@@ -39,7 +39,10 @@ def removed(data: Data) -> Markup:
 
 def _over_forgotten(data: Data) -> Markup | None:
     """The flag, and whether chance explains it."""
-    over, beyond = data["over_forgotten"] or data["verdict"]["over_forgotten"], data["verdict"]["over_forgotten"]
+    over, beyond = (
+        data["over_forgotten"] or data["verdict"]["over_forgotten"],
+        data["verdict"]["over_forgotten"],
+    )
     if not over:
         return None
     level = "retrained model's" if "retrained" in data["models"] else "original's on unseen data"
@@ -55,12 +58,16 @@ def _over_forgotten(data: Data) -> Markup | None:
 
 def _aim(data: Data) -> str:
     if "retrained" in data["models"]:
-        return "The retrained model never saw these data: its score is the level to reach, not zero."
+        return (
+            "The retrained model never saw these data: its score is the level to reach, not zero."
+        )
     return "No retrained model was given; the original's score on unseen data stands for the level to reach."
 
 
 def _score_dots(data: Data, split: str, said: str) -> Markup:
-    known = [t for t in data["request"]["tasks"] if data["scores"]["original"][split][t] is not None]
+    known = [
+        t for t in data["request"]["tasks"] if data["scores"]["original"][split][t] is not None
+    ]
     rows = {t: {m: data["scores"][m][split][t] for m in data["models"]} for t in known}
     values = [value for row in rows.values() for value in row.values()]
     low, high = min(0.0, *values), max(values)
@@ -75,7 +82,10 @@ def _attack_figure(data: Data) -> Markup | None:
             if len(one) == len(data["models"]):
                 rows[f"{task}, {by}"] = {m: value["auc"] for m, value in one.items()}
                 error = one["unlearned"]["error"]
-                band[f"{task}, {by}"] = (max(0.5 - CHANCE * error, 0.0), min(0.5 + CHANCE * error, 1.0))
+                band[f"{task}, {by}"] = (
+                    max(0.5 - CHANCE * error, 0.0),
+                    min(0.5 + CHANCE * error, 1.0),
+                )
     if not rows:
         return absent("Membership inference could not be made; the notes below say why.")
     said = "AUC of the membership attack by task and model; the shaded range is chance."

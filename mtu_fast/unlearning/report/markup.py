@@ -18,8 +18,10 @@ def el(tag: str, *children: Any, **attributes: Any) -> Markup:
 
     Args:
         tag: name of the element.
-        *children: Markup as it is; None nothing; iterables of children; anything else as escaped text.
-        **attributes: `class_` for class, `font_size` for font-size; None and False leave one out, numbers are rounded.
+        *children: Markup as it is; None nothing; iterables of children; anything else as escaped
+            text.
+        **attributes: `class_` for class, `font_size` for font-size; None and False leave one out,
+            numbers are rounded.
 
     Returns:
         The element.

@@ -33,7 +33,9 @@ def plain(value: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
-def comparisons(scores: Mapping[str, Any], targets: Sequence[str], removal: str, notes: list[str]) -> dict[str, Any]:
+def comparisons(
+    scores: Mapping[str, Any], targets: Sequence[str], removal: str, notes: list[str]
+) -> dict[str, Any]:
     """UIS of every model; gaps, ToW and over-forgetting where a retrained model is; None, with a note, where not.
 
     All are of the tasks that have a score on all of the data.
@@ -51,14 +53,28 @@ def comparisons(scores: Mapping[str, Any], targets: Sequence[str], removal: str,
     known = [task for task in tasks if all(row[task] is not None for row in splits)]
     chosen = [task for task in targets if task in known]
     if not chosen:
-        notes.append("UIS, gaps, ToW and over-forgetting left out: no task to forget has labels in all of the data.")
-        return {"uis": dict.fromkeys(scores)} | dict.fromkeys(("gaps", "mean_gap", "tow", "over_forgotten"))
+        notes.append(
+            "UIS, gaps, ToW and over-forgetting left out: no task to forget has labels in all of the data."
+        )
+        return {"uis": dict.fromkeys(scores)} | dict.fromkeys((
+            "gaps",
+            "mean_gap",
+            "tow",
+            "over_forgotten",
+        ))
     if known != tasks:
-        notes.append(f"UIS, gaps, ToW and over-forgetting are of the tasks with labels in all of the data: {known}.")
-    tables = {m: {split: {t: row[t] for t in known} for split, row in table.items()} for m, table in scores.items()}
+        notes.append(
+            f"UIS, gaps, ToW and over-forgetting are of the tasks with labels in all of the data: {known}."
+        )
+    tables = {
+        m: {split: {t: row[t] for t in known} for split, row in table.items()}
+        for m, table in scores.items()
+    }
     o, u, r = tables["original"], tables["unlearned"], tables.get("retrained")
     return {
-        "uis": {model: attempt("UIS", uis, o, table, chosen, removal) for model, table in tables.items()},
+        "uis": {
+            model: attempt("UIS", uis, o, table, chosen, removal) for model, table in tables.items()
+        },
         "gaps": None if r is None else gaps(u, r),
         "mean_gap": None if r is None else mean_gap(u, r),
         "tow": None if r is None else attempt("ToW", tow, u, r),
@@ -78,11 +94,16 @@ def attacks(splits: Mapping[str, Split], seed: int, notes: list[str]) -> dict[st
     for model in splits["forget"].losses:
         found[model] = {}
         for by in ("loss", "entropy"):
-            sides = [splits[s].losses[model] if by == "loss" else splits[s].entropy[model] for s in ("forget", "test")]
+            sides = [
+                splits[s].losses[model] if by == "loss" else splits[s].entropy[model]
+                for s in ("forget", "test")
+            ]
             for task in sides[0]:
                 result = None
                 try:
-                    result = dataclasses.asdict(membership(sides[0][task], sides[1][task], seed=seed))
+                    result = dataclasses.asdict(
+                        membership(sides[0][task], sides[1][task], seed=seed)
+                    )
                 except ValueError as error:
                     note(notes, str(error))
                 found[model].setdefault(task, {})[by] = result
@@ -111,7 +132,9 @@ def _drift(split: Split, model: str, task: str, indexed: bool) -> dict[str, Any]
     found = drift(split.losses["original"][task], split.losses[model][task], split.labels.get(task))
     index = split.index[task]
     quantiles = {f"{q:.0%}": value for q, value in zip(QUANTILES, found.quantiles, strict=True)}
-    worst = [{"index": int(index[i]) if indexed else None, "change": change} for i, change in found.worst]
+    worst = [
+        {"index": int(index[i]) if indexed else None, "change": change} for i, change in found.worst
+    ]
     return dataclasses.asdict(found) | {"quantiles": quantiles, "worst": worst}
 
 
@@ -120,10 +143,15 @@ def histograms(splits: Mapping[str, Split]) -> dict[str, Any]:
 
     def changes(split: Split, task: str) -> dict[str, Tensor]:
         before = split.losses["original"][task]
-        return {model: row[task] - before for model, row in split.losses.items() if model != "original"}
+        return {
+            model: row[task] - before for model, row in split.losses.items() if model != "original"
+        }
 
     return {
-        name: {task: _histogram(changes(split, task)) if there else None for task, there in split.labelled.items()}
+        name: {
+            task: _histogram(changes(split, task)) if there else None
+            for task, there in split.labelled.items()
+        }
         for name, split in splits.items()
     }
 
@@ -135,8 +163,14 @@ def _histogram(changes: Mapping[str, Tensor]) -> dict[str, Any]:
     if high - low < 1e-9:
         low, high = -0.5, 0.5
     edges = torch.linspace(low, high, BINS + 1, dtype=torch.float64)
-    counts = {model: torch.bincount(_bin(change, low, high), minlength=BINS) for model, change in changes.items()}
-    return {"edges": edges.tolist(), "counts": {model: count.tolist() for model, count in counts.items()}}
+    counts = {
+        model: torch.bincount(_bin(change, low, high), minlength=BINS)
+        for model, change in changes.items()
+    }
+    return {
+        "edges": edges.tolist(),
+        "counts": {model: count.tolist() for model, count in counts.items()},
+    }
 
 
 def _at(change: Tensor, q: float) -> int:
@@ -152,7 +186,8 @@ def distances(splits: Mapping[str, Split]) -> dict[str, Any] | None:
     found = {
         name: {
             task: {"kl": _spread(split.kl[task]), "logit_distance": _spread(split.distance[task])}
-            for task in split.kl if split.labelled[task]
+            for task in split.kl
+            if split.labelled[task]
         }
         for name, split in splits.items()
     }
@@ -173,18 +208,34 @@ def records(history: object) -> list[dict[str, Any]] | None:
         return None
     found = getattr(history, "records", history)
     if not isinstance(found, Sequence):
-        raise TypeError(f"history: found {type(history).__name__}, expected something with .records, a list.")
-    rows = [dataclasses.asdict(r) if dataclasses.is_dataclass(r) and not isinstance(r, type) else r for r in found]
+        raise TypeError(
+            f"history: found {type(history).__name__}, expected something with .records, a list."
+        )
+    rows = [
+        dataclasses.asdict(r) if dataclasses.is_dataclass(r) and not isinstance(r, type) else r
+        for r in found
+    ]
     if any(not isinstance(row, Mapping) or "step" not in row for row in rows):
-        raise TypeError('history: a record is a mapping or dataclass with "step", the number of steps so far.')
+        raise TypeError(
+            'history: a record is a mapping or dataclass with "step", the number of steps so far.'
+        )
     return [plain(row) for row in rows]
 
 
-def step_cost(cost: Mapping[str, Any] | None, history: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
+def step_cost(
+    cost: Mapping[str, Any] | None, history: Sequence[Mapping[str, Any]] | None
+) -> dict[str, Any] | None:
     """The cost as given; with a history whose records hold "seconds" since the start, also the time of a step."""
     found = dict(plain(cost or {}))
     timed = [r for r in history or () if isinstance(r.get("seconds"), int | float)]
     if len(timed) > 1 and timed[-1]["step"] > timed[0]["step"]:
-        seconds, steps = timed[-1]["seconds"] - timed[0]["seconds"], timed[-1]["step"] - timed[0]["step"]
-        found |= {"steps": steps, "seconds": seconds, "ms a step, from the history": 1000 * seconds / steps}
+        seconds, steps = (
+            timed[-1]["seconds"] - timed[0]["seconds"],
+            timed[-1]["step"] - timed[0]["step"],
+        )
+        found |= {
+            "steps": steps,
+            "seconds": seconds,
+            "ms a step, from the history": 1000 * seconds / steps,
+        }
     return found or None

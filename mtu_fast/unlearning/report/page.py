@@ -65,12 +65,21 @@ def _top(audits: Sequence[Data], title: str, several: bool) -> Markup:
 
 def _audit(data: Data, index: int, several: bool) -> Markup:
     request = data["request"]
-    what = "from every task" if request["kind"] == "full" else f"from {', '.join(request['targets'])} only"
+    what = (
+        "from every task"
+        if request["kind"] == "full"
+        else f"from {', '.join(request['targets'])} only"
+    )
     asked = f"{'Full' if request['kind'] == 'full' else 'Partial'}-task request: {request['samples']['forget']} " \
             f"samples {what} (tasks: {', '.join(request['tasks'])})."  # fmt: skip
     name = el("div", el("h2", data["title"]) if several else None, el("p", asked, class_="soft"),
               class_="request first" if index == 0 else "request") if several else el("p", asked)  # fmt: skip
-    notes = el("section", el("h2", "Notes"), el("ul", (el("li", note) for note in data["notes"])), class_="card")
+    notes = el(
+        "section",
+        el("h2", "Notes"),
+        el("ul", (el("li", note) for note in data["notes"])),
+        class_="card",
+    )
     parts = (part(data) for part in (sections.verdict, effects.removed, effects.moved, sections.ideal,
                                      sections.conflict, sections.course))  # fmt: skip
     return el("article", name, *parts, notes if data["notes"] else None, id=f"audit-{index}")

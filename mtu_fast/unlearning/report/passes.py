@@ -15,7 +15,8 @@ from mtu_fast._checks import labelled, presence
 from mtu_fast.unlearning.metrics import entropy, kl_divergence, logit_distance
 
 PerTask = Mapping[str, Tensor]
-Side = tuple[dict[str, Tensor], dict[str, Tensor]]  # losses {task: [N]}, labelled samples {task: [N]}
+# losses {task: [N]}, labelled samples {task: [N]}
+Side = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Split:
     Attributes:
         samples: N of the loader.
         scores: {model: {task: score}}; None where no sample has a label for the task.
-        losses: {model: {task: [n]}} float64, of the samples that have a label for the task; n may be 0.
+        losses: {model: {task: [n]}} float64, of the samples that have a label for the task; n may
+            be 0.
         entropy: likewise, of the tasks that `outputs` names.
         kl, distance: {task: [n]} between retrained and unlearned.
         labels: {task: [n]}.
@@ -64,28 +66,40 @@ class Split:
         return {task: len(at) > 0 for task, at in self.index.items()}
 
 
-def measure(name: str, models: Mapping[str, nn.Module], loader: Iterable[Any], reading: Reading) -> Split:
+def measure(
+    name: str, models: Mapping[str, nn.Module], loader: Iterable[Any], reading: Reading
+) -> Split:
     """Every sample of the loader under every model; one pass, so that a shuffling loader still gives pairs.
 
     Raises:
         TypeError: the loader can be read only once, or a function does not return what it should.
-        ValueError: no batch, no label, or losses that are not finite and unreduced, one shape and one set of tasks.
+        ValueError: no batch, no label, or losses that are not finite and unreduced, one shape and
+            one set of tasks.
     """
     if iter(loader) is loader:
-        raise TypeError(f"{name}: found an iterator, expected a loader or list that can be read again; use list(...).")
+        raise TypeError(
+            f"{name}: found an iterator, expected a loader or list that can be read again; use list(...)."
+        )
     split, parts = Split(), _Parts()
     for batch in loader:
         sides = {model: reading.read(net, batch) for model, net in models.items()}
         split.samples += _add_batch(parts, sides, batch, split.samples, models, reading)
     if not split.samples:
         raise ValueError(f"{name}: found no sample, expected at least one batch.")
-    split.losses, split.entropy = parts.per_model("loss", models), parts.per_model("entropy", models)
+    split.losses, split.entropy = (
+        parts.per_model("loss", models),
+        parts.per_model("entropy", models),
+    )
     for one in ("kl", "distance", "labels", "index"):
         setattr(split, one, parts.per_task(one))
     if not any(split.labelled.values()):
-        raise ValueError(f"{name}: no sample has a label for any of the tasks {list(split.labelled)}, expected some.")
+        raise ValueError(
+            f"{name}: no sample has a label for any of the tasks {list(split.labelled)}, expected some."
+        )
     found = {model: reading.score(net, loader) for model, net in models.items()}
-    split.scores = {model: _scores(name, model, row, split.labelled) for model, row in found.items()}
+    split.scores = {
+        model: _scores(name, model, row, split.labelled) for model, row in found.items()
+    }
     return split
 
 
@@ -100,7 +114,11 @@ class _Parts(dict[tuple[str, ...], list[Tensor]]):
 
     def per_model(self, quantity: str, models: Iterable[str]) -> dict[str, dict[str, Tensor]]:
         return {
-            model: {key[2]: torch.cat(value) for key, value in self.items() if key[:2] == (quantity, model)}
+            model: {
+                key[2]: torch.cat(value)
+                for key, value in self.items()
+                if key[:2] == (quantity, model)
+            }
             for model in models
         }
 
@@ -110,10 +128,15 @@ def _add_batch(
     reading: Reading,
 ) -> int:  # fmt: skip
     """Add one batch's values; return its number of samples."""
-    masks = {model: {task: mask.cpu() for task, mask in present.items()} for model, (_, present) in sides.items()}
+    masks = {
+        model: {task: mask.cpu() for task, mask in present.items()}
+        for model, (_, present) in sides.items()
+    }
     there = masks["original"]
     for model, its in masks.items():
-        if list(its) != list(there) or any(not torch.equal(mask, its[task]) for task, mask in there.items()):
+        if list(its) != list(there) or any(
+            not torch.equal(mask, its[task]) for task, mask in there.items()
+        ):
             raise ValueError(
                 f"losses: the {model} model gives tasks, lengths or masks that differ from the original's on the same "
                 "batch, expected the same: whether a sample has a label does not depend on the model."
@@ -129,7 +152,9 @@ def _add_batch(
             _check_finite(model, task, value)
             parts.add("loss", model, task, value=value)
     if reading.outputs is not None:
-        _add_outputs(parts, {model: reading.outputs(net, batch) for model, net in models.items()}, kept)
+        _add_outputs(
+            parts, {model: reading.outputs(net, batch) for model, net in models.items()}, kept
+        )
     return len(next(iter(there.values())))
 
 
@@ -142,7 +167,9 @@ def _add_outputs(parts: _Parts, outputs: Mapping[str, PerTask], kept: Mapping[st
             parts.add("entropy", model, task, value=entropy(z))
         if "retrained" in logits:
             parts.add("kl", task, value=kl_divergence(logits["retrained"], logits["unlearned"]))
-            parts.add("distance", task, value=logit_distance(logits["retrained"], logits["unlearned"]))
+            parts.add(
+                "distance", task, value=logit_distance(logits["retrained"], logits["unlearned"])
+            )
 
 
 def _check_finite(model: str, task: str, loss: Tensor) -> None:
@@ -154,10 +181,14 @@ def _check_finite(model: str, task: str, loss: Tensor) -> None:
         )
 
 
-def _scores(split: str, model: str, found: object, known: Mapping[str, bool]) -> dict[str, float | None]:
+def _scores(
+    split: str, model: str, found: object, known: Mapping[str, bool]
+) -> dict[str, float | None]:
     """The scores; what a score function makes of a task without labels means nothing and is left out."""
     if not isinstance(found, Mapping) or not found:
-        raise TypeError(f"score: found {type(found).__name__} on {split}, expected {{task: number}}, higher better.")
+        raise TypeError(
+            f"score: found {type(found).__name__} on {split}, expected {{task: number}}, higher better."
+        )
     needed = [task for task, there in known.items() if there]
     if not set(needed) <= set(found) <= set(known):
         raise ValueError(
@@ -166,7 +197,9 @@ def _scores(split: str, model: str, found: object, known: Mapping[str, bool]) ->
         )
     bad = [task for task in needed if not math.isfinite(found[task])]
     if bad:
-        raise ValueError(f"score: not finite for tasks {bad} of the {model} model on {split}, expected numbers.")
+        raise ValueError(
+            f"score: not finite for tasks {bad} of the {model} model on {split}, expected numbers."
+        )
     return {task: float(found[task]) if there else None for task, there in known.items()}
 
 
@@ -176,7 +209,11 @@ def untouched(models: Iterable[nn.Module], loaders: Iterable[Any]) -> Iterator[N
     models = list(models)
     modes = [(module, module.training) for model in models for module in model.modules()]
     required = [(p, p.requires_grad) for model in models for p in model.parameters()]
-    drawn = [g for g in (getattr(loader, "generator", None) for loader in loaders) if isinstance(g, torch.Generator)]
+    drawn = [
+        g
+        for g in (getattr(loader, "generator", None) for loader in loaders)
+        if isinstance(g, torch.Generator)
+    ]
     states = [g.get_state() for g in drawn]
     devices = sorted({p.device.index for p, _ in required if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):

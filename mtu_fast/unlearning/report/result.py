@@ -19,9 +19,10 @@ class Audit:
     """What an audit found.
 
     Attributes:
-        data: every number and word of the report as plain lists, dictionaries, strings and finite numbers or None:
-            request, scores, uis, gaps, tow, over_forgotten, membership, drift, histograms, distances, relearn,
-            parameter_shift, cosines, cost, history, notes and verdict.
+        data: every number and word of the report as plain lists, dictionaries, strings and finite
+            numbers or None: request, scores, uis, gaps, tow, over_forgotten, membership, drift,
+            histograms, distances, relearn, parameter_shift, cosines, cost, history, notes and
+            verdict.
     """
 
     data: dict[str, Any]
@@ -36,7 +37,9 @@ class Audit:
             FileNotFoundError: there is no such folder.
         """
         check_folder("path", path)
-        Path(path).write_text(json.dumps(self.data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        Path(path).write_text(
+            json.dumps(self.data, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
     @classmethod
     def from_json(cls, path: str | Path) -> Audit:
@@ -48,7 +51,9 @@ class Audit:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         if data.get("schema") != SCHEMA or data.get("version") != VERSION:
             found = f"{data.get('schema')!r} version {data.get('version')!r}"
-            raise ValueError(f"{path}: found schema {found}, expected {SCHEMA!r} version {VERSION}.")
+            raise ValueError(
+                f"{path}: found schema {found}, expected {SCHEMA!r} version {VERSION}."
+            )
         return cls(data)
 
     def to_html(self, path: str | Path) -> None:

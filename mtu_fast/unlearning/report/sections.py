@@ -31,9 +31,20 @@ def verdict(data: Data) -> Markup:
     order = ("good", "unknown", "fair", "poor")
     level = max((found[part]["level"] for part in ("removal", "kept", "attack")), key=order.index)
     signs = {"good": "✓", "fair": "△", "poor": "✕", "unknown": "?"}
-    names = {"removal": "The data to forget", "kept": "Everything else", "attack": "Membership attack"}
+    names = {
+        "removal": "The data to forget",
+        "kept": "Everything else",
+        "attack": "Membership attack",
+    }
     tiles = [
-        _tile(name, el("span", f"{signs[found[part]['level']]} {found[part]['word']}", class_=found[part]["level"]))
+        _tile(
+            name,
+            el(
+                "span",
+                f"{signs[found[part]['level']]} {found[part]['word']}",
+                class_=found[part]["level"],
+            ),
+        )
         for part, name in names.items()
     ]
     return el(
@@ -48,20 +59,35 @@ def _summary(data: Data) -> list[Markup]:
     ideal = f", retrained: {number(uis['retrained'], 1)}" if "retrained" in uis else ""
     found = [
         _tile("UIS, lower is better", number(uis["unlearned"], 1), before + ideal),
-        _tile("Parameters moved", number(100 * data["parameter_shift"], 2) + " %", "of the norm of all"),
+        _tile(
+            "Parameters moved",
+            number(100 * data["parameter_shift"], 2) + " %",
+            "of the norm of all",
+        ),
     ]
     if "retrained" in data["models"]:
         mean = None if tow is None else sum(tow.values()) / len(tow)
         over = data["over_forgotten"]
         found.insert(1, _tile("Mean gap to retrained", number(data["mean_gap"]), "0 is ideal"))
         found.insert(2, _tile("ToW, mean over tasks", number(mean), "1 is ideal"))
-        names = el("span", "⚑ " + ", ".join(over), class_="poor") if over else number(None) if over is None else "none"
+        names = (
+            el("span", "⚑ " + ", ".join(over), class_="poor")
+            if over
+            else number(None)
+            if over is None
+            else "none"
+        )
         found.append(_tile("Below the retrained model", names, "on the data to forget"))
     return found
 
 
 def _tile(name: str, value: Any, small: str | None = None) -> Markup:
-    return el("div", el("dt", name), el("dd", value, None if small is None else el("small", small)), class_="tile")
+    return el(
+        "div",
+        el("dt", name),
+        el("dd", value, None if small is None else el("small", small)),
+        class_="tile",
+    )
 
 
 def ideal(data: Data) -> Markup:
@@ -78,7 +104,11 @@ def ideal(data: Data) -> Markup:
     apart = tables.distance_table(data) if data["distances"] else absent(
         "No outputs were given, so the distance between the models' predictions is not known."
     )  # fmt: skip
-    gaps = tables.gap_table(data) if data["gaps"] else absent("The gaps could not be made; the notes below say why.")
+    gaps = (
+        tables.gap_table(data)
+        if data["gaps"]
+        else absent("The gaps could not be made; the notes below say why.")
+    )
     return card("Beside retraining", lead, gaps, apart, steps)
 
 
@@ -89,7 +119,11 @@ def conflict(data: Data) -> Markup:
         "that raises the forget loss there raises the retain loss too; near zero: the two are independent."
     )
     if data["cosines"] is None:
-        return card("Where forgetting and keeping meet", lead, absent("The gradient cosines were not asked for."))
+        return card(
+            "Where forgetting and keeping meet",
+            lead,
+            absent("The gradient cosines were not asked for."),
+        )
     maps = []
     for model, found in data["cosines"].items():
         used = found["samples"]
@@ -97,7 +131,9 @@ def conflict(data: Data) -> Markup:
             f"{model} model: {used['forget']} forget and {used['retain']} retain samples, of the first batch of "
             "either loader, read as layer × (forget task × retain task). A dash: the task does not reach the layer."
         )
-        picture = charts.heat_map(found, f"Mean gradient cosines by layer and task pair, {model} model.")
+        picture = charts.heat_map(
+            found, f"Mean gradient cosines by layer and task pair, {model} model."
+        )
         maps.append(el("figure", el("figcaption", said), el("div", picture, class_="scroll")))
     return card("Where forgetting and keeping meet", lead, maps)
 
@@ -107,8 +143,14 @@ def course(data: Data) -> Markup:
     lead = "How the run went from the original to the unlearned model, and what it cost."
     panels = [el("div", charts.lines(series, name, f"{name} over steps, by {', '.join(series)}."), class_="panel")
               for name, series in _series(data["history"] or ()).items()]  # fmt: skip
-    plot = el("figure", el("div", panels, class_="panels")) if panels else absent("No history was given.")
-    price = absent("No cost was given.") if data["cost"] is None else tables.cost_table(data["cost"])
+    plot = (
+        el("figure", el("div", panels, class_="panels"))
+        if panels
+        else absent("No history was given.")
+    )
+    price = (
+        absent("No cost was given.") if data["cost"] is None else tables.cost_table(data["cost"])
+    )
     return card("How it went, and what it cost", lead, plot, price)
 
 
@@ -121,5 +163,8 @@ def _series(records: Sequence[Data]) -> dict[str, dict[str, list[tuple[float, fl
                 continue
             for task, one in (value if isinstance(value, Mapping) else {name: value}).items():
                 if isinstance(one, int | float) and not isinstance(one, bool):
-                    found.setdefault(name.replace("_", " "), {}).setdefault(task, []).append((record["step"], one))
+                    found.setdefault(name.replace("_", " "), {}).setdefault(task, []).append((
+                        record["step"],
+                        one,
+                    ))
     return found

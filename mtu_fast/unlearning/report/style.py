@@ -12,11 +12,11 @@ _DARK = """
 
 STYLE = Markup(
     """
-:root {
-  --page: #f4f6f8; --card: #ffffff; --ink: #16202a; --soft: #5a6775; --line: #dde3e9; --accent: #0b6aa8;
-  --original: #7b8794; --unlearned: #0072b2; --retrained: #c96a00; --with: #d5501e; --against: #0072b2;
-  --good: #18794e; --fair: #946300; --poor: #b42318; --unknown: #5a6775;
-  --s0: #0072b2; --s1: #c96a00; --s2: #00805f; --s3: #a8408a; --s4: #7d7500; color-scheme: light;
+:root { --page: #f4f6f8; --card: #ffffff; --ink: #16202a; --soft: #5a6775; --line: #dde3e9;
+  --accent: #0b6aa8; --original: #7b8794; --unlearned: #0072b2; --retrained: #c96a00; --with:
+  #d5501e; --against: #0072b2; --good: #18794e; --fair: #946300; --poor: #b42318; --unknown:
+  #5a6775; --s0: #0072b2; --s1: #c96a00; --s2: #00805f; --s3: #a8408a; --s4: #7d7500; color-scheme:
+  light;
 }
 @media (prefers-color-scheme: dark) { :root {"""
     + _DARK

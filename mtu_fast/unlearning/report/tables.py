@@ -19,7 +19,11 @@ def table(caption: str, head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> M
     names = (el("th", cell, scope="col" if i else "row") for i, cell in enumerate(head))
     top = el("thead", el("tr", names))
     body = (
-        el("tr", el("th", row[0], scope="row"), (cell if _is_cell(cell) else el("td", cell) for cell in row[1:]))
+        el(
+            "tr",
+            el("th", row[0], scope="row"),
+            (cell if _is_cell(cell) else el("td", cell) for cell in row[1:]),
+        )
         for row in rows
     )
     return el("div", el("table", el("caption", caption), top, el("tbody", body)), class_="scroll")
@@ -41,7 +45,11 @@ def score_table(data: Data, split: str, caption: str) -> Markup:
     for task in data["request"]["tasks"]:
         values = {model: data["scores"][model][split][task] for model in data["models"]}
         row = [task_name(data, task), *(number(value) for value in values.values())]
-        row += [signed(_less(values["unlearned"], values[m])) for m in ("original", "retrained") if m in values]
+        row += [
+            signed(_less(values["unlearned"], values[m]))
+            for m in ("original", "retrained")
+            if m in values
+        ]
         rows.append(row)
     beyond = ["unlearned − retrained"] if "retrained" in data["models"] else []
     return table(caption, ["task", *data["models"], "unlearned − original", *beyond], rows)
@@ -56,14 +64,20 @@ def attack_table(data: Data) -> Markup:
     rows = []
     for task in data["request"]["tasks"]:
         for by in ("loss", "entropy"):
-            found = {model: data["membership"][model].get(task, {}).get(by) for model in data["models"]}
+            found = {
+                model: data["membership"][model].get(task, {}).get(by) for model in data["models"]
+            }
             if any(found.values()):
                 cells = (
                     "–" if one is None else f"{number(one['auc'], 2)} ({number(one['accuracy'], 2)})"
                     for one in found.values()
                 )  # fmt: skip
                 rows.append([[f"{task}, by {by}", task_name(data, task)[1]], *cells])
-    return table("AUC of the attack, its accuracy in brackets; 0.50 is a guess.", ["task", *data["models"]], rows)
+    return table(
+        "AUC of the attack, its accuracy in brackets; 0.50 is a guess.",
+        ["task", *data["models"]],
+        rows,
+    )
 
 
 def drift_table(data: Data, split: str, tasks: Sequence[str], caption: str) -> Markup:
@@ -72,7 +86,9 @@ def drift_table(data: Data, split: str, tasks: Sequence[str], caption: str) -> M
     for task in tasks:
         for model in (m for m in data["models"] if m != "original"):
             one = data["drift"][model][split][task] or NO_DRIFT
-            name = [task, el("span", model, class_="tag")] if "retrained" in data["models"] else task
+            name = (
+                [task, el("span", model, class_="tag")] if "retrained" in data["models"] else task
+            )
             worst = one["worst_class"]
             rows.append([
                 name, one["samples"], signed(one["mean"]), *(signed(one["quantiles"][q]) for q in SHOWN),
@@ -86,12 +102,20 @@ def worst_table(data: Data, split: str) -> Markup:
     """The samples whose losses rose most."""
     found = data["drift"]["unlearned"][split]
     rows = [
-        [task, *(_place(one["index"]) + signed(one["change"], 2) for one in (found[task] or NO_DRIFT)["worst"])]
+        [
+            task,
+            *(
+                _place(one["index"]) + signed(one["change"], 2)
+                for one in (found[task] or NO_DRIFT)["worst"]
+            ),
+        ]
         for task in data["request"]["tasks"]
     ]
     width = max(len(row) for row in rows)
     rows = [row + [""] * (width - len(row)) for row in rows]
-    placed = any(one["index"] is not None for row in found.values() for one in (row or NO_DRIFT)["worst"])
+    placed = any(
+        one["index"] is not None for row in found.values() for one in (row or NO_DRIFT)["worst"]
+    )
     caption = f"Largest rises of a sample's loss on {split}{' (# is its place in the loader)' if placed else ''}."
     return table(caption, ["task", *(f"{i}." for i in range(1, width))], rows)
 
@@ -123,9 +147,15 @@ def distance_table(data: Data) -> Markup:
 
 def cost_table(cost: Data) -> Markup:
     """What was given as cost: numbers, or a number a variant."""
-    variants = list(dict.fromkeys(name for value in cost.values() if isinstance(value, Mapping) for name in value))
+    variants = list(
+        dict.fromkeys(
+            name for value in cost.values() if isinstance(value, Mapping) for name in value
+        )
+    )
     if not variants:
-        return table("Cost.", ["what", ""], [[name, _amount(value)] for name, value in cost.items()])
+        return table(
+            "Cost.", ["what", ""], [[name, _amount(value)] for name, value in cost.items()]
+        )
     rows = [
         [name, *(_amount(value.get(v)) for v in variants)] if isinstance(value, Mapping)
         else [name, _amount(value), *[""] * (len(variants) - 1)]

@@ -6,13 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-WAY = 0.9  # share of the way from the original's forget score to the reference from which data count as removed
+# share of the way from the original's forget score to the reference from which data count as
+# removed
+WAY = 0.9
 PART = 0.5  # from which they count as partly removed
 SLACK = 0.02  # a score may fall by so much and count as kept; differences below it show nothing
-SHARE = (0.0, 1.0)  # scores in this range are means over samples; p has a standard error of at most √(p (1 - p) / n)
+# scores in this range are means over samples; p has a standard error of at most √(p (1 - p) / n)
+SHARE = (0.0, 1.0)
 HARM = 0.1  # a fall by more is serious
-CHANCE = 2.5  # standard errors of an AUC of 0.5 that chance may explain; several attacks are looked at
-WIDE = 0.15  # an AUC as far as this from 0.5 should show; where chance explains it, there are too few samples
+# standard errors of an AUC of 0.5 that chance may explain; several attacks are looked at
+CHANCE = 2.5
+# an AUC as far as this from 0.5 should show; where chance explains it, there are too few samples
+WIDE = 0.15
 NEAR = 0.1  # an AUC further than this from 0.5 does not look like a guess
 
 RULES = (
@@ -38,8 +43,9 @@ def verdict(data: Mapping[str, Any]) -> dict[str, Any]:
         data: the numbers as `Audit.data` holds them, up to the verdict.
 
     Returns:
-        headline, text; removal, kept and attack, each {level: "good" | "fair" | "poor" | "unknown", word, detail};
-        over_forgotten, the targets that lie below the reference by more than chance explains; rules.
+        headline, text; removal, kept and attack, each {level: "good" | "fair" | "poor" | "unknown",
+        word, detail}; over_forgotten, the targets that lie below the reference by more than chance
+        explains; rules.
     """
     parts = {"removal": _removal(data), "kept": _kept(data), "attack": _attack(data)}
     request = data["request"]
@@ -54,7 +60,13 @@ def verdict(data: Mapping[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     text = " ".join(filter(None, [asked, *(part["detail"] for part in parts.values()), ideal]))
     over = _below(data)
-    return {"headline": _headline(parts), "text": text, **parts, "over_forgotten": over, "rules": list(RULES)}
+    return {
+        "headline": _headline(parts),
+        "text": text,
+        **parts,
+        "over_forgotten": over,
+        "rules": list(RULES),
+    }
 
 
 def _headline(parts: Mapping[str, Mapping[str, str]]) -> str:
@@ -64,7 +76,11 @@ def _headline(parts: Mapping[str, Mapping[str, str]]) -> str:
     }  # fmt: skip
     over = parts["removal"]["word"] == "over-forgotten"
     first = "The data are over-forgotten" if over else gone[parts["removal"]["level"]]
-    kept = {"good": "the rest is kept", "fair": "the rest suffered somewhat", "poor": "the rest was damaged"}
+    kept = {
+        "good": "the rest is kept",
+        "fair": "the rest suffered somewhat",
+        "poor": "the rest was damaged",
+    }
     good = parts["removal"]["word"] == "removed"
     join = "and" if good == (parts["kept"]["level"] == "good") else "but"
     trace = "; a trace remains" if parts["attack"]["level"] in ("fair", "poor") and good else ""
@@ -77,9 +93,13 @@ def aims(data: Mapping[str, Any]) -> dict[str, float]:
     A target without labels among the data to forget, or among those of its reference, has none.
     """
     scores = data["scores"]
-    reference = scores["retrained"]["forget"] if "retrained" in scores else scores["original"]["test"]
+    reference = (
+        scores["retrained"]["forget"] if "retrained" in scores else scores["original"]["test"]
+    )
     before = scores["original"]["forget"]
-    return {t: reference[t] for t in data["request"]["targets"] if None not in (before[t], reference[t])}
+    return {
+        t: reference[t] for t in data["request"]["targets"] if None not in (before[t], reference[t])
+    }
 
 
 def _removal(data: Mapping[str, Any]) -> dict[str, str]:
@@ -88,9 +108,15 @@ def _removal(data: Mapping[str, Any]) -> dict[str, str]:
     if not aim:
         detail = "What was removed cannot be scored: labels of the tasks to forget are missing."
         return {"level": "unknown", "word": "not scored", "detail": detail}
-    scores = [f"{t} from {_score(before[t])} to {_score(after[t])} (reference {_score(a)})" for t, a in aim.items()]
+    scores = [
+        f"{t} from {_score(before[t])} to {_score(after[t])} (reference {_score(a)})"
+        for t, a in aim.items()
+    ]
     detail = f"On the data to forget, scores went as follows: {_and(scores)}."
-    slack, below = {t: _tolerance(a, data["request"]["samples"]["forget"]) for t, a in aim.items()}, _below(data)
+    slack, below = (
+        {t: _tolerance(a, data["request"]["samples"]["forget"]) for t, a in aim.items()},
+        _below(data),
+    )
     far = {t: before[t] - a for t, a in aim.items() if before[t] - a >= SLACK}
     ways = {t: 1.0 if after[t] <= aim[t] + slack[t] < before[t] else (before[t] - after[t]) / way
             for t, way in far.items()}  # fmt: skip
@@ -104,12 +130,18 @@ def _removal(data: Mapping[str, Any]) -> dict[str, str]:
         return {"level": "poor", "word": "not removed", "detail": detail}
     if least < WAY:
         return {"level": "fair", "word": "partly removed", "detail": detail}
-    return {"level": "fair" if below else "good", "word": "over-forgotten" if below else "removed", "detail": detail}
+    return {
+        "level": "fair" if below else "good",
+        "word": "over-forgotten" if below else "removed",
+        "detail": detail,
+    }
 
 
 def _below(data: Mapping[str, Any]) -> list[str]:
     after, samples = data["scores"]["unlearned"]["forget"], data["request"]["samples"]
-    return [t for t, aim in aims(data).items() if after[t] < aim - _tolerance(aim, samples["forget"])]
+    return [
+        t for t, aim in aims(data).items() if after[t] < aim - _tolerance(aim, samples["forget"])
+    ]
 
 
 def _tolerance(score: float, samples: int) -> float:
@@ -124,7 +156,11 @@ def _kept(data: Mapping[str, Any]) -> dict[str, str]:
     places += [("forget", t) for t in scores["original"]["forget"] if t not in targets]
     falls = {(s, t): _fall(scores, s, t) for s, t in places if scores["original"][s][t] is not None}
     (split, task), fall = max(falls.items(), key=lambda item: item[1])
-    where = {"retain": "retained data", "test": "unseen data", "forget": "the forget data's other tasks"}[split]
+    where = {
+        "retain": "retained data",
+        "test": "unseen data",
+        "forget": "the forget data's other tasks",
+    }[split]
     before, after = (scores[model][split][task] for model in ("original", "unlearned"))
     if fall > SLACK:
         word, level = ("damaged", "poor") if fall > HARM else ("some damage", "fair")
@@ -133,12 +169,18 @@ def _kept(data: Mapping[str, Any]) -> dict[str, str]:
         word, level = "kept", "good"
         detail = f"No score elsewhere fell by more than {SLACK} beyond what retraining costs." \
             if "retrained" in scores else f"No score elsewhere fell by more than {SLACK}."  # fmt: skip
-    return {"level": level, "word": word, "detail": detail + _singles(data["drift"]["unlearned"]["retain"])}
+    return {
+        "level": level,
+        "word": word,
+        "detail": detail + _singles(data["drift"]["unlearned"]["retain"]),
+    }
 
 
 def _singles(drift: Mapping[str, Any]) -> str:
     """Whether the mean hides what happened to single samples."""
-    hidden = {t: one["worst_mean"] - max(one["mean"], 0.0) for t, one in drift.items() if one is not None}
+    hidden = {
+        t: one["worst_mean"] - max(one["mean"], 0.0) for t, one in drift.items() if one is not None
+    }
     task, beyond = max(hidden.items(), key=lambda item: item[1])
     if beyond <= SLACK:
         return ""
@@ -157,25 +199,45 @@ def _fall(scores: Mapping[str, Any], split: str, task: str) -> float:
 
 def _attack(data: Mapping[str, Any]) -> dict[str, str]:
     found = data["membership"].get("unlearned", {})
-    values = [(task, by, found[task][by]) for task in data["request"]["targets"] if task in found for by in found[task]]
+    values = [
+        (task, by, found[task][by])
+        for task in data["request"]["targets"]
+        if task in found
+        for by in found[task]
+    ]
     values = [value for value in values if value[2] is not None]
     if not values:
-        return {"level": "unknown", "word": "not tested", "detail": "Membership inference could not be tested."}
+        return {
+            "level": "unknown",
+            "word": "not tested",
+            "detail": "Membership inference could not be tested.",
+        }
     ideals = data["membership"].get("retrained", {})
-    task, by, worst = max(values, key=lambda value: _excess(value[2], ideals.get(value[0], {}).get(value[1])))
+    task, by, worst = max(
+        values, key=lambda value: _excess(value[2], ideals.get(value[0], {}).get(value[1]))
+    )
     ideal = ideals.get(task, {}).get(by)
     beside = f"; the retrained model gives {ideal['auc']:.2f}" if ideal else ""
     auc = f"AUC {worst['auc']:.2f}, chance is 0.50 ± {CHANCE * worst['error']:.2f}"
     if _excess(worst, ideal) <= 0:
         blurred = [value for value in values if _is_blurred(value[2])]
         if blurred:
-            return _too_few(*max(blurred, key=lambda value: (value[2]["error"], abs(value[2]["auc"] - 0.5))))
-        detail = "An attacker who sees one number per sample cannot tell them from unseen data better than chance" + (
-            " or than with the retrained model." if ideal else "."
+            return _too_few(
+                *max(blurred, key=lambda value: (value[2]["error"], abs(value[2]["auc"] - 0.5)))
+            )
+        detail = (
+            "An attacker who sees one number per sample cannot tell them from unseen data better than chance"
+            + (" or than with the retrained model." if ideal else ".")
         )
         return {"level": "good", "word": "not told apart", "detail": detail}
-    detail = f"An attacker can tell them from unseen data by the {by} of task {task} ({auc}{beside})."
-    return {"level": "poor" if abs(worst["auc"] - 0.5) > 0.25 else "fair", "word": "told apart", "detail": detail}
+    detail = (
+        f"An attacker can tell them from unseen data by the {by} of task {task} ({auc}{beside})."
+    )
+    return {
+        "level": "poor" if abs(worst["auc"] - 0.5) > 0.25 else "fair",
+        "word": "told apart",
+        "detail": detail,
+    }
 
 
 def _is_blurred(found: Mapping[str, float]) -> bool:

@@ -59,7 +59,9 @@ def ragged(mode: str, padding: int | None = None, last: bool = False) -> Callabl
     def run(table: Tensor) -> Tensor:
         ends = torch.cat([torch.tensor([0, 2, 2]), torch.randint(2, 9, (1,)), torch.tensor([9])])
         offsets = ends if last else ends[:-1]
-        return F.embedding_bag(drawn(9), table, offsets, mode=mode, padding_idx=padding, include_last_offset=last)
+        return F.embedding_bag(
+            drawn(9), table, offsets, mode=mode, padding_idx=padding, include_last_offset=last
+        )
 
     return run
 
@@ -73,7 +75,9 @@ BAGS = {
     "ragged mean, padded": ragged("mean", 3),
     "ragged mean, last offset": ragged("mean", last=True),
     "several a sample": lambda table: F.embedding_bag(drawn(2 * N, S), table).view(N, -1),
-    "several a sample, in turn": lambda table: F.embedding_bag(drawn(2 * N, S), table).view(2, N, -1).transpose(0, 1),
+    "several a sample, in turn": lambda table: (
+        F.embedding_bag(drawn(2 * N, S), table).view(2, N, -1).transpose(0, 1)
+    ),
     "weighted": lambda table: F.embedding_bag(
         drawn(N, S), table, mode="sum", per_sample_weights=torch.randn(N, S, dtype=torch.float64)
     ),
@@ -111,7 +115,9 @@ def test_learned_weights_of_places() -> None:
 
         def forward(self) -> Tensor:
             where = drawn(N, S)
-            found: Tensor = F.embedding_bag(where, self.table, mode="sum", per_sample_weights=self.gate[where])
+            found: Tensor = F.embedding_bag(
+                where, self.table, mode="sum", per_sample_weights=self.gate[where]
+            )
             return found
 
     model = Net()
@@ -130,7 +136,10 @@ BY_INDEX: dict[str, tuple[str, Table]] = {
     "matrices": ("Index", Table(lambda table: table[drawn(N, S)], 2, 3)),
     "numbers": ("Index", Table(lambda table: table[drawn(N, S)][..., 0], 1)),
     "samples last": ("Index", Table(lambda table: table[drawn(S, N)].transpose(0, 1))),
-    "index_select": ("IndexSelect", Table(lambda table: table.index_select(0, drawn(N * S)).view(N, S, -1))),
+    "index_select": (
+        "IndexSelect",
+        Table(lambda table: table.index_select(0, drawn(N * S)).view(N, S, -1)),
+    ),
     "embedding": ("Embedding", Table(lambda table: F.embedding(drawn(N, S), table, padding_idx=2))),
 }
 

@@ -61,13 +61,23 @@ def test_without_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_large_experts_stay_factors() -> None:
     model = Experts(False)
-    model.up, model.down = nn.Parameter(torch.randn(E, D, 512)), nn.Parameter(torch.randn(E, 512, D))
+    model.up, model.down = (
+        nn.Parameter(torch.randn(E, D, 512)),
+        nn.Parameter(torch.randn(E, 512, D)),
+    )
     params, engine = trained(model), mtu.Engine(model)
     losses = {"a": model(torch.randn(N, S, D)).pow(2).mean((1, 2)) / 512}
     there = torch.tensor([True, True, False, True])
-    losses["b"] = model(torch.randn(N, S, D)).pow(2).mean((1, 2)) / 512 + 0.1 * model.up.square().sum()
+    losses["b"] = (
+        model(torch.randn(N, S, D)).pow(2).mean((1, 2)) / 512 + 0.1 * model.up.square().sum()
+    )
     J = joined(truth_of({"a": losses["a"]}, params), truth_of({"b": losses["b"][there]}, params))
-    assert_rows(engine.rows(losses, present={"a": torch.ones(N, dtype=torch.bool), "b": there}), J, params, ROUNDING)
+    assert_rows(
+        engine.rows(losses, present={"a": torch.ones(N, dtype=torch.bool), "b": there}),
+        J,
+        params,
+        ROUNDING,
+    )
     assert all(line.kept == "factors" and "blocks" in line.route for line in engine.explain().lines)
 
 
@@ -84,13 +94,18 @@ class OneByOne(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.routed:
             for e in range(E):
-                x = nn.functional.linear(x, self.weight[e], self.bias[e]).tanh() @ self.weight[e - 1]
+                x = (
+                    nn.functional.linear(x, self.weight[e], self.bias[e]).tanh()
+                    @ self.weight[e - 1]
+                )
             return x
         flat, found = x.reshape(-1, D), torch.zeros_like(x).view(-1, D)
         expert = (flat @ self.router).argmax(1)
         for e in expert.unique().tolist():
             (which,) = (expert == e).nonzero(as_tuple=True)
-            found = found.index_add(0, which, nn.functional.linear(flat[which], self.weight[e], self.bias[e]))
+            found = found.index_add(
+                0, which, nn.functional.linear(flat[which], self.weight[e], self.bias[e])
+            )
         return found.view(x.shape)
 
 
@@ -101,7 +116,10 @@ def test_blocks_of_a_stack_one_by_one(routed: bool, tasks: int) -> None:
     model = OneByOne(routed)
     params, engine = trained(model), mtu.Engine(model)
     for _ in range(3):
-        losses = {str(k): model(torch.randn(N, S, D, dtype=torch.float64)).pow(2).mean((1, 2)) for k in range(tasks)}
+        losses = {
+            str(k): model(torch.randn(N, S, D, dtype=torch.float64)).pow(2).mean((1, 2))
+            for k in range(tasks)
+        }
         J = truth_of(losses, params)
         assert_rows(engine.rows(losses), J, params, 1e-12)
     assert not any(line.slow for line in engine.explain().lines)

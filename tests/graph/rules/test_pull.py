@@ -19,14 +19,20 @@ N, S, D = 6, 5, 4
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def checked(model: nn.Module, losses: Callable[[], Tensor], tolerance: float = 1e-12) -> dict[str, str]:
+def checked(
+    model: nn.Module, losses: Callable[[], Tensor], tolerance: float = 1e-12
+) -> dict[str, str]:
     """Three batches by one engine; how each parameter's rows are kept."""
     params, engine = trained(model), mtu.Engine(model)
     for _ in range(3):
         loss = losses()
         J = truth_of({"a": loss}, params)
         assert_rows(engine.rows(loss), J, params, tolerance)
-    assert not any("vjp" in site or "backward a row" in site for line in engine.explain().lines for site in line.sites)
+    assert not any(
+        "vjp" in site or "backward a row" in site
+        for line in engine.explain().lines
+        for site in line.sites
+    )
     return {line.name: line.kept + ", " + line.route for line in engine.explain().lines}
 
 
@@ -40,9 +46,13 @@ def inputs() -> Tensor:
 
 PENALTIES: dict[str, Callable[[nn.Module], Tensor]] = {
     "squares": lambda model: torch.stack([p.square().sum() for p in model.parameters()]).sum(),
-    "absolutes, one by one": lambda model: sum((p.abs().sum() for p in model.parameters()), torch.zeros(())),
+    "absolutes, one by one": lambda model: sum(
+        (p.abs().sum() for p in model.parameters()), torch.zeros(())
+    ),
     "norms": lambda model: torch.stack([p.norm() for p in model.parameters()]).mean(),
-    "a product of layers": lambda model: torch.mm(*(p for p in model.parameters() if p.dim() == 2)).square().sum(),
+    "a product of layers": lambda model: (
+        torch.mm(*(p for p in model.parameters() if p.dim() == 2)).square().sum()
+    ),
 }
 
 
@@ -70,7 +80,10 @@ def test_a_penalty_takes_no_row_a_parameter() -> None:
     rows = engine.rows(loss)
     (line,) = engine.explain().lines
     assert line.kept == "factors" and line.bytes < 1.5 * 4 * (300 * 200 + n * 500)
-    J = truth_of({"a": model(torch.randn(n, 300)).square().sum(1) + 0.1 * model.weight.square().sum()}, [model.weight])
+    J = truth_of(
+        {"a": model(torch.randn(n, 300)).square().sum(1) + 0.1 * model.weight.square().sum()},
+        [model.weight],
+    )
     assert len(rows) == len(J[0])
 
 
@@ -94,7 +107,9 @@ def test_two_tasks_with_penalties_of_their_own_and_labels_that_lack() -> None:
     out, one, two = model(inputs()), PENALTIES["squares"](model), PENALTIES["norms"](model)
     losses = {"one": out.square().sum(1) + one, "two": out.pow(3).sum(1) + two}
     there = torch.arange(N) % 2 == 0
-    J = joined(truth_of({"a": losses["one"]}, params), truth_of({"a": losses["two"][there]}, params))
+    J = joined(
+        truth_of({"a": losses["one"]}, params), truth_of({"a": losses["two"][there]}, params)
+    )
     rows = engine.rows(losses, present={"one": torch.ones_like(there), "two": there})
     assert_rows(rows, J, params, 1e-12)
 
@@ -103,18 +118,25 @@ def test_a_scale_of_logits() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net, self.scale, self.few = net(), nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.randn(2))
+            self.net, self.scale, self.few = (
+                net(),
+                nn.Parameter(torch.tensor(0.3)),
+                nn.Parameter(torch.randn(2)),
+            )
             self.double()
 
         def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = self.net(x) * self.scale.exp() + (self.few.softmax(0) * torch.tensor([1.0, 2.0])).sum()
+            found: Tensor = (
+                self.net(x) * self.scale.exp()
+                + (self.few.softmax(0) * torch.tensor([1.0, 2.0])).sum()
+            )
             return found
 
     model = Scaled()
     checked(model, lambda: model(inputs()).pow(3).sum(1))
 
 
-# ---- tables that all samples look up alike --------------------------------------------------------------------------
+# ---- tables that all samples look up alike -------------------------------------------------------
 
 
 class Positions(nn.Module):
@@ -150,8 +172,12 @@ def test_tables_that_are_read_alike(name: str, entries: int) -> None:
     """Rows of a table of few entries, places of one of many."""
     read, shape = TABLES[name]
     model = Positions(read, entries)
-    kept = checked(model, lambda: model(torch.randn(shape, dtype=torch.float64)).pow(3).flatten(1).sum(1))
-    assert name in {"scaled", "added twice"} or kept["table"].startswith("factors") == (entries == 900)
+    kept = checked(
+        model, lambda: model(torch.randn(shape, dtype=torch.float64)).pow(3).flatten(1).sum(1)
+    )
+    assert name in {"scaled", "added twice"} or kept["table"].startswith("factors") == (
+        entries == 900
+    )
 
 
 def test_a_table_read_alike_and_by_sample() -> None:
@@ -160,12 +186,14 @@ def test_a_table_read_alike_and_by_sample() -> None:
     checked(table, lambda: (table(token) + table(torch.arange(S))).pow(3).flatten(1).sum(1))
 
 
-# ---- maps of parameters ---------------------------------------------------------------------------------------------
+# ---- maps of parameters --------------------------------------------------------------------------
 
 MAPS: dict[str, Callable[[], nn.Module]] = {
     "weight norm": lambda: weight_norm(nn.Linear(D, 3)),
     "spectral norm": lambda: spectral_norm(nn.Linear(D, 3)).eval(),
-    "weight norm of a kernel": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), weight_norm(nn.Conv1d(2, 3, 2))),
+    "weight norm of a kernel": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 2)), weight_norm(nn.Conv1d(2, 3, 2))
+    ),
 }
 
 

@@ -30,7 +30,11 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.net.batch_first else x.transpose(0, 1)
-        state = None if self.state == "zero" else tuple(self.first.expand(-1, -1, N, -1).contiguous().to(x.dtype))
+        state = (
+            None
+            if self.state == "zero"
+            else tuple(self.first.expand(-1, -1, N, -1).contiguous().to(x.dtype))
+        )
         y, end = self.net(x, state if isinstance(self.net, nn.LSTM) or state is None else state[0])
         y = y if self.net.batch_first else y.transpose(0, 1)
         h, c = end if isinstance(self.net, nn.LSTM) else (end, end)
@@ -49,9 +53,16 @@ class Net(nn.Module):
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("both", [False, True], ids=["forward", "both ways"])
 @pytest.mark.parametrize(("bias", "batch_first"), [(True, True), (False, False)])
-def test_lstm(read: str, state: str, layers: int, both: bool, bias: bool, batch_first: bool) -> None:
+def test_lstm(
+    read: str, state: str, layers: int, both: bool, bias: bool, batch_first: bool
+) -> None:
     torch.manual_seed(0)
-    options = {"num_layers": layers, "bidirectional": both, "bias": bias, "batch_first": batch_first}
+    options = {
+        "num_layers": layers,
+        "bidirectional": both,
+        "bias": bias,
+        "batch_first": batch_first,
+    }
     model = Net(nn.LSTM, state, read, **options)
     params, engine = trained(model), mtu.Engine(model)
     for _ in range(3):
@@ -59,7 +70,9 @@ def test_lstm(read: str, state: str, layers: int, both: bool, bias: bool, batch_
         J = truth_of({"a": loss}, params)
         assert_rows(engine.rows(loss), J, params, ROUNDING)
     for line in engine.explain().lines:
-        assert not line.slow and (line.name == "first" or "MkldnnRnnLayerBackward0: rule" in line.sites)
+        assert not line.slow and (
+            line.name == "first" or "MkldnnRnnLayerBackward0: rule" in line.sites
+        )
 
 
 def test_lstm_without_its_rule(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +111,9 @@ def test_several_sequences_a_sample() -> None:
 @pytest.mark.parametrize(
     ("kind", "dtype"), [(nn.GRU, torch.float32), (nn.GRU, torch.float64), (nn.LSTM, torch.float64)]
 )
-def test_what_is_not_fused_is_served_step_by_step(kind: type[nn.RNNBase], dtype: torch.dtype) -> None:
+def test_what_is_not_fused_is_served_step_by_step(
+    kind: type[nn.RNNBase], dtype: torch.dtype
+) -> None:
     model = Net(kind, "given", "all", num_layers=2, bidirectional=True).to(dtype)
     params, engine = trained(model), mtu.Engine(model)
     loss = model(torch.randn(N, S, I, dtype=dtype))

@@ -21,9 +21,11 @@ from tests.helpers.checks import assert_rows, trained, truth_of
 from tests.helpers.truth import relative_error
 
 N, S = 4, 5
-ELSEWHERE = {"CudnnBatchNormBackward0", "FusedRmsNormBackward0"}  # nodes that only a CUDA device makes
+# nodes that only a CUDA device makes
+ELSEWHERE = {"CudnnBatchNormBackward0", "FusedRmsNormBackward0"}
 IN_FILES_OF_THEIR_OWN = {
-    f"{op}Backward0" for op in ("EmbeddingBag", "GroupedMm", "Index", "IndexSelect", "MkldnnRnnLayer")
+    f"{op}Backward0"
+    for op in ("EmbeddingBag", "GroupedMm", "Index", "IndexSelect", "MkldnnRnnLayer")
 }
 Forward = Callable[[Any, Tensor], Tensor]
 
@@ -80,61 +82,107 @@ def masked(x: Tensor, mask: Tensor, value: Tensor) -> Tensor:
     return x
 
 
-# node -> (model, input): every parameter of the model enters the graph at a node of this name, through views at most
+# node -> (model, input): every parameter of the model enters the graph at a node of this name,
+# through views at most
 SERVED: list[tuple[str, Callable[[], Small], Callable[[], Tensor]]] = [
-    ("Addmm", lambda: Small(lambda m, x: m.layer(x), layer=nn.Linear(3, 4).double()), lambda: double(N, 3)),
+    (
+        "Addmm",
+        lambda: Small(lambda m, x: m.layer(x), layer=nn.Linear(3, 4).double()),
+        lambda: double(N, 3),
+    ),
     ("Addmm", lambda: Small(lambda m, x: m.layer(x), layer=nn.Linear(3, 4).double()), tokens),
     (
         "Addmm",
-        lambda: Small(lambda m, x: torch.addmm(m.b, x, m.w, beta=2.0, alpha=0.5), w=double(3, 4), b=double(4)),
+        lambda: Small(
+            lambda m, x: torch.addmm(m.b, x, m.w, beta=2.0, alpha=0.5), w=double(3, 4), b=double(4)
+        ),
         lambda: double(N, 3),
     ),
     (
         "Addmm",
-        lambda: Small(lambda m, x: torch.addmm(m.b, m.w, x.T, beta=0.3, alpha=-2.0).T, w=double(4, 3), b=double(4, 1)),
+        lambda: Small(
+            lambda m, x: torch.addmm(m.b, m.w, x.T, beta=0.3, alpha=-2.0).T,
+            w=double(4, 3),
+            b=double(4, 1),
+        ),
         lambda: double(N, 3),
     ),
     ("Mm", lambda: Small(lambda m, x: x @ m.w, w=double(3, 4)), lambda: double(N, 3)),
     ("Mm", lambda: Small(lambda m, x: F.linear(x, m.w), w=double(4, 3)), tokens),
     ("Mm", lambda: Small(lambda m, x: (m.w @ x.T).T, w=double(4, 3)), lambda: double(N, 3)),
-    ("Bmm", lambda: Small(lambda m, x: torch.bmm(x.permute(1, 0, 2), m.w).transpose(0, 1), w=double(S, 3, 4)), tokens),
-    ("Bmm", lambda: Small(lambda m, x: torch.bmm(m.w, x.permute(1, 2, 0)).permute(2, 0, 1), w=double(S, 4, 3)), tokens),
+    (
+        "Bmm",
+        lambda: Small(
+            lambda m, x: torch.bmm(x.permute(1, 0, 2), m.w).transpose(0, 1), w=double(S, 3, 4)
+        ),
+        tokens,
+    ),
+    (
+        "Bmm",
+        lambda: Small(
+            lambda m, x: torch.bmm(m.w, x.permute(1, 2, 0)).permute(2, 0, 1), w=double(S, 4, 3)
+        ),
+        tokens,
+    ),
     (
         "Bmm",
         lambda: Small(lambda m, x: torch.bmm(x[None], m.w.transpose(0, 1))[0], w=double(3, 1, 4)),
         lambda: double(N, 3),
     ),
-    ("Bmm", lambda: Small(lambda m, x: torch.einsum("nsi,hio->nhso", x, m.w), w=double(2, 3, 4)), tokens),
+    (
+        "Bmm",
+        lambda: Small(lambda m, x: torch.einsum("nsi,hio->nhso", x, m.w), w=double(2, 3, 4)),
+        tokens,
+    ),
     ("Bmm", lambda: Small(lambda m, x: routed(x, m.w), w=double(2, 3, 4)), tokens),
     ("Bmm", lambda: Small(lambda m, x: routed(x, m.w)[:2], w=double(2, 3, 4)), tokens),
     (
         "Baddbmm",
         lambda: Small(
-            lambda m, x: torch.baddbmm(m.b, x.transpose(0, 1), m.w, beta=0.3, alpha=2.0).transpose(0, 1),
-            w=double(S, 3, 4), b=double(S, 1, 4),
+            lambda m, x: torch.baddbmm(m.b, x.transpose(0, 1), m.w, beta=0.3, alpha=2.0).transpose(
+                0, 1
+            ),
+            w=double(S, 3, 4),
+            b=double(S, 1, 4),
         ),
         tokens,
     ),
     (
         "Convolution",
-        lambda: Small(lambda m, x: m.layer(x), layer=nn.Conv2d(4, 6, 3, padding=1, stride=2).double()),
+        lambda: Small(
+            lambda m, x: m.layer(x), layer=nn.Conv2d(4, 6, 3, padding=1, stride=2).double()
+        ),
         images,
     ),
     (
         "Convolution",
-        lambda: Small(lambda m, x: m.layer(x), layer=nn.Conv2d(4, 6, 3, dilation=2, groups=2).double()),
+        lambda: Small(
+            lambda m, x: m.layer(x), layer=nn.Conv2d(4, 6, 3, dilation=2, groups=2).double()
+        ),
         images,
     ),
     (
         "Convolution",
-        lambda: Small(lambda m, x: m.layer(x), layer=nn.Conv2d(4, 4, 3, groups=4, bias=False).double()),
+        lambda: Small(
+            lambda m, x: m.layer(x), layer=nn.Conv2d(4, 4, 3, groups=4, bias=False).double()
+        ),
         images,
     ),
-    ("Convolution", lambda: Small(lambda m, x: m.layer(x), layer=nn.Conv1d(5, 4, 2).double()), tokens),
-    ("Convolution", lambda: Small(lambda m, x: m.layer(x[:, None]), layer=nn.Conv3d(1, 4, 2).double()), images),
     (
         "Convolution",
-        lambda: Small(lambda m, x: m.layer(x), layer=nn.ConvTranspose2d(4, 3, 2, stride=2).double()),
+        lambda: Small(lambda m, x: m.layer(x), layer=nn.Conv1d(5, 4, 2).double()),
+        tokens,
+    ),
+    (
+        "Convolution",
+        lambda: Small(lambda m, x: m.layer(x[:, None]), layer=nn.Conv3d(1, 4, 2).double()),
+        images,
+    ),
+    (
+        "Convolution",
+        lambda: Small(
+            lambda m, x: m.layer(x), layer=nn.ConvTranspose2d(4, 3, 2, stride=2).double()
+        ),
         images,
     ),
     (
@@ -161,31 +209,60 @@ SERVED: list[tuple[str, Callable[[], Small], Callable[[], Tensor]]] = [
     ("Div", lambda: Small(lambda m, x: x / m.p, p=double(())), tokens),
     ("Where", lambda: Small(lambda m, x: torch.where(x[..., :1] > 0, x, m.p), p=double(3)), tokens),
     ("Where", lambda: Small(lambda m, x: torch.where(x > 0, m.p, x), p=double(S, 1)), tokens),
-    ("PreluKernel", lambda: Small(lambda m, x: m.layer(x), layer=nn.PReLU(4, 0.3).double()), images),
+    (
+        "PreluKernel",
+        lambda: Small(lambda m, x: m.layer(x), layer=nn.PReLU(4, 0.3).double()),
+        images,
+    ),
     ("PreluKernel", lambda: Small(lambda m, x: m.layer(x), layer=nn.PReLU().double()), tokens),
     ("Repeat", lambda: norm(nn.InstanceNorm2d(4, affine=True)), images),
-    ("Repeat", lambda: Small(lambda m, x: torch.cat([m.p.repeat(len(x), 1, 1), x], 1), p=double(2, 3)), tokens),
-    ("Repeat", lambda: Small(lambda m, x: x + m.p.repeat(2 * N, 2, 3)[N:, :S, :3], p=double(1, 3, 1)), tokens),
+    (
+        "Repeat",
+        lambda: Small(lambda m, x: torch.cat([m.p.repeat(len(x), 1, 1), x], 1), p=double(2, 3)),
+        tokens,
+    ),
+    (
+        "Repeat",
+        lambda: Small(lambda m, x: x + m.p.repeat(2 * N, 2, 3)[N:, :S, :3], p=double(1, 3, 1)),
+        tokens,
+    ),
     ("Mv", lambda: Small(lambda m, x: (x @ m.p)[:, None], p=double(3)), lambda: double(N, 3)),
     ("Mv", lambda: Small(lambda m, x: x @ m.p, p=double(3)), tokens),
     ("IndexPut", lambda: Small(lambda m, x: masked(x, x[..., 0] > 0, m.p), p=double(3)), tokens),
-    ("IndexPut", lambda: Small(lambda m, x: masked(x, (x[0, :, 0] > 0).expand(N, S), m.p), p=double(3)), tokens),
-    ("IndexPut", lambda: Small(lambda m, x: masked(x, torch.zeros(N, S).bool(), m.p), p=double(3)), tokens),
+    (
+        "IndexPut",
+        lambda: Small(lambda m, x: masked(x, (x[0, :, 0] > 0).expand(N, S), m.p), p=double(3)),
+        tokens,
+    ),
+    (
+        "IndexPut",
+        lambda: Small(lambda m, x: masked(x, torch.zeros(N, S).bool(), m.p), p=double(3)),
+        tokens,
+    ),
     (
         "IndexPut",
         lambda: Small(lambda m, x: x.index_put((torch.tensor([3, 0, 2]),), m.p), p=double(S, 1)),
         tokens,
     ),
-    ("Expand", lambda: Small(lambda m, x: torch.cat([m.p.expand(len(x), -1, -1), x], 1), p=double(1, 2, 3)), tokens),
+    (
+        "Expand",
+        lambda: Small(
+            lambda m, x: torch.cat([m.p.expand(len(x), -1, -1), x], 1), p=double(1, 2, 3)
+        ),
+        tokens,
+    ),
 ]
 NAMES = [f"{name}-{i}" for i, (name, _, _) in enumerate(SERVED)]
 
 
-OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {  # of a norm [M, C, *] -> losses; gradients of these strides
+# of a norm [M, C, *] -> losses; gradients of these strides
+OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "dense": lambda y: y.pow(3).flatten(1).mean(1),
     "expanded": lambda y: y.flatten(2).sum(2).pow(2).sum(1),
     "expanded channels": lambda y: (y.sum(1) ** 2).flatten(1).mean(1),
-    "channels last": lambda y: y.contiguous(memory_format=torch.channels_last).pow(3).flatten(1).mean(1),
+    "channels last": lambda y: (
+        y.contiguous(memory_format=torch.channels_last).pow(3).flatten(1).mean(1)
+    ),
 }
 
 
@@ -194,7 +271,8 @@ OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {  # of a norm [M, C, *] -> los
 @pytest.mark.parametrize(
     ("layer", "memory"),
     [
-        (lambda: nn.GroupNorm(2, 4), torch.contiguous_format),  # torch 2.13's own backward crashes on channels_last
+        # torch 2.13's own backward crashes on channels_last
+        (lambda: nn.GroupNorm(2, 4), torch.contiguous_format),
         (lambda: nn.GroupNorm(4, 4), torch.contiguous_format),
         (lambda: settled(nn.BatchNorm2d(4)), torch.contiguous_format),
         (lambda: settled(nn.BatchNorm2d(4)), torch.channels_last),
@@ -234,7 +312,11 @@ def test_running_means_far_from_zero_do_not_cancel() -> None:
 @pytest.mark.parametrize(("node", "make", "data"), SERVED, ids=NAMES)
 @pytest.mark.parametrize("rules", [True, False])
 def test_a_rule_serves(
-    node: str, make: Callable[[], Small], data: Callable[[], Tensor], rules: bool, monkeypatch: pytest.MonkeyPatch
+    node: str,
+    make: Callable[[], Small],
+    data: Callable[[], Tensor],
+    rules: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With its rule, no parameter is slow; with the rule deleted, all are, and exact all the same."""
     if not rules:
@@ -270,7 +352,10 @@ def test_fused_rms_norm(device: str) -> None:
     rows = RowMap(np.arange(N).reshape(N, *[1] * (b.dim() - 1)), tuple(b.shape), N)
     use = RULES["FusedRmsNormBackward0"](node, {1: (3,)}, [b], [rows])[1]
     assert isinstance(use, Dense)
-    truth = [torch.autograd.grad(y, weight, part, retain_graph=True)[0] for part in rows.only(b, torch.arange(N))]
+    truth = [
+        torch.autograd.grad(y, weight, part, retain_graph=True)[0]
+        for part in rows.only(b, torch.arange(N))
+    ]
     assert relative_error(use.rows, torch.stack(truth)) <= 1e-12
 
 

@@ -72,8 +72,8 @@ class Forward:
 class Case:
     """One model of the zoo.
 
-    couples: a sample's loss depends on other samples (BatchNorm in train, say). float64: computed in float64
-    throughout. compiled: holds a compiled region. dropout: redraws at every forward.
+    couples: a sample's loss depends on other samples (BatchNorm in train, say). float64: computed
+    in float64 throughout. compiled: holds a compiled region. dropout: redraws at every forward.
     """
 
     name: str
@@ -90,7 +90,10 @@ class Case:
 
     def build(self, tasks: int = 1, n: int = 4, seed: int = 0) -> tuple[MultiTask, Forward]:
         """Model and `losses_fn() -> {task: [n]}`, a forward on fixed data at every call."""
-        with torch.random.fork_rng(devices=[]), _default_dtype(torch.float64 if self.float64 else torch.float32):
+        with (
+            torch.random.fork_rng(devices=[]),
+            _default_dtype(torch.float64 if self.float64 else torch.float32),
+        ):
             torch.manual_seed(seed)
             parts = self.make(n)
             with torch.no_grad():
@@ -98,7 +101,9 @@ class Case:
             built = [(parts.task or flat)(t, features) for t in range(tasks)]
             model = MultiTask(parts.backbone, {TASKS[t]: head for t, (head, _) in enumerate(built)})
             _stir(model)
-        return model, Forward(model, parts.inputs, {TASKS[t]: loss for t, (_, loss) in enumerate(built)})
+        return model, Forward(
+            model, parts.inputs, {TASKS[t]: loss for t, (_, loss) in enumerate(built)}
+        )
 
 
 CASES: list[Case] = []
@@ -127,7 +132,12 @@ def pointwise(t: int, shape: tuple[int, ...], classes: int) -> Loss:
         labels = torch.randint(0, classes, shape)
 
         def entropy(y: Tensor) -> Tensor:
-            return F.cross_entropy(y.movedim(-1, 1), labels, reduction="none").reshape(shape[0], -1).mean(1)
+            return (
+                F
+                .cross_entropy(y.movedim(-1, 1), labels, reduction="none")
+                .reshape(shape[0], -1)
+                .mean(1)
+            )
 
         return entropy
     goal = torch.randn(*shape, classes)

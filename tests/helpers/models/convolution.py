@@ -19,7 +19,9 @@ def _stack(*layers: nn.Module) -> nn.Sequential:
 
 @case()
 def conv1d(n: int) -> Parts:
-    net = _stack(nn.Conv1d(3, 4, 3, stride=2, padding=2, dilation=2), nn.Conv1d(4, 6, 2, bias=False))
+    net = _stack(
+        nn.Conv1d(3, 4, 3, stride=2, padding=2, dilation=2), nn.Conv1d(4, 6, 2, bias=False)
+    )
     return Parts(net, (torch.randn(n, 3, 9),))
 
 
@@ -34,7 +36,9 @@ def conv2d(n: int) -> Parts:
 
 @case()
 def conv2d_pointwise(n: int) -> Parts:
-    return Parts(_stack(nn.Conv2d(3, 5, 1), nn.Conv2d(5, 4, 1, stride=2)), (torch.randn(n, 3, 3, 5),))
+    return Parts(
+        _stack(nn.Conv2d(3, 5, 1), nn.Conv2d(5, 4, 1, stride=2)), (torch.randn(n, 3, 3, 5),)
+    )
 
 
 @case()
@@ -45,7 +49,11 @@ def conv2d_groups(n: int) -> Parts:
 
 @case()
 def conv2d_depthwise(n: int) -> Parts:
-    net = _stack(nn.Conv2d(3, 6, 3, padding=1, groups=3), nn.Conv2d(6, 6, 3, stride=2, groups=6), nn.Conv2d(6, 4, 1))
+    net = _stack(
+        nn.Conv2d(3, 6, 3, padding=1, groups=3),
+        nn.Conv2d(6, 6, 3, stride=2, groups=6),
+        nn.Conv2d(6, 4, 1),
+    )
     return Parts(net, (torch.randn(n, 3, 5, 6),))
 
 
@@ -57,23 +65,33 @@ def conv2d_channels_last(n: int) -> Parts:
 
 @case()
 def conv3d(n: int) -> Parts:
-    net = _stack(nn.Conv3d(2, 4, (2, 3, 2), stride=(1, 2, 1), padding=(0, 1, 1)), nn.Conv3d(4, 6, 2, groups=2))
+    net = _stack(
+        nn.Conv3d(2, 4, (2, 3, 2), stride=(1, 2, 1), padding=(0, 1, 1)),
+        nn.Conv3d(4, 6, 2, groups=2),
+    )
     return Parts(net, (torch.randn(n, 2, 3, 5, 4),))
 
 
 @case()
 def conv_padding_circular(n: int) -> Parts:
-    return Parts(_stack(nn.Conv2d(3, 4, 3, padding=(1, 2), padding_mode="circular")), (torch.randn(n, 3, 4, 5),))
+    return Parts(
+        _stack(nn.Conv2d(3, 4, 3, padding=(1, 2), padding_mode="circular")),
+        (torch.randn(n, 3, 4, 5),),
+    )
 
 
 @case()
 def conv_padding_reflect(n: int) -> Parts:
-    return Parts(_stack(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")), (torch.randn(n, 3, 4, 5),))
+    return Parts(
+        _stack(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")), (torch.randn(n, 3, 4, 5),)
+    )
 
 
 @case()
 def conv_padding_replicate(n: int) -> Parts:
-    return Parts(_stack(nn.Conv1d(3, 4, 3, padding=1, padding_mode="replicate")), (torch.randn(n, 3, 5),))
+    return Parts(
+        _stack(nn.Conv1d(3, 4, 3, padding=1, padding_mode="replicate")), (torch.randn(n, 3, 5),)
+    )
 
 
 @case()
@@ -89,7 +107,9 @@ def conv_padding_valid(n: int) -> Parts:
 @case()
 def conv_padding_same(n: int) -> Parts:
     """An even kernel: the padding is uneven."""
-    return Parts(_stack(nn.Conv2d(3, 4, (4, 3), padding="same", dilation=(2, 1))), (torch.randn(n, 3, 4, 5),))
+    return Parts(
+        _stack(nn.Conv2d(3, 4, (4, 3), padding="same", dilation=(2, 1))), (torch.randn(n, 3, 4, 5),)
+    )
 
 
 @case()
@@ -160,7 +180,9 @@ def codes_into_norms(n: int) -> Parts:
 
     def run(self: Net, x: Tensor) -> Tensor:
         codes, features = self.codes[: len(x)], self.features[: len(x)]
-        return self.batch(codes).flatten(1) + self.group(codes).flatten(1) + self.layer(features) + x
+        return (
+            self.batch(codes).flatten(1) + self.group(codes).flatten(1) + self.layer(features) + x
+        )
 
     parts: dict[str, Any] = {
         "batch": nn.BatchNorm2d(4).eval(), "group": nn.GroupNorm(2, 4), "layer": nn.LayerNorm(16),
@@ -178,6 +200,10 @@ def fourier(n: int) -> Parts:
         f = f * torch.complex(self.filter, self.scale)
         return torch.fft.irfft(f @ self.mixing.to(f.dtype) * (1 + 2j), 8)
 
-    parts = {"before": nn.Linear(3, 8), "scale": nn.Parameter(torch.randn(5)), "filter": nn.Parameter(torch.randn(5))}
+    parts = {
+        "before": nn.Linear(3, 8),
+        "scale": nn.Parameter(torch.randn(5)),
+        "filter": nn.Parameter(torch.randn(5)),
+    }
     parts |= {"shift": nn.Parameter(torch.randn(5, 2)), "mixing": nn.Parameter(torch.randn(5, 5))}
     return Parts(Net(run, **parts), (torch.randn(n, 6, 3),))

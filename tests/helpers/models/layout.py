@@ -13,7 +13,10 @@ def sequence_first(n: int) -> Parts:
     def run(self: Net, x: Tensor) -> Tensor:
         return self.mlp(x.transpose(0, 1).contiguous()).transpose(0, 1)  # [S, N, D] inside
 
-    return Parts(Net(run, mlp=nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4))), (torch.randn(n, 5, 3),))
+    return Parts(
+        Net(run, mlp=nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4))),
+        (torch.randn(n, 5, 3),),
+    )
 
 
 @case()
@@ -39,7 +42,11 @@ def windows(n: int) -> Parts:
         h = h.reshape(-1, 2, 3, 2, 2, 4).transpose(2, 3).reshape(-1, 4, 6, 4)
         return x + self.out(torch.roll(h, (1, 1), (1, 2)))
 
-    parts = {"qkv": nn.Linear(4, 12), "out": nn.Linear(4, 4), "bias": nn.Parameter(torch.randn(4, 4))}
+    parts = {
+        "qkv": nn.Linear(4, 12),
+        "out": nn.Linear(4, 4),
+        "bias": nn.Parameter(torch.randn(4, 4)),
+    }
     return Parts(Net(run, **parts), (torch.randn(n, 4, 6, 4),))
 
 
@@ -53,10 +60,14 @@ def mixture_of_experts(n: int) -> Parts:
         out = torch.zeros_like(tokens)
         for e, expert in enumerate(self.experts):
             index = (choice == e).nonzero()[:, 0]
-            out = out.index_add(0, index, expert(tokens.index_select(0, index)) * score[index, None])
+            out = out.index_add(
+                0, index, expert(tokens.index_select(0, index)) * score[index, None]
+            )
         return out.view_as(x)
 
-    experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4)) for _ in range(3))
+    experts = nn.ModuleList(
+        nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4)) for _ in range(3)
+    )
     return Parts(Net(run, gate=nn.Linear(4, 3), experts=experts), (torch.randn(n, 5, 4),))
 
 
@@ -109,7 +120,9 @@ def ragged_sets(n: int) -> Parts:
 
     owner = torch.arange(n).repeat_interleave(torch.arange(n) % 3 + 1)
     owner = owner[torch.randperm(len(owner))]
-    return Parts(Net(run, each=nn.Linear(3, 4), whole=nn.Linear(4, 5)), (torch.randn(len(owner), 3), owner))
+    return Parts(
+        Net(run, each=nn.Linear(3, 4), whole=nn.Linear(4, 5)), (torch.randn(len(owner), 3), owner)
+    )
 
 
 @case()
@@ -131,5 +144,9 @@ def half_the_batch(n: int) -> Parts:
         h = torch.cat([self.first(x[:k]), self.second(x[k:])])
         return torch.tanh(h + torch.where(x[:, :1] > 0, self.bias, -self.bias))
 
-    parts = {"first": nn.Linear(3, 4), "second": nn.Linear(3, 4), "bias": nn.Parameter(torch.randn(4))}
+    parts = {
+        "first": nn.Linear(3, 4),
+        "second": nn.Linear(3, 4),
+        "bias": nn.Parameter(torch.randn(4)),
+    }
     return Parts(Net(run, **parts), (torch.randn(n, 3),))

@@ -11,7 +11,9 @@ from tests.helpers.models.base import Net, Parts, case
 
 @case()
 def mlp(n: int) -> Parts:
-    return Parts(nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 5), nn.GELU()), (torch.randn(n, 3),))
+    return Parts(
+        nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 5), nn.GELU()), (torch.randn(n, 3),)
+    )
 
 
 @case()
@@ -22,7 +24,9 @@ def mlp_3d_no_bias(n: int) -> Parts:
 
 @case()
 def mlp_4d(n: int) -> Parts:
-    return Parts(nn.Sequential(nn.Linear(3, 6), nn.SiLU(), nn.Linear(6, 4)), (torch.randn(n, 2, 5, 3),))
+    return Parts(
+        nn.Sequential(nn.Linear(3, 6), nn.SiLU(), nn.Linear(6, 4)), (torch.randn(n, 2, 5, 3),)
+    )
 
 
 @case()
@@ -126,7 +130,9 @@ def cast_parameter(n: int) -> Parts:
         return (h * self.scale).to(torch.float32)
 
     parts = {"w": torch.randn(4, 3), "bias": torch.randn(4), "scale": torch.rand(4) + 0.5}
-    return Parts(Net(run, **{k: nn.Parameter(v) for k, v in parts.items()}), (torch.randn(n, 5, 3),))
+    return Parts(
+        Net(run, **{k: nn.Parameter(v) for k, v in parts.items()}), (torch.randn(n, 5, 3),)
+    )
 
 
 @case(float64=False)

@@ -28,9 +28,14 @@ def ignored_pixels(n: int) -> Parts:
     def task(t: int, features: Tensor) -> tuple[nn.Module, Loss]:
         labels = torch.randint(-1, 3 + t, (n, 4, 5))
         head = nn.Conv2d(features.shape[1], 3 + t, 1)
-        return head, lambda y: F.cross_entropy(y, labels, ignore_index=-1, reduction="none").sum((1, 2))
+        return head, lambda y: F.cross_entropy(y, labels, ignore_index=-1, reduction="none").sum((
+            1,
+            2,
+        ))
 
-    return Parts(nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh()), (torch.randn(n, 2, 4, 5),), task)
+    return Parts(
+        nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh()), (torch.randn(n, 2, 4, 5),), task
+    )
 
 
 @case()
@@ -41,7 +46,9 @@ def sample_without_gradient(n: int) -> Parts:
         inner, weight = pointwise(t, (n,), 3), torch.arange(n).clamp(max=1)
         return nn.Linear(features.shape[-1], 3), lambda y: inner(y) * weight
 
-    return Parts(nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 5)), (torch.randn(n, 3),), task)
+    return Parts(
+        nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 5)), (torch.randn(n, 3),), task
+    )
 
 
 @case()
@@ -87,7 +94,10 @@ def pooled_and_shuffled_pixels(n: int) -> Parts:
         patches = F.unfold(h, 2, stride=2).transpose(1, 2)  # [N, 6, 8]
         return F.adaptive_avg_pool1d(torch.tanh(self.patch(patches)).transpose(1, 2), 2)
 
-    return Parts(Net(run, first=nn.Conv2d(3, 8, 3, padding=1), patch=nn.Linear(8, 5)), (torch.randn(n, 3, 4, 6),))
+    return Parts(
+        Net(run, first=nn.Conv2d(3, 8, 3, padding=1), patch=nn.Linear(8, 5)),
+        (torch.randn(n, 3, 4, 6),),
+    )
 
 
 @case(couples=True)
@@ -111,6 +121,8 @@ def penalised_loss(n: int) -> Parts:
 
     def task(t: int, features: Tensor) -> tuple[nn.Module, Loss]:
         inner = pointwise(t, (n,), 3)
-        return nn.Linear(features.shape[-1], 3), lambda y: inner(y) + 0.1 * net[0].weight.square().sum()
+        return nn.Linear(
+            features.shape[-1], 3
+        ), lambda y: inner(y) + 0.1 * net[0].weight.square().sum()
 
     return Parts(net, (torch.randn(n, 3),), task)

@@ -22,7 +22,9 @@ def tied_language_model(n: int) -> Parts:
 
     def next_token(t: int, _: Tensor) -> tuple[nn.Module, Loss]:
         def loss(y: Tensor) -> Tensor:
-            return F.cross_entropy(y[:, :-1].transpose(1, 2), (index[:, 1:] + t) % 7, reduction="none").mean(1)
+            return F.cross_entropy(
+                y[:, :-1].transpose(1, 2), (index[:, 1:] + t) % 7, reduction="none"
+            ).mean(1)
 
         return nn.Linear(7, 7, bias=False) if t else nn.Identity(), loss
 
@@ -45,7 +47,10 @@ def reused_in_a_loop(n: int) -> Parts:
             h = torch.tanh(self.inside(h) + self.outside(step))
         return h
 
-    return Parts(Net(run, inside=nn.Linear(4, 4), outside=nn.Linear(3, 4, bias=False)), (torch.randn(n, 5, 3),))
+    return Parts(
+        Net(run, inside=nn.Linear(4, 4), outside=nn.Linear(3, 4, bias=False)),
+        (torch.randn(n, 5, 3),),
+    )
 
 
 @case()
@@ -53,7 +58,9 @@ def functional_child_weight(n: int) -> Parts:
     """The child is never called, its weight is; and called once besides."""
 
     def run(self: Net, x: Tensor) -> Tensor:
-        return F.linear(torch.tanh(F.linear(x, self.child.weight)), self.child.weight, self.child.bias) + self.child(x)
+        return F.linear(
+            torch.tanh(F.linear(x, self.child.weight)), self.child.weight, self.child.bias
+        ) + self.child(x)
 
     return Parts(Net(run, child=nn.Linear(4, 4)), (torch.randn(n, 5, 4),))
 
@@ -65,7 +72,9 @@ def tied_autoencoder(n: int) -> Parts:
     def run(self: Net, x: Tensor) -> Tensor:
         return F.linear(torch.tanh(self.encoder(x)), self.encoder.weight.t(), self.bias)
 
-    return Parts(Net(run, encoder=nn.Linear(3, 6), bias=nn.Parameter(torch.randn(3))), (torch.randn(n, 3),))
+    return Parts(
+        Net(run, encoder=nn.Linear(3, 6), bias=nn.Parameter(torch.randn(3))), (torch.randn(n, 3),)
+    )
 
 
 @case()
@@ -77,7 +86,10 @@ def shared_between_kinds(n: int) -> Parts:
         h = h + F.conv1d(x.transpose(1, 2), self.w[:, :, None]).transpose(1, 2)
         return h + F.embedding(index, self.w.t()) * self.w[:, 1]
 
-    return Parts(Net(run, w=nn.Parameter(torch.randn(4, 3))), (torch.randn(n, 5, 3), torch.randint(0, 3, (n, 5))))
+    return Parts(
+        Net(run, w=nn.Parameter(torch.randn(4, 3))),
+        (torch.randn(n, 5, 3), torch.randint(0, 3, (n, 5))),
+    )
 
 
 @case()
@@ -88,7 +100,9 @@ def root_parameter_twice(n: int) -> Parts:
         h = self.inner(x) + self.u
         return torch.tanh(h) * (h @ self.u)[:, None]
 
-    return Parts(Net(run, inner=nn.Linear(3, 4), u=nn.Parameter(torch.randn(4))), (torch.randn(n, 3),))
+    return Parts(
+        Net(run, inner=nn.Linear(3, 4), u=nn.Parameter(torch.randn(4))), (torch.randn(n, 3),)
+    )
 
 
 @case()
@@ -99,7 +113,9 @@ def weight_norm(n: int) -> Parts:
 
 @case()
 def weight_norm_conv(n: int) -> Parts:
-    return Parts(parametrizations.weight_norm(nn.Conv1d(3, 4, 3, padding=1)), (torch.randn(n, 3, 5),))
+    return Parts(
+        parametrizations.weight_norm(nn.Conv1d(3, 4, 3, padding=1)), (torch.randn(n, 3, 5),)
+    )
 
 
 @case()
@@ -119,7 +135,9 @@ def standardized_kernel(n: int) -> Parts:
 
     def run(self: Net, x: Tensor) -> Tensor:
         w = self.conv.weight - self.conv.weight.mean((1, 2, 3), keepdim=True)
-        return torch.tanh(F.conv2d(x, w / w.flatten(1).std(1)[:, None, None, None], self.conv.bias, padding=1))
+        return torch.tanh(
+            F.conv2d(x, w / w.flatten(1).std(1)[:, None, None, None], self.conv.bias, padding=1)
+        )
 
     return Parts(Net(run, conv=nn.Conv2d(2, 4, 3)), (torch.randn(n, 2, 3, 4),))
 
@@ -143,7 +161,8 @@ def joined_parameters(n: int) -> Parts:
     """Weights concatenated from some parameters and stacked from others."""
 
     def run(self: Net, x: Tensor) -> Tensor:
-        h = torch.tanh(F.linear(x, torch.cat([self.u, self.v]), torch.cat([self.b, self.c])))  # [N, 6]
+        # [N, 6]
+        h = torch.tanh(F.linear(x, torch.cat([self.u, self.v]), torch.cat([self.b, self.c])))
         return h[:, :5] @ torch.stack([self.r, self.s, self.r], 1)
 
     shapes = {"u": (2, 3), "v": (4, 3), "b": (2,), "c": (4,), "r": (5,), "s": (5,)}
@@ -156,7 +175,8 @@ def reshaped_parameters(n: int) -> Parts:
     """Views, transposes, permutations, squeezes and flips between parameter and op."""
 
     def run(self: Net, x: Tensor) -> Tensor:
-        h = torch.tanh(F.linear(x, self.flat.view(4, 3)) @ self.cube.permute(2, 0, 1).flatten(1))  # [N, 5, 6]
+        # [N, 5, 6]
+        h = torch.tanh(F.linear(x, self.flat.view(4, 3)) @ self.cube.permute(2, 0, 1).flatten(1))
         h = F.conv1d(h.transpose(1, 2), self.kernel.squeeze(0).unsqueeze(-1), self.bias.flip(0))
         return h * self.column.t()[:, :, None]
 
@@ -173,5 +193,9 @@ def generated_weights(n: int) -> Parts:
         h = torch.tanh(F.linear(x, self.maker(self.code).view(4, 3)))
         return torch.bmm(self.per_sample(x).view(-1, 2, 4), h[:, :, None])
 
-    parts = {"maker": nn.Linear(2, 12), "code": nn.Parameter(torch.randn(2)), "per_sample": nn.Linear(3, 8)}
+    parts = {
+        "maker": nn.Linear(2, 12),
+        "code": nn.Parameter(torch.randn(2)),
+        "per_sample": nn.Linear(3, 8),
+    }
     return Parts(Net(run, **parts), (torch.randn(n, 3),))

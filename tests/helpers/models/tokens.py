@@ -25,7 +25,10 @@ def embedding_one_token(n: int) -> Parts:
 @case()
 def embedding_sparse(n: int) -> Parts:
     """The gradient of the table is a sparse tensor."""
-    return Parts(nn.Sequential(nn.Embedding(6, 4, sparse=True), nn.Linear(4, 3)), (torch.randint(0, 6, (n, 5)),))
+    return Parts(
+        nn.Sequential(nn.Embedding(6, 4, sparse=True), nn.Linear(4, 3)),
+        (torch.randint(0, 6, (n, 5)),),
+    )
 
 
 @case()
@@ -42,7 +45,11 @@ def embedding_bag(n: int) -> Parts:
 
     parts = {"mean": nn.EmbeddingBag(7, 4, mode="mean"), "sum": nn.EmbeddingBag(7, 3, mode="sum")}
     sizes = torch.arange(n) % 3 + 1
-    inputs = (torch.randint(0, 7, (int(sizes.sum()),)), sizes.cumsum(0) - sizes, torch.rand(int(sizes.sum())))
+    inputs = (
+        torch.randint(0, 7, (int(sizes.sum()),)),
+        sizes.cumsum(0) - sizes,
+        torch.rand(int(sizes.sum())),
+    )
     return Parts(Net(run, **parts), inputs)
 
 
@@ -51,11 +58,16 @@ def indexed_parameter(n: int) -> Parts:
     """Rows of a parameter read by indexing, index_select and gather."""
 
     def run(self: Net, index: Tensor) -> Tensor:
-        h = self.table[index] + self.other.index_select(0, index.flatten()).unflatten(0, index.shape)  # [N, S, 4]
+        # [N, S, 4]
+        h = self.table[index] + self.other.index_select(0, index.flatten()).unflatten(
+            0, index.shape
+        )
         return torch.tanh(h) * self.scalars.gather(0, index.flatten()).view_as(index).unsqueeze(-1)
 
     parts = {"table": torch.randn(6, 4), "other": torch.randn(6, 4), "scalars": torch.randn(6)}
-    return Parts(Net(run, **{k: nn.Parameter(v) for k, v in parts.items()}), (torch.randint(0, 6, (n, 5)),))
+    return Parts(
+        Net(run, **{k: nn.Parameter(v) for k, v in parts.items()}), (torch.randint(0, 6, (n, 5)),)
+    )
 
 
 @case()
@@ -89,7 +101,9 @@ def broadcast_positions(n: int) -> Parts:
         return torch.tanh(torch.cat([h, self.query.repeat(x.shape[0], 2, 1)], 1))  # [N, 9, 3]
 
     parts = {"position": torch.randn(5, 3), "channel": torch.randn(3), "query": torch.randn(2, 3)}
-    return Parts(Net(run, **{k: nn.Parameter(v) for k, v in parts.items()}), (torch.randn(n, 5, 3),))
+    return Parts(
+        Net(run, **{k: nn.Parameter(v) for k, v in parts.items()}), (torch.randn(n, 5, 3),)
+    )
 
 
 @case(dropout=True)
@@ -118,7 +132,8 @@ def fused_attention(n: int) -> Parts:
     """A packed projection split by chunk, scaled_dot_product_attention, a causal mask."""
 
     def run(self: Net, x: Tensor) -> Tensor:
-        q, k, v = self.packed(x).unflatten(-1, (3, 2, 3)).permute(2, 0, 3, 1, 4)  # [N, 2, S, 3] each
+        # [N, 2, S, 3] each
+        q, k, v = self.packed(x).unflatten(-1, (3, 2, 3)).permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(h.transpose(1, 2).flatten(2))
 
@@ -128,7 +143,9 @@ def fused_attention(n: int) -> Parts:
 @case()
 def encoder_batch_first(n: int) -> Parts:
     layer = nn.TransformerEncoderLayer(6, 2, 7, dropout=0.0, batch_first=True)
-    return Parts(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), (torch.randn(n, 5, 6),))
+    return Parts(
+        nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), (torch.randn(n, 5, 6),)
+    )
 
 
 @case(dropout=True)
@@ -137,7 +154,10 @@ def encoder_sequence_first(n: int) -> Parts:
         return self.encoder(x.transpose(0, 1)).transpose(0, 1)
 
     layer = nn.TransformerEncoderLayer(6, 3, 7, dropout=0.1, norm_first=True)
-    return Parts(Net(run, encoder=nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)), (torch.randn(n, 5, 6),))
+    return Parts(
+        Net(run, encoder=nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)),
+        (torch.randn(n, 5, 6),),
+    )
 
 
 @case()

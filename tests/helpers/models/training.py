@@ -14,7 +14,10 @@ from tests.helpers.models.base import Net, Parts, case
 
 @case()
 def gru(n: int) -> Parts:
-    return Parts(Net(lambda self, x: self.cells(x)[0], cells=nn.GRU(3, 4, batch_first=True)), (torch.randn(n, 5, 3),))
+    return Parts(
+        Net(lambda self, x: self.cells(x)[0], cells=nn.GRU(3, 4, batch_first=True)),
+        (torch.randn(n, 5, 3),),
+    )
 
 
 @case()
@@ -24,7 +27,9 @@ def lstm(n: int) -> Parts:
     def run(self: Net, x: Tensor) -> Tensor:
         return self.cells(x.transpose(0, 1))[0].transpose(0, 1)
 
-    return Parts(Net(run, cells=nn.LSTM(3, 2, num_layers=2, bidirectional=True)), (torch.randn(n, 4, 3),))
+    return Parts(
+        Net(run, cells=nn.LSTM(3, 2, num_layers=2, bidirectional=True)), (torch.randn(n, 4, 3),)
+    )
 
 
 @case()
@@ -52,7 +57,10 @@ def dropout(n: int) -> Parts:
     def run(self: Net, x: Tensor) -> Tensor:
         return F.dropout(self.outer(self.drop(torch.tanh(self.inner(x)))), 0.3)
 
-    return Parts(Net(run, inner=nn.Linear(3, 6), drop=nn.Dropout(0.4), outer=nn.Linear(6, 5)), (torch.randn(n, 5, 3),))
+    return Parts(
+        Net(run, inner=nn.Linear(3, 6), drop=nn.Dropout(0.4), outer=nn.Linear(6, 5)),
+        (torch.randn(n, 5, 3),),
+    )
 
 
 @case()
@@ -63,21 +71,27 @@ def checkpointed(n: int) -> Parts:
 
     first = nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv1d(4, 2, 3))
     second = nn.Sequential(nn.Flatten(1), nn.Linear(6, 5), nn.LayerNorm(5), nn.Tanh())
-    return Parts(Net(run, first=first, second=second, last=nn.Linear(5, 4)), (torch.randn(n, 3, 5),))
+    return Parts(
+        Net(run, first=first, second=second, last=nn.Linear(5, 4)), (torch.randn(n, 3, 5),)
+    )
 
 
 @case(dropout=True)
 def checkpointed_dropout(n: int) -> Parts:
     """The recomputation must see the masks of the forward."""
     block = nn.Sequential(nn.Linear(3, 6), nn.Dropout(0.4), nn.Tanh(), nn.Linear(6, 4))
-    net = Net(lambda self, x: torch.tanh(checkpoint(self.block, x, use_reentrant=False)), block=block)
+    net = Net(
+        lambda self, x: torch.tanh(checkpoint(self.block, x, use_reentrant=False)), block=block
+    )
     return Parts(net, (torch.randn(n, 5, 3),))
 
 
 @case()
 def frozen_parameters(n: int) -> Parts:
     """Whole layers, a bias and a norm's scale do not require grad; one parameter is never used."""
-    net = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Tanh(), nn.Conv2d(3, 4, 2), nn.GroupNorm(2, 4), nn.Flatten())
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 2), nn.Tanh(), nn.Conv2d(3, 4, 2), nn.GroupNorm(2, 4), nn.Flatten()
+    )
     net.append(nn.Linear(24, 5)).append(nn.Linear(5, 4))
     for p in (*net[0].parameters(), net[2].bias, net[3].weight, net[6].weight):
         p.requires_grad_(False)
@@ -87,7 +101,11 @@ def frozen_parameters(n: int) -> Parts:
 
 def _lora() -> dict[str, Any]:
     base = nn.Linear(4, 6).requires_grad_(False)
-    return {"base": base, "a": nn.Parameter(torch.randn(2, 4)), "b": nn.Parameter(torch.randn(6, 2))}
+    return {
+        "base": base,
+        "a": nn.Parameter(torch.randn(2, 4)),
+        "b": nn.Parameter(torch.randn(6, 2)),
+    }
 
 
 @case()
@@ -127,7 +145,9 @@ def custom_function(n: int) -> Parts:
     def run(self: Net, x: Tensor) -> Tensor:
         return _Swish.apply(self.inner(x), self.beta)
 
-    return Parts(Net(run, inner=nn.Linear(3, 4), beta=nn.Parameter(torch.rand(4))), (torch.randn(n, 5, 3),))
+    return Parts(
+        Net(run, inner=nn.Linear(3, 4), beta=nn.Parameter(torch.rand(4))), (torch.randn(n, 5, 3),)
+    )
 
 
 class _Region(nn.Module):

@@ -19,7 +19,9 @@ def net(tasks: int = 2, seed: int = 0, dropout: float = 0.0) -> MultiTask:
     """A smooth backbone and a linear head a task."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        backbone = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 6), nn.Tanh())
+        backbone = nn.Sequential(
+            nn.Linear(FEATURES, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 6), nn.Tanh()
+        )
         return MultiTask(backbone, {name: nn.Linear(6, CLASSES) for name in NAMES[:tasks]}).double()
 
 
@@ -33,7 +35,9 @@ def data(tasks: int = 2, samples: int = 24, seed: int = 1) -> TensorDataset:
     return TensorDataset(x, y)
 
 
-def losses(model: nn.Module, batch: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def losses(
+    model: nn.Module, batch: Sequence[Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Cross-entropy per sample and task, and who has a label."""
     x, y = batch
     found, present = {}, {}
@@ -43,10 +47,18 @@ def losses(model: nn.Module, batch: Sequence[Tensor]) -> tuple[dict[str, Tensor]
     return found, present
 
 
-def loader(dataset: Any, indices: Sequence[int], batch: int = 4, shuffle: bool = False, seed: int | None = None) -> Any:
+def loader(
+    dataset: Any,
+    indices: Sequence[int],
+    batch: int = 4,
+    shuffle: bool = False,
+    seed: int | None = None,
+) -> Any:
     """A DataLoader over some samples; with a seed it has a generator of its own."""
     draw = None if seed is None else torch.Generator().manual_seed(seed)
-    return DataLoader(Subset(dataset, list(indices)), batch_size=batch, shuffle=shuffle, generator=draw)
+    return DataLoader(
+        Subset(dataset, list(indices)), batch_size=batch, shuffle=shuffle, generator=draw
+    )
 
 
 def sides(tasks: int = 2, shuffle: bool = False, forget: int = 6, **more: Any) -> dict[str, Any]:

@@ -64,7 +64,11 @@ def nan_losses(model: Any, batch: Any) -> Any:
         ({"clip": "1"}, TypeError, "clip: found '1', expected a positive number"),
         ({"max_drift": "1"}, TypeError, "max_drift: found '1', expected a positive number"),
         ({"max_drift": {"a": True}}, TypeError, r"max_drift\['a'\]: found True"),
-        ({"generators": torch.Generator()}, TypeError, r"generators: found one torch.Generator, .*\(generator,\)"),
+        (
+            {"generators": torch.Generator()},
+            TypeError,
+            r"generators: found one torch.Generator, .*\(generator,\)",
+        ),
         ({"generators": [3]}, TypeError, "generators: found int"),
         (
             {"checkpoint": "no/such/folder/run.pt"},
@@ -72,20 +76,48 @@ def nan_losses(model: Any, batch: Any) -> Any:
             r"checkpoint: there is no folder no/such/folder for run.pt; make it first, Path\(.*mkdir",
         ),
         ({"clip": -1.0}, ValueError, r"clip: found -1.0, expected a positive number"),
-        ({"max_drift": {"a": float("nan")}}, ValueError, r"max_drift\['a'\]: found nan, expected a positive number"),
-        ({"max_drift": {"seg": 1.0}}, ValueError, r"max_drift: found unknown tasks \['seg'\], .*\['a', 'b'\]"),
+        (
+            {"max_drift": {"a": float("nan")}},
+            ValueError,
+            r"max_drift\['a'\]: found nan, expected a positive number",
+        ),
+        (
+            {"max_drift": {"seg": 1.0}},
+            ValueError,
+            r"max_drift: found unknown tasks \['seg'\], .*\['a', 'b'\]",
+        ),
         ({"method": mtu.OrthoGrad}, TypeError, "found the class OrthoGrad"),
-        ({"method": mtu.NablaTau()}, ValueError, r"validation: NablaTau\(\) takes its schedule from held-out data"),
+        (
+            {"method": mtu.NablaTau()},
+            ValueError,
+            r"validation: NablaTau\(\) takes its schedule from held-out data",
+        ),
         ({"forget": []}, ValueError, "forget: the loader gave no batch"),
         ({"retain": []}, ValueError, "retain: the loader gave no batch"),
         ({"validation": []}, ValueError, "validation: the loader gave no batch"),
         ({"forget": 3}, TypeError, "forget: found int, expected a DataLoader or a list of batches"),
-        ({"retain": iter([])}, TypeError, "retain: found list_iterator, which can be iterated once only"),
-        ({"losses": lambda model, batch: losses(model, batch)[0]["a"].mean()}, ValueError, "one value per sample"),
+        (
+            {"retain": iter([])},
+            TypeError,
+            "retain: found list_iterator, which can be iterated once only",
+        ),
+        (
+            {"losses": lambda model, batch: losses(model, batch)[0]["a"].mean()},
+            ValueError,
+            "one value per sample",
+        ),
         ({"losses": lambda model, batch: [1.0]}, TypeError, "found list, expected that losses"),
         ({"losses": lambda model, batch: {}}, ValueError, "expected one value per sample"),
-        ({"losses": nan_losses}, ValueError, r"forget: the mean loss of tasks \['a', 'b'\] is not finite before"),
-        ({"score": lambda model, loader: {"a": 1.0}}, ValueError, r"forget: found no finite score of .*\['b'\]"),
+        (
+            {"losses": nan_losses},
+            ValueError,
+            r"forget: the mean loss of tasks \['a', 'b'\] is not finite before",
+        ),
+        (
+            {"score": lambda model, loader: {"a": 1.0}},
+            ValueError,
+            r"forget: found no finite score of .*\['b'\]",
+        ),
         ({"scheduler": "plateau"}, TypeError, "ReduceLROnPlateau"),
     ],
 )
@@ -104,7 +136,11 @@ def test_a_task_without_labels_on_the_data_to_forget_is_no_target() -> None:
     y = y.clone()
     y[:6, 1] = -1
     forget = [(x[:3], y[:3]), (x[3:6], y[3:6])]
-    refused(ValueError, r"forget: found no finite score of the target tasks \['b'\].*label", forget=forget)
+    refused(
+        ValueError,
+        r"forget: found no finite score of the target tasks \['b'\].*label",
+        forget=forget,
+    )
 
 
 def test_persistent_workers_are_refused() -> None:
@@ -113,30 +149,43 @@ def test_persistent_workers_are_refused() -> None:
 
 
 def test_a_loader_that_can_be_read_once_is_found_out() -> None:
-    refused(ValueError, "forget: pass 1 of the loader gave no batch", forget=Once(sides()["forget"]))
+    refused(
+        ValueError, "forget: pass 1 of the loader gave no batch", forget=Once(sides()["forget"])
+    )
 
 
 def test_different_tasks_on_the_two_sides() -> None:
     def one(model: Any, batch: Any) -> Any:
-        return losses(model, batch)[0] if len(batch[0]) == 4 else {"a": losses(model, batch)[0]["a"]}
+        return (
+            losses(model, batch)[0] if len(batch[0]) == 4 else {"a": losses(model, batch)[0]["a"]}
+        )
 
-    given: dict[str, Any] = {"retain": loader(data(), range(8, 24), 4), "losses": one, "targets": ("a",)}
+    given: dict[str, Any] = {
+        "retain": loader(data(), range(8, 24), 4),
+        "losses": one,
+        "targets": ("a",),
+    }
     refused(
-        ValueError, r"tasks \['a', 'b'\] on the retain batch, \['a'\] on the forget", **given, method=mtu.GradDiff()
+        ValueError,
+        r"tasks \['a', 'b'\] on the retain batch, \['a'\] on the forget",
+        **given,
+        method=mtu.GradDiff(),
     )
 
 
-# ---- overlapping and lopsided data ----------------------------------------------------------------------------------
+# ---- overlapping and lopsided data ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("forget", "retain"),
     [
-        (loader(data(), range(8), 3), loader(data(), range(6, 24))),  # equal values, but two datasets
+        # equal values, but two datasets
+        (loader(data(), range(8), 3), loader(data(), range(6, 24))),
         (loader(w := data(), range(6)), loader(w, range(6, 24))),
         (held_out(), [1, 2, 3]),
         ([None, "x", 3], [3, "x", None]),  # equal ones may be one object
-        ([(torch.ones(2), same := torch.zeros(2))], [(torch.ones(2), same)]),  # a tensor of equal labels
+        # a tensor of equal labels
+        ([(torch.ones(2), same := torch.zeros(2))], [(torch.ones(2), same)]),
         ([torch.zeros(2, 0)], [torch.zeros(2, 0)]),
         (list(sides()["forget"]), list(sides()["retain"])),
     ],
@@ -152,7 +201,10 @@ def overlapping(w: TensorDataset) -> list[tuple[Any, Any]]:
     return [
         (loader(w, range(8)), loader(w, range(6, 24))),
         (loader(w, range(8)), DataLoader(nested, 4)),
-        (DataLoader(w, 2, sampler=SubsetRandomSampler(range(8))), DataLoader(nested, 4, sampler=RandomSampler(nested))),
+        (
+            DataLoader(w, 2, sampler=SubsetRandomSampler(range(8))),
+            DataLoader(nested, 4, sampler=RandomSampler(nested)),
+        ),
         (loader(w, [6, 7]), DataLoader(w, 4, sampler=SubsetRandomSampler(range(6, 24)))),
     ]
 
@@ -161,7 +213,9 @@ def overlapping(w: TensorDataset) -> list[tuple[Any, Any]]:
 def test_samples_in_both_are_counted(case: int) -> None:
     forget, retain = overlapping(data())[case]
     given = 2 if case == 3 else 8
-    message = rf"2 samples are in both \({given} in forget, 18 in retain; dataset indices \[6, 7\]\)"
+    message = (
+        rf"2 samples are in both \({given} in forget, 18 in retain; dataset indices \[6, 7\]\)"
+    )
     with pytest.raises(ValueError, match=message):
         check_data(forget, retain)
     refused(ValueError, message, forget=forget, retain=retain)
@@ -177,7 +231,9 @@ def test_two_sets_that_share_samples_are_refused(way: str, pair: tuple[str, str]
     whole = data()
     x, y = whole.tensors
     weight = (torch.arange(24) >= 4).double()
-    rows = {name: {"x": x[i : i + 6], "y": y[i : i + 6]} for name, i in zip(pair, (0, 4), strict=True)}
+    rows = {
+        name: {"x": x[i : i + 6], "y": y[i : i + 6]} for name, i in zip(pair, (0, 4), strict=True)
+    }
     ragged = [[torch.zeros(2), torch.zeros(3)], [torch.zeros(1), torch.zeros(2)]]
     one, other, says = {
         "dataset": (loader(whole, range(6)), loader(whole, range(4, 24)), r"indices \[4, 5\]"),
@@ -187,8 +243,14 @@ def test_two_sets_that_share_samples_are_refused(way: str, pair: tuple[str, str]
         "views": ([rows[pair[0]]], [rows[pair[1]]], "place in memory"),
         "objects": (ragged, ragged, "place in memory"),
     }[way]  # fmt: skip
-    sets: dict[str, Any] = {"forget": held_out(), "retain": held_out(), **dict(zip(pair, (one, other), strict=True))}
-    with pytest.raises(ValueError, match=rf"{pair[0]} and {pair[1]}: 2 samples .*are in both \(.*{says}"):
+    sets: dict[str, Any] = {
+        "forget": held_out(),
+        "retain": held_out(),
+        **dict(zip(pair, (one, other), strict=True)),
+    }
+    with pytest.raises(
+        ValueError, match=rf"{pair[0]} and {pair[1]}: 2 samples .*are in both \(.*{says}"
+    ):
         check_data(**sets)
     refused(ValueError, f"{pair[0]} and {pair[1]}: 2 samples", **sets)
 
@@ -206,12 +268,18 @@ def test_more_than_half_in_lists_warns(monitored: bool) -> None:
             progress=False, **more,
         )  # fmt: skip
     said = [str(w.message) for w in caught]
-    assert (said == []) if monitored else ("13 of 24 samples are to be forgotten" in said[0] and len(said) == 1)
+    assert (
+        (said == [])
+        if monitored
+        else ("13 of 24 samples are to be forgotten" in said[0] and len(said) == 1)
+    )
 
 
 def test_more_than_half_to_forget_warns() -> None:
     whole = data()
-    with pytest.warns(UserWarning, match="13 of 24 samples are to be forgotten, more than half") as caught:
+    with pytest.warns(
+        UserWarning, match="13 of 24 samples are to be forgotten, more than half"
+    ) as caught:
         model = net()
         mtu.unlearn(
             model, sgd(model), forget=loader(whole, range(13)), retain=loader(whole, range(13, 24)), losses=losses,
@@ -220,7 +288,7 @@ def test_more_than_half_to_forget_warns() -> None:
     assert caught[0].filename == __file__
 
 
-# ---- streams and evaluations ----------------------------------------------------------------------------------------
+# ---- streams and evaluations ---------------------------------------------------------------------
 
 
 def test_a_stream_starts_again_and_says_so() -> None:

@@ -43,7 +43,11 @@ def until(step: int | None) -> Callable[[nn.Module, Any], Any]:
 def noisy(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """A batch with noise from all three global generators."""
     x, y = (torch.stack(part) for part in zip(*batch, strict=True))
-    draw = torch.randn(()) + random.random() + float(np.random.default_rng(np.random.randint(9)).random())
+    draw = (
+        torch.randn(())
+        + random.random()
+        + float(np.random.default_rng(np.random.randint(9)).random())
+    )
     return x + 0.01 * (draw + np.random.randn()), y
 
 
@@ -61,7 +65,9 @@ class Scene:
         }  # fmt: skip
 
     def run(self, give_up: int | None = None, **more: Any) -> mtu.History:
-        return mtu.unlearn(self.model, self.optimizer, **{**self.arguments, "losses": until(give_up), **more})
+        return mtu.unlearn(
+            self.model, self.optimizer, **{**self.arguments, "losses": until(give_up), **more}
+        )
 
 
 def timeless(history: mtu.History) -> mtu.History:
@@ -125,11 +131,16 @@ def test_methods_with_a_state_are_resumed(method: Callable[[], Any], tmp_path: P
 
 def test_generators_of_the_users_functions_are_resumed(tmp_path: Path) -> None:
     """Evaluations leave them alone, too."""
+
     def scene(path: Path | None) -> Scene:
         labels, noise = (torch.Generator().manual_seed(seed) for seed in (5, 6))
         made = Scene(lambda: mtu.RandomLabels(0.5), path, generators=[labels, noise])
         made.arguments["forget_losses"] = lambda model, batch: losses(
-            model, (batch[0] + 0.1 * torch.randn((), generator=noise), mtu.random_labels(batch[1], 3, labels))
+            model,
+            (
+                batch[0] + 0.1 * torch.randn((), generator=noise),
+                mtu.random_labels(batch[1], 3, labels),
+            ),
         )
         return made
 
@@ -182,7 +193,9 @@ def test_a_run_that_is_over_gives_its_result_again(tmp_path: Path) -> None:
     assert torch.equal(parameters(other), parameters(model))
 
 
-def test_an_interrupt_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_writing_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, whole = tmp_path / "run.pt", Scene(mtu.OrthoGrad, None)
     whole.run()
     real, calls = torch.save, [0]
@@ -204,25 +217,35 @@ def test_an_interrupt_while_writing_leaves_the_old_file(tmp_path: Path, monkeypa
     assert torch.equal(parameters(second.model), parameters(whole.model))
 
 
-# ---- checkpoints of something else ----------------------------------------------------------------------------------
+# ---- checkpoints of something else ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": mtu.OrthoGrad(0.7)}, r"method was OrthoGrad\(alpha=0.5.*is OrthoGrad\(alpha=0.7"),
+        (
+            {"method": mtu.OrthoGrad(0.7)},
+            r"method was OrthoGrad\(alpha=0.5.*is OrthoGrad\(alpha=0.7",
+        ),
         ({"targets": ("a",)}, r"targets was None, is \['a'\]"),
         ({"clip": None}, r"clip was 1.0, is None"),
         ({"every": 6}, r"every was 4, is 6"),
         ({"max_drift": {"a": 1.0}}, r"max_drift was None, is \{'a': 1.0\}"),
         ({"scheduler": None}, r"scheduler was OneCycleLR, is None"),
-        ({"retain": [next(iter(held_out()))]}, r"batches was \{'forget': 2, 'retain': 5\}, is .*'retain': 1"),
+        (
+            {"retain": [next(iter(held_out()))]},
+            r"batches was \{'forget': 2, 'retain': 5\}, is .*'retain': 1",
+        ),
     ],
 )
-def test_other_settings_are_refused_by_name(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_other_settings_are_refused_by_name(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "run.pt"
     Scene(mtu.OrthoGrad, path).run(max_steps=1)
-    with pytest.raises(ValueError, match=r"checkpoint: .*run.pt is of a run with other settings: " + message):
+    with pytest.raises(
+        ValueError, match=r"checkpoint: .*run.pt is of a run with other settings: " + message
+    ):
         Scene(mtu.OrthoGrad, path).run(**change)
 
 
@@ -232,7 +255,9 @@ def test_another_model_and_another_optimizer_are_refused(tmp_path: Path) -> None
     wide, scene = Scene(mtu.OrthoGrad, path), Scene(mtu.OrthoGrad, path)
     wide.model.backbone[0] = nn.Linear(5, 9).double()
     wide.optimizer = torch.optim.AdamW(wide.model.parameters(), lr=0.01)
-    with pytest.raises(ValueError, match=r"model was \['backbone.0.weight \(8, 5\) torch.float64'.*\(9, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"model was \['backbone.0.weight \(8, 5\) torch.float64'.*\(9, 5\)"
+    ):
         wide.run()
     scene.optimizer = sgd(scene.model)
     with pytest.raises(ValueError, match=r"optimizer was \['AdamW', .*SGD"):
@@ -251,7 +276,9 @@ def test_what_is_no_checkpoint_is_refused(content: bytes | None, tmp_path: Path)
 
 
 def test_no_code_is_stored() -> None:
-    with pytest.raises(TypeError, match=r"state\['a'\]\[1\] is function, expected tensors, numbers"):
+    with pytest.raises(
+        TypeError, match=r"state\['a'\]\[1\] is function, expected tensors, numbers"
+    ):
         checkpoint.copied({"a": [1, print_nothing]}, "state")
 
 
@@ -264,7 +291,10 @@ def test_fewer_batches_than_before_are_noticed(tmp_path: Path) -> None:
     batches = Shrinking(sides()["retain"])
     Scene(mtu.OrthoGrad, path, retain=batches, max_steps=4).run()
     batches.given = 1
-    with pytest.raises(RuntimeError, match="retain: the loader ended after 1 batches, but 4 of this pass were taken"):
+    with pytest.raises(
+        RuntimeError,
+        match="retain: the loader ended after 1 batches, but 4 of this pass were taken",
+    ):
         Scene(mtu.OrthoGrad, path, retain=batches).run()
 
 
@@ -306,7 +336,12 @@ def test_samples_drawn_on_the_way(tmp_path: Path) -> None:
         lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 6]),
         lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
         lambda o: torch.optim.lr_scheduler.SequentialLR(
-            o, [torch.optim.lr_scheduler.ConstantLR(o), torch.optim.lr_scheduler.CosineAnnealingLR(o, 9)], [3]
+            o,
+            [
+                torch.optim.lr_scheduler.ConstantLR(o),
+                torch.optim.lr_scheduler.CosineAnnealingLR(o, 9),
+            ],
+            [3],
         ),
     ],
     ids=["multi-step", "lambda", "sequential"],
@@ -328,12 +363,18 @@ def test_schedulers_are_resumed(make: Callable[[Any], Any], tmp_path: Path) -> N
     assert torch.equal(found[0], found[1])
 
 
-@pytest.mark.parametrize("subspace", [{"size": 60}, {"size": 40, "basis": True}], ids=["rows", "basis"])
+@pytest.mark.parametrize(
+    "subspace", [{"size": 60}, {"size": 40, "basis": True}], ids=["rows", "basis"]
+)
 def test_a_subspace_is_resumed(subspace: dict[str, Any], tmp_path: Path) -> None:
     """Beside a run that writes checkpoints too: from the first on, the rows are held explicitly."""
     found = []
     for name, give_up in (("whole", None), ("broken", 9)):
-        options = {"targets": ("b",), "checkpoint": tmp_path / name, "subspace": mtu.Subspace(every=2, **subspace)}
+        options = {
+            "targets": ("b",),
+            "checkpoint": tmp_path / name,
+            "subspace": mtu.Subspace(every=2, **subspace),
+        }
         scene = Scene(lambda: mtu.InterferenceAware(0.5), None, **options)
         if give_up is not None:
             with pytest.raises(Interrupted):

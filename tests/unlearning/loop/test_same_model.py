@@ -14,11 +14,22 @@ from torch.utils.data import TensorDataset
 import mtu_fast as mtu
 from mtu_fast import reference
 from tests.helpers.models.base import MultiTask
-from tests.unlearning.loop.scene import CLASSES, data, held_out, loader, losses, net, parameters, sgd, trained
+from tests.unlearning.loop.scene import (
+    CLASSES,
+    data,
+    held_out,
+    loader,
+    losses,
+    net,
+    parameters,
+    sgd,
+    trained,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS, LR = 50, 0.02
-SIZE, EVERY = 20, 7  # of a subspace; of more rows some lie nearly in the span of others, and rounding says which
+# of a subspace; of more rows some lie nearly in the span of others, and rounding says which
+SIZE, EVERY = 20, 7
 Losses = dict[str, Tensor]
 Step = Callable[[list[Tensor], Losses, dict[str, Tensor], int], None]
 Make = Callable[[MultiTask, Any, Any], Step]  # (model, forget, retain)
@@ -34,7 +45,9 @@ def both(first: Any, second: Any) -> list[Tensor]:
     return [torch.cat(pair) for pair in zip(first, second, strict=True)]
 
 
-def slow(model: MultiTask, retain: Any, forget: Any, targets: tuple[str, ...], step: Step) -> Tensor:
+def slow(
+    model: MultiTask, retain: Any, forget: Any, targets: tuple[str, ...], step: Step
+) -> Tensor:
     """The steps by hand: one forward on both batches, the reference's direction, plain descent."""
     kept, gone, held = list(retain), list(forget), list(model.parameters())
     for i in range(STEPS):
@@ -65,7 +78,8 @@ def by_name(name: str, tensorwise: bool = False, **options: Any) -> Make:
 def in_span(**options: Any) -> Make:
     """Explicit rows of the target tasks, kept by the rule of `Subspace`: batch by batch until SIZE, one in EVERY after.
 
-    A batch is let go as soon as SIZE rows are held without it. What a basis spans is what its rows span.
+    A batch is let go as soon as SIZE rows are held without it. What a basis spans is what its rows
+    span.
     """
 
     def make(model: MultiTask, forget: Any, retain: Any) -> Step:
@@ -77,12 +91,18 @@ def in_span(**options: Any) -> Make:
             full = sum(map(len, batches)) >= SIZE
             kept = torch.cat(batches) if full else None
             if not full or i - last == EVERY:
-                J = reference.flatten(reference.jacobian(found, held)).split([len(loss) for loss in found.values()])
-                batches.append(torch.cat([g for g, mask in zip(J, masks.values(), strict=True) if mask.any()]))
+                J = reference.flatten(reference.jacobian(found, held)).split([
+                    len(loss) for loss in found.values()
+                ])
+                batches.append(
+                    torch.cat([g for g, mask in zip(J, masks.values(), strict=True) if mask.any()])
+                )
                 last = i
                 while sum(map(len, batches[1:])) >= SIZE:
                     batches.pop(0)
-            reference.backward(held, found, "interference_aware", forget=masks, subspace=kept, tol=1e-7, **options)
+            reference.backward(
+                held, found, "interference_aware", forget=masks, subspace=kept, tol=1e-7, **options
+            )
 
         return step
 
@@ -98,7 +118,9 @@ def nabla_tau(model: MultiTask, forget: Any, retain: Any) -> Step:
         epoch, within = divmod(i, len(list(forget)))
         if within == 0 and epoch % 5 == 0:
             tau.update({task: loss.mean().item() for task, loss in everyone(model, whole).items()})
-        J = reference.flatten(reference.jacobian(found, held)).split([len(loss) for loss in found.values()])
+        J = reference.flatten(reference.jacobian(found, held)).split([
+            len(loss) for loss in found.values()
+        ])
         rows = dict(zip(found, J, strict=True))
         d = reference.nabla_tau(
             {task: g[~masks[task]] for task, g in rows.items()}, {task: g[masks[task]] for task, g in rows.items()},
@@ -132,11 +154,18 @@ CASES: dict[str, tuple[Callable[[], Any], Make]] = {
 def test_fifty_steps(name: str, targets: tuple[str, ...]) -> None:
     method, make = CASES[name]
     whole = data()
-    forget, retain = loader(whole, range(6), 3), loader(whole, range(6, 24), 1 if name == "NablaTau" else 4)
+    forget, retain = (
+        loader(whole, range(6), 3),
+        loader(whole, range(6, 24), 1 if name == "NablaTau" else 4),
+    )
     if name == "RandomLabels":
         x, y = whole.tensors
         forget = loader(TensorDataset(x, (y + 1) % CLASSES), range(6), 3)
-    subspace = mtu.Subspace(SIZE, every=EVERY, basis="basis" in name) if name.startswith("Interference") else None
+    subspace = (
+        mtu.Subspace(SIZE, every=EVERY, basis="basis" in name)
+        if name.startswith("Interference")
+        else None
+    )
     original = trained(net(), steps=30)
     fast, other = copy.deepcopy(original), copy.deepcopy(original)
     history = mtu.unlearn(

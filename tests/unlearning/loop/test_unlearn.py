@@ -16,7 +16,18 @@ from torch import Tensor, nn
 
 import mtu_fast as mtu
 from mtu_fast.unlearning.loop import DivergedError
-from tests.unlearning.loop.scene import NAMES, data, held_out, loader, losses, net, parameters, sgd, sides, trained
+from tests.unlearning.loop.scene import (
+    NAMES,
+    data,
+    held_out,
+    loader,
+    losses,
+    net,
+    parameters,
+    sgd,
+    sides,
+    trained,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,7 +37,11 @@ def constructible() -> list[type]:
     found = []
     for name in mtu.__all__:
         kind = getattr(mtu, name)
-        if isinstance(kind, type) and not getattr(kind, "_is_protocol", False) and hasattr(kind, "needs_gram"):
+        if (
+            isinstance(kind, type)
+            and not getattr(kind, "_is_protocol", False)
+            and hasattr(kind, "needs_gram")
+        ):
             try:
                 kind()
             except TypeError:
@@ -37,7 +52,12 @@ def constructible() -> list[type]:
 
 def run(model: nn.Module, method: Any = None, **more: Any) -> mtu.History:
     """A run without a progress bar, of SGD unless said otherwise."""
-    arguments = {"method": method or mtu.OrthoGrad(0.5), "optimizer": sgd(model), "progress": False, **more}
+    arguments = {
+        "method": method or mtu.OrthoGrad(0.5),
+        "optimizer": sgd(model),
+        "progress": False,
+        **more,
+    }
     return mtu.unlearn(model, **arguments)
 
 
@@ -124,30 +144,44 @@ def test_random_labels_by_losses_of_their_own() -> None:
     rises = []
     for forget_losses in (None, wrong):
         model = trained(net())
-        history = run(model, mtu.RandomLabels(), **sides(), forget_losses=forget_losses, max_steps=40)
+        history = run(
+            model, mtu.RandomLabels(), **sides(), forget_losses=forget_losses, max_steps=40
+        )
         rises.append(history.records[-1].forget_loss["a"] - history.records[0].forget_loss["a"])
     assert rises[0] < 0 < 0.3 < rises[1]
 
 
-# ---- the end --------------------------------------------------------------------------------------------------------
+# ---- the end -------------------------------------------------------------------------------------
 
 
 def test_stops_at_the_held_out_level() -> None:
     model = trained(net())
     original = copy.deepcopy(model)
-    history = run(model, mtu.GradDiff(0.5), **sides(), validation=held_out(), max_steps=500, every=5)
+    history = run(
+        model, mtu.GradDiff(0.5), **sides(), validation=held_out(), max_steps=500, every=5
+    )
     assert history.reason == "level" and 0 < history.step < 500
     x, y = data(2, 12, seed=2).tensors
     found, present = losses(original, (x, y))
     for task in "ab":
-        assert history.level[task] == pytest.approx(-found[task][present[task]].mean().item(), rel=1e-12)
+        assert history.level[task] == pytest.approx(
+            -found[task][present[task]].mean().item(), rel=1e-12
+        )
         assert history.records[-1].forget[task] <= history.level[task]
     assert any(history.records[-2].forget[task] > history.level[task] for task in "ab")
 
 
 def test_only_targets_count_for_the_level() -> None:
     model = trained(net())
-    history = run(model, mtu.GradDiff(0.5), **sides(), targets=["a"], validation=held_out(), max_steps=500, every=5)
+    history = run(
+        model,
+        mtu.GradDiff(0.5),
+        **sides(),
+        targets=["a"],
+        validation=held_out(),
+        max_steps=500,
+        every=5,
+    )
     assert history.reason == "level" and set(history.level) == {"a"}
     assert history.records[-1].forget["b"] > -1.0
 
@@ -164,11 +198,21 @@ def test_what_was_never_learned_stops_at_once() -> None:
 def test_drift_puts_the_last_good_state_back(bound: Any) -> None:
     model = trained(net())
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    history = run(model, mtu.GradientAscent(), **sides(), max_drift=bound, max_steps=500, every=4, optimizer=optimizer)
+    history = run(
+        model,
+        mtu.GradientAscent(),
+        **sides(),
+        max_drift=bound,
+        max_steps=500,
+        every=4,
+        optimizer=optimizer,
+    )
     assert history.reason == "drift"
     over, good = history.records[-1], history.records[-2]
     bounded = "ab" if isinstance(bound, float) else "a"
-    assert max(over.drift[task] for task in bounded) > 0.3 >= max(good.drift[task] for task in bounded)
+    assert (
+        max(over.drift[task] for task in bounded) > 0.3 >= max(good.drift[task] for task in bounded)
+    )
     assert history.step == good.step == over.step - 4
     other = trained(net())
     again = torch.optim.Adam(other.parameters(), lr=0.02)
@@ -207,7 +251,7 @@ def test_nabla_tau_runs_its_own_schedule() -> None:
     assert set(method.tau) == {"a", "b"}
 
 
-# ---- what evaluations leave alone -----------------------------------------------------------------------------------
+# ---- what evaluations leave alone ----------------------------------------------------------------
 
 
 def test_evaluations_do_not_change_the_run() -> None:
@@ -237,7 +281,7 @@ def test_monitor_is_what_evaluations_see() -> None:
     assert seen == [3, 3, 1] * 2
 
 
-# ---- not finite -----------------------------------------------------------------------------------------------------
+# ---- not finite ----------------------------------------------------------------------------------
 
 
 def poisoned(at: int, side: int, way: str) -> Callable[[nn.Module, Any], Any]:
@@ -250,7 +294,11 @@ def poisoned(at: int, side: int, way: str) -> Callable[[nn.Module, Any], Any]:
             calls[0] += 1
             if calls[0] == 2 * (at - 1) + side + 1:
                 bad = torch.tensor([0.0] + [1.0] * (len(batch[0]) - 1), dtype=torch.float64)
-                found["a"] = found["a"] / bad if way == "loss" else found["a"] + (found["a"] * (1 - bad) * 0).sqrt()
+                found["a"] = (
+                    found["a"] / bad
+                    if way == "loss"
+                    else found["a"] + (found["a"] * (1 - bad) * 0).sqrt()
+                )
         return found, present
 
     return function
@@ -260,20 +308,36 @@ def poisoned(at: int, side: int, way: str) -> Callable[[nn.Module, Any], Any]:
 @pytest.mark.parametrize(
     ("side", "way", "says"),
     [
-        (0, "loss", r"in step 7, the loss of task 'a' is not finite for samples \[0\] of the retain batch"),
-        (1, "loss", r"in step 7, the loss of task 'a' is not finite for samples \[0\] of the forget batch"),
+        (
+            0,
+            "loss",
+            r"in step 7, the loss of task 'a' is not finite for samples \[0\] of the retain batch",
+        ),
+        (
+            1,
+            "loss",
+            r"in step 7, the loss of task 'a' is not finite for samples \[0\] of the forget batch",
+        ),
         (1, "gradient", r"in step 7, .*not finite"),
     ],
 )
-def test_what_is_not_finite_puts_the_last_good_state_back(side: int, way: str, says: str, method: Any) -> None:
+def test_what_is_not_finite_puts_the_last_good_state_back(
+    side: int, way: str, says: str, method: Any
+) -> None:
     model = trained(net())
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     given = sides() | {"losses": poisoned(7, side, way)}
-    with pytest.raises(RuntimeError, match=says + r".* after step 5.*Ways out.*learning rate") as caught:
+    with pytest.raises(
+        RuntimeError, match=says + r".* after step 5.*Ways out.*learning rate"
+    ) as caught:
         run(model, method, **given, max_steps=20, every=5, optimizer=optimizer)
     assert isinstance(caught.value, DivergedError)
     history = caught.value.history
-    assert (history.reason, history.step, [r.step for r in history.records]) == ("not finite", 5, [0, 5])
+    assert (history.reason, history.step, [r.step for r in history.records]) == (
+        "not finite",
+        5,
+        [0, 5],
+    )
     other = trained(net())
     again = torch.optim.Adam(other.parameters(), lr=0.01)
     run(other, method, **sides(), max_steps=5, every=5, optimizer=again)
@@ -324,8 +388,16 @@ def shared_root(at: int) -> Callable[[nn.Module, Any], Any]:
     [
         (lambda: {"losses": failing(7, ArithmeticError("mine"))}, ArithmeticError, "mine"),
         (lambda: {"losses": failing(7, KeyboardInterrupt("^C"))}, KeyboardInterrupt, "C"),
-        (lambda: {"forget": Gone(sides()["forget"]), "every": 100}, ValueError, "pass 2 of the loader gave no batch"),
-        (lambda: {"losses": shared_root(7)}, DivergedError, r"in step 7, .*gradient of .*'a'.* is not finite"),
+        (
+            lambda: {"forget": Gone(sides()["forget"]), "every": 100},
+            ValueError,
+            "pass 2 of the loader gave no batch",
+        ),
+        (
+            lambda: {"losses": shared_root(7)},
+            DivergedError,
+            r"in step 7, .*gradient of .*'a'.* is not finite",
+        ),
     ],
     ids=["error", "interrupt", "loader", "stale map"],
 )
@@ -333,6 +405,7 @@ def test_whatever_is_raised_puts_the_last_good_state_back(
     change: Callable[[], dict[str, Any]], error: type[BaseException], says: str
 ) -> None:
     """Model, optimizer, subspace and the user's generator are those of the last evaluation; no gradients are left."""
+
     def scene(**more: Any) -> tuple[Any, ...]:
         model, draw = trained(net()), torch.Generator().manual_seed(1)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -347,7 +420,12 @@ def test_whatever_is_raised_puts_the_last_good_state_back(
             "subspace": subspace, "generators": (g for g in (draw,)), **more,
         }  # fmt: skip
         if "losses" in more:
-            given |= {"forget_losses": lambda model, batch: (noisy(model, batch), more["losses"](model, batch))[1]}
+            given |= {
+                "forget_losses": lambda model, batch: (
+                    noisy(model, batch),
+                    more["losses"](model, batch),
+                )[1]
+            }
         return model, optimizer, subspace, draw, given
 
     model, optimizer, subspace, draw, given = scene(**change())
@@ -359,7 +437,9 @@ def test_whatever_is_raised_puts_the_last_good_state_back(
     if good:
         run(other, mtu.InterferenceAware(0.3), **given)
     assert torch.equal(parameters(model), parameters(other))
-    assert len(optimizer.state) == len(again.state) and all(s["step"] == good for s in optimizer.state.values())
+    assert len(optimizer.state) == len(again.state) and all(
+        s["step"] == good for s in optimizer.state.values()
+    )
     assert torch.equal(draw.get_state(), drawn.get_state())
     assert len(subspace) == len(kept) and (not good or subspace.full)
     for mine, theirs in zip(subspace.held.batches, kept.held.batches, strict=True):
@@ -381,8 +461,13 @@ def test_losses_of_unlabelled_samples_do_not_matter(method: Any) -> None:
 @pytest.mark.parametrize("path", [None, "run.pt"])
 def test_other_settings_need_another_checkpoint(path: str | None, tmp_path: Path) -> None:
     model = trained(net())
-    given = sides() | {"losses": poisoned(2, 0, "gradient"), "checkpoint": None if path is None else tmp_path / path}
-    with pytest.raises(DivergedError, match=r"\(task, sample\) to retain \[\('a', 0\), .*\] is not finite") as caught:
+    given = sides() | {
+        "losses": poisoned(2, 0, "gradient"),
+        "checkpoint": None if path is None else tmp_path / path,
+    }
+    with pytest.raises(
+        DivergedError, match=r"\(task, sample\) to retain \[\('a', 0\), .*\] is not finite"
+    ) as caught:
         run(model, mtu.OrthoGrad(0.5), **given, max_steps=5)
     assert ("new checkpoint path" in str(caught.value)) == (path is not None)
 
@@ -391,12 +476,14 @@ def test_a_step_into_nowhere_is_noticed() -> None:
     """A learning rate so large that the parameters overflow: found by the evaluation after the step."""
     model = trained(net())
     before = parameters(model)
-    with pytest.raises(DivergedError, match=r"after step 1, the mean forget loss of \['a', 'b'\] is not finite"):
+    with pytest.raises(
+        DivergedError, match=r"after step 1, the mean forget loss of \['a', 'b'\] is not finite"
+    ):
         run(model, **sides(), max_steps=5, every=1, optimizer=sgd(model, math.inf))
     assert torch.equal(parameters(model), before)
 
 
-# ---- history --------------------------------------------------------------------------------------------------------
+# ---- history -------------------------------------------------------------------------------------
 
 
 def test_history_as_json_and_as_a_plot(tmp_path: Path) -> None:
@@ -416,8 +503,13 @@ def test_history_as_json_and_as_a_plot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [mtu.History.to_json, mtu.History.plot])
-def test_a_history_names_the_folder_that_is_not_there(write: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"path: there is no folder .*nodir for x.png; make it first, Path\("):
+def test_a_history_names_the_folder_that_is_not_there(
+    write: Callable[..., Any], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"path: there is no folder .*nodir for x.png; make it first, Path\(",
+    ):
         write(mtu.History(("a",), ("a",)), tmp_path / "nodir" / "x.png")
 
 

@@ -38,7 +38,11 @@ def test_present_names_the_samples_with_something_to_learn_from() -> None:
     segmentation = torch.tensor([[[-1, -1]], [[-1, 0]], [[3, -1]]])
     labels = {"seg": segmentation, "depth": depth, "class": torch.tensor([0, -1, 5])}
     found = {task: mask.tolist() for task, mask in present(labels).items()}
-    assert found == {"seg": [False, True, True], "depth": [False, True, False], "class": [True, False, True]}
+    assert found == {
+        "seg": [False, True, True],
+        "depth": [False, True, False],
+        "class": [True, False, True],
+    }
 
 
 def test_segmentation_loss_is_the_mean_over_the_pixels_that_count() -> None:
@@ -90,7 +94,11 @@ def test_depth_scores() -> None:
     target = torch.tensor([1.0, 2.0, 4.0, 0.0, 1.0])[None, None, None]
     found = depth_scores(torch.tensor([1.2, 1.5, 4.0, 3.0, -1.0])[None, None, None], target)
     # ratios 1.2, 1.33, 1; not measured; not positive
-    assert found == pytest.approx({"abs": (0.2 + 0.5 + 2) / 4, "rel": (0.2 + 0.25 + 2) / 4, "within_1.25": 0.5})
+    assert found == pytest.approx({
+        "abs": (0.2 + 0.5 + 2) / 4,
+        "rel": (0.2 + 0.25 + 2) / 4,
+        "within_1.25": 0.5,
+    })
 
 
 def test_a_ratio_of_exactly_a_quarter_more_is_not_within() -> None:
@@ -101,9 +109,13 @@ def test_a_ratio_of_exactly_a_quarter_more_is_not_within() -> None:
 def test_normal_scores() -> None:
     target = rays(0, 0, 0, 0, 0)
     found = normal_scores(rays(0, 10, 20, 25, 120) * 3.0, target)
-    assert found == pytest.approx(
-        {"mean": 35.0, "median": 20.0, "within_11.25": 0.4, "within_22.5": 0.6, "within_30": 0.8}
-    )
+    assert found == pytest.approx({
+        "mean": 35.0,
+        "median": 20.0,
+        "within_11.25": 0.4,
+        "within_22.5": 0.6,
+        "within_30": 0.8,
+    })
 
 
 def test_small_angles_are_exact_and_a_zero_normal_is_ninety_degrees_off() -> None:
@@ -119,12 +131,24 @@ def test_the_median_of_an_even_number_lies_between_the_middle_two() -> None:
     ("call", "message"),
     [
         (lambda: valid_pixels(torch.zeros(2, 3, 3)), r"\[N, C, H, W\]; got \(2, 3, 3\)"),
-        (lambda: segmentation_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 5)), r"got .*\(2, 4, 5\)"),
+        (
+            lambda: segmentation_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 5)),
+            r"got .*\(2, 4, 5\)",
+        ),
         (lambda: depth_loss(torch.zeros(2, 4, 4), torch.zeros(2, 4, 4)), r"\[N, 1, H, W\]"),
-        (lambda: depth_scores(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 5)), r"got \(2, 1, 4, 4\)"),
+        (
+            lambda: depth_scores(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 5)),
+            r"got \(2, 1, 4, 4\)",
+        ),
         (lambda: normal_loss(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)), r"\[N, 3, H, W\]"),
-        (lambda: normal_scores(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)), "none of the 4 pixels"),
-        (lambda: depth_scores(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)), "none of the 4 pixels"),
+        (
+            lambda: normal_scores(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)),
+            "none of the 4 pixels",
+        ),
+        (
+            lambda: depth_scores(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)),
+            "none of the 4 pixels",
+        ),
         (lambda: pixel_accuracy(torch.zeros(2, 3), torch.full((2, 3), -1)), "none of the 6 pixels"),
         (lambda: pixel_accuracy(torch.zeros(2, 5, 3), torch.zeros(2, 3)), "argmax"),
     ],

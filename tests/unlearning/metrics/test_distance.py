@@ -20,15 +20,23 @@ def logits(shape: tuple[int, ...], seed: int = 0) -> Tensor:
 def test_kl_literal_value() -> None:
     """p = (3/4, 1/4), q = (1/2, 1/2): 3/4 ln 3/2 + 1/4 ln 1/2."""
     p, q = torch.tensor([[math.log(3.0), 0.0]]), torch.zeros(1, 2)
-    assert kl_divergence(p, q).item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-7)
-    assert kl_divergence(q, p).item() == pytest.approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2), abs=1e-7)
+    assert kl_divergence(p, q).item() == pytest.approx(
+        0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-7
+    )
+    assert kl_divergence(q, p).item() == pytest.approx(
+        0.5 * math.log(2 / 3) + 0.5 * math.log(2), abs=1e-7
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_kl_is_that_of_torch_averaged_over_pixels(shape: tuple[int, ...]) -> None:
     p, q = logits(shape, 1).double(), logits(shape, 2).double()
-    each = torch.nn.functional.kl_div(q.log_softmax(1), p.log_softmax(1), reduction="none", log_target=True).sum(1)
-    torch.testing.assert_close(kl_divergence(p, q), each.reshape(shape[0], -1).mean(1), rtol=1e-12, atol=1e-14)
+    each = torch.nn.functional.kl_div(
+        q.log_softmax(1), p.log_softmax(1), reduction="none", log_target=True
+    ).sum(1)
+    torch.testing.assert_close(
+        kl_divergence(p, q), each.reshape(shape[0], -1).mean(1), rtol=1e-12, atol=1e-14
+    )
     assert (kl_divergence(p, q) > 0).all()
 
 
@@ -41,7 +49,9 @@ def test_a_model_is_no_distance_from_itself(shape: tuple[int, ...]) -> None:
 
 def test_kl_does_not_see_what_softmax_does_not_see_and_logit_distance_does() -> None:
     p, q = logits((6, 4), 1), logits((6, 4), 2)
-    torch.testing.assert_close(kl_divergence(p, q.double() + 5), kl_divergence(p, q), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        kl_divergence(p, q.double() + 5), kl_divergence(p, q), rtol=1e-12, atol=1e-14
+    )
     assert logit_distance(q, q.double() + 5).tolist() == pytest.approx([10.0] * 6)  # 5 √4
 
 

@@ -71,9 +71,16 @@ def test_differences_are_taken_in_float64() -> None:
         (torch.zeros(2, 2), torch.zeros(2, 2), None, r"expected \[N\]"),
         (torch.zeros(2), torch.tensor([0.0, math.inf]), None, r"samples \[1\] are not finite"),
         (torch.zeros(2), torch.zeros(2), torch.zeros(2), "labels are torch.float32"),
-        (torch.zeros(2), torch.zeros(2), torch.zeros(2, 3, dtype=torch.long), r"expected integers \[2\]"),
+        (
+            torch.zeros(2),
+            torch.zeros(2),
+            torch.zeros(2, 3, dtype=torch.long),
+            r"expected integers \[2\]",
+        ),
     ],
 )
-def test_what_is_refused(before: Tensor, after: Tensor, labels: Tensor | None, message: str) -> None:
+def test_what_is_refused(
+    before: Tensor, after: Tensor, labels: Tensor | None, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         drift(before, after, labels)

@@ -61,9 +61,16 @@ def test_the_order_of_the_samples_does_not_matter() -> None:
 def test_a_seed_fixes_the_result_and_the_global_state_is_left_alone() -> None:
     forget, test = normal(30, seed=1), normal(90, mean=0.5, seed=2)
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
-    first, again, other = membership(forget, test), membership(forget, test), membership(forget, test, seed=1)
+    first, again, other = (
+        membership(forget, test),
+        membership(forget, test),
+        membership(forget, test, seed=1),
+    )
     assert first == again != other
-    assert torch.equal(states[0], torch.get_rng_state()) and (states[1] == np.random.get_state()[1]).all()
+    assert (
+        torch.equal(states[0], torch.get_rng_state())
+        and (states[1] == np.random.get_state()[1]).all()
+    )
 
 
 def test_classes_are_balanced_and_few_samples_mean_fewer_splits() -> None:
@@ -77,7 +84,12 @@ def test_classes_are_balanced_and_few_samples_mean_fewer_splits() -> None:
     [
         (torch.zeros(3), torch.zeros(50), 10, "found 3 forget and 50 test"),
         (torch.zeros(20, 1), torch.zeros(20), 10, r"forget is shape \(20, 1\)"),
-        (torch.zeros(20), torch.tensor([0.0] * 19 + [math.nan]), 10, r"test is not finite for samples \[19\]"),
+        (
+            torch.zeros(20),
+            torch.tensor([0.0] * 19 + [math.nan]),
+            10,
+            r"test is not finite for samples \[19\]",
+        ),
         (torch.zeros(20), torch.zeros(20), 1, "splits is 1"),
     ],
 )
@@ -88,12 +100,17 @@ def test_what_is_refused(forget: Tensor, test: Tensor, splits: int, message: str
 
 def test_auc_is_that_of_scikit_learn() -> None:
     draw = np.random.default_rng(0)
-    positive, negative = draw.integers(0, 9, 40).astype(float), draw.integers(-3, 6, 25).astype(float)
+    positive, negative = (
+        draw.integers(0, 9, 40).astype(float),
+        draw.integers(-3, 6, 25).astype(float),
+    )
     label, score = np.repeat([1, 0], [40, 25]), np.concatenate([positive, negative])
     assert _auc(positive, negative) == pytest.approx(roc_auc_score(label, score), rel=1e-12)
 
 
-def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scikit_learn_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     with pytest.raises(ImportError, match=r"pip install 'mtu_fast\[demo\]'"):
         membership(normal(10), normal(10, seed=1))
@@ -103,7 +120,9 @@ def test_entropy() -> None:
     """Uniform over 4: ln 4; certain: 0; (3/4, 1/4): ln 4 - 3/4 ln 3."""
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [900.0, 0.0, 0.0, 0.0]])
     assert entropy(logits).tolist() == pytest.approx([math.log(4), 0.0])
-    assert entropy(torch.tensor([[math.log(3.0), 0.0]])).item() == pytest.approx(math.log(4) - 0.75 * math.log(3))
+    assert entropy(torch.tensor([[math.log(3.0), 0.0]])).item() == pytest.approx(
+        math.log(4) - 0.75 * math.log(3)
+    )
 
 
 def test_entropy_of_pixels_is_their_mean() -> None:

@@ -32,7 +32,9 @@ def score(net: nn.Module) -> float:
 
 def steps(net: nn.Module, level: float, **options: Any) -> int | None:
     sgd = lambda parameters: torch.optim.SGD(parameters, lr=RATE)  # noqa: E731
-    return relearn_steps(net, [torch.ones(2, 1), torch.ones(3, 1)], losses, score, level, sgd, **options)
+    return relearn_steps(
+        net, [torch.ones(2, 1), torch.ones(3, 1)], losses, score, level, sgd, **options
+    )
 
 
 def test_the_number_of_steps_is_that_of_the_closed_form() -> None:
@@ -68,7 +70,9 @@ def test_samples_without_a_label_have_no_say() -> None:
         return (net(batch).flatten() - goals).square() / 2, {"loss": mask}
 
     assert relearn_steps(model(0.0), [there], masked, score, -0.1, sgd) == 9
-    assert relearn_steps(model(0.0), [there, torch.zeros_like(there)], masked, score, -0.1, sgd) == 17
+    assert (
+        relearn_steps(model(0.0), [there, torch.zeros_like(there)], masked, score, -0.1, sgd) == 17
+    )
 
 
 def test_what_is_refused() -> None:
@@ -80,4 +84,6 @@ def test_what_is_refused() -> None:
         steps(model(math.nan), level=0.0)
     nothing: Iterator[Tensor] = iter(())
     with pytest.raises(ValueError, match="no batch"):
-        relearn_steps(model(0.0), nothing, losses, score, 0.0, lambda p: torch.optim.SGD(p, lr=RATE))
+        relearn_steps(
+            model(0.0), nothing, losses, score, 0.0, lambda p: torch.optim.SGD(p, lr=RATE)
+        )

@@ -10,9 +10,21 @@ import torch
 
 from mtu_fast.unlearning.metrics import gaps, mean_gap, over_forgotten, parameter_shift, tow, uis
 
-ORIGINAL = {"forget": {"a": 1.0, "b": 1.0}, "retain": {"a": 1.0, "b": 1.0}, "test": {"a": 0.8, "b": 0.5}}
-UNLEARNED = {"forget": {"a": 0.6, "b": 0.9}, "retain": {"a": 0.9, "b": 1.0}, "test": {"a": 0.7, "b": 0.5}}
-RETRAINED = {"forget": {"a": 0.7, "b": 0.5}, "retain": {"a": 1.0, "b": 1.0}, "test": {"a": 0.8, "b": 0.5}}
+ORIGINAL = {
+    "forget": {"a": 1.0, "b": 1.0},
+    "retain": {"a": 1.0, "b": 1.0},
+    "test": {"a": 0.8, "b": 0.5},
+}
+UNLEARNED = {
+    "forget": {"a": 0.6, "b": 0.9},
+    "retain": {"a": 0.9, "b": 1.0},
+    "test": {"a": 0.7, "b": 0.5},
+}
+RETRAINED = {
+    "forget": {"a": 0.7, "b": 0.5},
+    "retain": {"a": 1.0, "b": 1.0},
+    "test": {"a": 0.8, "b": 0.5},
+}
 
 
 def test_uis_full_task() -> None:
@@ -27,7 +39,9 @@ def test_uis_partial_task() -> None:
 
 def test_uis_of_a_removed_class() -> None:
     # second terms .6 / .8 and .9 / .5
-    assert uis(ORIGINAL, UNLEARNED, removal="class") == pytest.approx(100 * ((0.125 + 0.75) / 2 + 1.8 / 2) / 2)
+    assert uis(ORIGINAL, UNLEARNED, removal="class") == pytest.approx(
+        100 * ((0.125 + 0.75) / 2 + 1.8 / 2) / 2
+    )
 
 
 def test_uis_is_zero_where_forgotten_data_score_like_unseen_data() -> None:

@@ -13,7 +13,9 @@ def test_top1() -> None:
     assert top1(logits, torch.tensor([0, 1, 2, 1])) == 0.5
 
 
-@pytest.mark.parametrize(("logits", "target"), [((3, 2), (2,)), ((3,), (3,)), ((0, 2), (0,)), ((3, 2), (3, 1))])
+@pytest.mark.parametrize(
+    ("logits", "target"), [((3, 2), (2,)), ((3,), (3,)), ((0, 2), (0,)), ((3, 2), (3, 1))]
+)
 def test_top1_rejects_shapes(logits: tuple[int, ...], target: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"logits \[N, C\]"):
         top1(torch.zeros(logits), torch.zeros(target, dtype=torch.long))
@@ -41,7 +43,11 @@ def test_mean_iou_is_that_of_the_whole_set_not_of_each_image() -> None:
 
 @pytest.mark.parametrize(
     ("predicted", "target", "message"),
-    [([0, 1], [0], "one shape"), ([0, 3], [0, 1], "found 0..3"), ([0, 0], [-1, -1], "no pixel counts")],
+    [
+        ([0, 1], [0], "one shape"),
+        ([0, 3], [0, 1], "found 0..3"),
+        ([0, 0], [-1, -1], "no pixel counts"),
+    ],
 )
 def test_mean_iou_rejects(predicted: list[int], target: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -23,7 +23,9 @@ class Net(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.backbone = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.5))
+        self.backbone = nn.Sequential(
+            nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.5)
+        )
         self.heads = nn.ModuleDict({"class": nn.Linear(6, 3), "depth": nn.Linear(6, 1)})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

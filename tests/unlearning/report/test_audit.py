@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 import mtu_fast as mtu
 from mtu_fast.unlearning.metrics import QUANTILES, entropy, kl_divergence, membership
@@ -56,7 +62,9 @@ def test_drift_is_that_of_the_losses(full: mtu.Audit, split: str, task: str) -> 
     assert list(found["quantiles"]) == ["1%", "5%", "25%", "50%", "75%", "95%", "99%"]
     expected = np.quantile(change, QUANTILES).tolist()
     assert list(found["quantiles"].values()) == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    assert [one["index"] for one in found["worst"]] == np.argsort(-change, kind="stable")[:5].tolist()
+    assert [one["index"] for one in found["worst"]] == np.argsort(-change, kind="stable")[
+        :5
+    ].tolist()
     assert (found["worst_class"] is not None) == (task == "class")
 
 
@@ -64,8 +72,14 @@ def test_histograms_count_every_sample_once(full: mtu.Audit) -> None:
     for split, n in SIZES.items():
         for task in setting.TASKS:
             found = full.data["histograms"][split][task]
-            assert {model: sum(counts) for model, counts in found["counts"].items()} == {"unlearned": n, "retrained": n}
-            assert found["edges"] == sorted(found["edges"]) and found["edges"][0] <= 0 <= found["edges"][-1]
+            assert {model: sum(counts) for model, counts in found["counts"].items()} == {
+                "unlearned": n,
+                "retrained": n,
+            }
+            assert (
+                found["edges"] == sorted(found["edges"])
+                and found["edges"][0] <= 0 <= found["edges"][-1]
+            )
 
 
 def test_membership_and_distances_are_those_of_the_metrics(full: mtu.Audit) -> None:
@@ -114,7 +128,9 @@ def test_nothing_of_the_models_is_changed() -> None:
     before = [copy.deepcopy(net.state_dict()) for net in models]
     modes = [[m.training for m in net.modules()] for net in models]
     state = torch.get_rng_state()
-    shuffled = DataLoader(TensorDataset(*whole("retain")), 8, shuffle=True, generator=torch.Generator())
+    shuffled = DataLoader(
+        TensorDataset(*whole("retain")), 8, shuffle=True, generator=torch.Generator()
+    )
     drawn = shuffled.generator.get_state()
     audit(*models, retain=shuffled, relearn=lambda p: torch.optim.SGD(p, lr=0.1), relearn_limit=2)
     for net, old in zip(models, before, strict=True):
@@ -123,8 +139,12 @@ def test_nothing_of_the_models_is_changed() -> None:
     assert [all(p.requires_grad for p in net.parameters()) for net in models] == [False, True, True]
     assert not any(p.requires_grad for p in models[0].parameters())
     assert torch.equal(models[1].heads["class"].weight.grad, grads)
-    assert [p.grad is None for p in models[2].parameters()] == [True] * len(list(models[2].parameters()))
-    assert torch.equal(torch.get_rng_state(), state) and torch.equal(shuffled.generator.get_state(), drawn)
+    assert [p.grad is None for p in models[2].parameters()] == [True] * len(
+        list(models[2].parameters())
+    )
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(
+        shuffled.generator.get_state(), drawn
+    )
 
 
 def test_models_are_left_as_they_were_after_an_error_too() -> None:
@@ -135,7 +155,9 @@ def test_models_are_left_as_they_were_after_an_error_too() -> None:
 
 
 def test_the_kind_of_removal_is_checked_before_any_work() -> None:
-    with pytest.raises(ValueError, match=r"removal: found 'clazz', expected one of \('instance', 'class'\)"):
+    with pytest.raises(
+        ValueError, match=r"removal: found 'clazz', expected one of \('instance', 'class'\)"
+    ):
         audit(removal="clazz", losses=lambda model, batch: pytest.fail("a batch was read"))
 
 
@@ -143,7 +165,10 @@ def test_a_shuffling_loader_gives_the_same_pairs_and_no_indices(full: mtu.Audit)
     shuffled = DataLoader(TensorDataset(*whole("retain")), 8, shuffle=True)
     found = audit(retain=shuffled, outputs=None).data
     for task in setting.TASKS:
-        mine, theirs = found["drift"]["unlearned"]["retain"][task], full.data["drift"]["unlearned"]["retain"][task]
+        mine, theirs = (
+            found["drift"]["unlearned"]["retain"][task],
+            full.data["drift"]["unlearned"]["retain"][task],
+        )
         assert mine["mean"] == pytest.approx(theirs["mean"], rel=1e-5)
         assert mine["quantiles"] == pytest.approx(theirs["quantiles"], rel=1e-4, abs=1e-6)
         assert [one["index"] for one in mine["worst"]] == [None] * 5
@@ -158,9 +183,19 @@ DATA = TensorDataset(*loader("retain", SIZES["retain"])[0])
     [
         (loader("retain"), True),
         (DataLoader(DATA, 8), True),
-        (DataLoader(DATA, batch_sampler=BatchSampler(SequentialSampler(DATA), 8, drop_last=False)), True),
+        (
+            DataLoader(
+                DATA, batch_sampler=BatchSampler(SequentialSampler(DATA), 8, drop_last=False)
+            ),
+            True,
+        ),
         (DataLoader(DATA, 8, sampler=SubsetRandomSampler(range(30))), False),
-        (DataLoader(DATA, batch_sampler=BatchSampler(SubsetRandomSampler(range(30)), 8, drop_last=False)), False),
+        (
+            DataLoader(
+                DATA, batch_sampler=BatchSampler(SubsetRandomSampler(range(30)), 8, drop_last=False)
+            ),
+            False,
+        ),
         (DataLoader(DATA, batch_sampler=[[3, 1, 2], [0, 4]]), False),
         (SimpleNamespace(__iter__=None), False),
     ],
@@ -181,11 +216,17 @@ def test_worst_samples_of_a_random_subset_have_no_index() -> None:
 def test_scores_that_are_minus_a_loss_have_no_uis_but_a_note() -> None:
     def minus(model: nn.Module, batches: list[Batch]) -> dict[str, float]:
         whole = [torch.cat(part) for part in zip(*batches, strict=True)]
-        return {task: -float(loss.mean()) for task, loss in setting.losses(model, tuple(whole)).items()}
+        return {
+            task: -float(loss.mean()) for task, loss in setting.losses(model, tuple(whole)).items()
+        }
 
     data = audit(score=minus, cosine_samples=0).data
     assert data["uis"] == dict.fromkeys(data["models"]) and data["mean_gap"] > 0
-    said = [note for note in data["notes"] if note.startswith("UIS left out: the original model's test score")]
+    said = [
+        note
+        for note in data["notes"]
+        if note.startswith("UIS left out: the original model's test score")
+    ]
     assert len(said) == 1 and "scores must be positive" in said[0]
     Document(page([data]))
 
@@ -193,17 +234,24 @@ def test_scores_that_are_minus_a_loss_have_no_uis_but_a_note() -> None:
 def test_partial_requests_and_no_retrained_model() -> None:
     data = audit(*nets()[:2], targets=["depth"], outputs=None, labels=None).data
     assert data["request"]["kind"] == "partial" and data["models"] == ["original", "unlearned"]
-    assert [data[name] for name in ("gaps", "mean_gap", "tow", "over_forgotten", "distances")] == [None] * 5
+    assert [data[name] for name in ("gaps", "mean_gap", "tow", "over_forgotten", "distances")] == [
+        None
+    ] * 5
     assert data["cosines"]["original"]["pairs"] == [["depth", "class"], ["depth", "depth"]]
     assert "No retrained model was given" in data["verdict"]["text"]
 
 
 def test_what_cannot_be_scored_is_none_with_a_note() -> None:
-    data = audit(forget=[tuple(part[:3] for part in whole("forget"))], score=lambda m, b: {"class": 0.0, "depth": 2.0})
+    data = audit(
+        forget=[tuple(part[:3] for part in whole("forget"))],
+        score=lambda m, b: {"class": 0.0, "depth": 2.0},
+    )
     assert data.data["membership"]["unlearned"]["class"]["loss"] is None
     assert data.data["uis"]["unlearned"] is None and data.data["tow"] is None
     notes = " ".join(data.data["notes"])
-    assert all(part in notes for part in ("found 3 forget", "test score of task 'class' is 0", "fractions"))
+    assert all(
+        part in notes for part in ("found 3 forget", "test score of task 'class' is 0", "fractions")
+    )
     assert data.data["verdict"]["attack"]["word"] == "not tested"
 
 
@@ -215,8 +263,12 @@ class Record:
 
 
 def test_history_and_cost() -> None:
-    history = SimpleNamespace(records=[Record(0, {"class": 1.0}, 1.0), Record(10, {"class": math.nan}, 3.5)])
-    data = audit(history=history, cost={"peak MiB": {"fast": 3, "reference": math.inf}}, cosine_samples=0).data
+    history = SimpleNamespace(
+        records=[Record(0, {"class": 1.0}, 1.0), Record(10, {"class": math.nan}, 3.5)]
+    )
+    data = audit(
+        history=history, cost={"peak MiB": {"fast": 3, "reference": math.inf}}, cosine_samples=0
+    ).data
     assert data["history"][1] == {"step": 10, "forget": {"class": None}, "seconds": 3.5}
     assert data["cost"] == {
         "peak MiB": {"fast": 3, "reference": None}, "steps": 10, "seconds": 2.5, "ms a step, from the history": 250.0
@@ -231,14 +283,18 @@ def test_relearning_counts_from_either_model() -> None:
     original, _, retrained = nets()
     with torch.no_grad():
         retrained.heads["depth"].bias.fill_(100.0)  # far off, and the steps have no length
-    data = audit(original, original, retrained, relearn=lambda p: torch.optim.SGD(p, lr=0.0), relearn_limit=1).data
+    data = audit(
+        original, original, retrained, relearn=lambda p: torch.optim.SGD(p, lr=0.0), relearn_limit=1
+    ).data
     assert data["relearn"] == {"unlearned": 0, "retrained": None}
 
 
 def test_json_round_trip(full: mtu.Audit, tmp_path: Path) -> None:
     full.to_json(tmp_path / "audit.json")
     assert mtu.Audit.from_json(tmp_path / "audit.json") == full
-    data = json.loads((tmp_path / "audit.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    data = json.loads(
+        (tmp_path / "audit.json").read_text(), parse_constant=lambda name: pytest.fail(name)
+    )
     assert (data["schema"], data["version"]) == ("mtu_fast.audit", 1)
     (tmp_path / "later.json").write_text(json.dumps(data | {"version": 2}))
     with pytest.raises(ValueError, match=r"version 2, expected 'mtu_fast\.audit' version 1"):
@@ -247,7 +303,9 @@ def test_json_round_trip(full: mtu.Audit, tmp_path: Path) -> None:
 
 def test_an_audit_is_deterministic(full: mtu.Audit) -> None:
     again = audit().data
-    assert {k: v for k, v in again.items() if k != "made"} == {k: v for k, v in full.data.items() if k != "made"}
+    assert {k: v for k, v in again.items() if k != "made"} == {
+        k: v for k, v in full.data.items() if k != "made"
+    }
 
 
 def is_unseen(batch: Batch) -> bool:
@@ -279,19 +337,59 @@ def by_model(model: Net, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Ten
         ({"targets": []}, ValueError, "at least one of the tasks"),
         ({"targets": "class"}, TypeError, "the string 'class', expected several names"),
         ({"targets": ["class", "color"]}, ValueError, r"unknown tasks \['color'\]"),
-        ({"losses": lambda m, b: {"class": torch.zeros(())}}, ValueError, r"found shapes \{'class': \(\)\}"),
+        (
+            {"losses": lambda m, b: {"class": torch.zeros(())}},
+            ValueError,
+            r"found shapes \{'class': \(\)\}",
+        ),
         ({"losses": lambda m, b: torch.zeros(3).tolist()}, TypeError, "losses: found list"),
-        ({"losses": lambda m, b: {"class": torch.full((8,), math.nan)}}, ValueError, "original model gives no finite"),
-        ({"losses": lambda m, b: {"a": torch.zeros(3), "b": torch.zeros(2)}}, ValueError, "one value per sample"),
-        ({"losses": fewer_unseen, "score": fewer_scores}, ValueError, "expected the same on all data"),
-        ({"losses": by_model}, ValueError, "the unlearned model gives tasks, lengths or masks that differ"),
-        ({"losses": lambda m, b: setting.losses(m, b)["class"]}, ValueError, r"losses \['loss'\].*called 'loss'"),
+        (
+            {"losses": lambda m, b: {"class": torch.full((8,), math.nan)}},
+            ValueError,
+            "original model gives no finite",
+        ),
+        (
+            {"losses": lambda m, b: {"a": torch.zeros(3), "b": torch.zeros(2)}},
+            ValueError,
+            "one value per sample",
+        ),
+        (
+            {"losses": fewer_unseen, "score": fewer_scores},
+            ValueError,
+            "expected the same on all data",
+        ),
+        (
+            {"losses": by_model},
+            ValueError,
+            "the unlearned model gives tasks, lengths or masks that differ",
+        ),
+        (
+            {"losses": lambda m, b: setting.losses(m, b)["class"]},
+            ValueError,
+            r"losses \['loss'\].*called 'loss'",
+        ),
         ({"score": lambda m, b: {"class": 1.0}}, ValueError, r"score gives tasks \['class'\]"),
-        ({"score": lambda m, b: {"class": math.nan, "depth": 1.0}}, ValueError, r"not finite for tasks \['class'\]"),
+        (
+            {"score": lambda m, b: {"class": math.nan, "depth": 1.0}},
+            ValueError,
+            r"not finite for tasks \['class'\]",
+        ),
         ({"score": lambda m, b: 1.0}, TypeError, "score: found float"),
-        ({"present": lambda b: {"class": torch.ones(8)}}, TypeError, r"present\['class'\]: found torch.float32"),
-        ({"present": lambda b: {"color": b[1] > 0}}, ValueError, r"present: found unknown tasks \['color'\]"),
-        ({"present": lambda b: dict.fromkeys(setting.TASKS, b[1] > 9)}, ValueError, "forget: no sample has a label"),
+        (
+            {"present": lambda b: {"class": torch.ones(8)}},
+            TypeError,
+            r"present\['class'\]: found torch.float32",
+        ),
+        (
+            {"present": lambda b: {"color": b[1] > 0}},
+            ValueError,
+            r"present: found unknown tasks \['color'\]",
+        ),
+        (
+            {"present": lambda b: dict.fromkeys(setting.TASKS, b[1] > 9)},
+            ValueError,
+            "forget: no sample has a label",
+        ),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:

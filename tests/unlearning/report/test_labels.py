@@ -53,17 +53,24 @@ def test_losses_may_name_the_labelled_samples_as_for_unlearn() -> None:
     assert same(audit(losses=pair), audit(present=by_sign))
     both = audit(losses=pair, present=first, cosine_samples=0).data["drift"]["unlearned"]["retain"]
     x = whole("retain")[0]
-    assert both["depth"]["samples"] == int(((x[:, 0] > 0) & (x[:, 1] > 0)).sum()) and both["class"]["samples"] == 30
+    assert (
+        both["depth"]["samples"] == int(((x[:, 0] > 0) & (x[:, 1] > 0)).sum())
+        and both["class"]["samples"] == 30
+    )
 
 
 def test_one_task_may_have_no_name() -> None:
     def depth(model: nn.Module, batches: list[Batch]) -> dict[str, float]:
         return {"loss": setting.score(model, batches)["depth"]}
 
-    found = audit(losses=lambda m, b: setting.losses(m, b)["depth"], score=depth, outputs=None, labels=None).data
+    found = audit(
+        losses=lambda m, b: setting.losses(m, b)["depth"], score=depth, outputs=None, labels=None
+    ).data
     named = audit(outputs=None, labels=None).data
     assert found["request"]["targets"] == ["loss"]
-    assert found["drift"]["unlearned"]["test"]["loss"] == named["drift"]["unlearned"]["test"]["depth"]
+    assert (
+        found["drift"]["unlearned"]["test"]["loss"] == named["drift"]["unlearned"]["test"]["depth"]
+    )
 
 
 def test_relearning_uses_labelled_samples_only() -> None:
@@ -88,7 +95,7 @@ def test_relearning_uses_labelled_samples_only() -> None:
     assert [w.tolist() for w in weights] == [pytest.approx([0.0] * 3 + [0.2] * 5)]
 
 
-# ---- a task without any label in a split ----------------------------------------------------------------------------
+# ---- a task without any label in a split ---------------------------------------------------------
 
 
 def blank(split: str, task: str, **changes: Any) -> dict[str, Any]:
@@ -108,15 +115,29 @@ def blank(split: str, task: str, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("split", list(SIZES))
 @pytest.mark.parametrize("task", setting.TASKS)
 @pytest.mark.parametrize("alone", [False, True])
-def test_a_task_without_labels_in_a_split_is_none_there(split: str, task: str, alone: bool, tmp_path: Path) -> None:
+def test_a_task_without_labels_in_a_split_is_none_there(
+    split: str, task: str, alone: bool, tmp_path: Path
+) -> None:
     models = nets()[:2] if alone else nets()
-    found = audit(*models, **blank(split, task, relearn=lambda p: torch.optim.SGD(p, lr=0.1), relearn_limit=1))
+    found = audit(
+        *models, **blank(split, task, relearn=lambda p: torch.optim.SGD(p, lr=0.1), relearn_limit=1)
+    )
     data, other = found.data, next(t for t in setting.TASKS if t != task)
-    assert data["drift"]["unlearned"][split][task] is None and data["histograms"][split][task] is None
-    assert {model: table[split][task] for model, table in data["scores"].items()} == dict.fromkeys(data["models"])
+    assert (
+        data["drift"]["unlearned"][split][task] is None and data["histograms"][split][task] is None
+    )
+    assert {model: table[split][task] for model, table in data["scores"].items()} == dict.fromkeys(
+        data["models"]
+    )
     assert data["drift"]["unlearned"][split][other]["samples"] == SIZES[split]
-    assert f"No sample of {split} has a label for task {task!r}: its numbers there are left out." in data["notes"]
-    assert data["uis"]["unlearned"] == pytest.approx(of_one(data["scores"], other)) and data["relearn"] is not None
+    assert (
+        f"No sample of {split} has a label for task {task!r}: its numbers there are left out."
+        in data["notes"]
+    )
+    assert (
+        data["uis"]["unlearned"] == pytest.approx(of_one(data["scores"], other))
+        and data["relearn"] is not None
+    )
     if not alone:
         assert set(data["gaps"]["retain"]) == set(data["tow"]) == {other}
     assert (data["membership"]["unlearned"][task]["loss"] is None) == (split != "retain")
@@ -126,14 +147,21 @@ def test_a_task_without_labels_in_a_split_is_none_there(split: str, task: str, a
 
 
 def of_one(scores: dict[str, Any], task: str) -> float:
-    tables = [{split: {task: row[task]} for split, row in scores[m].items()} for m in ("original", "unlearned")]
+    tables = [
+        {split: {task: row[task]} for split, row in scores[m].items()}
+        for m in ("original", "unlearned")
+    ]
     return uis(*tables)
 
 
 def test_a_target_without_labels_to_forget_is_not_judged() -> None:
     data = audit(**blank("forget", "depth", targets=["depth"], relearn=torch.optim.SGD)).data
     assert data["verdict"]["removal"]["word"] == "not scored" and data["relearn"] is None
-    assert data["uis"] == dict.fromkeys(data["models"]) and data["gaps"] is None and data["over_forgotten"] is None
+    assert (
+        data["uis"] == dict.fromkeys(data["models"])
+        and data["gaps"] is None
+        and data["over_forgotten"] is None
+    )
     assert any("no task to forget has labels in all of the data" in note for note in data["notes"])
     assert data["cosines"]["original"]["mean"][0] == [None, None]
     Document(page([data]))

@@ -19,7 +19,9 @@ from tests.unlearning.report.setting import audit, nets, whole
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-HISTORY = SimpleNamespace(records=[{"step": s, "forget": {"class": 1 - s / 10, "depth": 0.5}} for s in range(3)])
+HISTORY = SimpleNamespace(
+    records=[{"step": s, "forget": {"class": 1 - s / 10, "depth": 0.5}} for s in range(3)]
+)
 EVIL = '<script>alert("&")</script>'
 
 
@@ -37,7 +39,7 @@ def text(full: mtu.Audit, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_well_formed(text: str) -> None:
     document = Document(text)
-    assert text.startswith("<!DOCTYPE html>\n<html lang=\"en\">")
+    assert text.startswith('<!DOCTYPE html>\n<html lang="en">')
     ids = [attributes["id"] for _, attributes in document.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert len(document.all("h1")) == 1 and {"charset": "utf-8"} in document.all("meta")
@@ -48,7 +50,9 @@ def test_self_contained(text: str) -> None:
     document = Document(text)
     assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in document.elements}
     assert not re.search(r"https?:|//[a-z]|url\(|@import", text)
-    assert not [a for _, a in document.elements if "src" in a or any(name.startswith("on") for name in a)]
+    assert not [
+        a for _, a in document.elements if "src" in a or any(name.startswith("on") for name in a)
+    ]
 
 
 def test_names_are_escaped(text: str) -> None:
@@ -77,14 +81,21 @@ def test_the_numbers_and_the_verdict_are_there(full: mtu.Audit, text: str) -> No
             assert all(number(value) in text for value in row.values())
     for one in full.data["drift"]["unlearned"]["retain"].values():
         assert signed(one["worst_mean"]) in text and f"#{one['worst'][0]['index']}: " in text
-    assert number(full.data["mean_gap"]) in text and number(full.data["uis"]["unlearned"], 1) in text
+    assert (
+        number(full.data["mean_gap"]) in text and number(full.data["uis"]["unlearned"], 1) in text
+    )
 
 
 def test_what_is_missing_is_said_in_its_place() -> None:
     data = audit(*nets()[:2], outputs=None, cosine_samples=0).data
     text = page([data])
     Document(text)
-    for said in ("No retrained model was given. Training", "cosines were not asked for", "No history", "No cost"):
+    for said in (
+        "No retrained model was given. Training",
+        "cosines were not asked for",
+        "No history",
+        "No cost",
+    ):
         assert said in text
     assert "retrained</th>" not in text
 
@@ -101,7 +112,9 @@ def test_several_requests_on_one_page(full: mtu.Audit, tmp_path: Path) -> None:
 
 def test_uis_is_explained_as_it_was_made(full: mtu.Audit) -> None:
     partial = audit(targets=["depth"], cosine_samples=0)
-    said = "the second part of a task that is no target is the relative change of its own forget score"
+    said = (
+        "the second part of a task that is no target is the relative change of its own forget score"
+    )
     assert said in page([partial.data]) and said in page([full.data, partial.data])
     assert said not in page([full.data])
 
@@ -115,12 +128,21 @@ def test_a_place_in_the_loader_is_promised_only_where_it_is_shown() -> None:
 
 def test_cosines_name_the_batches_they_are_of() -> None:
     found = audit(cosine_samples=16)  # batches of 8
-    assert "8 forget and 8 retain samples, of the first batch of either loader" in page([found.data])
+    assert "8 forget and 8 retain samples, of the first batch of either loader" in page([
+        found.data
+    ])
 
 
-@pytest.mark.parametrize("write", [mtu.Audit.to_html, mtu.Audit.to_json, lambda a, path: write_html(path, [a])])
-def test_a_folder_that_is_not_there_is_named(full: mtu.Audit, write: Callable[..., None], tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"path: there is no folder .*nodir for x.out; make it first, Path\("):
+@pytest.mark.parametrize(
+    "write", [mtu.Audit.to_html, mtu.Audit.to_json, lambda a, path: write_html(path, [a])]
+)
+def test_a_folder_that_is_not_there_is_named(
+    full: mtu.Audit, write: Callable[..., None], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"path: there is no folder .*nodir for x.out; make it first, Path\(",
+    ):
         write(full, tmp_path / "nodir" / "x.out")
     assert not (tmp_path / "nodir").exists()
 
@@ -150,7 +172,11 @@ def test_ticks_are_round_and_inside() -> None:
 
 
 def test_a_heat_map_has_a_cell_for_every_layer_and_pair() -> None:
-    found = {"layers": ["", "conv"], "pairs": [["a", "a"], ["a", "b"]], "mean": [[0.5, -0.25], [None, 1.0]]}
+    found = {
+        "layers": ["", "conv"],
+        "pairs": [["a", "a"], ["a", "b"]],
+        "mean": [[0.5, -0.25], [None, 1.0]],
+    }
     text = charts.heat_map(found, "a description")
     Document(text)
     for cell in ("(the model itself): forget a, retain a: +0.50", "(the model itself): forget a, retain b: −0.25",
@@ -160,6 +186,9 @@ def test_a_heat_map_has_a_cell_for_every_layer_and_pair() -> None:
 
 def test_a_histogram_of_equal_changes_and_a_flat_line_are_drawn() -> None:
     counts = [0] * 40 + [5]
-    found = {"edges": [i / 41 - 0.5 for i in range(42)], "counts": {"unlearned": counts, "retrained": counts}}
+    found = {
+        "edges": [i / 41 - 0.5 for i in range(42)],
+        "counts": {"unlearned": counts, "retrained": counts},
+    }
     Document(charts.histogram(found, "t", "d"))
     Document(charts.lines({"a": [(0, 1.0)], "b": [(0, 1.0)]}, "t", "d"))

@@ -54,15 +54,21 @@ def test_the_audit_has_the_run_in_it(run: tuple[mtu.History, mtu.Audit]) -> None
     assert labelled == {"a": 6, "b": 6, "c": 4}
 
 
-def test_losses_and_their_drift_are_those_of_the_history(run: tuple[mtu.History, mtu.Audit]) -> None:
+def test_losses_and_their_drift_are_those_of_the_history(
+    run: tuple[mtu.History, mtu.Audit],
+) -> None:
     history, found = run
     for split in ("forget", "retain"):
         first, last = (getattr(history.records[i], f"{split}_loss") for i in (0, -1))
         for task in TASKS:
-            assert found.data["drift"]["unlearned"][split][task]["mean"] == pytest.approx(last[task] - first[task])
+            assert found.data["drift"]["unlearned"][split][task]["mean"] == pytest.approx(
+                last[task] - first[task]
+            )
 
 
-def test_json_and_page_have_history_and_cosines(run: tuple[mtu.History, mtu.Audit], tmp_path: Path) -> None:
+def test_json_and_page_have_history_and_cosines(
+    run: tuple[mtu.History, mtu.Audit], tmp_path: Path
+) -> None:
     _, found = run
     found.to_json(tmp_path / "audit.json")
     found.to_html(tmp_path / "audit.html")
@@ -73,7 +79,9 @@ def test_json_and_page_have_history_and_cosines(run: tuple[mtu.History, mtu.Audi
     for name in ("forget", "retain", "forget loss", "retain loss", "drift"):
         assert f"<title>{name} over steps, by a, b, c.</title>" in text
     for model in ("original", "unlearned"):
-        assert f"<title>Mean gradient cosines by layer and task pair, {model} model.</title>" in text
+        assert (
+            f"<title>Mean gradient cosines by layer and task pair, {model} model.</title>" in text
+        )
         means = found.data["cosines"][model]["mean"]
         pairs = found.data["cosines"][model]["pairs"]
         assert pairs == [[s, t] for s in TARGETS for t in TASKS]

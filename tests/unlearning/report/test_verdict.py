@@ -18,8 +18,13 @@ def numbers(
     targets: tuple[str, ...] = ("a", "b"), other: tuple[float, float, float] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """An audit's data: tasks a and b with these scores on forget, retain and test; b's differ where given."""
-    models = {"original": ORIGINAL, "unlearned": unlearned} | ({"retrained": RETRAINED} if retrained else {})
-    scores = {m: {s: {"a": row[i], "b": row[i]} for i, s in enumerate(SPLITS)} for m, row in models.items()}
+    models = {"original": ORIGINAL, "unlearned": unlearned} | (
+        {"retrained": RETRAINED} if retrained else {}
+    )
+    scores = {
+        m: {s: {"a": row[i], "b": row[i]} for i, s in enumerate(SPLITS)}
+        for m, row in models.items()
+    }
     if other is not None:
         for i, split in enumerate(SPLITS):
             scores["unlearned"][split]["b"] = other[i]
@@ -52,9 +57,15 @@ def numbers(
          "The data are forgotten, and the rest is kept."),
     ],
 )  # fmt: skip
-def test_findings_and_headline(data: dict[str, Any], removal: str, kept: str, attack: str, headline: str) -> None:
+def test_findings_and_headline(
+    data: dict[str, Any], removal: str, kept: str, attack: str, headline: str
+) -> None:
     found = verdict(data)
-    assert (found["removal"]["word"], found["kept"]["word"], found["attack"]["word"]) == (removal, kept, attack)
+    assert (found["removal"]["word"], found["kept"]["word"], found["attack"]["word"]) == (
+        removal,
+        kept,
+        attack,
+    )
     assert found["headline"] == headline
 
 
@@ -63,7 +74,8 @@ def test_an_attack_that_is_wrong_consistently_is_a_trace() -> None:
 
 
 def test_chance_and_the_retrained_model_explain_an_attack() -> None:
-    assert verdict(numbers(RETRAINED, auc=0.59))["attack"]["level"] == "good"  # 2.25 standard errors
+    # 2.25 standard errors
+    assert verdict(numbers(RETRAINED, auc=0.59))["attack"]["level"] == "good"
     assert verdict(numbers(RETRAINED, auc=0.61))["attack"]["level"] == "fair"
     assert verdict(numbers(RETRAINED, auc=0.65, auc_retrained=0.64))["attack"]["level"] == "good"
 
@@ -88,7 +100,11 @@ def test_too_few_samples_show_nothing(auc: float, error: float, word: str, retra
 
 def test_too_few_samples_are_named_even_of_one_task() -> None:
     data = numbers(RETRAINED)
-    data["membership"]["unlearned"]["b"]["loss"] = {"auc": 0.8, "error": (21 / 1200) ** 0.5, "samples": 10}
+    data["membership"]["unlearned"]["b"]["loss"] = {
+        "auc": 0.8,
+        "error": (21 / 1200) ** 0.5,
+        "samples": 10,
+    }
     said = verdict(data)["text"]
     assert "by the loss of task b the AUC is 0.80 with 10 samples of either kind" in said
     assert "chance alone gives 0.50 ± 0.33." in said
@@ -141,7 +157,9 @@ def test_a_target_without_labels_is_not_judged() -> None:
         data["scores"][model]["forget"]["a"] = None
     found = verdict(data)
     assert (found["removal"]["level"], found["over_forgotten"]) == ("unknown", [])
-    assert found["headline"] == "Whether the data are forgotten cannot be told, but the rest is kept."
+    assert (
+        found["headline"] == "Whether the data are forgotten cannot be told, but the rest is kept."
+    )
 
 
 def test_scores_that_never_differed_show_nothing() -> None:
