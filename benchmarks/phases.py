@@ -55,7 +55,7 @@ def walk(case: Case, engine: mtu.Engine, watch: Watch) -> None:
     rows = watch("rows", lambda: engine.rows(losses, forget=case.forget))
     G = watch("gram", rows.gram)
     w = watch("weights", lambda: method(G, rows.roles))
-    watch("combine", lambda: rows.combine(w))
+    watch("combine", lambda: rows.vjp(w))
 
 
 def phases(case: Case, repeats: int) -> tuple[float, list[Phase]]:

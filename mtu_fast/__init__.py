@@ -2,6 +2,7 @@
 
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
+from mtu_fast.errors import NotFiniteError
 from mtu_fast.methods import (
     FORGET,
     GDRGMA,
@@ -63,6 +64,7 @@ __all__ = [
     "Method",
     "NablaTau",
     "NashMTL",
+    "NotFiniteError",
     "OrthoGrad",
     "PCGrad",
     "RandomLabels",

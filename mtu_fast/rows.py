@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from math import inf, prod
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from mtu_fast._checks import all_finite, check_direction
+from mtu_fast._checks.values import check_direction
 from mtu_fast._ops._blocks import working_dtype
-from mtu_fast._ops.gram import inexact, row_gram
 from mtu_fast._ops.gram_schmidt import effective_rank
-from mtu_fast._rows import joint
-from mtu_fast._rows.block import Block, Shared, join_roles
-from mtu_fast._rows.refine import refined, sensitive
-from mtu_fast._rows.update import (
-    NotFiniteError,
-    Update,
-    accumulate,
-    check_finite,
-    check_meant,
-    check_method,
-)
-from mtu_fast._rows.uses import Dense, Gather, Outer, Use
-from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Method, Roles
+from mtu_fast._rows import products
+from mtu_fast._rows.grad import accumulate, add, as_autograd_gives, check_finite
+from mtu_fast._rows.gram import add_gram
+from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.solve import solve
+from mtu_fast._rows.task_rows import Span, TaskRows, join_roles, uses_of
+from mtu_fast._rows.update import Update, check_meant, check_method
+from mtu_fast._rows.uses import Dense, Use
+from mtu_fast._rows.validity import check_gram, check_open
+from mtu_fast._rows.weights import has_outside, outside_gradients, spread
+from mtu_fast.methods import FORGET, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
-
-SIDES = {RETAIN: "to retain", FORGET: "to forget", SUBSPACE: "kept for the subspace"}
-Span = tuple[int, int]  # rows start .. stop - 1 of all
-Spans = tuple[Span, ...]
 
 
 class Rows:
@@ -41,24 +33,27 @@ class Rows:
             in order.
     """
 
-    def __init__(self, shared: Shared, blocks: Sequence[Block]) -> None:
+    def __init__(self, shared: Shared, parts: Sequence[TaskRows]) -> None:
         self._shared = shared
-        self._blocks = list(blocks)
-        self.roles = join_roles([block.roles for block in self._blocks])
+        self._parts = list(parts)
+        self.roles = join_roles([part.roles for part in self._parts])
 
     def __len__(self) -> int:
         return len(self.roles)
 
     def __repr__(self) -> str:
         forget = int((self.roles.kind == FORGET).sum())
-        return f"Rows({len(self)} rows: {forget} to forget, tasks {', '.join(self.roles.tasks)})"
+        tasks = ", ".join(map(str, self.roles.tasks))
+        return f"Rows({len(self)} rows: {forget} to forget, tasks {tasks})"
+
+    # ---- what rows give --------------------------------------------------------------------------
 
     def gram(self, per: str = "total") -> Tensor:
         """`G = J Jᵀ`, inner products of all pairs of rows.
 
         Args:
-            per: "total" for all parameters together, "layer" for one matrix a module, "tensor" for
-                one a parameter.
+            per: "total" for all parameters together, "layer" for one matrix per module, "tensor"
+                for one per parameter.
 
         Returns:
             float64 `[R, R]`, or `[L, R, R]` in the order of the engine's parameters.
@@ -67,12 +62,12 @@ class Rows:
             ValueError: an unknown `per`.
             RuntimeError: the rows are used up, or a row's gradient is not finite.
         """
-        self._check_open()
+        check_open(self._parts, self._shared)
         groups = self._shared.groups(per)
         gram = self.roles.loss.new_zeros(len(groups), len(self), len(self))
         for g, group in enumerate(groups):
-            self._add_grams(gram[g], group)
-        self._check_finite(gram)
+            add_gram(gram[g], self._parts, group, self._shared.precision)
+        check_gram(gram, self.roles)
         return gram[0] if per == "total" else gram
 
     def names(self, per: str = "layer") -> tuple[str, ...]:
@@ -83,8 +78,8 @@ class Rows:
         """
         return tuple(dict.fromkeys(self._shared.keys(per)))
 
-    def combine(self, w: Tensor) -> dict[Tensor, Tensor]:
-        """`d = Jᵀ w`.
+    def vjp(self, w: Tensor) -> dict[Tensor, Tensor]:
+        """`d = Jᵀ w`, the vector-Jacobian product.
 
         Args:
             w: weights `[R]`, or `[L, R]` with L the number of layers or of parameter tensors.
@@ -93,42 +88,30 @@ class Rows:
             {parameter: tensor of its shape}; parameters that no row reaches are left out.
 
         Raises:
-            TypeError: weights that are no tensor.
+            TypeError: weights that are no real tensor.
             ValueError: weights of the wrong shape.
             RuntimeError: the rows are used up, or parameters changed since.
         """
-        self._check_open()
-        spread = self._spread(w)
-        narrowed: dict[tuple[int, Span, torch.dtype], Tensor] = {}
-
-        def weights(j: int, span: Span, dtype: torch.dtype) -> Tensor:
-            key = (id(spread[j]), span, dtype)  # one conversion for all parameters, not one each
-            if key not in narrowed:
-                narrowed[key] = spread[j][slice(*span)].to(dtype)
-            return narrowed[key]
-
+        check_open(self._parts, self._shared)
+        weights = _Weights(spread(w, self._shared, len(self), self.roles.loss))
         found: dict[Tensor, Tensor] = {}
         for j, parameter in enumerate(self._shared.parameters):
-            where, uses = self._spans_and_uses(j)
+            spans, uses = uses_of(self._parts, j)
             if uses:
-                parts = [
-                    weights(j, span, working_dtype(u.tensors[-1]))
-                    for span, u in zip(where, uses, strict=True)
-                ]
-                found[parameter] = (
-                    joint.combine(uses, parts).view(parameter.shape).to(parameter.dtype)
-                )
+                pieces = [weights.of(j, span, u) for span, u in zip(spans, uses, strict=True)]
+                d = products.vjp(uses, pieces)
+                found[parameter] = d.view(parameter.shape).to(parameter.dtype)
         return found
 
-    def push(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor:
-        """`J d`, what each row feels of a direction: its loss changes by `ε (J d)_r` where parameters move by ε d.
+    def jvp(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor:
+        """`J d`, the directional derivative of each row's loss, with products and sums in float64.
 
-        Products and sums are float64, in one pass over what the rows hold.
+        Where parameters move by ε d, the loss of row r changes by `ε (J d)_r`.
 
         Args:
-            d: {parameter: tensor of its shape}, as `combine` gives it; parameters that are left out
-                do not move.
-            per: "total", or "layer" or "tensor" for what the rows feel of each block of parameters
+            d: {parameter: tensor of its shape}, as `vjp` gives it; parameters that are left out do
+                not move.
+            per: "total", or "layer" or "tensor" for the derivative along each group of parameters
                 alone.
 
         Returns:
@@ -140,16 +123,17 @@ class Rows:
                 their shape and device.
             RuntimeError: the rows are used up, or parameters changed since.
         """
-        self._check_open()
+        check_open(self._parts, self._shared)
         check_direction(d, self.parameters)
         groups = self._shared.groups(per)
         found = self.roles.loss.new_zeros(len(groups), len(self))
         for g, group in enumerate(groups):
             for j in group:
                 moved = d.get(self._shared.parameters[j])
-                if moved is not None:
-                    for at, use in self._uses(j):
-                        found[g, at] += use.push(moved)
+                if moved is None:
+                    continue
+                for span, use in zip(*uses_of(self._parts, j), strict=True):
+                    found[g, slice(*span)] += use.jvp(moved)
         return found[0] if per == "total" else found
 
     def jacobian(self) -> dict[Tensor, Tensor]:
@@ -161,33 +145,19 @@ class Rows:
         Raises:
             RuntimeError: the rows are used up.
         """
-        self._check_open()
+        check_open(self._parts, self._shared)
         found: dict[Tensor, Tensor] = {}
         for j, parameter in enumerate(self._shared.parameters):
-            parts = [(at, use.grounded().rows) for at, use in self._uses(j)]
-            if parts:
-                found[parameter] = parts[0][1].new_zeros(len(self), *parameter.shape)
-            for at, rows in parts:
-                found[parameter][at] = rows.view(-1, *parameter.shape)
+            for span, use in zip(*uses_of(self._parts, j), strict=True):
+                rows = use.grounded().rows
+                if parameter not in found:
+                    found[parameter] = rows.new_zeros(len(self), *parameter.shape)
+                found[parameter][slice(*span)] = rows.view(-1, *parameter.shape)
         return found
 
-    def kept(self, tasks: Iterable[str] | None = None) -> Rows:
-        """The rows of these tasks (of all by default) as rows of kind SUBSPACE, which outlive the step.
-
-        They belong to the point where they were taken, stay when parameters move, and are not used
-        up by `backward`.
-
-        Raises:
-            RuntimeError: the rows are used up.
-        """
-        self._check_open()
-        wanted = set(self.roles.tasks if tasks is None else tasks)
-        chosen = [block.keep() for block in self._blocks if wanted.issuperset(block.roles.tasks)]
-        return Rows(self._shared, chosen)
-
-    def replaced(self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype) -> Rows:
-        """Other rows of kind SUBSPACE in the same space, explicit, as `explicit` makes them."""
-        return explicit(self._shared, vectors, task, dtype)
+    def rank(self) -> Tensor:
+        """The effective rank of all rows together: those above the dependence tolerance of their dtype; `[]` int64."""
+        return effective_rank(self.gram(), dependence_tolerance(self.roles.dtype))
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -195,24 +165,70 @@ class Rows:
         return dict(zip(self._shared.names, self._shared.parameters, strict=True))
 
     @property
-    def held(self) -> int:
+    def nbytes(self) -> int:
         """Bytes that the rows keep alive; memory that several of them share counts once."""
-        tensors = [t for b in self._blocks for use in b.uses.values() for t in use.tensors]
-        tensors += [gram for b in self._blocks for gram in b.grams.values()]
-        storages = (t.untyped_storage() for t in tensors)
-        return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+        storages = {}
+        for part in self._parts:
+            tensors = list(part.grams.values())
+            for use in part.uses.values():
+                tensors += use.tensors
+            for t in tensors:
+                storage = t.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+        return sum(storages.values())
 
-    def rank(self) -> Tensor:
-        """The effective rank of all rows together: those above the dependence tolerance of their dtype; `[]` int64."""
-        return effective_rank(self.gram(), dependence_tolerance(self.roles.dtype))
+    # ---- rows that outlive their step ------------------------------------------------------------
 
-    def backward(self, method: Method | Tensor, *, outside: Tensor | None = None) -> Update:
+    def to_subspace(self, tasks: Iterable[str] | None = None) -> Rows:
+        """The rows of these tasks (of all by default) as rows of kind SUBSPACE, which outlive the step.
+
+        They belong to the point where they were taken, stay when parameters move, and are not used
+        up by `backward`.
+
+        Args:
+            tasks: names of tasks.
+
+        Raises:
+            TypeError: no collection of names.
+            ValueError: names that are no tasks of the rows.
+            RuntimeError: the rows are used up.
+        """
+        check_open(self._parts, self._shared)
+        wanted = self._chosen(tasks)
+        chosen = [part for part in self._parts if wanted.issuperset(part.roles.tasks)]
+        return Rows(self._shared, [part.to_subspace() for part in chosen])
+
+    def _chosen(self, tasks: Iterable[str] | None) -> set[str]:
+        if tasks is None:
+            return set(self.roles.tasks)
+        if isinstance(tasks, str) or not isinstance(tasks, Iterable):
+            raise TypeError(f"to_subspace: tasks is {tasks!r}, expected several names, ('a',) say.")
+        wanted = set(tasks)
+        unknown = wanted - set(self.roles.tasks)
+        if unknown or not wanted:
+            found = f"unknown tasks {sorted(map(str, unknown))}" if unknown else "no task"
+            raise ValueError(
+                f"to_subspace: found {found}, expected some of {list(self.roles.tasks)}."
+            )
+        return wanted
+
+    def replaced(self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype) -> Rows:
+        """Other rows of kind SUBSPACE in the same space, explicit, as `explicit` makes them."""
+        return explicit(self._shared, vectors, task, dtype)
+
+    # ---- .grad -----------------------------------------------------------------------------------
+
+    def backward(
+        self, method: Method | Tensor, *, outside: Tensor | None = None, check: bool = True
+    ) -> Update:
         """Add `Jᵀ w` to `.grad`, and the weighted losses' gradient to `.grad` of the parameters outside.
 
         Args:
             method: a method, or weights `[R]`.
             outside: weights `[R]` of the losses for the parameters outside, equal within each
                 (kind, task); by default the method's `outside(roles)`, or the weights themselves.
+            check: raise an error where the method is not meant for such rows: sample rows for a
+                method of mean rows, or no subspace for one that needs it.
 
         Returns:
             The weights, the roles and the Gram matrix they were made from.
@@ -225,229 +241,77 @@ class Rows:
                 finite; `.grad` is untouched on any error.
         """
         check_method(method)
-        if not isinstance(method, Tensor):
+        if check and not isinstance(method, Tensor):
             check_meant(method, self.roles)
-        return self.update(method, outside=outside)
+        check_open(self._parts, self._shared)
+        solved = solve(self, method, self._shared, has_outside(self._parts))
+        found, residual = solved.direction(self, self._shared)
+        others = outside_gradients(self._parts, solved.outside if outside is None else outside)
+        check_finite([solved.weights, *others.values(), *solved.unsure(found)])
+        add(found, others)
+        accumulate(self._as_autograd_gives(found))
+        for part in self._parts:
+            part.use_up()
+        return Update(solved.weights, self.roles, solved.gram, residual)
+
+    def _as_autograd_gives(self, found: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        for j, parameter in enumerate(self._shared.parameters):
+            if parameter in found:
+                _, uses = uses_of(self._parts, j)
+                found[parameter] = as_autograd_gives(found[parameter], uses)
+        return found
+
+    # ---- names of before, for one version --------------------------------------------------------
+
+    def combine(self, w: Tensor) -> dict[Tensor, Tensor]:
+        """`vjp`; deprecated."""
+        _renamed("combine(w)", "vjp(w)")
+        return self.vjp(w)
+
+    def push(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor:
+        """`jvp`; deprecated."""
+        _renamed("push(d)", "jvp(d)")
+        return self.jvp(d, per)
+
+    def kept(self, tasks: Iterable[str] | None = None) -> Rows:
+        """`to_subspace`; deprecated."""
+        _renamed("kept(tasks)", "to_subspace(tasks)")
+        return self.to_subspace(tasks)
 
     def update(self, method: Method | Tensor, *, outside: Tensor | None = None) -> Update:
-        """`backward` without asking whether the method is meant for such rows; arguments and errors are the same."""
-        check_method(method)
-        gram, constraint, per = None, None, "total"
-        if isinstance(method, Tensor):
-            weights, others = method, method
-        else:
-            if method.needs_gram:
-                granularity = getattr(method, "granularity", "global")
-                per = "total" if granularity == "global" else granularity
-                gram = self.gram(per)
-            else:
-                self._check_open()
-            weights = method(gram, self.roles)
-            if gram is not None and inexact(gram.device, self.roles.dtype, self._shared.precision):
-                constraint = sensitive(method, gram, self.roles, weights)
-            others = method.outside(self.roles) if self._has_outside else weights
-        if gram is None or constraint is None:
-            found, residual = self.combine(weights), None
-        else:
-            found, residual = refined(
-                self, weights, constraint, gram, self._shared.places(per), per
-            )
-        heads = self._outside(others if outside is None else outside)
-        # Rows whose Gram is finite are finite, and so is what finite weights make of them, but for
-        # half precision.
-        unsure = (
-            g
-            for g in found.values()
-            if gram is None or constraint is not None or g.dtype.itemsize < 4
-        )
-        check_finite([weights, *heads.values(), *unsure])
-        for parameter, g in heads.items():
-            found[parameter] = found[parameter] + g if parameter in found else g
-        accumulate(self._as_autograd_has_it(found))
-        for block in self._blocks:
-            if block.kept:
-                continue
-            block.spent = True
-            block.uses, block.outside = {}, {}
-        return Update(weights, self.roles, gram, residual)
-
-    # ---- inside ----------------------------------------------------------------------------------
-
-    def _as_autograd_has_it(self, found: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-        """With sparse gradients of tables of which every use is a look-up that gives one: SparseAdam takes no other."""
-        for j, parameter in enumerate(self._shared.parameters):
-            uses = [use for _, use in self._uses(j)]
-            looked_up = [
-                use.index.flatten() for use in uses if isinstance(use, Gather) and use.sparse
-            ]
-            if looked_up and len(looked_up) == len(uses) and parameter in found:
-                entries, d = torch.cat(looked_up).unique(), found[parameter]
-                found[parameter] = torch.sparse_coo_tensor(
-                    entries[None], d[entries], d.shape, is_coalesced=True, check_invariants=False
-                )
-        return found
+        """`backward(method, check=False)`; deprecated."""
+        _renamed("update(method)", "backward(method, check=False)")
+        return self.backward(method, outside=outside, check=False)
 
     @property
-    def _has_outside(self) -> bool:
-        return any(gradients for block in self._blocks for gradients in block.outside.values())
+    def held(self) -> int:
+        """`nbytes`; deprecated."""
+        _renamed("held", "nbytes")
+        return self.nbytes
 
-    def _uses(self, j: int) -> Iterator[tuple[slice, Use]]:
-        start = 0
-        for block in self._blocks:
-            if j in block.uses:
-                yield slice(start, start + len(block)), block.uses[j]
-            start += len(block)
 
-    def _spans_and_uses(self, j: int) -> tuple[Spans, list[Use]]:
-        """The uses of a parameter, and which rows each of them has."""
-        found = list(self._uses(j))
-        return tuple((at.start, at.stop) for at, _ in found), [use for _, use in found]
+def _renamed(old: str, new: str) -> None:
+    warnings.warn(
+        f"rows.{old} is called rows.{new} now; the old name goes in the next version.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
 
-    def _add_grams(self, gram: Tensor, group: Sequence[int]) -> None:
-        """Add the Gram of a group of parameters; those of small explicit rows go together, those of rank one too."""
-        known = self._add_known(gram, group)
-        together: dict[Spans, list[list[Use]]] = {}
-        rank_one: dict[Spans, list[list[Outer]]] = {}
-        for j in group:
-            where, uses = self._spans_and_uses(j)
-            if not uses:
-                continue
-            held = known if where[-1][1] == len(self) else 0
-            if held and prod(uses[-1].shape) <= joint.SMALL:
-                uses = [use.grounded() for use in uses]
-            if joint.small(uses):
-                together.setdefault(where, []).append(uses)
-            elif held:
-                self._add(gram, where, joint.gram(uses, self._shared.precision, held))
-            elif outers := joint.rank_one(uses):
-                rank_one.setdefault(where, []).append(outers)
-            else:
-                self._add(gram, where, joint.gram(uses, self._shared.precision))
-        for where, of_one in rank_one.items():
-            part, together[where] = joint.rank_one_gram(of_one, together.get(where, []))
-            self._add(gram, where, part)
-        for where, many in together.items():
-            for rows in joint.side_by_side(many):
-                self._add(gram, where, row_gram(rows, known if where[-1][1] == len(self) else 0))
 
-    def _add_known(self, gram: Tensor, group: Sequence[int]) -> int:
-        """Add the last block's products with itself where they are known from a step before; its rows, 0 if not.
+class _Weights:
+    """Weights of all parameters, narrowed once for all that share a dtype and span, not once each."""
 
-        They are known of a block that is kept and explicit, from its first step on.
-        """
-        last, key = self._blocks[-1], tuple(group)
-        if (
-            len(self._blocks) == 1
-            or not last.kept
-            or not all(isinstance(use, Dense) for use in last.uses.values())
-        ):
-            return 0
-        if key not in last.grams:
-            held = [last.uses[j].grounded().matrix() for j in group if j in last.uses]
-            last.grams[key] = sum(
-                map(row_gram, ([rows] for rows in held)), gram.new_zeros(len(last), len(last))
-            )
-        own = slice(len(self) - len(last), len(self))
-        gram[own, own] += last.grams[key]
-        return len(last)
+    def __init__(self, spread: Sequence[Tensor]) -> None:
+        self._spread = spread
+        self._narrowed: dict[tuple[int, Span, torch.dtype], Tensor] = {}
 
-    @staticmethod
-    def _add(gram: Tensor, where: Spans, part: Tensor) -> None:
-        if part.shape == gram.shape:
-            gram += part
-            return
-        at = torch.cat([torch.arange(*span, device=gram.device) for span in where])
-        gram[at[:, None], at] += part
-
-    def _spread(self, w: Tensor) -> list[Tensor]:
-        """Weights `[R]` for every parameter."""
-        if not isinstance(w, Tensor):
-            raise TypeError(
-                f"weights: found {type(w).__name__}, expected a tensor [{len(self)}], one weight per row."
-            )
-        shapes = {per: len(self._shared.groups(per)) for per in ("layer", "tensor")}
-        if (
-            w.shape[-1:] != (len(self),)
-            or w.dim() > 2
-            or (w.dim() == 2 and len(w) not in shapes.values())
-        ):
-            raise ValueError(
-                f"weights: found shape {tuple(w.shape)}, expected [{len(self)}], one per row, or "
-                f"[{shapes['layer']}, {len(self)}] per layer, [{shapes['tensor']}, {len(self)}] per tensor."
-            )
-        w = w.detach().to(self.roles.loss)
-        if w.dim() == 1:
-            return [w] * len(self._shared.names)
-        groups = self._shared.groups("layer" if len(w) == shapes["layer"] else "tensor")
-        of = {j: mine for mine, group in zip(w.unbind(), groups, strict=True) for j in group}
-        return [of[j] for j in range(len(self._shared.names))]
-
-    def _outside(self, w: Tensor) -> dict[Tensor, Tensor]:
-        """`Σ w_group · gradient of the group's summed losses`, over the groups (kind, task) of every block."""
-        found: dict[Tensor, Tensor] = {}
-        if self._has_outside and (not isinstance(w, Tensor) or w.shape[-1:] != (len(self),)):
-            what = f"shape {tuple(w.shape)}" if isinstance(w, Tensor) else type(w).__name__
-            raise ValueError(f"outside: found {what}, expected weights [{len(self)}], one per row.")
-        start, w, uneven = 0, w.detach(), []
-        for block in self._blocks:
-            mine = w[..., start : start + len(block.roles)].double()
-            start += len(block.roles)
-            for kind, gradients in block.outside.items():
-                if not gradients:
-                    continue
-                if mine.dim() != 1:
-                    raise ValueError(
-                        "weights per layer say nothing of parameters outside; use a method instead."
-                    )
-                others = block.roles.kind != kind
-                weight, least = (
-                    mine.masked_fill(others, -inf).amax(),
-                    mine.masked_fill(others, inf).amin(),
-                )
-                uneven.append(weight != least)
-                for parameter, g in gradients.items():
-                    part = g * weight.to(g.dtype)
-                    found[parameter] = found[parameter] + part if parameter in found else part
-        # one wait for the device, whatever the groups
-        if uneven and bool(torch.stack(uneven).any()):
-            check_finite([w])
-            raise ValueError(
-                "weights differ between rows of one kind and task, but the engine has parameters outside `params`, "
-                "whose gradients are known per kind and task only; say what those get by backward(w, outside=weights "
-                "[R]) or a method whose outside() is equal within them, or take rows with per='task'."
-            )
-        return found
-
-    def _check_open(self) -> None:
-        if any(block.spent for block in self._blocks):
-            raise RuntimeError(
-                "rows: backward was called before and used these rows up; call engine.rows again."
-            )
-        now = self._shared.versions()
-        if any(block.changed() for block in self._blocks):
-            raise RuntimeError(
-                "rows: an activation or input that these rows are made of changed in place since they were taken (an "
-                "input buffer that is filled again?); use a fresh tensor per batch, or call backward first."
-            )
-        if any(block.versions[0] != now and not block.kept for block in self._blocks):
-            raise RuntimeError(
-                "rows: parameters changed in place since these rows were taken (an optimizer step?), so their "
-                "gradients belong to another point; take the rows again, and step only after backward."
-            )
-
-    def _check_finite(self, gram: Tensor) -> None:
-        if not all_finite([gram]):
-            bad = (~torch.isfinite(gram.diagonal(dim1=-2, dim2=-1))).any(0).nonzero().flatten()
-            at: dict[str, list[tuple[str, int]]] = {}
-            for r in bad[:8]:
-                sample = self.roles.tasks[self.roles.task[r]], int(self.roles.sample[r])
-                at.setdefault(SIDES[int(self.roles.kind[r])], []).append(sample)
-            raise NotFiniteError(
-                f"rows: the gradient of (task, sample) {', '.join(f'{side} {which}' for side, which in at.items())} is "
-                "not finite although its loss is (an overflow in half precision, a square root or norm at zero, zero "
-                "times infinity?); .grad is untouched. Guard it in the loss, (x.square().sum() + eps).sqrt() say, "
-                "rescale the loss, or leave these rows out by `present`."
-            )
+    def of(self, j: int, span: Span, use: Use) -> Tensor:
+        """The weights of parameter j for a span of rows, in the dtype the use works in."""
+        dtype = working_dtype(use.tensors[-1])
+        key = (id(self._spread[j]), span, dtype)
+        if key not in self._narrowed:
+            self._narrowed[key] = self._spread[j][slice(*span)].to(dtype)
+        return self._narrowed[key]
 
 
 def explicit(shared: Shared, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype) -> Rows:
@@ -463,16 +327,20 @@ def explicit(shared: Shared, vectors: Mapping[str, Tensor], task: str, dtype: to
     Returns:
         K rows.
     """
-    uses: dict[int, Use] = {
-        shared.names.index(name): Dense(tuple(v.shape[1:]), v) for name, v in vectors.items()
-    }
-    device = shared.parameters[0].device
-    nobody = torch.full((max((use.count for use in uses.values()), default=0),), -1, device=device)
-    loss = torch.zeros(len(nobody), dtype=torch.float64, device=device)
+    uses: dict[int, Use] = {}
+    for name, v in vectors.items():
+        uses[shared.names.index(name)] = Dense(tuple(v.shape[1:]), v)
+    count = max((use.count for use in uses.values()), default=0)
+    first = torch.zeros(count, dtype=torch.int64, device=shared.parameters[0].device)
     roles = Roles(
-        torch.zeros_like(nobody), nobody, torch.full_like(nobody, SUBSPACE), loss, (task,), dtype
+        task=first,
+        sample=torch.full_like(first, -1),
+        kind=torch.full_like(first, SUBSPACE),
+        loss=first.to(torch.float64),
+        tasks=(task,),
+        dtype=dtype,
     )
-    return Rows(shared, [replace(Block.of(roles, uses, {}, shared), kept=True)])
+    return Rows(shared, [TaskRows.explicit(roles, uses, shared)])
 
 
 def cat(*rows: Rows) -> Rows:
@@ -483,7 +351,7 @@ def cat(*rows: Rows) -> Rows:
 
     Raises:
         TypeError: something else than rows.
-        ValueError: nothing given, or rows of different engines.
+        ValueError: nothing given, the same rows twice, or rows of different engines.
         RuntimeError: rows that are used up, or taken before and after a change of the parameters.
     """
     if not rows:
@@ -497,5 +365,11 @@ def cat(*rows: Rows) -> Rows:
             raise ValueError(
                 "cat: found rows of different engines, expected one engine: its parameters are the space."
             )
-        each._check_open()
-    return Rows(rows[0]._shared, [block for each in rows for block in each._blocks])
+        check_open(each._parts, each._shared)
+    parts = [part for each in rows for part in each._parts]
+    used_up = [id(part) for part in parts if len(part) and not part.persistent]
+    if len(set(used_up)) < len(used_up):
+        raise ValueError(
+            "cat: found the same rows twice, expected each once: they would count double."
+        )
+    return Rows(rows[0]._shared, parts)

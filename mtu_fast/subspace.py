@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mtu_fast._checks.arguments import check_share, check_whole, names
 from mtu_fast._ops.gram import row_gram
 from mtu_fast._ops.gram_schmidt import orthonormalize
 from mtu_fast._ops.project import project
@@ -18,6 +18,41 @@ from mtu_fast.methods import FORGET, RETAIN, Method
 from mtu_fast.methods.base import dependence_tolerance
 from mtu_fast.methods.interference import STALE, basis_weights
 from mtu_fast.rows import Rows, cat
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of a `Subspace`, checked."""
+
+    size: int | None
+    every: int
+    tasks: tuple[str, ...] | None
+    basis: bool
+    rank: int | None
+    energy: float
+    dtype: torch.dtype | None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.basis, bool):
+            raise TypeError(f"Subspace: basis is {self.basis!r}, expected True or False.")
+        check_whole("Subspace: every", self.every, least=1)
+        for name in ("size", "rank"):
+            if getattr(self, name) is not None:
+                check_whole(f"Subspace: {name}", getattr(self, name), least=1)
+        check_share("Subspace: energy", self.energy)
+        if self.dtype is not None and not _is_floating(self.dtype):
+            raise TypeError(
+                f"Subspace: dtype is {self.dtype!r}, expected a real one as torch.bfloat16, or None."
+            )
+        of_a_basis = (self.rank, self.energy, self.dtype)
+        if not self.basis and of_a_basis != (None, 1.0, None):
+            raise ValueError(
+                "Subspace: rank, energy and dtype are those of a basis; pass basis=True too."
+            )
+
+
+def _is_floating(dtype: object) -> bool:
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
 @dataclass(frozen=True)
@@ -77,31 +112,29 @@ class Subspace:
     """
 
     def __init__(
-        self, size: int | None = None, *, every: int = 10, tasks: Iterable[str] | None = None, basis: bool = False,
-        rank: int | None = None, energy: float = 1.0, dtype: torch.dtype | None = None,
-    ) -> None:  # fmt: skip
-        self.held = Held(_whole("size", size))
-        self.every, self._rank = _whole("every", every), _whole("rank", rank)
-        if isinstance(tasks, str):
-            raise TypeError(
-                f"Subspace: tasks is {tasks!r}, expected several names, ({tasks!r},) say."
-            )
-        self.tasks = None if tasks is None else tuple(tasks)
-        if isinstance(energy, bool) or not isinstance(energy, int | float):
-            raise TypeError(f"Subspace: energy is {energy!r}, expected a number in (0, 1].")
-        if not 0.0 < energy <= 1.0:
-            raise ValueError(f"Subspace: energy is {energy!r}, expected a share in (0, 1].")
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise TypeError(
-                f"Subspace: dtype is {dtype!r}, expected a real one as torch.bfloat16, or None."
-            )
-        if not basis and (rank is not None or energy != 1.0 or dtype is not None):
-            raise ValueError(
-                "Subspace: rank, energy and dtype are those of a basis; pass basis=True too."
-            )
-        self.basis, self.energy, self.dtype = bool(basis), float(energy), dtype
-        self.options = {"size": size, "every": every, "tasks": None if tasks is None else list(self.tasks or ()),
-                        "basis": self.basis, "rank": rank, "energy": self.energy, "dtype": str(dtype)}  # fmt: skip
+        self,
+        size: int | None = None,
+        *,
+        every: int = 10,
+        tasks: Iterable[str] | None = None,
+        basis: bool = False,
+        rank: int | None = None,
+        energy: float = 1.0,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        named = None if tasks is None else names("Subspace: tasks", tasks)
+        self._settings = Settings(size, every, named, basis, rank, energy, dtype)
+        self.held = Held(size)
+
+    @property
+    def every(self) -> int:
+        """Steps between two batches that are taken in once it is full."""
+        return self._settings.every
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments, as plain values: what a checkpoint compares."""
+        return asdict(self._settings) | {"dtype": str(self._settings.dtype)}
 
     def __len__(self) -> int:
         """Rows held, whether or not a basis stands for them."""
@@ -123,7 +156,9 @@ class Subspace:
     @property
     def memory(self) -> int:
         """Bytes held."""
-        return sum(rows.held for rows in (*self.held.batches, self.held.basis) if rows is not None)
+        return sum(
+            rows.nbytes for rows in (*self.held.batches, self.held.basis) if rows is not None
+        )
 
     def join(self, rows: Rows) -> Rows:
         """The rows of a step with those held behind them; the step's rows alone until the subspace is full.
@@ -159,7 +194,7 @@ class Subspace:
     def step(self, rows: Rows, method: Method) -> Update:
         """`join(rows).update(method)`, then the rows of the step are kept; on an error, of both, nothing is."""
         joined, after = self.join(rows), self._after(rows)  # before: `backward` uses the rows up
-        update = joined.update(method)
+        update = joined.backward(method, check=False)
         self.held = after  # finite rows: the Gram and the update are
         return update
 
@@ -201,7 +236,7 @@ class Subspace:
 
         Args:
             state: what it gave.
-            kept: `engine.kept` of an engine of the same parameters, which refuses others.
+            kept: `engine.subspace_rows` of an engine of the same parameters, which refuses others.
         """
         batches = tuple(kept(**batch) for batch in state["batches"])
         basis = None if state["basis"] is None else kept(**state["basis"])
@@ -213,17 +248,19 @@ class Subspace:
             raise TypeError(
                 f"Subspace: found {type(rows).__name__}, expected Rows as engine.rows returns them."
             )
+        settings = self._settings
         held = replace(self.held, age=self.held.age + 1)
         if held.full and held.age < self.every:
             return held
         targets = self._targets(rows)
         size = held.size or max(1, 2 * int((rows.roles.kind == RETAIN).sum()))
-        batches = [*held.batches, *([rows.kept(targets)] if targets else [])]
+        batches = [*held.batches, *([rows.to_subspace(targets)] if targets else [])]
         while sum(map(len, batches[1:])) >= size:
             batches.pop(0)
         held = replace(held, size=size, age=0 if targets else held.age, batches=tuple(batches))
-        if self.basis and held.full:
-            held = replace(held, basis=orthonormal(batches, self._rank, self.energy, self.dtype))
+        if settings.basis and held.full:
+            basis = orthonormal(batches, settings.rank, settings.energy, settings.dtype)
+            held = replace(held, basis=basis)
         return held
 
     def _targets(self, rows: Rows) -> tuple[str, ...]:
@@ -232,12 +269,13 @@ class Subspace:
             raise ValueError(
                 "Subspace: found mean rows (per='task'), expected a row per sample (per='sample')."
             )
-        if self.tasks is None:
+        tasks = self._settings.tasks
+        if tasks is None:
             return tuple(roles.tasks[t] for t in roles.task[roles.kind == FORGET].unique().tolist())
-        unknown = [task for task in self.tasks if task not in roles.tasks]
+        unknown = [task for task in tasks if task not in roles.tasks]
         if unknown:
             raise ValueError(f"Subspace: tasks names {unknown}, the rows have {list(roles.tasks)}.")
-        return self.tasks
+        return tasks
 
 
 def orthonormal(
@@ -269,7 +307,7 @@ def orthonormal(
 
 
 def _explicit(rows: Rows) -> tuple[Rows, dict[str, Any]]:
-    """The same rows made explicit, and the arguments of `Engine.kept` that make them again."""
+    """The same rows made explicit, and the arguments of `Engine.subspace_rows` that make them again."""
     held = rows.jacobian()
     names = {name: held[p] for name, p in rows.parameters.items() if p in held}
     task, dtype = rows.roles.tasks[0], rows.roles.dtype
@@ -296,13 +334,3 @@ def check_subspace(method: object, subspace: object) -> None:
             f"subspace: {name} does not look at one, expected subspace=None; a method of your own that does says so by "
             "needs_subspace = True."
         )
-
-
-def _whole(name: str, value: Any) -> Any:
-    if value is None and name != "every":
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"Subspace: {name} is {value!r}, expected a whole number.")
-    if value < 1 or not math.isfinite(value):
-        raise ValueError(f"Subspace: {name} is {value}, expected at least 1.")
-    return value

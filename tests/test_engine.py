@@ -503,7 +503,7 @@ def test_a_budget_changes_only_what_is_kept() -> None:
         engine = mtu.Engine(wide, memory_budget=budget)
         rows = engine.rows(wide(x).square().sum((1, 2)))
         (line,) = engine.explain().lines
-        found[line.kept] = (rows.gram(), rows.combine(random_weights(4))[wide.weight], line.bytes)
+        found[line.kept] = (rows.gram(), rows.vjp(random_weights(4))[wide.weight], line.bytes)
     assert found.keys() == {"rows", "factors"}
     assert relative_error(found["rows"][0], found["factors"][0]) <= 1e-13
     assert relative_error(found["rows"][1], found["factors"][1]) <= 1e-13
@@ -621,7 +621,7 @@ def test_rows_leave_the_model_as_it_is(name: str) -> None:
     )
     rows = engine.rows(losses, forget=MASK)
     rows.gram()
-    rows.combine(random_weights(len(rows)))
+    rows.vjp(random_weights(len(rows)))
     for (key, old), (now, new) in zip(before, state_of(model), strict=True):
         assert key == now and same(old, new), key
     assert torch.equal(random, torch.get_rng_state())
@@ -638,7 +638,7 @@ def test_grad_mode_and_the_losses_are_left_alone() -> None:
     assert torch.is_grad_enabled()
     assert not rows.gram().requires_grad
     assert all(torch.equal(losses[task].detach(), values[task]) for task in losses)
-    assert not any(g.requires_grad for g in rows.combine(random_weights(len(rows))).values())
+    assert not any(g.requires_grad for g in rows.vjp(random_weights(len(rows))).values())
 
 
 # ---- precision -----------------------------------------------------------------------------------
@@ -678,7 +678,7 @@ def test_bfloat16_autocast(cache: bool) -> None:
     eps = torch.finfo(torch.bfloat16).eps
     assert relative_error(rows.gram(), gram_truth(J)) <= 2 * eps
     w = random_weights(6)
-    found, truth = rows.combine(w), combine_truth(J, w)
+    found, truth = rows.vjp(w), combine_truth(J, w)
     for j, p in enumerate(params):
         assert found[p].dtype == torch.float32
         assert relative_error(found[p], truth[j]) <= 4 * eps

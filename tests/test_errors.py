@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import mtu_fast as mtu
-from mtu_fast._checks import all_finite
-from mtu_fast._rows.update import check_finite
+from mtu_fast._checks.values import all_finite
+from mtu_fast._rows.grad import check_finite
 from tests.helpers.checks import assert_rows, grads, same_grads, trained, truth_of
 
 N = 4
@@ -107,7 +107,7 @@ BAD_LOSSES: list[tuple[str, Callable[[Losses], Any], type[Exception], str]] = [
         "pixels",
         lambda l: l["a"][:, None].expand(4, 9),
         ValueError,
-        r"\(4, 9\).*more than one value a sample.*flatten\(1\)",
+        r"\(4, 9\).*more than one value per sample.*flatten\(1\)",
     ),
     ("a column", lambda l: l["a"][:, None], ValueError, r"\(4, 1\).*loss\.squeeze\(1\)"),
     (
@@ -154,7 +154,7 @@ BAD_LOSSES: list[tuple[str, Callable[[Losses], Any], type[Exception], str]] = [
         TypeError,
         r"losses\['loss'\]: found torch.complex128.*real",
     ),
-    ("a list", lambda l: list(l.values()), TypeError, r"found list, expected a tensor \[N\]"),
+    ("a list", lambda l: list(l.values()), TypeError, r"found list, expected a real tensor \[N\]"),
     ("a float", lambda l: {"a": 1.0}, TypeError, r"losses\['a'\]: found float"),
     ("nothing", lambda l: None, TypeError, r"found NoneType"),
 ]
@@ -285,7 +285,7 @@ def test_backward_twice(bench: Bench) -> None:
     rows = bench.engine.rows(bench.losses(), forget=MASK)
     rows.backward(mtu.OrthoGrad())
     with bench.untouched():
-        for call in (lambda: rows.backward(mtu.OrthoGrad()), rows.gram, lambda: rows.combine(torch.ones(2 * N)),
+        for call in (lambda: rows.backward(mtu.OrthoGrad()), rows.gram, lambda: rows.vjp(torch.ones(2 * N)),
                      lambda: mtu.cat(rows)):  # fmt: skip
             with pytest.raises(
                 RuntimeError, match=r"backward was called before.*call engine\.rows again"
@@ -371,7 +371,7 @@ def test_parameters_changed_between_rows_and_backward(bench: Bench) -> None:
                 RuntimeError, match=r"parameters changed in place since these rows.*step only after"
             ):
                 call()
-        rows._blocks.clear()
+        rows._parts.clear()
 
 
 def test_parameters_changed_between_two_rows_of_one_cat(bench: Bench) -> None:
@@ -504,7 +504,7 @@ def test_weights_that_are_not_finite(bench: Bench) -> None:
         pytest.raises(RuntimeError, match=r"not finite; \.grad is untouched.*weights"),
     ):
         rows.backward(torch.full((2 * N,), torch.inf, dtype=torch.float64))
-    rows._blocks.clear()
+    rows._parts.clear()
 
 
 # ---- weights and methods -------------------------------------------------------------------------
@@ -516,12 +516,12 @@ def test_weights_of_the_wrong_shape(bench: Bench, shape: tuple[int, ...]) -> Non
     message = r"weights: found shape .*, expected \[8\], one per row, or \[2, 8\] per layer, \[4, 8\] per tensor"
     with bench.untouched():
         for call in (
-            lambda: rows.combine(torch.ones(shape)),
+            lambda: rows.vjp(torch.ones(shape)),
             lambda: rows.backward(torch.ones(shape)),
         ):
             with pytest.raises(ValueError, match=message):
                 call()
-        rows._blocks.clear()
+        rows._parts.clear()
 
 
 def test_weights_that_are_not_finite_are_called_so(bench: Bench) -> None:
@@ -539,7 +539,7 @@ def test_uneven_weights_say_nothing_of_the_heads(bench: Bench) -> None:
             rows.backward(torch.arange(2.0 * N))
         with pytest.raises(ValueError, match=r"per layer say nothing of parameters outside"):
             rows.backward(torch.ones(2, 2 * N))
-        rows._blocks.clear()
+        rows._parts.clear()
 
 
 def test_a_class_for_a_method(bench: Bench) -> None:
@@ -554,7 +554,7 @@ def test_a_method_of_the_wrong_type(bench: Bench, method: Any) -> None:
     with bench.untouched():
         with pytest.raises(TypeError, match=message):
             rows.backward(method)
-        rows._blocks.clear()
+        rows._parts.clear()
     refused(bench, TypeError, message, lambda l: bench.engine.backward(l, method))
 
 
@@ -648,7 +648,7 @@ def test_an_empty_batch_is_no_step(method: mtu.Method) -> None:
         assert len(update.roles) == 0 and update.weights.shape == (0,)
     rows = bench.engine.rows(bench.losses())
     assert rows.gram().shape == (0, 0) and rows.gram(per="layer").shape == (2, 0, 0)
-    assert rows.combine(torch.zeros(0)) == {}
+    assert rows.vjp(torch.zeros(0)) == {}
 
 
 def test_an_empty_batch_adds_nothing_to_others(bench: Bench) -> None:
@@ -822,7 +822,7 @@ def gram_of(rows: mtu.Rows) -> Any:
 
 USES: dict[str, Callable[[mtu.Rows], Any]] = {
     "gram": gram_of,
-    "combine": lambda rows: rows.combine(torch.ones(len(rows))),
+    "combine": lambda rows: rows.vjp(torch.ones(len(rows))),
     "backward": lambda rows: rows.backward(mtu.OrthoGrad()),
     "cat": lambda rows: mtu.cat(rows),
 }
@@ -1024,14 +1024,14 @@ def test_a_method_that_lacks_something(bench: Bench) -> None:
     with bench.untouched():
         with pytest.raises(TypeError, match=r"found NothingOutside without \['outside'\]"):
             rows.backward(method)
-        rows._blocks.clear()
+        rows._parts.clear()
 
 
 def test_weights_that_are_no_tensor(bench: Bench) -> None:
     weights: Any = [1.0, 2.0]
     rows = bench.engine.rows(bench.losses())
-    with pytest.raises(TypeError, match=r"weights: found list, expected a tensor \[8\]"):
-        rows.combine(weights)
+    with pytest.raises(TypeError, match=r"weights: found list, expected a real tensor \[8\]"):
+        rows.vjp(weights)
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,11 @@ def test_gram_and_combine_are_those_of_autograd(name: str, float64: bool, device
         tolerance = 1e-10 if float64 else 1e-5
         assert relative_error(gram.cpu(), gram_truth(J)) <= tolerance, f"call {call}"
         w = torch.randn(len(rows), dtype=torch.float64)
-        found = rows.combine(w)
+        found = rows.vjp(w)
         assert {d.device.type for d in found.values()} == {device}
         d = vector([found.get(p) for p in params], params).cpu()
         assert relative_error(d, w @ matrix(J)) <= tolerance
-        assert relative_error(rows.push(found).cpu(), matrix(J) @ d) <= tolerance
+        assert relative_error(rows.jvp(found).cpu(), matrix(J) @ d) <= tolerance
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv2d", "vit"])

@@ -14,18 +14,19 @@ PACKAGE = Path(__file__).parents[1] / "mtu_fast"
 # A module here is a file or a folder of the package; it may import itself and those on the right.
 ARROWS: dict[str, set[str]] = {
     "__main__": {"__init__", "_ops"},
-    "__init__": {"engine", "rows", "subspace", "methods", "unlearning", "_rows"},
-    "unlearning": {"engine", "rows", "subspace", "methods", "_checks", "_rows"},
+    "__init__": {"engine", "rows", "subspace", "methods", "unlearning", "errors", "_rows"},
+    "unlearning": {"engine", "rows", "subspace", "methods", "errors", "_checks", "_rows"},
     "engine": {"_graph", "_rows", "_checks", "rows", "subspace", "methods"},
-    "subspace": {"rows", "methods", "_rows", "_ops"},
+    "subspace": {"rows", "methods", "_checks", "_rows", "_ops"},
     "rows": {"methods", "_checks", "_rows", "_ops"},
-    "_graph": {"_rows", "_ops"},
-    "_rows": {"methods", "_checks", "_ops"},
+    "_graph": {"methods", "_rows", "_ops"},
+    "_rows": {"methods", "errors", "_checks", "_ops"},
     "_checks": {"methods"},
     "methods": {"_ops"},
     "_ops": {"kernels", "_C"},
     "kernels": set(),
     "reference": set(),
+    "errors": set(),
 }
 NEEDED = {"torch", "numpy"}  # besides the standard library
 OPTIONAL = {"matplotlib", "sklearn", "tqdm"}  # imported where they are used, within a function

@@ -254,7 +254,7 @@ def test_rows_keep_no_gradient_that_they_are_a_part_of() -> None:
     rows = mtu.Engine(net, params=[net.token]).rows(
         net(torch.randn(BATCH, 50, WIDTH)).square().sum((1, 2))
     )
-    assert rows.held == BATCH * WIDTH * 4
+    assert rows.nbytes == BATCH * WIDTH * 4
 
 
 def test_the_peak_of_rows_with_rows_kept() -> None:
@@ -288,7 +288,7 @@ def test_the_peak_of_combine_is_the_direction_and_one_layer() -> None:
     *_, rows = peak_of_rows(engine, net, x)
     direction = DEPTH * WIDTH * WIDTH * 8
     with Live() as live:
-        rows.combine(random_weights(BATCH))
+        rows.vjp(random_weights(BATCH))
     assert live.peak <= direction + 4 * WIDTH * WIDTH * 8 + 4 * ACTIVATION * 4
 
 

@@ -47,7 +47,7 @@ def test_gram_is_the_product_of_combinations() -> None:
     _, forward, params, engine = build()
     rows = engine.rows(forward())
     v, w = random_weights(2 * N), random_weights(2 * N, seed=1)
-    parts = [vector([rows.combine(u).get(p) for p in params], params) for u in (v, w)]
+    parts = [vector([rows.vjp(u).get(p) for p in params], params) for u in (v, w)]
     assert float(v @ rows.gram() @ w) == pytest.approx(float(parts[0] @ parts[1]), rel=1e-11)
     assert torch.equal(rows.gram(), rows.gram())
 
@@ -58,7 +58,7 @@ def test_names_are_those_of_the_matrices(per: str) -> None:
     rows = engine.rows(forward())
     w, grams, names = random_weights(2 * N), rows.gram(per), rows.names(per)
     assert len(names) == len(grams)
-    d = rows.combine(w)
+    d = rows.vjp(w)
     for name, G in zip(names, grams, strict=True):
         mine = [p for key, p in model.named_parameters() if name in (key, key.rpartition(".")[0])]
         size = sum(float(d[p].square().sum()) for p in mine if p in d)
@@ -71,13 +71,12 @@ def test_combine_is_linear_and_takes_any_real_dtype() -> None:
     _, forward, params, engine = build()
     rows = engine.rows(forward())
     w = torch.arange(2 * N)
-    one = vector([rows.combine(w.double()).get(p) for p in params], params)
+    one = vector([rows.vjp(w.double()).get(p) for p in params], params)
     for other in (w, w.float(), w.double().requires_grad_()):
         assert (
-            relative_error(vector([rows.combine(other).get(p) for p in params], params), one)
-            <= 1e-13
+            relative_error(vector([rows.vjp(other).get(p) for p in params], params), one) <= 1e-13
         )
-    assert not vector([rows.combine(0 * w).get(p) for p in params], params).any()
+    assert not vector([rows.vjp(0 * w).get(p) for p in params], params).any()
 
 
 @pytest.mark.parametrize("per", ["layer", "tensor"])
@@ -97,26 +96,26 @@ def test_weights_per_block(per: str) -> None:
     assert relative_error(grad_vector(params), vector(truth, params)) <= 1e-12
 
 
-def test_push_of_a_combination_is_the_gram_times_its_weights() -> None:
+def test_jvp_of_a_combination_is_the_gram_times_its_weights() -> None:
     """J Jᵀ w = G w, whole and by blocks; what is left out does not move."""
     _, forward, params, engine = build()
     rows = engine.rows(forward())
     w = random_weights(2 * N)
-    d = rows.combine(w)
-    assert relative_error(rows.push(d), rows.gram() @ w) <= 1e-12
+    d = rows.vjp(w)
+    assert relative_error(rows.jvp(d), rows.gram() @ w) <= 1e-12
     for per in ("layer", "tensor"):
-        assert relative_error(rows.push(d, per), rows.gram(per) @ w) <= 1e-12
+        assert relative_error(rows.jvp(d, per), rows.gram(per) @ w) <= 1e-12
     one = {params[0]: d[params[0]]}
-    assert relative_error(rows.push(one), rows.push(d, "tensor")[0]) <= 1e-13
-    assert not rows.push({}).any() and rows.push({}, "layer").shape == (len(rows.names()), 2 * N)
+    assert relative_error(rows.jvp(one), rows.jvp(d, "tensor")[0]) <= 1e-13
+    assert not rows.jvp({}).any() and rows.jvp({}, "layer").shape == (len(rows.names()), 2 * N)
 
 
-def test_push_is_the_change_of_the_losses() -> None:
+def test_jvp_is_the_change_of_the_losses() -> None:
     """To first order: central differences err by their step squared."""
     _, forward, params, engine = build()
     rows = engine.rows(forward())
     d = {p: torch.randn_like(p) for p in params}
-    felt, step = rows.push(d), 1e-4
+    felt, step = rows.jvp(d), 1e-4
     ends = []
     for sign in (1.0, -1.0):
         with torch.no_grad():
@@ -129,32 +128,32 @@ def test_push_is_the_change_of_the_losses() -> None:
     assert relative_error(felt, (ends[0] - ends[1]) / (2 * step)) <= 1e-6
 
 
-def test_push_names_what_it_was_given_instead() -> None:
+def test_jvp_names_what_it_was_given_instead() -> None:
     _, forward, params, engine = build()
     rows = engine.rows(forward())
     name, p = next(iter(rows.parameters.items()))
-    with pytest.raises(TypeError, match="push: found list, expected"):
-        rows.push([torch.zeros_like(q) for q in params])
+    with pytest.raises(TypeError, match="jvp: found list, expected"):
+        rows.jvp([torch.zeros_like(q) for q in params])
     with pytest.raises(
         ValueError,
         match=r"found a tensor of shape \(3,\) as a key, expected parameters of the engine",
     ):
-        rows.push({torch.zeros(3): torch.zeros(3)})
+        rows.jvp({torch.zeros(3): torch.zeros(3)})
     with pytest.raises(ValueError, match="found 'weight' as a key"):
-        rows.push({"weight": torch.zeros(3)})  # type: ignore[dict-item]
+        rows.jvp({"weight": torch.zeros(3)})  # type: ignore[dict-item]
     with pytest.raises(
         ValueError, match=rf"{name} is given shape \(2,\), expected \({p.shape[0]}, "
     ):
-        rows.push({p: torch.zeros(2)})
+        rows.jvp({p: torch.zeros(2)})
     with pytest.raises(TypeError, match=f"{name} is given float, expected a real tensor"):
-        rows.push({p: 1.0})  # type: ignore[dict-item]
+        rows.jvp({p: 1.0})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match=f"{name} is given torch.complex64"):
-        rows.push({p: torch.zeros(p.shape, dtype=torch.complex64)})
+        rows.jvp({p: torch.zeros(p.shape, dtype=torch.complex64)})
     with pytest.raises(ValueError, match="per is 'module'"):
-        rows.push({}, per="module")
+        rows.jvp({}, per="module")
     rows.backward(random_weights(2 * N))
     with pytest.raises(RuntimeError, match="used these rows up"):
-        rows.push({p: torch.zeros_like(p)})
+        rows.jvp({p: torch.zeros_like(p)})
 
 
 def test_cat_is_associative_and_copies_nothing() -> None:
@@ -195,8 +194,8 @@ def test_absent_rows_are_not_held() -> None:
     """What is kept of a call is of the samples that have a label."""
     _, forward, _, engine = build()
     rows = engine.rows(forward(), present={"a": MASK, "b": ~MASK})
-    assert [use.count for block in rows._blocks for use in block.uses.values()] == [2] * sum(
-        len(block.uses) for block in rows._blocks
+    assert [use.count for part in rows._parts for use in part.uses.values()] == [2] * sum(
+        len(part.uses) for part in rows._parts
     )
 
 
@@ -219,7 +218,7 @@ def test_backward_is_combine() -> None:
     losses = forward()
     w = random_weights(2 * N)
     rows = engine.rows(losses)
-    d = vector([rows.combine(w).get(p) for p in params], params)
+    d = vector([rows.vjp(w).get(p) for p in params], params)
     clear(params)
     rows.backward(w)
     assert torch.equal(grad_vector(params), d)
@@ -259,7 +258,7 @@ def test_methods_of_mean_rows_refuse_sample_rows(method: Any) -> None:
     ):
         rows.backward(method)
     assert all(p.grad is None for p in net.parameters())
-    rows.update(method)
+    rows.backward(method, check=False)
     assert all(p.grad is not None for p in net.parameters())
 
 

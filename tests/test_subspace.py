@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import mtu_fast as mtu
 from mtu_fast import reference
-from mtu_fast import rows as rows_module
 from mtu_fast._ops.gram import row_gram
+from mtu_fast._rows import gram as gram_module
 from tests.helpers.checks import clear, grad_vector, trained, truth_of
 from tests.helpers.truth import matrix, relative_error
 
@@ -56,7 +56,7 @@ def move(net: nn.Module) -> None:
 def test_rows_outlive_their_step() -> None:
     net, engine = build()
     rows = engine.rows(net.losses(batch(0)), forget=PARTIAL)
-    kept, G = rows.kept(("a",)), rows.gram()[:N, :N]
+    kept, G = rows.to_subspace(("a",)), rows.gram()[:N, :N]
     rows.backward(mtu.Mean())
     move(net)
     assert torch.equal(kept.gram(), G)
@@ -68,7 +68,7 @@ def test_rows_outlive_their_step() -> None:
 def test_a_buffer_that_is_filled_again_is_noticed() -> None:
     net, engine = build()
     x = batch(0)
-    kept = engine.rows(net.losses(x), forget=PARTIAL).kept()
+    kept = engine.rows(net.losses(x), forget=PARTIAL).to_subspace()
     x.add_(1.0)
     with pytest.raises(RuntimeError, match="changed in place"):
         kept.gram()
@@ -211,7 +211,7 @@ def test_one_that_loads_the_state_goes_on_alike(options: dict[str, Any], tmp_pat
             if seed == 4 and reload:
                 subspace = mtu.Subspace(size=4 * N, every=1, **options)
                 subspace.load_state_dict(
-                    torch.load(tmp_path / "state.pt", weights_only=True), engine.kept
+                    torch.load(tmp_path / "state.pt", weights_only=True), engine.subspace_rows
                 )
             engine.backward(
                 net.losses(batch(seed)),
@@ -241,14 +241,14 @@ def test_products_of_kept_explicit_rows_are_made_once(
     per: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, engine = build()
-    kept = engine.kept(vectors(net, 5), "a")
+    kept = engine.subspace_rows(vectors(net, 5), "a")
     counts: list[int] = []
 
     def counted(rows: Sequence[Tensor], known: int = 0) -> Tensor:
         counts.append(known)
         return row_gram(rows, known)
 
-    monkeypatch.setattr(rows_module, "row_gram", counted)
+    monkeypatch.setattr(gram_module, "row_gram", counted)
     for seed in range(2):
         rows = engine.rows(net.losses(batch(seed)), forget=PARTIAL)
         expected = explicit_gram(rows, kept, per=per)
@@ -264,8 +264,8 @@ def test_blocks_that_share_their_rows(order: str) -> None:
     """Whatever is repeated: what is known of the last block is known by its place, not by its tensors."""
     net, engine = build()
     rows = engine.rows(net.losses(batch(0)), forget=PARTIAL)
-    dense = engine.kept(named(rows), "a")
-    parts = {"rows": rows, "kept": dense, "its own": rows.kept()}
+    dense = engine.subspace_rows(named(rows), "a")
+    parts = {"rows": rows, "kept": dense, "its own": rows.to_subspace()}
     chosen = [parts[name] for name in order.split(", ")]
     assert relative_error(mtu.cat(*chosen).gram(), explicit_gram(*chosen)) <= 1e-12
 
@@ -278,7 +278,7 @@ def named(rows: mtu.Rows) -> dict[str, Tensor]:
 def test_vectors_from_elsewhere_are_kept_rows() -> None:
     net, engine = build()
     v = {"backbone.0.weight": torch.randn(3, 24, 5, dtype=torch.float64)}
-    rows = engine.kept(v, "a")
+    rows = engine.subspace_rows(v, "a")
     assert torch.allclose(
         rows.gram(), v["backbone.0.weight"].flatten(1) @ v["backbone.0.weight"].flatten(1).T
     )
@@ -287,9 +287,9 @@ def test_vectors_from_elsewhere_are_kept_rows() -> None:
         ValueError,
         match=r"vectors\['heads.a.bias'\] has shape \(3, 1\), expected a shared parameter",
     ):
-        engine.kept({"heads.a.bias": torch.zeros(3, 1)}, "a")
+        engine.subspace_rows({"heads.a.bias": torch.zeros(3, 1)}, "a")
     with pytest.raises(ValueError, match=r"expected \[K, \*\(24,\)\]"):
-        engine.kept({"backbone.0.bias": torch.zeros(24)}, "a")
+        engine.subspace_rows({"backbone.0.bias": torch.zeros(24)}, "a")
 
 
 def test_projects_gradients_of_another_loop() -> None:
@@ -302,7 +302,7 @@ def test_projects_gradients_of_another_loop() -> None:
     g = {p: torch.randn_like(p) for p in net.backbone.parameters()}
     inside, outside = subspace.project(g), subspace.project(g, into=False)
     flat = torch.cat([t.flatten() for t in inside.values()])
-    S = torch.cat([t.flatten(1) for t in rows.kept(("a",)).jacobian().values()], 1)
+    S = torch.cat([t.flatten(1) for t in rows.to_subspace(("a",)).jacobian().values()], 1)
     assert (S @ torch.cat([t.flatten() for t in outside.values()])).norm() <= 1e-10 * S.norm()
     for p, whole in g.items():
         assert relative_error(inside[p] + outside[p], whole) <= 1e-12
@@ -385,7 +385,7 @@ def test_errors_tell_kept_rows_from_those_of_the_step() -> None:
     bad = engine.rows(broken(net, 1), forget=PARTIAL)
     says = r"\(task, sample\) to forget \[\('a', 2\)\], kept for the subspace \[\('a', 2\)\] is not finite"
     with pytest.raises(RuntimeError, match=says):
-        mtu.cat(rows, bad, bad.kept(("a",))).gram()
+        mtu.cat(rows, bad, bad.to_subspace(("a",))).gram()
 
 
 @pytest.mark.parametrize(

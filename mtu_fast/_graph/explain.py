@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mtu_fast._rows.block import Shared
-from mtu_fast._rows.joint import route
+from mtu_fast._rows.products import route
+from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.uses import Dense, Use
 
 

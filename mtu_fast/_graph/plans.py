@@ -16,8 +16,8 @@ from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.plan import Plan, discover
 from mtu_fast._graph.probe import Fault, blame, probe, probe_weights
 from mtu_fast._graph.stream import Collector, notes, outlives, stream
-from mtu_fast._rows import joint
-from mtu_fast._rows.block import Shared
+from mtu_fast._rows import products
+from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.uses import Use
 
 KNOWN = 64  # graph signatures remembered; each holds index vectors only
@@ -146,7 +146,7 @@ class Plans:
         for loss, of_task, rows in zip(graph.losses, uses, kept, strict=True):
             squares = loss.new_zeros(len(loss) if rows is None else len(rows), dtype=torch.float64)
             for use in of_task.values():
-                squares += joint.gram([use], self._shared.precision).diagonal()
+                squares += products.gram([use], self._shared.precision).diagonal()
             length = squares.nan_to_num(0, 0, 0).clamp(min=0).sqrt()
             if rows is not None:
                 length = length.new_zeros(len(loss)).index_copy(0, rows, length)
@@ -154,7 +154,7 @@ class Plans:
 
         def combine(j: int, weights: Sequence[Tensor]) -> Tensor | None:
             parts = [
-                use[j].combine((w if rows is None else w[rows]).to(torch.float64))
+                use[j].vjp((w if rows is None else w[rows]).to(torch.float64))
                 for use, w, rows in zip(uses, weights, kept, strict=True)
                 if j in use
             ]

@@ -23,7 +23,7 @@ from mtu_fast._graph.plan import chain_below, isometry
 from mtu_fast._graph.rowmap import RowMap
 from mtu_fast._graph.rules.embedding import explicit
 from mtu_fast._ops._blocks import working_dtype
-from mtu_fast._rows.uses import Blocks, Chain, Common, Dense, Outer, Use
+from mtu_fast._rows.uses import Chain, Common, Dense, Outer, Stacked, Use
 
 ROOM = 1 << 28  # bytes of gradients of several rows that are held at a time, about
 
@@ -119,10 +119,10 @@ def _transposes(graph: Graph, i: int) -> bool:
     return graph.names[i] in {"TBackward0", "TransposeBackward0"}
 
 
-def _block(graph: Graph, i: int, part: Use) -> Blocks:
+def _block(graph: Graph, i: int, part: Use) -> Stacked:
     """The use of a stack by a use of the block that node i selects from it."""
     (stack,) = (graph.shape(edge) for edge in graph.next[i] if edge is not None)
-    return Blocks(stack, (part,), (signed(graph.nodes[i]._saved_index) % stack[0],))
+    return Stacked(stack, (part,), (signed(graph.nodes[i]._saved_index) % stack[0],))
 
 
 def _apply_chain(graph: Graph, chain: Sequence[Edge], g: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Refinement: what a Gram of rounded products leaves of `J_a d = 0` is measured on the rows, and taken off d.
 
 Weights from a Gram that errs by ε leave about ε · cond² of what they should remove, and rounding
-`Jᵀ w` leaves some more. `J_a d` is known to rounding (`push`); the same Gram then gives the
+`Jᵀ w` leaves some more. `J_a d` is known to rounding (`jvp`); the same Gram then gives the
 combination `Jᵀ c` that removes it up to a share ε · cond² of itself. A pass is one combine and one
 push.
 """
@@ -26,10 +26,10 @@ Direction = dict[Tensor, Tensor]
 
 
 class Space(Protocol):
-    """Rows: `combine` is Jᵀ w, `push` is J d."""
+    """Rows: `vjp` is Jᵀ w, `jvp` is J d."""
 
-    def combine(self, w: Tensor) -> Direction: ...
-    def push(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor: ...
+    def vjp(self, w: Tensor) -> Direction: ...
+    def jvp(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor: ...
 
 
 def sensitive(method: Method, G: Tensor, roles: Roles, w: Tensor) -> Constraint | None:
@@ -72,13 +72,13 @@ def refined(
     scale = torch.where(constraint.active & (length > 0), length.reciprocal(), 0.0)
 
     def measured(d: Direction) -> tuple[Tensor, Tensor, Tensor]:
-        Jd, size = rows.push(d, per), _sizes(d, blocks, G)
+        Jd, size = rows.jvp(d, per), _sizes(d, blocks, G)
         return Jd, size, (scale * Jd).abs().amax(-1) / torch.where(size > 0, size, 1.0)
 
-    d = rows.combine(constraint.part)
+    d = rows.vjp(constraint.part)
     Jd, size, residual = measured(d)
     for _ in range(PASSES):
-        correction = rows.combine(constraint.correction(Jd))
+        correction = rows.vjp(constraint.correction(Jd))
         tried = {p: t - correction.pop(p) for p, t in d.items()}  # one direction less is alive
         Jd_tried, size_tried, left = measured(tried)
         slack = 1.0 + max((torch.finfo(t.dtype).eps for t in d.values()), default=0.0)
@@ -88,7 +88,7 @@ def refined(
         d = {p: torch.where(better.reshape(-1)[blocks[p]], tried.pop(p), t) for p, t in d.items()}
         Jd = torch.where(better[..., None], Jd_tried, Jd)
         size, residual = torch.where(better, size_tried, size), torch.where(better, left, residual)
-    rest = rows.combine(w - constraint.part)
+    rest = rows.vjp(w - constraint.part)
     return {p: t + rest[p] for p, t in d.items()}, residual
 
 

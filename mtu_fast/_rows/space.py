@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from mtu_fast._rows.block import Shared
+from mtu_fast._rows.shared import Shared
 
 
 class Space:

@@ -11,7 +11,7 @@ Gather   index `[R, S]`, values `[R, S, D]`          `Σ_s e_index[r, s] ⊗ val
 Common   scale `[R, K]`, direction `[K, *shape]`     `Σ_k scale[r, k] direction[k]`
 Dense    rows `[R, *shape]`                          itself
 Several  parts, uses of several of these kinds       the sum of theirs
-Blocks   parts, uses of some blocks                  theirs beside one another, `[E, *block]`
+Stacked   parts, uses of some blocks                  theirs beside one another, `[E, *block]`
 =======  ==========================================  =========================================
 
 Between a use and its parameter there may be a `Chain` of views and casts: linear maps whose
@@ -126,11 +126,11 @@ class Use(ABC):
     def inner(self, d: Tensor) -> Tensor:
         """`⟨row_r, d⟩` on this side of the chain, products and sums float64: d float64 `[*shape]` -> `[R]`."""
 
-    def combine(self, w: Tensor | None) -> Tensor:
+    def vjp(self, w: Tensor | None) -> Tensor:
         """`Σ_r w_r row_r` in the shape of the parameter; w `[R]`, or None for the plain sum."""
         return self.chain.apply(self.weighted(w))
 
-    def push(self, d: Tensor) -> Tensor:
+    def jvp(self, d: Tensor) -> Tensor:
         """`J d`, the inner product of each row with d of the parameter's shape; float64 `[R]`."""
         return self.inner(self.chain.pull(d, self.shape))
 
@@ -449,7 +449,7 @@ class _Parts(Use):
 class Several(_Parts):
     """Rows that are sums over uses of the same rows in one space, of one shape and behind one chain: parts.
 
-    What `joint.merge` makes of unequal kinds: a table that is looked up and multiplied with, a
+    What `products.merge` makes of unequal kinds: a table that is looked up and multiplied with, a
     weight and a penalty.
     """
 
@@ -471,7 +471,7 @@ class Several(_Parts):
 
 
 @dataclass(frozen=True)
-class Blocks(_Parts):
+class Stacked(_Parts):
     """Rows of a stack of E equal blocks, by uses of some of them: experts of which every token takes a few.
 
     shape (E, *block); `at` says which block each of the parts is of, no two of one. These have no

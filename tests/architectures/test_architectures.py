@@ -136,7 +136,7 @@ def compared(
             torch.stack([part.norm() for part in d.values()]),
         )
         G, rows = gram_truth(K), engine.rows(losses)
-        ours, theirs = gaps(rows.combine(w), d, params), gaps(plain, d, params)
+        ours, theirs = gaps(rows.vjp(w), d, params), gaps(plain, d, params)
         assert theirs.norm() <= 0.2 * size.norm(), (
             "plain autograd is far from float64: another expert was chosen?"
         )

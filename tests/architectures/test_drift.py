@@ -116,7 +116,7 @@ def test_gradients_stay_those_of_autograd(make: Callable[[], nn.Module], flat: b
         )
         J = truth_of({"loss": losses}, params) if step % LOOPED == 0 else None
         rows = engine.rows(losses, forget=FORGET)
-        d = rows.combine(w)
+        d = rows.vjp(w)
         assert (
             relative_error(vector([d.get(p) for p in params], params), vector(expected, params))
             <= 1e-5

@@ -52,10 +52,10 @@ def assert_rows(
     assert G.dtype == torch.float64
     assert relative_error(G, gram_truth(J)) <= tolerance
     w = random_weights(len(rows), seed)
-    d = rows.combine(w)
+    d = rows.vjp(w)
     assert combine_error(d, combine_truth(J, w), params) <= tolerance
     felt = matrix(J) @ vector([d.get(p) for p in params], params)
-    assert relative_error(rows.push(d), felt) <= tolerance
+    assert relative_error(rows.jvp(d), felt) <= tolerance
 
 
 def joined(*stacks: Mapping[int, Tensor]) -> dict[int, Tensor]:

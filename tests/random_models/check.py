@@ -109,7 +109,7 @@ def _outcome(
         G, w = rows.gram(), random_weights(len(rows), seed=k)
         gram, d = (
             relative_error(G, gram_truth(J)),
-            combine_error(rows.combine(w), combine_truth(J, w), params),
+            combine_error(rows.vjp(w), combine_truth(J, w), params),
         )
     except (RuntimeError, ValueError) as error:
         return Outcome(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import mtu_fast as mtu
 from mtu_fast import reference
-from mtu_fast import rows as rows_file
+from mtu_fast._rows import solve as solve_file
 from tests.helpers import matrices
 from tests.helpers.checks import clear
 from tests.helpers.truth import relative_error
@@ -50,7 +50,7 @@ class Spoiled:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.patch, self.pushes, self.combines = monkeypatch, 0, 0
-        self.gram, push, combine = mtu.Rows.gram, mtu.Rows.push, mtu.Rows.combine
+        self.gram, push, combine = mtu.Rows.gram, mtu.Rows.jvp, mtu.Rows.vjp
 
         def counted_push(rows: mtu.Rows, *args: Any, **kwargs: Any) -> Tensor:
             self.pushes += 1
@@ -60,8 +60,8 @@ class Spoiled:
             self.combines += 1
             return combine(rows, w)
 
-        monkeypatch.setattr(mtu.Rows, "push", counted_push)
-        monkeypatch.setattr(mtu.Rows, "combine", counted_combine)
+        monkeypatch.setattr(mtu.Rows, "jvp", counted_push)
+        monkeypatch.setattr(mtu.Rows, "vjp", counted_combine)
 
     def noise(self, relative: float, seed: int, inexact: bool = True) -> None:
         def gram(rows: mtu.Rows, per: str = "total") -> Tensor:
@@ -80,7 +80,7 @@ class Spoiled:
             )
 
         self.patch.setattr(mtu.Rows, "gram", gram)
-        self.patch.setattr(rows_file, "inexact", lambda *_: inexact)
+        self.patch.setattr(solve_file, "inexact", lambda *_: inexact)
         self.pushes = self.combines = 0
 
 
@@ -270,7 +270,7 @@ def step_in_a_subspace(J: Tensor, kept: Tensor, **options: Any) -> tuple[Tensor,
     model = Explicit({"layer0": J})
     engine = mtu.Engine(model)
     rows = engine.rows({"a": model()}, forget=torch.arange(len(J)) >= RETAINED)
-    update = mtu.cat(rows, engine.kept({"layer0.weight": kept}, "a")).backward(
+    update = mtu.cat(rows, engine.subspace_rows({"layer0.weight": kept}, "a")).backward(
         mtu.InterferenceAware(0.0, **options)
     )
     return model.get_submodule("layer0").weight.grad.clone(), update

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mtu_fast as mtu
-from mtu_fast._rows import joint
+from mtu_fast._rows import products
 from mtu_fast._rows.uses import Several
 from tests.helpers.checks import assert_rows, joined, trained, truth_of
 from tests.test_memory import Live
@@ -23,7 +23,7 @@ EXACT = 1e-11
 @pytest.fixture(autouse=True)
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of a hundred numbers are large ones: what is said of those takes seconds with true ones."""
-    monkeypatch.setattr(joint, "SMALL", 100)
+    monkeypatch.setattr(products, "SMALL", 100)
 
 
 class Language(nn.Module):
@@ -108,7 +108,7 @@ def test_absent_labels() -> None:
 def test_rows_that_are_kept_meet_those_of_later_steps() -> None:
     net, x = Language().double(), tokens()
     engine, params = mtu.Engine(net), trained(net)
-    kept, before = engine.rows(losses(net, x)).kept(), truth_of(losses(net, x), params)
+    kept, before = engine.rows(losses(net, x)).to_subspace(), truth_of(losses(net, x), params)
     with torch.no_grad():
         net.tokens.weight.mul_(1.1)
     other = tokens(3)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mtu_fast._ops import explicit
 from mtu_fast._ops._convolution import Geometry
-from mtu_fast._rows import joint
-from mtu_fast._rows.uses import Blocks, Chain, Common, Conv, Dense, Gather, Outer, Several, Use
+from mtu_fast._rows import products
+from mtu_fast._rows.uses import Chain, Common, Conv, Dense, Gather, Outer, Several, Stacked, Use
 from tests.helpers.checks import random_weights
 from tests.helpers.truth import relative_error
 
@@ -37,7 +37,7 @@ def make(kind: str, rows: int = R) -> Use:
     if kind == "several":
         return Several((6, 4), tuple(make(part, rows) for part in ("gather", "outer", "common")))
     if kind == "blocks":
-        return Blocks(
+        return Stacked(
             (6, 4), (Dense((4,), draw(rows, 4)), Common((4,), draw(rows, 2), draw(2, 4))), (4, 1)
         )
     geometry = Geometry((6, 4, 1), (1,), (0,), (1,), False, (0,), 1)
@@ -57,7 +57,7 @@ def rows_of(use: Use) -> Tensor:
         return torch.einsum("rk,k...->r...", use.scale, use.direction).flatten(1)
     if isinstance(use, Several):
         return torch.stack([rows_of(part) for part in use.parts]).sum(0)
-    if isinstance(use, Blocks):
+    if isinstance(use, Stacked):
         found = torch.zeros(use.count, *use.shape, dtype=torch.float64)
         for e, part in zip(use.at, use.parts, strict=True):
             found[:, e] = rows_of(part).view(use.count, *use.shape[1:])
@@ -72,21 +72,21 @@ def test_a_use_is_its_rows(kind: str) -> None:
     J, w = rows_of(use), random_weights(R)
     assert use.count == R and use.dtype == torch.float64
     assert relative_error(use.matrix(), J) <= CLOSE
-    assert use.combine(w).shape == use.shape
-    assert relative_error(use.combine(w).flatten(), w @ J) <= CLOSE
-    assert relative_error(use.combine(None).flatten(), J.sum(0)) <= CLOSE
+    assert use.vjp(w).shape == use.shape
+    assert relative_error(use.vjp(w).flatten(), w @ J) <= CLOSE
+    assert relative_error(use.vjp(None).flatten(), J.sum(0)) <= CLOSE
     assert relative_error(use.dense().rows.flatten(1), J) <= CLOSE
     d = draw(*use.shape)
-    assert use.push(d).dtype == torch.float64
-    assert relative_error(use.push(d), J @ d.flatten()) <= CLOSE
-    assert relative_error(joint.gram([use]), J @ J.T) <= CLOSE
+    assert use.jvp(d).dtype == torch.float64
+    assert relative_error(use.jvp(d), J @ d.flatten()) <= CLOSE
+    assert relative_error(products.gram([use]), J @ J.T) <= CLOSE
     assert use.rows_bytes() == J.numel() * 8
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_use_holds(kind: str) -> None:
     use = make(kind)
-    parts = use.parts if isinstance(use, Several | Blocks) else (use,)
+    parts = use.parts if isinstance(use, Several | Stacked) else (use,)
     tensors = [t for part in parts for t in vars(part).values() if isinstance(t, Tensor)]
     assert use.held == sum(t.numel() * t.element_size() for t in tensors)
     before = use.versions
@@ -106,8 +106,8 @@ def test_some_rows_of_a_use(kind: str) -> None:
     some = use.with_tensors(*broken).select(chosen)
     assert some.count == 2 and type(some) is type(use)
     assert relative_error(some.matrix(), J) <= CLOSE
-    assert relative_error(joint.gram([some]), J @ J.T) <= CLOSE
-    assert relative_error(some.combine(random_weights(2)).flatten(), random_weights(2) @ J) <= CLOSE
+    assert relative_error(products.gram([some]), J @ J.T) <= CLOSE
+    assert relative_error(some.vjp(random_weights(2)).flatten(), random_weights(2) @ J) <= CLOSE
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ def test_convolutions_are_pushed_by_their_geometry(
     use = Conv(geometry.weight, draw(R, 2, 4, *image), draw(R, 2, 6, *grid), geometry)
     d = draw(*geometry.weight)
     truth = use.matrix() @ d.flatten()
-    assert relative_error(use.push(d), truth) <= CLOSE
+    assert relative_error(use.jvp(d), truth) <= CLOSE
     monkeypatch.setattr(explicit, "PIECE", 1)
-    assert relative_error(use.push(d), truth) <= CLOSE
+    assert relative_error(use.jvp(d), truth) <= CLOSE
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,9 +151,9 @@ def test_float32_rows_are_pushed_in_float64(kind: str, monkeypatch: pytest.Monke
     d = draw(J.shape[1])
     # J d is a millionth of what it was
     d = (d - torch.linalg.pinv(J) @ (J @ d) * (1.0 - 1e-6)).view(use.shape)
-    assert relative_error(use.push(d), J @ d.flatten()) <= 1e-8  # eps / 1e-6, and the sums
+    assert relative_error(use.jvp(d), J @ d.flatten()) <= 1e-8  # eps / 1e-6, and the sums
     monkeypatch.setattr(explicit, "PIECE", 1)
-    assert relative_error(use.push(d), J @ d.flatten()) <= 1e-8
+    assert relative_error(use.jvp(d), J @ d.flatten()) <= 1e-8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -165,7 +165,7 @@ def test_a_cast_on_the_way_does_not_round_what_is_pushed(dtype: torch.dtype) -> 
     use = replace(make("outer"), chain=chain)
     d = draw(10, 4).to(dtype)
     # Three times the 8 bits of bfloat16, which is all that a float32 has.
-    assert relative_error(use.push(d), rows_of(use) @ d[:6].double().flatten()) <= 2.0**-23
+    assert relative_error(use.jvp(d), rows_of(use) @ d[:6].double().flatten()) <= 2.0**-23
 
 
 @pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
@@ -174,7 +174,7 @@ def test_a_cast_of_little_range_does_not_flush_what_is_pushed(size: float) -> No
     chain = Chain(("cast",), lambda g: g.half().to(torch.float32))
     use = replace(make("outer"), chain=chain)
     d = size * draw(6, 4).float()
-    assert relative_error(use.push(d), rows_of(use) @ d.double().flatten()) <= 2.0**-23
+    assert relative_error(use.jvp(d), rows_of(use) @ d.double().flatten()) <= 2.0**-23
 
 
 def test_a_transposed_use() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtu_fast._graph.rowmap import Ids, RowMap
 from mtu_fast._graph.rules.base import Shape, rule, scaled, summed
-from mtu_fast._rows.uses import Blocks, Outer, Use
+from mtu_fast._rows.uses import Outer, Stacked, Use
 
 
 @rule("AddmmBackward0")
@@ -69,7 +69,7 @@ def grouped_mm(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> U
             Outer(shape[1:], of_group.split(a[start:end], 0), of_group.split(b[start:end], 0))
         )
         start = end
-    return Blocks(shape, tuple(parts), tuple(range(len(parts))))
+    return Stacked(shape, tuple(parts), tuple(range(len(parts))))
 
 
 def _batched(
@@ -94,7 +94,7 @@ def _batched(
     return (
         replace(parts[0], shape=shape)
         if len(parts) == 1
-        else Blocks(shape, tuple(parts), tuple(range(len(parts))))
+        else Stacked(shape, tuple(parts), tuple(range(len(parts))))
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtu_fast._checks import labelled
+from mtu_fast._checks.losses import labelled
 from mtu_fast.unlearning.loop.randomness import preserved
 from mtu_fast.unlearning.loop.stream import generators as drawn_by
 

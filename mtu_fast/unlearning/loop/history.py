@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtu_fast._checks import check_folder
+from mtu_fast._checks.files import check_folder
 
 PLAIN = (
     ("level", "the forget scores fell to the held-out level"),

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from mtu_fast._checks import labelled
-from mtu_fast._rows.update import NotFiniteError
+from mtu_fast._checks.losses import labelled
 from mtu_fast.engine import Engine
+from mtu_fast.errors import NotFiniteError
 from mtu_fast.unlearning.loop import checkpoint
 from mtu_fast.unlearning.loop.evaluate import LossFunction
 from mtu_fast.unlearning.loop.gradients import Side, add_gradients
@@ -212,7 +212,7 @@ class Run:
         self.forget.load_state_dict(state["forget_place"])
         self.retain.load_state_dict(state["retain_place"])
         if self.settings.subspace is not None:
-            self.settings.subspace.load_state_dict(state["subspace"], self.engine.kept)
+            self.settings.subspace.load_state_dict(state["subspace"], self.engine.subspace_rows)
         restore(state["random"], self._generators())
         self.good = mark(self.settings)
         if self.history.reason not in FINAL:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtu_fast._checks import check_folder
+from mtu_fast._checks.files import check_folder
 from mtu_fast._rows.update import check_method
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace, check_subspace

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtu_fast._checks import labelled
+from mtu_fast._checks.losses import labelled
 
 
 def relearn_steps(

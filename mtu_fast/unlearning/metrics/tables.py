@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from mtu_fast._checks import targeted
+from mtu_fast._checks.masks import targeted
 
 Scores = Mapping[str, Mapping[str, float]]
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from mtu_fast._checks import targeted
+from mtu_fast._checks.masks import targeted
 from mtu_fast.unlearning.metrics import parameter_shift, relearn_steps
 from mtu_fast.unlearning.metrics.tables import check_removal
 from mtu_fast.unlearning.report import numbers

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtu_fast._checks import labelled, presence
+from mtu_fast._checks.losses import labelled
+from mtu_fast._checks.masks import presence
 from mtu_fast.unlearning.metrics import entropy, kl_divergence, logit_distance
 
 PerTask = Mapping[str, Tensor]

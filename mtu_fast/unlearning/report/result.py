@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtu_fast._checks import check_folder
+from mtu_fast._checks.files import check_folder
 from mtu_fast.unlearning.report.page import page
 
 SCHEMA, VERSION = "mtu_fast.audit", 1

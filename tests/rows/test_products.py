@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast._ops import gram as op
-from mtu_fast._rows import joint
+from mtu_fast._rows import products
 from mtu_fast._rows.uses import Chain, Common, Conv, Dense, Gather, Outer, Several, Use
 from tests.helpers.checks import random_weights
 from tests.helpers.truth import relative_error
@@ -26,9 +26,9 @@ def test_any_two_uses_meet(first: str, second: str) -> None:
         view = Chain(("squeeze",), lambda g: g.squeeze(-1))
         a, b = (replace(u, chain=view) if isinstance(u, Conv) else u for u in (a, b))
     J = torch.cat([rows_of(a), rows_of(b)])
-    assert relative_error(joint.gram([a, b]), J @ J.T) <= CLOSE
+    assert relative_error(products.gram([a, b]), J @ J.T) <= CLOSE
     weights = [random_weights(R), random_weights(3, seed=1)]
-    found = joint.combine([a, b], weights)
+    found = products.vjp([a, b], weights)
     assert relative_error(found.flatten(), torch.cat(weights) @ J) <= CLOSE
 
 
@@ -41,27 +41,29 @@ def test_any_two_uses_of_the_same_rows_merge(first: str, second: str) -> None:
         view = Chain(("squeeze",), lambda g: g.squeeze(-1))
         a, b = (replace(u, chain=view) if isinstance(u, Conv) else u for u in (a, b))
     J, w = rows_of(a) + rows_of(b), random_weights(R)
-    one = joint.merge([a, b])
+    one = products.merge([a, b])
     assert one.count == R
-    assert relative_error(joint.gram([one]), J @ J.T) <= CLOSE
-    assert relative_error(one.combine(w).flatten(), w @ J) <= CLOSE
+    assert relative_error(products.gram([one]), J @ J.T) <= CLOSE
+    assert relative_error(one.vjp(w).flatten(), w @ J) <= CLOSE
 
 
 def test_merging_keeps_factors_where_it_can() -> None:
-    assert isinstance(joint.merge([make("outer"), make("outer")]), Outer)
-    assert isinstance(joint.merge([make("gather"), make("gather")]), Gather)
-    assert isinstance(joint.merge([make("common"), make("common")]), Common)
+    assert isinstance(products.merge([make("outer"), make("outer")]), Outer)
+    assert isinstance(products.merge([make("gather"), make("gather")]), Gather)
+    assert isinstance(products.merge([make("common"), make("common")]), Common)
     one = make("conv")
-    assert joint.merge([one]) is one
+    assert products.merge([one]) is one
 
 
 def test_unequal_kinds_stay_beside_one_another() -> None:
     """One part a kind, whatever comes in which order; rows that are there anyway take the others in."""
-    found = joint.merge([make("outer"), make("several"), make("gather"), make("outer")])
+    found = products.merge([make("outer"), make("several"), make("gather"), make("outer")])
     assert isinstance(found, Several)
     assert sorted(type(part).__name__ for part in found.parts) == ["Common", "Gather", "Outer"]
-    assert isinstance(joint.merge([found, make("dense")]), Dense)
-    assert isinstance(joint.merge([make("outer"), replace(make("gather"), chain=IDENTITY)]), Dense)
+    assert isinstance(products.merge([found, make("dense")]), Dense)
+    assert isinstance(
+        products.merge([make("outer"), replace(make("gather"), chain=IDENTITY)]), Dense
+    )
 
 
 IDENTITY = Chain(("identity",), lambda g: g)
@@ -97,7 +99,7 @@ def make_common(shape: tuple[int, ...]) -> Common:
 
 
 def _penalised(use: Use) -> Use:
-    return joint.merge([use, make_common(use.shape)])
+    return products.merge([use, make_common(use.shape)])
 
 
 def _tasks() -> list[Use]:
@@ -106,7 +108,7 @@ def _tasks() -> list[Use]:
         (Outer((6, 4), draw(R, 3, 6), right), Gather((6, 4), index, draw(R, 5, 4)))
         for _ in range(3)
     ]
-    return [joint.merge(tie) for tie in ties]
+    return [products.merge(tie) for tie in ties]
 
 
 @pytest.mark.parametrize("tile", [1, 1 << 20])
@@ -116,12 +118,10 @@ def test_sums_of_kinds_meet(name: str, tile: int, monkeypatch: pytest.MonkeyPatc
     uses = MEETINGS[name]()
     J = torch.cat([rows_of(part) for part in uses])
     weights = [random_weights(use.count, seed=i) for i, use in enumerate(uses)]
-    assert relative_error(joint.gram(uses), J @ J.T) <= CLOSE
-    found = joint.combine(uses, weights)
+    assert relative_error(products.gram(uses), J @ J.T) <= CLOSE
+    found = products.vjp(uses, weights)
     assert relative_error(found.flatten(), torch.cat(weights) @ J) <= CLOSE
-    assert (
-        relative_error(torch.cat([use.push(found) for use in uses]), J @ found.flatten()) <= CLOSE
-    )
+    assert relative_error(torch.cat([use.jvp(found) for use in uses]), J @ found.flatten()) <= CLOSE
 
 
 @pytest.mark.parametrize("name", MEETINGS)
@@ -131,7 +131,7 @@ def test_what_is_known_is_left_out(name: str) -> None:
     J = torch.cat([rows_of(use) for use in uses])
     G = J @ J.T
     G[-2:, -2:] = 0
-    assert relative_error(joint.gram(uses, known=2), G) <= CLOSE
+    assert relative_error(products.gram(uses, known=2), G) <= CLOSE
 
 
 FACTORS = [
@@ -150,8 +150,10 @@ def test_tables_meet_without_rows(name: str, monkeypatch: pytest.MonkeyPatch) ->
     for kind in (Outer, Gather, Common, Several):
         monkeypatch.setattr(kind, "matrix", None)
         monkeypatch.setattr(kind, "columns", None)
-    assert relative_error(joint.gram(uses), J @ J.T) <= CLOSE
-    assert joint.route(uses).count("explicit") == 0 and "entries that occur" in joint.route(uses)
+    assert relative_error(products.gram(uses), J @ J.T) <= CLOSE
+    assert products.route(uses).count("explicit") == 0 and "entries that occur" in products.route(
+        uses
+    )
 
 
 def test_tasks_that_share_look_ups_and_activations_take_one_weight_gradient_each(
@@ -166,7 +168,7 @@ def test_tasks_that_share_look_ups_and_activations_take_one_weight_gradient_each
             return real[type(self)](self, w)
 
         monkeypatch.setattr(kind, "weighted", counted)
-    joint.combine(uses, [random_weights(R)] * 3)
+    products.vjp(uses, [random_weights(R)] * 3)
     assert sorted(kind.__name__ for kind in asked) == ["Gather", "Outer"]
 
 
@@ -186,18 +188,19 @@ def test_uses_behind_unequal_views_meet_in_the_space_of_the_parameter() -> None:
 
     J, K, w = rows(top, 0, 4), rows(bottom, 4, 0), random_weights(R)
     assert (
-        relative_error(joint.gram([top, bottom]), torch.cat([J, K]) @ torch.cat([J, K]).T) <= CLOSE
+        relative_error(products.gram([top, bottom]), torch.cat([J, K]) @ torch.cat([J, K]).T)
+        <= CLOSE
     )
-    one = joint.merge([top, bottom])
-    assert relative_error(joint.gram([one]), (J + K) @ (J + K).T) <= CLOSE
-    assert relative_error(one.combine(w).flatten(), w @ (J + K)) <= CLOSE
+    one = products.merge([top, bottom])
+    assert relative_error(products.gram([one]), (J + K) @ (J + K).T) <= CLOSE
+    assert relative_error(one.vjp(w).flatten(), w @ (J + K)) <= CLOSE
     assert (
-        relative_error(joint.combine([top, bottom], [w, 2 * w]).flatten(), w @ J + 2 * w @ K)
+        relative_error(products.vjp([top, bottom], [w, 2 * w]).flatten(), w @ J + 2 * w @ K)
         <= CLOSE
     )
     d = draw(10, 4)
     for use, rows_ in ((top, J), (bottom, K), (one, J + K)):
-        assert relative_error(use.push(d), rows_ @ d.flatten()) <= CLOSE
+        assert relative_error(use.jvp(d), rows_ @ d.flatten()) <= CLOSE
 
 
 @pytest.mark.parametrize("kind", ["outer", "conv"])
@@ -217,7 +220,7 @@ def test_kinds_that_meet_do_so_by_tiles(
     use = make(kind)
     many = [use, use.dense()]
     J = torch.cat([rows_of(u) for u in many])
-    assert relative_error(joint.gram(many), J @ J.T) <= CLOSE
+    assert relative_error(products.gram(many), J @ J.T) <= CLOSE
     assert max(asked) == (
         J.shape[1] if buffer == 1 << 20 else max(use.unit, buffer // (len(J) * use.unit) * use.unit)
     )
@@ -231,8 +234,8 @@ def test_shared_sides_are_combined_alike() -> None:
     ]
     weights = [random_weights(u.count, seed=i) for i, u in enumerate(many)]
     J = torch.cat([rows_of(u) for u in many])
-    assert relative_error(joint.combine(many, weights).flatten(), torch.cat(weights) @ J) <= CLOSE
-    assert relative_error(joint.gram(many), J @ J.T) <= CLOSE
+    assert relative_error(products.vjp(many, weights).flatten(), torch.cat(weights) @ J) <= CLOSE
+    assert relative_error(products.gram(many), J @ J.T) <= CLOSE
 
 
 @pytest.mark.parametrize(
@@ -247,8 +250,8 @@ def test_shared_sides_are_combined_alike() -> None:
     ],
 )
 def test_routes_have_names(kind: str, route: str) -> None:
-    assert joint.route([make(kind)]).startswith(route)
-    assert "explicit rows" in joint.route([
+    assert products.route([make(kind)]).startswith(route)
+    assert "explicit rows" in products.route([
         make(kind),
         make("dense" if kind != "dense" else "outer"),
     ])
@@ -259,7 +262,7 @@ def test_parameters_of_rank_one_meet_in_one_call_and_take_their_biases_along() -
     weights = [Outer((6, 4), left, right), Outer((6, 3), left, draw(R, 1, 3))]
     bias, apart = Dense((6,), left[:, 0]), Dense((3,), other)
     copied = replace(bias, rows=left[:, 0].clone())
-    G, rest = joint.rank_one_gram([[use] for use in weights], [[bias], [apart], [copied]])
+    G, rest = products.rank_one_gram([[use] for use in weights], [[bias], [apart], [copied]])
     assert len(rest) == 2 and rest[0][0] is apart and rest[1][0] is copied
     J = torch.cat([rows_of(use) for use in [*weights, bias]], 1)
     assert relative_error(G, J @ J.T) <= CLOSE
@@ -268,7 +271,7 @@ def test_parameters_of_rank_one_meet_in_one_call_and_take_their_biases_along() -
 def test_small_rows_are_joined_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op, "BUFFER", 5 * R)
     rows = [[Dense((n,), draw(R, n)), Dense((n,), draw(2, n))] for n in (2, 1, 7, 3)]
-    portions = list(joint.side_by_side(rows))
+    portions = list(products.side_by_side(rows))
     assert [portion[0].shape[1] for portion in portions] == [3, 7, 3]
     for block in range(2):
         whole = torch.cat([portion[block] for portion in portions], 1)

@@ -19,7 +19,6 @@ from torch import Tensor
 from mtu_fast._ops import gram as op
 from mtu_fast._ops._blocks import WIDE, memory, same
 from mtu_fast._rows.uses import (
-    Blocks,
     Chain,
     Common,
     Conv,
@@ -27,6 +26,7 @@ from mtu_fast._rows.uses import (
     Gather,
     Outer,
     Several,
+    Stacked,
     Use,
     weigh,
 )
@@ -86,10 +86,10 @@ def _alike(uses: Sequence[Use]) -> Use:
             torch.cat([u.direction for u in commons]),
         )
         return Common(first.shape, scale, direction, chain=first.chain)
-    if stacks := _only(Blocks, uses):
+    if stacks := _only(Stacked, uses):
         blocks = _by_block(stacks)
         parts = tuple(merge(of_block) for _, of_block in blocks.values())
-        return Blocks(first.shape, parts, tuple(blocks), chain=first.chain)
+        return Stacked(first.shape, parts, tuple(blocks), chain=first.chain)
     rows = reduce(torch.add, (u.matrix() for u in uses))
     return Dense(first.shape, rows.view(first.count, *first.shape), chain=first.chain)
 
@@ -108,7 +108,7 @@ def aligned(uses: Sequence[Use]) -> bool:
     return all(u.chain == uses[0].chain and u.shape == uses[0].shape for u in uses)
 
 
-def combine(uses: Sequence[Use], weights: Sequence[Tensor]) -> Tensor:
+def vjp(uses: Sequence[Use], weights: Sequence[Tensor]) -> Tensor:
     """`Σ_i Σ_r w_i[r] row_i[r]` over several uses of one parameter, in the parameter's shape.
 
     Uses that share an activation (one forward under several tasks) add up their weighted output
@@ -209,12 +209,12 @@ def _gram_alike(uses: Sequence[Use], precision: str) -> Tensor:
     if commons := _only(Common, uses):
         scale = torch.block_diag(*(u.scale.to(WIDE) for u in commons))
         return scale @ op.row_gram([u.flat for u in commons]) @ scale.T
-    if stacks := _only(Blocks, uses):
+    if stacks := _only(Stacked, uses):
         return _gram_of_blocks(stacks, precision)
     return _mixed_gram(uses)
 
 
-def _gram_of_blocks(uses: Sequence[Blocks], precision: str) -> Tensor:
+def _gram_of_blocks(uses: Sequence[Stacked], precision: str) -> Tensor:
     """`gram` of stacks: the sum over blocks, each of the rows that have it."""
     counts = [u.count for u in uses]
     found = uses[0].tensors[0].new_zeros(sum(counts), sum(counts), dtype=WIDE)
@@ -225,7 +225,7 @@ def _gram_of_blocks(uses: Sequence[Blocks], precision: str) -> Tensor:
     return found
 
 
-def _by_block(uses: Sequence[Blocks]) -> dict[int, tuple[list[int], list[Use]]]:
+def _by_block(uses: Sequence[Stacked]) -> dict[int, tuple[list[int], list[Use]]]:
     """For each block that occurs, which of the uses have it, and their parts."""
     found: dict[int, tuple[list[int], list[Use]]] = {}
     for i, use in enumerate(uses):
@@ -281,7 +281,7 @@ def _route(uses: Sequence[Use]) -> str:
         )
     if _only(Gather, uses):
         return "entries that occur"
-    if stacks := _only(Blocks, uses):
+    if stacks := _only(Stacked, uses):
         return "blocks: " + ", ".join(
             sorted({route(parts) for _, parts in _by_block(stacks).values()})
         )

@@ -1,0 +1,100 @@
+"""Masks of samples, `{task: [N]}`, and names of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from mtu_fast.methods.base import FORGET, RETAIN
+
+Mask = bool | Tensor | Mapping[str, Tensor] | None
+
+
+def kinds(forget: Mask, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`{task: [N]}` int64, FORGET where the mask says so and RETAIN elsewhere.
+
+    Args:
+        forget: None or False (nothing), True (everything), a mask [N] for all tasks (full-task), or
+            `{task: [N]}` for some of them (partial-task).
+        losses: what `named_losses` returned.
+
+    Raises:
+        TypeError: a mask is not boolean.
+        ValueError: a mask of the wrong shape or for an unknown task.
+    """
+    masks = _per_task("forget", forget, losses, default=False)
+    return {task: torch.where(mask, FORGET, RETAIN) for task, mask in masks.items()}
+
+
+def presence(
+    present: Mapping[str, Tensor] | None, losses: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """`{task: [N]}` bool: the samples that have a label for the task.
+
+    Raises:
+        TypeError: not a mapping, or a mask is not boolean.
+        ValueError: a mask of the wrong shape or for an unknown task.
+    """
+    if present is not None and not isinstance(present, Mapping):
+        raise TypeError(
+            f"present: found {type(present).__name__}, expected {{task: bool tensor [N]}} or None."
+        )
+    return _per_task("present", present, losses, default=True)
+
+
+def _per_task(
+    name: str, mask: Mask, losses: Mapping[str, Tensor], default: bool
+) -> dict[str, Tensor]:
+    if not isinstance(mask, Mapping):
+        mask = default if mask is None else mask
+        return {task: _mask(name, mask, loss) for task, loss in losses.items()}
+    unknown = [task for task in mask if task not in losses]
+    if unknown:
+        raise ValueError(f"{name}: found unknown tasks {unknown}, expected some of {list(losses)}.")
+    found = {}
+    for task, loss in losses.items():
+        found[task] = _mask(f"{name}[{task!r}]", mask.get(task, default), loss)
+    return found
+
+
+def _mask(name: str, mask: object, loss: Tensor) -> Tensor:
+    if isinstance(mask, bool):
+        return torch.full((len(loss),), mask, device=loss.device)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(
+            f"{name}: found {found}, expected a boolean tensor [{len(loss)}]: mask.bool(), torch.as_tensor(list), "
+            "or convert indices by a mask."
+        )
+    if mask.layout != torch.strided or mask.is_meta:
+        found = "one on meta, which holds no values" if mask.is_meta else f"layout {mask.layout}"
+        raise ValueError(f"{name}: found {found}, expected a dense boolean tensor [{len(loss)}].")
+    if mask.shape != loss.shape:
+        raise ValueError(
+            f"{name}: found shape {tuple(mask.shape)}, expected [{len(loss)}], one entry per sample."
+        )
+    return mask.to(loss.device)
+
+
+def targeted(targets: Iterable[str] | None, tasks: Iterable[str]) -> tuple[str, ...]:
+    """The tasks to forget from, in the order of `tasks`; None stands for all.
+
+    Raises:
+        TypeError: targets are one string, which would be read as its letters.
+        ValueError: none, or names that are no tasks.
+    """
+    every = tuple(tasks)
+    if isinstance(targets, str):
+        raise TypeError(
+            f"targets: found the string {targets!r}, expected several names, ({targets!r},) for this one."
+        )
+    named = every if targets is None else tuple(targets)
+    unknown = [name for name in named if name not in every]
+    if unknown or not named:
+        found = f"unknown tasks {unknown}" if unknown else "no task"
+        raise ValueError(
+            f"targets: found {found}, expected at least one of the tasks {list(every)}, or None for all."
+        )
+    return tuple(task for task in every if task in named)

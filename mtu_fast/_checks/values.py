@@ -1,0 +1,65 @@
+"""Numbers that must be finite, and directions in parameter space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether nothing in these is infinite or undefined; one wait for their device, whatever their number."""
+    dense = [t.coalesce().values() if t.is_sparse else t for t in tensors]
+    real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in dense]
+    # A sum is finite if all its terms are, but for terms near the end of the range; it costs one
+    # read.
+    sums = [t.sum(dtype=torch.float32 if t.dtype.itemsize < 4 else None).double() for t in real]
+    if not sums or all(map(isfinite, torch.stack(sums).tolist())):
+        return True
+    return bool(torch.stack([torch.isfinite(t).all() for t in real]).all())
+
+
+def check_direction(d: Any, parameters: Mapping[str, Tensor]) -> None:
+    """A direction is {parameter: real tensor of its shape}.
+
+    Raises:
+        TypeError: no mapping, or something else than real tensors in it.
+        ValueError: a key that is none of the parameters, another shape, or another device.
+    """
+    if not isinstance(d, Mapping):
+        raise TypeError(
+            f"jvp: found {type(d).__name__}, expected {{parameter: tensor of its shape}}."
+        )
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    for parameter, t in d.items():
+        if id(parameter) not in names:
+            raise ValueError(
+                f"jvp: found {_described(parameter)} as a key, expected parameters of the engine, as rows.vjp(w) has "
+                "them for keys; by name they are rows.parameters[name]."
+            )
+        _check_part(names[id(parameter)], parameter, t)
+
+
+def _described(key: Any) -> str:
+    return f"a tensor of shape {tuple(key.shape)}" if isinstance(key, Tensor) else repr(key)
+
+
+def _check_part(name: str, parameter: Tensor, t: Any) -> None:
+    expected = tuple(parameter.shape)
+    if not isinstance(t, Tensor):
+        found = type(t).__name__
+        raise TypeError(f"jvp: {name} is given {found}, expected a real tensor {expected}.")
+    if t.is_complex():
+        raise TypeError(f"jvp: {name} is given {t.dtype}, expected a real tensor {expected}.")
+    if t.shape != parameter.shape:
+        raise ValueError(
+            f"jvp: {name} is given shape {tuple(t.shape)}, expected {expected}, that of the parameter; of several "
+            "directions give one at a time."
+        )
+    if t.device != parameter.device:
+        raise ValueError(
+            f"jvp: {name} is given on {t.device}, expected {parameter.device} as the parameter."
+        )

@@ -1,0 +1,144 @@
+"""Taking rows from the graph of a batch: one per (task, sample), one mean per (task, kind), or none but their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mtu_fast._graph.graph import Graph
+from mtu_fast._graph.nodes import densified
+from mtu_fast._graph.plans import Plans
+from mtu_fast._rows.batch import Batch, roles_of
+from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.space import Space
+from mtu_fast._rows.task_rows import TaskRows
+from mtu_fast._rows.uses import Dense, Use
+from mtu_fast.methods import Roles
+
+
+def sample_rows(batch: Batch, graph: Graph, plans: Plans, space: Space) -> list[TaskRows]:
+    """A row per (task, sample) that has a label.
+
+    Raises:
+        RuntimeError: a parameter has a hook on its gradient, or the rows do not add up to what
+            autograd gives.
+    """
+    _check_hooks(graph, space.shared)
+    outside = {task: _outside(batch, task, graph, space) for task in batch.losses}
+    labelled = [batch.labelled(task) for task in batch.losses]
+    found = []
+    for task, at, uses in zip(batch.losses, labelled, plans.uses(graph, labelled), strict=True):
+        roles = batch.roles(task, at, graph.dtype)
+        found.append(TaskRows.of(roles, uses, outside[task], space.shared))
+    return found
+
+
+def mean_rows(batch: Batch, graph: Graph, space: Space) -> list[TaskRows]:
+    """The mean row of each (task, kind), by an ordinary backward each: exact on any graph."""
+    found = []
+    for task, loss in batch.losses.items():
+        for kind, mask in batch.members[task].of.items():
+            weights = mask.to(loss.dtype) / mask.sum()
+            shared = sorted(set(graph.leaf.values()))
+            gradients = _gradients(graph, loss, weights, space, shared)
+            uses: dict[int, Use] = {}
+            for j in shared:
+                g = gradients.pop(space.shared.parameters[j], None)
+                if g is not None:
+                    g = densified(g)
+                    uses[j] = Dense(tuple(g.shape), g[None])
+            mean = (weights.double() @ loss.double())[None]
+            role = torch.full((1,), kind, device=loss.device)
+            roles = roles_of(task, torch.full_like(role, -1), role, mean, graph.dtype)
+            found.append(TaskRows.of(roles, uses, {kind: gradients}, space.shared))
+    return found or no_rows(batch, space.shared)
+
+
+def no_rows(batch: Batch, shared: Shared) -> list[TaskRows]:
+    """The rows of a batch without a sample that gives one."""
+    found = []
+    for task, loss in batch.losses.items():
+        nothing = torch.zeros(0, dtype=torch.int64, device=loss.device)
+        roles = roles_of(task, nothing, nothing, loss[:0], loss.dtype)
+        found.append(TaskRows.of(roles, {}, {}, shared))
+    return found
+
+
+def weighted_gradients(
+    batch: Batch, at: Mapping[str, Tensor], weights: Tensor, outside: Tensor, space: Space
+) -> dict[Tensor, Tensor]:
+    """Gradients of `Σ w · loss`, by the shared parameters and by those outside.
+
+    Args:
+        batch: the losses.
+        at: per task, the samples that give a row.
+        weights: w `[R]` for the shared parameters.
+        outside: w `[R]` for the others.
+        space: the parameters.
+
+    Returns:
+        {parameter: gradient} of those that are reached.
+    """
+    shared, others = space.shared.parameters, list(space.outside.values())
+    if torch.equal(weights, outside):
+        return _weighted(batch, at, weights, [*shared, *others], retain=False)
+    found = _weighted(batch, at, outside, others, retain=True)
+    return found | _weighted(batch, at, weights, shared, retain=False)
+
+
+def sample_roles(batch: Batch, at: Mapping[str, Tensor]) -> list[Roles]:
+    """Roles of the rows of each task, where no graph was looked at."""
+    return [batch.roles(task, at[task], loss.dtype) for task, loss in batch.losses.items()]
+
+
+def _outside(
+    batch: Batch, task: str, graph: Graph, space: Space
+) -> dict[int, dict[Tensor, Tensor]]:
+    """kind -> gradients of the summed losses of that kind by the parameters outside."""
+    loss, found = batch.losses[task], {}
+    for kind, mask in batch.members[task].of.items():
+        found[kind] = _gradients(graph, loss, mask.to(loss.dtype), space, ())
+    return found
+
+
+def _gradients(
+    graph: Graph, loss: Tensor, weights: Tensor, space: Space, shared: Sequence[int]
+) -> dict[Tensor, Tensor]:
+    """Gradients of the weighted loss by some shared parameters and by those outside that the graph reaches."""
+    outside = [p for p in graph.leaves if id(p) in space.outside]
+    wanted = [*(space.shared.parameters[j] for j in shared), *outside]
+    return _grad([loss], [weights], wanted, retain=True)
+
+
+def _weighted(
+    batch: Batch, at: Mapping[str, Tensor], w: Tensor, parameters: Sequence[Tensor], retain: bool
+) -> dict[Tensor, Tensor]:
+    losses, weights = [], []
+    counts = [len(at[task]) for task in batch.losses]
+    for (task, loss), piece in zip(batch.losses.items(), w.split(counts), strict=True):
+        if loss.numel():
+            losses.append(loss)
+            weights.append(loss.new_zeros(len(loss)).index_copy(0, at[task], piece.to(loss)))
+    return _grad(losses, weights, [p for p in parameters if p.requires_grad], retain)
+
+
+def _grad(
+    losses: Sequence[Tensor], weights: Sequence[Tensor], wanted: Sequence[Tensor], retain: bool
+) -> dict[Tensor, Tensor]:
+    """{parameter: gradient} of those that the losses reach."""
+    if not losses or not wanted:
+        return {}
+    grads = torch.autograd.grad(losses, wanted, weights, retain_graph=retain, allow_unused=True)
+    return {p: g for p, g in zip(wanted, grads, strict=True) if g is not None}
+
+
+def _check_hooks(graph: Graph, shared: Shared) -> None:
+    for j in graph.leaf.values():
+        if shared.parameters[j]._backward_hooks:
+            raise RuntimeError(
+                f"rows: {shared.names[j]} has a hook on its gradient (register_hook), which would see rows that are "
+                "never built; .grad is untouched. Remove it and change .grad after backward, or what the rows make by "
+                "rows.vjp; per='task' obeys it."
+            )

@@ -1,0 +1,59 @@
+"""The parameters that the rows of one engine lie in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mtu_fast._ops._blocks import check_blocks
+
+PER = ("total", "layer", "tensor")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The shared parameters of an engine, and how exact the products of a Gram must be."""
+
+    names: tuple[str, ...]
+    parameters: tuple[Tensor, ...]
+    precision: str = "highest"
+
+    def __post_init__(self) -> None:
+        check_blocks(self.precision)
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            if parameter.is_complex():
+                raise TypeError(
+                    f"params: {name} is {parameter.dtype}, expected real parameters: rows and their Gram are real. "
+                    f"Keep it as a real one of shape {(*parameter.shape, 2)} and write torch.view_as_complex({name}) "
+                    "where it is used, or leave it out of params."
+                )
+
+    def versions(self) -> tuple[int, ...]:
+        """Changes whenever a parameter is written in place."""
+        return tuple(p._version for p in self.parameters)
+
+    def groups(self, per: str) -> list[list[int]]:
+        """Indices of the parameters of each group: all, those of one module, or one."""
+        found: dict[str, list[int]] = {}
+        for j, key in enumerate(self.keys(per)):
+            found.setdefault(key, []).append(j)
+        return list(found.values())
+
+    def places(self, per: str) -> dict[Tensor, int]:
+        """Which of the groups each parameter belongs to."""
+        found = {}
+        for g, group in enumerate(self.groups(per)):
+            for j in group:
+                found[self.parameters[j]] = g
+        return found
+
+    def keys(self, per: str) -> list[str]:
+        """The name of each parameter's group."""
+        if per == "total":
+            return [""] * len(self.names)
+        if per == "layer":
+            return [name.rpartition(".")[0] for name in self.names]
+        if per == "tensor":
+            return list(self.names)
+        raise ValueError(f"per is {per!r}, expected one of {', '.join(map(repr, PER))}.")

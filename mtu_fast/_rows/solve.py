@@ -1,0 +1,72 @@
+"""From rows and a method to the update: weights, `Jᵀ w`, and its refinement where the Gram is rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from mtu_fast._ops.gram import inexact
+from mtu_fast._rows.refine import Direction, Space, refined, sensitive
+from mtu_fast._rows.shared import Shared
+from mtu_fast.methods import Method, Roles
+from mtu_fast.methods.base import Constraint
+
+
+class Source(Space, Protocol):
+    """Rows, as far as a method needs them."""
+
+    roles: Roles
+
+    def gram(self, per: str = "total") -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What a method made of the rows.
+
+    Attributes:
+        weights: w `[R]`, or `[L, R]`.
+        outside: weights `[R]` of the losses for parameters outside.
+        gram: the Gram matrix that w was made from; None where none was needed.
+        per: "total", "layer" or "tensor", the groups of the Gram.
+        constraint: what must hold of `Jᵀ w` and is to be refined; None where nothing is.
+    """
+
+    weights: Tensor
+    outside: Tensor
+    gram: Tensor | None = None
+    per: str = "total"
+    constraint: Constraint | None = None
+
+    def direction(self, rows: Source, shared: Shared) -> tuple[Direction, Tensor | None]:
+        """`Jᵀ w`, and what is left of the constraint; None where that was not measured."""
+        if self.gram is None or self.constraint is None:
+            return rows.vjp(self.weights), None
+        places = shared.places(self.per)
+        return refined(rows, self.weights, self.constraint, self.gram, places, self.per)
+
+    def unsure(self, d: Direction) -> Iterator[Tensor]:
+        """What may be infinite in `Jᵀ w` although G and w are finite: half precision overflows."""
+        for g in d.values():
+            if self.gram is None or self.constraint is not None or g.dtype.itemsize < 4:
+                yield g
+
+
+def solve(rows: Source, method: Method | Tensor, shared: Shared, has_outside: bool) -> Solved:
+    """w = method(G, roles), or the weights that are given."""
+    if isinstance(method, Tensor):
+        return Solved(method, method)
+    gram, per = None, "total"
+    if method.needs_gram:
+        granularity = getattr(method, "granularity", "global")
+        per = "total" if granularity == "global" else granularity
+        gram = rows.gram(per)
+    weights = method(gram, rows.roles)
+    constraint = None
+    if gram is not None and inexact(gram.device, rows.roles.dtype, shared.precision):
+        constraint = sensitive(method, gram, rows.roles, weights)
+    outside = method.outside(rows.roles) if has_outside else weights
+    return Solved(weights, outside, gram, per, constraint)

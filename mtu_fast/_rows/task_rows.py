@@ -1,0 +1,110 @@
+"""The rows of one task of one call, and what rows laid end to end have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.uses import Dense, Use
+from mtu_fast.methods import SUBSPACE, Roles
+
+Span = tuple[int, int]  # rows start .. stop - 1 of all
+Spans = tuple[Span, ...]
+
+
+@dataclass
+class TaskRows:
+    """The rows of one task of one call.
+
+    Attributes:
+        roles: what each row is.
+        uses: parameter index -> the rows' gradients.
+        outside: kind -> gradients of the summed row losses by the parameters outside.
+        versions: of the parameters and of all that the uses hold, when the rows were taken.
+        spent: used up by a `backward`.
+        persistent: the rows outlive their step: they belong to the point where they were taken, and
+            are not used up.
+        grams: group of parameters -> Gram of these rows, where they are persistent.
+    """
+
+    roles: Roles
+    uses: dict[int, Use]
+    outside: dict[int, dict[Tensor, Tensor]]
+    versions: tuple[tuple[int, ...], tuple[int, ...]]
+    spent: bool = field(default=False)
+    persistent: bool = False
+    grams: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        roles: Roles, uses: dict[int, Use], outside: dict[int, dict[Tensor, Tensor]], shared: Shared
+    ) -> TaskRows:
+        """Rows taken now."""
+        return TaskRows(roles, uses, outside, (shared.versions(), _versions(uses)))
+
+    @staticmethod
+    def explicit(roles: Roles, uses: dict[int, Use], shared: Shared) -> TaskRows:
+        """Persistent rows that are given as vectors."""
+        return replace(TaskRows.of(roles, uses, {}, shared), persistent=True)
+
+    def to_subspace(self) -> TaskRows:
+        """The same rows as rows of a subspace, for later steps."""
+        kind = torch.full_like(self.roles.kind, SUBSPACE)
+        roles = replace(self.roles, kind=kind)
+        return TaskRows(roles, dict(self.uses), {}, self.versions, persistent=True)
+
+    def use_up(self) -> None:
+        """Let go of what the rows hold, unless they are persistent."""
+        if not self.persistent:
+            self.spent, self.uses, self.outside = True, {}, {}
+
+    def changed(self) -> bool:
+        """Whether something that the uses hold was written to since."""
+        return self.versions[1] != _versions(self.uses)
+
+    def is_dense(self) -> bool:
+        """Whether all rows are explicit."""
+        return all(isinstance(use, Dense) for use in self.uses.values())
+
+    def __len__(self) -> int:
+        return len(self.roles)
+
+
+def uses_of(parts: Sequence[TaskRows], j: int) -> tuple[Spans, list[Use]]:
+    """The uses of parameter j in rows laid end to end, and which rows each of them has."""
+    spans, uses, start = [], [], 0
+    for part in parts:
+        if j in part.uses:
+            spans.append((start, start + len(part)))
+            uses.append(part.uses[j])
+        start += len(part)
+    return tuple(spans), uses
+
+
+def join_roles(parts: Sequence[Roles]) -> Roles:
+    """Roles of rows laid end to end, tasks matched by name."""
+    if len(parts) == 1:
+        return parts[0]
+    tasks = tuple(dict.fromkeys(task for part in parts for task in part.tasks))
+    return Roles(
+        task=torch.cat([_renumbered(part, tasks) for part in parts]),
+        sample=torch.cat([part.sample for part in parts]),
+        kind=torch.cat([part.kind for part in parts]),
+        loss=torch.cat([part.loss for part in parts]),
+        tasks=tasks,
+        dtype=max((part.dtype for part in parts), key=lambda dtype: torch.finfo(dtype).eps),
+    )
+
+
+def _renumbered(roles: Roles, tasks: tuple[str, ...]) -> Tensor:
+    """`roles.task` as indices into other tasks."""
+    places = [tasks.index(task) for task in roles.tasks]
+    return torch.tensor(places, device=roles.task.device)[roles.task]
+
+
+def _versions(uses: dict[int, Use]) -> tuple[int, ...]:
+    return tuple(version for use in uses.values() for version in use.versions)

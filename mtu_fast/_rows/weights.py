@@ -1,0 +1,108 @@
+"""Weights of rows: one vector for all parameters, or one for each layer or tensor; and those for parameters outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import inf
+
+import torch
+from torch import Tensor
+
+from mtu_fast._rows.grad import check_finite
+from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.task_rows import TaskRows
+
+
+def spread(w: Tensor, shared: Shared, rows: int, like: Tensor) -> list[Tensor]:
+    """The weights `[R]` of every parameter.
+
+    Args:
+        w: `[R]`, or `[L, R]` with L the number of layers or of parameter tensors.
+        shared: the parameters.
+        rows: R.
+        like: a tensor of the dtype and device wanted.
+
+    Raises:
+        TypeError: no real tensor.
+        ValueError: another shape, a sparse tensor, or one on meta.
+    """
+    if not isinstance(w, Tensor) or w.is_complex():
+        found = str(w.dtype) if isinstance(w, Tensor) else type(w).__name__
+        raise TypeError(
+            f"weights: found {found}, expected a real tensor [{rows}], one weight per row."
+        )
+    if w.layout != torch.strided or w.is_meta:
+        found = "a tensor on meta" if w.is_meta else f"layout {w.layout}"
+        raise ValueError(f"weights: found {found}, expected a dense tensor [{rows}] with values.")
+    counts = {per: len(shared.groups(per)) for per in ("layer", "tensor")}
+    is_per_group = w.dim() == 2 and len(w) in counts.values()
+    if w.shape[-1:] != (rows,) or not (w.dim() == 1 or is_per_group):
+        raise ValueError(
+            f"weights: found shape {tuple(w.shape)}, expected [{rows}], one per row, or "
+            f"[{counts['layer']}, {rows}] per layer, [{counts['tensor']}, {rows}] per tensor."
+        )
+    w = w.detach().to(like)
+    if w.dim() == 1:
+        return [w] * len(shared.names)
+    per = "layer" if len(w) == counts["layer"] else "tensor"
+    of_group = w.unbind()
+    places = shared.places(per)
+    return [of_group[places[parameter]] for parameter in shared.parameters]
+
+
+def has_outside(parts: Sequence[TaskRows]) -> bool:
+    """Whether the rows' losses reach parameters outside the shared ones."""
+    return any(gradients for part in parts for gradients in part.outside.values())
+
+
+def outside_gradients(parts: Sequence[TaskRows], w: Tensor) -> dict[Tensor, Tensor]:
+    """`Σ w_group · gradient of the group's summed losses`, over the groups (kind, task) of every part.
+
+    Args:
+        parts: R rows.
+        w: weights `[R]`, equal within a group.
+
+    Returns:
+        {parameter outside: gradient}.
+
+    Raises:
+        ValueError: weights of another shape, or that differ within a group.
+    """
+    if not has_outside(parts):
+        return {}
+    _check_outside(w, sum(map(len, parts)))
+    found: dict[Tensor, Tensor] = {}
+    differs = []
+    pieces = w.detach().double().split([len(part) for part in parts])
+    for part, mine in zip(parts, pieces, strict=True):
+        for kind, gradients in part.outside.items():
+            if not gradients:
+                continue
+            others = part.roles.kind != kind
+            weight = mine.masked_fill(others, -inf).amax()
+            differs.append(weight != mine.masked_fill(others, inf).amin())
+            _add(found, gradients, weight)
+    if differs and bool(torch.stack(differs).any()):  # one wait for the device, whatever the groups
+        check_finite([w])
+        raise ValueError(
+            "weights differ between rows of one kind and task, but the engine has parameters outside `params`, "
+            "whose gradients are known per kind and task only; say what those get by backward(w, outside=weights "
+            "[R]) or a method whose outside() is equal within them, or take rows with per='task'."
+        )
+    return found
+
+
+def _check_outside(w: object, rows: int) -> None:
+    if not isinstance(w, Tensor) or w.shape[-1:] != (rows,):
+        found = f"shape {tuple(w.shape)}" if isinstance(w, Tensor) else type(w).__name__
+        raise ValueError(f"outside: found {found}, expected weights [{rows}], one per row.")
+    if w.dim() != 1:
+        raise ValueError(
+            "weights per layer say nothing of parameters outside; use a method instead."
+        )
+
+
+def _add(found: dict[Tensor, Tensor], gradients: Mapping[Tensor, Tensor], weight: Tensor) -> None:
+    for parameter, g in gradients.items():
+        part = g * weight.to(g.dtype)
+        found[parameter] = found[parameter] + part if parameter in found else part
