@@ -11,7 +11,7 @@ from torch import Tensor
 from mtu_fast._checks.values import check_direction
 from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._ops.gram_schmidt import effective_rank
-from mtu_fast._rows import products
+from mtu_fast._rows import vjp
 from mtu_fast._rows.grad import accumulate, add, as_autograd_gives, check_finite
 from mtu_fast._rows.gram import add_gram
 from mtu_fast._rows.shared import Shared
@@ -99,7 +99,7 @@ class Rows:
             spans, uses = uses_of(self._parts, j)
             if uses:
                 pieces = [weights.of(j, span, u) for span, u in zip(spans, uses, strict=True)]
-                d = products.vjp(uses, pieces)
+                d = vjp.vjp(uses, pieces)
                 found[parameter] = d.view(parameter.shape).to(parameter.dtype)
         return found
 

@@ -154,7 +154,7 @@ BAD_LOSSES: list[tuple[str, Callable[[Losses], Any], type[Exception], str]] = [
         TypeError,
         r"losses\['loss'\]: found torch.complex128.*real",
     ),
-    ("a list", lambda l: list(l.values()), TypeError, r"found list, expected a real tensor \[N\]"),
+    ("a list", lambda l: list(l.values()), TypeError, r"found list, expected a tensor \[N\]"),
     ("a float", lambda l: {"a": 1.0}, TypeError, r"losses\['a'\]: found float"),
     ("nothing", lambda l: None, TypeError, r"found NoneType"),
 ]

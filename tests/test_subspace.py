@@ -391,13 +391,13 @@ def test_errors_tell_kept_rows_from_those_of_the_step() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"size": 0}, ValueError, "size is 0"),
-        ({"size": 1.5}, TypeError, "size is 1.5"),
-        ({"every": None}, TypeError, "every is None"),
+        ({"size": 0}, ValueError, "size: found 0"),
+        ({"size": 1.5}, TypeError, "size: found 1.5"),
+        ({"every": None}, TypeError, "every: found None"),
         ({"tasks": "seg"}, TypeError, "expected several names"),
-        ({"energy": 0}, ValueError, "energy is 0"),
-        ({"energy": True, "basis": True}, TypeError, "energy is True"),
-        ({"energy": "1"}, TypeError, "energy is '1'"),
+        ({"energy": 0}, ValueError, "energy: found 0"),
+        ({"energy": True, "basis": True}, TypeError, "energy: found True"),
+        ({"energy": "1"}, TypeError, "energy: found '1'"),
         (
             {"basis": True, "dtype": float},
             TypeError,

@@ -15,7 +15,8 @@ from mtu_fast._graph.plan import Plan, Site
 from mtu_fast._graph.pull import Seeds, add, local_rows, one_by_one, pulled, through_chain
 from mtu_fast._graph.rowmap import RowMap
 from mtu_fast._graph.rules import RULES
-from mtu_fast._rows.products import aligned, is_table, merge
+from mtu_fast._rows.merge import aligned, merge
+from mtu_fast._rows.together import is_table
 from mtu_fast._rows.uses import Dense, Gather, Use
 
 # Nodes whose rule may decline as their index says: then local vjps serve, and need the graph.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast._ops.gram import row_gram
-from mtu_fast._rows import products
+from mtu_fast._rows import products, together
 from mtu_fast._rows.task_rows import Spans, TaskRows, uses_of
 from mtu_fast._rows.uses import Outer, Use
 
@@ -40,13 +40,13 @@ def add_gram(gram: Tensor, parts: Sequence[TaskRows], group: Sequence[int], prec
             continue
         reaches_the_last = spans[-1][1] == len(gram)
         held = known if reaches_the_last else 0
-        if held and prod(uses[-1].shape) <= products.SMALL:
+        if held and prod(uses[-1].shape) <= together.SMALL:
             uses = [use.grounded() for use in uses]
-        if products.small(uses):
+        if together.small(uses):
             waiting.small.setdefault(spans, []).append(uses)
         elif held:
             _add(gram, spans, products.gram(uses, precision, held))
-        elif outers := products.rank_one(uses):
+        elif outers := together.rank_one(uses):
             waiting.rank_one.setdefault(spans, []).append(outers)
         else:
             _add(gram, spans, products.gram(uses, precision))
@@ -56,11 +56,11 @@ def add_gram(gram: Tensor, parts: Sequence[TaskRows], group: Sequence[int], prec
 def _add_waiting(gram: Tensor, waiting: _Waiting, known: int) -> None:
     small = waiting.small
     for spans, outers in waiting.rank_one.items():
-        part, small[spans] = products.rank_one_gram(outers, small.get(spans, []))
+        part, small[spans] = together.rank_one_gram(outers, small.get(spans, []))
         _add(gram, spans, part)
     for spans, many in small.items():
         held = known if spans[-1][1] == len(gram) else 0
-        for rows in products.side_by_side(many):
+        for rows in together.side_by_side(many):
             _add(gram, spans, row_gram(rows, held))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,23 +35,10 @@ class Space:
                 f"model: found {type(model).__name__}, expected a module; see `params` for a choice."
             )
         self.model = model
-        given = [params] if isinstance(params, nn.Module | Tensor) else params
-        self._given = None if given is None else list(given)
+        self._given = _listed(params)
         self._precision = precision
         names = self._names()
-        for p in self._given or ():
-            if not isinstance(p, Tensor):
-                raise TypeError(
-                    f"params: found {type(p).__name__}, expected parameters; pass model.backbone.parameters()."
-                )
-        strange = [
-            tuple(p.shape) for p in self._given or () if p.requires_grad and id(p) not in names
-        ]
-        if strange:
-            raise ValueError(
-                f"params: found tensors of shapes {strange} that are not parameters of the model; "
-                "pass e.g. model.backbone.parameters()."
-            )
+        self._check_given(names)
         self._look(names)
         if not self.shared.parameters:
             raise ValueError(
@@ -69,30 +57,50 @@ class Space:
         Raises:
             RuntimeError: one is new to the model, and `params` do not say whether it is shared.
         """
-        unknown = [p for p in leaves if id(p) not in self._inside and not self._known_outside(p)]
+        unknown = [p for p in leaves if not self._is_known(p)]
         if not unknown:
             return False
         names = self._names()
-        new = [names[id(p)] for p in unknown if id(p) in names]
-        if not new:
+        unknown = [p for p in unknown if id(p) in names]
+        if not unknown:
             return False
-        if self._given is not None and (
-            new := [name for p in unknown if (name := self._name_of_new(p, names))]
-        ):
+        if self._given is not None:
+            self._check_new([names[id(p)] for p in unknown if self._is_new(p)])
+        self._look(names)
+        return True
+
+    def _check_given(self, names: dict[int, str]) -> None:
+        strange = []
+        for p in self._given or ():
+            if not isinstance(p, Tensor):
+                raise TypeError(
+                    f"params: found {type(p).__name__}, expected parameters; pass model.backbone.parameters()."
+                )
+            if p.requires_grad and id(p) not in names:
+                strange.append(tuple(p.shape))
+        if strange:
+            raise ValueError(
+                f"params: found tensors of shapes {strange} that are not parameters of the model; "
+                "pass e.g. model.backbone.parameters()."
+            )
+
+    @staticmethod
+    def _check_new(new: Sequence[str]) -> None:
+        if new:
             raise RuntimeError(
                 f"losses: found {', '.join(new[:3])} in their graph, which the model did not have when the engine was "
                 "made (a layer replaced, an adapter added?), and cannot know whether it is shared; .grad is untouched. "
                 "Make the engine anew, with the params of now."
             )
-        self._look(names)
-        return True
 
-    def _known_outside(self, p: Tensor) -> bool:
-        """Whether a parameter was outside by choice, and not because it was frozen."""
+    def _is_known(self, p: Tensor) -> bool:
+        """Whether a parameter is shared, or outside by choice and not because it was frozen."""
+        if id(p) in self._inside:
+            return True
         return id(p) in self.outside and self._given is not None and id(p) not in self._chosen
 
-    def _name_of_new(self, p: Tensor, names: dict[int, str]) -> str | None:
-        return names.get(id(p)) if id(p) not in self.outside and id(p) not in self._chosen else None
+    def _is_new(self, p: Tensor) -> bool:
+        return id(p) not in self.outside and id(p) not in self._chosen
 
     def _names(self) -> dict[int, str]:
         return {id(p): name for name, p in self.model.named_parameters()}
@@ -105,3 +113,17 @@ class Space:
         self._inside = {id(p) for p in live}
         self.shared = Shared(tuple(names[id(p)] for p in live), tuple(live), self._precision)
         self.outside = {id(p): p for p in own if id(p) not in self._inside}
+
+
+def _listed(params: Any) -> list[Any] | None:
+    """The parameters that are given, one by one; None for all."""
+    if params is None:
+        return None
+    if isinstance(params, nn.Module | Tensor):
+        return [params]  # an error says which of its parameters to pass
+    if not isinstance(params, Iterable):
+        found = type(params).__name__
+        raise TypeError(
+            f"params: found {found}, expected parameters; pass model.backbone.parameters()."
+        )
+    return list(params)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,14 +27,7 @@ def spread(w: Tensor, shared: Shared, rows: int, like: Tensor) -> list[Tensor]:
         TypeError: no real tensor.
         ValueError: another shape, a sparse tensor, or one on meta.
     """
-    if not isinstance(w, Tensor) or w.is_complex():
-        found = str(w.dtype) if isinstance(w, Tensor) else type(w).__name__
-        raise TypeError(
-            f"weights: found {found}, expected a real tensor [{rows}], one weight per row."
-        )
-    if w.layout != torch.strided or w.is_meta:
-        found = "a tensor on meta" if w.is_meta else f"layout {w.layout}"
-        raise ValueError(f"weights: found {found}, expected a dense tensor [{rows}] with values.")
+    _check_kind(w, rows)
     counts = {per: len(shared.groups(per)) for per in ("layer", "tensor")}
     is_per_group = w.dim() == 2 and len(w) in counts.values()
     if w.shape[-1:] != (rows,) or not (w.dim() == 1 or is_per_group):
@@ -48,6 +42,18 @@ def spread(w: Tensor, shared: Shared, rows: int, like: Tensor) -> list[Tensor]:
     of_group = w.unbind()
     places = shared.places(per)
     return [of_group[places[parameter]] for parameter in shared.parameters]
+
+
+def _check_kind(w: Any, rows: int) -> None:
+    if not isinstance(w, Tensor):
+        found = type(w).__name__
+        raise TypeError(f"weights: found {found}, expected a real tensor [{rows}], one per row.")
+    if w.is_complex():
+        raise TypeError(f"weights: found {w.dtype}, expected a real tensor [{rows}], one per row.")
+    if w.is_meta:
+        raise ValueError("weights: found a tensor on meta, which holds no values.")
+    if w.layout != torch.strided:
+        raise ValueError(f"weights: found layout {w.layout}, expected a dense tensor [{rows}].")
 
 
 def has_outside(parts: Sequence[TaskRows]) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast._ops import gram as op
-from mtu_fast._rows import products
+from mtu_fast._rows import merge, products, together, vjp
 from mtu_fast._rows.uses import Chain, Common, Conv, Dense, Gather, Outer, Several, Use
 from tests.helpers.checks import random_weights
 from tests.helpers.truth import relative_error
@@ -28,7 +28,7 @@ def test_any_two_uses_meet(first: str, second: str) -> None:
     J = torch.cat([rows_of(a), rows_of(b)])
     assert relative_error(products.gram([a, b]), J @ J.T) <= CLOSE
     weights = [random_weights(R), random_weights(3, seed=1)]
-    found = products.vjp([a, b], weights)
+    found = vjp.vjp([a, b], weights)
     assert relative_error(found.flatten(), torch.cat(weights) @ J) <= CLOSE
 
 
@@ -41,29 +41,27 @@ def test_any_two_uses_of_the_same_rows_merge(first: str, second: str) -> None:
         view = Chain(("squeeze",), lambda g: g.squeeze(-1))
         a, b = (replace(u, chain=view) if isinstance(u, Conv) else u for u in (a, b))
     J, w = rows_of(a) + rows_of(b), random_weights(R)
-    one = products.merge([a, b])
+    one = merge.merge([a, b])
     assert one.count == R
     assert relative_error(products.gram([one]), J @ J.T) <= CLOSE
     assert relative_error(one.vjp(w).flatten(), w @ J) <= CLOSE
 
 
 def test_merging_keeps_factors_where_it_can() -> None:
-    assert isinstance(products.merge([make("outer"), make("outer")]), Outer)
-    assert isinstance(products.merge([make("gather"), make("gather")]), Gather)
-    assert isinstance(products.merge([make("common"), make("common")]), Common)
+    assert isinstance(merge.merge([make("outer"), make("outer")]), Outer)
+    assert isinstance(merge.merge([make("gather"), make("gather")]), Gather)
+    assert isinstance(merge.merge([make("common"), make("common")]), Common)
     one = make("conv")
-    assert products.merge([one]) is one
+    assert merge.merge([one]) is one
 
 
 def test_unequal_kinds_stay_beside_one_another() -> None:
     """One part a kind, whatever comes in which order; rows that are there anyway take the others in."""
-    found = products.merge([make("outer"), make("several"), make("gather"), make("outer")])
+    found = merge.merge([make("outer"), make("several"), make("gather"), make("outer")])
     assert isinstance(found, Several)
     assert sorted(type(part).__name__ for part in found.parts) == ["Common", "Gather", "Outer"]
-    assert isinstance(products.merge([found, make("dense")]), Dense)
-    assert isinstance(
-        products.merge([make("outer"), replace(make("gather"), chain=IDENTITY)]), Dense
-    )
+    assert isinstance(merge.merge([found, make("dense")]), Dense)
+    assert isinstance(merge.merge([make("outer"), replace(make("gather"), chain=IDENTITY)]), Dense)
 
 
 IDENTITY = Chain(("identity",), lambda g: g)
@@ -99,7 +97,7 @@ def make_common(shape: tuple[int, ...]) -> Common:
 
 
 def _penalised(use: Use) -> Use:
-    return products.merge([use, make_common(use.shape)])
+    return merge.merge([use, make_common(use.shape)])
 
 
 def _tasks() -> list[Use]:
@@ -108,7 +106,7 @@ def _tasks() -> list[Use]:
         (Outer((6, 4), draw(R, 3, 6), right), Gather((6, 4), index, draw(R, 5, 4)))
         for _ in range(3)
     ]
-    return [products.merge(tie) for tie in ties]
+    return [merge.merge(tie) for tie in ties]
 
 
 @pytest.mark.parametrize("tile", [1, 1 << 20])
@@ -119,7 +117,7 @@ def test_sums_of_kinds_meet(name: str, tile: int, monkeypatch: pytest.MonkeyPatc
     J = torch.cat([rows_of(part) for part in uses])
     weights = [random_weights(use.count, seed=i) for i, use in enumerate(uses)]
     assert relative_error(products.gram(uses), J @ J.T) <= CLOSE
-    found = products.vjp(uses, weights)
+    found = vjp.vjp(uses, weights)
     assert relative_error(found.flatten(), torch.cat(weights) @ J) <= CLOSE
     assert relative_error(torch.cat([use.jvp(found) for use in uses]), J @ found.flatten()) <= CLOSE
 
@@ -168,7 +166,7 @@ def test_tasks_that_share_look_ups_and_activations_take_one_weight_gradient_each
             return real[type(self)](self, w)
 
         monkeypatch.setattr(kind, "weighted", counted)
-    products.vjp(uses, [random_weights(R)] * 3)
+    vjp.vjp(uses, [random_weights(R)] * 3)
     assert sorted(kind.__name__ for kind in asked) == ["Gather", "Outer"]
 
 
@@ -191,13 +189,10 @@ def test_uses_behind_unequal_views_meet_in_the_space_of_the_parameter() -> None:
         relative_error(products.gram([top, bottom]), torch.cat([J, K]) @ torch.cat([J, K]).T)
         <= CLOSE
     )
-    one = products.merge([top, bottom])
+    one = merge.merge([top, bottom])
     assert relative_error(products.gram([one]), (J + K) @ (J + K).T) <= CLOSE
     assert relative_error(one.vjp(w).flatten(), w @ (J + K)) <= CLOSE
-    assert (
-        relative_error(products.vjp([top, bottom], [w, 2 * w]).flatten(), w @ J + 2 * w @ K)
-        <= CLOSE
-    )
+    assert relative_error(vjp.vjp([top, bottom], [w, 2 * w]).flatten(), w @ J + 2 * w @ K) <= CLOSE
     d = draw(10, 4)
     for use, rows_ in ((top, J), (bottom, K), (one, J + K)):
         assert relative_error(use.jvp(d), rows_ @ d.flatten()) <= CLOSE
@@ -234,7 +229,7 @@ def test_shared_sides_are_combined_alike() -> None:
     ]
     weights = [random_weights(u.count, seed=i) for i, u in enumerate(many)]
     J = torch.cat([rows_of(u) for u in many])
-    assert relative_error(products.vjp(many, weights).flatten(), torch.cat(weights) @ J) <= CLOSE
+    assert relative_error(vjp.vjp(many, weights).flatten(), torch.cat(weights) @ J) <= CLOSE
     assert relative_error(products.gram(many), J @ J.T) <= CLOSE
 
 
@@ -262,7 +257,7 @@ def test_parameters_of_rank_one_meet_in_one_call_and_take_their_biases_along() -
     weights = [Outer((6, 4), left, right), Outer((6, 3), left, draw(R, 1, 3))]
     bias, apart = Dense((6,), left[:, 0]), Dense((3,), other)
     copied = replace(bias, rows=left[:, 0].clone())
-    G, rest = products.rank_one_gram([[use] for use in weights], [[bias], [apart], [copied]])
+    G, rest = together.rank_one_gram([[use] for use in weights], [[bias], [apart], [copied]])
     assert len(rest) == 2 and rest[0][0] is apart and rest[1][0] is copied
     J = torch.cat([rows_of(use) for use in [*weights, bias]], 1)
     assert relative_error(G, J @ J.T) <= CLOSE
@@ -271,7 +266,7 @@ def test_parameters_of_rank_one_meet_in_one_call_and_take_their_biases_along() -
 def test_small_rows_are_joined_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op, "BUFFER", 5 * R)
     rows = [[Dense((n,), draw(R, n)), Dense((n,), draw(2, n))] for n in (2, 1, 7, 3)]
-    portions = list(products.side_by_side(rows))
+    portions = list(together.side_by_side(rows))
     assert [portion[0].shape[1] for portion in portions] == [3, 7, 3]
     for block in range(2):
         whole = torch.cat([portion[block] for portion in portions], 1)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mtu_fast as mtu
-from mtu_fast._rows import products
+from mtu_fast._rows import together
 from mtu_fast._rows.uses import Several
 from tests.helpers.checks import assert_rows, joined, trained, truth_of
 from tests.test_memory import Live
@@ -23,7 +23,7 @@ EXACT = 1e-11
 @pytest.fixture(autouse=True)
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of a hundred numbers are large ones: what is said of those takes seconds with true ones."""
-    monkeypatch.setattr(products, "SMALL", 100)
+    monkeypatch.setattr(together, "SMALL", 100)
 
 
 class Language(nn.Module):

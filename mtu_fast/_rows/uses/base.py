@@ -1,0 +1,185 @@
+"""What every kind of use can do, the kind that is plain rows, and the chain between a use and its parameter."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from mtu_fast._ops._blocks import WIDE, working_dtype
+from mtu_fast._ops.explicit import row_inner
+
+TINY = torch.finfo(WIDE).tiny
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The adjoint of the views and casts from a parameter to the op that uses it; equal keys mean equal maps."""
+
+    key: tuple[object, ...] = ()
+    apply: Callable[[Tensor], Tensor] = field(default=lambda g: g, compare=False, repr=False)
+
+    def pull(self, d: Tensor, shape: Sequence[int]) -> Tensor:
+        """`Aᵀ d` float64 `[*shape]` for the linear map A = `apply`: the gradient of `⟨A x, d⟩` by x."""
+        if not self.key or not d.numel():
+            return d.detach().to(WIDE).reshape(shape)
+        found, left = d.new_zeros(shape, dtype=WIDE), d.detach().to(WIDE)
+        x = torch.zeros_like(found, requires_grad=True)
+        with torch.enable_grad():
+            y = self.apply(x)
+        # a cast on the way rounds d; bfloat16 takes 8 of the 24 bits of a float32 at a time
+        for _ in range(3):
+            # and float16 has little range
+            scale = torch.exp2(left.abs().max().clamp(min=TINY).log2().floor())
+            (part,) = torch.autograd.grad(y, x, (left / scale).to(y.dtype), retain_graph=True)
+            found += scale * part
+            left = left - scale * self.apply(part)
+        return found
+
+
+DIRECT = Chain()
+
+
+@dataclass(frozen=True)
+class Use(ABC):
+    """Row gradients of one parameter at one place of the graph."""
+
+    shape: tuple[int, ...]
+    chain: Chain = field(default=DIRECT, kw_only=True)
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """The number of rows R."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What this use keeps alive."""
+
+    @abstractmethod
+    def with_tensors(self, *tensors: Tensor) -> Use:
+        """The same use with other tensors in the place of these."""
+
+    @property
+    def held(self) -> int:
+        """Bytes that this use keeps alive."""
+        return sum(t.numel() * t.element_size() for t in self.tensors)
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Changes whenever something that this use keeps alive is written to in place."""
+        return tuple(t._version for t in self.tensors)
+
+    def select(self, rows: Tensor) -> Use:
+        """The use of some rows only; rows int64 `[R']`."""
+        return self.with_tensors(*(t[rows] for t in self.tensors))  # where each is [R, …]
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The dtype the rows have, or would have."""
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """The rows on this side of the chain, `[R, prod(shape)]`."""
+
+    @abstractmethod
+    def weighted(self, w: Tensor | None) -> Tensor:
+        """`Σ_r w_r row_r` on this side of the chain, `[*shape]`, in memory of its own; without w the plain sum."""
+
+    @abstractmethod
+    def inner(self, d: Tensor) -> Tensor:
+        """`⟨row_r, d⟩` on this side of the chain, products and sums float64: d float64 `[*shape]` -> `[R]`."""
+
+    def vjp(self, w: Tensor | None) -> Tensor:
+        """`Σ_r w_r row_r` in the shape of the parameter; w `[R]`, or None for the plain sum."""
+        return self.chain.apply(self.weighted(w))
+
+    def jvp(self, d: Tensor) -> Tensor:
+        """`J d`, the inner product of each row with d of the parameter's shape; float64 `[R]`."""
+        return self.inner(self.chain.pull(d, self.shape))
+
+    def dense(self) -> Dense:
+        """The same rows, materialised; the chain stays."""
+        rows = self.matrix().view(self.count, *self.shape)
+        return Dense(self.shape, rows, chain=self.chain)
+
+    def grounded(self) -> Dense:
+        """The same rows, materialised in the space of the parameter itself."""
+        rows = self.matrix().view(self.count, *self.shape)
+        if self.chain != DIRECT:
+            # Without a row the shape is still to be found: that of a row of zeros.
+            some = rows if self.count else rows.new_zeros(1, *self.shape)
+            rows = torch.stack([self.chain.apply(row) for row in some])[: self.count]
+        return Dense(tuple(rows.shape[1:]), rows)
+
+    @property
+    def unit(self) -> int:
+        """Columns of `matrix` that are formed together."""
+        return prod(self.shape)
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Columns of `matrix`, `[R, stop - start]`; start and stop are multiples of `unit`."""
+        return self.matrix()[:, start:stop]
+
+    def rows_bytes(self) -> int:
+        """Bytes that the rows take when materialised."""
+        return self.count * prod(self.shape) * self.dtype.itemsize
+
+    def rows_pay(self) -> bool:
+        """Whether a Gram and a combination cost less where the rows are formed and kept for both."""
+        return False
+
+
+@dataclass(frozen=True)
+class Dense(Use):
+    """Rows that are simply there: rows `[R, *shape]`."""
+
+    rows: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.rows.shape[0]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.rows,)
+
+    def with_tensors(self, *tensors: Tensor) -> Dense:
+        (rows,) = tensors
+        return replace(self, rows=rows)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rows.dtype
+
+    def matrix(self) -> Tensor:
+        return self.rows.reshape(self.count, prod(self.shape))
+
+    @property
+    def unit(self) -> int:
+        return 1
+
+    def weighted(self, w: Tensor | None) -> Tensor:
+        dtype = working_dtype(self.rows)
+        if w is None:
+            return self.rows.to(dtype).sum(0)
+        return (w.to(dtype) @ self.matrix().to(dtype)).view(self.shape)
+
+    def inner(self, d: Tensor) -> Tensor:
+        return row_inner(self.matrix(), d.flatten())
+
+
+def weigh(t: Tensor, w: Tensor | None, beside: Tensor | None = None) -> Tensor:
+    """`w[r] t[r]` in the working dtype, in one pass over t; with what stands `beside` added to it."""
+    dtype = working_dtype(t)
+    t = t.to(dtype)
+    if w is None:
+        return t
+    w = w.to(dtype).view(-1, *[1] * (t.dim() - 1))
+    return t * w if beside is None else torch.addcmul(beside, t, w)

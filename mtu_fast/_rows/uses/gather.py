@@ -1,0 +1,63 @@
+"""Tables that are looked up: entries and their gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._ops.explicit import gather_inner, gather_rows
+from mtu_fast._rows.uses.base import Use, weigh
+
+
+@dataclass(frozen=True)
+class Gather(Use):
+    """Rows of a table, scattered: index `[R, S]` into V, values `[R, S, D]`, shape (V, …) of V entries of D numbers.
+
+    sparse: an ordinary backward gives a sparse gradient of this table.
+    """
+
+    index: Tensor
+    values: Tensor
+    sparse: bool = field(default=False, kw_only=True)
+
+    @property
+    def count(self) -> int:
+        return self.index.shape[0]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.index, self.values)
+
+    def with_tensors(self, *tensors: Tensor) -> Gather:
+        index, values = tensors
+        return replace(self, index=index, values=values)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return working_dtype(self.values)
+
+    def matrix(self) -> Tensor:
+        return gather_rows(self.index, self.values, self.shape[0]).flatten(1)
+
+    def weighted(self, w: Tensor | None) -> Tensor:
+        values = weigh(self.values, w)
+        found = values.new_zeros(self.shape[0], self.unit).index_add_(
+            0, self.index.flatten(), values.flatten(0, 1)
+        )
+        return found.view(self.shape)
+
+    @property
+    def unit(self) -> int:
+        return self.values.shape[2]
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        first, last = start // self.unit, stop // self.unit
+        inside = (self.index >= first) & (self.index < last)
+        index = (self.index - first).clamp(0, last - first - 1)
+        return gather_rows(index, self.values * inside[..., None], last - first).flatten(1)
+
+    def inner(self, d: Tensor) -> Tensor:
+        return gather_inner(self.index, self.values, d.view(self.shape[0], self.unit))

@@ -1,0 +1,66 @@
+"""Linear layers: sums over positions of outer products of two sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._ops.explicit import outer_inner, outer_rows
+from mtu_fast._ops.gram import outer_cost
+from mtu_fast._rows.uses.base import Use, weigh
+
+
+@dataclass(frozen=True)
+class Outer(Use):
+    """Rows `Σ_s left[r, s] ⊗ right[r, s]` of a matrix: left `[R, S, A]`, right `[R, S, B]`, prod(shape) = A·B."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.left.shape[0]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.left, self.right)
+
+    def with_tensors(self, *tensors: Tensor) -> Outer:
+        left, right = tensors
+        return replace(self, left=left, right=right)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return working_dtype(self.left)
+
+    def matrix(self) -> Tensor:
+        return outer_rows(self.left, self.right).flatten(1)
+
+    @property
+    def unit(self) -> int:
+        return self.right.shape[2]
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        left = self.left[:, :, start // self.unit : stop // self.unit]
+        return outer_rows(left, self.right).flatten(1)
+
+    def weighted(self, w: Tensor | None) -> Tensor:
+        # The weights go to the smaller side; positions and rows are one contraction: a single GEMM.
+        if self.left.shape[2] <= self.right.shape[2]:
+            left, right = weigh(self.left, w), self.right.to(self.dtype)
+        else:
+            left, right = self.left.to(self.dtype), weigh(self.right, w)
+        return (left.flatten(0, 1).T @ right.flatten(0, 1)).view(self.shape)
+
+    def inner(self, d: Tensor) -> Tensor:
+        return outer_inner(self.left, self.right, d.view(self.left.shape[2], self.right.shape[2]))
+
+    def rows_pay(self) -> bool:
+        return self.left.shape[1] > 1 and outer_cost([self.left], [self.right]).rows_pay
+
+    def transposed(self) -> Outer:
+        """The same rows as a use of the transposed matrix."""
+        return replace(self, shape=self.shape[::-1], left=self.right, right=self.left)
