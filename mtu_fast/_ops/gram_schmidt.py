@@ -79,7 +79,7 @@ def effective_rank(G: Tensor, tol: float) -> Tensor:
     return solve(G, G.new_zeros(G.shape[:-1]), active, tol)[1]
 
 
-def condition(G: Tensor, length: Tensor, tol: float) -> Tensor:
+def condition(G: Tensor, length: Tensor, tol: float, dependent: float = torch.inf) -> Tensor:
     """`‖D⁻¹ G D⁻¹‖_F^½ · max_i ‖(T D)_i‖` with `T G Tᵀ = 1`: σ_max / σ_min of the rows scaled by D⁻¹, estimated.
 
     The first factor is at least σ_max, the second at most 1 / σ_min and close to it, since pivots
@@ -90,15 +90,17 @@ def condition(G: Tensor, length: Tensor, tol: float) -> Tensor:
         length: the diagonal of D, by which the rows are scaled, `[..., R]`; their own lengths, as a
             rule.
         tol: As in `solve`.
+        dependent: What a row counts for that depends on the others.
 
     Returns:
-        `[...]` float64; infinity where a row depends on the others, 0 where there are none.
+        `[...]` float64; at least `dependent` where a row depends on the others, 0 where there are
+        none.
     """
     T, kept = _serving(basis, G)(G, float(tol))
     inverse = torch.where(length > 0, length.reciprocal(), 0.0)
     largest = torch.linalg.matrix_norm(G * inverse[..., None] * inverse[..., None, :]).sqrt()
     grown = torch.linalg.vector_norm(T * length[..., None, :], dim=-1)  # [..., R]
-    grown = torch.where(kept | (G.diagonal(dim1=-2, dim2=-1) <= 0), grown, torch.inf)
+    grown = torch.where(kept | (G.diagonal(dim1=-2, dim2=-1) <= 0), grown, dependent)
     return largest * torch.nn.functional.pad(grown, (0, 1)).amax(-1)
 
 

@@ -1,9 +1,9 @@
-"""Refinement: what a Gram of rounded products leaves of `J_a d = 0` is measured on the rows, and taken off d.
+"""Refinement: what rounding leaves of `J_a d = 0` is measured on the rows, and taken off d.
 
-Weights from a Gram that errs by ε leave about ε · cond² of what they should remove, and rounding
-`Jᵀ w` leaves some more. `J_a d` is known to rounding (`jvp`); the same Gram then gives the
-combination `Jᵀ c` that removes it up to a share ε · cond² of itself. A pass is one combine and one
-push.
+Two things round. Weights from a Gram that errs by ε leave about ε · cond² of what they should
+remove. Rounding `Jᵀ w` in the parameters' dtype leaves about eps · cond, also where the Gram is
+exact. `J_a d` is known to float64 (`jvp`); the same Gram then gives the combination `Jᵀ c` that
+removes it up to a share ε · cond² of itself. A pass is one vjp and one jvp.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from mtu_fast._ops.gram_schmidt import condition
 from mtu_fast.methods import Method, Roles
 from mtu_fast.methods.base import Constrained, Constraint
 
-# below, sums of float32 products in float64 cost no more digits than rounding `Jᵀ w` does
+# Of an inexact Gram: below, sums of float32 products in float64 cost no more digits than rounding
+# `Jᵀ w` does.
 CONDITION = 1e2
+# Of an exact Gram: below, rounding `Jᵀ w` in float32 leaves cosines of some 1e-6.
+CONDITION_EXACT = 1e4
 PASSES = 3
 
 Direction = dict[Tensor, Tensor]
@@ -32,14 +35,26 @@ class Space(Protocol):
     def jvp(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor: ...
 
 
-def sensitive(method: Method, G: Tensor, roles: Roles, w: Tensor) -> Constraint | None:
-    """What the weights of a method are bound to, if it is to be refined; else None."""
+def sensitive(method: Method, G: Tensor, roles: Roles, w: Tensor, exact: bool) -> Constraint | None:
+    """What the weights of a method are bound to, if that is to be refined; else None.
+
+    Args:
+        method: the method.
+        G: the Gram matrix, `[R, R]` or `[L, R, R]`.
+        roles: of the R rows.
+        w: what the method gave.
+        exact: whether the Gram is exact, so that only `Jᵀ w` rounds. A row that depends on others
+            is then held to the constraint by theirs.
+
+    Returns:
+        The constraint, where the rows are conditioned badly enough.
+    """
     constraint = method.constraint(G, roles, w) if isinstance(method, Constrained) else None
-    if constraint is None or not bool(
-        (condition(constraint.gram, _length(G), constraint.tol) > CONDITION).any()
-    ):
+    if constraint is None:
         return None
-    return constraint
+    limit, dependent = (CONDITION_EXACT, 0.0) if exact else (CONDITION, torch.inf)
+    estimate = condition(constraint.gram, _length(G), constraint.tol, dependent)
+    return constraint if bool((estimate > limit).any()) else None
 
 
 def refined(

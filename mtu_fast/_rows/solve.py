@@ -66,7 +66,9 @@ def solve(rows: Source, method: Method | Tensor, shared: Shared, has_outside: bo
         gram = rows.gram(per)
     weights = method(gram, rows.roles)
     constraint = None
-    if gram is not None and inexact(gram.device, rows.roles.dtype, shared.precision):
-        constraint = sensitive(method, gram, rows.roles, weights)
+    if gram is not None:
+        exact = not inexact(gram.device, rows.roles.dtype, shared.precision)
+        if not exact or rows.roles.dtype.itemsize < gram.dtype.itemsize:
+            constraint = sensitive(method, gram, rows.roles, weights, exact)
     outside = method.outside(rows.roles) if has_outside else weights
     return Solved(weights, outside, gram, per, constraint)

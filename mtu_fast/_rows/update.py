@@ -20,8 +20,8 @@ class Update:
         roles: what each row is.
         gram: G `[R, R]` or `[L, R, R]`, float64; None where no Gram was needed.
         residual: the largest `|J_r d| / (|J_r| |d|)` left of what the method constrains, `[]` or
-            `[L]`; None where it was not measured: where the Gram is exact, the rows are well
-            conditioned, or nothing is constrained.
+            `[L]`; None where it was not measured: rows that are well conditioned or of float64,
+            or a method that constrains nothing.
     """
 
     weights: Tensor

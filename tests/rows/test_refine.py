@@ -6,6 +6,7 @@ relative to the rows' lengths, at every entry.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import mtu_fast as mtu
 from mtu_fast import reference
+from mtu_fast._rows import refine
 from mtu_fast._rows import solve as solve_file
 from tests.helpers import matrices
 from tests.helpers.checks import clear
@@ -46,9 +48,10 @@ class Explicit(nn.Module):
 
 
 class Spoiled:
-    """Grams with noise and `inexact` True, on demand; counts pushes."""
+    """Grams with noise and `inexact` True, on demand; counts pushes. Exact Grams are not refined."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(refine, "CONDITION_EXACT", math.inf)
         self.patch, self.pushes, self.combines = monkeypatch, 0, 0
         self.gram, push, combine = mtu.Rows.gram, mtu.Rows.jvp, mtu.Rows.vjp
 
@@ -200,10 +203,34 @@ def test_the_other_part_of_the_update_is_left_alone(alpha: float, spoiled: Spoil
     assert error(refined, J, alpha) <= 2 * error(exact, J, alpha)
 
 
-def test_an_exact_gram_costs_nothing_more(spoiled: Spoiled) -> None:
-    """On the CPU: no condition is estimated, no direction is measured."""
-    step(scene(1e4, 0), mtu.OrthoGrad(0.0))
-    assert (spoiled.pushes, spoiled.combines) == (0, 1)
+@pytest.mark.parametrize("cond", [1e5, 1e6])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_of_an_exact_gram_the_rounding_of_the_update_is_refined(
+    cond: float, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 `Jᵀ w` leans on retain rows by some eps · cond: a cosine of 1e-4 at 1e6."""
+    J, method = scene(cond, seed), mtu.OrthoGrad(0.0)
+    refined, update = step(J, method)
+    monkeypatch.setattr(refine, "CONDITION_EXACT", math.inf)
+    unrefined, before = step(J, method)
+    assert before.residual is None and update.residual is not None
+    left = leaning(refined["layer0"], J["layer0"])
+    assert left <= 2 * ROUNDED < leaning(unrefined["layer0"], J["layer0"]) / 5
+    assert float(update.residual) == pytest.approx(left, rel=1e-5)
+
+
+def test_an_exact_gram_costs_nothing_more(
+    spoiled: Spoiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below the condition at which it matters; rows of float64 and dependent rows ask for nothing."""
+    monkeypatch.setattr(refine, "CONDITION_EXACT", 1e4)
+    _, update = step(scene(5e3, 0), mtu.OrthoGrad(0.0))
+    assert (spoiled.pushes, spoiled.combines) == (0, 1) and update.residual is None
+    J = scene(60.0, 0)["layer0"]
+    twice = torch.cat([matrices.with_duplicates(J[:RETAINED]), J[RETAINED:]])
+    step({"layer0": twice}, mtu.OrthoGrad(0.0))
+    step({"layer0": scene(1e6, 0)["layer0"].double()}, mtu.OrthoGrad(0.0))
+    assert (spoiled.pushes, spoiled.combines) == (0, 3)
 
 
 def test_well_conditioned_rows_are_not_refined(spoiled: Spoiled) -> None:
