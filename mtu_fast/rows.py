@@ -208,7 +208,7 @@ class Rows:
         if unknown or not wanted:
             found = f"unknown tasks {sorted(map(str, unknown))}" if unknown else "no task"
             raise ValueError(
-                f"to_subspace: found {found}, expected some of {list(self.roles.tasks)}."
+                f"to_subspace: tasks: found {found}, expected some of {list(self.roles.tasks)}."
             )
         return wanted
 

@@ -744,12 +744,15 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("tasks", [1, 3])
 @pytest.mark.parametrize("layers", [1, 4])
 @pytest.mark.parametrize(
-    ("method", "waits"), [(mtu.OrthoGrad(0.5), 5), (mtu.PCGrad(), 6)], ids=["OrthoGrad", "PCGrad"]
+    ("method", "waits"), [(mtu.OrthoGrad(0.5), 6), (mtu.PCGrad(), 6)], ids=["OrthoGrad", "PCGrad"]
 )
 def test_a_step_waits_for_the_device_as_often_whatever_the_layers_and_tasks(
     tasks: int, layers: int, method: Any, waits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The losses, the kinds, the Gram, the weights of heads and the update are looked at; PCGrad looks once more."""
+    """The losses, the kinds, the Gram, the weights of heads and the update are looked at.
+
+    OrthoGrad's condition is, too, and PCGrad looks once more.
+    """
     hidden = [
         module for _ in range(layers) for module in (nn.Linear(6, 6), nn.LayerNorm(6), nn.Tanh())
     ]

@@ -1,0 +1,164 @@
+"""The public surface given what it does not take: an error that names the argument, and `.grad` untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mtu_fast as mtu
+
+N = 4
+ERRORS = (TypeError, ValueError)
+
+
+class Scene:
+    """A model with a head outside, its engine, and losses of two tasks."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = nn.ModuleDict({"body": nn.Linear(3, 5), "head": nn.Linear(5, 2)})
+        self.engine = mtu.Engine(self.model, self.model["body"].parameters())
+        self.x = torch.randn(N, 3)
+        for p in self.model.parameters():
+            p.grad = torch.ones_like(p)
+
+    def losses(self) -> dict[str, Tensor]:
+        out = self.model["head"](self.model["body"](self.x))
+        return {"a": out[:, 0].square(), "b": out[:, 1].square()}
+
+    def rows(self, **options: Any) -> mtu.Rows:
+        return self.engine.rows(self.losses(), **options)
+
+    def backward(self, *arguments: Any, **options: Any) -> mtu.Update:
+        return self.engine.backward(self.losses(), *arguments, **options)
+
+
+MASK = torch.arange(N) < 2
+NOT_A_MASK = [5, "x", [True] * N, MASK.float(), MASK[:2], MASK[None], MASK.to_sparse()]
+META = torch.empty(N, dtype=torch.bool, device="meta")
+NOT_WEIGHTS = [
+    [1.0] * 2 * N,
+    torch.ones(3),
+    torch.ones(3, 2 * N),
+    torch.ones(2 * N, dtype=torch.complex64),
+    torch.ones(2 * N, device="meta"),
+    torch.ones(2 * N).to_sparse(),
+]
+OFTEN = [5, "x", object()]
+
+# What is called, the words of the argument in the error, and the wrong values.
+SURFACE: dict[str, tuple[Callable[[Scene, Any], object], str, list[Any]]] = {
+    "Engine(model)": (lambda s, v: mtu.Engine(v), "model", [*OFTEN, None, [nn.Linear(1, 1)]]),
+    "Engine(params)": (
+        lambda s, v: mtu.Engine(s.model, params=v),
+        "params",
+        [*OFTEN, [5], ["body.weight"], [torch.ones(3, requires_grad=True)], []],
+    ),
+    "Engine(memory_budget)": (
+        lambda s, v: mtu.Engine(s.model, memory_budget=v),
+        "memory_budget",
+        [-1, 1.5, "1", None, True],
+    ),
+    "Engine(precision)": (
+        lambda s, v: mtu.Engine(s.model, precision=v),
+        "precision",
+        [5, None, "tf32"],
+    ),
+    "rows(losses)": (
+        lambda s, v: s.engine.rows(v),
+        "losses",
+        [*OFTEN, None, [torch.ones(N)], {}, {"a": 5}, {"a": [1.0]}, torch.ones(N)],
+    ),
+    "rows(forget)": (lambda s, v: s.rows(forget=v), "forget", NOT_A_MASK),
+    "rows(forget on meta)": (lambda s, v: s.rows(forget=v), "forget", [META, {"c": MASK}]),
+    "rows(present)": (lambda s, v: s.rows(present=v), "present", [5, MASK, {"c": MASK}]),
+    "rows(present of a task)": (lambda s, v: s.rows(present={"a": v}), "present", NOT_A_MASK),
+    "rows(per)": (lambda s, v: s.rows(per=v), "per", [5, "task ", None]),
+    "backward(method)": (
+        lambda s, v: s.backward(v),
+        "method|weights",
+        [5, "OrthoGrad", None, mtu.OrthoGrad, lambda G: G],
+    ),
+    "backward(weights)": (lambda s, v: s.backward(v), "weights", NOT_WEIGHTS[1:]),
+    "backward(subspace)": (
+        lambda s, v: s.backward(mtu.InterferenceAware(0.5), subspace=v),
+        "subspace",
+        [5, "x", [torch.ones(3)]],
+    ),
+    "Rows.backward(outside)": (
+        lambda s, v: s.rows().backward(torch.ones(2 * N), outside=v),
+        "outside",
+        [5, "x", [1.0], torch.ones(3)],
+    ),
+    "Rows.gram(per)": (lambda s, v: s.rows().gram(v), "per", [5, "sample", None]),
+    "Rows.names(per)": (lambda s, v: s.rows().names(v), "per", [5, "sample", None]),
+    "Rows.vjp(w)": (lambda s, v: s.rows().vjp(v), "weights", NOT_WEIGHTS),
+    "Rows.jvp(d)": (
+        lambda s, v: s.rows().jvp(v),
+        "jvp",
+        [5, "x", [torch.ones(3)], {"body.weight": torch.ones(5, 3)}, {torch.ones(2): 1.0}],
+    ),
+    "Rows.to_subspace(tasks)": (
+        lambda s, v: s.rows().to_subspace(v),
+        "tasks",
+        [5, "a", ["unknown"], []],
+    ),
+    "cat": (lambda s, v: mtu.cat(s.rows(), v), "cat", [5, None, torch.ones(3)]),
+    "subspace_rows(vectors)": (
+        lambda s, v: s.engine.subspace_rows(v, "a"),
+        "vectors",
+        [
+            5,
+            [torch.ones(2, 5, 3)],
+            {"x": torch.ones(2)},
+            {"body.weight": [1.0]},
+            {"body.weight": torch.ones(5, 3)},
+        ],
+    ),
+    "Subspace(size)": (lambda s, v: mtu.Subspace(v), "size", [0, -1, 1.5, "x", True]),
+    "Subspace(every)": (lambda s, v: mtu.Subspace(every=v), "every", [0, 1.5, None, "x"]),
+    "Subspace(tasks)": (lambda s, v: mtu.Subspace(tasks=v), "tasks", [5, "a"]),
+    "Subspace(basis)": (lambda s, v: mtu.Subspace(basis=v), "basis", ["x", 1, None]),
+    "Subspace(rank)": (lambda s, v: mtu.Subspace(basis=True, rank=v), "rank", [0, 1.5, "x"]),
+    "Subspace(energy)": (
+        lambda s, v: mtu.Subspace(basis=True, energy=v),
+        "energy",
+        [0.0, 1.5, "x", float("nan")],
+    ),
+    "Subspace(dtype)": (
+        lambda s, v: mtu.Subspace(basis=True, dtype=v),
+        "dtype",
+        [5, "float32", torch.int64, torch.complex64],
+    ),
+    "Subspace.keep": (lambda s, v: mtu.Subspace().keep(v), "Subspace", [5, torch.ones(3)]),
+}
+CASES = [(name, i) for name, (_, _, wrong) in SURFACE.items() for i in range(len(wrong))]
+
+
+@pytest.mark.parametrize(("name", "which"), CASES)
+def test_a_wrong_argument_is_named_and_nothing_is_written(name: str, which: int) -> None:
+    call, words, wrong = SURFACE[name]
+    scene = Scene()
+    before = [p.detach().clone() for p in scene.model.parameters()]
+    with pytest.raises(ERRORS, match=words) as raised:
+        call(scene, wrong[which])
+    assert all((p.grad == 1.0).all() for p in scene.model.parameters())
+    assert all(torch.equal(p, q) for p, q in zip(scene.model.parameters(), before, strict=True))
+    last = raised.traceback[-1].path
+    assert "mtu_fast" in str(last), f"raised in {last}, not by a check of ours"
+
+
+def test_every_public_callable_is_walked() -> None:
+    walked = " ".join(SURFACE)
+    for name in ("Engine", "rows", "backward", "cat", "Subspace", "vjp", "jvp", "gram"):
+        assert name in walked
+
+
+def test_rows_of_tasks_that_are_no_strings_can_be_shown() -> None:
+    scene = Scene()
+    losses = dict(zip((1, ("b", 2)), scene.losses().values(), strict=True))
+    assert "tasks 1, ('b', 2)" in repr(scene.engine.rows(losses))
