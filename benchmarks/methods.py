@@ -18,6 +18,7 @@ import mtu_fast as mtu
 from benchmarks.data import Dataset, Samples
 from benchmarks.protocol import Entry, Losses, Mask, Protocol, Situation, Step, draw, mean_losses
 from mtu_fast import reference
+from mtu_fast.methods.interference import Order, Protected
 from mtu_fast.methods.nabla_tau import REFRESH
 from mtu_fast.unlearning import metrics
 
@@ -140,7 +141,7 @@ def slow_gdr_gma(params: Sequence[Tensor], losses: Losses, forget: Mask, alpha: 
     )
 
 
-def interference(name: str, order: str = "joint", retain: str = "all") -> Entry:
+def interference(name: str, order: Order = "joint", retain: Protected = "all") -> Entry:
     """The interference-aware method of one order and set of constraints."""
     return Entry(
         name, partial(mtu.InterferenceAware, order=order, retain=retain), partial(slow_interference, order=order),

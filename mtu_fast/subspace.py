@@ -314,14 +314,15 @@ def _explicit(rows: Rows) -> tuple[Rows, dict[str, Any]]:
     return rows.replaced(names, task, dtype), {"vectors": names, "task": task, "dtype": dtype}
 
 
-def check_subspace(method: object, subspace: object) -> None:
+def check_subspace(method: Method | Tensor, subspace: object) -> None:
     """A method that works in a subspace has one, and no other is given one.
 
     Raises:
         TypeError: something else than a Subspace.
         ValueError: it is missing, or would not be looked at.
     """
-    name, needed = type(method).__name__, bool(getattr(method, "needs_subspace", False))
+    name = type(method).__name__
+    needed = isinstance(method, Method) and method.needs_subspace
     if subspace is not None and not isinstance(subspace, Subspace):
         raise TypeError(f"subspace: found {type(subspace).__name__}, expected a mtu.Subspace.")
     if needed and subspace is None:

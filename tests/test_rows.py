@@ -275,14 +275,14 @@ def test_a_method_of_a_subspace_refuses_rows_without_one() -> None:
 
 def test_outside_is_asked_for_where_there_are_parameters_outside() -> None:
     net, loss = two_layers()
-    mtu.Engine(net).backward(loss, Reading())  # type: ignore[abstract]
+    mtu.Engine(net).backward(loss, Reading())
     assert all(p.grad is not None for p in net.parameters())
     net, loss = two_layers()
     engine = mtu.Engine(net, params=net[0].parameters())
     with pytest.raises(
         NotImplementedError, match=r"Reading\.outside\(roles\): expected weights \[R\]"
     ):
-        engine.backward(loss, Reading())  # type: ignore[abstract]
+        engine.backward(loss, Reading())
     assert all(p.grad is None for p in net.parameters())
 
 
@@ -290,7 +290,7 @@ def test_outside_is_asked_for_where_there_are_parameters_outside() -> None:
     ("given", "found"), [(torch.ones(3).double(), r"shape \(3,\)"), (None, "NoneType")]
 )
 def test_what_outside_returns_has_a_weight_for_each_row(given: Any, found: str) -> None:
-    method = Reading()  # type: ignore[abstract]
+    method = Reading()
     method.outside = lambda roles: given  # type: ignore[method-assign]
     net, loss = two_layers()
     with pytest.raises(ValueError, match=rf"outside: found {found}, expected weights \[5\]"):

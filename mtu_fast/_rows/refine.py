@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtu_fast._ops.gram_schmidt import condition
 from mtu_fast.methods import Method, Roles
-from mtu_fast.methods.base import Constrained, Constraint
+from mtu_fast.methods.base import Constraint
 
 # Of an inexact Gram: below, sums of float32 products in float64 cost no more digits than rounding
 # `Jᵀ w` does.
@@ -49,7 +49,7 @@ def sensitive(method: Method, G: Tensor, roles: Roles, w: Tensor, exact: bool) -
     Returns:
         The constraint, where the rows are conditioned badly enough.
     """
-    constraint = method.constraint(G, roles, w) if isinstance(method, Constrained) else None
+    constraint = method.constraint(G, roles, w)
     if constraint is None:
         return None
     limit, dependent = (CONDITION_EXACT, 0.0) if exact else (CONDITION, torch.inf)

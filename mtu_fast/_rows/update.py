@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtu_fast._ops.gram_schmidt import effective_rank
 from mtu_fast.methods import RETAIN, SUBSPACE, Method, Roles
-from mtu_fast.methods.base import dependence_tolerance
+from mtu_fast.methods.base import HOW_TO_WRITE_ONE, check_flags, dependence_tolerance
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,14 +55,12 @@ def check_method(method: object) -> None:
             f"backward: found the class {method.__name__}, expected an instance of a method, such as "
             "mtu.OrthoGrad(alpha=0.5): call the class with its settings."
         )
-    lacking = [
-        name for name in ("per", "needs_gram", "outside", "__call__") if not hasattr(method, name)
-    ]
-    if lacking and not isinstance(method, Tensor):
+    if isinstance(method, Method):
+        check_flags(method)
+    elif not isinstance(method, Tensor):
         raise TypeError(
-            f"backward: found {type(method).__name__} without {lacking}, expected a method such as "
-            "mtu.OrthoGrad(alpha=0.5) with per, needs_gram, outside(roles) and __call__(G, roles), or weights [R]. A "
-            "map from G alone is used as rows.backward(weighting(rows.gram()))."
+            f"backward: found {type(method).__name__}, expected a mtu.Method such as mtu.OrthoGrad(alpha=0.5), or "
+            f"weights [R]. {HOW_TO_WRITE_ONE}"
         )
 
 
@@ -79,7 +77,7 @@ def check_meant(method: Method, roles: Roles) -> None:
             "engine.rows(..., per='task'), or call engine.backward(losses, method). rows.backward(method, check=False) "
             "does not ask."
         )
-    if getattr(method, "needs_subspace", False) and bool(own.all()):
+    if method.needs_subspace and bool(own.all()):
         raise ValueError(
             f"backward: {name} moves in a subspace of rows kept from earlier steps, found none among these; call "
             "subspace.step(rows, method) with a mtu.Subspace() made before the loop."

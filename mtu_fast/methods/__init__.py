@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 from mtu_fast.methods.alignedmtl import AlignedMTL
-from mtu_fast.methods.base import (
-    FORGET,
-    RETAIN,
-    SUBSPACE,
-    Method,
-    Roles,
-    dependence_tolerance,
-    mean_weights,
-)
+from mtu_fast.methods.base import Constraint, Method, Scheduled, dependence_tolerance
 from mtu_fast.methods.cagrad import CAGrad
 from mtu_fast.methods.dualproj import DualProj
 from mtu_fast.methods.fairgrad import FairGrad
@@ -30,6 +22,7 @@ from mtu_fast.methods.nashmtl import NashMTL
 from mtu_fast.methods.orthograd import OrthoGrad
 from mtu_fast.methods.pcgrad import PCGrad
 from mtu_fast.methods.random_labels import RandomLabels, random_labels, shuffled_targets
+from mtu_fast.methods.roles import FORGET, RETAIN, SUBSPACE, Roles, mean_weights
 from mtu_fast.methods.sum import Sum
 from mtu_fast.methods.upgrad import UPGrad
 
@@ -42,6 +35,7 @@ __all__ = [
     "SUBSPACE",
     "AlignedMTL",
     "CAGrad",
+    "Constraint",
     "DualProj",
     "FairGrad",
     "FineTune",
@@ -58,6 +52,7 @@ __all__ = [
     "PCGrad",
     "RandomLabels",
     "Roles",
+    "Scheduled",
     "Sum",
     "UPGrad",
     "dependence_tolerance",

@@ -12,12 +12,10 @@ solver, `complementary`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from mtu_fast.methods.base import FORGET, SUBSPACE, Roles
+from mtu_fast.methods._gram import UnitRows, norm, times
 
 # 11 to 20 reach rounding; nearly 30 where x and s vanish together, as between orthogonal rows
 STEPS = 30
@@ -29,47 +27,12 @@ DONE = 1e-30  # mean of x s below which a problem rests
 TINY = torch.finfo(torch.float64).tiny
 
 
-@dataclass(frozen=True)
-class UnitRows:
-    """The rows that take part, divided by their lengths, so that the scale of a loss makes no difference to a solver.
-
-    Attributes:
-        E: [..., R, R] cosines with forget rows negated; the identity where a row is not live.
-        length: [..., R] lengths; 1 where a row is not live.
-        live: [..., R] bool, rows that take part and are not zero.
-        zero: [..., R] bool, rows that take part and are zero.
-    """
-
-    E: Tensor
-    length: Tensor
-    live: Tensor
-    zero: Tensor
-
-
-def preference(roles: Roles) -> Tensor:
-    """Weights [R]: 1/T on retain and -1/T on forget rows, T of them in all, 0 on subspace rows."""
-    sign = 1.0 - 2.0 * (roles.kind == FORGET).double() - (roles.kind == SUBSPACE).double()
-    return sign / sign.abs().sum().clamp(min=1.0)
-
-
-def equilibrate(G: Tensor, roles: Roles) -> UnitRows:
-    """Unit rows from their Gram matrix [..., R, R]."""
-    squares = G.diagonal(dim1=-2, dim2=-1)
-    taking = roles.kind != SUBSPACE
-    live = taking & (squares > 0)
-    length = torch.where(live, squares, 1.0).sqrt()
-    unit = torch.where(live, preference(roles).sign() / length, 0.0)
-    lower = (G * unit[..., None] * unit[..., None, :]).tril(-1)
-    E = lower + lower.mT + torch.eye(len(roles), dtype=G.dtype, device=G.device)
-    return UnitRows(E, length, live, taking & ~live)
-
-
 def complementary(M: Tensor, q: Tensor) -> Tensor:
     """x ≥ 0 with s = M x + q ≥ 0 and x·s = 0: the minimum of ½ xᵀM x + qᵀx over x ≥ 0.
 
     Mehrotra's predictor-corrector interior point from x = s = 1, whatever M x + q is there:
     convergence asks for a solution, neither for an interior nor for uniqueness. Among several
-    solutions one of moderate size is found.
+    solutions one of moderate size is found. On the CPU the steps end where every problem rests.
 
     Args:
         M: [..., R, R] positive semidefinite, diagonal near 1; may be singular.
@@ -82,6 +45,9 @@ def complementary(M: Tensor, q: Tensor) -> Tensor:
     for _step in range(STEPS):
         x, s = point
         gap = (x * s).mean(-1, keepdim=True)
+        open_ = gap > DONE
+        if q.device.type == "cpu" and not bool(open_.any()):  # a GPU would be waited for
+            break
         missing = s - times(M, x) - q
         factor = torch.linalg.cholesky_ex(M + torch.diag_embed((s / x).clamp(min=FLOOR)))[0]
         predictor = _newton(factor, point, missing, -x * s)
@@ -89,7 +55,7 @@ def complementary(M: Tensor, q: Tensor) -> Tensor:
         centre = gap * ((ahead_x * ahead_s).mean(-1, keepdim=True) / gap) ** 3
         move = _newton(factor, point, missing, centre - x * s - predictor[0] * predictor[1])
         after = point + move * _reach(point, move, SHORT)
-        moving = (gap > DONE) & after.isfinite().all(-1, keepdim=True).all(0)
+        moving = open_ & after.isfinite().all(-1, keepdim=True).all(0)
         point = torch.where(moving, after, point)
     return point[0]
 
@@ -131,13 +97,3 @@ def least_norm(rows: UnitRows) -> tuple[Tensor, Tensor]:
     a = torch.where(rows.live, shortest / rows.length, 0.0)
     x = complementary(rows.E + a[..., None] * a[..., None, :], torch.where(rows.live, -a, 1.0))
     return torch.where(rows.live, x / (a * x).sum(-1, keepdim=True).clamp(min=TINY), 0.0), a
-
-
-def times(M: Tensor, x: Tensor) -> Tensor:
-    """M x [..., R]."""
-    return (M @ x[..., None])[..., 0]
-
-
-def norm(E: Tensor, x: Tensor) -> Tensor:
-    """√(xᵀE x) [..., 1]."""
-    return (x * times(E, x)).sum(-1, keepdim=True).clamp(min=0.0).sqrt()

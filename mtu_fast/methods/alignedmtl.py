@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import isfinite
 
 import torch
 from torch import Tensor
 
-from mtu_fast.methods.base import Roles, check_gram, dependence_tolerance
-from mtu_fast.methods.signed import signed_gram, signs
+from mtu_fast.methods._gram import signed_gram
+from mtu_fast.methods.base import Method, dependence_tolerance
+from mtu_fast.methods.roles import Roles, equal_shares, signs
 
 
-class AlignedMTL:
+@dataclass(frozen=True)
+class AlignedMTL(Method):
     """w = √λ_min V Λ^(-1/2) Vᵀ p with G = V Λ Vᵀ: J^T w = σ_min · Σ_i p_i (A Bᵀ)_i where J = A Σ Bᵀ.
 
     λ_min is the smallest eigenvalue that counts: singular values of J below the dependence
@@ -35,21 +38,24 @@ class AlignedMTL:
     """
 
     per = "task"
-    granularity = "global"
-    needs_gram = True
 
-    def __init__(self, preference: Mapping[str, float] | None = None) -> None:
-        if preference is not None and not isinstance(preference, Mapping):
+    preference: Mapping[str, float] | None = field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.preference is None:
+            return
+        if not isinstance(self.preference, Mapping):
             raise TypeError(
-                f"AlignedMTL: preference is {type(preference).__name__}, expected {{task: weight}} or None; rows are "
-                "known by the names of their tasks."
+                f"AlignedMTL: preference is {type(self.preference).__name__}, expected {{task: weight}} or None; rows "
+                "are known by the names of their tasks."
             )
-        for task, weight in (preference or {}).items():
+        own = dict(self.preference)  # a later change of the caller's is none of ours
+        object.__setattr__(self, "preference", own)
+        for task, weight in own.items():
             if not (isfinite(weight) and weight >= 0):
                 raise ValueError(
                     f"AlignedMTL: preference[{task!r}] is {weight}, expected a finite weight, at least 0."
                 )
-        self.preference = None if preference is None else dict(preference)
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].
@@ -57,28 +63,27 @@ class AlignedMTL:
         A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in
         `roles`, or a task without a preference, a ValueError.
         """
-        if not len(roles):
-            return check_gram("AlignedMTL", G, roles).diagonal(dim1=-2, dim2=-1)
         G, sign = signed_gram("AlignedMTL", G, roles)
+        if not len(roles):
+            return G.new_zeros(G.shape[:-1])
         values, V = torch.linalg.eigh(G)  # [..., R], [..., R, R]
-        counts = values > dependence_tolerance(roles.dtype) ** 2 * values[..., -1:].clamp(min=0.0)
+        largest = values[..., -1:].clamp(min=0.0)
+        counts = values > dependence_tolerance(roles.dtype) ** 2 * largest
         lowest = torch.where(counts, values, torch.inf).amin(-1, keepdim=True)
-        ratio = torch.where(counts, (lowest / values).sqrt(), torch.zeros_like(values))
+        ratio = torch.where(counts, (lowest / values).sqrt(), 0.0)
         p = sign * self.outside(roles)
         return sign * (V * (ratio * (p @ V))[..., None, :]).sum(-1)
 
     def outside(self, roles: Roles) -> Tensor:
         """Weights p on retain rows, -p on forget rows, [R]: the weights before the alignment."""
-        sign = signs(roles)
         if self.preference is None:
-            return sign / sign.abs().sum().clamp(min=1.0)
+            return equal_shares(roles)
         missing = [task for task in roles.tasks if task not in self.preference]
         if missing:
             raise ValueError(
                 f"AlignedMTL: preference names {', '.join(self.preference) or 'no task'}, but there are rows of "
                 f"{', '.join(missing)}; give every task a weight."
             )
-        return sign * sign.new_tensor([self.preference[task] for task in roles.tasks])[roles.task]
-
-    def __repr__(self) -> str:
-        return f"AlignedMTL(preference={self.preference})"
+        sign = signs(roles)
+        wanted = sign.new_tensor([self.preference[task] for task in roles.tasks])
+        return sign * wanted[roles.task]

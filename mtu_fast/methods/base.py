@@ -1,88 +1,166 @@
-"""What every method shares: the roles of the rows, the protocol, means per (kind, task), argument checks."""
+"""The contract of methods: `Method`, what it declares, and how a run on disk knows one from another."""
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from mtu_fast._ops.gram_schmidt import TOLERANCE, solve
+from mtu_fast.methods._identity import identity
+from mtu_fast.methods.roles import FORGET, RETAIN, SUBSPACE, Roles, mean_weights
 
-RETAIN, FORGET, SUBSPACE = 0, 1, 2
+__all__ = [
+    "FORGET",
+    "RETAIN",
+    "SUBSPACE",
+    "Constraint",
+    "Granularity",
+    "Method",
+    "Per",
+    "Roles",
+    "Scheduled",
+    "dependence_tolerance",
+    "mean_weights",
+]
 
-GRANULARITY = ("global", "layer", "tensor")
+Per = Literal["sample", "task"]
+Granularity = Literal["global", "layer", "tensor"]
 
-
-@dataclass(frozen=True)
-class Roles:
-    """What row r is: kind[r] of task tasks[task[r]], sample[r] of its forward, with loss value loss[r].
-
-    Attributes:
-        task: [R] int64, index into `tasks`.
-        sample: [R] int64, index of the sample within its forward; -1 where the row is a mean.
-        kind: [R] int64, RETAIN, FORGET or SUBSPACE.
-        loss: [R] float64, detached loss values.
-        tasks: names of the tasks.
-        dtype: the precision in which the rows' gradients were computed.
-
-    Raises:
-        ValueError: the four tensors are not vectors of one length.
-        TypeError: `task`, `sample` or `kind` is not int64.
-    """
-
-    task: Tensor
-    sample: Tensor
-    kind: Tensor
-    loss: Tensor
-    tasks: tuple[str, ...]
-    dtype: torch.dtype = torch.float32
-
-    def __post_init__(self) -> None:
-        columns = {"task": self.task, "sample": self.sample, "kind": self.kind, "loss": self.loss}
-        shapes = {name: tuple(column.shape) for name, column in columns.items()}
-        if self.task.ndim != 1 or len(set(shapes.values())) != 1:
-            raise ValueError(
-                f"Roles: shapes are {shapes}, expected four vectors [R] of one length, an entry per row."
-            )
-        for name in ("task", "sample", "kind"):
-            if columns[name].dtype != torch.int64:
-                raise TypeError(
-                    f"Roles: {name} is {columns[name].dtype}, expected torch.int64; convert it by .long()."
-                )
-
-    def __len__(self) -> int:
-        return self.task.shape[0]
+HOW_TO_WRITE_ONE = (
+    "A map from G alone is used as rows.backward(weighting(rows.gram())). A method of your own derives from "
+    "mtu.Method:\n\n"
+    "    @dataclass(frozen=True)\n"
+    "    class Mine(mtu.Method):\n"
+    "        alpha: float = 0.5\n"
+    "        per = 'sample'  # or 'task', for one mean row per (role, task)\n\n"
+    "        def __call__(self, G, roles):  # [R, R] -> [R]\n"
+    "            return self.alpha * (roles.kind == mtu.RETAIN).double() / len(roles)\n"
+)
 
 
-@runtime_checkable
-class Method(Protocol):
+class Method(ABC):
     """w = method(G, roles): weights of the rows, from nothing but their Gram matrix and their roles.
 
-    per: "sample" or "task", the rows the method is meant for. granularity: "global", "layer" or
-    "tensor", the blocks of parameters that each get a Gram matrix and weights of their own.
-    needs_gram: False where w does not depend on G, which is then None.
+    A method of your own is a frozen dataclass. What it depends on are its fields: they make its
+    `repr`, its equality, and the description by which a checkpoint knows it.
+
+        @dataclass(frozen=True)
+        class Mine(mtu.Method):
+            alpha: float = 0.5
+
+            def __call__(self, G, roles):  # float64 [..., R, R] -> [..., R]
+                r = mtu.methods.mean_weights(roles, mtu.RETAIN)
+                f = mtu.methods.mean_weights(roles, mtu.FORGET)
+                return self.alpha * r - (1 - self.alpha) * f
+
+    Attributes:
+        per: the rows the method is meant for: "sample", or "task" for one mean row per (kind,
+            task).
+        granularity: the blocks of parameters that each get a Gram matrix and weights of their own:
+            "global" (one block), "layer" or "tensor". May be a field.
+        needs_gram: False where w does not depend on G, which is then None.
+        needs_subspace: whether the method works in a `mtu.Subspace`, which it must then be given.
     """
 
-    per: str = "sample"
-    granularity: str = "global"
-    needs_gram: bool = True
+    per: ClassVar[Per] = "sample"
+    granularity: Granularity = "global"
+    needs_gram: ClassVar[bool] = True
+    needs_subspace: ClassVar[bool] = False
 
+    @abstractmethod
     def __call__(self, G: Any, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R] float64."""
-        ...
 
     def outside(self, roles: Roles) -> Tensor:
-        """Weights [R] float64 of the losses for parameters outside the shared ones; equal within a (kind, task).
+        """Weights [R] of the losses for parameters outside the shared ones, equal within each (kind, task).
 
-        Asked for only where there are such parameters.
+        Asked for only where there are such parameters. Without a Gram matrix they are the weights
+        themselves.
+
+        Raises:
+            NotImplementedError: the method needs a Gram matrix and does not say.
         """
+        if not self.needs_gram:
+            return self(None, roles)
+        name = type(self).__name__
         raise NotImplementedError(
-            f"{type(self).__name__}.outside(roles): expected weights [R] of the losses for the parameters outside "
+            f"{name}.outside(roles): expected weights [R] of the losses for the parameters outside "
             "`params`, equal within each (kind, task): the weights before surgery, say."
         )
+
+    def constraint(self, G: Any, roles: Roles, w: Tensor) -> Constraint | None:
+        """What must hold of the update `Jᵀ w`, w = method(G, roles); None where nothing holds exactly.
+
+        Asked for where the Gram's products are rounded below float64, to refine the update.
+        """
+        return None
+
+    def generators(self) -> list[torch.Generator]:
+        """What a call draws random numbers from; a checkpoint of `mtu.unlearn` holds where they stand."""
+        held = vars(self).values()
+        return [value for value in held if isinstance(value, torch.Generator)]
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What calls and hooks have changed: tensors, numbers and strings; nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        if state:
+            name = type(self).__name__
+            raise NotImplementedError(f"{name}: found a state, but no load_state_dict to take it.")
+
+    def describe(self) -> dict[str, Any]:
+        """The type and the fields, as text and numbers: by this a checkpoint tells one method from another.
+
+        Fields with `compare=False` are left out, as they are from `==`. Where the fields do not say
+        all that the method depends on, a TypeError says what to do.
+        """
+        return identity(self)
+
+
+class Scheduled(Method):
+    """A method whose weights depend on how far a run has come; `mtu.unlearn` calls its hooks.
+
+    In a frozen dataclass, what the hooks change lies in an object that a field with `init=False,
+    repr=False, compare=False` holds.
+
+    Attributes:
+        epoch_of: "forget" or "retain", the loader whose passes are the epochs.
+    """
+
+    epoch_of: ClassVar[Literal["forget", "retain"]] = "retain"
+
+    @property
+    @abstractmethod
+    def epochs(self) -> int | None:
+        """How many epochs the method wants, known after `prepare`; None for any number.
+
+        Where it wants a number the held-out level does not stop the run.
+        """
+
+    @abstractmethod
+    def prepare(
+        self, *, forget: int, retain: int, forget_batches: int, retain_batches: int
+    ) -> None:
+        """Once, before the first step: samples of each side, and batches of one pass over it."""
+
+    @abstractmethod
+    def start_epoch(self, epoch: int, validation: Callable[[], Mapping[str, float]]) -> None:
+        """Before every epoch, counted from 0; `validation()` measures {task: mean validation loss} when called."""
+
+    @abstractmethod
+    def state_dict(self) -> Mapping[str, Any]:
+        """All that the hooks have set: tensors, numbers and strings."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
 
 
 @dataclass(frozen=True)
@@ -108,39 +186,9 @@ class Constraint:
     def correction(self, Jd: Tensor) -> Tensor:
         """Weights [..., R] of what is to be subtracted from d, given J d [..., R]."""
         x, _ = solve(self.gram, Jd, self.active, self.tol)
-        return x if self.lift is None else (self.lift @ x[..., None]).squeeze(-1)
-
-
-@runtime_checkable
-class Constrained(Protocol):
-    """What a method may have besides `Method`, to be refined where the Gram's products are rounded below float64."""
-
-    def constraint(self, G: Any, roles: Roles, w: Tensor) -> Constraint | None:
-        """What must hold of the update `Jᵀ w`, w = method(G, roles); None where nothing holds exactly."""
-        ...
-
-
-def mean_weights(roles: Roles, kind: int | None) -> Tensor:
-    """Weights 1 / count of the rows of `kind` in the row's task, else 0: J^T w is the sum of the tasks' means.
-
-    Args:
-        roles: roles of R rows.
-        kind: RETAIN, FORGET or SUBSPACE; None for retain and forget rows together.
-
-    Returns:
-        Weights [R], float64, on the device of the roles.
-
-    Raises:
-        ValueError: `kind` is none of these.
-    """
-    if kind not in (RETAIN, FORGET, SUBSPACE, None):
-        raise ValueError(
-            f"mean_weights: kind is {kind!r}, expected RETAIN (0), FORGET (1), SUBSPACE (2) or None."
-        )
-    chosen = roles.kind != SUBSPACE if kind is None else roles.kind == kind
-    member = chosen.to(torch.float64)
-    count = member.new_zeros(len(roles.tasks)).index_add(0, roles.task, member)
-    return member / count[roles.task].clamp(min=1.0)
+        if self.lift is None:
+            return x
+        return (self.lift @ x[..., None]).squeeze(-1)
 
 
 def dependence_tolerance(dtype: torch.dtype) -> float:
@@ -157,61 +205,22 @@ def dependence_tolerance(dtype: torch.dtype) -> float:
         TypeError: `dtype` is none of these.
     """
     if dtype not in TOLERANCE:
-        raise TypeError(
-            f"rows are {dtype}, expected one of {', '.join(map(str, TOLERANCE))}; convert the losses."
-        )
+        known = ", ".join(map(str, TOLERANCE))
+        raise TypeError(f"rows are {dtype}, expected one of {known}; convert the losses.")
     return TOLERANCE[dtype]
 
 
-def check_fraction(method: str, name: str, value: Any) -> float:
-    """The `value` as a float in [0, 1].
+def check_flags(method: Method) -> None:
+    """What a method says of itself is one of the known words.
 
     Raises:
-        TypeError: it is not a real number.
-        ValueError: it is outside [0, 1] or not finite.
+        TypeError: it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(
-            f"{method}: {name} is {value!r} ({type(value).__name__}), expected a number in [0, 1]."
-        )
-    if not (math.isfinite(value) and 0.0 <= value <= 1.0):
-        raise ValueError(
-            f"{method}: {name} is {value}, expected a number in [0, 1]: {name} weighs the retain gradient, "
-            f"1 - {name} the forget gradient. Change the speed by the learning rate, not by {name}."
-        )
-    return float(value)
-
-
-def check_granularity(method: str, value: Any) -> str:
-    """The `value` if it names a granularity.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if value not in GRANULARITY:
-        raise ValueError(
-            f"{method}: granularity is {value!r}, expected one of {', '.join(map(repr, GRANULARITY))}: "
-            "'global' is the papers' formula, the others solve for each layer or tensor on its own."
-        )
-    return str(value)
-
-
-def check_gram(method: str, G: Tensor, roles: Roles) -> Tensor:
-    """G in float64, [..., R, R].
-
-    Raises:
-        TypeError: `G` is not a real floating tensor.
-        ValueError: its shape does not fit the roles.
-    """
-    if not isinstance(G, Tensor) or not G.is_floating_point():
-        found = G.dtype if isinstance(G, Tensor) else type(G).__name__
-        raise TypeError(
-            f"{method}: G is {found}, expected a float64 tensor [..., R, R]; rows.gram() gives it."
-        )
-    R = len(roles)
-    if G.ndim < 2 or tuple(G.shape[-2:]) != (R, R):
-        raise ValueError(
-            f"{method}: G has shape {tuple(G.shape)}, expected [..., {R}, {R}] for {R} rows; "
-            "take both from the same rows: method(rows.gram(), rows.roles)."
-        )
-    return G.to(torch.float64)
+    known = {"per": get_args(Per), "granularity": get_args(Granularity)}
+    for name, words in known.items():
+        value = getattr(method, name)
+        if value not in words:
+            expected = ", ".join(map(repr, words))
+            raise TypeError(
+                f"{type(method).__name__}: {name} is {value!r}, expected one of {expected}."
+            )

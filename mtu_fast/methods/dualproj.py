@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from mtu_fast.methods._programs import equilibrate, preference, project
-from mtu_fast.methods.base import Roles, check_gram
+from mtu_fast.methods import _pivoting, _programs
+from mtu_fast.methods._arguments import check_gram
+from mtu_fast.methods._gram import unit_rows
+from mtu_fast.methods._host import Array, LiveRows, solved
+from mtu_fast.methods.base import Method
+from mtu_fast.methods.roles import Roles, equal_shares
 
 
-class DualProj:
+@dataclass(frozen=True)
+class DualProj(Method):
     """w = argmin ½ vᵀG v over v ≥ u, u = 1/T: J^T w is the projection of the mean row on {d: ⟨g_i, d⟩ ≥ 0 for all i}.
 
     Where the mean conflicts with no row, w = u. Forget rows enter negated and their weights come
     back negated; subspace rows take no part; T counts the rows that do. A zero row conflicts with
     none. J^T w is unique; w is where rows are independent. Meant for one mean row per (kind, task).
-    Runs on the device of G without waiting for it.
+    On a GPU it runs there without waiting for it.
 
     Source: Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", arXiv
     1706.08840, section 3 (its quadratic program, with the mean row as what is projected); named as
@@ -22,8 +29,6 @@ class DualProj:
     """
 
     per = "task"
-    granularity = "global"
-    needs_gram = True
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].
@@ -34,12 +39,18 @@ class DualProj:
         G = check_gram("DualProj", G, roles)
         if not len(roles):
             return G.new_zeros(G.shape[:-1])
-        u = preference(roles)
-        return u.sign() * project(equilibrate(G, roles), u.abs().expand(G.shape[:-1]))
+        return solved(G, roles, _on_host, lambda G: _on_device(G, roles))
 
     def outside(self, roles: Roles) -> Tensor:
         """Weights 1/T on retain rows, -1/T on forget rows, [R]: the weights where nothing conflicts."""
-        return preference(roles)
+        return equal_shares(roles)
 
-    def __repr__(self) -> str:
-        return "DualProj()"
+
+def _on_host(rows: LiveRows) -> Array | None:
+    return _pivoting.project(rows, rows.share)
+
+
+def _on_device(G: Tensor, roles: Roles) -> Tensor:
+    u = equal_shares(roles)
+    share = u.abs().expand(G.shape[:-1])
+    return u.sign() * _programs.project(unit_rows(G, u.sign()), share)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import isfinite
 
 import torch
 from torch import Tensor
 
-from mtu_fast.methods.base import FORGET, RETAIN, Roles, check_gram, check_granularity, mean_weights
-from mtu_fast.methods.signed import pair_gram
+from mtu_fast.methods._arguments import check_gram, check_granularity
+from mtu_fast.methods._gram import pair_gram
+from mtu_fast.methods.base import Granularity, Method
+from mtu_fast.methods.roles import FORGET, RETAIN, Roles, mean_weights
 
 
-class GDRGMA:
+@dataclass(frozen=True)
+class GDRGMA(Method):
     """Direction (1 - λ) r' + λ f' with λ = 1 / (1 + exp(slope · (L - threshold))).
 
     Where <r, f> < 0, r' = r - <r, f> / ‖f‖² · f and f' = f - <r, f> / ‖r‖² · r'; elsewhere r' = r
@@ -36,19 +40,18 @@ class GDRGMA:
     Gradients", ACM Multimedia 2024, and its code, whose constants are the defaults.
     """
 
+    granularity: Granularity = "tensor"
+    slope: float = 100.0
+    threshold: float = 0.02
     per = "task"
-    needs_gram = True
 
-    def __init__(
-        self, granularity: str = "tensor", slope: float = 100.0, threshold: float = 0.02
-    ) -> None:
-        self.granularity = check_granularity("GDRGMA", granularity)
-        if not (isfinite(slope) and slope >= 0 and isfinite(threshold)):
+    def __post_init__(self) -> None:
+        check_granularity("GDRGMA", self.granularity)
+        if not (isfinite(self.slope) and self.slope >= 0 and isfinite(self.threshold)):
             raise ValueError(
-                f"GDRGMA: slope is {slope} and threshold {threshold}, expected finite numbers, slope at least 0; "
-                "the original code has 100 and 0.02."
+                f"GDRGMA: slope is {self.slope} and threshold {self.threshold}, expected finite numbers, slope at "
+                "least 0; the original code has 100 and 0.02."
             )
-        self.slope, self.threshold = float(slope), float(threshold)
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].
@@ -57,11 +60,14 @@ class GDRGMA:
         `roles` a ValueError.
         """
         G = check_gram("GDRGMA", G, roles)
-        r, f = mean_weights(roles, RETAIN), -mean_weights(roles, FORGET)
-        rr, rf, ff = (entry[..., None] for entry in pair_gram(G, r, f))
-        conflict, zero = rf.clamp(max=0.0), torch.zeros_like(rf)
-        upright = r - torch.where(ff > 0, conflict / ff, zero) * f
-        rectified = f - torch.where(rr > 0, conflict / rr, zero) * upright
+        r = mean_weights(roles, RETAIN)
+        f = -mean_weights(roles, FORGET)
+        rr, rf, ff = pair_gram(G, r, f)
+        conflict = rf.clamp(max=0.0)
+        along_f = torch.where(ff > 0, conflict / ff, 0.0)
+        along_r = torch.where(rr > 0, conflict / rr, 0.0)
+        upright = r - along_f[..., None] * f
+        rectified = f - along_r[..., None] * upright
         share = self.forget_share(roles)
         return (1.0 - share) * upright + share * rectified
 
@@ -71,11 +77,9 @@ class GDRGMA:
         return (1.0 - share) * mean_weights(roles, RETAIN) - share * mean_weights(roles, FORGET)
 
     def forget_share(self, roles: Roles) -> Tensor:
-        """λ, `[]` float64, from the retain losses in `roles`."""
+        """λ, [] float64, from the retain losses in `roles`."""
         weights = mean_weights(roles, RETAIN)
         tasks = weights.sum().round().clamp(min=1.0)  # how many have retain rows
-        loss = torch.where(weights > 0, roles.loss.to(weights), torch.zeros_like(weights))
-        return torch.sigmoid(self.slope * (self.threshold - (weights * loss).sum() / tasks))
-
-    def __repr__(self) -> str:
-        return f"GDRGMA(granularity={self.granularity!r}, slope={self.slope}, threshold={self.threshold})"
+        loss = torch.where(weights > 0, roles.loss.to(weights), 0.0)
+        mean = (weights * loss).sum() / tasks
+        return torch.sigmoid(self.slope * (self.threshold - mean))

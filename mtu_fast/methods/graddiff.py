@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from mtu_fast.methods.base import FORGET, RETAIN, Roles, check_fraction, mean_weights
+from mtu_fast.methods._arguments import check_fraction
+from mtu_fast.methods.base import Method
+from mtu_fast.methods.roles import Roles, retain_less_forget
 
 
-class GradDiff:
+@dataclass(frozen=True)
+class GradDiff(Method):
     """w = alpha/k on the k retain rows and -(1 - alpha)/m on the m forget rows of each task.
 
     alpha = 0 is gradient ascent, alpha = 1 fine-tuning on the retain rows. Needs no Gram matrix:
@@ -24,22 +29,12 @@ class GradDiff:
     Unlearning", arXiv 2203.12817, section 4.
     """
 
-    per = "sample"
-    granularity = "global"
+    alpha: float = 0.5
     needs_gram = False
 
-    def __init__(self, alpha: float = 0.5) -> None:
-        self.alpha = check_fraction("GradDiff", "alpha", alpha)
+    def __post_init__(self) -> None:
+        check_fraction("GradDiff", "alpha", self.alpha)
 
     def __call__(self, G: Tensor | None, roles: Roles) -> Tensor:
         """Weights [R], float64; `G` is not read."""
-        return self.alpha * mean_weights(roles, RETAIN) - (1.0 - self.alpha) * mean_weights(
-            roles, FORGET
-        )
-
-    def outside(self, roles: Roles) -> Tensor:
-        """The same weights [R]."""
-        return self(None, roles)
-
-    def __repr__(self) -> str:
-        return f"GradDiff(alpha={self.alpha})"
+        return retain_less_forget(roles, self.alpha)

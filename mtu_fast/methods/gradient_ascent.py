@@ -1,13 +1,17 @@
-"""Gradient ascent: climb the forget loss, and leave the rest to luck."""
+"""Gradient ascent: climb the forget loss, with no regard to the rest."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from mtu_fast.methods.base import FORGET, Roles, mean_weights
+from mtu_fast.methods.base import Method
+from mtu_fast.methods.roles import FORGET, Roles, mean_weights
 
 
-class GradientAscent:
+@dataclass(frozen=True)
+class GradientAscent(Method):
     """w = -1/m on the m forget rows of each task, 0 elsewhere.
 
     Nothing protects the retained data: it is the lower bar for every other method. The same as
@@ -17,17 +21,8 @@ class GradientAscent:
     where it is the baseline of negated gradients.
     """
 
-    per = "sample"
-    granularity = "global"
     needs_gram = False
 
     def __call__(self, G: Tensor | None, roles: Roles) -> Tensor:
         """Weights [R], float64; `G` is not read."""
         return -mean_weights(roles, FORGET)
-
-    def outside(self, roles: Roles) -> Tensor:
-        """The same weights [R]."""
-        return self(None, roles)
-
-    def __repr__(self) -> str:
-        return "GradientAscent()"

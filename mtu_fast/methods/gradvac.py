@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtu_fast.methods.base import FORGET, SUBSPACE, Roles, check_fraction, dependence_tolerance
-from mtu_fast.methods.pcgrad import visiting_orders
-from mtu_fast.methods.signed import signed_gram, signs
+from mtu_fast.methods._arguments import check_generator, check_number
+from mtu_fast.methods._gram import signed_gram
+from mtu_fast.methods._orders import visiting_orders
+from mtu_fast.methods.base import Method, dependence_tolerance
+from mtu_fast.methods.roles import FORGET, SUBSPACE, Roles, signs
 
 
-class GradVac:
+@dataclass(frozen=True)
+class GradVac(Method):
     """w = Σ_i c_i: c_i = e_i, for every j ≠ i raised along g_j to the target φ̂_ij of the cosine φ of J^T c_i and g_j.
 
     if φ < φ̂: c_i[j] += ‖J^T c_i‖ (φ̂ √(1 - φ²) - φ √(1 - φ̂²)) / (‖g_j‖ √(1 - φ̂²)); then φ̂ +=
@@ -41,21 +45,20 @@ class GradVac:
     Massively Multilingual Models", arXiv 2010.05874, algorithm 1.
     """
 
+    beta: float = 0.01
+    generator: torch.Generator | None = None
+    _memory: _Memory = field(init=False, repr=False, compare=False)
     per = "task"
-    granularity = "global"
-    needs_gram = True
 
-    def __init__(self, beta: float = 0.01, generator: torch.Generator | None = None) -> None:
-        self.beta = _check_beta(beta)
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(
-                f"GradVac: generator is {type(generator).__name__}, expected a torch.Generator or None; "
-                "for a seed pass torch.Generator().manual_seed(seed)."
+    def __post_init__(self) -> None:
+        expected = "a number in [0, 1]"
+        check_number("GradVac", "beta", self.beta, expected)
+        if not 0.0 <= self.beta <= 1.0:
+            raise ValueError(
+                f"GradVac: beta is {self.beta}, expected {expected}: how far targets move a step."
             )
-        self.generator = generator
-        self._tasks: tuple[str, ...] = ()
-        # [..., 2 tasks, 2 tasks]: retain and forget row of each task
-        self._targets: Tensor | None = None
+        check_generator("GradVac", self.generator)
+        object.__setattr__(self, "_memory", _Memory())
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R]; moves the targets.
@@ -64,15 +67,15 @@ class GradVac:
         `roles`, or a batch of another shape than before, a ValueError.
         """
         G, sign = signed_gram("GradVac", G, roles)
-        table = self._table(G, roles.tasks)
-        which = self._memberships(roles)  # [R, 2 tasks]
+        table = self._memory.table(G, roles.tasks)
+        which = self._memory.memberships(roles)  # [R, 2 tasks]
         orders = visiting_orders(len(roles), self.generator).to(G.device)
-        C, met, seen = _vaccinate(
-            G, which @ table @ which.t(), orders, dependence_tolerance(roles.dtype)
-        )
+        targets = which @ table @ which.t()
+        C, met, seen = _vaccinate(G, targets, orders, dependence_tolerance(roles.dtype))
         count = which.t() @ seen @ which
-        mean = (which.t() @ (met * seen) @ which) / count.clamp(min=1.0)
-        self._targets = torch.where(count > 0, table + self.beta * (mean - table), table)
+        total = which.t() @ (met * seen) @ which
+        moved = table + self.beta * (total / count.clamp(min=1.0) - table)
+        self._memory.targets = torch.where(count > 0, moved, table)
         return sign * C.sum(-2)
 
     def outside(self, roles: Roles) -> Tensor:
@@ -81,51 +84,60 @@ class GradVac:
 
     def state_dict(self) -> dict[str, Any]:
         """Targets, the tasks they belong to, and the state of the generator."""
-        generator = None if self.generator is None else self.generator.get_state()
-        targets = None if self._targets is None else self._targets.clone()
-        return {"tasks": list(self._tasks), "targets": targets, "generator": generator}
+        state: dict[str, Any] = {
+            "tasks": list(self._memory.tasks),
+            "targets": None,
+            "generator": None,
+        }
+        if self._memory.targets is not None:
+            state["targets"] = self._memory.targets.clone()
+        if self.generator is not None:
+            state["generator"] = self.generator.get_state()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self._tasks = tuple(state["tasks"])
-        self._targets = None if state["targets"] is None else state["targets"].clone()
+        self._memory.tasks = tuple(state["tasks"])
+        targets = state["targets"]
+        self._memory.targets = None if targets is None else targets.clone()
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
 
-    def _table(self, G: Tensor, tasks: tuple[str, ...]) -> Tensor:
-        """The targets, grown by rows and columns of zeros for tasks not met before: [..., 2 tasks, 2 tasks]."""
-        known = self._tasks
-        self._tasks = (*known, *(task for task in tasks if task not in known))
-        size = 2 * len(self._tasks)
-        if self._targets is None:
+
+@dataclass
+class _Memory:
+    """The targets met so far.
+
+    Attributes:
+        tasks: those met, in the order in which they came.
+        targets: [..., 2 tasks, 2 tasks], the retain and the forget row of each task; None before
+            the first call.
+    """
+
+    tasks: tuple[str, ...] = ()
+    targets: Tensor | None = None
+
+    def table(self, G: Tensor, tasks: tuple[str, ...]) -> Tensor:
+        """The targets, grown by rows and columns of zeros for tasks not met before."""
+        self.tasks = tuple(dict.fromkeys([*self.tasks, *tasks]))
+        size = 2 * len(self.tasks)
+        if self.targets is None:
             return G.new_zeros(*G.shape[:-2], size, size)
-        if self._targets.shape[:-2] != G.shape[:-2]:
+        if self.targets.shape[:-2] != G.shape[:-2]:
             raise ValueError(
                 f"GradVac: G has the batch shape {tuple(G.shape[:-2])}, but the targets have "
-                f"{tuple(self._targets.shape[:-2])} from the calls before; use one GradVac for each."
+                f"{tuple(self.targets.shape[:-2])} from the calls before; use one GradVac for each."
             )
-        more = size - self._targets.shape[-1]
-        return torch.nn.functional.pad(self._targets.to(G), (0, more, 0, more))
+        more = size - self.targets.shape[-1]
+        return torch.nn.functional.pad(self.targets.to(G), (0, more, 0, more))
 
-    def _memberships(self, roles: Roles) -> Tensor:
+    def memberships(self, roles: Roles) -> Tensor:
         """1 where row r is of the entry's (kind, task), [R, 2 tasks] float64; zero for subspace rows."""
-        known = [self._tasks.index(task) for task in roles.tasks]
+        known = [self.tasks.index(task) for task in roles.tasks]
         place = torch.tensor(known, dtype=torch.int64, device=roles.task.device)
         entry = 2 * place[roles.task] + (roles.kind == FORGET).long()
-        one_hot = torch.nn.functional.one_hot(entry, 2 * len(self._tasks)).double()
+        one_hot = torch.nn.functional.one_hot(entry, 2 * len(self.tasks)).double()
         return one_hot * (roles.kind != SUBSPACE)[:, None]
-
-    def __repr__(self) -> str:
-        return f"GradVac(beta={self.beta}{'' if self.generator is None else ', generator=...'})"
-
-
-def _check_beta(beta: float) -> float:
-    """The share by which a target moves."""
-    if not isinstance(beta, bool) and isinstance(beta, int | float) and not 0.0 <= beta <= 1.0:
-        raise ValueError(
-            f"GradVac: beta is {beta}, expected a number in [0, 1]: how far targets move a step."
-        )
-    return check_fraction("GradVac", "beta", beta)
 
 
 def _vaccinate(
@@ -136,22 +148,22 @@ def _vaccinate(
     All rows i take their step at once; orders [R, R-1] holds whom each of them meets.
     """
     C = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device).expand(G.shape)
-    met, seen = torch.zeros_like(G), torch.zeros_like(G)
+    met = torch.zeros_like(G)
+    seen = torch.zeros_like(G)
     square = G.diagonal(dim1=-2, dim2=-1)
     for j in orders.unbind(1):
         at = j[:, None].expand(*square.shape, 1)
         left = ((C @ G) * C).sum(-1)  # ‖J^T c_i‖²
         other = square[..., j]
         there = (left > tol**2 * square) & (other > 0)
-        cosine = ((C * G[..., j, :]).sum(-1) / (left * other).sqrt()).clamp(-1.0, 1.0)
-        cosine = torch.where(there, cosine, torch.zeros_like(cosine))
+        dot = (C * G[..., j, :]).sum(-1)
+        cosine = torch.where(there, (dot / (left * other).sqrt()).clamp(-1.0, 1.0), 0.0)
         target = targets.gather(-1, at)[..., 0]
-        sine, wanted = (1.0 - cosine**2).sqrt(), (1.0 - target**2).clamp(min=0.0).sqrt()
+        sine = (1.0 - cosine**2).sqrt()
+        wanted = (1.0 - target**2).clamp(min=0.0).sqrt()
         step = (left / other).sqrt() * (target * sine / wanted - cosine)
-        step = torch.where(there & (cosine < target) & (wanted > tol), step, torch.zeros_like(step))
-        C = C.scatter_add(-1, at, step[..., None])
-        met, seen = (
-            met.scatter(-1, at, cosine[..., None]),
-            seen.scatter(-1, at, there[..., None].to(G)),
-        )
+        rise = there & (cosine < target) & (wanted > tol)
+        C = C.scatter_add(-1, at, torch.where(rise, step, 0.0)[..., None])
+        met = met.scatter(-1, at, cosine[..., None])
+        seen = seen.scatter(-1, at, there[..., None].to(G))
     return C, met, seen

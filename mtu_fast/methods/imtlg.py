@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from mtu_fast.methods.base import Roles, check_gram, dependence_tolerance
-from mtu_fast.methods.signed import equilibrated, signed_gram, signs
+from mtu_fast.methods._arguments import check_gram
+from mtu_fast.methods._gram import unit_rows
+from mtu_fast.methods._host import Array, LiveRows, solved
+from mtu_fast.methods.base import Method, dependence_tolerance
+from mtu_fast.methods.roles import Roles, signs
 
 
-class IMTLG:
+@dataclass(frozen=True)
+class IMTLG(Method):
     """w = v / Σv with v = G⁺ √diag(G): J^T w has the same projection on the direction of every row.
 
     Weights may be negative; they sum to 1 before the forget rows' are turned back. Forget rows
@@ -25,8 +32,6 @@ class IMTLG:
     """
 
     per = "task"
-    granularity = "global"
-    needs_gram = True
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].
@@ -34,26 +39,39 @@ class IMTLG:
         A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in
         `roles` a ValueError.
         """
+        G = check_gram("IMTLG", G, roles)
         if not len(roles):
-            return check_gram("IMTLG", G, roles).diagonal(dim1=-2, dim2=-1)
-        G, sign = signed_gram("IMTLG", G, roles)
+            return G.new_zeros(G.shape[:-1])
         tol = dependence_tolerance(roles.dtype)
-        C, D = equilibrated(G)
-        values, V = torch.linalg.eigh(C)  # [..., R], [..., R, R]
-        inverse = torch.where(
-            values > tol**2 * values[..., -1:], 1.0 / values, torch.zeros_like(values)
-        )
-        u = (V * (inverse * V.sum(-2))[..., None, :]).sum(-1)  # V Λ⁺ Vᵀ 1
-        v = D * u
-        total = v.sum(-1, keepdim=True)
-        vanishing = total.abs() <= tol * torch.maximum(
-            v.abs().sum(-1, keepdim=True), D.amax(-1, keepdim=True)
-        )
-        return torch.where(vanishing, torch.zeros_like(v), sign * v / total)
+        return solved(G, roles, lambda rows: _regular(rows, tol), lambda G: _any(G, roles, tol))
 
     def outside(self, roles: Roles) -> Tensor:
         """Weights 1 on retain rows, -1 on forget rows, [R]: each loss by itself."""
         return signs(roles)
 
-    def __repr__(self) -> str:
-        return "IMTLG()"
+
+def _regular(rows: LiveRows, tol: float) -> Array:
+    """The weights [R] of signed rows on the CPU, where the unit rows are independent."""
+    w = np.zeros(rows.live.shape)
+    if not len(rows.length):
+        return w
+    v = np.linalg.solve(rows.E, np.ones(len(rows.E))) / rows.length
+    total = v.sum()
+    size = max(np.abs(v).sum(), 1.0 / rows.length.min())
+    if abs(total) > tol * size:
+        w[rows.live] = v / total
+    return w
+
+
+def _any(G: Tensor, roles: Roles, tol: float) -> Tensor:
+    """The weights [..., R] on any device, of any rows."""
+    sign = signs(roles)
+    rows = unit_rows(G, sign)
+    values, V = torch.linalg.eigh(rows.E)  # [..., R], [..., R, R]
+    inverse = torch.where(values > tol**2 * values[..., -1:], 1.0 / values, 0.0)
+    u = (V * (inverse * V.sum(-2))[..., None, :]).sum(-1)  # V Λ⁺ Vᵀ 1
+    D = torch.where(rows.live, 1.0 / rows.length, 0.0)
+    v = D * u
+    total = v.sum(-1, keepdim=True)
+    size = torch.maximum(v.abs().sum(-1, keepdim=True), D.amax(-1, keepdim=True))
+    return torch.where(total.abs() <= tol * size, 0.0, sign * v / total)

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from typing import Any, NamedTuple
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from mtu_fast._ops.gram_schmidt import effective_rank, solve, whiten
-from mtu_fast.methods.base import (
-    FORGET,
-    RETAIN,
-    SUBSPACE,
-    Constraint,
-    Roles,
+from mtu_fast.methods._arguments import (
+    check_at_least_zero,
+    check_energy,
     check_fraction,
     check_gram,
     check_granularity,
-    dependence_tolerance,
+    check_one_of,
+    check_rank,
+)
+from mtu_fast.methods._gram import norm, times
+from mtu_fast.methods.base import Constraint, Granularity, Method, dependence_tolerance
+from mtu_fast.methods.roles import (
+    FORGET,
+    RETAIN,
+    SUBSPACE,
+    Roles,
     mean_weights,
+    retain_less_forget,
 )
 
-ORDERS = ("joint", "project-first", "orthogonalize-first")
-CONSTRAINTS = ("all", "target")
+Order = Literal["joint", "project-first", "orthogonalize-first"]
+Protected = Literal["all", "target"]
+ORDERS: tuple[Order, ...] = get_args(Order)
 CHECK_EVERY = 50  # calls between looks at the ranks, which wait for the device
 # length, of a kept row scaled to length one, below which it adds no direction to the subspace
 STALE = 1e-3
@@ -44,7 +52,15 @@ class Interference(NamedTuple):
     share: Tensor
 
 
-class InterferenceAware:
+@dataclass
+class _Calls:
+    """Calls of a method so far."""
+
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class InterferenceAware(Method):
     """Direction alpha r - (1 - alpha) d, d = Uᵀ(I - Bᵀ(B Bᵀ)⁺B) U g_f with B = J_r Uᵀ: inside span(U), across J_r.
 
     r and g_f are the mean retain and forget gradients (per task, summed over tasks), J_r the retain
@@ -83,29 +99,37 @@ class InterferenceAware:
     solve are ours.
     """
 
-    per = "sample"
-    needs_gram = True
+    alpha: float = 0.5
+    _: KW_ONLY
+    order: Order = "joint"
+    retain: Protected = "all"
+    energy: float = 1.0
+    rank: int | None = None
+    ridge: float = 0.0
+    granularity: Granularity = "global"
+    _calls: _Calls = field(default_factory=_Calls, init=False, repr=False, compare=False)
     needs_subspace = True
 
-    def __init__(
-        self, alpha: float = 0.5, *, order: str = "joint", retain: str = "all", energy: float = 1.0,
-        rank: int | None = None, ridge: float = 0.0, granularity: str = "global",
-    ) -> None:  # fmt: skip
-        self.alpha = check_fraction("InterferenceAware", "alpha", alpha)
-        self.order, self.retain = (
-            _one_of("order", order, ORDERS),
-            _one_of("retain", retain, CONSTRAINTS),
-        )
-        self.energy, self.rank, self.ridge = _energy(energy), _rank(rank), _ridge(ridge, order)
-        self.granularity = check_granularity("InterferenceAware", granularity)
-        self._calls = 0
+    def __post_init__(self) -> None:
+        name = "InterferenceAware"
+        check_fraction(name, "alpha", self.alpha)
+        check_one_of(name, "order", self.order, ORDERS)
+        check_one_of(name, "retain", self.retain, get_args(Protected))
+        check_energy(name, self.energy)
+        check_rank(name, self.rank)
+        check_at_least_zero(name, "ridge", self.ridge)
+        if self.ridge and self.order != "joint":
+            raise ValueError(
+                f"InterferenceAware: ridge is {self.ridge} with order {self.order!r}; it softens order='joint' only."
+            )
+        check_granularity(name, self.granularity)
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R]; errors and warnings as in the class."""
         found = self.measure(G, roles)
-        if self._calls % CHECK_EVERY == 0 and self.order == "joint" and not self.ridge:
-            _warn_if_nothing_is_left(found, roles)
-        self._calls += 1
+        if self._calls.count % CHECK_EVERY == 0 and self.order == "joint" and not self.ridge:
+            _warn_if_nothing_is_left(found)
+        self._calls.count += 1
         return found.weights
 
     def measure(self, G: Tensor, roles: Roles) -> Interference:
@@ -114,22 +138,24 @@ class InterferenceAware:
         A `G` that is no floating tensor, or rows of a dtype without a tolerance, is a TypeError; a
         `G` whose size is not the number of rows in `roles` a ValueError.
         """
-        G, tol = check_gram("InterferenceAware", G, roles), dependence_tolerance(roles.dtype)
-        kept, constraint = roles.kind == SUBSPACE, self._constraints(roles)
+        G = check_gram("InterferenceAware", G, roles)
+        tol = dependence_tolerance(roles.dtype)
+        kept = roles.kind == SUBSPACE
+        constraint = self._constraints(roles)
         f = mean_weights(roles, FORGET).expand(G.shape[:-1])
         W, dimension, seen, B = self._inside(G, kept, constraint, tol)
         across, own_rank = _across(G, f, constraint, tol)
         if self.order == "joint":
-            inside = _apply(W, _remove(B, _apply(seen.mT, f), tol, self.ridge))
+            inside = times(W, _remove(B, times(seen.mT, f), tol, self.ridge))
         elif self.order == "project-first":
-            inside = _across(G, _apply(W, _apply(seen.mT, f)), constraint, tol)[0]
+            inside = _across(G, times(W, times(seen.mT, f)), constraint, tol)[0]
         else:
-            inside = _apply(W, _apply(seen.mT, across))
+            inside = times(W, times(seen.mT, across))
         bare = ~kept.any()  # no subspace is known: the whole space
         d = torch.where(bare, across, inside)
         rank = torch.where(bare, own_rank, effective_rank(B @ B.mT, tol))
         weights = self.alpha * mean_weights(roles, RETAIN) - (1.0 - self.alpha) * d
-        return Interference(weights, dimension, rank, _length(G, d) / _length(G, f))
+        return Interference(weights, dimension, rank, (norm(G, d) / norm(G, f))[..., 0])
 
     def constraint(self, G: Tensor, roles: Roles, w: Tensor) -> Constraint | None:
         """d = w - alpha r is orthogonal to the retain rows, and a correction of order "joint" stays in the span.
@@ -138,11 +164,9 @@ class InterferenceAware:
         with a ridge. Of order "joint" the constraint is refined alone: where d lies within it keeps
         the Gram's error times cond(B).
         """
-        kept, active, tol = (
-            roles.kind == SUBSPACE,
-            self._constraints(roles),
-            dependence_tolerance(roles.dtype),
-        )
+        kept = roles.kind == SUBSPACE
+        active = self._constraints(roles)
+        tol = dependence_tolerance(roles.dtype)
         part = w - self.alpha * mean_weights(roles, RETAIN)
         if self.order == "project-first" or not bool(kept.any()):
             return Constraint(part, active, G * (active[:, None] & active), tol)
@@ -153,9 +177,7 @@ class InterferenceAware:
 
     def outside(self, roles: Roles) -> Tensor:
         """Weights alpha r - (1 - alpha) f, [R]: the weights before the projections."""
-        return self.alpha * mean_weights(roles, RETAIN) - (1.0 - self.alpha) * mean_weights(
-            roles, FORGET
-        )
+        return retain_less_forget(roles, self.alpha)
 
     def _inside(
         self, G: Tensor, kept: Tensor, constraint: Tensor, tol: float
@@ -173,12 +195,6 @@ class InterferenceAware:
         forgets = (roles.kind == FORGET).to(torch.float64)
         target = forgets.new_zeros(len(roles.tasks)).index_add(0, roles.task, forgets) > 0
         return retain & target[roles.task]
-
-    def __repr__(self) -> str:
-        return (
-            f"InterferenceAware(alpha={self.alpha}, order={self.order!r}, retain={self.retain!r}, "
-            f"energy={self.energy}, rank={self.rank}, ridge={self.ridge}, granularity={self.granularity!r})"
-        )
 
 
 def basis_weights(
@@ -204,32 +220,26 @@ def basis_weights(
     if energy == 1.0 and rank is None:
         T, kept = whiten(G, tol)
         return T.mT, kept.sum(-1)
-    values, vectors = (t.flip(-1) for t in torch.linalg.eigh(G))  # largest first
+    values, vectors = torch.linalg.eigh(G)
+    values, vectors = values.flip(-1), vectors.flip(-1)  # largest first
     before = values.cumsum(-1) - values
-    index = torch.arange(values.shape[-1], device=G.device)
     kept = (values > tol * tol * values[..., :1]) & (before < energy * values.sum(-1, keepdim=True))
-    kept &= index < (len(index) if rank is None else rank)
+    if rank is not None:
+        kept &= torch.arange(values.shape[-1], device=G.device) < rank
     return vectors * torch.where(kept, values.rsqrt(), 0.0)[..., None, :], kept.sum(-1)
-
-
-def _apply(A: Tensor, x: Tensor) -> Tensor:
-    """A x for each matrix and vector of a batch."""
-    return (A @ x[..., None]).squeeze(-1)
 
 
 def _across(G: Tensor, w: Tensor, constraint: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     """Weights of the part of Jᵀ w that is orthogonal to the constraint rows, and their rank."""
-    x, rank = solve(G, _apply(G, w), constraint, tol)
+    x, rank = solve(G, times(G, w), constraint, tol)
     return w - x, rank
 
 
 def _constraining(seen: Tensor, G: Tensor, constraint: Tensor, tol: float) -> Tensor:
     """B [..., R, K]: the constraint rows in the coordinates of U; zero where they have nothing there but rounding."""
     length = G.diagonal(dim1=-2, dim2=-1)[..., None]
-    return (
-        torch.where(seen.square().sum(-1, keepdim=True) > tol * tol * length, seen, 0.0)
-        * constraint[:, None]
-    )
+    there = seen.square().sum(-1, keepdim=True) > tol * tol * length
+    return torch.where(there, seen, 0.0) * constraint[:, None]
 
 
 def _remove(B: Tensor, c: Tensor, tol: float, ridge: float) -> Tensor:
@@ -240,18 +250,13 @@ def _remove(B: Tensor, c: Tensor, tol: float, ridge: float) -> Tensor:
         diagonal = A.diagonal(dim1=-2, dim2=-1)
         mean = diagonal.sum(-1) / (diagonal > 0).sum(-1).clamp(min=1)
         A = A + torch.diag_embed((ridge * mean)[..., None] * (diagonal > 0))
-        return c - _apply(B.mT, solve(A, _apply(B, c), every, RIDGED)[0])
-    for _ in range(2):
-        c = c - _apply(B.mT, solve(A, _apply(B, c), every, tol)[0])
+        return c - times(B.mT, solve(A, times(B, c), every, RIDGED)[0])
+    for _twice in range(2):
+        c = c - times(B.mT, solve(A, times(B, c), every, tol)[0])
     return c
 
 
-def _length(G: Tensor, w: Tensor) -> Tensor:
-    """‖Jᵀ w‖."""
-    return (w * _apply(G, w)).sum(-1).clamp(min=0.0).sqrt()
-
-
-def _warn_if_nothing_is_left(found: Interference, roles: Roles) -> None:
+def _warn_if_nothing_is_left(found: Interference) -> None:
     """Name K, rank(B) and what is left of g_f where the subspace has no room beside the constraints."""
     squeezed = (found.dimension <= found.rank) & (found.dimension > 0) & ~found.share.isnan()
     if not bool(squeezed.any()):
@@ -267,47 +272,3 @@ def _warn_if_nothing_is_left(found: Interference, roles: Roles) -> None:
         "unprotected); or ridge=0.1 (retain rows are then only nearly protected).",
         stacklevel=4,
     )
-
-
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise ValueError(
-            f"InterferenceAware: {name} is {value!r}, expected one of {', '.join(map(repr, known))}."
-        )
-    return str(value)
-
-
-def _energy(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"InterferenceAware: energy is {value!r}, expected a number in (0, 1].")
-    if not 0.0 < value <= 1.0:
-        raise ValueError(
-            f"InterferenceAware: energy is {value}, expected a share in (0, 1]; 1 keeps every direction."
-        )
-    return float(value)
-
-
-def _rank(value: Any) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise TypeError(
-            f"InterferenceAware: rank is {value!r}, expected a whole number, or None for no limit."
-        )
-    if value is not None and value < 1:
-        raise ValueError(
-            f"InterferenceAware: rank is {value}, expected at least 1, or None for no limit."
-        )
-    return value
-
-
-def _ridge(value: Any, order: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"InterferenceAware: ridge is {value!r}, expected a number, at least 0.")
-    if not (math.isfinite(value) and value >= 0.0):
-        raise ValueError(
-            f"InterferenceAware: ridge is {value}, expected a finite number, at least 0."
-        )
-    if value and order != "joint":
-        raise ValueError(
-            f"InterferenceAware: ridge is {value} with order {order!r}; it softens order='joint' only."
-        )
-    return float(value)

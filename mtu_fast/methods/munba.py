@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from mtu_fast.methods.base import (
-    FORGET,
-    RETAIN,
-    Roles,
-    check_gram,
-    dependence_tolerance,
-    mean_weights,
-)
-from mtu_fast.methods.signed import pair_gram
+from mtu_fast.methods._arguments import check_gram
+from mtu_fast.methods._gram import pair_gram
+from mtu_fast.methods.base import Method, dependence_tolerance
+from mtu_fast.methods.roles import FORGET, RETAIN, Roles, mean_weights
 
 FALLBACK = 0.1  # weight of the forget side where there is no bargain
 
 
-class MUNBa:
+@dataclass(frozen=True)
+class MUNBa(Method):
     """Direction w_1 r + w_2 f with w_1 = 1 / √(g_11 + g_12 √(g_11 / g_22)), w_2 = w_1 √(g_11 / g_22).
 
     r is the mean retain gradient and f minus the mean forget gradient, each summed over tasks, g
@@ -34,8 +32,6 @@ class MUNBa:
     """
 
     per = "task"
-    granularity = "global"
-    needs_gram = True
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].
@@ -44,18 +40,15 @@ class MUNBa:
         `roles` a ValueError.
         """
         G = check_gram("MUNBa", G, roles)
-        r, f = mean_weights(roles, RETAIN), -mean_weights(roles, FORGET)
+        r = mean_weights(roles, RETAIN)
+        f = -mean_weights(roles, FORGET)
         rr, rf, ff = pair_gram(G, r, f)
         share = 1.0 + rf / (rr * ff).sqrt()  # 1 + cosine; not a number where a side is zero
         bargain = share > dependence_tolerance(roles.dtype) ** 2
-        one, few = torch.ones_like(share), torch.full_like(share, FALLBACK)
-        up = torch.where(bargain, (rr * share).rsqrt(), one)
-        down = torch.where(bargain, (ff * share).rsqrt(), few)
+        up = torch.where(bargain, (rr * share).rsqrt(), 1.0)
+        down = torch.where(bargain, (ff * share).rsqrt(), FALLBACK)
         return up[..., None] * r + down[..., None] * f
 
     def outside(self, roles: Roles) -> Tensor:
         """The weights of r + f, [R]: each loss by itself."""
         return mean_weights(roles, RETAIN) - mean_weights(roles, FORGET)
-
-    def __repr__(self) -> str:
-        return "MUNBa()"

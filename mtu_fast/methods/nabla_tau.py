@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from mtu_fast.methods.base import FORGET, RETAIN, Roles, mean_weights
+from mtu_fast.methods.base import Scheduled
+from mtu_fast.methods.roles import FORGET, RETAIN, Roles, mean_weights
 
 REFRESH = 5  # epochs between two looks at the validation data
 LIMIT = 0.3  # share of the training samples that the paper forgets at most
 
 
-class NablaTau:
+@dataclass
+class _Schedule:
+    """Where the schedule stands: alpha at the start and in this epoch, epochs in all, {task: τ}."""
+
+    start: float = 0.0
+    alpha: float = 0.0
+    epochs: int | None = None
+    tau: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NablaTau(Scheduled):
     """w = -2 alpha (τ_t - L_t)₊ / m on the m forget rows of task t, (1 - alpha)/k on its k retain rows.
 
     The gradient of Σ_t alpha (τ_t - L_t)₊² + (1 - alpha) · mean retain loss, where L_t is the mean
@@ -45,13 +58,11 @@ class NablaTau:
     2403.14339, and its code.
     """
 
-    per = "sample"
-    granularity = "global"
+    _now: _Schedule = field(default_factory=_Schedule, init=False, repr=False, compare=False)
     needs_gram = False
     epoch_of = "forget"
-    epochs: int | None = None
 
-    RECOMMENDED: Mapping[str, Any] = MappingProxyType({
+    RECOMMENDED: ClassVar[Mapping[str, Any]] = MappingProxyType({
         "optimizer": "AdamW",
         "lr": 1e-3,
         "decay": "linear, to 0.1 of it",
@@ -59,20 +70,20 @@ class NablaTau:
         "retain_batch": 256,
     })
 
-    def __init__(self) -> None:
-        self._start = 0.0
-        self._alpha = 0.0
-        self._tau: dict[str, float] = {}
-
     @property
     def alpha(self) -> float:
         """The weight of the forget term in this epoch."""
-        return self._alpha
+        return self._now.alpha
 
     @property
     def tau(self) -> dict[str, float]:
         """{task: the forget loss at which the ascent ends}, a copy."""
-        return dict(self._tau)
+        return dict(self._now.tau)
+
+    @property
+    def epochs(self) -> int | None:
+        """E, passes over the forget batches; None before `prepare`."""
+        return self._now.epochs
 
     def prepare(
         self, *, forget: int, retain: int, forget_batches: int, retain_batches: int
@@ -105,8 +116,8 @@ class NablaTau:
                 f"NablaTau: {forget} of {forget + retain} samples are to be forgotten ({share:.0%}); the paper tried "
                 "the schedule up to 30 %. Consider retraining.", UserWarning, stacklevel=2,
             )  # fmt: skip
-        self._start = self._alpha = 5.0 / 3.0 * share
-        self.epochs = max(1, int(6 * retain_batches / (2 * forget_batches)))
+        self._now.start = self._now.alpha = 5.0 / 3.0 * share
+        self._now.epochs = max(1, int(6 * retain_batches / (2 * forget_batches)))
 
     def start_epoch(self, epoch: int, validation: Callable[[], Mapping[str, float]]) -> None:
         """alpha = alpha₀ · max(0, 1 - epoch/E); τ = validation() where epoch is a multiple of 5.
@@ -118,13 +129,14 @@ class NablaTau:
         Raises:
             RuntimeError: `prepare` was not called before.
         """
-        if self.epochs is None:
+        now = self._now
+        if now.epochs is None:
             raise RuntimeError(
                 "NablaTau: start_epoch was called before prepare(forget=..., retain=..., ...)."
             )
-        self._alpha = self._start * max(0.0, 1.0 - epoch / self.epochs)
-        if epoch % REFRESH == 0 or not self._tau:
-            self._tau = {task: float(loss) for task, loss in validation().items()}
+        now.alpha = now.start * max(0.0, 1.0 - epoch / now.epochs)
+        if epoch % REFRESH == 0 or not now.tau:
+            now.tau = {task: float(loss) for task, loss in validation().items()}
 
     def __call__(self, G: Tensor | None, roles: Roles) -> Tensor:
         """Weights [R], float64; `G` is not read.
@@ -133,45 +145,38 @@ class NablaTau:
             RuntimeError: the hooks were not called before.
             ValueError: a task with forget rows has no τ.
         """
-        if self.epochs is None or not self._tau:
+        now = self._now
+        if now.epochs is None or not now.tau:
             raise RuntimeError(
                 "NablaTau: alpha and τ are not known yet. mtu.unlearn sets them; in a loop of your own call "
                 "method.prepare(forget=..., retain=..., forget_batches=..., retain_batches=...) once and "
                 "method.start_epoch(epoch, validation) before each pass over the forget batches."
             )
+        self._check_known(roles)
         f = mean_weights(roles, FORGET)
-        missing = [i for i, task in enumerate(roles.tasks) if task not in self._tau]
-        if missing:  # a task that is only retained needs none
-            gone = roles.task[roles.kind == FORGET].unique().tolist()
-            lacking = [roles.tasks[i] for i in missing if i in gone]
-            if lacking:
-                known = list(self._tau)
-                raise ValueError(
-                    f"NablaTau: no τ for tasks {lacking}; validation gave a loss for {known} only."
-                )
         # Filled on the device: a copy from the host would wait for it.
-        tau = torch.stack([f.new_full((), self._tau.get(task, 0.0)) for task in roles.tasks])
+        tau = torch.stack([f.new_full((), now.tau.get(task, 0.0)) for task in roles.tasks])
         loss = torch.zeros_like(tau).index_add(0, roles.task, f * roles.loss)
         below = (tau - loss).clamp(min=0.0)[roles.task]
-        return (1.0 - self._alpha) * mean_weights(roles, RETAIN) - 2.0 * self._alpha * below * f
+        return (1.0 - now.alpha) * mean_weights(roles, RETAIN) - 2.0 * now.alpha * below * f
 
-    def outside(self, roles: Roles) -> Tensor:
-        """The same weights [R]."""
-        return self(None, roles)
+    def _check_known(self, roles: Roles) -> None:
+        """Every task with forget rows has a τ; one that is only retained needs none."""
+        missing = [i for i, task in enumerate(roles.tasks) if task not in self._now.tau]
+        if not missing:  # the rows are not looked at, which would wait for the device
+            return
+        forgotten = roles.task[roles.kind == FORGET].unique().tolist()
+        lacking = [roles.tasks[i] for i in missing if i in forgotten]
+        if lacking:
+            raise ValueError(
+                f"NablaTau: no τ for tasks {lacking}; validation gave a loss for {list(self._now.tau)} only."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Where the schedule stands: plain numbers."""
-        return {
-            "start": self._start,
-            "alpha": self._alpha,
-            "epochs": self.epochs,
-            "tau": dict(self._tau),
-        }
+        return asdict(self._now)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self._start, self._alpha = float(state["start"]), float(state["alpha"])
-        self.epochs, self._tau = state["epochs"], dict(state["tau"])
-
-    def __repr__(self) -> str:
-        return "NablaTau()"
+        self._now.start, self._now.alpha = float(state["start"]), float(state["alpha"])
+        self._now.epochs, self._now.tau = state["epochs"], dict(state["tau"])

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from mtu_fast._ops.gram_schmidt import solve
-from mtu_fast.methods.base import (
-    FORGET,
-    RETAIN,
-    Constraint,
-    Roles,
-    check_fraction,
-    check_gram,
-    check_granularity,
-    dependence_tolerance,
-    mean_weights,
-)
+from mtu_fast.methods._arguments import check_fraction, check_gram, check_granularity
+from mtu_fast.methods.base import Constraint, Granularity, Method, dependence_tolerance
+from mtu_fast.methods.roles import FORGET, RETAIN, Roles, mean_weights, retain_less_forget
 
 
-class OrthoGrad:
+@dataclass(frozen=True)
+class OrthoGrad(Method):
     """Weights alpha r - (1 - alpha) (f - G_rr^+ G_r. f), with r and f the mean weights of retain and forget rows.
 
     The direction J^T w is alpha times the mean retain gradient minus (1 - alpha) times the part of
@@ -40,12 +35,12 @@ class OrthoGrad:
     Orthogonalization", arXiv 2503.02312; Gram form of its projection g - Q Q^T g.
     """
 
-    per = "sample"
-    needs_gram = True
+    alpha: float = 0.5
+    granularity: Granularity = "global"
 
-    def __init__(self, alpha: float = 0.5, granularity: str = "global") -> None:
-        self.alpha = check_fraction("OrthoGrad", "alpha", alpha)
-        self.granularity = check_granularity("OrthoGrad", granularity)
+    def __post_init__(self) -> None:
+        check_fraction("OrthoGrad", "alpha", self.alpha)
+        check_granularity("OrthoGrad", self.granularity)
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R]; errors as in `with_rank`."""
@@ -66,18 +61,12 @@ class OrthoGrad:
         """What is left of the forget gradient, w - alpha r, is orthogonal to every retain row."""
         retain = roles.kind == RETAIN
         part = w - self.alpha * mean_weights(roles, RETAIN)
-        return Constraint(
-            part, retain, G * (retain[:, None] & retain), dependence_tolerance(roles.dtype)
-        )
+        inside = G * (retain[:, None] & retain)
+        return Constraint(part, retain, inside, dependence_tolerance(roles.dtype))
 
     def outside(self, roles: Roles) -> Tensor:
         """Weights alpha r - (1 - alpha) f, [R]: the weights before orthogonalisation.
 
         With the surgery's weights, parameters outside (heads) would ascend on retain data.
         """
-        return self.alpha * mean_weights(roles, RETAIN) - (1.0 - self.alpha) * mean_weights(
-            roles, FORGET
-        )
-
-    def __repr__(self) -> str:
-        return f"OrthoGrad(alpha={self.alpha}, granularity={self.granularity!r})"
+        return retain_less_forget(roles, self.alpha)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from mtu_fast.methods.base import FORGET, SUBSPACE, Roles, check_gram
+from mtu_fast.methods._arguments import check_generator
+from mtu_fast.methods._gram import signed_gram
+from mtu_fast.methods._orders import visiting_orders
+from mtu_fast.methods.base import Method
+from mtu_fast.methods.roles import Roles, signs
 
 
-class PCGrad:
+@dataclass(frozen=True)
+class PCGrad(Method):
     """w = Σ_i c_i, where c_i = e_i, and for every j ≠ i in order: c_i[j] -= min(0, (G c_i)_j) / G_jj.
 
     Row i loses its component along each row j that it conflicts with; the projected rows are
@@ -26,17 +33,11 @@ class PCGrad:
     Source: Yu et al., "Gradient Surgery for Multi-Task Learning", arXiv 2001.06782, algorithm 1.
     """
 
+    generator: torch.Generator | None = None
     per = "task"
-    granularity = "global"
-    needs_gram = True
 
-    def __init__(self, generator: torch.Generator | None = None) -> None:
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(
-                f"PCGrad: generator is {type(generator).__name__}, expected a torch.Generator or None; "
-                "for a seed pass torch.Generator().manual_seed(seed)."
-            )
-        self.generator = generator
+    def __post_init__(self) -> None:
+        check_generator("PCGrad", self.generator)
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].
@@ -44,32 +45,13 @@ class PCGrad:
         A `G` that is no floating tensor is a TypeError; one whose size is not the number of rows in
         `roles` a ValueError.
         """
-        G = check_gram("PCGrad", G, roles)
-        sign = self.outside(roles)
-        G = G * sign * sign[:, None]
+        G, sign = signed_gram("PCGrad", G, roles)
         orders = visiting_orders(len(roles), self.generator).to(G.device)
         return sign * _project_all(G, orders).sum(-2)
 
     def outside(self, roles: Roles) -> Tensor:
         """Weights 1 on retain rows, -1 on forget rows, [R]: the weights where nothing conflicts."""
-        return 1.0 - 2.0 * (roles.kind == FORGET).double() - (roles.kind == SUBSPACE).double()
-
-    def __repr__(self) -> str:
-        return "PCGrad()" if self.generator is None else "PCGrad(generator=...)"
-
-
-def visiting_orders(R: int, generator: torch.Generator | None) -> Tensor:
-    """Row i holds the j ≠ i in the order in which i meets them, [R, R-1] int64; increasing without a generator."""
-    device = torch.device("cpu") if generator is None else generator.device
-    rows, steps = (
-        torch.arange(R, device=device)[:, None],
-        torch.arange(max(R - 1, 0), device=device),
-    )
-    others = steps + (steps >= rows).long()
-    if generator is None:
-        return others
-    keys = torch.rand(others.shape, generator=generator, device=device, dtype=torch.float64)
-    return others.gather(1, keys.argsort(1))
+        return signs(roles)
 
 
 def _project_all(G: Tensor, orders: Tensor) -> Tensor:
@@ -79,6 +61,7 @@ def _project_all(G: Tensor, orders: Tensor) -> Tensor:
     for j in orders.unbind(1):  # j [R]: whom each row meets
         conflict = (C * G[..., j, :]).sum(-1).clamp(max=0.0)  # (G c_i)_j
         norm = diagonal[..., j]
-        step = torch.where(norm > 0, conflict / norm, torch.zeros_like(conflict))
-        C = C.scatter_add(-1, j[:, None].expand(*step.shape, 1), -step[..., None])
+        step = torch.where(norm > 0, conflict / norm, 0.0)
+        at = j[:, None].expand(*step.shape, 1)
+        C = C.scatter_add(-1, at, -step[..., None])
     return C

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from mtu_fast.methods.base import FORGET, RETAIN, Roles, check_fraction, mean_weights
+from mtu_fast.methods._arguments import check_fraction
+from mtu_fast.methods.base import Method
+from mtu_fast.methods.roles import FORGET, RETAIN, Roles, mean_weights
 
 
-class RandomLabels:
+@dataclass(frozen=True)
+class RandomLabels(Method):
     """w = alpha/k on the k retain rows and (1 - alpha)/m on the m forget rows of each task: descent on both.
 
     The losses of the forget rows are to be computed with wrong targets, drawn anew for every batch:
@@ -28,25 +33,16 @@ class RandomLabels:
     "Amnesiac Machine Learning", arXiv 2010.10981.
     """
 
-    per = "sample"
-    granularity = "global"
+    alpha: float = 0.5
     needs_gram = False
 
-    def __init__(self, alpha: float = 0.5) -> None:
-        self.alpha = check_fraction("RandomLabels", "alpha", alpha)
+    def __post_init__(self) -> None:
+        check_fraction("RandomLabels", "alpha", self.alpha)
 
     def __call__(self, G: Tensor | None, roles: Roles) -> Tensor:
         """Weights [R], float64; `G` is not read."""
-        return self.alpha * mean_weights(roles, RETAIN) + (1.0 - self.alpha) * mean_weights(
-            roles, FORGET
-        )
-
-    def outside(self, roles: Roles) -> Tensor:
-        """The same weights [R]."""
-        return self(None, roles)
-
-    def __repr__(self) -> str:
-        return f"RandomLabels(alpha={self.alpha})"
+        r, f = mean_weights(roles, RETAIN), mean_weights(roles, FORGET)
+        return self.alpha * r + (1.0 - self.alpha) * f
 
 
 def random_labels(target: Tensor, classes: int, generator: torch.Generator | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast.methods import FORGET, RETAIN, GradVac, PCGrad, Roles
-from mtu_fast.methods.pcgrad import visiting_orders
+from mtu_fast.methods._orders import visiting_orders
 from mtu_fast.reference.gradvac import gradvac
 from tests.helpers import matrices
 from tests.helpers.matrices import roles

@@ -7,7 +7,7 @@ import torch
 
 from mtu_fast import reference
 from mtu_fast.methods import FORGET, RETAIN, PCGrad
-from mtu_fast.methods.pcgrad import visiting_orders
+from mtu_fast.methods._orders import visiting_orders
 from tests.helpers import matrices
 from tests.helpers.matrices import roles, roles_of
 from tests.helpers.truth import relative_error

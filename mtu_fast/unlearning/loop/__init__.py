@@ -117,7 +117,7 @@ def unlearn(
         DivergedError: a RuntimeError; a loss or gradient was not finite.
     """
     shared = None if params is None else list(params)
-    if subspace is None and getattr(method, "needs_subspace", False):
+    if subspace is None and method.needs_subspace:
         subspace = Subspace()
     settings = Settings(
         model, optimizer, forget, retain, losses, method, targets, shared, validation, score, forget_losses, monitor,

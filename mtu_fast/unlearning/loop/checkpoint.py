@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
 PLAIN = (str, bytes, int, float, bool, torch.dtype, torch.device, type(None))
 
 

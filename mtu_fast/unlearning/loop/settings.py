@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from mtu_fast._rows.update import check_method
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace, check_subspace
 from mtu_fast.unlearning.loop.evaluate import LossFunction, ScoreFunction
-from mtu_fast.unlearning.loop.schedule import Scheduled
+from mtu_fast.unlearning.loop.schedule import Scheduled, check_schedule
 from mtu_fast.unlearning.loop.stream import check_loader
 
 Bound = float | Mapping[str, float] | None
@@ -51,6 +50,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_method(self.method)
+        check_schedule(self.method)
         check_subspace(self.method, self.subspace)
         loaders = {
             "forget": self.forget,
@@ -119,6 +119,7 @@ class Settings:
     def _check_folder(self) -> None:
         if self.checkpoint is not None:
             check_folder("checkpoint", self.checkpoint)
+            self.method.describe()  # raises where a checkpoint could not tell it from another
 
     def describe(self) -> dict[str, Any]:
         """What tells this run from others, as text and numbers; limits of its length are no part of it."""
@@ -134,7 +135,7 @@ class Settings:
         return {
             "model": shapes,
             "params": shared,
-            "method": re.sub(r" at 0x[0-9a-f]+", "", repr(self.method)),
+            "method": self.method.describe(),
             "optimizer": [type(self.optimizer).__name__, *groups],
             "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
             "targets": None if self.targets is None else list(self.targets),

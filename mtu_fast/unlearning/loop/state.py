@@ -44,8 +44,7 @@ def put_back(settings: Settings, state: Mapping[str, Any]) -> None:
 
 
 def _drawn(settings: Settings) -> list[torch.Generator]:
-    own = getattr(settings.method, "generator", None)
-    return [*([own] if isinstance(own, torch.Generator) else []), *settings.generators]
+    return [*settings.method.generators(), *settings.generators]
 
 
 def clear_gradients(settings: Settings) -> None:

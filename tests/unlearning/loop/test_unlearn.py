@@ -37,11 +37,7 @@ def constructible() -> list[type]:
     found = []
     for name in mtu.__all__:
         kind = getattr(mtu, name)
-        if (
-            isinstance(kind, type)
-            and not getattr(kind, "_is_protocol", False)
-            and hasattr(kind, "needs_gram")
-        ):
+        if isinstance(kind, type) and issubclass(kind, mtu.Method):
             try:
                 kind()
             except TypeError:

@@ -3,7 +3,7 @@
 With C = D G D of unit diagonal and w = D u this is C u = b ∘ u^(-q), b = D^(1-q), q = 1/a: the
 point where the convex function ½ uᵀCu - Σ b u^(1-q) / (1-q) (for a = 1: - Σ log u) is least.
 Newton's steps go down that function, and q moves from 1 to 1/a on the way, since the function is
-self-concordant at 1 only. The number of steps is fixed.
+self-concordant at 1 only. The number of steps is fixed, but on the CPU (`_fair_host`).
 """
 
 from __future__ import annotations
@@ -11,65 +11,78 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtu_fast.methods.signed import equilibrated
+from mtu_fast.methods._fair_host import fair_weights as fair_weights_on_host
+from mtu_fast.methods._gram import UnitRows, times, unit_rows
+from mtu_fast.methods._host import solved
+from mtu_fast.methods.roles import Roles, signs
 
 # iterations at q = 1, towards 1/a, and there; SETTLE + POLISH where a = 1
-SETTLE, TRAVEL, POLISH = 4, 24, 12
+SETTLE, TRAVEL, POLISH = 4, 24, 20
 SEARCH = -5, 11  # powers of two tried for the length of a step
 LARGEST = 1e16  # of u, where the function has no least point
 
 
-def fair_weights(G: Tensor, a: float, tol: float) -> Tensor:
-    """w ≥ 0 with (G w)_i = w_i^(-1/a) on the rows that are not zero, 0 on those that are.
+def fair_weights(G: Tensor, roles: Roles, a: float, tol: float) -> Tensor:
+    """w with s ∘ w ≥ 0 for the signs s of the rows, and s (G w)_i = (s w)_i^(-1/a) on rows that are not zero.
 
-    Where a non-negative combination of the unit rows is shorter than `tol` times its largest
-    coefficient, no direction suits all rows and no w exists: w = 0 there.
+    Zero and subspace rows have w = 0. Where a non-negative combination of the unit rows is shorter
+    than `tol` times its largest coefficient, no direction suits all rows and no w exists: w = 0
+    there.
 
     Args:
-        G: `[..., R, R]` float64.
+        G: [..., R, R] float64.
+        roles: what the rows are.
         a: exponent, positive.
         tol: length below which a combination counts as zero.
 
     Returns:
-        w `[..., R]`.
+        w [..., R].
     """
-    if not G.shape[-1]:
-        return G.sum(-1)
-    C, D = equilibrated(G)
-    active = D > 0
-    length = torch.where(active, D, torch.ones_like(D)).log()
-    mean = (length * active).sum(-1, keepdim=True) / active.sum(-1, keepdim=True).clamp(min=1)
-    length = torch.where(active, length - mean, torch.zeros_like(length))
-    u, cancel = torch.ones_like(D), torch.zeros_like(mean, dtype=torch.bool)
+    if not len(roles):
+        return G.new_zeros(G.shape[:-1])
+
+    def otherwise(G: Tensor) -> Tensor:
+        sign = signs(roles)
+        return sign * _iterated(unit_rows(G, sign), a, tol)
+
+    return solved(G, roles, lambda rows: fair_weights_on_host(rows, a, tol), otherwise)
+
+
+def _iterated(rows: UnitRows, a: float, tol: float) -> Tensor:
+    """The weights [..., R] of signed rows by a fixed number of steps on their device."""
+    C, live = rows.E, rows.live
+    length = torch.where(live, -rows.length.log(), 0.0)
+    mean = length.sum(-1, keepdim=True) / live.sum(-1, keepdim=True).clamp(min=1)
+    length = torch.where(live, length - mean, 0.0)
+    u = torch.ones_like(length)
+    cancel = torch.zeros_like(mean, dtype=torch.bool)
     for q in _exponents(1.0 / a):
         u = _newton(C, ((1.0 - q) * length).exp(), u, q)
         # one such u is proof; what the iteration does afterwards is not
         cancel = cancel | _cancels(C, u, tol)
-    w = D * u * ((a - 1.0) / (a + 1.0) * mean).exp()  # b was divided by exp((1 - q) mean)
-    return torch.where(cancel, torch.zeros_like(w), w)
+    w = u / rows.length * ((a - 1.0) / (a + 1.0) * mean).exp()  # b was divided by exp((1 - q) mean)
+    return torch.where(cancel, 0.0, w * live)  # what is not a number stays so
 
 
 def _exponents(q: float) -> list[float]:
     """The q of every iteration: 1, then evenly in the logarithm to its value, then its value."""
     if q == 1.0:
         return [1.0] * (SETTLE + POLISH)
-    return [1.0] * SETTLE + [q ** (k / TRAVEL) for k in range(1, TRAVEL)] + [q] * POLISH
+    travel = [q ** (k / TRAVEL) for k in range(1, TRAVEL)]
+    return [1.0] * SETTLE + travel + [q] * POLISH
 
 
 def _cancels(C: Tensor, u: Tensor, tol: float) -> Tensor:
-    """Whether the combination of the unit rows is shorter than `tol` times its largest coefficient; `[..., 1]`."""
-    square = (u * _times(C, u)).sum(-1, keepdim=True)
+    """Whether the combination of the unit rows is shorter than `tol` times its largest coefficient; [..., 1]."""
+    square = (u * times(C, u)).sum(-1, keepdim=True)
     return square <= (tol * u.amax(-1, keepdim=True)) ** 2
-
-
-def _times(C: Tensor, u: Tensor) -> Tensor:
-    return (C @ u[..., None])[..., 0]
 
 
 def _newton(C: Tensor, b: Tensor, u: Tensor, q: float) -> Tensor:
     """One step: u scaled as a whole to where the function is least, then the Newton direction."""
-    Cu = _times(C, u)
-    quadratic, linear = (u * Cu).sum(-1, keepdim=True), (b * u ** (1.0 - q)).sum(-1, keepdim=True)
+    Cu = times(C, u)
+    quadratic = (u * Cu).sum(-1, keepdim=True)
+    linear = (b * u ** (1.0 - q)).sum(-1, keepdim=True)
     t = (linear / quadratic.clamp(min=1e-30)) ** (1.0 / (1.0 + q))
     u, Cu = t * u, t * Cu
     price = b * u**-q
@@ -87,24 +100,24 @@ def _solve(H: Tensor, rhs: Tensor) -> Tensor:
 
 
 def _step_length(C: Tensor, b: Tensor, u: Tensor, Cu: Tensor, d: Tensor, q: float) -> Tensor:
-    """t > 0 at which the derivative along d is about zero, u + t d staying positive; `[..., 1]`.
+    """t > 0 at which the derivative along d is about zero, u + t d staying positive; [..., 1].
 
     The derivative rises with t. Powers of two bracket its zero, and the secant through the bracket
     is near enough: where Newton's method converges, the derivative is a straight line with its zero
     at t = 1.
     """
-    level, slope = (d * Cu).sum(-1, keepdim=True), (d * _times(C, d)).sum(-1, keepdim=True)
-    relative, pull = d / u, d * b * u**-q
+    level = (d * Cu).sum(-1, keepdim=True)
+    slope = (d * times(C, d)).sum(-1, keepdim=True)
+    relative = d / u
+    pull = d * b * u**-q
     last = 0.99 / (-relative).amax(-1, keepdim=True).clamp(min=1e-3)
     # [..., K]
     t = torch.minimum(2.0 ** torch.arange(*SEARCH, dtype=u.dtype, device=u.device), last)
     moved = 1.0 + t[..., None] * relative[..., None, :]  # [..., K, R]
     value = level + t * slope - (pull[..., None, :] * moved**-q).sum(-1)
     start, down = level - pull.sum(-1, keepdim=True), value < 0
-    low, high = (
-        torch.where(down, t, 0.0).amax(-1, keepdim=True),
-        torch.where(down, last, t).amin(-1, keepdim=True),
-    )
+    low = torch.where(down, t, 0.0).amax(-1, keepdim=True)
+    high = torch.where(down, last, t).amin(-1, keepdim=True)
     below = torch.where(down, value, start).amax(-1, keepdim=True)
     above = torch.where(down, torch.inf, value).amin(-1, keepdim=True)
     secant = low + (high - low) * below / (below - above)

@@ -1,0 +1,112 @@
+"""One matrix at a time on the CPU, in numpy: an operation on a small one takes a microsecond, and several in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mtu_fast.methods.roles import Roles
+
+Array = npt.NDArray[np.floating[Any]]
+Mask = npt.NDArray[np.bool_]
+
+# Residual length of a unit row on the others: below, weights are hardly unique, and the iterations
+# of `_programs` and `bargaining` take moderate ones.
+INDEPENDENT = 1e-4
+SIGN = np.array([1.0, -1.0, 0.0])  # of RETAIN, FORGET and SUBSPACE rows
+
+
+@dataclass(frozen=True)
+class LiveRows:
+    """The rows that take part and are not zero, divided by their lengths; no other row is in the matrices.
+
+    Attributes:
+        E: [n, n] cosines with forget rows negated.
+        length: [n].
+        live: [R] bool, which of all rows these n are.
+        zero: [R] bool, the rows that take part and are zero.
+    """
+
+    E: Array
+    length: Array
+    live: Mask
+    zero: Mask
+
+    @property
+    def share(self) -> Array:
+        """1/T on the rows that take part, zero ones included, 0 elsewhere: [R]."""
+        taking = self.live | self.zero
+        return taking / max(int(np.count_nonzero(taking)), 1)
+
+
+Solve = Callable[[LiveRows], Array | None]
+
+
+def solved(G: Tensor, roles: Roles, solve: Solve, otherwise: Callable[[Tensor], Tensor]) -> Tensor:
+    """Weights [..., R] of each matrix by `solve` on the CPU; by `otherwise` elsewhere, and where it gives None.
+
+    Args:
+        G: [..., R, R] float64.
+        roles: what the R rows are.
+        solve: unit rows to the weights [R] of signed rows.
+        otherwise: Gram matrices [..., R, R] to weights [..., R].
+
+    Returns:
+        Weights, those of forget rows turned back.
+    """
+    if G.device.type != "cpu":
+        return otherwise(G)
+    sign = SIGN[roles.kind.numpy()]
+    if G.ndim == 2:
+        found = _one(G.detach().numpy(), sign, solve)
+        return otherwise(G) if found is None else torch.from_numpy(found)
+    matrices = G.detach().reshape(-1, *G.shape[-2:])
+    weights = matrices.new_zeros(matrices.shape[:2])
+    left = []
+    for i, matrix in enumerate(matrices.numpy()):
+        found = _one(matrix, sign, solve)
+        if found is None:
+            left.append(i)
+        else:
+            weights[i] = torch.from_numpy(found)
+    if left:
+        weights[left] = otherwise(matrices[left])
+    return weights.reshape(G.shape[:-1])
+
+
+def _one(G: Array, sign: Array, solve: Solve) -> Array | None:
+    """The weights [R] of one matrix [R, R]."""
+    rows = live_rows(G, sign)
+    found = None if rows is None else solve(rows)
+    return None if found is None else sign * found
+
+
+def live_rows(G: Array, sign: Array) -> LiveRows | None:
+    """Unit rows from their Gram matrix [R, R] and signs [R]; None where they are not independent or not finite."""
+    squares = G.diagonal()
+    if not np.isfinite(squares).all():
+        return None
+    taking = sign != 0
+    positive = squares > 0
+    live = taking & positive
+    at = live.nonzero()[0]
+    length = np.sqrt(squares[at])
+    unit = sign[at] / length
+    E = G[at[:, None], at] * unit * unit[:, None]
+    if not _independent(E):
+        return None
+    return LiveRows(E, length, live, taking & ~positive)
+
+
+def _independent(E: Array) -> bool:
+    try:
+        L = np.linalg.cholesky(E)
+    except np.linalg.LinAlgError:
+        return False
+    return bool((L.diagonal() > INDEPENDENT).all())

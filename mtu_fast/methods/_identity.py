@@ -1,0 +1,100 @@
+"""What tells one method from another, as text and numbers that a checkpoint can hold and compare."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HOW = (
+    "Decorate the class by @dataclass(frozen=True) and declare what it depends on as fields, with "
+    "field(compare=False) for what does not tell one run from another; or define describe(self), a dict of numbers "
+    "and strings."
+)
+
+
+def identity(method: object) -> dict[str, Any]:
+    """{"type": module and name, field: value}.
+
+    Args:
+        method: a dataclass whose fields are all that it depends on.
+
+    Returns:
+        Strings, numbers, lists and dicts.
+
+    Raises:
+        TypeError: its class is no dataclass, it has other attributes than fields, or a field holds
+            what has no value to compare.
+    """
+    kind = type(method)
+    name = kind.__qualname__
+    # of the class itself: a subclass that is no dataclass has the fields of its base, not its own
+    if "__dataclass_fields__" not in vars(kind):
+        raise TypeError(
+            f"checkpoint: {name} is no dataclass, so nothing tells two of them apart, and one could resume a run of "
+            f"another. {HOW}"
+        )
+    declared = {field.name: field for field in fields(method)}  # type: ignore[arg-type]
+    strays = _strays(method, declared)
+    if strays:
+        raise TypeError(
+            f"checkpoint: {name} has the attributes {strays}, which are no fields, so nothing says whether they tell "
+            f"one run from another. {HOW}"
+        )
+    found: dict[str, Any] = {"type": f"{kind.__module__}.{name}"}
+    for field in declared.values():
+        if field.compare:
+            found[field.name] = plain(getattr(method, field.name), f"{name}.{field.name}")
+    return found
+
+
+def _strays(method: object, declared: Mapping[str, Any]) -> list[str]:
+    """Attributes of the instance that are neither fields nor kept by a property of the class."""
+    held = getattr(method, "__dict__", {})
+    return [name for name in held if name not in declared and not hasattr(type(method), name)]
+
+
+def plain(value: Any, where: str) -> Any:
+    """The `value` in strings, numbers, lists and dicts, equal where values are.
+
+    Args:
+        value: of a field.
+        where: what errors call it.
+
+    Raises:
+        TypeError: it is neither plain, nor a container, tensor or dataclass of what is.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Enum):
+        return f"{type(value).__qualname__}.{value.name}"
+    if isinstance(value, str | torch.dtype | torch.device):
+        return str(value)
+    if isinstance(value, int | float):  # numpy's too, which a checkpoint would not read back
+        return int(value) if isinstance(value, int) else float(value)
+    if isinstance(value, Mapping):
+        return {repr(key): plain(v, f"{where}[{key!r}]") for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, set | frozenset):
+        return sorted(repr(plain(v, where)) for v in value)
+    if isinstance(value, torch.Generator):
+        return f"torch.Generator on {value.device}"  # a checkpoint holds where it stands
+    if isinstance(value, Tensor):
+        return _digest(value)
+    if "__dataclass_fields__" in vars(type(value)) and not isinstance(value, type):
+        return identity(value)
+    raise TypeError(
+        f"checkpoint: {where} is {type(value).__name__}, which has no value to be compared by. {HOW}"
+    )
+
+
+def _digest(value: Tensor) -> str:
+    entries = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    digest = hashlib.sha256(entries.tobytes()).hexdigest()
+    return f"tensor {tuple(value.shape)} {value.dtype} {digest}"

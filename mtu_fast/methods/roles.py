@@ -1,0 +1,92 @@
+"""What a row is: its role, task, sample and loss; and the weights that follow from these alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RETAIN, FORGET, SUBSPACE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What row r is: kind[r] of task tasks[task[r]], sample[r] of its forward, with loss value loss[r].
+
+    Attributes:
+        task: [R] int64, index into `tasks`.
+        sample: [R] int64, index of the sample within its forward; -1 where the row is a mean.
+        kind: [R] int64, RETAIN, FORGET or SUBSPACE.
+        loss: [R] float64, detached loss values.
+        tasks: names of the tasks.
+        dtype: the precision in which the rows' gradients were computed.
+
+    Raises:
+        ValueError: the four tensors are not vectors of one length.
+        TypeError: `task`, `sample` or `kind` is not int64.
+    """
+
+    task: Tensor
+    sample: Tensor
+    kind: Tensor
+    loss: Tensor
+    tasks: tuple[str, ...]
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        columns = {"task": self.task, "sample": self.sample, "kind": self.kind, "loss": self.loss}
+        shapes = {name: tuple(column.shape) for name, column in columns.items()}
+        if self.task.ndim != 1 or len(set(shapes.values())) != 1:
+            raise ValueError(
+                f"Roles: shapes are {shapes}, expected four vectors [R] of one length, an entry per row."
+            )
+        for name in ("task", "sample", "kind"):
+            dtype = columns[name].dtype
+            if dtype != torch.int64:
+                raise TypeError(
+                    f"Roles: {name} is {dtype}, expected torch.int64; convert it by .long()."
+                )
+
+    def __len__(self) -> int:
+        return self.task.shape[0]
+
+
+def mean_weights(roles: Roles, kind: int | None) -> Tensor:
+    """Weights 1 / count of the rows of `kind` in the row's task, else 0: J^T w is the sum of the tasks' means.
+
+    Args:
+        roles: roles of R rows.
+        kind: RETAIN, FORGET or SUBSPACE; None for retain and forget rows together.
+
+    Returns:
+        Weights [R], float64, on the device of the roles.
+
+    Raises:
+        ValueError: `kind` is none of these.
+    """
+    if kind not in (RETAIN, FORGET, SUBSPACE, None):
+        raise ValueError(
+            f"mean_weights: kind is {kind!r}, expected RETAIN (0), FORGET (1), SUBSPACE (2) or None."
+        )
+    chosen = roles.kind != SUBSPACE if kind is None else roles.kind == kind
+    member = chosen.to(torch.float64)
+    count = member.new_zeros(len(roles.tasks)).index_add(0, roles.task, member)
+    return member / count[roles.task].clamp(min=1.0)
+
+
+def retain_less_forget(roles: Roles, alpha: float) -> Tensor:
+    """alpha r - (1 - alpha) f [R]: weights of the mean retain gradient less those of the mean forget gradient."""
+    r, f = mean_weights(roles, RETAIN), mean_weights(roles, FORGET)
+    return alpha * r - (1.0 - alpha) * f
+
+
+def signs(roles: Roles) -> Tensor:
+    """1 on retain rows, -1 on forget rows, 0 on subspace rows: [R] float64."""
+    return 1.0 - 2.0 * (roles.kind == FORGET).double() - (roles.kind == SUBSPACE).double()
+
+
+def equal_shares(roles: Roles) -> Tensor:
+    """1/T on retain and -1/T on forget rows, T of them in all, 0 on subspace rows: [R] float64."""
+    sign = signs(roles)
+    return sign / sign.abs().sum().clamp(min=1.0)
