@@ -138,7 +138,7 @@ def sides(
             entry.reference(list(model.parameters()), losses(batch), mask, alpha)
         elif entry.reference is not None:
             options: dict[str, Any] = (
-                {"alpha": alpha} if "alpha" in reference.METHODS[entry.reference].options else {}
+                {"alpha": alpha} if "alpha" in reference.METHODS[entry.reference].options() else {}
             )
             reference.backward(
                 list(model.parameters()), losses(batch), entry.reference, forget=mask, **options

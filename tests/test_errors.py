@@ -550,7 +550,10 @@ def test_a_class_for_a_method(bench: Bench) -> None:
 @pytest.mark.parametrize("method", [None, 0.5, "orthograd", lambda G: G.sum(0)])
 def test_a_method_of_the_wrong_type(bench: Bench, method: Any) -> None:
     rows = bench.engine.rows(bench.losses())
-    message = r"found .*, expected a method such as mtu\.OrthoGrad\(.*\), or weights \[R\].*weighting\(rows\.gram\(\)\)"
+    message = (
+        r"found .*, expected a mtu\.Method such as mtu\.OrthoGrad\(.*\), or weights \[R\]"
+        r".*weighting\(rows\.gram\(\)\)"
+    )
     with bench.untouched():
         with pytest.raises(TypeError, match=message):
             rows.backward(method)
@@ -962,10 +965,8 @@ def test_a_sum_that_overflows_is_no_verdict(values: list[float]) -> None:
     assert all_finite([torch.ones(2), torch.tensor(values)]) == all(map(isfinite, values))
 
 
-class Equal:
+class Equal(mtu.Method):
     """All rows weigh the same: the least that a method must have."""
-
-    per, needs_gram = "sample", True
 
     def __call__(self, G: Tensor, roles: mtu.Roles) -> Tensor:
         return torch.ones_like(roles.loss)
@@ -977,7 +978,10 @@ class Equal:
 class Counting(Equal):
     """A method with a state, which asks for no Gram."""
 
-    needs_gram, calls = False, 0
+    needs_gram = False
+
+    def __init__(self) -> None:
+        self.calls = 0
 
     def __call__(self, G: Tensor | None, roles: mtu.Roles) -> Tensor:
         self.calls += 1
@@ -992,8 +996,10 @@ def test_rows_that_are_used_up_do_not_reach_a_method(bench: Bench) -> None:
     assert method.calls == 1
 
 
-class NothingOutside:
-    per, needs_gram = "sample", True
+class NoMethod:
+    """All that a method has, but for the base class."""
+
+    per, granularity, needs_gram, needs_subspace = "sample", "global", True, False
 
     def __call__(self, G: Tensor, roles: mtu.Roles) -> Tensor:
         return torch.ones_like(roles.loss)
@@ -1012,19 +1018,24 @@ def test_a_method_of_ones_own(bench: Bench) -> None:
         assert torch.allclose(p.grad - old, g, rtol=1e-9, atol=1e-12)
 
 
-def test_a_method_that_lacks_something(bench: Bench) -> None:
-    method: Any = NothingOutside()
-    refused(
-        bench,
-        TypeError,
-        r"found NothingOutside without \['outside'\]",
-        lambda l: bench.engine.backward(l, method),
-    )
+def test_a_method_that_does_not_derive_from_the_base_class(bench: Bench) -> None:
+    method: Any = NoMethod()
+    said = r"(?s)found NoMethod, expected a mtu\.Method.*class Mine\(mtu\.Method\)"
+    refused(bench, TypeError, said, lambda l: bench.engine.backward(l, method))
     rows = bench.engine.rows(bench.losses())
     with bench.untouched():
-        with pytest.raises(TypeError, match=r"found NothingOutside without \['outside'\]"):
+        with pytest.raises(TypeError, match=said):
             rows.backward(method)
         rows._parts.clear()
+
+
+@pytest.mark.parametrize(("name", "value"), [("per", "samples"), ("granularity", "layers")])
+def test_a_method_whose_flag_is_no_known_word(bench: Bench, name: str, value: str) -> None:
+    method = type("Misspelt", (Equal,), {name: value})()
+    refused(
+        bench, TypeError, rf"Misspelt: {name} is '{value}', expected one of '",
+        lambda l: bench.engine.backward(l, method),
+    )  # fmt: skip
 
 
 def test_weights_that_are_no_tensor(bench: Bench) -> None:

@@ -33,7 +33,7 @@ def complementary(M: Array, q: Array) -> Array | None:
     x = np.zeros(len(q))
     active = np.asarray(q < 0)
     for _round in range(ROUNDS):
-        at = active.nonzero()[0]
+        at = np.nonzero(active)[0]
         found = np.linalg.solve(M[at[:, None], at], -q[at])
         lowest = found @ M[at] + q  # s, and on the active rows x
         lowest[at] = found
@@ -49,7 +49,7 @@ def several(M: Array, q: Array) -> Array | None:
     """`complementary` for every q of [K, n] at once: x [K, n]; None where one does not end."""
     x = np.zeros_like(q)
     active = np.asarray(q < 0)
-    going = active.any(1).nonzero()[0]
+    going = np.flatnonzero(active.any(1))
     active, q = active[going], q[going]
     for _round in range(ROUNDS):
         if not len(going):

@@ -1,8 +1,8 @@
 """The slow, obviously right version of every method, from the papers' formulas on explicit gradient rows.
 
 Shares no code with the engine, the methods or the ops: it is the truth of the tests and the
-baseline of the benchmarks. A file of this folder that registers a direction (`base.reference`) is
-found by `backward` under its name.
+baseline of the benchmarks. A file of this folder that derives a class from `Reference` is found by
+`backward` under its name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from mtu_fast.reference.backward import backward
-from mtu_fast.reference.base import METHODS, Sides
+from mtu_fast.reference.base import METHODS, Reference, Sides
 from mtu_fast.reference.cagrad import cagrad
 from mtu_fast.reference.dualproj import dualproj
 from mtu_fast.reference.fine_tune import fine_tune
@@ -32,6 +32,7 @@ for _module in iter_modules(__path__):
 
 __all__ = [
     "METHODS",
+    "Reference",
     "Sides",
     "backward",
     "cagrad",

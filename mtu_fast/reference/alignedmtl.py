@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.base import Pair, Rows, Sides, reference
+from mtu_fast.reference.base import Pair, Reference, Rows, Sides, even
 
 
 def alignedmtl(gradients: Tensor, preference: Tensor | None = None, tol: float = 1e-7) -> Tensor:
@@ -24,11 +24,9 @@ def alignedmtl(gradients: Tensor, preference: Tensor | None = None, tol: float =
 
     Source: Senushkin et al., CVPR 2023, algorithm 1.
     """
-    p = (
-        torch.full_like(gradients[:, 0], 1 / max(len(gradients), 1))
-        if preference is None
-        else preference
-    )
+    p = preference
+    if p is None:
+        p = torch.full_like(gradients[:, 0], 1 / max(len(gradients), 1))
     A, sigma, Bt = torch.linalg.svd(gradients, full_matrices=False)
     rank = int((sigma > tol * sigma[:1]).sum())
     if rank == 0:
@@ -36,21 +34,21 @@ def alignedmtl(gradients: Tensor, preference: Tensor | None = None, tol: float =
     return sigma[rank - 1] * Bt[:rank].t() @ (A[:, :rank].t() @ p)
 
 
-def _share(sides: Sides, task: str, preference: Rows | None, **_: Any) -> Pair:
-    """p of the task."""
-    if preference is not None:
-        return preference[task], preference[task]
-    count = sum(len(rows) > 0 for side in (sides.retain, sides.forget) for rows in side.values())
-    return 1 / max(count, 1), 1 / max(count, 1)
-
-
-@reference("alignedmtl", outside=_share)
-def direction(sides: Sides, preference: Rows | None = None, tol: float = 1e-7) -> Tensor:
+@dataclass(frozen=True)
+class AlignedMTL(Reference, name="alignedmtl"):
     """`alignedmtl` of the signed mean rows; `preference` by task."""
-    rows = sides.signed_matrix()
-    p = (
-        None
-        if preference is None
-        else rows.new_tensor([float(preference[task]) for _, task in sides.signed_means()])
-    )
-    return alignedmtl(rows, p, tol)
+
+    preference: Rows | None = None
+    tol: float = 1e-7
+
+    def direction(self, sides: Sides) -> Tensor:
+        rows = sides.signed_matrix()
+        if self.preference is None:
+            return alignedmtl(rows, None, self.tol)
+        wanted = [float(self.preference[task]) for _, task in sides.signed_means()]
+        return alignedmtl(rows, rows.new_tensor(wanted), self.tol)
+
+    def outside(self, sides: Sides, task: str) -> Pair:
+        if self.preference is not None:
+            return self.preference[task], self.preference[task]
+        return even(sides)

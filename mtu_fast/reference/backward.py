@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.base import Reference, Rows, Sides, find
+from mtu_fast.reference.base import Reference, Rows, Sides, made
 from mtu_fast.reference.jacobian import flatten, jacobian, unflatten
 
 Forget = bool | Tensor | Mapping[str, Tensor] | None
@@ -45,12 +45,12 @@ def backward(
         ValueError: `method` is unknown.
         TypeError: the method has no such option.
     """
-    known, options = find(method, options)
+    known = made(method, options)
     shared, heads = list(params), list(outside)
     named = dict(losses) if isinstance(losses, Mapping) else {"loss": losses}
     masks = {task: _mask(forget, task, loss) for task, loss in named.items()}
     if heads:
-        weighted = _weighted(known, named, masks, options)
+        weighted = _weighted(known, named, masks)
         _accumulate(
             heads, torch.autograd.grad(weighted, heads, retain_graph=True, allow_unused=True)
         )
@@ -60,7 +60,7 @@ def backward(
         members = [shared[i] for i in block]
         extra = None if kept is None else flatten([kept[i] for i in block])
         sides = _sides(flatten([stacks[i] for i in block]), named, masks, extra)
-        _accumulate(members, unflatten(known.direction(sides, **options), members))
+        _accumulate(members, unflatten(known.direction(sides), members))
 
 
 def _sides(J: Tensor, losses: Rows, masks: Rows, subspace: Tensor | None = None) -> Sides:
@@ -79,14 +79,15 @@ def _stacked(rows: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
     return [part.reshape(len(rows), *p.shape) for part, p in zip(parts, params, strict=True)]
 
 
-def _weighted(known: Reference, losses: Rows, masks: Rows, options: Mapping[str, Any]) -> Tensor:
+def _weighted(known: Reference, losses: Rows, masks: Rows) -> Tensor:
     """The scalar whose gradient the parameters outside get: the method without its surgery."""
     total = torch.stack([loss.sum() for loss in losses.values()]).sum() * 0.0
     sides = _sides(total.new_zeros(sum(map(len, losses.values())), 0), losses, masks)
     for task, loss in losses.items():
         kept, gone = loss[~masks[task]], loss[masks[task]]
-        up, down = known.pair(sides, task, options)
-        total = total + up * kept.sum() / max(len(kept), 1) - down * gone.sum() / max(len(gone), 1)
+        up, down = known.outside(sides, task)
+        total = total + up * kept.sum() / max(len(kept), 1)
+        total = total - down * gone.sum() / max(len(gone), 1)
     return total
 
 

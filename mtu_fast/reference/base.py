@@ -1,23 +1,17 @@
-"""What references share: the rows a direction is made of, and the registry.
-
-A reference is a function `(sides, **options) -> d [P]`; a file of this folder registers its own,
-and importing the package imports them all.
-"""
+"""The contract of references: the rows a direction is made of, and `Reference`, which registers each by its name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from inspect import Parameter, signature
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Rows = Mapping[str, Tensor]
-Direction = Callable[..., Tensor]
 Pair = tuple[float | Tensor, float | Tensor]
-Outside = Pair | Callable[..., Pair]
 
 
 @dataclass(frozen=True)
@@ -42,12 +36,10 @@ class Sides:
         """{("retain" or "forget", task): [P]}: mean gradients, a forget row negated, task by task, retain first."""
         found = {}
         for task in self.retain:
-            for kind, sign, rows in (
-                ("retain", 1.0, self.retain[task]),
-                ("forget", -1.0, self.forget[task]),
-            ):
-                if len(rows):
-                    found[kind, task] = sign * rows.mean(0)
+            if len(self.retain[task]):
+                found["retain", task] = self.retain[task].mean(0)
+            if len(self.forget[task]):
+                found["forget", task] = -self.forget[task].mean(0)
         return found
 
     def signed_matrix(self) -> Tensor:
@@ -56,64 +48,61 @@ class Sides:
         return torch.cat(empty + [g[None] for g in self.signed_means().values()])
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A registered method.
+class Reference(ABC):
+    """d = direction(sides): a method straight from its paper's formula, on explicit gradient rows.
 
-    Attributes:
-        direction: (sides, **options) -> [P].
-        outside: (up, down): parameters outside get the gradient of Σ_task up · mean retain loss −
-            down · mean forget loss; or a function `(sides, task, **options)` that returns the pair,
-            of sides whose rows have no columns.
-        options: names and defaults of the direction's keyword options.
+    A frozen dataclass whose fields are its options, all with defaults:
+
+        @dataclass(frozen=True)
+        class Mine(Reference, name="mine"):
+            alpha: float = 0.5
+
+            def direction(self, sides): ...
     """
 
-    direction: Direction
-    outside: Outside
-    options: Mapping[str, Any]
+    def __init_subclass__(cls, name: str) -> None:
+        super().__init_subclass__()
+        if name in METHODS:
+            known = METHODS[name].__module__
+            raise ValueError(f"two references for {name}: {known}, {cls.__module__}")
+        METHODS[name] = cls
 
-    def pair(self, sides: Sides, task: str, options: Mapping[str, Any]) -> Pair:
-        """What `outside` says of a task."""
-        return self.outside(sides, task, **options) if callable(self.outside) else self.outside
+    @classmethod
+    def options(cls) -> list[str]:
+        """Names of the options."""
+        return [field.name for field in fields(cls)]  # type: ignore[arg-type]
+
+    @abstractmethod
+    def direction(self, sides: Sides) -> Tensor:
+        """The update direction [P]."""
+
+    def outside(self, sides: Sides, task: str) -> Pair:
+        """(up, down): what the losses of a task weigh for parameters outside.
+
+        These get the gradient of Σ_task up · mean retain loss − down · mean forget loss. The rows
+        of `sides` have no columns.
+        """
+        return 1.0, 1.0
 
 
-def even(sides: Sides, task: str, **options: Any) -> Pair:
+METHODS: dict[str, type[Reference]] = {}
+
+
+def even(sides: Sides) -> Pair:
     """1/T for parameters outside, T the number of signed mean rows."""
     share = 1.0 / max(len(sides.signed_means()), 1)
     return share, share
 
 
-METHODS: dict[str, Reference] = {}
-
-
-def reference(name: str, outside: Outside = (1.0, 1.0)) -> Callable[[Direction], Direction]:
-    """Register a direction under this name, with what parameters outside get (see `Reference`)."""
-
-    def register(direction: Direction) -> Direction:
-        if name in METHODS:
-            raise ValueError(
-                f"two references for {name}: {METHODS[name].direction.__module__}, {direction.__module__}"
-            )
-        named = [
-            p
-            for p in list(signature(direction).parameters.values())[1:]
-            if p.default is not Parameter.empty
-        ]
-        METHODS[name] = Reference(direction, outside, {p.name: p.default for p in named})
-        return direction
-
-    return register
-
-
-def find(name: str, options: Mapping[str, Any]) -> tuple[Reference, dict[str, Any]]:
-    """The method of this name, and its options with the defaults filled in.
+def made(name: str, options: Mapping[str, Any]) -> Reference:
+    """The method of this name with these options, the others at their defaults.
 
     Args:
         name: as registered.
         options: keyword options given by the caller.
 
     Returns:
-        The registered method and all its options.
+        The method.
 
     Raises:
         ValueError: no method has this name.
@@ -123,11 +112,11 @@ def find(name: str, options: Mapping[str, Any]) -> tuple[Reference, dict[str, An
         raise ValueError(
             f"reference.backward: method is {name!r}, expected one of {', '.join(sorted(METHODS))}."
         )
-    found = METHODS[name]
-    unknown = sorted(set(options) - set(found.options))
+    known = METHODS[name].options()
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        wanted = ", ".join(found.options) or "none"
+        wanted = ", ".join(known) or "none"
         raise TypeError(
             f"reference.backward: {name!r} has no option {', '.join(unknown)}; its options are: {wanted}."
         )
-    return found, {**found.options, **options}
+    return METHODS[name](**options)

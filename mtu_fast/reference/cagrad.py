@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.base import Sides, even, reference
+from mtu_fast.reference.base import Pair, Reference, Sides, even
 from mtu_fast.reference.dualproj import nearest
 
 
@@ -42,7 +44,14 @@ def cagrad(gradients: Tensor, c: float = 0.5) -> Tensor:
     return best
 
 
-@reference("cagrad", outside=even)
-def direction(sides: Sides, c: float = 0.5) -> Tensor:
+@dataclass(frozen=True)
+class CAGrad(Reference, name="cagrad"):
     """`cagrad` of the signed mean rows."""
-    return cagrad(sides.signed_matrix(), c)
+
+    c: float = 0.5
+
+    def direction(self, sides: Sides) -> Tensor:
+        return cagrad(sides.signed_matrix(), self.c)
+
+    def outside(self, sides: Sides, task: str) -> Pair:
+        return even(sides)

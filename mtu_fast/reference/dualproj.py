@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import chain, combinations
 
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.base import Sides, even, reference
+from mtu_fast.reference.base import Pair, Reference, Sides, even
 
 
 def dualproj(gradients: Tensor, g: Tensor | None = None) -> Tensor:
@@ -43,7 +44,12 @@ def subsets(R: int) -> list[list[int]]:
     return [list(S) for S in chain.from_iterable(combinations(range(R), k) for k in range(R + 1))]
 
 
-@reference("dualproj", outside=even)
-def direction(sides: Sides) -> Tensor:
+@dataclass(frozen=True)
+class DualProj(Reference, name="dualproj"):
     """`dualproj` of the signed mean rows."""
-    return dualproj(sides.signed_matrix())
+
+    def direction(self, sides: Sides) -> Tensor:
+        return dualproj(sides.signed_matrix())
+
+    def outside(self, sides: Sides, task: str) -> Pair:
+        return even(sides)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import log
 
 from torch import Tensor
 
-from mtu_fast.reference.base import Sides, reference
+from mtu_fast.reference.base import Reference, Sides
 
 SWEEPS = 5000
 
@@ -23,11 +24,9 @@ def fair_weights(gradients: Tensor, a: float, tol: float = 1e-13) -> list[float]
     for _sweep in range(SWEEPS):
         before = list(w)
         for i, row in enumerate(G):
-            w[i] = _root(
-                row[i],
-                sum(g * x for j, (g, x) in enumerate(zip(row, w, strict=True)) if j != i),
-                1 / a,
-            )
+            others = [g * x for g, x in zip(row, w, strict=True)]
+            others[i] = 0.0
+            w[i] = _root(row[i], sum(others), 1 / a)
         if all(abs(new - old) <= tol * new for new, old in zip(w, before, strict=True)):
             return w
     return None
@@ -58,7 +57,11 @@ def fairgrad(gradients: Tensor, a: float = 2.0) -> Tensor:
     return rows.t() @ rows.new_tensor(w)
 
 
-@reference("fairgrad")
-def direction(sides: Sides, a: float = 2.0) -> Tensor:
+@dataclass(frozen=True)
+class FairGrad(Reference, name="fairgrad"):
     """`fairgrad` of the signed mean rows."""
-    return fairgrad(sides.signed_matrix(), a)
+
+    a: float = 2.0
+
+    def direction(self, sides: Sides) -> Tensor:
+        return fairgrad(sides.signed_matrix(), self.a)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from mtu_fast.reference.base import Rows, Sides, reference
+from mtu_fast.reference.base import Pair, Reference, Rows, Sides
 from mtu_fast.reference.mean import mean
 
 
@@ -13,7 +15,12 @@ def fine_tune(retain: Rows) -> Tensor:
     return mean(retain)
 
 
-@reference("fine_tune", outside=(1.0, 0.0))
-def direction(sides: Sides) -> Tensor:
+@dataclass(frozen=True)
+class FineTune(Reference, name="fine_tune"):
     """`fine_tune` of the retain side."""
-    return fine_tune(sides.retain)
+
+    def direction(self, sides: Sides) -> Tensor:
+        return fine_tune(sides.retain)
+
+    def outside(self, sides: Sides, task: str) -> Pair:
+        return 1.0, 0.0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import exp
-from typing import Any
 
 from torch import Tensor
 
-from mtu_fast.reference.base import Pair, Sides, reference
+from mtu_fast.reference.base import Pair, Reference, Sides
 from mtu_fast.reference.mean import mean
 
 
@@ -31,12 +31,17 @@ def forget_share(sides: Sides, slope: float, threshold: float) -> float:
     return 1 / (1 + exp(min(slope * (loss - threshold), 700.0)))
 
 
-def _shares(sides: Sides, task: str, slope: float, threshold: float, **_: Any) -> Pair:
-    share = forget_share(sides, slope, threshold)
-    return 1 - share, share
-
-
-@reference("gdrgma", outside=_shares)
-def direction(sides: Sides, slope: float = 100.0, threshold: float = 0.02) -> Tensor:
+@dataclass(frozen=True)
+class GDRGMA(Reference, name="gdrgma"):
     """`gdrgma` of the summed mean retain gradients and the negated forget ones."""
-    return gdrgma(mean(sides.retain), -mean(sides.forget), forget_share(sides, slope, threshold))
+
+    slope: float = 100.0
+    threshold: float = 0.02
+
+    def direction(self, sides: Sides) -> Tensor:
+        share = forget_share(sides, self.slope, self.threshold)
+        return gdrgma(mean(sides.retain), -mean(sides.forget), share)
+
+    def outside(self, sides: Sides, task: str) -> Pair:
+        share = forget_share(sides, self.slope, self.threshold)
+        return 1 - share, share

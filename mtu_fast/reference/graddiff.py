@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from mtu_fast.reference.base import Rows, Sides, reference
+from mtu_fast.reference.base import Pair, Reference, Rows, Sides
 from mtu_fast.reference.mean import mean
 
 
@@ -16,7 +18,14 @@ def graddiff(retain: Rows, forget: Rows, alpha: float = 0.5) -> Tensor:
     return alpha * mean(retain) - (1.0 - alpha) * mean(forget)
 
 
-@reference("graddiff", outside=lambda sides, task, alpha: (alpha, 1.0 - alpha))
-def direction(sides: Sides, alpha: float = 0.5) -> Tensor:
+@dataclass(frozen=True)
+class GradDiff(Reference, name="graddiff"):
     """`graddiff` of the two sides."""
-    return graddiff(sides.retain, sides.forget, alpha)
+
+    alpha: float = 0.5
+
+    def direction(self, sides: Sides) -> Tensor:
+        return graddiff(sides.retain, sides.forget, self.alpha)
+
+    def outside(self, sides: Sides, task: str) -> Pair:
+        return self.alpha, 1.0 - self.alpha

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from mtu_fast.reference.base import Rows, Sides, reference
+from mtu_fast.reference.base import Pair, Reference, Rows, Sides
 from mtu_fast.reference.mean import mean
 
 
@@ -13,7 +15,14 @@ def gradient_ascent(forget: Rows) -> Tensor:
     return -mean(forget)
 
 
-@reference("ascent", outside=(0.0, 1.0))
-def direction(sides: Sides, alpha: float = 0.0) -> Tensor:
+@dataclass(frozen=True)
+class GradientAscent(Reference, name="ascent"):
     """`gradient_ascent` of the forget side; `alpha`, that of GradDiff, makes no difference."""
-    return gradient_ascent(sides.forget)
+
+    alpha: float = 0.0
+
+    def direction(self, sides: Sides) -> Tensor:
+        return gradient_ascent(sides.forget)
+
+    def outside(self, sides: Sides, task: str) -> Pair:
+        return 0.0, 1.0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from mtu_fast.reference.base import Sides, reference
+from mtu_fast.reference.base import Reference, Sides
 
 Targets = MutableMapping[tuple[Any, Any], float]
 
@@ -47,10 +48,8 @@ def gradvac(
             if j == i or other == 0 or length <= tol * gradients[i].norm():
                 continue
             pair = (named[i], named[j])
-            wanted, cosine = (
-                targets.get(pair, 0.0),
-                float((g @ gradients[j] / (length * other)).clamp(-1, 1)),
-            )
+            wanted = targets.get(pair, 0.0)
+            cosine = float((g @ gradients[j] / (length * other)).clamp(-1, 1))
             sine, reach = (1 - cosine**2) ** 0.5, (1 - wanted**2) ** 0.5
             if cosine < wanted and reach > tol:
                 g = g + length * (wanted * sine - cosine * reach) / (other * reach) * gradients[j]
@@ -59,14 +58,17 @@ def gradvac(
     return total
 
 
-@reference("gradvac")
-def direction(
-    sides: Sides,
-    beta: float = 0.01,
-    targets: Targets | None = None,
-    orders: Sequence[Sequence[int]] | None = None,
-    tol: float = 1e-7,
-) -> Tensor:
+@dataclass(frozen=True)
+class GradVac(Reference, name="gradvac"):
     """`gradvac` of the signed mean rows; `targets`, a dict, is kept by the caller from step to step."""
-    means = sides.signed_means()
-    return gradvac(sides.signed_matrix(), targets, beta, list(means), orders, tol)
+
+    beta: float = 0.01
+    targets: Targets | None = None
+    orders: Sequence[Sequence[int]] | None = None
+    tol: float = 1e-7
+
+    def direction(self, sides: Sides) -> Tensor:
+        means = sides.signed_means()
+        return gradvac(
+            sides.signed_matrix(), self.targets, self.beta, list(means), self.orders, self.tol
+        )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.base import Sides, reference
+from mtu_fast.reference.base import Reference, Sides
 
 
 def imtlg(gradients: Tensor, tol: float = 1e-7) -> Tensor:
@@ -25,14 +27,16 @@ def imtlg(gradients: Tensor, tol: float = 1e-7) -> Tensor:
     d = inverse.sum(1)
     coefficients = (inverse.t() @ d) / length  # d = rows^T coefficients
     total = coefficients.sum()
-    return (
-        nothing
-        if total.abs() <= tol * max(coefficients.abs().sum(), (1 / length).max())
-        else d / total
-    )
+    if total.abs() <= tol * max(coefficients.abs().sum(), (1 / length).max()):
+        return nothing
+    return d / total
 
 
-@reference("imtlg")
-def direction(sides: Sides, tol: float = 1e-7) -> Tensor:
+@dataclass(frozen=True)
+class IMTLG(Reference, name="imtlg"):
     """`imtlg` of the signed mean rows."""
-    return imtlg(sides.signed_matrix(), tol)
+
+    tol: float = 1e-7
+
+    def direction(self, sides: Sides) -> Tensor:
+        return imtlg(sides.signed_matrix(), self.tol)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.base import Rows, Sides, reference
+from mtu_fast.reference.base import Pair, Reference, Rows, Sides
 from mtu_fast.reference.mean import mean
 from mtu_fast.reference.orthograd import independent, project_out
 
@@ -61,10 +62,8 @@ def basis(rows: Tensor, energy: float, rank: int | None, stale: float) -> Tensor
     dimension = 0
     while dimension < len(power) and power[:dimension].sum() < energy * power.sum():
         dimension += 1
-    dimension = min(
-        dimension, len(power) if rank is None else rank, int((values > stale * values[0]).sum())
-    )
-    return vectors[:dimension]
+    dimension = min(dimension, int((values > stale * values[0]).sum()))
+    return vectors[:dimension] if rank is None else vectors[: min(dimension, rank)]
 
 
 def constrained(c: Tensor, B: Tensor, held: Tensor, ridge: float, tol: float) -> Tensor:
@@ -76,14 +75,26 @@ def constrained(c: Tensor, B: Tensor, held: Tensor, ridge: float, tol: float) ->
     return torch.linalg.solve(torch.eye(len(c), dtype=c.dtype) + B.t() @ B / mu, c)
 
 
-@reference("interference_aware", outside=lambda sides, task, alpha, **others: (alpha, 1.0 - alpha))
-def direction(
-    sides: Sides, alpha: float = 0.5, order: str = "joint", targets: Collection[str] | None = None,
-    energy: float = 1.0, rank: int | None = None, ridge: float = 0.0, tol: float = 1e-6,
-) -> Tensor:  # fmt: skip
+@dataclass(frozen=True)
+class InterferenceAware(Reference, name="interference_aware"):
     """`interference_aware` of the two sides and the kept rows."""
-    kept = torch.cat(list(sides.retain.values()))[:0] if sides.subspace is None else sides.subspace
-    return interference_aware(
-        sides.retain, sides.forget, kept, alpha, order,
-        targets=targets, energy=energy, rank=rank, ridge=ridge, tol=tol,
-    )  # fmt: skip
+
+    alpha: float = 0.5
+    order: str = "joint"
+    targets: Collection[str] | None = None
+    energy: float = 1.0
+    rank: int | None = None
+    ridge: float = 0.0
+    tol: float = 1e-6
+
+    def direction(self, sides: Sides) -> Tensor:
+        kept = sides.subspace
+        if kept is None:
+            kept = torch.cat(list(sides.retain.values()))[:0]
+        return interference_aware(
+            sides.retain, sides.forget, kept, self.alpha, self.order,
+            targets=self.targets, energy=self.energy, rank=self.rank, ridge=self.ridge, tol=self.tol,
+        )  # fmt: skip
+
+    def outside(self, sides: Sides, task: str) -> Pair:
+        return self.alpha, 1.0 - self.alpha

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.base import Pair, Rows, Sides, reference
+from mtu_fast.reference.base import Pair, Reference, Rows, Sides
 
 
 def mean(rows: Rows) -> Tensor:
@@ -16,15 +16,15 @@ def mean(rows: Rows) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-def _shares(sides: Sides, task: str, **_: Any) -> Pair:
-    """The mean over all rows of the task, written as two means."""
-    k, m = len(sides.retain[task]), len(sides.forget[task])
-    return k / max(k + m, 1), -m / max(k + m, 1)
-
-
-@reference("mean", outside=_shares)
-def direction(sides: Sides) -> Tensor:
+@dataclass(frozen=True)
+class Mean(Reference, name="mean"):
     """`mean` of retain and forget rows together."""
-    return mean({
-        task: torch.cat([sides.retain[task], sides.forget[task]]) for task in sides.retain
-    })
+
+    def direction(self, sides: Sides) -> Tensor:
+        return mean({
+            task: torch.cat([sides.retain[task], sides.forget[task]]) for task in sides.retain
+        })
+
+    def outside(self, sides: Sides, task: str) -> Pair:
+        k, m = len(sides.retain[task]), len(sides.forget[task])
+        return k / max(k + m, 1), -m / max(k + m, 1)  # the mean over all rows, as two means

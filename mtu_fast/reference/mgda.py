@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.base import Sides, even, reference
+from mtu_fast.reference.base import Pair, Reference, Sides, even
 from mtu_fast.reference.dualproj import subsets
 
 
@@ -29,7 +31,12 @@ def mgda(gradients: Tensor) -> Tensor:
     return best
 
 
-@reference("mgda", outside=even)
-def direction(sides: Sides) -> Tensor:
+@dataclass(frozen=True)
+class MGDA(Reference, name="mgda"):
     """`mgda` of the signed mean rows."""
-    return mgda(sides.signed_matrix())
+
+    def direction(self, sides: Sides) -> Tensor:
+        return mgda(sides.signed_matrix())
+
+    def outside(self, sides: Sides, task: str) -> Pair:
+        return even(sides)

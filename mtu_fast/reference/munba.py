@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from mtu_fast.reference.base import Sides, reference
+from mtu_fast.reference.base import Reference, Sides
 from mtu_fast.reference.mean import mean
 
 
@@ -24,7 +26,11 @@ def munba(r: Tensor, f: Tensor, tol: float = 1e-7) -> Tensor:
     return (unit + other) / share.sqrt()
 
 
-@reference("munba")
-def direction(sides: Sides, tol: float = 1e-7) -> Tensor:
+@dataclass(frozen=True)
+class MUNBa(Reference, name="munba"):
     """`munba` of the summed mean retain gradients and the negated forget ones."""
-    return munba(mean(sides.retain), -mean(sides.forget), tol)
+
+    tol: float = 1e-7
+
+    def direction(self, sides: Sides) -> Tensor:
+        return munba(mean(sides.retain), -mean(sides.forget), self.tol)

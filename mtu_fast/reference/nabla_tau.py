@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.base import Pair, Rows, Sides, reference
+from mtu_fast.reference.base import Pair, Reference, Rows, Sides
 from mtu_fast.reference.mean import mean
 
 
@@ -41,15 +41,17 @@ def nabla_tau(
     return d
 
 
-def _outside(sides: Sides, task: str, tau: Mapping[str, float], alpha: float) -> Pair:
-    loss = sides.forget_loss[task]
-    gap = torch.relu(tau[task] - loss.mean()) if len(loss) else 0.0
-    return 1.0 - alpha, alpha * 2.0 * gap
-
-
-@reference("nabla_tau", outside=_outside)
-def direction(
-    sides: Sides, tau: Mapping[str, float] = MappingProxyType({}), alpha: float = 0.5
-) -> Tensor:
+@dataclass(frozen=True)
+class NablaTau(Reference, name="nabla_tau"):
     """`nabla_tau` of the two sides."""
-    return nabla_tau(sides.retain, sides.forget, sides.forget_loss, tau, alpha)
+
+    tau: Mapping[str, float] = field(default_factory=dict)
+    alpha: float = 0.5
+
+    def direction(self, sides: Sides) -> Tensor:
+        return nabla_tau(sides.retain, sides.forget, sides.forget_loss, self.tau, self.alpha)
+
+    def outside(self, sides: Sides, task: str) -> Pair:
+        loss = sides.forget_loss[task]
+        gap = torch.relu(self.tau[task] - loss.mean()) if len(loss) else 0.0
+        return 1.0 - self.alpha, self.alpha * 2.0 * gap

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from mtu_fast.reference.base import Sides, reference
+from mtu_fast.reference.base import Reference, Sides
 from mtu_fast.reference.fairgrad import fairgrad
 
 
@@ -16,7 +18,9 @@ def nashmtl(gradients: Tensor) -> Tensor:
     return fairgrad(gradients, 1.0)
 
 
-@reference("nashmtl")
-def direction(sides: Sides) -> Tensor:
+@dataclass(frozen=True)
+class NashMTL(Reference, name="nashmtl"):
     """`nashmtl` of the signed mean rows."""
-    return nashmtl(sides.signed_matrix())
+
+    def direction(self, sides: Sides) -> Tensor:
+        return nashmtl(sides.signed_matrix())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.base import Rows, Sides, reference
+from mtu_fast.reference.base import Pair, Reference, Rows, Sides
 from mtu_fast.reference.mean import mean
 
 
@@ -32,10 +33,18 @@ def orthograd(retain: Rows, forget: Rows, alpha: float = 0.5, tol: float = 1e-7)
     )
 
 
-@reference("orthograd", outside=lambda sides, task, alpha, tol: (alpha, 1.0 - alpha))
-def direction(sides: Sides, alpha: float = 0.5, tol: float = 1e-6) -> Tensor:
+@dataclass(frozen=True)
+class OrthoGrad(Reference, name="orthograd"):
     """`orthograd` of the two sides."""
-    return orthograd(sides.retain, sides.forget, alpha, tol)
+
+    alpha: float = 0.5
+    tol: float = 1e-6
+
+    def direction(self, sides: Sides) -> Tensor:
+        return orthograd(sides.retain, sides.forget, self.alpha, self.tol)
+
+    def outside(self, sides: Sides, task: str) -> Pair:
+        return self.alpha, 1.0 - self.alpha
 
 
 def orthograd_blocks(

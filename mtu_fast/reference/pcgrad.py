@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.base import Sides, reference
+from mtu_fast.reference.base import Reference, Sides
 
 
 def pcgrad(gradients: Tensor, orders: Sequence[Sequence[int]] | None = None) -> Tensor:
@@ -23,11 +24,7 @@ def pcgrad(gradients: Tensor, orders: Sequence[Sequence[int]] | None = None) -> 
 
     Source: arXiv 2001.06782, algorithm 1.
     """
-    total = (
-        torch.zeros_like(gradients[0])
-        if len(gradients)
-        else gradients.new_zeros(gradients.shape[1])
-    )
+    total = gradients.new_zeros(gradients.shape[1])
     for i in range(len(gradients)):
         g = gradients[i].clone()
         for j in range(len(gradients)) if orders is None else orders[i]:
@@ -38,7 +35,11 @@ def pcgrad(gradients: Tensor, orders: Sequence[Sequence[int]] | None = None) -> 
     return total
 
 
-@reference("pcgrad")
-def direction(sides: Sides, orders: Sequence[Sequence[int]] | None = None) -> Tensor:
+@dataclass(frozen=True)
+class PCGrad(Reference, name="pcgrad"):
     """`pcgrad` of the signed mean rows."""
-    return pcgrad(sides.signed_matrix(), orders)
+
+    orders: Sequence[Sequence[int]] | None = None
+
+    def direction(self, sides: Sides) -> Tensor:
+        return pcgrad(sides.signed_matrix(), self.orders)

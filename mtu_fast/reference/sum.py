@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from mtu_fast.reference.base import Sides, reference
+from mtu_fast.reference.base import Reference, Sides
 from mtu_fast.reference.mean import mean
 
 
-@reference("sum")
-def direction(sides: Sides) -> Tensor:
+@dataclass(frozen=True)
+class Sum(Reference, name="sum"):
     """Σ_task mean retain gradient − Σ_task mean forget gradient."""
-    return mean(sides.retain) - mean(sides.forget)
+
+    def direction(self, sides: Sides) -> Tensor:
+        return mean(sides.retain) - mean(sides.forget)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from mtu_fast.reference.base import Sides, even, reference
+from mtu_fast.reference.base import Pair, Reference, Sides, even
 from mtu_fast.reference.dualproj import dualproj
 
 
@@ -19,7 +21,12 @@ def upgrad(gradients: Tensor) -> Tensor:
     return torch.stack([dualproj(gradients, g) for g in gradients]).mean(0)
 
 
-@reference("upgrad", outside=even)
-def direction(sides: Sides) -> Tensor:
+@dataclass(frozen=True)
+class UPGrad(Reference, name="upgrad"):
     """`upgrad` of the signed mean rows."""
-    return upgrad(sides.signed_matrix())
+
+    def direction(self, sides: Sides) -> Tensor:
+        return upgrad(sides.signed_matrix())
+
+    def outside(self, sides: Sides, task: str) -> Pair:
+        return even(sides)

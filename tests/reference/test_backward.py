@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -139,7 +141,7 @@ def test_refuses_an_unknown_option() -> None:
 
 def test_a_name_is_registered_once() -> None:
     with pytest.raises(ValueError, match="two references for mean"):
-        base.reference("mean")(lambda sides: sides.retain["a"][0])
+        type("Other", (base.Reference,), {}, name="mean")
 
 
 def _seen(
@@ -148,14 +150,19 @@ def _seen(
     """The sides that a method of two blocks, which returns ones, is given; and the gradients of the heads."""
     seen: list[reference.Sides] = []
 
-    def direction(sides: reference.Sides, tau: float = 2.0) -> Tensor:
-        seen.append(sides)
-        return torch.ones_like(sides.retain["a"][0])
+    monkeypatch.setattr(base, "METHODS", dict(base.METHODS))
 
-    def outside(sides: reference.Sides, task: str, tau: float) -> base.Pair:
-        return 1.0, (tau - sides.forget_loss[task].mean()).relu()
+    @dataclass(frozen=True)
+    class Own(base.Reference, name="own"):
+        tau: float = 2.0
 
-    monkeypatch.setitem(reference.METHODS, "own", base.Reference(direction, outside, {"tau": 2.0}))
+        def direction(self, sides: reference.Sides) -> Tensor:
+            seen.append(sides)
+            return torch.ones_like(sides.retain["a"][0])
+
+        def outside(self, sides: reference.Sides, task: str) -> base.Pair:
+            return 1.0, (self.tau - sides.forget_loss[task].mean()).relu()
+
     _, params, heads, losses = _build()
     reference.backward(
         params, losses, "own", forget={"a": MASK}, outside=heads, blocks=[[0], [1, 2, 3]], **options
