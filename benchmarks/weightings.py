@@ -71,8 +71,12 @@ def theirs(name: str, R: int) -> Callable[[Tensor], Tensor] | None:
     try:
         from torchjd import aggregation
 
-        found: Callable[[Tensor], Tensor] = getattr(aggregation, f"{name}Weighting")(**options)
-    except (ImportError, AttributeError):
+        found: Callable[[Tensor], Tensor]
+        if name == "NashMTL":  # no weighting of its own in the public part
+            found = aggregation.NashMTL(**options).weighting
+        else:
+            found = getattr(aggregation, f"{name}Weighting")(**options)
+    except ImportError:
         return None
     return found
 

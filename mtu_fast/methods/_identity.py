@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from enum import Enum
 from typing import Any
@@ -69,24 +69,15 @@ def plain(value: Any, where: str) -> Any:
     Raises:
         TypeError: it is neither plain, nor a container, tensor or dataclass of what is.
     """
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, Enum):
-        return f"{type(value).__qualname__}.{value.name}"
-    if isinstance(value, str | torch.dtype | torch.device):
-        return str(value)
-    if isinstance(value, int | float):  # numpy's too, which a checkpoint would not read back
-        return int(value) if isinstance(value, int) else float(value)
+    for kind, convert in SIMPLE:
+        if isinstance(value, kind):
+            return convert(value)
     if isinstance(value, Mapping):
         return {repr(key): plain(v, f"{where}[{key!r}]") for key, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
     if isinstance(value, set | frozenset):
         return sorted(repr(plain(v, where)) for v in value)
-    if isinstance(value, torch.Generator):
-        return f"torch.Generator on {value.device}"  # a checkpoint holds where it stands
-    if isinstance(value, Tensor):
-        return _digest(value)
     if "__dataclass_fields__" in vars(type(value)) and not isinstance(value, type):
         return identity(value)
     raise TypeError(
@@ -98,3 +89,18 @@ def _digest(value: Tensor) -> str:
     entries = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     digest = hashlib.sha256(entries.tobytes()).hexdigest()
     return f"tensor {tuple(value.shape)} {value.dtype} {digest}"
+
+
+# The first that fits. Numbers of numpy, which a checkpoint would not read back, become Python's.
+SIMPLE: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (type(None), lambda value: value),
+    (Enum, lambda value: f"{type(value).__qualname__}.{value.name}"),
+    (bool, bool),
+    (str, str),
+    (int, int),
+    (float, float),
+    (torch.dtype, str),
+    (torch.device, str),
+    (torch.Generator, lambda value: f"torch.Generator on {value.device}"),  # held with its state
+    (Tensor, _digest),
+)

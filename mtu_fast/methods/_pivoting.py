@@ -145,15 +145,8 @@ def best_worst(rows: LiveRows, c: float, tolerance: float) -> Array | None:
     if simplex is None:
         return None
     hull, a = simplex
-    apart = _norm(E, hull)
-    x = complementary(E, b)
-    if x is None:
-        return None
-    if _norm(E, x) < c and apart > tolerance and not rows.zero.any():
-        # λ ≤ ⟨Jᵀp, d⟩ ≤ ‖Jᵀp‖ (1 + c) ‖g_0‖ for every p
-        x = _come_down(E, b, a, (1.0 + c) * apart, c)
-    elif _norm(E, x) > c:
-        x = _come_down(E, b, a, 0.0, c)
+    apart = 0.0 if rows.zero.any() else _norm(E, hull)
+    x = _on_sphere(E, b, a, apart if apart > tolerance else 0.0, c)
     if x is None:
         return None
     reach = _norm(E, x)
@@ -161,6 +154,23 @@ def best_worst(rows: LiveRows, c: float, tolerance: float) -> Array | None:
     w = u.copy()
     w[rows.live] += x * onto * size / rows.length
     return w
+
+
+def _on_sphere(E: Array, b: Array, a: Array, apart: float, c: float) -> Array | None:
+    """Coefficients x [n] of d - g_0 with norm c at the largest λ; inside the ball where no λ > 0 can be had.
+
+    `apart` is the distance of the rows' hull from 0; 0 where it contains 0.
+    """
+    x = complementary(E, b)  # at λ = 0
+    if x is None:
+        return None
+    reach = _norm(E, x)
+    if reach >= c:
+        return _come_down(E, b, a, 0.0, c)
+    if not apart:
+        return x
+    # λ ≤ ⟨Jᵀp, d⟩ ≤ ‖Jᵀp‖ (1 + c) ‖g_0‖ for every p
+    return _come_down(E, b, a, (1.0 + c) * apart, c)
 
 
 def _come_down(E: Array, b: Array, a: Array, height: float, c: float) -> Array | None:
