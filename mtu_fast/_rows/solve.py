@@ -61,8 +61,7 @@ def solve(rows: Source, method: Method | Tensor, shared: Shared, has_outside: bo
         return Solved(method, method)
     gram, per = None, "total"
     if method.needs_gram:
-        granularity = getattr(method, "granularity", "global")
-        per = "total" if granularity == "global" else granularity
+        per = "total" if method.granularity == "global" else method.granularity
         gram = rows.gram(per)
     weights = method(gram, rows.roles)
     constraint = None
