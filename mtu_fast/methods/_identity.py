@@ -72,17 +72,22 @@ def plain(value: Any, where: str) -> Any:
     for kind, convert in SIMPLE:
         if isinstance(value, kind):
             return convert(value)
-    if isinstance(value, Mapping):
-        return {repr(key): plain(v, f"{where}[{key!r}]") for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
-    if isinstance(value, set | frozenset):
-        return sorted(repr(plain(v, where)) for v in value)
+    if isinstance(value, Mapping | list | tuple | set | frozenset):
+        return _container(value, where)
     if "__dataclass_fields__" in vars(type(value)) and not isinstance(value, type):
         return identity(value)
     raise TypeError(
         f"checkpoint: {where} is {type(value).__name__}, which has no value to be compared by. {HOW}"
     )
+
+
+def _container(value: Any, where: str) -> Any:
+    """`plain` of what it holds."""
+    if isinstance(value, Mapping):
+        return {repr(key): plain(v, f"{where}[{key!r}]") for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    return sorted(repr(plain(v, where)) for v in value)
 
 
 def _digest(value: Tensor) -> str:

@@ -46,31 +46,41 @@ def backward(
         TypeError: the method has no such option.
     """
     known = made(method, options)
-    shared, heads = list(params), list(outside)
-    named = dict(losses) if isinstance(losses, Mapping) else {"loss": losses}
-    masks = {task: _mask(forget, task, loss) for task, loss in named.items()}
-    if heads:
-        weighted = _weighted(known, named, masks)
-        _accumulate(
-            heads, torch.autograd.grad(weighted, heads, retain_graph=True, allow_unused=True)
-        )
-    stacks = jacobian(named, shared)
-    kept = None if subspace is None else _stacked(subspace, shared)
+    shared = list(params)
+    if isinstance(losses, Tensor):
+        losses = {"loss": losses}
+    masks = {task: _mask(forget, task, loss) for task, loss in losses.items()}
+    _add_outside(list(outside), _weighted(known, losses, masks))
+    stacks = jacobian(losses, shared)
+    kept = [] if subspace is None else _stacked(subspace, shared)
     for block in blocks or [range(len(shared))]:
-        members = [shared[i] for i in block]
-        extra = None if kept is None else flatten([kept[i] for i in block])
-        sides = _sides(flatten([stacks[i] for i in block]), named, masks, extra)
+        members = _chosen(shared, block)
+        extra = flatten(_chosen(kept, block)) if kept else None
+        sides = _sides(flatten(_chosen(stacks, block)), losses, masks, extra)
         _accumulate(members, unflatten(known.direction(sides), members))
+
+
+def _chosen(tensors: Sequence[Tensor], block: Sequence[int]) -> list[Tensor]:
+    """Those of a block."""
+    return [tensors[i] for i in block]
+
+
+def _add_outside(params: Sequence[Tensor], weighted: Tensor) -> None:
+    """.grad += the gradient of the weighted losses."""
+    if params:
+        found = torch.autograd.grad(weighted, params, retain_graph=True, allow_unused=True)
+        _accumulate(params, found)
 
 
 def _sides(J: Tensor, losses: Rows, masks: Rows, subspace: Tensor | None = None) -> Sides:
     """The rows [R, P] of J and their losses, split by role and task."""
-    rows = dict(zip(masks, J.split([len(mask) for mask in masks.values()]), strict=True))
-    retain = {task: g[~masks[task]] for task, g in rows.items()}
-    forget = {task: g[masks[task]] for task, g in rows.items()}
-    retain_loss = {task: loss.detach()[~masks[task]] for task, loss in losses.items()}
-    forget_loss = {task: loss.detach()[masks[task]] for task, loss in losses.items()}
-    return Sides(retain, forget, retain_loss, forget_loss, subspace)
+    counts = [len(mask) for mask in masks.values()]
+    found = Sides({}, {}, {}, {}, subspace)
+    for task, rows in zip(masks, J.split(counts), strict=True):
+        gone, loss = masks[task], losses[task].detach()
+        found.retain[task], found.forget[task] = rows[~gone], rows[gone]
+        found.retain_loss[task], found.forget_loss[task] = loss[~gone], loss[gone]
+    return found
 
 
 def _stacked(rows: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
@@ -81,8 +91,9 @@ def _stacked(rows: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
 
 def _weighted(known: Reference, losses: Rows, masks: Rows) -> Tensor:
     """The scalar whose gradient the parameters outside get: the method without its surgery."""
-    total = torch.stack([loss.sum() for loss in losses.values()]).sum() * 0.0
-    sides = _sides(total.new_zeros(sum(map(len, losses.values())), 0), losses, masks)
+    every = torch.cat(list(losses.values()))
+    total = every.sum() * 0.0
+    sides = _sides(every.new_zeros(len(every), 0), losses, masks)
     for task, loss in losses.items():
         kept, gone = loss[~masks[task]], loss[masks[task]]
         up, down = known.outside(sides, task)

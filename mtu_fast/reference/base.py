@@ -26,10 +26,10 @@ class Sides:
         subspace: [K, P], rows of earlier batches; None where none are kept.
     """
 
-    retain: Rows
-    forget: Rows
-    retain_loss: Rows
-    forget_loss: Rows
+    retain: dict[str, Tensor]
+    forget: dict[str, Tensor]
+    retain_loss: dict[str, Tensor]
+    forget_loss: dict[str, Tensor]
     subspace: Tensor | None = None
 
     def signed_means(self) -> dict[tuple[str, str], Tensor]:
@@ -44,8 +44,10 @@ class Sides:
 
     def signed_matrix(self) -> Tensor:
         """The signed means as rows [R, P]; [0, P] without any."""
-        empty = [next(iter(self.retain.values()))[:0]] if self.retain else []
-        return torch.cat(empty + [g[None] for g in self.signed_means().values()])
+        means = self.signed_means()
+        if means:
+            return torch.stack(list(means.values()))
+        return next(iter(self.retain.values()))[:0]
 
 
 class Reference(ABC):

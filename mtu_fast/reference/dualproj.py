@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -32,7 +32,9 @@ def nearest(gradients: Tensor, g: Tensor, height: float, tol: float = 1e-11) -> 
     slack = tol * torch.linalg.vector_norm(gradients, dim=1) * torch.linalg.vector_norm(g)
     for S in subsets(len(gradients)):
         rows = gradients[S]
-        d = g + torch.linalg.pinv(rows, rtol=1e-12) @ (height - rows @ g) if S else g
+        d = g
+        if S:
+            d = g + torch.linalg.pinv(rows, rtol=1e-12) @ (height - rows @ g)
         inside = bool((gradients @ d >= height - slack).all())
         if inside and (best is None or torch.dist(d, g) < torch.dist(best, g)):
             best = d
@@ -41,7 +43,10 @@ def nearest(gradients: Tensor, g: Tensor, height: float, tol: float = 1e-11) -> 
 
 def subsets(R: int) -> list[list[int]]:
     """All subsets of R indices, the empty one first."""
-    return [list(S) for S in chain.from_iterable(combinations(range(R), k) for k in range(R + 1))]
+    found: list[list[int]] = []
+    for size in range(R + 1):
+        found += map(list, combinations(range(R), size))
+    return found
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mtu_fast.reference.base import Reference, Sides
+from mtu_fast.reference.pcgrad import visited
 
 Targets = MutableMapping[tuple[Any, Any], float]
 
@@ -38,22 +39,24 @@ def gradvac(
 
     Source: arXiv 2010.05874, algorithm 1.
     """
-    targets = {} if targets is None else targets
-    named = list(range(len(gradients))) if names is None else list(names)
+    R = len(gradients)
+    known: Targets = {} if targets is None else targets
+    named = names or range(R)
     total = gradients.new_zeros(gradients.shape[1])
-    for i in range(len(gradients)):
+    for i in range(R):
         g = gradients[i].clone()
-        for j in range(len(gradients)) if orders is None else orders[i]:
+        for j in visited(R, i, orders):
             length, other = g.norm(), gradients[j].norm()
-            if j == i or other == 0 or length <= tol * gradients[i].norm():
+            if other == 0 or length <= tol * gradients[i].norm():
                 continue
             pair = (named[i], named[j])
-            wanted = targets.get(pair, 0.0)
+            wanted = known.get(pair, 0.0)
             cosine = float((g @ gradients[j] / (length * other)).clamp(-1, 1))
             sine, reach = (1 - cosine**2) ** 0.5, (1 - wanted**2) ** 0.5
             if cosine < wanted and reach > tol:
-                g = g + length * (wanted * sine - cosine * reach) / (other * reach) * gradients[j]
-            targets[pair] = wanted + beta * (cosine - wanted)
+                step = length * (wanted * sine - cosine * reach) / (other * reach)
+                g = g + step * gradients[j]
+            known[pair] = wanted + beta * (cosine - wanted)
         total = total + g
     return total
 

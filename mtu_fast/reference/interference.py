@@ -42,7 +42,9 @@ def interference_aware(
     """
     held = torch.cat([g for task, g in retain.items() if targets is None or task in targets])
     f = mean(forget)
-    U = basis(subspace, energy, rank, stale) if len(subspace) else torch.eye(len(f), dtype=f.dtype)
+    U = torch.eye(len(f), dtype=f.dtype)
+    if len(subspace):
+        U = basis(subspace, energy, rank, stale)
     if order == "joint":
         d = U.t() @ constrained(U @ f, held @ U.t(), held, ridge, tol)
     elif order == "project-first":

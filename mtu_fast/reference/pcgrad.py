@@ -27,12 +27,18 @@ def pcgrad(gradients: Tensor, orders: Sequence[Sequence[int]] | None = None) -> 
     total = gradients.new_zeros(gradients.shape[1])
     for i in range(len(gradients)):
         g = gradients[i].clone()
-        for j in range(len(gradients)) if orders is None else orders[i]:
+        for j in visited(len(gradients), i, orders):
             dot = torch.dot(g, gradients[j])
-            if j != i and dot < 0:
+            if dot < 0:
                 g = g - dot / torch.dot(gradients[j], gradients[j]) * gradients[j]
         total = total + g
     return total
+
+
+def visited(R: int, i: int, orders: Sequence[Sequence[int]] | None) -> list[int]:
+    """The rows j ≠ i of R that row i meets, in its order; increasing without orders."""
+    chosen = range(R) if orders is None else orders[i]
+    return [j for j in chosen if j != i]
 
 
 @dataclass(frozen=True)
