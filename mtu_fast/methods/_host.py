@@ -67,17 +67,17 @@ def solved(G: Tensor, roles: Roles, solve: Solve, otherwise: Callable[[Tensor], 
         found = _one(G.detach().numpy(), sign, solve)
         return otherwise(G) if found is None else torch.from_numpy(found)
     matrices = G.detach().reshape(-1, *G.shape[-2:])
-    weights = matrices.new_zeros(matrices.shape[:2])
+    weights = np.zeros(matrices.shape[:2])
     left = []
     for i, matrix in enumerate(matrices.numpy()):
         found = _one(matrix, sign, solve)
         if found is None:
             left.append(i)
         else:
-            weights[i] = torch.from_numpy(found)
+            weights[i] = found
     if left:
-        weights[left] = otherwise(matrices[left])
-    return weights.reshape(G.shape[:-1])
+        weights[left] = otherwise(matrices[left]).numpy()
+    return torch.from_numpy(weights).reshape(G.shape[:-1])
 
 
 def _one(G: Array, sign: Array, solve: Solve) -> Array | None:

@@ -3,7 +3,8 @@
 A row is active where its x may be positive, and s = 0 there. Solving for x on the active rows shows
 which rows are on the wrong side: active ones with x < 0, others with s < 0. All of them change
 sides at once, until none is left: then x ≥ 0, s ≥ 0 and x·s = 0, which is the solution, and the
-only one, since M is positive definite. Three to six exchanges are the rule.
+only one, since M is positive definite. Three to six exchanges are the rule. Where there are many,
+one row changes sides at a time, which ends.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 
 from mtu_fast.methods._host import Array, LiveRows, Mask
 
-ROUNDS = 30  # of exchanges; cycles are possible, though rare
+BLOCKS = 12  # rounds in which all rows on the wrong side change it; they may cycle
+ROUNDS = 300  # in all; then one row changes at a time, the last, which ends (Murty)
 NEWTON = 60  # steps of CAGrad's; seven are the rule
 ROUNDING = 1e-13  # of x and s, which are of order 1
 CLOSE = 1.0 + 4e-16  # of a radius, to rounding
@@ -32,7 +34,7 @@ def complementary(M: Array, q: Array) -> Array | None:
     """
     x = np.zeros(len(q))
     active = np.asarray(q < 0)
-    for _round in range(ROUNDS):
+    for step in range(ROUNDS):
         at = np.nonzero(active)[0]
         found = np.linalg.solve(M[at[:, None], at], -q[at])
         lowest = found @ M[at] + q  # s, and on the active rows x
@@ -41,7 +43,7 @@ def complementary(M: Array, q: Array) -> Array | None:
         if not wrong.any():
             x[at] = np.maximum(found, 0.0)
             return x
-        active ^= wrong
+        active ^= wrong if step < BLOCKS else _last(wrong)
     return None
 
 
@@ -51,7 +53,7 @@ def several(M: Array, q: Array) -> Array | None:
     active = np.asarray(q < 0)
     going = np.flatnonzero(active.any(1))
     active, q = active[going], q[going]
-    for _round in range(ROUNDS):
+    for step in range(ROUNDS):
         if not len(going):
             return np.maximum(x, 0.0)
         found = _solve_active(M, q, active)
@@ -59,9 +61,15 @@ def several(M: Array, q: Array) -> Array | None:
         wrong = np.where(active, found, s) < -ROUNDING
         left = wrong.any(1)
         x[going[~left]] = found[~left]
-        going, q = going[left], q[left]
-        active = (active ^ wrong)[left]
+        going, q, wrong = going[left], q[left], wrong[left]
+        active = active[left] ^ (wrong if step < BLOCKS else _last(wrong))
     return None
+
+
+def _last(wrong: Mask) -> Mask:
+    """The last row alone of those on the wrong side, [..., n]."""
+    behind = np.cumsum(wrong[..., ::-1], -1)[..., ::-1]  # how many from here on
+    return wrong & (behind == 1)
 
 
 def _solve_active(M: Array, q: Array, active: Mask) -> Array:
