@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.measure import ROOT
-from mtu_fast._ops._costs import processor
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
@@ -28,6 +29,17 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "commit": commit(),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+@cache
+def processor() -> str:
+    """The processor's model name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def commit() -> str:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-from mtu_fast._ops import _costs
 
 if torch.cuda.is_available():
     # cuBLAS is then deterministic, as asked for below
@@ -28,12 +25,6 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def shipped_costs() -> None:
-    """Plans are those of the constants that are shipped, whatever was measured on this machine."""
-    _costs.FILE = Path(__file__).parent / "no costs.json"
 
 
 @pytest.fixture(autouse=True)

@@ -47,9 +47,9 @@ from mtu_fast._ops._blocks import (
     square,
 )
 from mtu_fast._ops._convolution import Geometry, plain_rows
-from mtu_fast._ops._costs import COSTS, Costs, stored
 from mtu_fast._ops._library import define
 from mtu_fast._ops._pixels import Walk, by_pixel, patch_gram
+from mtu_fast._ops._prices import OF_KERNELS, PLAIN_TORCH, Prices
 from mtu_fast._ops.explicit import conv_rows, gather_rows, outer_rows
 
 # elements of a float64 tile that is read again at once: 2 MiB, what a core's cache holds
@@ -60,8 +60,8 @@ TILE_PANELS = (8, 170)  # wide panels of a tile there: at least, and divided by 
 BUFFER = 1 << 22
 
 
-class Cost(NamedTuple):
-    """What is known of one parameter's Gram and of a combination of its rows, in the unit of `Costs`.
+class RouteCosts(NamedTuple):
+    """What one parameter's Gram and a combination of its rows cost, in the unit of `Prices`.
 
     ghost, direct: a Gram by each route. combine: a combination from factors, one weight gradient.
     kept: both at once, from rows that are formed and kept.
@@ -83,12 +83,11 @@ class Cost(NamedTuple):
         return self.kept < min(self.ghost, self.direct) + self.combine
 
 
-def costs(device: torch.device) -> Costs:
-    """The costs of what serves `device`, as measured on this machine if they were (`ops._costs`)."""
+def prices(device: torch.device) -> Prices:
+    """The prices of what serves `device`: kernels, or plain torch."""
     if outer_ghost.why_no_kernel(device.type.upper()):
-        return COSTS["plain torch"]
-    measured = stored(device)
-    return COSTS[device.type] if measured is None else measured[0]
+        return PLAIN_TORCH
+    return OF_KERNELS[device.type]
 
 
 def inexact(device: torch.device, dtype: torch.dtype, precision: str) -> bool:
@@ -225,18 +224,19 @@ def outer_route(left: Sequence[Tensor], right: Sequence[Tensor]) -> str:
     return "rank one" if all(t.shape[1] == 1 for t in left) else outer_cost(left, right).route
 
 
-def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor]) -> Cost:
+def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor]) -> RouteCosts:
     """What the Gram of these blocks, of more than one position, and a combination cost by each route."""
     r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
-    cost = costs(left[0].device)
+    price = prices(left[0].device)
     positions = sum(t.shape[0] * t.shape[1] for t in left)
     apart = [sum(t.shape[0] * t.shape[1] for t in distinct(side)) for side in (left, right)]
-    ghost = cost.reduce * positions**2
+    ghost = price.reduce * positions**2
     ghost += sum(
-        (cost.product * n + cost.widen) * n * width for n, width in zip(apart, (a, b), strict=True)
+        (price.product * n + price.widen) * n * width
+        for n, width in zip(apart, (a, b), strict=True)
     )
     formed = _Forming(r, positions, (a, apart[0]), (b, apart[1]), left[0].dtype == WIDE)
-    return _cost(cost, ghost, formed, fused=True, calls=0.0)
+    return _route_costs(price, ghost, formed, fused=True, calls=0.0)
 
 
 class _Forming(NamedTuple):
@@ -258,7 +258,7 @@ class _Forming(NamedTuple):
         """Multiply-adds, those of float64 twice."""
         return float(self.positions * self.columns) * (2 if self.double else 1)
 
-    def in_cache(self, cost: Costs) -> float:
+    def in_cache(self, price: Prices) -> float:
         """By panels of columns, broken ones as whole ones; the taller side is laid out for every tile of the other."""
         (tall, far), (wide, near) = self.left, self.right
         if tall < wide and not self.patches:  # patches are never laid out whole
@@ -267,22 +267,24 @@ class _Forming(NamedTuple):
         down, across = -(-tall // height), -(-wide // lanes)
         whole = down * height * across * lanes / self.columns
         tiles = -(-across // max(TILE_PANELS[0], TILE_PANELS[1] // self.rows))
-        laid_out = cost.pack * (near * wide + far * tall * tiles)
-        each = (cost.row_product * self.rows + (cost.tile or 0.0)) * self.rows * self.columns
+        laid_out = price.pack * (near * wide + far * tall * tiles)
+        each = (price.row_product * self.rows + (price.tile or 0.0)) * self.rows * self.columns
         return whole * (self.work + each) + laid_out
 
 
-def _cost(cost: Costs, ghost: float, form: _Forming, *, fused: bool, calls: float) -> Cost:
+def _route_costs(
+    price: Prices, ghost: float, form: _Forming, *, fused: bool, calls: float
+) -> RouteCosts:
     """The cost where a Gram from positions costs `ghost`; fused: rows are formed in cache; calls: beside the work."""
     if not form.columns or not form.rows:
-        return Cost(ghost, 0.0, 0.0, 0.0)
+        return RouteCosts(ghost, 0.0, 0.0, 0.0)
     products, written = (
-        cost.row_product * form.rows**2 * form.columns,
-        cost.row * form.rows * form.columns,
+        price.row_product * form.rows**2 * form.columns,
+        price.row * form.rows * form.columns,
     )
     formed = form.work + calls + written + products
-    direct = form.in_cache(cost) if fused and cost.tile is not None else formed
-    return Cost(ghost, direct, form.work, formed + written)
+    direct = form.in_cache(price) if fused and price.tile is not None else formed
+    return RouteCosts(ghost, direct, form.work, formed + written)
 
 
 @define("outer_direct(Tensor[] left, Tensor[] right, str precision) -> Tensor", check=check_sides)
@@ -385,32 +387,31 @@ def conv_route(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> 
     return conv_cost(x, b, geometry).route
 
 
-def conv_cost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> Cost:
+def conv_cost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> RouteCosts:
     """What the Gram of these blocks and a combination cost by each route."""
-    cost = costs(x[0].device)
+    price = prices(x[0].device)
     r, p, taps = sum(t.shape[0] for t in x), prod(geometry.weight), prod(geometry.kernel)
     pixels_out = sum(_positions(t) for t in b)
-    small, large, border = cost.weight
     ghost = inf
-    if geometry.plain and (taps == 1 or all(prod(t.shape[3:]) <= cost.image for t in x)):
+    if geometry.plain and (taps == 1 or all(prod(t.shape[3:]) <= price.image for t in x)):
         first = [(x[family[0]], b[family[0]]) for family in families(x)]
-        if cost.patches:
+        if price.patches:
             pixels_in, width_in = sum(_positions(t) for _, t in first), taps * x[0].shape[2]
         else:
             pixels_in, width_in = (
                 sum(_reached(t, u.shape[3:], geometry.kernel) for t, u in first),
                 x[0].shape[2],
             )
-        ghost = cost.reduce * (taps * pixels_in**2 + pixels_out**2)
+        ghost = price.reduce * (taps * pixels_in**2 + pixels_out**2)
         for n, width in ((pixels_in, width_in), (pixels_out, b[0].shape[2])):
-            ghost += (cost.product * n + cost.widen) * n * width
+            ghost += (price.product * n + price.widen) * n * width
     seen, own = (sum(_positions(b[family[0]]) for family in families(side)) for side in (x, b))
     outputs = geometry.weight[1 if geometry.transposed else 0]
     form = _Forming(
         r, pixels_out, (p // max(outputs, 1), seen), (outputs, own), x[0].dtype == WIDE, taps > 1
     )
-    calls = 0.0 if geometry.pointwise else r * (cost.call + (large if p > border else small) * p)
-    return _cost(cost, ghost, form, fused=geometry.plain, calls=calls)
+    calls = 0.0 if geometry.pointwise else r * price.weight_gradient(p)
+    return _route_costs(price, ghost, form, fused=geometry.plain, calls=calls)
 
 
 def _positions(t: Tensor) -> int:

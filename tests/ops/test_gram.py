@@ -14,7 +14,7 @@ from mtu_fast._ops import explicit as rows_of
 from mtu_fast._ops import gram as op
 from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._ops._convolution import Geometry, conv_weight_gradient
-from mtu_fast._ops._costs import COSTS
+from mtu_fast._ops._prices import CUDA_KERNELS, OF_KERNELS, PLAIN_TORCH
 from tests.helpers.tolerance import assert_as_accurate
 from tests.helpers.truth import relative_error
 
@@ -405,16 +405,15 @@ def test_without_a_kernel_plain_torch_is_charged(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(op.outer_ghost, "why_no_kernel", lambda device: "none was built")
-    assert op.costs(torch.device(device)) == COSTS["plain torch"]
+    assert op.prices(torch.device(device)) == PLAIN_TORCH
     monkeypatch.setattr(op.outer_ghost, "why_no_kernel", lambda device: "")
-    monkeypatch.setattr(op, "stored", lambda device: None)
-    if device in COSTS:
-        assert op.costs(torch.device(device)) == COSTS[device]
+    if device in OF_KERNELS:
+        assert op.prices(torch.device(device)) == OF_KERNELS[device]
 
 
 def test_on_a_gpu_patches_are_charged_for_each_tap(monkeypatch: pytest.MonkeyPatch) -> None:
     """6272 positions: products of 49-tap patches cost five times those of nine taps, and more than the rows."""
-    monkeypatch.setattr(op, "costs", lambda device: COSTS["cuda"])
+    monkeypatch.setattr(op, "prices", lambda device: CUDA_KERNELS)
     for kernel, route in ((3, "ghost"), (7, "direct")):
         g = geometry((64, 64, kernel, kernel), padding=kernel // 2)
         assert op.conv_route(*conv_blocks(g, [(32, 1, (14, 14))], torch.float32), g) == route

@@ -9,11 +9,9 @@ import argparse
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import torch
 
-from mtu_fast._ops import _costs
 from tests.random_models.check import LIMITS, Outcome, outcomes, smaller
 from tests.random_models.generate import Model, model
 
@@ -35,7 +33,6 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # memory that nobody wrote to is NaN, as in the tests
-    _costs.FILE = Path(__file__).parent / "no costs.json"  # plans of the constants that are shipped
     limits = frozenset() if given.strict else LIMITS
     if given.seed is not None:
         m = model(given.seed, given.without, given.calls)
