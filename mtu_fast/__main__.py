@@ -1,4 +1,8 @@
-"""Which implementation of every op serves each device, and why no other does: `python -m mtu_fast`."""
+"""Which implementation of every op serves each device, and why no other does; or the kernels, built here.
+
+python -m mtu_fast          the table
+python -m mtu_fast build    compile the kernels for the torch that is installed, into the package's folder
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from mtu_fast import __version__
+from mtu_fast import __version__, _build
 from mtu_fast._ops import _library
 
 
@@ -48,15 +52,25 @@ def show() -> int:
     return 0
 
 
+def build() -> int:
+    """Compile the kernels and say where they are, or what is missing."""
+    try:
+        print(f"built {_build.build_in_place()}; `python -m mtu_fast` shows what it serves")
+    except _build.BuildError as error:
+        print(f"mtu_fast: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; the process's exit status."""
+    """Print the table, or build; the process's exit status."""
     parser = argparse.ArgumentParser(
         "python -m mtu_fast",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.parse_args(argv)
-    return show()
+    parser.add_argument("command", nargs="?", choices=["build"])
+    return build() if parser.parse_args(argv).command == "build" else show()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from mtu_fast._graph.taking import (
     sample_rows,
     weighted_gradients,
 )
+from mtu_fast._ops._library import announce
 from mtu_fast._rows.batch import Batch
 from mtu_fast._rows.grad import accumulate, check_finite
 from mtu_fast._rows.space import Space
@@ -66,6 +67,7 @@ class Engine:
         memory_budget: int = 0,
         precision: str = "highest",
     ) -> None:
+        announce()
         check_whole("memory_budget", memory_budget, least=0)
         self._space = Space(model, params, precision)
         self._budget = memory_budget

@@ -13,10 +13,11 @@ PACKAGE = Path(__file__).parents[1] / "mtu_fast"
 
 # A module here is a file or a folder of the package; it may import itself and those on the right.
 ARROWS: dict[str, set[str]] = {
-    "__main__": {"__init__", "_ops"},
+    "__main__": {"__init__", "_build", "_ops"},
+    "_build": set(),
     "__init__": {"engine", "rows", "subspace", "methods", "unlearning", "errors", "_rows"},
     "unlearning": {"engine", "rows", "subspace", "methods", "errors", "_checks", "_rows"},
-    "engine": {"_graph", "_rows", "_checks", "rows", "subspace", "methods"},
+    "engine": {"_graph", "_rows", "_ops", "_checks", "rows", "subspace", "methods"},
     "subspace": {"rows", "methods", "_checks", "_rows", "_ops"},
     "rows": {"methods", "_checks", "_rows", "_ops"},
     "_graph": {"methods", "_rows", "_ops"},

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import mtu_fast
 from mtu_fast import __main__ as command
 from mtu_fast._ops import _library
 
@@ -47,7 +48,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(path, copy)
     for folder in ("csrc", "kernels", "mtu_fast"):
         shutil.copytree(
-            ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "_C.*")
+            ROOT / folder,
+            copy / folder,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("__pycache__", "_C.*"),
         )
     return copy
 
@@ -162,22 +166,56 @@ def test_the_extension_uses_only_the_stable_abi() -> None:
     ]
 
 
-def test_everything_works_without_the_extension() -> None:
+def test_everything_works_without_the_extension_and_the_first_engine_says_so() -> None:
     script = WITHOUT_EXTENSION + (
+        "import warnings\n"
         "import torch, mtu_fast as mtu\n"
         "from mtu_fast.__main__ import main\n"
         "net = torch.nn.Linear(5, 1).double()\n"
         "x = torch.randn(4, 5, dtype=torch.float64)\n"
         "forget = torch.tensor([True, False, False, False])\n"
-        "mtu.Engine(net).backward(net(x).squeeze(1) ** 2, mtu.OrthoGrad(alpha=0.0), forget=forget)\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    engine = mtu.Engine(net)\n"
+        "    mtu.Engine(net)\n"
+        "print(len(caught), caught[0].category.__name__, caught[0].filename, caught[0].message)\n"
+        "engine.backward(net(x).squeeze(1) ** 2, mtu.OrthoGrad(alpha=0.0), forget=forget)\n"
         "change = x[1:] @ net.weight.grad[0] + net.bias.grad\n"
         "print('moved', float(net.weight.grad.norm()) > 1e-3, float(change.abs().max()) < 1e-10)\n"
         "main()\n"
     )
-    printed = python("-c", script)
-    assert printed.startswith("moved True True\n")
+    warned, moved, *_ = (printed := python("-c", script)).splitlines()
+    assert warned.startswith("1 RuntimeWarning <string> mtu_fast._C is absent: ")
+    assert warned.endswith("`python -m mtu_fast build` compiles the kernels here.")
+    assert moved == "moved True True"
     assert "reference (plain torch)" in lines_of(printed, "gram_schmidt")[0]
     assert "mtu_fast._C is absent" in printed
+
+
+@pytest.mark.skipif(_library.EXTENSION is None, reason=_library.MISSING or "built")
+def test_with_the_extension_nothing_is_said() -> None:
+    _library.announce()
+
+
+def test_the_kernels_package_is_there_in_a_bare_checkout(tree: Path) -> None:
+    """No installation: `mtu_fast/kernels` is a link to `kernels`."""
+    if (ROOT / "mtu_fast" / "kernels").is_symlink():  # not so in an unpacked sdist
+        assert (tree / "mtu_fast" / "kernels").is_symlink()
+    script = "import mtu_fast.kernels as found; print(found.__file__)"
+    printed = python("-c", f"import sys; sys.path.insert(0, {str(tree)!r}); {script}")
+    assert Path(printed.strip()).parent == tree / "mtu_fast" / "kernels"
+
+
+def test_build_says_what_is_missing(tree: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mtu_fast", "build"],
+        cwd=tree,
+        env={**os.environ, "CXX": "false", "PYTHONPATH": str(tree)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("mtu_fast: compiling failed (false: exit status 1)\n")
 
 
 def test_a_failed_compilation_costs_the_extension_only_and_is_told(
@@ -194,7 +232,7 @@ def test_a_failed_compilation_costs_the_extension_only_and_is_told(
         str(tmp_path),
         ".",
     ]
-    python(*wheel, folder=tree, CC="false", CXX="false")
+    python(*wheel, folder=tree, CXX="false")
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path)
@@ -216,24 +254,34 @@ def test_a_failed_compilation_costs_the_extension_only_and_is_told(
     assert "mtu_fast._C is absent: compiling failed" in table
 
 
-def test_without_torch_at_build_time_the_wheel_is_pure_python(tree: Path, tmp_path: Path) -> None:
-    hide_torch = tmp_path / "hide" / "torch"
-    hide_torch.mkdir(parents=True)
-    (hide_torch / "__init__.py").write_text("raise ImportError('hidden')\n")
+def test_without_torch_at_build_time_the_wheel_is_pure_python_with_the_sources(
+    tree: Path, tmp_path: Path
+) -> None:
     build = ["setup.py", "--quiet", "bdist_wheel", "--dist-dir", str(tmp_path)]
-    python(*build, folder=tree, PYTHONPATH=str(hide_torch.parent))
+    python(*build, folder=tree, MTU_FAST_TORCH=str(tmp_path))
     wheel = next(tmp_path.glob("*.whl"))
-    assert wheel.name.endswith("-py3-none-any.whl")
+    assert wheel.name == f"mtu_fast-{mtu_fast.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
         assert "no torch at build time" in archive.read("mtu_fast/_C.missing").decode()
+    assert {f"mtu_fast/_{name}" for name in files("csrc")} <= names
 
 
-def test_the_source_distribution_can_build_the_extension(tree: Path, tmp_path: Path) -> None:
+def test_the_source_distribution_can_build_the_extension_and_has_no_results(
+    tree: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(ROOT / "benchmarks", tree / "benchmarks")
     python("setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path), folder=tree)
-    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+    packed = next(tmp_path.glob("*.tar.gz"))
+    with tarfile.open(packed) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    csrc = {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()
-    }
-    assert csrc <= names
+    assert files("csrc") <= names
     assert {"setup.py", "pyproject.toml", "LICENSE", "mtu_fast/py.typed"} <= names
+    assert "benchmarks/step_cost.py" in names
+    assert not [name for name in names if name.startswith("benchmarks/results/")]
+    assert packed.stat().st_size < 1 << 20
+
+
+def files(folder: str) -> set[str]:
+    paths = filter(Path.is_file, (ROOT / folder).rglob("*"))
+    return {path.relative_to(ROOT).as_posix() for path in paths}

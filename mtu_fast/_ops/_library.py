@@ -178,3 +178,14 @@ def _load_extension() -> tuple[ModuleType | None, str]:
 
 
 EXTENSION, MISSING = _load_extension()
+
+
+@cache
+def announce() -> None:
+    """Warn, once a process, where there are no compiled kernels, and say how to get them."""
+    if EXTENSION is None:
+        warnings.warn(
+            f"{MISSING}. Plain torch serves: exact, but slower. `python -m mtu_fast build` compiles the kernels here.",
+            RuntimeWarning,
+            stacklevel=3,  # where the engine is made
+        )
