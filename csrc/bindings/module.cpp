@@ -1,5 +1,8 @@
 // The Python module: loading it registers the kernels; it states how it was built.
 
+// torch 2.11 guards every header it ships against this macro, the copy of pybind11 too. Nothing of torch is called here.
+#undef TORCH_TARGET_VERSION
+
 #include <pybind11/pybind11.h>
 #include <torch/headeronly/version.h>
 
