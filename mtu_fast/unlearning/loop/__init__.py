@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace
-from mtu_fast.unlearning.loop.evaluate import LossFunction, ScoreFunction
 from mtu_fast.unlearning.loop.history import History, Record
 from mtu_fast.unlearning.loop.progress import Progress
 from mtu_fast.unlearning.loop.run import DivergedError, Run
 from mtu_fast.unlearning.loop.schedule import Scheduled
 from mtu_fast.unlearning.loop.settings import Bound, Settings
 from mtu_fast.unlearning.loop.state import clear_gradients
+from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
 
 __all__ = ["DivergedError", "History", "Record", "Scheduled", "unlearn"]
 

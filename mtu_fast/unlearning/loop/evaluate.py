@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mtu_fast._checks.losses import labelled
-from mtu_fast.unlearning.loop.randomness import preserved
-from mtu_fast.unlearning.loop.stream import generators as drawn_by
-
-LossFunction = Callable[[nn.Module, Any], Any]
-ScoreFunction = Callable[[nn.Module, Iterable[Any]], Mapping[str, float]]
+from mtu_fast.unlearning.loaders import generators_of
+from mtu_fast.unlearning.modes import evaluating
+from mtu_fast.unlearning.randomness import preserved
+from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
 
 
 @dataclass(frozen=True)
@@ -35,19 +33,6 @@ class Measured:
     tasks: tuple[str, ...]
     samples: int
     batches: int
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each module's own mode is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def measure(
@@ -74,7 +59,7 @@ def measure(
     total: dict[str, Tensor] = {}
     count: dict[str, Tensor] = {}
     samples = batches = 0
-    with preserved([*drawn_by(loader), *generators]), evaluating(model):
+    with preserved([*generators_of(loader), *generators]), evaluating(model):
         for batch in loader:
             named, present = labelled(losses(model, batch))
             for task, loss in named.items():

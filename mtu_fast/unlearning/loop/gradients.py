@@ -12,9 +12,8 @@ from mtu_fast.engine import Engine
 from mtu_fast.methods import Method
 from mtu_fast.rows import Rows, cat
 from mtu_fast.subspace import Subspace
+from mtu_fast.unlearning.reading import Side
 
-# losses {task: [N]}, labelled samples {task: [N]}
-Side = tuple[dict[str, Tensor], dict[str, Tensor]]
 # runs the forward when called, so that one graph lives at a time where rows are taken
 Forward = Callable[[], Side]
 

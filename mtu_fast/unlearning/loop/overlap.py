@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
 from torch.utils.data import WeightedRandomSampler as Weighted
 
+from mtu_fast.unlearning.loaders import sampler_of
+
 SHARE = 0.5
 MEMORY = object()  # what batches of tensors and of other objects are samples of
 ATOMS = (str, bytes, int, float, complex, type(None))  # equal ones may be one object
@@ -80,9 +82,7 @@ def _samples(loader: Any) -> Samples | None:
     if type(loader) in (list, tuple):
         return MEMORY, {key for batch in loader for key in _places(batch)}
     dataset = getattr(loader, "dataset", None)
-    sampler = getattr(loader, "sampler", None)
-    if getattr(loader, "batch_sampler", None) is not None:
-        sampler = getattr(loader.batch_sampler, "sampler", None)
+    sampler = sampler_of(loader)
     if not isinstance(dataset, Dataset) or not hasattr(dataset, "__len__"):
         return None
     if isinstance(sampler, SubsetRandomSampler):

@@ -14,17 +14,18 @@ import torch
 from mtu_fast._checks.losses import labelled
 from mtu_fast.engine import Engine
 from mtu_fast.errors import NotFiniteError
+from mtu_fast.unlearning.loaders import generators_of
 from mtu_fast.unlearning.loop import checkpoint
-from mtu_fast.unlearning.loop.evaluate import LossFunction
-from mtu_fast.unlearning.loop.gradients import Side, add_gradients
+from mtu_fast.unlearning.loop.batches import END, Stream
+from mtu_fast.unlearning.loop.gradients import add_gradients
 from mtu_fast.unlearning.loop.history import History
 from mtu_fast.unlearning.loop.overlap import check_data, check_share
-from mtu_fast.unlearning.loop.randomness import capture, restore
 from mtu_fast.unlearning.loop.schedule import Scheduled
 from mtu_fast.unlearning.loop.settings import Settings
 from mtu_fast.unlearning.loop.state import clear_gradients, mark, put_back, take
-from mtu_fast.unlearning.loop.stream import END, Stream, generators
 from mtu_fast.unlearning.loop.watch import Look, Watch, known, unbounded
+from mtu_fast.unlearning.randomness import capture, restore
+from mtu_fast.unlearning.reading import LossFunction, Side
 
 FINAL = ("level", "drift")  # reasons that hold whatever limits a later call sets
 
@@ -222,5 +223,5 @@ class Run:
     def _generators(self) -> list[torch.Generator]:
         s = self.settings
         # replaying a pass may draw from any
-        found = [*generators(s.forget), *generators(s.retain), *s.generators]
+        found = [*generators_of(s.forget, s.retain), *s.generators]
         return list({id(generator): generator for generator in found}.values())

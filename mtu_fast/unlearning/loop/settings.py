@@ -15,9 +15,9 @@ from mtu_fast._checks.files import check_folder
 from mtu_fast._rows.update import check_method
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace, check_subspace
-from mtu_fast.unlearning.loop.evaluate import LossFunction, ScoreFunction
+from mtu_fast.unlearning.loop.batches import check_loader
 from mtu_fast.unlearning.loop.schedule import Scheduled, check_schedule
-from mtu_fast.unlearning.loop.stream import check_loader
+from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
 
 Bound = float | Mapping[str, float] | None
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from mtu_fast._checks.masks import targeted
 from mtu_fast.unlearning.loop.evaluate import Measured, measure
 from mtu_fast.unlearning.loop.history import History, Record
 from mtu_fast.unlearning.loop.schedule import Scheduled
@@ -52,7 +53,7 @@ class Watch:
                     "are missing, losses(model, batch) must return (losses, {task: [N] bool}), True where one is there."
                 )
         tasks = tuple(dict.fromkeys((*forget.tasks, *retain.tasks)))
-        targets = chosen(self.settings.targets, tasks)
+        targets = targeted(self.settings.targets, tasks)
         bound = self.settings.max_drift
         unknown = (
             [name for name in bound if name not in tasks] if isinstance(bound, Mapping) else []
@@ -110,27 +111,6 @@ class Watch:
 def unbounded(found: Measured) -> list[str]:
     """Tasks whose mean loss is not finite."""
     return [task for task, loss in found.loss.items() if not math.isfinite(loss)]
-
-
-def chosen(targets: Sequence[str] | None, tasks: tuple[str, ...]) -> tuple[str, ...]:
-    """The tasks to forget from: all, or those that are named.
-
-    Raises:
-        TypeError: targets are one string.
-        ValueError: none, or names that are no tasks.
-    """
-    if targets is None:
-        return tasks
-    if isinstance(targets, str):
-        raise TypeError(
-            f"targets: found the string {targets!r}, expected several names, ({targets!r},) for this one."
-        )
-    unknown = [name for name in targets if name not in tasks]
-    if unknown or not targets:
-        raise ValueError(
-            f"targets: found {list(targets)}, expected some of the tasks {list(tasks)}, or None for all."
-        )
-    return tuple(dict.fromkeys(targets))
 
 
 def _finite_scores(name: str, found: Measured, targets: Sequence[str]) -> None:

@@ -14,9 +14,10 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from mtu_fast._checks.masks import targeted
 from mtu_fast.unlearning.metrics import parameter_shift, relearn_steps
 from mtu_fast.unlearning.metrics.tables import check_removal
+from mtu_fast.unlearning.reading import LossFunction, ScoreFunction, Side
 from mtu_fast.unlearning.report import numbers
 from mtu_fast.unlearning.report.cosines import Params, layer_cosines
-from mtu_fast.unlearning.report.passes import PerTask, Reading, Side, Split, measure, untouched
+from mtu_fast.unlearning.report.passes import PerTask, Reading, Split, measure, untouched
 from mtu_fast.unlearning.report.result import SCHEMA, VERSION, Audit
 from mtu_fast.unlearning.report.verdict import verdict
 
@@ -35,8 +36,8 @@ def audit(
     forget: Iterable[Any],
     retain: Iterable[Any],
     test: Iterable[Any],
-    losses: Callable[[nn.Module, Any], Any],
-    score: Callable[[nn.Module, Any], Mapping[str, float]],
+    losses: LossFunction,
+    score: ScoreFunction,
     targets: Iterable[str] | None = None,
     outputs: Callable[[nn.Module, Any], PerTask] | None = None,
     labels: Callable[[Any], PerTask] | None = None,
@@ -108,7 +109,7 @@ def audit(
     loaders = {"forget": forget, "retain": retain, "test": test}
     reading = Reading(losses, score, outputs, labels, present)
     notes: list[str] = []
-    with untouched(models.values(), loaders.values()), torch.no_grad():
+    with untouched(models.values(), loaders.values()):
         splits = {name: measure(name, models, loader, reading) for name, loader in loaders.items()}
         chosen = targeted(targets, _tasks(splits))
         cosines = {

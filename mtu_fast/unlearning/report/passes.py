@@ -13,19 +13,21 @@ from torch import Tensor, nn
 
 from mtu_fast._checks.losses import labelled
 from mtu_fast._checks.masks import presence
+from mtu_fast.unlearning.loaders import generators_of
 from mtu_fast.unlearning.metrics import entropy, kl_divergence, logit_distance
+from mtu_fast.unlearning.modes import evaluating
+from mtu_fast.unlearning.randomness import preserved
+from mtu_fast.unlearning.reading import LossFunction, ScoreFunction, Side
 
 PerTask = Mapping[str, Tensor]
-# losses {task: [N]}, labelled samples {task: [N]}
-Side = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Reading:
     """How models and batches are read: the functions that the caller of `audit` gave; see there."""
 
-    losses: Callable[[nn.Module, Any], Any]
-    score: Callable[[nn.Module, Any], Mapping[str, float]]
+    losses: LossFunction
+    score: ScoreFunction
     outputs: Callable[[nn.Module, Any], PerTask] | None = None
     labels: Callable[[Any], PerTask] | None = None
     present: Callable[[Any], PerTask] | None = None
@@ -206,26 +208,12 @@ def _scores(
 
 @contextmanager
 def untouched(models: Iterable[nn.Module], loaders: Iterable[Any]) -> Iterator[None]:
-    """Models in eval mode, and every mode, `requires_grad` and random state as before in the end."""
+    """Models in eval mode without gradients; modes, `requires_grad` and random states are restored."""
     models = list(models)
-    modes = [(module, module.training) for model in models for module in model.modules()]
     required = [(p, p.requires_grad) for model in models for p in model.parameters()]
-    drawn = [
-        g
-        for g in (getattr(loader, "generator", None) for loader in loaders)
-        if isinstance(g, torch.Generator)
-    ]
-    states = [g.get_state() for g in drawn]
-    devices = sorted({p.device.index for p, _ in required if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+    with preserved(generators_of(*loaders)), evaluating(*models):
         try:
-            for model in models:
-                model.eval()
             yield
         finally:
-            for module, mode in modes:
-                module.training = mode
             for p, needed in required:
                 p.requires_grad_(needed)
-            for g, state in zip(drawn, states, strict=True):
-                g.set_state(state)

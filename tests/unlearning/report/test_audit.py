@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
     TensorDataset,
+    WeightedRandomSampler,
 )
 
 import mtu_fast as mtu
@@ -395,3 +398,39 @@ def by_model(model: Net, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Ten
 def test_what_is_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         audit(**changes)
+
+
+def samplers() -> list[tuple[str, DataLoader[Any], torch.Generator]]:
+    """Loaders that draw their order from a generator, each in another place."""
+    weights = torch.ones(len(DATA), dtype=torch.float64)
+    kept = [torch.Generator().manual_seed(seed) for seed in range(5)]
+    every = RandomSampler(DATA, generator=kept[1])
+    subset = SubsetRandomSampler(range(30), generator=kept[2])
+    weighted = WeightedRandomSampler(weights, 30, generator=kept[3])
+    batches = BatchSampler(RandomSampler(DATA, generator=kept[4]), 8, drop_last=False)
+    made = [
+        ("loader", DataLoader(DATA, 8, shuffle=True, generator=kept[0])),
+        ("random", DataLoader(DATA, 8, sampler=every)),
+        ("subset", DataLoader(DATA, 8, sampler=subset)),
+        ("weighted", DataLoader(DATA, 8, sampler=weighted)),
+        ("batches", DataLoader(DATA, batch_sampler=batches)),
+    ]
+    return [(*pair, generator) for pair, generator in zip(made, kept, strict=True)]
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_generators_of_samplers_stay_where_they_were(place: int, full: mtu.Audit) -> None:
+    """After a first audit, since importing scikit-learn draws as well."""
+    _, retain, generator = samplers()[place]
+    before = generator.get_state()
+    numpy, python = np.random.get_state()[1], random.getstate()
+
+    def drawing(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        random.random()
+        np.random.rand()
+        return setting.losses(model, batch)
+
+    audit(retain=retain, losses=drawing, outputs=None, cosine_samples=0)
+    assert torch.equal(generator.get_state(), before)
+    assert random.getstate() == python
+    assert np.array_equal(np.random.get_state()[1], numpy)

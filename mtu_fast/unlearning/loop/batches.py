@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-import torch
-
-from mtu_fast.unlearning.loop.randomness import capture, restore
+from mtu_fast.unlearning.loaders import generators_of
+from mtu_fast.unlearning.randomness import capture, restore
 
 END: Final = object()
-
-
-def generators(loader: object) -> list[torch.Generator]:
-    """The generators that a loader and its samplers draw their order from, each once."""
-    batches = getattr(loader, "batch_sampler", None)
-    holders = [loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)]
-    found = [getattr(holder, "generator", None) for holder in holders]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
 def check_loader(name: str, loader: object) -> None:
@@ -75,7 +66,7 @@ class Stream:
             ValueError: a pass has no batch at all.
         """
         if self._iterator is None:
-            self._begun, self._given = capture(generators(self.loader)), 0
+            self._begun, self._given = capture(generators_of(self.loader)), 0
             self._iterator = iter(self.loader)
         batch = next(self._iterator, END)
         if batch is not END:
@@ -115,7 +106,7 @@ class Stream:
         self.passes, self._given, self._begun = state["passes"], state["given"], state["begun"]
         self._iterator = None
         if state["open"]:
-            restore(self._begun, generators(self.loader))
+            restore(self._begun, generators_of(self.loader))
             self._iterator = iter(self.loader)
             for at in range(self._given):
                 if next(self._iterator, END) is END:
