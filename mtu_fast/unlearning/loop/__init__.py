@@ -120,9 +120,28 @@ def unlearn(
     if subspace is None and method.needs_subspace:
         subspace = Subspace()
     settings = Settings(
-        model, optimizer, forget, retain, losses, method, targets, shared, validation, score, forget_losses, monitor,
-        max_steps, epochs, every, max_drift, scheduler, clip, checkpoint, subspace, _all(generators),
-    )  # fmt: skip
+        model=model,
+        optimizer=optimizer,
+        forget=forget,
+        retain=retain,
+        losses=losses,
+        method=method,
+        targets=targets,
+        params=shared,
+        validation=validation,
+        score=score,
+        forget_losses=forget_losses,
+        monitor=monitor,
+        max_steps=max_steps,
+        epochs=epochs,
+        every=every,
+        max_drift=max_drift,
+        scheduler=scheduler,
+        clip=clip,
+        checkpoint=checkpoint,
+        subspace=subspace,
+        generators=_all(generators),
+    )
     run = Run(settings)
     with run.undoing(), Progress(run, progress) as bar:
         while not run.history.reason:

@@ -49,7 +49,9 @@ class Stream:
     """
 
     def __init__(self, name: str, loader: Iterable[Any]) -> None:
-        self.name, self.loader, self.passes = name, loader, 0
+        self.name = name
+        self.loader = loader
+        self.passes = 0
         self._iterator: Iterator[Any] | None = None
         self._begun: Mapping[str, Any] = {}
         self._given = 0
@@ -74,9 +76,9 @@ class Stream:
             return batch
         self._iterator = None
         if self._given == 0:
-            once = (
-                "; it can be iterated once only, pass a DataLoader or a list" if self.passes else ""
-            )
+            once = ""
+            if self.passes:
+                once = "; it can be iterated once only, pass a DataLoader or a list"
             raise ValueError(
                 f"{self.name}: pass {self.passes + 1} of the loader gave no batch{once}."
             )
@@ -86,7 +88,9 @@ class Stream:
     def again(self) -> Any:
         """The next batch, of a new pass where one ends."""
         batch = self.advance()
-        return self.advance() if batch is END else batch
+        if batch is END:
+            return self.advance()
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """The place: finished passes, batches given since, and what the pass began with."""

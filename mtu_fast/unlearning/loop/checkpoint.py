@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import pickle
-from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from mtu_fast.unlearning.loop.copies import copied
 
 FORMAT = 3
-PLAIN = (str, bytes, int, float, bool, torch.dtype, torch.device, type(None))
-
-
-def copied(value: Any, where: str = "", *, strict: bool = True) -> Any:
-    """A copy that shares no memory with the value, of tensors, numbers, strings and their containers.
-
-    Args:
-        value: a state.
-        where: what errors call it.
-        strict: whether to refuse anything else, which could not be read back safely.
-
-    Raises:
-        TypeError: something else is in it.
-    """
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if type(value) in PLAIN:
-        return value
-    if isinstance(value, Counter | OrderedDict):
-        parts = [(k, copied(v, f"{where}[{k!r}]", strict=strict)) for k, v in value.items()]
-        return Counter(dict(parts)) if isinstance(value, Counter) else OrderedDict(parts)
-    if isinstance(value, Mapping):
-        return {k: copied(v, f"{where}[{k!r}]", strict=strict) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        parts = [copied(v, f"{where}[{i}]", strict=strict) for i, v in enumerate(value)]
-        return parts if isinstance(value, list) else tuple(parts)
-    if strict:
-        raise TypeError(
-            f"checkpoint: {where} is {type(value).__name__}, expected tensors, numbers and strings, which can be read "
-            "back without running code; leave it out of state_dict(), or go without a checkpoint."
-        )
-    return copy.deepcopy(value)
 
 
 def save(path: str | Path, state: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from mtu_fast._checks.losses import labelled
 from mtu_fast.unlearning.loaders import generators_of
 from mtu_fast.unlearning.modes import evaluating
 from mtu_fast.unlearning.randomness import preserved
-from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
+from mtu_fast.unlearning.reading import LossFunction, ScoreFunction, Side
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,41 @@ class Measured:
     batches: int
 
 
+class _Sums:
+    """Sums of losses and counts of labelled samples, {task: ...}, on the losses' device."""
+
+    def __init__(self) -> None:
+        self.total: dict[str, Tensor] = {}
+        self.count: dict[str, Tensor] = {}
+        self.samples = 0
+        self.batches = 0
+
+    def add(self, side: Side) -> None:
+        losses, present = side
+        for task, loss in losses.items():
+            there = present[task]
+            self.total[task] = self.total.get(task, 0.0) + loss.double().where(there, 0.0).sum()
+            self.count[task] = self.count.get(task, 0.0) + there.sum()
+        self.samples += len(next(iter(losses.values())))
+        self.batches += 1
+
+    def means(self) -> dict[str, float]:
+        found = {}
+        for task, total in self.total.items():
+            count = int(self.count[task])
+            if count:
+                found[task] = float(total) / count
+        return found
+
+
 def measure(
-    name: str, model: nn.Module, loader: Iterable[Any], losses: LossFunction, score: ScoreFunction | None,
+    name: str,
+    model: nn.Module,
+    loader: Iterable[Any],
+    losses: LossFunction,
+    score: ScoreFunction | None,
     generators: Iterable[torch.Generator] = (),
-) -> Measured:  # fmt: skip
+) -> Measured:
     """Mean loss and score per task of a model on a loader; no random generator notices.
 
     Args:
@@ -56,21 +87,15 @@ def measure(
     Raises:
         ValueError: the loader gives no batch.
     """
-    total: dict[str, Tensor] = {}
-    count: dict[str, Tensor] = {}
-    samples = batches = 0
+    sums = _Sums()
     with preserved([*generators_of(loader), *generators]), evaluating(model):
         for batch in loader:
-            named, present = labelled(losses(model, batch))
-            for task, loss in named.items():
-                total[task] = total.get(task, 0.0) + loss.double().where(present[task], 0.0).sum()
-                count[task] = count.get(task, 0.0) + present[task].sum()
-            samples, batches = samples + len(next(iter(named.values()))), batches + 1
-        if not batches:
+            sums.add(labelled(losses(model, batch)))
+        if not sums.batches:
             raise ValueError(f"{name}: the loader gave no batch.")
-        n = {task: int(one) for task, one in count.items()}
-        mean = {task: float(total[task]) / n[task] for task in total if n[task]}
-        scored = {task: -loss for task, loss in mean.items()}
-        if score is not None:
-            scored = {task: float(value) for task, value in score(model, loader).items()}
-    return Measured(mean, scored, tuple(total), samples, batches)
+        means = sums.means()
+        if score is None:
+            scores = {task: -loss for task, loss in means.items()}
+        else:
+            scores = {task: float(value) for task, value in score(model, loader).items()}
+    return Measured(means, scores, tuple(sums.total), sums.samples, sums.batches)

@@ -19,16 +19,22 @@ Forward = Callable[[], Side]
 
 
 def add_gradients(
-    engine: Engine, method: Method, retain: Forward, forget: Forward, targets: Sequence[str],
+    engine: Engine,
+    method: Method,
+    retain: Forward,
+    forget: Forward,
+    targets: Sequence[str],
     subspace: Subspace | None = None,
-) -> Update:  # fmt: skip
+) -> Update:
     """`.grad += d` of one step: rows of both batches for a method on sample rows, one weighted backward otherwise.
 
     The rows (forget sample, task that is no target) are retain rows.
     """
     if method.needs_gram and method.per == "sample":
         rows = rows_of_step(engine, retain, forget, targets)
-        return rows.backward(method) if subspace is None else subspace.step(rows, method)
+        if subspace is None:
+            return rows.backward(method)
+        return subspace.step(rows, method)
     losses, present, mask = joined(retain(), forget(), targets)
     return engine.backward(losses, method, forget=mask, present=present)
 
@@ -56,16 +62,11 @@ def joined(
             f"losses: tasks {list(kept)} on the retain batch, {list(gone)} on the forget batch, expected the same; "
             "for a task without labels return any finite loss and a mask of False."
         )
-    masks = {
-        task: torch.cat([
-            torch.zeros_like(kept_present[task]),
-            torch.full_like(gone_present[task], task in targets),
-        ])
-        for task in kept
-    }
-    losses = {task: torch.cat([kept[task], gone[task]]) for task in kept}
-    return (
-        losses,
-        {task: torch.cat([kept_present[task], gone_present[task]]) for task in kept},
-        masks,
-    )
+    losses, present, masks = {}, {}, {}
+    for task in kept:
+        there, gone_there = kept_present[task], gone_present[task]
+        losses[task] = torch.cat([kept[task], gone[task]])
+        present[task] = torch.cat([there, gone_there])
+        forgotten = torch.full_like(gone_there, task in targets)
+        masks[task] = torch.cat([torch.zeros_like(there), forgotten])
+    return losses, present, masks

@@ -10,16 +10,13 @@ from typing import Any
 
 from mtu_fast._checks.files import check_folder
 
-PLAIN = (
-    ("level", "the forget scores fell to the held-out level"),
-    (
-        "drift",
-        "the retained data drifted over the bound; the model is that of the last evaluation within it",
-    ),
-    ("max_steps", "all steps were made"),
-    ("epochs", "all epochs were made"),
-    ("not finite", "a loss or gradient was not finite; the model is that of the last evaluation"),
-)
+REASONS = {
+    "level": "the forget scores fell to the held-out level",
+    "drift": "the retained data drifted over the bound; the model is that of the last evaluation within it",
+    "max_steps": "all steps were made",
+    "epochs": "all epochs were made",
+    "not finite": "a loss or gradient was not finite; the model is that of the last evaluation",
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class History:
     @property
     def explanation(self) -> str:
         """The reason in words."""
-        return dict(PLAIN).get(self.reason, "it has not stopped")
+        return REASONS.get(self.reason, "it has not stopped")
 
     def to_json(self, path: str | Path) -> None:
         """Write everything as JSON.
@@ -79,9 +76,8 @@ class History:
             FileNotFoundError: there is no such folder.
         """
         check_folder("path", path)
-        Path(path).write_text(
-            json.dumps(self.to_dict() | {"explanation": self.explanation}, indent=1)
-        )
+        found = self.to_dict() | {"explanation": self.explanation}
+        Path(path).write_text(json.dumps(found, indent=1))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dictionaries, lists, strings and numbers."""
@@ -118,25 +114,31 @@ class History:
         figure = Figure(figsize=(3.2 * len(self.tasks), 2.8), layout="constrained")
         panels = figure.subplots(1, len(self.tasks), squeeze=False)[0]
         for task, axes in zip(self.tasks, panels, strict=True):
-            for side in ("forget", "retain"):
-                points = [
-                    (r.step, getattr(r, side)[task])
-                    for r in self.records
-                    if task in getattr(r, side)
-                ]
-                axes.plot([x for x, _ in points], [y for _, y in points], marker=".", label=side)
-            if self.level and task in self.level:
-                axes.axhline(self.level[task], color="grey", linestyle="--", label="held out")
-            axes.axvline(self.step, color="lightgrey", zorder=0)
-            axes.set(
-                title=task + (" (target)" if task in self.targets else ""),
-                xlabel="step",
-                ylabel="score",
-            )
+            self._plot_task(task, axes)
         panels[0].legend()
         if path is not None:
             figure.savefig(path)
         return figure
+
+    def _plot_task(self, task: str, axes: Any) -> None:
+        for side in ("forget", "retain"):
+            steps, scores = self._course(side, task)
+            axes.plot(steps, scores, marker=".", label=side)
+        if self.level and task in self.level:
+            axes.axhline(self.level[task], color="grey", linestyle="--", label="held out")
+        axes.axvline(self.step, color="lightgrey", zorder=0)
+        title = f"{task} (target)" if task in self.targets else task
+        axes.set(title=title, xlabel="step", ylabel="score")
+
+    def _course(self, side: str, task: str) -> tuple[list[int], list[float]]:
+        """Steps of the evaluations, and a task's scores there."""
+        steps, scores = [], []
+        for record in self.records:
+            of_side = getattr(record, side)
+            if task in of_side:
+                steps.append(record.step)
+                scores.append(of_side[task])
+        return steps, scores
 
     def __repr__(self) -> str:
         return f"History({self.reason or 'running'} at step {self.step}: {self.explanation})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ WAYS = {
     "retain": "Take them out of retain; what targets=... leaves of the forget samples' tasks is retained without that.",
     "validation": "The level at which to stop is that of data never seen: take them out of validation.",
 }
+PAIRS = (("forget", "retain"), ("forget", "validation"), ("retain", "validation"))
 Samples = tuple[object, set[Hashable]]  # what they are samples of, and which
 
 
@@ -44,21 +45,30 @@ def check_data(forget: object, retain: object, validation: object = None) -> Non
         "retain": _samples(retain),
         "validation": _samples(validation),
     }
-    for one, other in (("forget", "retain"), ("forget", "validation"), ("retain", "validation")):
+    for one, other in PAIRS:
         mine, theirs = known[one], known[other]
         if mine is None or theirs is None or mine[0] is not theirs[0]:
             continue
         both = mine[1] & theirs[1]
         if both:
-            what, at = "samples (or batches, where they are no tensors)", "by their place in memory"
-            if mine[0] is not MEMORY:
-                what = "samples"
-                first = sorted(i for i in both if isinstance(i, int))[:5]
-                at = f"dataset indices {first}{', ...' if len(both) > len(first) else ''}"
             raise ValueError(
-                f"{one} and {other}: {len(both)} {what} are in both ({len(mine[1])} in {one}, {len(theirs[1])} in "
-                f"{other}; {at}). {WAYS[other]}"
+                f"{one} and {other}: {len(both)} {_what(mine[0])} are in both ({len(mine[1])} in {one}, "
+                f"{len(theirs[1])} in {other}; {_which(mine[0], both)}). {WAYS[other]}"
             )
+
+
+def _what(source: object) -> str:
+    if source is MEMORY:
+        return "samples (or batches, where they are no tensors)"
+    return "samples"
+
+
+def _which(source: object, both: set[Hashable]) -> str:
+    if source is MEMORY:
+        return "by their place in memory"
+    first = sorted(i for i in both if isinstance(i, int))[:5]
+    more = ", ..." if len(both) > len(first) else ""
+    return f"dataset indices {first}{more}"
 
 
 def check_share(forget: int, retain: int | None) -> None:
@@ -71,8 +81,10 @@ def check_share(forget: int, retain: int | None) -> None:
     if retain is not None and forget > SHARE * (forget + retain):
         warnings.warn(
             f"forget: {forget} of {forget + retain} samples are to be forgotten, more than half of all. Retraining on "
-            f"the {retain} others is likely cheaper and is exact.", UserWarning, stacklevel=5,
-        )  # fmt: skip
+            f"the {retain} others is likely cheaper and is exact.",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def _samples(loader: Any) -> Samples | None:
@@ -82,21 +94,31 @@ def _samples(loader: Any) -> Samples | None:
     if type(loader) in (list, tuple):
         return MEMORY, {key for batch in loader for key in _places(batch)}
     dataset = getattr(loader, "dataset", None)
-    sampler = sampler_of(loader)
     if not isinstance(dataset, Dataset) or not hasattr(dataset, "__len__"):
         return None
-    if isinstance(sampler, SubsetRandomSampler):
-        drawn = [int(i) for i in sampler.indices]
-    elif isinstance(sampler, Weighted):
-        drawn = torch.as_tensor(sampler.weights).nonzero().flatten().tolist()
-    elif isinstance(sampler, SequentialSampler | RandomSampler):
-        drawn = list(range(len(dataset)))
-    else:
+    drawn = _drawn(sampler_of(loader), len(dataset))
+    if drawn is None:
         return None
+    return _within(dataset, drawn)
+
+
+def _drawn(sampler: object, length: int) -> list[int] | None:
+    """The indices that one of torch's samplers draws; None for any other sampler."""
+    if isinstance(sampler, SubsetRandomSampler):
+        return list(map(int, sampler.indices))
+    if isinstance(sampler, Weighted):
+        return torch.as_tensor(sampler.weights).nonzero().flatten().tolist()
+    if isinstance(sampler, SequentialSampler | RandomSampler):
+        return list(range(length))
+    return None
+
+
+def _within(dataset: Dataset[Any], indices: list[int]) -> Samples:
+    """The dataset below all subsets, and the indices there."""
     while isinstance(dataset, Subset):
-        below = dataset.indices
-        drawn, dataset = [int(below[i]) for i in drawn], dataset.dataset
-    return dataset, set(drawn)
+        indices = [int(dataset.indices[i]) for i in indices]
+        dataset = dataset.dataset
+    return dataset, set(indices)
 
 
 def _places(batch: Any) -> list[Hashable]:
@@ -105,11 +127,13 @@ def _places(batch: Any) -> list[Hashable]:
     All parts together, since unlike samples may share one: a tensor of equal labels, say.
     """
     tensors = [t for t in _tensors(batch) if t.dim() and t.numel()]
-    lengths = {len(t) if t.layout is torch.strided else None for t in tensors}
-    count = lengths.pop() if len(lengths) == 1 else None
-    if count is not None:
-        return [tuple(_place(t, i) for t in tensors) for i in range(count)]
-    return [] if isinstance(batch, ATOMS) else [id(batch)]
+    lengths = set(map(len, tensors))
+    dense = all(t.layout is torch.strided for t in tensors)
+    if dense and len(lengths) == 1:
+        return [tuple(_place(t, i) for t in tensors) for i in range(lengths.pop())]
+    if isinstance(batch, ATOMS):
+        return []
+    return [id(batch)]
 
 
 def _place(t: Tensor, i: int) -> Hashable:
@@ -119,7 +143,8 @@ def _place(t: Tensor, i: int) -> Hashable:
 def _tensors(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
         yield batch
-    elif isinstance(batch, Mapping | list | tuple):
-        parts: Iterable[Any] = batch.values() if isinstance(batch, Mapping) else batch
-        for part in parts:
+    elif isinstance(batch, Mapping):
+        yield from _tensors(list(batch.values()))
+    elif isinstance(batch, list | tuple):
+        for part in batch:
             yield from _tensors(part)

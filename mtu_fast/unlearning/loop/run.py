@@ -49,15 +49,15 @@ class Run:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.watch = settings, Watch(settings)
+        self.settings = settings
+        self.watch = Watch(settings)
         check_data(settings.forget, settings.retain, settings.validation)
         self.engine = Engine(settings.model, settings.params)
         self.schedule = settings.method if isinstance(settings.method, Scheduled) else None
-        self.forget, self.retain = (
-            Stream("forget", settings.forget),
-            Stream("retain", settings.retain),
-        )
-        self.step, self.seconds = 0, 0.0
+        self.forget = Stream("forget", settings.forget)
+        self.retain = Stream("retain", settings.retain)
+        self.step = 0
+        self.seconds = 0.0
         self.good: dict[str, Any] = {}
         if settings.checkpoint is not None and Path(settings.checkpoint).exists():
             self._resume(settings.checkpoint)
@@ -91,38 +91,57 @@ class Run:
             raise self._diverged(f"in step {self.step + 1}, {error}") from error
         self.step += 1
         self.seconds += time.perf_counter() - start
-        last = self.settings.max_steps is not None and self.step >= self.settings.max_steps
-        if last or self.step % self.settings.every == 0:
-            self._evaluate("max_steps" if last else "", self.watch.look())
+        if self._all_steps_made():
+            self._evaluate("max_steps", self.watch.look())
+        elif self.step % self.settings.every == 0:
+            self._evaluate("", self.watch.look())
+
+    def _all_steps_made(self) -> bool:
+        limit = self.settings.max_steps
+        return limit is not None and self.step >= limit
 
     # ---- a step ----------------------------------------------------------------------------------
 
     def _batches(self) -> tuple[Any, Any] | None:
         """The next retain and forget batch; None where all epochs are over."""
-        by_forget = self.schedule is not None and self.schedule.epoch_of == "forget"
-        leader, follower = (self.forget, self.retain) if by_forget else (self.retain, self.forget)
-        first = leader.advance() if leader.open else END
-        if first is END:
-            if leader.passes >= self._epochs():
-                return None
-            if self.schedule is not None:
-                self.schedule.start_epoch(leader.passes, lambda: self.watch.validation().loss)
-            first = leader.advance()
-        second = follower.again()
-        return (second, first) if by_forget else (first, second)
+        if self.schedule is not None and self.schedule.epoch_of == "forget":
+            forget = self._leading(self.forget)
+            return None if forget is END else (self.retain.again(), forget)
+        retain = self._leading(self.retain)
+        return None if retain is END else (retain, self.forget.again())
+
+    def _leading(self, leader: Stream) -> Any:
+        """The next batch of the loader whose passes are the epochs; END where all epochs are over."""
+        if leader.open:
+            batch = leader.advance()
+            if batch is not END:
+                return batch
+        if leader.passes >= self._epochs():
+            return END
+        if self.schedule is not None:
+            self.schedule.start_epoch(leader.passes, lambda: self.watch.validation().loss)
+        return leader.advance()
 
     def _epochs(self) -> float:
-        wanted = [self.settings.epochs, None if self.schedule is None else self.schedule.epochs]
-        return min((n for n in wanted if n is not None), default=math.inf)
+        wanted = [math.inf]
+        if self.settings.epochs is not None:
+            wanted.append(self.settings.epochs)
+        if self.schedule is not None and self.schedule.epochs is not None:
+            wanted.append(self.schedule.epochs)
+        return min(wanted)
 
     def _update(self, retain: Any, forget: Any) -> None:
         s = self.settings
-        wanted = s.losses if s.forget_losses is None else s.forget_losses
+        on_forget = s.losses if s.forget_losses is None else s.forget_losses
         clear_gradients(s)
         add_gradients(
-            self.engine, s.method, lambda: self._forward("retain", s.losses, retain),
-            lambda: self._forward("forget", wanted, forget), self.history.targets, s.subspace,
-        )  # fmt: skip
+            self.engine,
+            s.method,
+            lambda: self._forward("retain", s.losses, retain),
+            lambda: self._forward("forget", on_forget, forget),
+            self.history.targets,
+            s.subspace,
+        )
         if s.clip is not None:
             held = [p for group in s.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(held, s.clip)
@@ -149,9 +168,10 @@ class Run:
     def _evaluate(self, end: str, look: Look) -> None:
         """Record what was seen; decide whether this is the end; keep what is good."""
         for side, found in zip(("forget", "retain"), look, strict=True):
-            if unbounded(found):
+            bad = unbounded(found)
+            if bad:
                 raise self._diverged(
-                    f"after step {self.step}, the mean {side} loss of {unbounded(found)} is not finite."
+                    f"after step {self.step}, the mean {side} loss of {bad} is not finite."
                 )
         history = self.history
         if not history.records or history.records[-1].step != self.step:
@@ -161,21 +181,25 @@ class Run:
             put_back(self.settings, self.good)
         else:
             history.step = self.step
+        self._keep()
+
+    def _keep(self) -> None:
+        """Keep the state of this moment, in the checkpoint too."""
         path = self.settings.checkpoint
-        # holds a subspace explicitly, and `good` is to hold no other
-        state = None if path is None else self._state()
+        if path is None:
+            self.good = mark(self.settings)
+            return
+        # first, since it makes the subspace explicit, and `good` is to hold no other
+        state = self._state()
         self.good = mark(self.settings)
-        if path is not None and state is not None:
-            checkpoint.save(path, state)
+        checkpoint.save(path, state)
 
     def _diverged(self, what: str) -> DivergedError:
         self.history.reason = "not finite"
         path = self.settings.checkpoint
-        fresh = (
-            ""
-            if path is None
-            else f" Other settings need a new checkpoint path: {path} is of these."
-        )
+        fresh = ""
+        if path is not None:
+            fresh = f" Other settings need a new checkpoint path: {path} is of these."
         return DivergedError(
             f"unlearn: {what} Model and optimizer are again as they were after step {self.history.step}, the last "
             "evaluation. Ways out: a smaller learning rate, clip=1.0, a larger share of retain (alpha), max_drift to "
@@ -197,10 +221,14 @@ class Run:
     def _state(self) -> dict[str, Any]:
         """All that a checkpoint holds."""
         state = take(self.settings, strict=True) | {
-            "settings": self.settings.describe(), "history": self.history.to_dict(),
-            "step": self.step, "seconds": self.seconds, "random": capture(self._generators()),
-            "forget_place": self.forget.state_dict(), "retain_place": self.retain.state_dict(),
-        }  # fmt: skip
+            "settings": self.settings.describe(),
+            "history": self.history.to_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "random": capture(self._generators()),
+            "forget_place": self.forget.state_dict(),
+            "retain_place": self.retain.state_dict(),
+        }
         if self.settings.subspace is not None:
             state["subspace"] = self.settings.subspace.state_dict()
         return state
@@ -217,8 +245,7 @@ class Run:
         restore(state["random"], self._generators())
         self.good = mark(self.settings)
         if self.history.reason not in FINAL:
-            over = self.settings.max_steps is not None and self.step >= self.settings.max_steps
-            self.history.reason = "max_steps" if over else ""
+            self.history.reason = "max_steps" if self._all_steps_made() else ""
 
     def _generators(self) -> list[torch.Generator]:
         s = self.settings

@@ -52,62 +52,55 @@ class Settings:
         check_method(self.method)
         check_schedule(self.method)
         check_subspace(self.method, self.subspace)
-        loaders = {
-            "forget": self.forget,
-            "retain": self.retain,
-            "validation": self.validation,
-            "monitor": self.monitor,
-        }
-        for name, loader in loaders.items():
+        for name in ("forget", "retain", "validation", "monitor"):
+            loader = getattr(self, name)
             if loader is not None:
                 check_loader(name, loader)
-        for name in ("max_steps", "epochs", "every"):
-            _whole(name, getattr(self, name))
+        _whole("every", self.every)
+        for name in ("max_steps", "epochs"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name))
         self._check_bounds()
         self._check_end()
         self._check_parameters()
         self._check_generators()
-        self._check_folder()
+        if self.checkpoint is not None:
+            check_folder("checkpoint", self.checkpoint)
+            self.method.describe()  # raises where a checkpoint could not tell it from another
 
     def _check_bounds(self) -> None:
-        bounds: dict[str, Any] = {"clip": self.clip}
-        if isinstance(self.max_drift, Mapping):
-            bounds |= {f"max_drift[{task!r}]": bound for task, bound in self.max_drift.items()}
-        else:
-            bounds["max_drift"] = self.max_drift
-        for name, bound in bounds.items():
-            if bound is not None and (
-                isinstance(bound, bool) or not isinstance(bound, int | float)
-            ):
-                raise TypeError(
-                    f"{name}: found {bound!r}, expected a positive number, or None for no bound."
-                )
-            if bound is not None and not (math.isfinite(bound) and bound > 0):
-                raise ValueError(
-                    f"{name}: found {bound}, expected a positive number, or None for no bound."
-                )
+        _bound("clip", self.clip)
+        if not isinstance(self.max_drift, Mapping):
+            _bound("max_drift", self.max_drift)
+            return
+        for task, bound in self.max_drift.items():
+            _bound(f"max_drift[{task!r}]", bound)
 
     def _check_end(self) -> None:
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise TypeError(
                 "scheduler: ReduceLROnPlateau waits for a score; expected one that is stepped every step."
             )
-        if self.validation is None and isinstance(self.method, Scheduled):
+        if self.validation is not None:
+            return
+        if isinstance(self.method, Scheduled):
             raise ValueError(
                 f"validation: {self.method!r} takes its schedule from held-out data; pass a loader of it."
             )
-        if self.validation is None and self.max_steps is None and self.epochs is None:
+        if self.max_steps is None and self.epochs is None:
             raise ValueError(
                 "unlearn: nothing would end this run; pass validation (it stops at the held-out level), max_steps or "
                 "epochs."
             )
 
     def _check_parameters(self) -> None:
-        mine = {id(p) for p in self.model.parameters()}
-        if not any(id(p) in mine for group in self.optimizer.param_groups for p in group["params"]):
-            raise ValueError(
-                "optimizer: none of its parameters is the model's; build it from model.parameters()."
-            )
+        mine = set(map(id, self.model.parameters()))
+        for group in self.optimizer.param_groups:
+            if not mine.isdisjoint(map(id, group["params"])):
+                return
+        raise ValueError(
+            "optimizer: none of its parameters is the model's; build it from model.parameters()."
+        )
 
     def _check_generators(self) -> None:
         for draw in self.generators:
@@ -116,55 +109,68 @@ class Settings:
                     f"generators: found {type(draw).__name__}, expected several torch.Generator."
                 )
 
-    def _check_folder(self) -> None:
-        if self.checkpoint is not None:
-            check_folder("checkpoint", self.checkpoint)
-            self.method.describe()  # raises where a checkpoint could not tell it from another
-
     def describe(self) -> dict[str, Any]:
         """What tells this run from others, as text and numbers; limits of its length are no part of it."""
-        shapes = [
-            f"{name} {tuple(p.shape)} {p.dtype}"
-            for name, p in self.model.state_dict().items()
-            if isinstance(p, Tensor)
-        ]
-        inside = {id(p) for p in self.params} if self.params is not None else None
-        shared = [n for n, p in self.model.named_parameters() if inside is None or id(p) in inside]
-        groups = [_rates(group) for group in self.optimizer.param_groups]
-        bound = dict(self.max_drift) if isinstance(self.max_drift, Mapping) else self.max_drift
+        groups = map(_rates, self.optimizer.param_groups)
         return {
-            "model": shapes,
-            "params": shared,
+            "model": self._shapes(),
+            "params": self._shared(),
             "method": self.method.describe(),
             "optimizer": [type(self.optimizer).__name__, *groups],
             "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
             "targets": None if self.targets is None else list(self.targets),
             "every": self.every,
-            "max_drift": bound,
+            "max_drift": dict(self.max_drift)
+            if isinstance(self.max_drift, Mapping)
+            else self.max_drift,
             "clip": self.clip,
             "generators": len(self.generators),
             "subspace": None if self.subspace is None else self.subspace.options,
-            "batches": {name: _length(getattr(self, name)) for name in ("forget", "retain")},
+            "batches": {"forget": _length(self.forget), "retain": _length(self.retain)},
         }
+
+    def _shapes(self) -> list[str]:
+        """Name, shape and type of what the model's state holds."""
+        found = []
+        for name, p in self.model.state_dict().items():
+            if isinstance(p, Tensor):
+                found.append(f"{name} {tuple(p.shape)} {p.dtype}")
+        return found
+
+    def _shared(self) -> list[str]:
+        """Names of the parameters that the method works on."""
+        given = self.model.parameters() if self.params is None else self.params
+        inside = set(map(id, given))
+        return [name for name, p in self.model.named_parameters() if id(p) in inside]
 
     def drift_bound(self, task: str) -> float:
         """How much the task's mean loss on what is retained may rise."""
-        bound = self.max_drift.get(task) if isinstance(self.max_drift, Mapping) else self.max_drift
+        bound = self.max_drift
+        if isinstance(bound, Mapping):
+            bound = bound.get(task)
         return math.inf if bound is None else bound
 
 
 def _whole(name: str, value: Any) -> None:
-    if name == "every" or value is not None:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name}: found {value!r}, expected a whole number.")
-        if value < 1:
-            raise ValueError(f"{name}: found {value}, expected at least 1.")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: found {value!r}, expected a whole number.")
+    if value < 1:
+        raise ValueError(f"{name}: found {value}, expected at least 1.")
+
+
+def _bound(name: str, value: Any) -> None:
+    if value is None:
+        return
+    message = f"{name}: found {value!r}, expected a positive number, or None for no bound."
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(message)
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(message)
 
 
 def _rates(group: Mapping[str, Any]) -> str:
-    return (
-        f"lr {group.get('initial_lr', group.get('lr'))}, weight decay {group.get('weight_decay')}"
-    )
+    rate = group.get("initial_lr", group.get("lr"))
+    return f"lr {rate}, weight decay {group.get('weight_decay')}"
 
 
 def _length(loader: Any) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mtu_fast.unlearning.loop.checkpoint import copied
+from mtu_fast.unlearning.loop.copies import copied
 from mtu_fast.unlearning.loop.settings import Settings
 
 PARTS = ("model", "optimizer", "scheduler", "method")
@@ -20,10 +20,13 @@ def take(settings: Settings, *, strict: bool) -> dict[str, Any]:
         settings: the run's.
         strict: whether to refuse what cannot be read back from a file safely.
     """
-    parts = {name: getattr(settings, name) for name in PARTS}
-    state = {name: part.state_dict() for name, part in parts.items() if hasattr(part, "state_dict")}
+    state = {}
+    for name in PARTS:
+        part = getattr(settings, name)
+        if hasattr(part, "state_dict"):
+            state[name] = copied(part.state_dict(), name, strict=strict)
     state["draws"] = [draw.get_state() for draw in _drawn(settings)]
-    return {name: copied(part, name, strict=strict) for name, part in state.items()}
+    return state
 
 
 def mark(settings: Settings) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mtu_fast._checks.masks import targeted
@@ -24,9 +24,8 @@ class Watch:
     def look(self) -> Look:
         """Losses and scores on the data to forget, and on the retained data that is monitored."""
         s = self.settings
-        return self._on("forget", s.forget), self._on(
-            "retain", s.retain if s.monitor is None else s.monitor
-        )
+        watched = s.retain if s.monitor is None else s.monitor
+        return self._on("forget", s.forget), self._on("retain", watched)
 
     def validation(self) -> Measured:
         """Losses and scores on data never seen."""
@@ -45,72 +44,94 @@ class Watch:
             ValueError: unknown targets, or losses or scores that nothing can be measured by.
         """
         forget, retain = look
-        for side, found in zip(("forget", "retain"), look, strict=True):
-            bad = unbounded(found)
-            if bad:
-                raise ValueError(
-                    f"{side}: the mean loss of tasks {bad} is not finite before the first step already. Where labels "
-                    "are missing, losses(model, batch) must return (losses, {task: [N] bool}), True where one is there."
-                )
+        _finite_losses("forget", forget)
+        _finite_losses("retain", retain)
         tasks = tuple(dict.fromkeys((*forget.tasks, *retain.tasks)))
         targets = targeted(self.settings.targets, tasks)
+        self._check_drift(tasks)
+        _finite_scores("forget", forget, targets)
+        return History(tasks, targets, self._level(targets))
+
+    def _check_drift(self, tasks: Sequence[str]) -> None:
         bound = self.settings.max_drift
-        unknown = (
-            [name for name in bound if name not in tasks] if isinstance(bound, Mapping) else []
-        )
+        if not isinstance(bound, Mapping):
+            return
+        unknown = [name for name in bound if name not in tasks]
         if unknown:
             raise ValueError(
                 f"max_drift: found unknown tasks {unknown}, expected some of {list(tasks)}."
             )
-        _finite_scores("forget", forget, targets)
-        level = None
-        if self.settings.validation is not None:
-            held_out = self.validation()
-            _finite_scores("validation", held_out, targets)
-            level = {task: held_out.score[task] for task in targets}
-        return History(tasks, targets, level)
+
+    def _level(self, targets: Sequence[str]) -> dict[str, float] | None:
+        """The scores on data never seen; None without such data."""
+        if self.settings.validation is None:
+            return None
+        held_out = self.validation()
+        _finite_scores("validation", held_out, targets)
+        return {task: held_out.score[task] for task in targets}
 
     def sizes(self, look: Look) -> dict[str, int | None]:
         """Samples and batches of both sides; None where a loader that was not read does not know."""
         forget, retain = look
-        s = self.settings
+        samples: int | None = retain.samples
+        batches: int | None = retain.batches
+        if self.settings.monitor is not None:  # then `retain` itself was not read
+            samples = _length(getattr(self.settings.retain, "dataset", None))
+            batches = _length(self.settings.retain)
         return {
-            "forget": forget.samples, "forget_batches": forget.batches,
-            "retain": retain.samples if s.monitor is None else _size(s.retain, lambda x: x.dataset),
-            "retain_batches": retain.batches if s.monitor is None else _size(s.retain, lambda x: x),
-        }  # fmt: skip
+            "forget": forget.samples,
+            "forget_batches": forget.batches,
+            "retain": samples,
+            "retain_batches": batches,
+        }
 
     def record(self, history: History, look: Look, step: int, seconds: float) -> Record:
         """The evaluation as a line of the history."""
         forget, retain = look
         rise = dict.fromkeys(retain.loss, 0.0)
         if history.records:
-            before = history.records[0]
-            rise = {task: loss - before.retain_loss[task] for task, loss in retain.loss.items()}
-            for task in forget.loss.keys() - set(history.targets):
-                rise[task] = max(
-                    rise.get(task, -math.inf), forget.loss[task] - before.forget_loss[task]
-                )
+            rise = _rise(history, look)
         return Record(step, forget.score, retain.score, forget.loss, retain.loss, rise, seconds)
 
     def verdict(self, history: History) -> str:
         """Whether the last record ends the run: "drift", "level", or "" for no."""
         record, level, method = history.records[-1], history.level, self.settings.method
-        if any(rise > self.settings.drift_bound(task) for task, rise in record.drift.items()):
-            return "drift"
+        for task, rise in record.drift.items():
+            if rise > self.settings.drift_bound(task):
+                return "drift"
         own_end = isinstance(method, Scheduled) and method.epochs is not None
-        if (
-            level is not None
-            and not own_end
-            and all(record.forget[task] <= level[task] for task in level)
-        ):
+        if level is None or own_end:
+            return ""
+        if all(record.forget[task] <= level[task] for task in level):
             return "level"
         return ""
+
+
+def _rise(history: History, look: Look) -> dict[str, float]:
+    """{task: rise of the mean loss since the first record} of what is retained; see `Record.drift`."""
+    forget, retain = look
+    before = history.records[0]
+    found = {}
+    for task, loss in retain.loss.items():
+        found[task] = loss - before.retain_loss[task]
+    for task in forget.loss.keys() - set(history.targets):
+        there = forget.loss[task] - before.forget_loss[task]
+        found[task] = max(found.get(task, -math.inf), there)
+    return found
 
 
 def unbounded(found: Measured) -> list[str]:
     """Tasks whose mean loss is not finite."""
     return [task for task, loss in found.loss.items() if not math.isfinite(loss)]
+
+
+def _finite_losses(name: str, found: Measured) -> None:
+    bad = unbounded(found)
+    if bad:
+        raise ValueError(
+            f"{name}: the mean loss of tasks {bad} is not finite before the first step already. Where labels "
+            "are missing, losses(model, batch) must return (losses, {task: [N] bool}), True where one is there."
+        )
 
 
 def _finite_scores(name: str, found: Measured, targets: Sequence[str]) -> None:
@@ -137,8 +158,8 @@ def known(sizes: Mapping[str, int | None]) -> dict[str, int]:
     return found
 
 
-def _size(loader: Any, of: Callable[[Any], Any]) -> int | None:
+def _length(loader: Any) -> int | None:
     try:
-        return len(of(loader))
-    except (TypeError, AttributeError):
+        return len(loader)
+    except TypeError:
         return None

@@ -12,13 +12,18 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from mtu_fast._checks.masks import targeted
+from mtu_fast.unlearning.loaders import sampler_of
 from mtu_fast.unlearning.metrics import parameter_shift, relearn_steps
 from mtu_fast.unlearning.metrics.tables import check_removal
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction, Side
 from mtu_fast.unlearning.report import numbers
+from mtu_fast.unlearning.report.comparisons import comparisons
 from mtu_fast.unlearning.report.cosines import Params, layer_cosines
-from mtu_fast.unlearning.report.passes import PerTask, Reading, Split, measure, untouched
+from mtu_fast.unlearning.report.histograms import histograms
+from mtu_fast.unlearning.report.passes import PerTask, Reading, measure, untouched
+from mtu_fast.unlearning.report.plain import plain, records, step_cost
 from mtu_fast.unlearning.report.result import SCHEMA, VERSION, Audit
+from mtu_fast.unlearning.report.split import Split
 from mtu_fast.unlearning.report.verdict import verdict
 
 # share of the original's forget score from which it counts as back; the last bit takes as long as
@@ -102,40 +107,48 @@ def audit(
             scores that are not as described.
     """
     check_removal(removal)
-    went = numbers.records(history)
-    models = {"original": original, "unlearned": unlearned} | (
-        {} if retrained is None else {"retrained": retrained}
-    )
+    went = records(history)
+    models = {"original": original, "unlearned": unlearned}
+    if retrained is not None:
+        models["retrained"] = retrained
     loaders = {"forget": forget, "retain": retain, "test": test}
     reading = Reading(losses, score, outputs, labels, present)
-    notes: list[str] = []
     with untouched(models.values(), loaders.values()):
         splits = {name: measure(name, models, loader, reading) for name, loader in loaders.items()}
         chosen = targeted(targets, _tasks(splits))
-        cosines = {
-            model: layer_cosines(models[model], next(iter(forget)), next(iter(retain)), reading, chosen,
-                                 samples=cosine_samples, params=params)
-            for model in ("original", "unlearned") if cosine_samples
-        }  # fmt: skip
+        cosines = None
+        if cosine_samples:
+            batches = next(iter(forget)), next(iter(retain))
+            cosines = _cosines(models, batches, reading, chosen, cosine_samples, params)
+        again = None
         known = [task for task in chosen if splits["forget"].labelled[task]]
-        again = (
-            _relearn(models, forget, reading, known, relearn, relearn_limit)
-            if relearn and known
-            else None
-        )
-    scores = {
-        model: {name: split.scores[model] for name, split in splits.items()} for model in models
+        if relearn and known:
+            again = _relearn(models, forget, reading, known, relearn, relearn_limit)
+    scores = _scores(models, splits)
+    notes = _unlabelled(splits)
+    found = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "title": title,
+        "seed": seed,
+        "made": _now(),
+        "versions": _versions(),
+        "models": list(models),
+        "request": _request(chosen, splits),
+        "scores": scores,
+        **comparisons(scores, chosen, removal, notes),
+        "membership": numbers.attacks(splits, seed, notes),
+        "drift": numbers.drifts(splits, _indexed(loaders, notes)),
+        "histograms": histograms(splits),
+        "distances": numbers.distances(splits),
+        "relearn": again,
+        "parameter_shift": parameter_shift(original.parameters(), unlearned.parameters()),
+        "cosines": cosines,
+        "cost": step_cost(cost, went),
+        "history": went,
+        "notes": notes,
     }
-    notes += _unlabelled(splits)
-    data = numbers.plain({
-        "schema": SCHEMA, "version": VERSION, "title": title, "seed": seed, "made": _now(), "versions": _versions(),
-        "models": list(models), "request": _request(chosen, splits), "scores": scores,
-        **numbers.comparisons(scores, chosen, removal, notes),
-        "membership": numbers.attacks(splits, seed, notes), "drift": numbers.drifts(splits, _indexed(loaders, notes)),
-        "histograms": numbers.histograms(splits), "distances": numbers.distances(splits), "relearn": again,
-        "parameter_shift": parameter_shift(original.parameters(), unlearned.parameters()), "cosines": cosines or None,
-        "cost": numbers.step_cost(cost, went), "history": went, "notes": notes,
-    })  # fmt: skip
+    data = plain(found)
     return Audit(data | {"verdict": verdict(data)})
 
 
@@ -149,6 +162,31 @@ def _tasks(splits: Mapping[str, Split]) -> tuple[str, ...]:
     return found["forget"]
 
 
+def _scores(models: Iterable[str], splits: Mapping[str, Split]) -> dict[str, Any]:
+    """{model: {split: {task: score}}}."""
+    found = {}
+    for model in models:
+        found[model] = {name: split.scores[model] for name, split in splits.items()}
+    return found
+
+
+def _cosines(
+    models: Mapping[str, nn.Module],
+    batches: tuple[Any, Any],
+    reading: Reading,
+    targets: Sequence[str],
+    samples: int,
+    params: Params | None,
+) -> dict[str, Any]:
+    """Gradient cosines of both models on the same batches."""
+    found = {}
+    for name in ("original", "unlearned"):
+        found[name] = layer_cosines(
+            models[name], *batches, reading, targets, samples=samples, params=params
+        )
+    return found
+
+
 def _request(targets: Sequence[str], splits: Mapping[str, Split]) -> dict[str, Any]:
     tasks = tuple(splits["forget"].labelled)
     kind = "full" if targets == tasks else "partial"
@@ -159,11 +197,11 @@ def _request(targets: Sequence[str], splits: Mapping[str, Split]) -> dict[str, A
 def _indexed(loaders: Mapping[str, object], notes: list[str]) -> dict[str, bool]:
     """Whether a sample's place in the loader names it."""
     found = {name: _in_order(loader) for name, loader in loaders.items()}
-    if not all(found.values()):
-        names = ", ".join(name for name, ordered in found.items() if not ordered)
+    unknown = [name for name, ordered in found.items() if not ordered]
+    if unknown:
         notes.append(
-            f"Read in an order that may change: {names}; the worst samples there have no index (pass a list of "
-            "batches, or a DataLoader with shuffle=False and no sampler of its own)."
+            f"Read in an order that may change: {', '.join(unknown)}; the worst samples there have no index (pass a "
+            "list of batches, or a DataLoader with shuffle=False and no sampler of its own)."
         )
     return found
 
@@ -172,28 +210,30 @@ def _in_order(loader: object) -> bool:
     """A list, or a DataLoader that goes through its dataset from the first to the last; of others nothing is known."""
     if not isinstance(loader, DataLoader):
         return isinstance(loader, Sequence)
-    batches = loader.batch_sampler
-    sampler = (
-        loader.sampler
-        if batches is None
-        else batches.sampler
-        if type(batches) is BatchSampler
-        else None
-    )
-    return type(sampler) is SequentialSampler
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        return False
+    return type(sampler_of(loader)) is SequentialSampler
 
 
 def _unlabelled(splits: Mapping[str, Split]) -> list[str]:
-    return [
-        f"No sample of {name} has a label for task {task!r}: its numbers there are left out."
-        for name, split in splits.items() for task, there in split.labelled.items() if not there
-    ]  # fmt: skip
+    notes = []
+    for name, split in splits.items():
+        for task, there in split.labelled.items():
+            if not there:
+                notes.append(
+                    f"No sample of {name} has a label for task {task!r}: its numbers there are left out."
+                )
+    return notes
 
 
 def _relearn(
-    models: Mapping[str, nn.Module], forget: Iterable[Any], reading: Reading, targets: Sequence[str],
-    optimizer: Optimizer, limit: int,
-) -> dict[str, int | None]:  # fmt: skip
+    models: Mapping[str, nn.Module],
+    forget: Iterable[Any],
+    reading: Reading,
+    targets: Sequence[str],
+    optimizer: Optimizer,
+    limit: int,
+) -> dict[str, int | None]:
     """Steps of the unlearned and of the retrained model until the targets' mean forget score is back."""
 
     def of_targets(model: nn.Module, batch: Any) -> Side:
@@ -207,11 +247,15 @@ def _relearn(
 
     goal = level(models["original"])
     goal -= (1 - BACK) * abs(goal)
-    with torch.enable_grad():
-        return {
-            name: relearn_steps(model, forget, of_targets, level, goal, optimizer, limit=limit)
-            for name, model in models.items() if name != "original"
-        }  # fmt: skip
+    found = {}
+    for name, model in models.items():
+        if name != "original":
+            with torch.enable_grad():
+                steps = relearn_steps(
+                    model, forget, of_targets, level, goal, optimizer, limit=limit
+                )
+            found[name] = steps
+    return found
 
 
 def _now() -> str:

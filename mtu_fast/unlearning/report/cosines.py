@@ -10,16 +10,22 @@ from torch import Tensor, nn
 
 from mtu_fast.engine import Engine
 from mtu_fast.methods import FORGET, RETAIN, Roles
-from mtu_fast.rows import cat
+from mtu_fast.rows import Rows, cat
 from mtu_fast.unlearning.report.passes import Reading
 
 Params = Callable[[nn.Module], Iterable[Tensor]]
 
 
 def layer_cosines(
-    model: nn.Module, forget: Any, retain: Any, reading: Reading, targets: Sequence[str], *, samples: int = 16,
+    model: nn.Module,
+    forget: Any,
+    retain: Any,
+    reading: Reading,
+    targets: Sequence[str],
+    *,
+    samples: int = 16,
     params: Params | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """mean_{i in F, j in R} G_l[i, j] / √(G_l[i, i] G_l[j, j]) for each layer l, forget task s and retain task t.
 
     One Gram matrix per layer of the rows of two batches; near 1, a step that forgets s there
@@ -43,30 +49,56 @@ def layer_cosines(
         model.requires_grad_(True)
     engine = Engine(model, None if params is None else params(model))
     with torch.enable_grad():
-        sides = []
-        for batch, kind in ((forget, True), (retain, None)):
-            losses, present = reading.read(model, batch)
-            first = {task: there & (there.cumsum(0) <= samples) for task, there in present.items()}
-            sides.append(engine.rows(losses, forget=kind, present=first))
-    rows = cat(*sides)
+        gone = _first_rows(engine, model, forget, reading, samples, forget=True)
+        kept = _first_rows(engine, model, retain, reading, samples, forget=None)
+    rows = cat(gone, kept)
+    pairs, means = _means(_cosines(rows), rows.roles, targets)
+    return {
+        "layers": list(rows.names("layer")),
+        "pairs": pairs,
+        "mean": means.tolist(),
+        "samples": {"forget": _count(gone), "retain": _count(kept)},
+    }
+
+
+def _first_rows(
+    engine: Engine,
+    model: nn.Module,
+    batch: Any,
+    reading: Reading,
+    samples: int,
+    forget: bool | None,
+) -> Rows:
+    """Rows of the first samples of a batch that have a label."""
+    losses, present = reading.read(model, batch)
+    first = {}
+    for task, there in present.items():
+        first[task] = there & (there.cumsum(0) <= samples)
+    return engine.rows(losses, forget=forget, present=first)
+
+
+def _cosines(rows: Rows) -> Tensor:
+    """Cosines between all rows by layer, [L, R, R]; NaN where a row is zero."""
     gram = rows.gram(per="layer")
     length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
-    cosines = gram / (length[:, :, None] * length[:, None, :])  # 0/0 is NaN and left out below
-    pairs = [(s, t) for s in targets for t in rows.roles.tasks]
-    means = torch.stack(
-        [_mean(cosines, _at(rows.roles, FORGET, s), _at(rows.roles, RETAIN, t)) for s, t in pairs],
-        1,
-    )
-    used = [len(side.roles.sample.unique()) for side in sides]
-    return {
-        "layers": list(rows.names("layer")), "pairs": [list(pair) for pair in pairs], "mean": means.tolist(),
-        "samples": {"forget": used[0], "retain": used[1]},
-    }  # fmt: skip
+    return gram / (length[:, :, None] * length[:, None, :])
+
+
+def _means(cosines: Tensor, roles: Roles, targets: Sequence[str]) -> tuple[list[list[str]], Tensor]:
+    """Pairs of tasks, and means [L, pairs] of their cosines that are not NaN."""
+    pairs, means = [], []
+    for s in targets:
+        for t in roles.tasks:
+            forget, retain = _at(roles, FORGET, s), _at(roles, RETAIN, t)
+            pairs.append([s, t])
+            means.append(cosines[:, forget[:, None], retain].flatten(1).nanmean(1))
+    return pairs, torch.stack(means, 1)
 
 
 def _at(roles: Roles, kind: int, task: str) -> Tensor:
-    return ((roles.kind == kind) & (roles.task == roles.tasks.index(task))).nonzero().flatten()
+    of_task = roles.task == roles.tasks.index(task)
+    return ((roles.kind == kind) & of_task).nonzero().flatten()
 
 
-def _mean(cosines: Tensor, forget: Tensor, retain: Tensor) -> Tensor:
-    return cosines[:, forget[:, None], retain].flatten(1).nanmean(1)  # [L]
+def _count(rows: Rows) -> int:
+    return len(rows.roles.sample.unique())

@@ -26,10 +26,13 @@ def el(tag: str, *children: Any, **attributes: Any) -> Markup:
     Returns:
         The element.
     """
-    pairs = ((name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items())
-    given = [(name, value) for name, value in pairs if value is not None and value is not False]
-    head = "".join(f' {name}="{escape(_text(value))}"' for name, value in given)
-    return Markup(f"<{tag}{head}>" if tag in VOID else f"<{tag}{head}>{join(children)}</{tag}>")
+    head = ""
+    for name, value in attributes.items():
+        if value is not None and value is not False:
+            head += f' {name.rstrip("_").replace("_", "-")}="{escape(_text(value))}"'
+    if tag in VOID:
+        return Markup(f"<{tag}{head}>")
+    return Markup(f"<{tag}{head}>{join(children)}</{tag}>")
 
 
 def join(children: Iterable[Any]) -> Markup:
@@ -42,13 +45,15 @@ def _child(child: Any) -> str:
         return ""
     if isinstance(child, Markup):
         return child
-    if isinstance(child, str) or not isinstance(child, Iterable):
-        return escape(_text(child))
-    return join(child)
+    if isinstance(child, Iterable) and not isinstance(child, str):
+        return join(child)
+    return escape(_text(child))
 
 
 def _text(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
@@ -56,13 +61,21 @@ def number(value: float | int | None, digits: int = 3) -> str:
     if value is None:
         return "–"
     if isinstance(value, int):
-        return f"{value:,}".replace("-", "−")
-    size = abs(value)
-    text = f"{value:.1e}" if size >= 1e6 else f"{value:.{digits if size < 100 else 1}f}"
-    return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")
+        text = f"{value:,}"
+    elif abs(value) >= 1e6:
+        text = f"{value:.1e}"
+    elif abs(value) >= 100:
+        text = f"{value:.1f}"
+    else:
+        text = f"{value:.{digits}f}"
+    if not text.strip("-0."):  # no minus sign before a zero
+        return text.lstrip("-")
+    return text.replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 3) -> str:
     """`number` with a plus sign where it is positive."""
     text = number(value, digits)
-    return f"+{text}" if value is not None and value > 0 and text.strip("0.") else text
+    if value is None or not value > 0 or not text.strip("0."):
+        return text
+    return f"+{text}"

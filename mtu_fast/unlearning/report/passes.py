@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from mtu_fast.unlearning.metrics import entropy, kl_divergence, logit_distance
 from mtu_fast.unlearning.modes import evaluating
 from mtu_fast.unlearning.randomness import preserved
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction, Side
+from mtu_fast.unlearning.report.split import Parts, Split
 
 PerTask = Mapping[str, Tensor]
 
@@ -35,38 +36,10 @@ class Reading:
     def read(self, model: nn.Module, batch: Any) -> Side:
         """A batch's losses and the masks of its labelled samples, which `losses` and `present` both may name."""
         losses, there = labelled(self.losses(model, batch))
-        also = presence(None if self.present is None else self.present(batch), losses)
+        if self.present is None:
+            return losses, there
+        also = presence(self.present(batch), losses)
         return losses, {task: mask & also[task] for task, mask in there.items()}
-
-
-@dataclass
-class Split:
-    """What was measured on one loader: {model: {task: ...}}, or {task: ...} where a sample's batch or a pair decides.
-
-    Attributes:
-        samples: N of the loader.
-        scores: {model: {task: score}}; None where no sample has a label for the task.
-        losses: {model: {task: [n]}} float64, of the samples that have a label for the task; n may
-            be 0.
-        entropy: likewise, of the tasks that `outputs` names.
-        kl, distance: {task: [n]} between retrained and unlearned.
-        labels: {task: [n]}.
-        index: {task: [n]}, each sample's place in the loader.
-    """
-
-    samples: int = 0
-    scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    losses: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    entropy: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    kl: dict[str, Tensor] = field(default_factory=dict)
-    distance: dict[str, Tensor] = field(default_factory=dict)
-    labels: dict[str, Tensor] = field(default_factory=dict)
-    index: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def labelled(self) -> dict[str, bool]:
-        """{task: whether a sample has a label for it}, all tasks in the order of the losses."""
-        return {task: len(at) > 0 for task, at in self.index.items()}
 
 
 def measure(
@@ -83,96 +56,85 @@ def measure(
         raise TypeError(
             f"{name}: found an iterator, expected a loader or list that can be read again; use list(...)."
         )
-    split, parts = Split(), _Parts()
+    parts, samples = Parts(), 0
     for batch in loader:
-        sides = {model: reading.read(net, batch) for model, net in models.items()}
-        split.samples += _add_batch(parts, sides, batch, split.samples, models, reading)
-    if not split.samples:
+        samples += _add_batch(parts, batch, samples, models, reading)
+    if not samples:
         raise ValueError(f"{name}: found no sample, expected at least one batch.")
-    split.losses, split.entropy = (
-        parts.per_model("loss", models),
-        parts.per_model("entropy", models),
-    )
-    for one in ("kl", "distance", "labels", "index"):
-        setattr(split, one, parts.per_task(one))
-    if not any(split.labelled.values()):
+    split = parts.split(samples, models)
+    known = split.labelled
+    if not any(known.values()):
         raise ValueError(
-            f"{name}: no sample has a label for any of the tasks {list(split.labelled)}, expected some."
+            f"{name}: no sample has a label for any of the tasks {list(known)}, expected some."
         )
-    found = {model: reading.score(net, loader) for model, net in models.items()}
-    split.scores = {
-        model: _scores(name, model, row, split.labelled) for model, row in found.items()
-    }
+    for model, net in models.items():
+        split.scores[model] = _scores(name, model, reading.score(net, loader), known)
     return split
 
 
-class _Parts(dict[tuple[str, ...], list[Tensor]]):
-    """Pieces of vectors by (quantity, ..., task), joined at the end."""
-
-    def add(self, *key: str, value: Tensor) -> None:
-        self.setdefault(key, []).append(value.detach().cpu())
-
-    def per_task(self, quantity: str) -> dict[str, Tensor]:
-        return {key[-1]: torch.cat(value) for key, value in self.items() if key[0] == quantity}
-
-    def per_model(self, quantity: str, models: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-        return {
-            model: {
-                key[2]: torch.cat(value)
-                for key, value in self.items()
-                if key[:2] == (quantity, model)
-            }
-            for model in models
-        }
-
-
 def _add_batch(
-    parts: _Parts, sides: Mapping[str, Side], batch: Any, start: int, models: Mapping[str, nn.Module],
-    reading: Reading,
-) -> int:  # fmt: skip
+    parts: Parts, batch: Any, start: int, models: Mapping[str, nn.Module], reading: Reading
+) -> int:
     """Add one batch's values; return its number of samples."""
-    masks = {
-        model: {task: mask.cpu() for task, mask in present.items()}
-        for model, (_, present) in sides.items()
-    }
-    there = masks["original"]
-    for model, its in masks.items():
-        if list(its) != list(there) or any(
-            not torch.equal(mask, its[task]) for task, mask in there.items()
-        ):
+    sides = {model: reading.read(net, batch) for model, net in models.items()}
+    there = _masks(sides)
+    kept = {task: mask.nonzero().flatten() for task, mask in there.items()}
+    for task, at in kept.items():
+        parts.add("index", task, start + at)
+    if reading.labels is not None:
+        _add_labels(parts, reading.labels(batch), kept)
+    for model, (losses, _) in sides.items():
+        _add_losses(parts, model, losses, kept)
+    if reading.outputs is not None:
+        outputs = {model: reading.outputs(net, batch) for model, net in models.items()}
+        for task, at in kept.items():
+            if task in outputs["original"]:
+                _add_outputs(parts, task, outputs, at)
+    return len(next(iter(there.values())))
+
+
+def _masks(sides: Mapping[str, Side]) -> dict[str, Tensor]:
+    """The labelled samples, {task: [N]} on the CPU, which must be the same for all models."""
+    there = _on_cpu(sides["original"][1])
+    for model, (_, present) in sides.items():
+        if not _same(there, _on_cpu(present)):
             raise ValueError(
                 f"losses: the {model} model gives tasks, lengths or masks that differ from the original's on the same "
                 "batch, expected the same: whether a sample has a label does not depend on the model."
             )
-    kept = {task: mask.nonzero().flatten() for task, mask in there.items()}
-    labels = {} if reading.labels is None else reading.labels(batch)
+    return there
+
+
+def _on_cpu(masks: PerTask) -> dict[str, Tensor]:
+    return {task: mask.cpu() for task, mask in masks.items()}
+
+
+def _same(one: PerTask, other: PerTask) -> bool:
+    return list(one) == list(other) and all(map(torch.equal, one.values(), other.values()))
+
+
+def _add_labels(parts: Parts, labels: PerTask, kept: PerTask) -> None:
     for task, at in kept.items():
-        parts.add("index", task, value=start + at)
         if task in labels:
-            parts.add("labels", task, value=labels[task].cpu()[at])
-        for model, (losses, _) in sides.items():
-            value = losses[task].detach().double().cpu()[at]
-            _check_finite(model, task, value)
-            parts.add("loss", model, task, value=value)
-    if reading.outputs is not None:
-        _add_outputs(
-            parts, {model: reading.outputs(net, batch) for model, net in models.items()}, kept
-        )
-    return len(next(iter(there.values())))
+            parts.add("labels", task, labels[task].cpu()[at])
 
 
-def _add_outputs(parts: _Parts, outputs: Mapping[str, PerTask], kept: Mapping[str, Tensor]) -> None:
+def _add_losses(parts: Parts, model: str, losses: PerTask, kept: PerTask) -> None:
     for task, at in kept.items():
-        if task not in outputs["original"]:
-            continue
-        logits = {model: row[task].detach().cpu()[at] for model, row in outputs.items()}
-        for model, z in logits.items():
-            parts.add("entropy", model, task, value=entropy(z))
-        if "retrained" in logits:
-            parts.add("kl", task, value=kl_divergence(logits["retrained"], logits["unlearned"]))
-            parts.add(
-                "distance", task, value=logit_distance(logits["retrained"], logits["unlearned"])
-            )
+        value = losses[task].detach().double().cpu()[at]
+        _check_finite(model, task, value)
+        parts.add("loss", task, value, model)
+
+
+def _add_outputs(parts: Parts, task: str, outputs: Mapping[str, PerTask], at: Tensor) -> None:
+    logits = {}
+    for model, row in outputs.items():
+        logits[model] = row[task].detach().cpu()[at]
+        parts.add("entropy", task, entropy(logits[model]), model)
+    if "retrained" in logits:
+        ideal, unlearned = logits["retrained"], logits["unlearned"]
+        parts.add("kl", task, kl_divergence(ideal, unlearned))
+        parts.add("distance", task, logit_distance(ideal, unlearned))
 
 
 def _check_finite(model: str, task: str, loss: Tensor) -> None:
@@ -203,17 +165,21 @@ def _scores(
         raise ValueError(
             f"score: not finite for tasks {bad} of the {model} model on {split}, expected numbers."
         )
-    return {task: float(found[task]) if there else None for task, there in known.items()}
+    scores: dict[str, float | None] = dict.fromkeys(known)
+    for task in needed:
+        scores[task] = float(found[task])
+    return scores
 
 
 @contextmanager
 def untouched(models: Iterable[nn.Module], loaders: Iterable[Any]) -> Iterator[None]:
     """Models in eval mode without gradients; modes, `requires_grad` and random states are restored."""
     models = list(models)
-    required = [(p, p.requires_grad) for model in models for p in model.parameters()]
+    parameters = [p for model in models for p in model.parameters()]
+    required = [p.requires_grad for p in parameters]
     with preserved(generators_of(*loaders)), evaluating(*models):
         try:
             yield
         finally:
-            for p, needed in required:
+            for p, needed in zip(parameters, required, strict=True):
                 p.requires_grad_(needed)

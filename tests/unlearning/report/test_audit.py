@@ -434,3 +434,10 @@ def test_generators_of_samplers_stay_where_they_were(place: int, full: mtu.Audit
     assert torch.equal(generator.get_state(), before)
     assert random.getstate() == python
     assert np.array_equal(np.random.get_state()[1], numpy)
+
+
+def test_cosines_of_both_models_are_of_the_same_batches() -> None:
+    original, _, _ = nets()
+    shuffled = DataLoader(DATA, 8, shuffle=True)
+    data = audit(original, copy.deepcopy(original), retain=shuffled, outputs=None).data
+    assert data["cosines"]["original"] == data["cosines"]["unlearned"]

@@ -1,0 +1,79 @@
+"""What one loader's samples gave under every model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+PerModel = dict[str, dict[str, Tensor]]
+
+
+@dataclass
+class Split:
+    """What was measured on one loader: {model: {task: ...}}, or {task: ...} where no single model decides.
+
+    Attributes:
+        samples: N of the loader.
+        scores: {model: {task: score}}; None where no sample has a label for the task.
+        losses: {model: {task: [n]}} float64, of the samples that have a label for the task; n may
+            be 0.
+        entropy: likewise, of the tasks that `outputs` names.
+        kl, distance: {task: [n]} between retrained and unlearned.
+        labels: {task: [n]}.
+        index: {task: [n]}, each sample's place in the loader.
+    """
+
+    samples: int = 0
+    scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    losses: PerModel = field(default_factory=dict)
+    entropy: PerModel = field(default_factory=dict)
+    kl: dict[str, Tensor] = field(default_factory=dict)
+    distance: dict[str, Tensor] = field(default_factory=dict)
+    labels: dict[str, Tensor] = field(default_factory=dict)
+    index: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> dict[str, bool]:
+        """{task: whether a sample has a label for it}, all tasks in the order of the losses."""
+        return {task: len(at) > 0 for task, at in self.index.items()}
+
+    @property
+    def others(self) -> list[str]:
+        """The models beside the original."""
+        return [model for model in self.losses if model != "original"]
+
+    def values(self, by: str) -> PerModel:
+        """What an attacker sees of each sample: its "loss" or its "entropy"."""
+        if by == "loss":
+            return self.losses
+        return self.entropy
+
+
+class Parts:
+    """Pieces of vectors, a batch each, by quantity, model ("" for none) and task."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], dict[str, list[Tensor]]] = {}
+
+    def add(self, quantity: str, task: str, value: Tensor, model: str = "") -> None:
+        """One batch's piece."""
+        tasks = self._found.setdefault((quantity, model), {})
+        tasks.setdefault(task, []).append(value.detach().cpu())
+
+    def joined(self, quantity: str, model: str = "") -> dict[str, Tensor]:
+        """{task: all pieces as one vector}."""
+        pieces = self._found.get((quantity, model), {})
+        return {task: torch.cat(values) for task, values in pieces.items()}
+
+    def split(self, samples: int, models: Iterable[str]) -> Split:
+        """Everything that was added, without scores."""
+        found = Split(samples)
+        for model in models:
+            found.losses[model] = self.joined("loss", model)
+            found.entropy[model] = self.joined("entropy", model)
+        found.kl, found.distance = self.joined("kl"), self.joined("distance")
+        found.labels, found.index = self.joined("labels"), self.joined("index")
+        return found
