@@ -47,10 +47,11 @@ def present(labels: Mapping[str, Tensor], ignore: int = -1) -> dict[str, Tensor]
     Returns:
         {task: [N] bool}.
     """
-    counts = {
-        t: valid_pixels(y) if y.is_floating_point() else y != ignore for t, y in labels.items()
-    }
-    return {task: mask.reshape(len(mask), -1).any(1) for task, mask in counts.items()}
+    found = {}
+    for task, target in labels.items():
+        counts = valid_pixels(target) if target.is_floating_point() else target != ignore
+        found[task] = counts.reshape(len(counts), -1).any(1)
+    return found
 
 
 # ---- losses, unreduced ---------------------------------------------------------------------------
@@ -75,10 +76,8 @@ def segmentation_loss(logits: Tensor, target: Tensor, ignore: int = -1) -> Tenso
             "segmentation_loss needs logits [N, C, H, W] and target [N, H, W]; "
             f"got {tuple(logits.shape)} and {tuple(target.shape)}"
         )
-    return _mean(
-        functional.cross_entropy(logits, target, ignore_index=ignore, reduction="none"),
-        target != ignore,
-    )
+    losses = functional.cross_entropy(logits, target, ignore_index=ignore, reduction="none")
+    return _mean(losses, target != ignore)
 
 
 def depth_loss(depth: Tensor, target: Tensor) -> Tensor:
@@ -157,7 +156,8 @@ def depth_scores(depth: Tensor, target: Tensor) -> dict[str, float]:
     _check("depth_scores", depth, target, channels=1)
     counts = valid_pixels(target)
     _check_any("depth_scores", counts)
-    d, t = (x.squeeze(1)[counts].double() for x in (depth, target))
+    d = depth.squeeze(1)[counts].double()
+    t = target.squeeze(1)[counts].double()
     error = (d - t).abs()
     within = (d > 0) & (torch.maximum(d / t, t / d) < 1.25)
     return {
@@ -182,14 +182,16 @@ def normal_scores(normal: Tensor, target: Tensor) -> dict[str, float]:
     _check("normal_scores", normal, target, channels=3)
     counts = valid_pixels(target)
     _check_any("normal_scores", counts)
-    n, t = (x.movedim(1, -1)[counts].double() for x in (normal, target))
+    n = normal.movedim(1, -1)[counts].double()
+    t = target.movedim(1, -1)[counts].double()
     # exact for small angles too, where the cosine is flat
-    angle = torch.atan2(torch.linalg.cross(n, t).norm(dim=-1), (n * t).sum(-1))
-    angle = torch.where((n != 0).any(-1), angle * (180.0 / math.pi), 90.0)
-    within = {
-        f"within_{limit:g}": (angle < limit).double().mean().item() for limit in (11.25, 22.5, 30.0)
-    }
-    return {"mean": angle.mean().item(), "median": float(np.median(angle.cpu().numpy()))} | within
+    radians = torch.atan2(torch.linalg.cross(n, t).norm(dim=-1), (n * t).sum(-1))
+    angle = torch.where((n != 0).any(-1), radians * (180.0 / math.pi), 90.0)
+    median = float(np.median(angle.cpu().numpy()))
+    found = {"mean": angle.mean().item(), "median": median}
+    for limit in (11.25, 22.5, 30.0):
+        found[f"within_{limit:g}"] = (angle < limit).double().mean().item()
+    return found
 
 
 def _check(name: str, predicted: Tensor, target: Tensor, channels: int) -> None:

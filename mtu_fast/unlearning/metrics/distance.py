@@ -25,7 +25,8 @@ def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
         raise ValueError(
             f"kl_divergence: found {tuple(logits.shape)}, expected at least two classes in dimension 1."
         )
-    log_p, log_q = (z.detach().double().log_softmax(1) for z in (reference, logits))
+    log_p = reference.detach().double().log_softmax(1)
+    log_q = logits.detach().double().log_softmax(1)
     per_pixel = (log_p.exp() * (log_p - log_q)).sum(1).clamp(min=0.0)  # rounding alone is below
     return per_pixel.unsqueeze(-1).flatten(1).mean(1)
 

@@ -61,11 +61,12 @@ def drift(before: Tensor, after: Tensor, labels: Tensor | None = None, *, worst:
     order = change.argsort(descending=True, stable=True)
     ranked = change[order]
     at = torch.tensor(QUANTILES, dtype=torch.float64, device=change.device)
+    tail = math.ceil(len(change) / 100)
     return Drift(
         samples=len(change),
         mean=change.mean().item(),
         quantiles=tuple(_quantile(ranked.flip(0), at).tolist()),
-        worst_mean=ranked[: math.ceil(len(change) / 100)].mean().item(),
+        worst_mean=ranked[:tail].mean().item(),
         worst=tuple(zip(order[:worst].tolist(), ranked[:worst].tolist(), strict=True)),
         worst_class=None if labels is None else _worst_class(change, labels),
     )

@@ -55,7 +55,7 @@ def membership(forget: Tensor, test: Tensor, *, splits: int = 10, seed: int = 0)
         ValueError: not vectors, a value that is not finite, fewer than 4 samples on a side, or
             fewer than 2 splits.
     """
-    sides = [np.sort(_vector(name, x)) for name, x in (("forget", forget), ("test", test))]
+    sides = [np.sort(_vector("forget", forget)), np.sort(_vector("test", test))]
     n = min(map(len, sides))
     if n < FEWEST:
         raise ValueError(
@@ -65,10 +65,13 @@ def membership(forget: Tensor, test: Tensor, *, splits: int = 10, seed: int = 0)
     if splits < 2:
         raise ValueError(f"membership: splits is {splits}, expected at least 2; 10 is usual.")
     draw = np.random.default_rng(seed)
-    x = np.concatenate([np.sort(draw.choice(side, n, replace=False)) for side in sides])
+    drawn = [np.sort(draw.choice(side, n, replace=False)) for side in sides]
+    x = np.concatenate(drawn)
     label = np.repeat([1, 0], n)
-    accuracy, auc = _attack(x[:, None], label, min(splits, n), seed)
-    return Membership(accuracy, auc, ((2 * n + 1) / (12 * n * n)) ** 0.5, n, min(splits, n))
+    folds = min(splits, n)
+    accuracy, auc = _attack(x[:, None], label, folds, seed)
+    error = ((2 * n + 1) / (12 * n * n)) ** 0.5
+    return Membership(accuracy, auc, error, n, folds)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -98,17 +101,17 @@ def _attack(x: np.ndarray, label: np.ndarray, splits: int, seed: int) -> tuple[f
         from sklearn.model_selection import StratifiedKFold
     except ImportError as error:
         raise ImportError("membership needs scikit-learn: pip install 'mtu_fast[demo]'") from error
+    folds = StratifiedKFold(splits, shuffle=True, random_state=seed)
     found = []
-    # half the time goes there
+    # checks take half the time
     with config_context(assume_finite=True, skip_parameter_validation=True):
-        for fit, held in StratifiedKFold(splits, shuffle=True, random_state=seed).split(x, label):
+        for fit, held in folds.split(x, label):
             center, scale = x[fit].mean(), x[fit].std() or 1.0
             attack = LogisticRegression().fit((x[fit] - center) / scale, label[fit])
             score = attack.decision_function((x[held] - center) / scale)
-            found.append((
-                ((score > 0) == label[held]).mean(),
-                _auc(score[label[held] == 1], score[label[held] == 0]),
-            ))
+            member = label[held] == 1
+            right = ((score > 0) == member).mean()
+            found.append((right, _auc(score[member], score[~member])))
     accuracy, auc = np.mean(found, axis=0)
     return float(accuracy), float(auc)
 

@@ -56,9 +56,7 @@ def relearn_steps(
         raise ValueError(
             f"relearn_steps: limit is {limit}, every {every}, level {level}; expected at least 1, and a finite level."
         )
-    model = copy.deepcopy(model)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        model.requires_grad_(True)  # a model that was frozen to be kept
+    model = _trainable_copy(model)
     steps = optimizer(model.parameters())
     batches = chain.from_iterable(repeat(forget))
     if next(iter(forget), None) is None:
@@ -66,14 +64,8 @@ def relearn_steps(
             "relearn_steps: found no batch in forget, expected at least one; give a list or a loader."
         )
     for step in range(limit + 1):
-        if step % every == 0 or step == limit:
-            now = score(model)
-            if not math.isfinite(now):
-                raise ValueError(
-                    f"relearn_steps: the score after {step} steps is {now}; lower the learning rate."
-                )
-            if now >= level:
-                return step
+        if (step % every == 0 or step == limit) and _finite(score(model), step) >= level:
+            return step
         if step < limit:
             steps.zero_grad()
             _mean_loss(*labelled(losses(model, next(batches)))).backward()
@@ -81,10 +73,25 @@ def relearn_steps(
     return None
 
 
+def _trainable_copy(model: nn.Module) -> nn.Module:
+    found = copy.deepcopy(model)
+    if not any(parameter.requires_grad for parameter in found.parameters()):
+        found.requires_grad_(True)  # a model that was frozen to be kept
+    return found
+
+
+def _finite(score: float, step: int) -> float:
+    if not math.isfinite(score):
+        raise ValueError(
+            f"relearn_steps: the score after {step} steps is {score}; lower the learning rate."
+        )
+    return score
+
+
 def _mean_loss(losses: dict[str, Tensor], present: dict[str, Tensor]) -> Tensor:
     """Σ_t mean of ℓ_t over the samples with a label; a task without any adds nothing."""
-    means = [
-        loss.where(present[t], 0.0).sum() / present[t].sum().clamp(min=1)
-        for t, loss in losses.items()
-    ]
+    means = []
+    for task, loss in losses.items():
+        there = present[task]
+        means.append(loss.where(there, 0.0).sum() / there.sum().clamp(min=1))
     return torch.stack(means).sum()

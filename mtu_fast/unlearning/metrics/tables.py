@@ -58,19 +58,26 @@ def uis(
     chosen = targeted(targets, tasks)
     total = 0.0
     for task in tasks:
-        test_o, test_u = original["test"][task], unlearned["test"][task]
-        forget_o, forget_u = original["forget"][task], unlearned["forget"][task]
-        utility = _ratio(abs(test_o - test_u), test_o, f"test score of task {task!r}")
-        if task not in chosen:
-            removal_term = _ratio(
-                abs(forget_o - forget_u), forget_o, f"forget score of task {task!r}"
-            )
-        elif removal == "class":
-            removal_term = abs(forget_u) / test_o
-        else:
-            removal_term = abs(test_o - forget_u) / test_o
-        total += 0.5 * (utility + removal_term)
+        kind = removal if task in chosen else "none"
+        total += 0.5 * (_moved(original, unlearned, task) + _left(original, unlearned, task, kind))
     return 100 * total / len(tasks)
+
+
+def _moved(original: Scores, unlearned: Scores, task: str) -> float:
+    """The first term of UIS: how far the test score moved."""
+    before, after = original["test"][task], unlearned["test"][task]
+    return _ratio(abs(before - after), before, f"test score of task {task!r}")
+
+
+def _left(original: Scores, unlearned: Scores, task: str, removal: str) -> float:
+    """The second term of UIS: how far the forget score is from where it should be."""
+    unseen, before = original["test"][task], original["forget"][task]
+    after = unlearned["forget"][task]
+    if removal == "none":
+        return _ratio(abs(before - after), before, f"forget score of task {task!r}")
+    if removal == "class":
+        return abs(after) / unseen
+    return abs(unseen - after) / unseen
 
 
 def check_removal(removal: str) -> None:
@@ -97,9 +104,12 @@ def gaps(unlearned: Scores, retrained: Scores) -> dict[str, dict[str, float]]:
         ValueError: no split, splits or tasks differ, or a score is not finite.
     """
     _check_same(unlearned, retrained, tuple(dict.fromkeys((*unlearned, *retrained))))
-    return {
-        s: {t: abs(a - retrained[s][t]) for t, a in row.items()} for s, row in unlearned.items()
-    }
+    found: dict[str, dict[str, float]] = {}
+    for split, row in unlearned.items():
+        found[split] = {}
+        for task, score in row.items():
+            found[split][task] = abs(score - retrained[split][task])
+    return found
 
 
 def mean_gap(unlearned: Scores, retrained: Scores) -> float:
@@ -115,7 +125,9 @@ def mean_gap(unlearned: Scores, retrained: Scores) -> float:
     Raises:
         ValueError: no split, splits or tasks differ, or a score is not finite.
     """
-    values = [gap for row in gaps(unlearned, retrained).values() for gap in row.values()]
+    values: list[float] = []
+    for row in gaps(unlearned, retrained).values():
+        values += row.values()
     return sum(values) / len(values)
 
 
@@ -132,17 +144,26 @@ def tow(unlearned: Scores, retrained: Scores) -> dict[str, float]:
     Raises:
         ValueError: no split, splits or tasks differ, or a score is not finite or outside 0..1.
     """
-    for name, table in (("unlearned", unlearned), ("retrained", retrained)):
-        wide = [
-            f"{s}/{t} = {a}" for s, row in table.items() for t, a in row.items() if not 0 <= a <= 1
-        ]
-        if wide:
-            raise ValueError(
-                f"ToW needs scores in 0..1 (fractions, not percent); {name} has {', '.join(wide)}"
-            )
+    _check_shares("unlearned", unlearned)
+    _check_shares("retrained", retrained)
     distance = gaps(unlearned, retrained)
-    tasks = next(iter(distance.values()))
-    return {task: math.prod(1 - row[task] for row in distance.values()) for task in tasks}
+    found: dict[str, float] = {}
+    for row in distance.values():
+        for task, gap in row.items():
+            found[task] = found.get(task, 1) * (1 - gap)
+    return found
+
+
+def _check_shares(name: str, table: Scores) -> None:
+    wide = []
+    for split, row in table.items():
+        for task, score in row.items():
+            if not 0 <= score <= 1:
+                wide.append(f"{split}/{task} = {score}")
+    if wide:
+        raise ValueError(
+            f"ToW needs scores in 0..1 (fractions, not percent); {name} has {', '.join(wide)}"
+        )
 
 
 def over_forgotten(
@@ -189,9 +210,11 @@ def parameter_shift(original: Iterable[Tensor], unlearned: Iterable[Tensor]) -> 
             f"the two models' parameters must match one to one; got {len(before)} and {len(after)} tensors, "
             "or other shapes or another order"
         )
-    old, new = ([p.detach().double() for p in parameters] for parameters in (before, after))
-    moved = sum((a - b).square().sum().item() for a, b in zip(new, old, strict=True))
-    size = sum(b.square().sum().item() for b in old)
+    moved, size = 0.0, 0.0
+    for p, q in zip(before, after, strict=True):
+        old, new = p.detach().double(), q.detach().double()
+        moved += (new - old).square().sum().item()
+        size += old.square().sum().item()
     if size == 0:
         raise ValueError(
             "the original parameters are all 0, and the shift is relative to their norm"
@@ -212,16 +235,18 @@ def _check_same(a: Scores, b: Scores, splits: Sequence[str]) -> None:
     """Both tables hold these splits, at least one, every split the same tasks, and every score is finite."""
     if not splits:
         raise ValueError("the score tables are empty, expected {split: {task: score}}")
-    tasks: set[str] | None = None
+    tasks: set[str] = set()
     for split in splits:
         for table in (a, b):
             if split not in table:
                 raise ValueError(f"split {split!r} is missing: the table has {sorted(table)}")
             tasks = tasks or set(table[split])
-            if set(table[split]) != tasks or not tasks:
-                raise ValueError(
-                    f"split {split!r} has tasks {sorted(table[split])}, another has {sorted(tasks)}"
-                )
-            bad = [t for t, score in table[split].items() if not math.isfinite(score)]
-            if bad:
-                raise ValueError(f"split {split!r} has a score that is not finite for {bad}")
+            _check_row(split, table[split], tasks)
+
+
+def _check_row(split: str, row: Mapping[str, float], tasks: set[str]) -> None:
+    if set(row) != tasks or not tasks:
+        raise ValueError(f"split {split!r} has tasks {sorted(row)}, another has {sorted(tasks)}")
+    bad = [task for task, score in row.items() if not math.isfinite(score)]
+    if bad:
+        raise ValueError(f"split {split!r} has a score that is not finite for {bad}")
