@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -9,8 +10,11 @@ def check_folder(name: str, path: str | Path) -> None:
     """There is a folder for the file to be written.
 
     Raises:
+        TypeError: it is no path.
         FileNotFoundError: there is none.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{name}: found {path!r}, expected the path of a file, 'run.pt' say.")
     folder = Path(path).parent
     if not folder.is_dir():
         raise FileNotFoundError(

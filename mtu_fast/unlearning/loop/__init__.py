@@ -15,6 +15,7 @@ from mtu_fast.unlearning.loop.history import History, Record
 from mtu_fast.unlearning.loop.progress import Progress
 from mtu_fast.unlearning.loop.run import DivergedError, Run
 from mtu_fast.unlearning.loop.schedule import Scheduled
+from mtu_fast.unlearning.loop.sealed import remove_leftovers
 from mtu_fast.unlearning.loop.settings import Bound, Settings
 from mtu_fast.unlearning.loop.state import clear_gradients
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
@@ -112,8 +113,11 @@ def unlearn(
     Raises:
         TypeError: an argument of the wrong kind.
         ValueError: an argument that makes no sense: unknown tasks, overlapping data, empty loaders,
-            reduced losses, no end, a checkpoint of another run.
+            reduced losses, no end, a checkpoint of another run, or one that is damaged; model and
+            optimizer are as they were.
         FileNotFoundError: the folder of `checkpoint` does not exist.
+        OSError: the checkpoint cannot be written: the old file stays, and the model is that of the
+            last evaluation.
         DivergedError: a RuntimeError; a loss or gradient was not finite.
     """
     shared = None if params is None else list(params)
@@ -142,6 +146,8 @@ def unlearn(
         subspace=subspace,
         generators=_all(generators),
     )
+    if checkpoint is not None:
+        remove_leftovers(checkpoint)
     run = Run(settings)
     with run.undoing(), Progress(run, progress) as bar:
         while not run.history.reason:

@@ -101,6 +101,11 @@ class Stream:
             "begun": dict(self._begun),
         }
 
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put generators where a pass begins, as its state says."""
+        if state["open"]:
+            restore(state["begun"], generators_of(self.loader))
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a place; the generators are then where the pass has left them.
 
@@ -110,7 +115,7 @@ class Stream:
         self.passes, self._given, self._begun = state["passes"], state["given"], state["begun"]
         self._iterator = None
         if state["open"]:
-            restore(self._begun, generators_of(self.loader))
+            self.restore(state)
             self._iterator = iter(self.loader)
             for at in range(self._given):
                 if next(self._iterator, END) is END:

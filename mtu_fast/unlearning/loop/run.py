@@ -234,21 +234,58 @@ class Run:
         return state
 
     def _resume(self, path: str | Path) -> None:
-        state = checkpoint.load(path, self.settings.describe())
-        self.history = History.from_dict(state["history"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        put_back(self.settings, state)
-        self.forget.load_state_dict(state["forget_place"])
-        self.retain.load_state_dict(state["retain_place"])
+        needed = [name for name in ("scheduler", "method") if _has_state(self.settings, name)]
         if self.settings.subspace is not None:
-            self.settings.subspace.load_state_dict(state["subspace"], self.engine.subspace_rows)
-        restore(state["random"], self._generators())
+            needed.append("subspace")
+        state = checkpoint.load(path, self.settings.describe(), needed)
+        self.history = _history(path, state["history"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        before, drawn = mark(self.settings), capture(self._generators())
+        try:
+            self._go_to(path, state)
+        except BaseException:
+            put_back(self.settings, before)
+            restore(drawn, self._generators())
+            raise
         self.good = mark(self.settings)
         if self.history.reason not in FINAL:
             self.history.reason = "max_steps" if self._all_steps_made() else ""
+
+    def _go_to(self, path: str | Path, state: dict[str, Any]) -> None:
+        """Give all parts the state of a checkpoint.
+
+        Raises:
+            ValueError: a part does not take it.
+        """
+        try:
+            put_back(self.settings, state)
+            if self.settings.subspace is not None:
+                self.settings.subspace.load_state_dict(state["subspace"], self.engine.subspace_rows)
+            for stream in (self.forget, self.retain):
+                stream.restore(state[f"{stream.name}_place"])
+            restore(state["random"], self._generators())
+        except Exception as error:
+            said = " ".join(str(error).split())
+            raise ValueError(
+                f"checkpoint: {path} does not fit this run, which is as it was: {said}"
+            ) from error
+        self.forget.load_state_dict(state["forget_place"])
+        self.retain.load_state_dict(state["retain_place"])
+        restore(state["random"], self._generators())
 
     def _generators(self) -> list[torch.Generator]:
         s = self.settings
         # replaying a pass may draw from any
         found = [*generators_of(s.forget, s.retain), *s.generators]
         return list({id(generator): generator for generator in found}.values())
+
+
+def _has_state(settings: Settings, name: str) -> bool:
+    return hasattr(getattr(settings, name), "state_dict")
+
+
+def _history(path: str | Path, stored: dict[str, Any]) -> History:
+    try:
+        return History.from_dict(stored)
+    except TypeError as error:  # a record with other fields
+        raise ValueError(f"checkpoint: {path} is damaged: its history has {error}") from error

@@ -273,6 +273,7 @@ def test_what_is_no_checkpoint_is_refused(content: bytes | None, tmp_path: Path)
         path.write_bytes(content)
     with pytest.raises(ValueError, match=r"run.pt is no checkpoint"):
         Scene(mtu.OrthoGrad, path).run()
+    assert content is None or path.read_bytes() == content
 
 
 def test_no_code_is_stored() -> None:

@@ -1,0 +1,112 @@
+"""Whether a checkpoint holds all that a run needs, before anything of the run is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+Kinds = Mapping[str, type | tuple[type, ...]]
+
+STATE: Kinds = {
+    "format": int,
+    "settings": Mapping,
+    "history": Mapping,
+    "model": Mapping,
+    "optimizer": Mapping,
+    "draws": Sequence,
+    "random": Mapping,
+    "forget_place": Mapping,
+    "retain_place": Mapping,
+    "step": int,
+    "seconds": (int, float),
+}
+HISTORY: Kinds = {
+    "tasks": Sequence,
+    "targets": Sequence,
+    "level": (Mapping, type(None)),
+    "records": Sequence,
+    "reason": str,
+    "step": int,
+}
+RECORD: Kinds = {
+    "step": int,
+    "forget": Mapping,
+    "retain": Mapping,
+    "forget_loss": Mapping,
+    "retain_loss": Mapping,
+    "drift": Mapping,
+    "seconds": (int, float),
+}
+RANDOM: Kinds = {
+    "python": Sequence,
+    "numpy": Mapping,
+    "torch": Tensor,
+    "cuda": Sequence,
+    "generators": Sequence,
+}
+NUMPY: Kinds = {"key": Tensor, "pos": int, "has_gauss": int, "gauss": float}
+PLACE: Kinds = {"passes": int, "open": bool, "given": int, "begun": Mapping}
+COUNTS = {"step", "passes", "given", "seconds"}  # never below zero
+
+
+def check_contents(path: str | Path, state: Mapping[str, Any], needed: Sequence[str]) -> None:
+    """Every part is there and of its kind.
+
+    Args:
+        path: the file, for errors.
+        state: what it holds.
+        needed: further parts that this run needs: scheduler, method, subspace.
+
+    Raises:
+        ValueError: a part is missing or of another kind.
+    """
+    _check(path, "", state, STATE)
+    for name in needed:
+        _check(path, "", state, {name: Mapping})
+    _check(path, "history", state["history"], HISTORY)
+    if not state["history"]["records"]:
+        raise ValueError(f"checkpoint: {path} is damaged: history holds no record.")
+    for i, record in enumerate(state["history"]["records"]):
+        _check(path, f"history.records[{i}]", record, RECORD)
+    _check_random(path, "random", state["random"])
+    for side in ("forget_place", "retain_place"):
+        place = state[side]
+        _check(path, side, place, PLACE)
+        if place["open"]:
+            _check_random(path, f"{side}.begun", place["begun"])
+
+
+def _check_random(path: str | Path, where: str, found: Any) -> None:
+    _check(path, where, found, RANDOM)
+    _check(path, f"{where}.numpy", found["numpy"], NUMPY)
+
+
+def _check(path: str | Path, where: str, found: Any, kinds: Kinds) -> None:
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"checkpoint: {path} is damaged: {where} is {type(found).__name__}, expected a mapping."
+        )
+    for name, kind in kinds.items():
+        part = f"{where}.{name}" if where else name
+        if name not in found:
+            raise ValueError(f"checkpoint: {path} is incomplete: it holds no {part}.")
+        value = found[name]
+        if not isinstance(value, kind):
+            raise ValueError(
+                f"checkpoint: {path} is damaged: {part} is {type(value).__name__}, expected {_named(kind)}."
+            )
+        if name in COUNTS:
+            _check_count(path, part, value)
+
+
+def _check_count(path: str | Path, part: str, value: Any) -> None:
+    if not value >= 0:  # NaN neither
+        raise ValueError(f"checkpoint: {path} is damaged: {part} is {value}, expected at least 0.")
+
+
+def _named(kind: type | tuple[type, ...]) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return " or ".join(one.__name__ for one in kinds)

@@ -1,0 +1,151 @@
+"""A file of plain values with a checksum at its end; at every moment it is the old one or the new one.
+
+The file is what `torch.save` writes, then 40 bytes: `SEAL` and the SHA-256 of all before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+SEAL = b"mtu_fast"
+LENGTH = len(SEAL) + hashlib.sha256().digest_size
+CHUNK = 1 << 20
+
+
+class _Hashed:
+    """A file to be written that counts what passes, and keeps the error that torch would hide."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.sum = hashlib.sha256()
+        self.error: BaseException | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            self.sum.update(data)
+            return self.file.write(data)
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def write(path: str | Path, values: Mapping[str, Any]) -> None:
+    """Write tensors, numbers, strings and their containers; the old file stays until the new one is complete.
+
+    Args:
+        path: the file; where it is a symbolic link, the file that it leads to.
+        values: what to write.
+
+    Raises:
+        OSError: the file cannot be written (a full disk, a read-only folder); the old one is as it
+            was.
+    """
+    target = Path(os.path.realpath(path))
+    beside = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        _write(beside, values)
+        os.replace(beside, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"checkpoint: {path} could not be written: {error.strerror}. What was there before is as it was.",
+        ) from error
+    finally:
+        _remove(beside)
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:
+        hashed: Any = _Hashed(file)
+        try:
+            torch.save(dict(values), hashed)
+        except RuntimeError as error:
+            # torch says "unexpected pos" where a full disk or Ctrl-C has stopped it
+            raise hashed.error or error from error
+        file.write(SEAL + hashed.sum.digest())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last through a power failure, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        with suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # a folder that is not writable; the error of the write says so
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what writers of this file left behind when they were killed; nobody may be writing it."""
+    target = Path(os.path.realpath(path))
+    leftover = re.compile(re.escape(target.name) + r"\.\d+\.part")
+    for beside in target.parent.iterdir():
+        if leftover.fullmatch(beside.name):
+            _remove(beside)
+
+
+def read(path: str | Path) -> Any:
+    """What `write` wrote; no code of the file is run.
+
+    Raises:
+        ValueError: the file is something else, or it was cut short or changed since.
+        OSError: it cannot be read.
+    """
+    if Path(path).is_dir():
+        raise ValueError(f"checkpoint: {path} is a folder, expected a file.")
+    with Path(path).open("rb") as file:
+        _check_sum(path, file)
+        file.seek(0)
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # of any kind, by what the file holds
+            raise ValueError(
+                f"checkpoint: {path} is no checkpoint of mtu.unlearn: {error}"
+            ) from error
+
+
+def _check_sum(path: str | Path, file: BinaryIO) -> None:
+    size = os.fstat(file.fileno()).st_size
+    left = size - LENGTH
+    found = hashlib.sha256()
+    while left > 0:
+        data = file.read(min(CHUNK, left))
+        if not data:
+            break
+        found.update(data)
+        left -= len(data)
+    end = file.read(LENGTH)
+    if size < LENGTH or not end.startswith(SEAL):
+        raise ValueError(
+            f"checkpoint: {path} is no checkpoint of this version of mtu.unlearn, or it was cut short: its "
+            f"{size} bytes do not end with a checksum. Put back a copy, or remove it to begin anew."
+        )
+    if end != SEAL + found.digest():
+        raise ValueError(
+            f"checkpoint: {path} is damaged: its {size} bytes do not have the checksum they were written with. "
+            "Put back a copy, or remove it to begin anew."
+        )
