@@ -1,10 +1,14 @@
-"""What loaders draw from: their samplers, and the generators of these."""
+"""What loaders draw from, how long they say they are, and one pass over them."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+
+MANY = 10_000  # batches in one pass of a loader of unknown length, after which a warning comes
 
 
 def sampler_of(loader: Any) -> Any:
@@ -25,3 +29,41 @@ def generators_of(*loaders: object) -> list[torch.Generator]:
             if isinstance(generator, torch.Generator):
                 found[id(generator)] = generator
     return list(found.values())
+
+
+def length_of(loader: Any) -> int | None:
+    """How many batches, or samples of a dataset, there are; None where it does not know."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def one_pass(name: str, loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a pass that is to be read to its end, which should have one.
+
+    Args:
+        name: what errors call the loader.
+        loader: of batches.
+
+    Yields:
+        Each batch.
+
+    Raises:
+        ValueError: there are more than twice as many as the loader says.
+    """
+    length = length_of(loader)
+    for count, batch in enumerate(loader, 1):
+        if length is None and count == MANY:
+            warnings.warn(
+                f"{name}: an evaluation has read {MANY} batches of this loader, which does not know its length. If it "
+                "never ends, pass a part of it (of retain as monitor=).",
+                UserWarning,
+                stacklevel=2,
+            )
+        if length is not None and count > 2 * length + 100:
+            raise ValueError(
+                f"{name}: the loader has given {count} batches in one pass, but len(loader) is {length}. Does it end? "
+                "An evaluation reads all of it: pass a part of it (of retain as monitor=)."
+            )
+        yield batch

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace
 from mtu_fast.unlearning.loop.history import History, Record
+from mtu_fast.unlearning.loop.lock import locked
 from mtu_fast.unlearning.loop.progress import Progress
 from mtu_fast.unlearning.loop.run import DivergedError, Run
 from mtu_fast.unlearning.loop.schedule import Scheduled
@@ -97,7 +98,8 @@ def unlearn(
             much}.
         scheduler: a learning rate scheduler, stepped after every step.
         clip: the global norm to which the direction is clipped, which keeps orthogonality.
-        checkpoint: a file, written at every evaluation and found again by the next call.
+        checkpoint: a file, written at every evaluation and found again by the next call; one run
+            uses it at a time.
         subspace: rows kept across steps, for a method that moves in their span
             (`mtu.InterferenceAware`), which gets a `mtu.Subspace()` by default. It holds explicit
             rows, K gradients, from the first checkpoint on.
@@ -118,6 +120,7 @@ def unlearn(
         FileNotFoundError: the folder of `checkpoint` does not exist.
         OSError: the checkpoint cannot be written: the old file stays, and the model is that of the
             last evaluation.
+        RuntimeError: another run uses the checkpoint.
         DivergedError: a RuntimeError; a loss or gradient was not finite.
     """
     shared = None if params is None else list(params)
@@ -146,14 +149,20 @@ def unlearn(
         subspace=subspace,
         generators=_all(generators),
     )
-    if checkpoint is not None:
+    if checkpoint is None:
+        return _run(settings, progress)
+    with locked(checkpoint):
         remove_leftovers(checkpoint)
+        return _run(settings, progress)
+
+
+def _run(settings: Settings, progress: bool) -> History:
     run = Run(settings)
     with run.undoing(), Progress(run, progress) as bar:
         while not run.history.reason:
             run.advance()
             bar.update()
-    clear_gradients(settings)
+        clear_gradients(settings)
     return run.history
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtu_fast._checks.losses import labelled
-from mtu_fast.unlearning.loaders import generators_of
+from mtu_fast.unlearning.loaders import generators_of, one_pass
 from mtu_fast.unlearning.modes import evaluating
 from mtu_fast.unlearning.randomness import preserved
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction, Side
@@ -85,11 +85,11 @@ def measure(
         What was measured.
 
     Raises:
-        ValueError: the loader gives no batch.
+        ValueError: the loader gives no batch, or far more than it says.
     """
     sums = _Sums()
     with preserved([*generators_of(loader), *generators]), evaluating(model):
-        for batch in loader:
+        for batch in one_pass(name, loader):
             sums.add(labelled(losses(model, batch)))
         if not sums.batches:
             raise ValueError(f"{name}: the loader gave no batch.")

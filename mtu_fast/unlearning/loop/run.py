@@ -19,11 +19,12 @@ from mtu_fast.unlearning.loop import checkpoint
 from mtu_fast.unlearning.loop.batches import END, Stream
 from mtu_fast.unlearning.loop.gradients import add_gradients
 from mtu_fast.unlearning.loop.history import History
+from mtu_fast.unlearning.loop.interrupts import held
 from mtu_fast.unlearning.loop.overlap import check_data, check_share
 from mtu_fast.unlearning.loop.schedule import Scheduled
 from mtu_fast.unlearning.loop.settings import Settings
 from mtu_fast.unlearning.loop.state import clear_gradients, mark, put_back, take
-from mtu_fast.unlearning.loop.watch import Look, Watch, known, unbounded
+from mtu_fast.unlearning.loop.watch import Look, Watch, known
 from mtu_fast.unlearning.randomness import capture, restore
 from mtu_fast.unlearning.reading import LossFunction, Side
 
@@ -70,8 +71,9 @@ class Run:
         try:
             yield
         except BaseException:
-            put_back(self.settings, self.good)
-            clear_gradients(self.settings)
+            with held():
+                put_back(self.settings, self.good)
+                clear_gradients(self.settings)
             raise
 
     def advance(self) -> None:
@@ -90,7 +92,7 @@ class Run:
         except NotFiniteError as error:
             raise self._diverged(f"in step {self.step + 1}, {error}") from error
         self.step += 1
-        self.seconds += time.perf_counter() - start
+        self.seconds += max(0.0, time.perf_counter() - start)  # a clock may jump
         if self._all_steps_made():
             self._evaluate("max_steps", self.watch.look())
         elif self.step % self.settings.every == 0:
@@ -167,12 +169,9 @@ class Run:
 
     def _evaluate(self, end: str, look: Look) -> None:
         """Record what was seen; decide whether this is the end; keep what is good."""
-        for side, found in zip(("forget", "retain"), look, strict=True):
-            bad = unbounded(found)
-            if bad:
-                raise self._diverged(
-                    f"after step {self.step}, the mean {side} loss of {bad} is not finite."
-                )
+        undefined = self.watch.undefined(self.history, look)
+        if undefined:
+            raise self._diverged(f"after step {self.step}, {undefined} is not finite.")
         history = self.history
         if not history.records or history.records[-1].step != self.step:
             history.records.append(self.watch.record(history, look, self.step, self.seconds))
@@ -244,8 +243,9 @@ class Run:
         try:
             self._go_to(path, state)
         except BaseException:
-            put_back(self.settings, before)
-            restore(drawn, self._generators())
+            with held():
+                put_back(self.settings, before)
+                restore(drawn, self._generators())
             raise
         self.good = mark(self.settings)
         if self.history.reason not in FINAL:

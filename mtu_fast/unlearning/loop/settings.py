@@ -15,6 +15,7 @@ from mtu_fast._checks.files import check_folder
 from mtu_fast._rows.update import check_method
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace, check_subspace
+from mtu_fast.unlearning.loaders import length_of
 from mtu_fast.unlearning.loop.batches import check_loader
 from mtu_fast.unlearning.loop.schedule import Scheduled, check_schedule
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
@@ -126,7 +127,7 @@ class Settings:
             "clip": self.clip,
             "generators": len(self.generators),
             "subspace": None if self.subspace is None else self.subspace.options,
-            "batches": {"forget": _length(self.forget), "retain": _length(self.retain)},
+            "batches": {"forget": length_of(self.forget), "retain": length_of(self.retain)},
         }
 
     def _shapes(self) -> list[str]:
@@ -171,10 +172,3 @@ def _bound(name: str, value: Any) -> None:
 def _rates(group: Mapping[str, Any]) -> str:
     rate = group.get("initial_lr", group.get("lr"))
     return f"lr {rate}, weight decay {group.get('weight_decay')}"
-
-
-def _length(loader: Any) -> int | None:
-    try:
-        return len(loader)
-    except TypeError:
-        return None

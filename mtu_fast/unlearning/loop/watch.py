@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mtu_fast._checks.masks import targeted
+from mtu_fast.unlearning.loaders import length_of
 from mtu_fast.unlearning.loop.evaluate import Measured, measure
 from mtu_fast.unlearning.loop.history import History, Record
 from mtu_fast.unlearning.loop.schedule import Scheduled
@@ -20,6 +22,7 @@ class Watch:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._samples: dict[str, int] = {}
 
     def look(self) -> Look:
         """Losses and scores on the data to forget, and on the retained data that is monitored."""
@@ -34,7 +37,16 @@ class Watch:
 
     def _on(self, name: str, loader: Iterable[Any]) -> Measured:
         s = self.settings
-        return measure(name, s.model, loader, s.losses, s.score, s.generators)
+        found = measure(name, s.model, loader, s.losses, s.score, s.generators)
+        before = self._samples.setdefault(name, found.samples)
+        if found.samples != before:
+            warnings.warn(
+                f"{name}: this evaluation saw {found.samples} samples, an earlier one {before}; their means are not of "
+                "the same data. Does the loader end early?",
+                UserWarning,
+                stacklevel=2,
+            )
+        return found
 
     def begin(self, look: Look) -> History:
         """An empty history, with targets and held-out level.
@@ -76,14 +88,25 @@ class Watch:
         samples: int | None = retain.samples
         batches: int | None = retain.batches
         if self.settings.monitor is not None:  # then `retain` itself was not read
-            samples = _length(getattr(self.settings.retain, "dataset", None))
-            batches = _length(self.settings.retain)
+            samples = length_of(getattr(self.settings.retain, "dataset", None))
+            batches = length_of(self.settings.retain)
         return {
             "forget": forget.samples,
             "forget_batches": forget.batches,
             "retain": samples,
             "retain_batches": batches,
         }
+
+    def undefined(self, history: History, look: Look) -> str:
+        """What of an evaluation is not finite and decides on the run; "" for nothing."""
+        for side, found in zip(("forget", "retain"), look, strict=True):
+            bad = unbounded(found)
+            if bad:
+                return f"the mean {side} loss of {bad}"
+        bad = unscored(look[0], history.level or ())
+        if bad:
+            return f"the forget score of {bad}"
+        return ""
 
     def record(self, history: History, look: Look, step: int, seconds: float) -> Record:
         """The evaluation as a line of the history."""
@@ -134,8 +157,13 @@ def _finite_losses(name: str, found: Measured) -> None:
         )
 
 
+def unscored(found: Measured, targets: Iterable[str]) -> list[str]:
+    """Tasks among `targets` without a finite score."""
+    return [task for task in targets if not math.isfinite(found.score.get(task, math.nan))]
+
+
 def _finite_scores(name: str, found: Measured, targets: Sequence[str]) -> None:
-    bad = [task for task in targets if not math.isfinite(found.score.get(task, math.nan))]
+    bad = unscored(found, targets)
     if bad:
         raise ValueError(
             f"{name}: found no finite score of the target tasks {bad}, only {found.score}; are there samples with a "
@@ -156,10 +184,3 @@ def known(sizes: Mapping[str, int | None]) -> dict[str, int]:
             "them; pass a DataLoader with a length, or leave monitor out."
         )
     return found
-
-
-def _length(loader: Any) -> int | None:
-    try:
-        return len(loader)
-    except TypeError:
-        return None
