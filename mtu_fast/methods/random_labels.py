@@ -92,8 +92,13 @@ def shuffled_targets(target: Tensor, generator: torch.Generator | None = None) -
         The targets [N, ...], each sample with that of another.
 
     Raises:
+        TypeError: `target` is no tensor.
         ValueError: fewer than two samples.
     """
+    if not isinstance(target, Tensor):
+        raise TypeError(
+            f"shuffled_targets: found {type(target).__name__}, expected a tensor target [N, ...]."
+        )
     if target.dim() == 0 or len(target) < 2:
         raise ValueError(
             f"shuffled_targets: target has shape {tuple(target.shape)}, expected [N, ...] with N >= 2: a sample needs "

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtu_fast._checks.arguments import check_whole
 from mtu_fast._checks.files import check_folder
 from mtu_fast._rows.update import check_method
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace, check_subspace
+from mtu_fast.unlearning.arguments import check_function, check_model
 from mtu_fast.unlearning.loaders import length_of
 from mtu_fast.unlearning.loop.batches import check_loader
 from mtu_fast.unlearning.loop.schedule import Scheduled, check_schedule
@@ -50,6 +52,16 @@ class Settings:
     generators: tuple[torch.Generator, ...]
 
     def __post_init__(self) -> None:
+        check_model("model", self.model)
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer: found {type(self.optimizer).__name__}, expected a torch.optim.Optimizer."
+            )
+        check_function("losses", self.losses, "model, batch")
+        if self.forget_losses is not None:
+            check_function("forget_losses", self.forget_losses, "model, batch")
+        if self.score is not None:
+            check_function("score", self.score, "model, loader")
         check_method(self.method)
         check_schedule(self.method)
         check_subspace(self.method, self.subspace)
@@ -57,10 +69,10 @@ class Settings:
             loader = getattr(self, name)
             if loader is not None:
                 check_loader(name, loader)
-        _whole("every", self.every)
+        check_whole("every", self.every, 1)
         for name in ("max_steps", "epochs"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name))
+                check_whole(name, getattr(self, name), 1)
         self._check_bounds()
         self._check_end()
         self._check_parameters()
@@ -150,13 +162,6 @@ class Settings:
         if isinstance(bound, Mapping):
             bound = bound.get(task)
         return math.inf if bound is None else bound
-
-
-def _whole(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: found {value!r}, expected a whole number.")
-    if value < 1:
-        raise ValueError(f"{name}: found {value}, expected at least 1.")
 
 
 def _bound(name: str, value: Any) -> None:

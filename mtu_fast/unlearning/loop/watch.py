@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mtu_fast._checks.masks import targeted
+from mtu_fast.unlearning.arguments import check_names
 from mtu_fast.unlearning.loaders import length_of
 from mtu_fast.unlearning.loop.evaluate import Measured, measure
 from mtu_fast.unlearning.loop.history import History, Record
@@ -59,6 +60,7 @@ class Watch:
         _finite_losses("forget", forget)
         _finite_losses("retain", retain)
         tasks = tuple(dict.fromkeys((*forget.tasks, *retain.tasks)))
+        check_names(tasks)
         targets = targeted(self.settings.targets, tasks)
         self._check_drift(tasks)
         _finite_scores("forget", forget, targets)

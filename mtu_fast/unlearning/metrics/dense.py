@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mtu_fast.unlearning.arguments import check_by_task, check_tensors
+
 # ---- which pixels count --------------------------------------------------------------------------
 
 
@@ -29,8 +31,10 @@ def valid_pixels(target: Tensor) -> Tensor:
         The pixels that count.
 
     Raises:
+        TypeError: `target` is no tensor.
         ValueError: `target` has not four dimensions.
     """
+    check_tensors(target=target)
     if target.dim() != 4:
         raise ValueError(f"valid_pixels needs target [N, C, H, W]; got {tuple(target.shape)}")
     return target.sum(1) != 0
@@ -48,7 +52,8 @@ def present(labels: Mapping[str, Tensor], ignore: int = -1) -> dict[str, Tensor]
         {task: [N] bool}.
     """
     found = {}
-    for task, target in labels.items():
+    for task, target in check_by_task("labels", labels).items():
+        check_tensors(labels=target)
         counts = valid_pixels(target) if target.is_floating_point() else target != ignore
         found[task] = counts.reshape(len(counts), -1).any(1)
     return found
@@ -69,8 +74,10 @@ def segmentation_loss(logits: Tensor, target: Tensor, ignore: int = -1) -> Tenso
         Losses [N].
 
     Raises:
+        TypeError: an argument is no tensor.
         ValueError: the shapes do not match.
     """
+    check_tensors(logits=logits, target=target)
     if logits.dim() != 4 or target.shape != (len(logits), *logits.shape[2:]):
         raise ValueError(
             "segmentation_loss needs logits [N, C, H, W] and target [N, H, W]; "
@@ -129,8 +136,10 @@ def pixel_accuracy(predicted: Tensor, target: Tensor, ignore: int = -1) -> float
         The accuracy over all pixels at once.
 
     Raises:
+        TypeError: an argument is no tensor.
         ValueError: the shapes differ, or no pixel counts.
     """
+    check_tensors(predicted=predicted, target=target)
     if predicted.shape != target.shape:
         raise ValueError(
             f"pixel_accuracy needs one shape; got {tuple(predicted.shape)} and {tuple(target.shape)} "
@@ -195,6 +204,7 @@ def normal_scores(normal: Tensor, target: Tensor) -> dict[str, float]:
 
 
 def _check(name: str, predicted: Tensor, target: Tensor, channels: int) -> None:
+    check_tensors(predicted=predicted, target=target)
     if target.dim() != 4 or target.shape[1] != channels or predicted.shape != target.shape:
         raise ValueError(
             f"{name} needs prediction and target [N, {channels}, H, W]; "

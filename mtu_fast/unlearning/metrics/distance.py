@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtu_fast.unlearning.arguments import check_tensors
+
 
 def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
     """KL(p ‖ q) = Σ_c p_c (ln p_c - ln q_c) per sample, the mean over its pixels; 0 where the models agree.
@@ -17,6 +19,7 @@ def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
         [N] float64, in nats, >= 0; N = 0 is allowed.
 
     Raises:
+        TypeError: an argument is no tensor.
         ValueError: shapes that differ or lack a class dimension of at least two, or logits that are
             not finite.
     """
@@ -45,6 +48,7 @@ def logit_distance(reference: Tensor, logits: Tensor) -> Tensor:
         [N] float64, >= 0; N = 0 is allowed.
 
     Raises:
+        TypeError: an argument is no tensor.
         ValueError: shapes that differ or lack a channel dimension, or outputs that are not finite.
     """
     _check("logit_distance", reference, logits)
@@ -53,6 +57,7 @@ def logit_distance(reference: Tensor, logits: Tensor) -> Tensor:
 
 
 def _check(name: str, a: Tensor, b: Tensor) -> None:
+    check_tensors(reference=a, logits=b)
     if a.dim() < 2 or a.shape != b.shape:
         raise ValueError(
             f"{name}: found shapes {tuple(a.shape)} and {tuple(b.shape)}, expected [N, C, ...] both."

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from mtu_fast.unlearning.arguments import check_tensors
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -29,24 +33,33 @@ class Drift:
     quantiles: tuple[float, ...]
     worst_mean: float
     worst: tuple[tuple[int, float], ...]
-    worst_class: tuple[int, float] | None
+    worst_class: tuple[Hashable, float] | None
 
 
-def drift(before: Tensor, after: Tensor, labels: Tensor | None = None, *, worst: int = 5) -> Drift:
+def drift(
+    before: Tensor,
+    after: Tensor,
+    labels: Tensor | Sequence[Hashable] | None = None,
+    *,
+    worst: int = 5,
+) -> Drift:
     """Mean, quantiles and worst cases of `Δ = after - before`, the change of each sample's loss.
 
     Args:
         before: [N] losses of the samples under the original model.
         after: [N] losses of the same samples under the unlearned model.
-        labels: [N] class of each sample (an integer tensor), if there is one.
+        labels: [N] class of each sample, if there is one: integers or booleans as a tensor, or a list of
+            anything, names say.
         worst: how many of the worst samples to name; of equal ones the first.
 
     Returns:
         The distribution, in the losses' unit.
 
     Raises:
+        TypeError: losses that are no tensors, or labels that cannot be told apart.
         ValueError: shapes that differ, N = 0, or a loss that is not finite.
     """
+    check_tensors(before=before, after=after)
     if before.dim() != 1 or before.shape != after.shape or not len(before):
         raise ValueError(
             f"drift: before has shape {tuple(before.shape)} and after {tuple(after.shape)}, expected [N] both, the "
@@ -80,14 +93,36 @@ def _quantile(ascending: Tensor, at: Tensor) -> Tensor:
     return ascending[low].lerp(ascending[high], place - low)
 
 
-def _worst_class(change: Tensor, labels: Tensor) -> tuple[int, float]:
-    if labels.shape != change.shape or labels.is_floating_point():
-        raise ValueError(
-            f"drift: labels are {labels.dtype} {tuple(labels.shape)}, expected integers [{len(change)}], a class per "
-            "sample; dense tasks have none."
-        )
-    classes, member = labels.to(change.device).unique(return_inverse=True)
-    total = change.new_zeros(len(classes)).index_add(0, member, change)
-    means = total / torch.bincount(member, minlength=len(classes))
+def _worst_class(change: Tensor, labels: Tensor | Sequence[Hashable]) -> tuple[Hashable, float]:
+    names, member = _classes(labels, len(change))
+    total = change.new_zeros(len(names)).index_add(0, member.to(change.device), change)
+    means = total / torch.bincount(member, minlength=len(names)).to(change.device)
     top = int(means.argmax())
-    return int(classes[top]), means[top].item()
+    return names[top], means[top].item()
+
+
+def _classes(labels: Tensor | Sequence[Hashable], samples: int) -> tuple[list[Hashable], Tensor]:
+    """The classes there are, and which of them each sample is of, [N]."""
+    if isinstance(labels, Tensor):
+        if labels.shape != (samples,) or labels.is_floating_point() or labels.is_complex():
+            raise ValueError(
+                f"drift: labels are {labels.dtype} {tuple(labels.shape)}, expected integers [{samples}], a class per "
+                "sample; dense tasks have none."
+            )
+        classes, member = labels.long().unique(return_inverse=True)
+        return classes.tolist(), member
+    if len(labels) != samples:
+        raise ValueError(
+            f"drift: found {len(labels)} labels, expected {samples}, a class per sample."
+        )
+    known: dict[Hashable, int] = {}
+    try:
+        member = [known.setdefault(_plain(label), len(known)) for label in labels]
+    except TypeError as error:
+        raise TypeError(f"drift: labels: {error}, expected numbers or names.") from error
+    return list(known), torch.tensor(member)
+
+
+def _plain(label: Any) -> Hashable:
+    """A label that equals another of the same class, as tensors of one number do not."""
+    return label.item() if hasattr(label, "item") else label

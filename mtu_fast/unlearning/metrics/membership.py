@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtu_fast.unlearning.arguments import check_tensors
+
 FEWEST = 4  # samples a class: below, a split says nothing
 
 
@@ -78,20 +80,30 @@ def entropy(logits: Tensor) -> Tensor:
     """H = -Σ_c p_c ln p_c of p = softmax(logits), per sample, the mean over its pixels.
 
     Args:
-        logits: [N, C, ...], at least two classes.
+        logits: [N, C, ...], at least two classes; -∞ where a class is impossible.
 
     Returns:
         [N] float64, in nats, 0..ln C; N = 0 is allowed.
 
     Raises:
-        ValueError: no class dimension of at least two.
+        TypeError: no tensor.
+        ValueError: no class dimension of at least two, or logits that no probability can be made
+            of.
     """
+    check_tensors(logits=logits)
     if logits.dim() < 2 or logits.shape[1] < 2:
         raise ValueError(
             f"entropy: found shape {tuple(logits.shape)}, expected logits [N, C, ...] with C at least 2."
         )
     log_p = logits.detach().double().log_softmax(1)
-    return -(log_p.exp() * log_p).sum(1).unsqueeze(-1).flatten(1).mean(1)
+    bad = log_p.isnan().flatten(1).any(1).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"entropy: the logits of samples {bad[:8]} are NaN, +∞ or all -∞, expected finite ones."
+        )
+    possible = log_p > -torch.inf  # 0 ln 0 = 0
+    terms = (log_p.exp() * log_p).where(possible, 0.0)
+    return -terms.sum(1).unsqueeze(-1).flatten(1).mean(1)
 
 
 def _attack(x: np.ndarray, label: np.ndarray, splits: int, seed: int) -> tuple[float, float]:

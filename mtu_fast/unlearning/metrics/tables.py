@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import SupportsFloat
 
 from torch import Tensor
 
 from mtu_fast._checks.masks import targeted
+from mtu_fast.unlearning.arguments import check_tensors
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -48,7 +50,7 @@ def uis(
         UIS in percent, >= 0; it can exceed 100.
 
     Raises:
-        TypeError: targets are one string.
+        TypeError: targets are one string, or no score tables.
         ValueError: unknown targets or removal, a split or task is missing, a score is not finite,
             or one of the original's that divides is not positive.
     """
@@ -101,8 +103,11 @@ def gaps(unlearned: Scores, retrained: Scores) -> dict[str, dict[str, float]]:
         {split: {task: gap}}.
 
     Raises:
+        TypeError: no score tables.
         ValueError: no split, splits or tasks differ, or a score is not finite.
     """
+    _check_table(unlearned)
+    _check_table(retrained)
     _check_same(unlearned, retrained, tuple(dict.fromkeys((*unlearned, *retrained))))
     found: dict[str, dict[str, float]] = {}
     for split, row in unlearned.items():
@@ -123,6 +128,7 @@ def mean_gap(unlearned: Scores, retrained: Scores) -> float:
         The mean gap, in the scores' unit.
 
     Raises:
+        TypeError: no score tables.
         ValueError: no split, splits or tasks differ, or a score is not finite.
     """
     values: list[float] = []
@@ -142,8 +148,11 @@ def tow(unlearned: Scores, retrained: Scores) -> dict[str, float]:
         {task: ToW}, each in 0..1.
 
     Raises:
+        TypeError: no score tables.
         ValueError: no split, splits or tasks differ, or a score is not finite or outside 0..1.
     """
+    _check_table(unlearned)
+    _check_table(retrained)
     _check_shares("unlearned", unlearned)
     _check_shares("retrained", retrained)
     distance = gaps(unlearned, retrained)
@@ -180,7 +189,7 @@ def over_forgotten(
         The names of those tasks, in the order of the table.
 
     Raises:
-        TypeError: targets are one string.
+        TypeError: targets are one string, or no score tables.
         ValueError: unknown targets, the split is missing, tasks differ, or a score is not finite.
     """
     _check_same(unlearned, retrained, ("forget",))
@@ -202,9 +211,12 @@ def parameter_shift(original: Iterable[Tensor], unlearned: Iterable[Tensor]) -> 
         The relative shift, >= 0.
 
     Raises:
+        TypeError: they are no tensors.
         ValueError: the parameters do not match one to one, or all original ones are zero.
     """
     before, after = list(original), list(unlearned)
+    for p in (*before, *after):
+        check_tensors(parameters=p)
     if [p.shape for p in before] != [p.shape for p in after]:
         raise ValueError(
             f"the two models' parameters must match one to one; got {len(before)} and {len(after)} tensors, "
@@ -238,15 +250,29 @@ def _check_same(a: Scores, b: Scores, splits: Sequence[str]) -> None:
     tasks: set[str] = set()
     for split in splits:
         for table in (a, b):
+            _check_table(table)
             if split not in table:
                 raise ValueError(f"split {split!r} is missing: the table has {sorted(table)}")
             tasks = tasks or set(table[split])
             _check_row(split, table[split], tasks)
 
 
+def _check_table(table: Scores) -> None:
+    if isinstance(table, Mapping) and all(isinstance(row, Mapping) for row in table.values()):
+        return
+    raise TypeError(
+        f"score table: found {type(table).__name__} {table!r:.60}, expected {{split: {{task: score}}}}."
+    )
+
+
 def _check_row(split: str, row: Mapping[str, float], tasks: set[str]) -> None:
     if set(row) != tasks or not tasks:
         raise ValueError(f"split {split!r} has tasks {sorted(row)}, another has {sorted(tasks)}")
+    for task, score in row.items():
+        if not isinstance(score, SupportsFloat):
+            raise TypeError(
+                f"score of task {task!r}: found {type(score).__name__} on {split}, expected a number."
+            )
     bad = [task for task, score in row.items() if not math.isfinite(score)]
     if bad:
         raise ValueError(f"split {split!r} has a score that is not finite for {bad}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtu_fast.unlearning.arguments import check_tensors
+
 
 def top1(logits: Tensor, target: Tensor) -> float:
     """Share of the N samples whose largest logit is at `target`, in 0..1.
@@ -17,8 +19,10 @@ def top1(logits: Tensor, target: Tensor) -> float:
         The accuracy.
 
     Raises:
+        TypeError: an argument is no tensor.
         ValueError: the shapes do not match, or N = 0.
     """
+    check_tensors(logits=logits, target=target)
     if logits.dim() != 2 or target.shape != logits.shape[:1] or len(target) == 0:
         raise ValueError(
             f"top1 needs logits [N, C] and target [N], N > 0; got {_shape(logits)} and {_shape(target)}"
@@ -42,8 +46,10 @@ def mean_iou(predicted: Tensor, target: Tensor, classes: int, ignore: int = -1) 
         The mean intersection over union, in 0..1.
 
     Raises:
+        TypeError: an argument is no tensor.
         ValueError: the shapes differ, a class is out of range, or no pixel counts.
     """
+    check_tensors(predicted=predicted, target=target)
     if predicted.shape != target.shape:
         raise ValueError(
             f"predicted and target need one shape; got {_shape(predicted)} and {_shape(target)}"

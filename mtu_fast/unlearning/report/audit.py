@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
+from mtu_fast._checks.arguments import check_whole
 from mtu_fast._checks.masks import targeted
+from mtu_fast.unlearning.arguments import check_function, check_model, check_names
 from mtu_fast.unlearning.loaders import sampler_of
 from mtu_fast.unlearning.metrics import parameter_shift, relearn_steps
 from mtu_fast.unlearning.metrics.tables import check_removal
@@ -45,7 +47,7 @@ def audit(
     score: ScoreFunction,
     targets: Iterable[str] | None = None,
     outputs: Callable[[nn.Module, Any], PerTask] | None = None,
-    labels: Callable[[Any], PerTask] | None = None,
+    labels: Callable[[Any], Mapping[str, Any]] | None = None,
     present: Callable[[Any], PerTask] | None = None,
     history: object = None,
     cost: Mapping[str, Any] | None = None,
@@ -80,7 +82,8 @@ def audit(
         targets: tasks to forget from; None: all (full-task).
         outputs: (model, batch) -> {task: logits [N, C, ...]} of the classification tasks, for
             entropy and KL.
-        labels: batch -> {task: [N] integers}, for the worst class; tasks without one are left out.
+        labels: batch -> {task: [N] classes}, for the worst class: an integer tensor, or a list of
+            anything, names say; tasks without one are left out.
         present: batch -> {task: [N] bool}, False where a sample has no label for the task, besides
             those that `losses` itself leaves out.
         history: anything with `.records`, a list of mappings or dataclasses with `step` and numbers
@@ -107,11 +110,22 @@ def audit(
             scores that are not as described.
     """
     check_removal(removal)
+    check_function("losses", losses, "model, batch")
+    check_function("score", score, "model, loader")
+    for name, function in {"outputs": outputs, "labels": labels, "present": present}.items():
+        if function is not None:
+            check_function(name, function, "model, batch" if name == "outputs" else "batch")
+    check_whole("cosine_samples", cosine_samples, 0)
     went = records(history)
     models = {"original": original, "unlearned": unlearned}
     if retrained is not None:
         models["retrained"] = retrained
+    for name, model in models.items():
+        check_model(name, model)
     loaders = {"forget": forget, "retain": retain, "test": test}
+    for name, loader in loaders.items():
+        if not isinstance(loader, Iterable):
+            raise TypeError(f"{name}: found {type(loader).__name__}, expected batches.")
     reading = Reading(losses, score, outputs, labels, present)
     with untouched(models.values(), loaders.values()):
         splits = {name: measure(name, models, loader, reading) for name, loader in loaders.items()}
@@ -159,6 +173,7 @@ def _tasks(splits: Mapping[str, Split]) -> tuple[str, ...]:
             f"losses: found tasks {found}, expected the same on all data; for a task without labels return any finite "
             "loss and a mask of False."
         )
+    check_names(found["forget"])
     return found["forget"]
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from html import escape
 from typing import Any
 
 VOID = {"meta", "br", "hr"}
+# control characters, those that change the direction of what follows, halves of surrogate pairs,
+# and what is no character
+HIDDEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+    "\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
+)
 
 
 class Markup(str):
@@ -29,7 +36,7 @@ def el(tag: str, *children: Any, **attributes: Any) -> Markup:
     head = ""
     for name, value in attributes.items():
         if value is not None and value is not False:
-            head += f' {name.rstrip("_").replace("_", "-")}="{escape(_text(value))}"'
+            head += f' {name.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
     if tag in VOID:
         return Markup(f"<{tag}{head}>")
     return Markup(f"<{tag}{head}>{join(children)}</{tag}>")
@@ -47,7 +54,16 @@ def _child(child: Any) -> str:
         return child
     if isinstance(child, Iterable) and not isinstance(child, str):
         return join(child)
-    return escape(_text(child))
+    return _escaped(child)
+
+
+def _escaped(value: Any) -> str:
+    """Text without markup; what nobody would see is written as its code."""
+    return HIDDEN.sub(_code, escape(_text(value)))
+
+
+def _code(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def _text(value: Any) -> str:

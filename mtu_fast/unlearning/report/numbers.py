@@ -69,7 +69,18 @@ def _drift(split: Split, model: str, task: str, indexed: bool) -> dict[str, Any]
     for at, change in found.worst:
         index = int(split.index[task][at]) if indexed else None
         worst.append({"index": index, "change": change})
-    return dataclasses.asdict(found) | {"quantiles": quantiles, "worst": worst}
+    plain = dataclasses.asdict(found) | {"quantiles": quantiles, "worst": worst}
+    if found.worst_class is not None:
+        label, change = found.worst_class
+        plain["worst_class"] = [_label(label), change]
+    return plain
+
+
+def _label(label: object) -> object:
+    """A class as JSON can hold it."""
+    if isinstance(label, str | int | float):
+        return label
+    return str(label)
 
 
 def distances(splits: Mapping[str, Split]) -> dict[str, Any] | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mtu_fast._checks.losses import labelled
 from mtu_fast._checks.masks import presence
+from mtu_fast.unlearning.arguments import check_by_task, check_tensors
 from mtu_fast.unlearning.loaders import generators_of
 from mtu_fast.unlearning.metrics import entropy, kl_divergence, logit_distance
 from mtu_fast.unlearning.modes import evaluating
@@ -30,7 +32,7 @@ class Reading:
     losses: LossFunction
     score: ScoreFunction
     outputs: Callable[[nn.Module, Any], PerTask] | None = None
-    labels: Callable[[Any], PerTask] | None = None
+    labels: Callable[[Any], Mapping[str, Any]] | None = None
     present: Callable[[Any], PerTask] | None = None
 
     def read(self, model: nn.Module, batch: Any) -> Side:
@@ -82,11 +84,13 @@ def _add_batch(
     for task, at in kept.items():
         parts.add("index", task, start + at)
     if reading.labels is not None:
-        _add_labels(parts, reading.labels(batch), kept)
+        _add_labels(parts, reading.labels(batch), there)
     for model, (losses, _) in sides.items():
         _add_losses(parts, model, losses, kept)
     if reading.outputs is not None:
-        outputs = {model: reading.outputs(net, batch) for model, net in models.items()}
+        outputs = {}
+        for model, net in models.items():
+            outputs[model] = check_by_task("outputs", reading.outputs(net, batch))
         for task, at in kept.items():
             if task in outputs["original"]:
                 _add_outputs(parts, task, outputs, at)
@@ -113,10 +117,30 @@ def _same(one: PerTask, other: PerTask) -> bool:
     return list(one) == list(other) and all(map(torch.equal, one.values(), other.values()))
 
 
-def _add_labels(parts: Parts, labels: PerTask, kept: PerTask) -> None:
-    for task, at in kept.items():
-        if task in labels:
-            parts.add("labels", task, labels[task].cpu()[at])
+def _add_labels(parts: Parts, labels: object, there: PerTask) -> None:
+    """The classes of labelled samples: a tensor, or a list of anything."""
+    by_task = check_by_task("labels", labels)
+    for task, mask in there.items():
+        if task not in by_task:
+            continue
+        given = by_task[task]
+        if isinstance(given, Tensor) and given.shape == mask.shape:
+            parts.add_labels(task, given.detach().cpu()[mask])
+            continue
+        if isinstance(given, Tensor) or not isinstance(given, Sequence | np.ndarray):
+            found = (
+                f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+            )
+            raise TypeError(
+                f"labels[{task!r}]: found {found}, expected the class of each sample, [{len(mask)}]."
+            )
+        if len(given) != len(mask):
+            raise ValueError(
+                f"labels[{task!r}]: found {len(given)} classes, expected {len(mask)}, one per sample."
+            )
+        parts.add_labels(
+            task, [label for label, known in zip(given, mask.tolist(), strict=True) if known]
+        )
 
 
 def _add_losses(parts: Parts, model: str, losses: PerTask, kept: PerTask) -> None:
@@ -129,6 +153,7 @@ def _add_losses(parts: Parts, model: str, losses: PerTask, kept: PerTask) -> Non
 def _add_outputs(parts: Parts, task: str, outputs: Mapping[str, PerTask], at: Tensor) -> None:
     logits = {}
     for model, row in outputs.items():
+        check_tensors(outputs=row.get(task))
         logits[model] = row[task].detach().cpu()[at]
         parts.add("entropy", task, entropy(logits[model]), model)
     if "retrained" in logits:

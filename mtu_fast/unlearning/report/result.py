@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class Audit:
         """Write `data`; `from_json` reads it back.
 
         Raises:
+            TypeError: no path.
             FileNotFoundError: there is no such folder.
         """
         check_folder("path", path)
@@ -46,9 +48,17 @@ class Audit:
         """The audit that `to_json` wrote.
 
         Raises:
-            ValueError: another schema, or a later version of it.
+            TypeError: no path.
+            ValueError: no JSON, another schema, or a later version of it.
         """
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"path: found {path!r}, expected the path of a file.")
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: is no JSON of an audit: {error}") from error
+        if not isinstance(data, dict):
+            raise ValueError(f"{path}: found {type(data).__name__}, expected the JSON of an audit.")
         if data.get("schema") != SCHEMA or data.get("version") != VERSION:
             found = f"{data.get('schema')!r} version {data.get('version')!r}"
             raise ValueError(
@@ -60,6 +70,7 @@ class Audit:
         """Write one self-contained page: no script, nothing loaded from elsewhere.
 
         Raises:
+            TypeError: no path.
             FileNotFoundError: there is no such folder.
         """
         write_html(path, [self])
@@ -69,9 +80,12 @@ def write_html(path: str | Path, audits: Sequence[Audit], title: str | None = No
     """Write several audits, of several requests say, as one self-contained page.
 
     Raises:
+        TypeError: something else than audits, or no path.
         ValueError: no audit.
         FileNotFoundError: there is no such folder.
     """
+    if not isinstance(audits, Sequence) or not all(isinstance(one, Audit) for one in audits):
+        raise TypeError(f"write_html: found {audits!r:.60}, expected a list of audits.")
     if not audits:
         raise ValueError("write_html: found no audit, expected at least one.")
     check_folder("path", path)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
 PerModel = dict[str, dict[str, Tensor]]
+Labels = Tensor | list[Any]
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Split:
     entropy: PerModel = field(default_factory=dict)
     kl: dict[str, Tensor] = field(default_factory=dict)
     distance: dict[str, Tensor] = field(default_factory=dict)
-    labels: dict[str, Tensor] = field(default_factory=dict)
+    labels: dict[str, Labels] = field(default_factory=dict)
     index: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -57,11 +60,27 @@ class Parts:
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], dict[str, list[Tensor]]] = {}
+        self._labels: dict[str, list[Labels]] = {}
 
     def add(self, quantity: str, task: str, value: Tensor, model: str = "") -> None:
         """One batch's piece."""
         tasks = self._found.setdefault((quantity, model), {})
         tasks.setdefault(task, []).append(value.detach().cpu())
+
+    def add_labels(self, task: str, labels: Labels) -> None:
+        """One batch's classes."""
+        self._labels.setdefault(task, []).append(labels)
+
+    def labels(self) -> dict[str, Labels]:
+        """{task: the classes of all samples}: a tensor where all batches gave one, a list otherwise."""
+        found: dict[str, Labels] = {}
+        for task, pieces in self._labels.items():
+            tensors = [piece for piece in pieces if isinstance(piece, Tensor)]
+            if len(tensors) == len(pieces):
+                found[task] = torch.cat(tensors)
+            else:
+                found[task] = list(chain.from_iterable(pieces))
+        return found
 
     def joined(self, quantity: str, model: str = "") -> dict[str, Tensor]:
         """{task: all pieces as one vector}."""
@@ -75,5 +94,5 @@ class Parts:
             found.losses[model] = self.joined("loss", model)
             found.entropy[model] = self.joined("entropy", model)
         found.kl, found.distance = self.joined("kl"), self.joined("distance")
-        found.labels, found.index = self.joined("labels"), self.joined("index")
+        found.labels, found.index = self.labels(), self.joined("index")
         return found
