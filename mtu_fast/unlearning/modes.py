@@ -19,5 +19,6 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
+        # one by one: model.train() would change submodules that had a mode of their own
         for module, mode in modes:
             module.training = mode

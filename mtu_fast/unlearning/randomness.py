@@ -17,6 +17,7 @@ def capture(generators: Iterable[torch.Generator] = ()) -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": _numpy_state(),
         "torch": torch.get_rng_state(),
+        # asking for its state would start CUDA where nobody uses it
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "generators": [generator.get_state() for generator in generators],
     }

@@ -49,7 +49,7 @@ def unlearn(
     generators: Iterable[torch.Generator] = (),
     progress: bool = True,
 ) -> History:
-    """θ ← θ - lr · Jᵀ w, w = method(J Jᵀ) on a retain and a forget batch, until the forget scores are held-out ones.
+    """θ ← θ - lr · Jᵀ w, w = method(J Jᵀ) on a retain and a forget batch, until forget scores are those of unseen data.
 
     A run stops at the first evaluation at which
 
@@ -58,15 +58,15 @@ def unlearn(
       stopped by this);
     * the mean loss of what is retained has risen by more than `max_drift` in some task: reason
       "drift", and the model is put back to the last evaluation within the bound;
-    * `max_steps` or `epochs` are over.
+    * `max_steps` steps or `epochs` passes have been made.
 
-    Training or evaluation mode is the caller's: `model.eval()` before keeps BatchNorm and dropout
-    still, which is what the methods want. Evaluations are made in evaluation mode, draw no random
-    numbers and leave all modes as they were. The shorter loader starts again, with a fresh
-    iterator. An interrupted run that has a `checkpoint` goes on from its last evaluation when
+    Steps are taken in the mode that the model is in: call `model.eval()` first to freeze BatchNorm
+    and turn dropout off, which suits the methods. Evaluations are made in evaluation mode; they
+    leave random generators and all modes as they were. The shorter loader starts again, with a
+    fresh iterator. An interrupted run that has a `checkpoint` goes on from its last evaluation when
     `unlearn` is called again with the same arguments, to the same parameters bit for bit (where the
     device is deterministic); longer limits continue a run that is over. Whatever is raised on the
-    way, by a user's function or by Ctrl-C too, leaves model, optimizer, scheduler, method, subspace
+    way, by a user's function or by Ctrl-C, leaves model, optimizer, scheduler, method, subspace
     and generators as they were at the last evaluation within all bounds, and no gradients.
 
     Args:
@@ -77,8 +77,8 @@ def unlearn(
         retain: the data to keep; no sample of `forget` may be in it, which is an error where it can
             be told: of DataLoaders over one dataset, and of lists of batches of the same memory.
         losses: `losses(model, batch)` gives unreduced losses, [N] or {task: [N]}, or the pair
-            (losses, {task: [N] bool}) where some samples have no label for a task. Moving the batch
-            to a device is its business.
+            (losses, {task: [N] bool}) where some samples have no label for a task. It moves
+            the batch to its device.
         method: a method, `mtu.OrthoGrad(0.7)` say.
         targets: the tasks to forget from; None for all (full-task). With fewer (partial-task) the
             other tasks of the forget samples are retained.

@@ -75,6 +75,7 @@ class Stream:
             self._given += 1
             return batch
         self._iterator = None
+        # a generator or file that was read to its end looks like an empty loader
         if self._given == 0:
             once = ""
             if self.passes:

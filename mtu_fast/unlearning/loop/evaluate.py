@@ -45,6 +45,7 @@ class _Sums:
         self.batches = 0
 
     def add(self, side: Side) -> None:
+        # sums stay on the device: one wait at the end in place of one per batch
         losses, present = side
         for task, loss in losses.items():
             there = present[task]
@@ -70,7 +71,7 @@ def measure(
     score: ScoreFunction | None,
     generators: Iterable[torch.Generator] = (),
 ) -> Measured:
-    """Mean loss and score per task of a model on a loader; no random generator notices.
+    """Mean loss and score per task of a model on a loader; no random generator is affected.
 
     Args:
         name: what errors call the loader.

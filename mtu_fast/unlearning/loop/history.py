@@ -1,4 +1,4 @@
-"""What happened in a run: a record an evaluation, why it stopped, as JSON and as a plot."""
+"""What happened in a run: one record per evaluation, why it stopped, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class History:
         tasks: all tasks.
         targets: those to forget.
         level: {target: score of the original on validation data}; None without validation data.
-        records: one an evaluation, the original first.
+        records: one per evaluation, the original first.
         reason: why it stopped: "level", "drift", "max_steps", "epochs" or "not finite"; "" while it
             runs.
         step: the step whose parameters the model has.
@@ -91,7 +91,7 @@ class History:
         return cls(tasks, targets, stored["level"], records, stored["reason"], stored["step"])
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Scores on forget and retain over the steps, a panel a task, the held-out level dashed.
+        """Scores on forget and retain over the steps, one panel per task, the held-out level dashed.
 
         Args:
             path: where to save it; the ending says the format. None: nowhere.

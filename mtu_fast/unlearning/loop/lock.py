@@ -52,6 +52,7 @@ class Lock:
         self.beside = target.with_name(f"{target.name}.lock")
         self._handle: int | None = None
         self._held = False
+        self._process = os.getpid()  # a fork of it holds nothing
 
     def take(self) -> None:
         """Lock, and write down who does.
@@ -80,7 +81,7 @@ class Lock:
 
     def release(self) -> None:
         """Unlock; the file goes first, so that nobody waits for one that is gone."""
-        if self._held:
+        if self._held and self._process == os.getpid():
             with suppress(OSError):
                 self.beside.unlink(missing_ok=True)
             self._held = False
@@ -106,7 +107,7 @@ class Lock:
             warnings.warn(
                 f"checkpoint: {self.path} could not be locked ({error.strerror}); see to it that no other run uses it.",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _is_current(self, handle: int) -> bool:

@@ -83,7 +83,7 @@ def check_share(forget: int, retain: int | None) -> None:
             f"forget: {forget} of {forget + retain} samples are to be forgotten, more than half of all. Retraining on "
             f"the {retain} others is likely cheaper and is exact.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

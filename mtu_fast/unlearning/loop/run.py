@@ -105,7 +105,7 @@ class Run:
     # ---- a step ----------------------------------------------------------------------------------
 
     def _batches(self) -> tuple[Any, Any] | None:
-        """The next retain and forget batch; None where all epochs are over."""
+        """The next retain and forget batch; None after the last epoch."""
         if self.schedule is not None and self.schedule.epoch_of == "forget":
             forget = self._leading(self.forget)
             return None if forget is END else (self.retain.again(), forget)
@@ -113,7 +113,7 @@ class Run:
         return None if retain is END else (retain, self.forget.again())
 
     def _leading(self, leader: Stream) -> Any:
-        """The next batch of the loader whose passes are the epochs; END where all epochs are over."""
+        """The next batch of the loader whose passes are the epochs; END after the last epoch."""
         if leader.open:
             batch = leader.advance()
             if batch is not END:
@@ -135,6 +135,7 @@ class Run:
     def _update(self, retain: Any, forget: Any) -> None:
         s = self.settings
         on_forget = s.losses if s.forget_losses is None else s.forget_losses
+        # gradients are added to what is there
         clear_gradients(s)
         add_gradients(
             self.engine,
@@ -144,6 +145,7 @@ class Run:
             self.history.targets,
             s.subspace,
         )
+        # one norm over all parameters scales the direction and keeps it orthogonal
         if s.clip is not None:
             held = [p for group in s.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(held, s.clip)
@@ -177,7 +179,7 @@ class Run:
             history.records.append(self.watch.record(history, look, self.step, self.seconds))
         history.reason = self.watch.verdict(history) or end
         if history.reason == "drift":
-            put_back(self.settings, self.good)
+            put_back(self.settings, self.good)  # and history.step stays that of the good state
         else:
             history.step = self.step
         self._keep()
@@ -239,6 +241,7 @@ class Run:
         state = checkpoint.load(path, self.settings.describe(), needed)
         self.history = _history(path, state["history"])
         self.step, self.seconds = state["step"], state["seconds"]
+        # what a part refuses comes to light when others have their new state already
         before, drawn = mark(self.settings), capture(self._generators())
         try:
             self._go_to(path, state)

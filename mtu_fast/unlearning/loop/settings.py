@@ -53,15 +53,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_model("model", self.model)
-        if not isinstance(self.optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                f"optimizer: found {type(self.optimizer).__name__}, expected a torch.optim.Optimizer."
-            )
-        check_function("losses", self.losses, "model, batch")
-        if self.forget_losses is not None:
-            check_function("forget_losses", self.forget_losses, "model, batch")
-        if self.score is not None:
-            check_function("score", self.score, "model, loader")
+        self._check_optimizer()
+        self._check_functions()
         check_method(self.method)
         check_schedule(self.method)
         check_subspace(self.method, self.subspace)
@@ -75,7 +68,6 @@ class Settings:
                 check_whole(name, getattr(self, name), 1)
         self._check_bounds()
         self._check_end()
-        self._check_parameters()
         self._check_generators()
         if self.checkpoint is not None:
             check_folder("checkpoint", self.checkpoint)
@@ -106,7 +98,18 @@ class Settings:
                 "epochs."
             )
 
-    def _check_parameters(self) -> None:
+    def _check_functions(self) -> None:
+        check_function("losses", self.losses, "model, batch")
+        if self.forget_losses is not None:
+            check_function("forget_losses", self.forget_losses, "model, batch")
+        if self.score is not None:
+            check_function("score", self.score, "model, loader")
+
+    def _check_optimizer(self) -> None:
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer: found {type(self.optimizer).__name__}, expected a torch.optim.Optimizer."
+            )
         mine = set(map(id, self.model.parameters()))
         for group in self.optimizer.param_groups:
             if not mine.isdisjoint(map(id, group["params"])):

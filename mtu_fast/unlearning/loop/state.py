@@ -39,6 +39,7 @@ def put_back(settings: Settings, state: Mapping[str, Any]) -> None:
     """Give every part the state that `take` or `mark` took; the state itself stays what it is."""
     for name in PARTS:
         if name in state:
+            # optimizers keep the tensors they are given, and the next step would change them
             getattr(settings, name).load_state_dict(copied(state[name], name, strict=False))
     for draw, stands in zip(_drawn(settings), state["draws"], strict=True):
         draw.set_state(stands)
@@ -51,6 +52,6 @@ def _drawn(settings: Settings) -> list[torch.Generator]:
 
 
 def clear_gradients(settings: Settings) -> None:
-    """No `.grad` anywhere, of parameters outside the optimizer neither."""
+    """Remove every `.grad`, also of parameters outside the optimizer."""
     settings.model.zero_grad(set_to_none=True)
     settings.optimizer.zero_grad(set_to_none=True)

@@ -124,6 +124,7 @@ class Watch:
         for task, rise in record.drift.items():
             if rise > self.settings.drift_bound(task):
                 return "drift"
+        # a schedule that knows its number of epochs is not cut short
         own_end = isinstance(method, Scheduled) and method.epochs is not None
         if level is None or own_end:
             return ""
@@ -139,6 +140,7 @@ def _rise(history: History, look: Look) -> dict[str, float]:
     found = {}
     for task, loss in retain.loss.items():
         found[task] = loss - before.retain_loss[task]
+    # a task that is no target is to stay on the forget samples, too: the worse of both counts
     for task in forget.loss.keys() - set(history.targets):
         there = forget.loss[task] - before.forget_loss[task]
         found[task] = max(found.get(task, -math.inf), there)

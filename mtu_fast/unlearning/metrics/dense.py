@@ -1,4 +1,4 @@
-"""Dense tasks (segmentation, depth, surface normals): scores over all valid pixels, and losses one value a sample.
+"""Dense tasks (segmentation, depth, surface normals): scores over all valid pixels, losses per sample.
 
 Shapes: logits [N, C, H, W] with classes [N, H, W], depth [N, 1, H, W], normals [N, 3, H, W]. A
 pixel counts when its class is not `ignore`, or when its depth or normal does not sum to zero over

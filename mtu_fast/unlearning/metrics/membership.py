@@ -67,6 +67,7 @@ def membership(forget: Tensor, test: Tensor, *, splits: int = 10, seed: int = 0)
     if splits < 2:
         raise ValueError(f"membership: splits is {splits}, expected at least 2; 10 is usual.")
     draw = np.random.default_rng(seed)
+    # sorted, so that the result does not depend on the order of the samples
     drawn = [np.sort(draw.choice(side, n, replace=False)) for side in sides]
     x = np.concatenate(drawn)
     label = np.repeat([1, 0], n)

@@ -63,6 +63,7 @@ def relearn_steps(
         raise ValueError(
             "relearn_steps: found no batch in forget, expected at least one; give a list or a loader."
         )
+    # the score after the last step counts, whatever `every` is
     for step in range(limit + 1):
         if (step % every == 0 or step == limit) and _finite(score(model), step) >= level:
             return step

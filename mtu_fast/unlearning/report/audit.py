@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from mtu_fast._checks.arguments import check_whole
 from mtu_fast._checks.masks import targeted
-from mtu_fast.unlearning.arguments import check_function, check_model, check_names
+from mtu_fast.unlearning.arguments import check_model, check_names
 from mtu_fast.unlearning.loaders import sampler_of
 from mtu_fast.unlearning.metrics import parameter_shift, relearn_steps
 from mtu_fast.unlearning.metrics.tables import check_removal
@@ -110,11 +110,6 @@ def audit(
             scores that are not as described.
     """
     check_removal(removal)
-    check_function("losses", losses, "model, batch")
-    check_function("score", score, "model, loader")
-    for name, function in {"outputs": outputs, "labels": labels, "present": present}.items():
-        if function is not None:
-            check_function(name, function, "model, batch" if name == "outputs" else "batch")
     check_whole("cosine_samples", cosine_samples, 0)
     went = records(history)
     models = {"original": original, "unlearned": unlearned}
@@ -123,9 +118,6 @@ def audit(
     for name, model in models.items():
         check_model(name, model)
     loaders = {"forget": forget, "retain": retain, "test": test}
-    for name, loader in loaders.items():
-        if not isinstance(loader, Iterable):
-            raise TypeError(f"{name}: found {type(loader).__name__}, expected batches.")
     reading = Reading(losses, score, outputs, labels, present)
     with untouched(models.values(), loaders.values()):
         splits = {name: measure(name, models, loader, reading) for name, loader in loaders.items()}

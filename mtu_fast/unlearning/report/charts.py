@@ -189,7 +189,7 @@ def lines(series: Mapping[str, Points], title: str, describe: str) -> Markup:
     right = width - 12 - 7.0 * max(map(len, series))
     steps, values = _coordinates(series)
     pad = 0.05 * (max(values) - min(values)) or 0.5
-    low, high = min(values) - pad, max(values) + pad
+    low, high = min(values) - pad, max(values) + pad  # lines do not touch the frame
     x = scale(min(steps), max(steps), left, right)
     y = scale(low, high, bottom, top)
     shapes = [el("text", title, x=left, y=13, class_="title")]

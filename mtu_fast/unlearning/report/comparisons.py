@@ -32,6 +32,7 @@ def comparisons(
             "UIS, gaps, ToW and over-forgetting are of the tasks with labels in all of the data: "
             f"{known}."
         )
+    # metrics want tables without gaps
     tables = {}
     for model, table in scores.items():
         tables[model] = _restricted(table, known)

@@ -71,6 +71,7 @@ def _first_rows(
 ) -> Rows:
     """Rows of the first samples of a batch that have a label."""
     losses, present = reading.read(model, batch)
+    # rows of samples beyond are left out as if they had no label
     first = {}
     for task, there in present.items():
         first[task] = there & (there.cumsum(0) <= samples)

@@ -34,6 +34,7 @@ def _histogram(changes: Mapping[str, Tensor]) -> dict[str, Any]:
     edges = torch.linspace(low, high, BINS + 1, dtype=torch.float64)
     counts = {}
     for model, change in changes.items():
+        # what lies beyond the ends is counted in the outer bins
         place = ((change - low) / (high - low) * BINS).floor()
         bins = place.clamp(0, BINS - 1).long()
         counts[model] = torch.bincount(bins, minlength=BINS).tolist()

@@ -49,6 +49,7 @@ def _places(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _fall(scores: Mapping[str, Any], split: str, task: str) -> float:
     """How far a score fell, less what it fell by retraining."""
     bound = scores["original"][split][task]
+    # what retraining costs as well is no damage of the unlearning
     if "retrained" in scores:
         bound = min(bound, scores["retrained"][split][task])
     return float(bound - scores["unlearned"][split][task])

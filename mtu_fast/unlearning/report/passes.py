@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 
 from mtu_fast._checks.losses import labelled
 from mtu_fast._checks.masks import presence
-from mtu_fast.unlearning.arguments import check_by_task, check_tensors
+from mtu_fast.unlearning.arguments import check_by_task, check_function, check_tensors
 from mtu_fast.unlearning.loaders import generators_of
 from mtu_fast.unlearning.metrics import entropy, kl_divergence, logit_distance
 from mtu_fast.unlearning.modes import evaluating
 from mtu_fast.unlearning.randomness import preserved
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction, Side
-from mtu_fast.unlearning.report.split import Parts, Split
+from mtu_fast.unlearning.report.split import Labels, Parts, Split
 
 PerTask = Mapping[str, Tensor]
 
@@ -34,6 +35,15 @@ class Reading:
     outputs: Callable[[nn.Module, Any], PerTask] | None = None
     labels: Callable[[Any], Mapping[str, Any]] | None = None
     present: Callable[[Any], PerTask] | None = None
+
+    def __post_init__(self) -> None:
+        check_function("losses", self.losses, "model, batch")
+        check_function("score", self.score, "model, loader")
+        if self.outputs is not None:
+            check_function("outputs", self.outputs, "model, batch")
+        for name in ("labels", "present"):
+            if getattr(self, name) is not None:
+                check_function(name, getattr(self, name), "batch")
 
     def read(self, model: nn.Module, batch: Any) -> Side:
         """A batch's losses and the masks of its labelled samples, which `losses` and `present` both may name."""
@@ -54,10 +64,13 @@ def measure(
         ValueError: no batch, no label, or losses that are not finite and unreduced, one shape and
             one set of tasks.
     """
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"{name}: found {type(loader).__name__}, expected batches.")
     if iter(loader) is loader:
         raise TypeError(
             f"{name}: found an iterator, expected a loader or list that can be read again; use list(...)."
         )
+    # one pass for all models: under any order of the loader, samples are paired
     parts, samples = Parts(), 0
     for batch in loader:
         samples += _add_batch(parts, batch, samples, models, reading)
@@ -118,29 +131,29 @@ def _same(one: PerTask, other: PerTask) -> bool:
 
 
 def _add_labels(parts: Parts, labels: object, there: PerTask) -> None:
-    """The classes of labelled samples: a tensor, or a list of anything."""
     by_task = check_by_task("labels", labels)
     for task, mask in there.items():
-        if task not in by_task:
-            continue
-        given = by_task[task]
-        if isinstance(given, Tensor) and given.shape == mask.shape:
-            parts.add_labels(task, given.detach().cpu()[mask])
-            continue
-        if isinstance(given, Tensor) or not isinstance(given, Sequence | np.ndarray):
-            found = (
-                f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
-            )
+        if task in by_task:
+            parts.add_labels(task, _classes(f"labels[{task!r}]", by_task[task], mask))
+
+
+def _classes(name: str, given: Any, mask: Tensor) -> Labels:
+    """The classes of the labelled samples: a tensor, or a list of anything."""
+    if isinstance(given, Tensor):
+        if given.shape != mask.shape:
             raise TypeError(
-                f"labels[{task!r}]: found {found}, expected the class of each sample, [{len(mask)}]."
+                f"{name}: found shape {tuple(given.shape)}, expected the class of each sample, [{len(mask)}]."
             )
-        if len(given) != len(mask):
-            raise ValueError(
-                f"labels[{task!r}]: found {len(given)} classes, expected {len(mask)}, one per sample."
-            )
-        parts.add_labels(
-            task, [label for label, known in zip(given, mask.tolist(), strict=True) if known]
+        return given.detach().cpu()[mask]
+    if not isinstance(given, Sequence | np.ndarray):
+        raise TypeError(
+            f"{name}: found {type(given).__name__}, expected the class of each sample, [{len(mask)}]."
         )
+    if len(given) != len(mask):
+        raise ValueError(
+            f"{name}: found {len(given)} classes, expected {len(mask)}, one per sample."
+        )
+    return list(compress(given, mask.tolist()))
 
 
 def _add_losses(parts: Parts, model: str, losses: PerTask, kept: PerTask) -> None:

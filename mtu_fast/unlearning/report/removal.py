@@ -79,6 +79,7 @@ def _ways(data: Mapping[str, Any], aim: Scores) -> list[float]:
         way = before[task] - level
         if way < SLACK:
             continue
+        # within the reference's own error it has arrived, however short the way was
         if after[task] <= level + _tolerance(data, level) < before[task]:
             found.append(1.0)
         else:

@@ -65,6 +65,7 @@ class Parts:
     def add(self, quantity: str, task: str, value: Tensor, model: str = "") -> None:
         """One batch's piece."""
         tasks = self._found.setdefault((quantity, model), {})
+        # on the CPU: a whole data set's values may not fit beside the models
         tasks.setdefault(task, []).append(value.detach().cpu())
 
     def add_labels(self, task: str, labels: Labels) -> None:
