@@ -17,11 +17,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from mtu_fast._graph.table import Table
+
 Shape = tuple[int, ...]
 Carried = dict[int, int] | None
 Carry = Callable[[Any, int, int, Shape, Shape], Carried]
 
-CARRY: dict[str, Carry] = {}
+CARRY: Table[Carry] = Table()
 
 
 def stem(name: str) -> str:
@@ -30,23 +32,10 @@ def stem(name: str) -> str:
     return "" if found is None else found[1] or found[2]
 
 
-def carries(*ops: str) -> Callable[[Carry], Carry]:
-    """Register a function for some ops; the table is written in one place for each."""
-
-    def register(function: Carry) -> Carry:
-        for op in " ".join(ops).split():
-            if op in CARRY:
-                raise ValueError(f"two entries for {op}")
-            CARRY[op] = function
-        return function
-
-    return register
-
-
 # ---- position by position ------------------------------------------------------------------------
 
 
-@carries(
+@CARRY.entry(
     """Abs Acos Acosh Add Addcdiv Addcmul Alias Angle Asin Asinh Atan Atan2 Atanh BinaryCrossEntropy
     BinaryCrossEntropyWithLogits Ceil Celu Clamp ClampMax ClampMin Clone Conj ConjPhysical
     CopyBackwards Cos Cosh Deg2Rad Digamma Div Elu Erf Erfc Erfinv Exp Exp2 Expand Expm1 Floor Fmod
@@ -62,7 +51,7 @@ def elementwise(node: Any, output: int, slot: int, out: Shape, into: Shape) -> C
     return {d + shift: d for d in range(len(into)) if d + shift >= 0 and out[d + shift] == into[d]}
 
 
-@carries("IndexPut ScatterReduce IndexFill IndexCopy MaskedScatter Put")
+@CARRY.entry("IndexPut ScatterReduce IndexFill IndexCopy MaskedScatter Put")
 def first_elementwise(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """What is written into keeps its place; where the written values come from is data."""
     return elementwise(node, output, slot, out, into) if slot == 0 else None
@@ -71,7 +60,7 @@ def first_elementwise(node: Any, output: int, slot: int, out: Shape, into: Shape
 # ---- along one dimension -------------------------------------------------------------------------
 
 
-@carries(
+@CARRY.entry(
     "Cumsum Cumprod Cummax Cummin Logcumsumexp Softmax LogSoftmax SafeSoftmax Sort Topk Glu LinalgCross"
 )
 def along(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
@@ -82,7 +71,7 @@ def along(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried
     return {d: d for d in range(len(into)) if d not in dims and out[d] == into[d]}
 
 
-@carries("Gather IndexSelect Scatter ScatterAdd IndexAdd")
+@CARRY.entry("Gather IndexSelect Scatter ScatterAdd IndexAdd")
 def along_by_index(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Every dimension but the indexed one; what a scatter writes into keeps its place in all of them."""
     if slot == 0 and stem(node.name()) in {"Scatter", "ScatterAdd", "IndexAdd"}:
@@ -90,7 +79,7 @@ def along_by_index(node: Any, output: int, slot: int, out: Shape, into: Shape) -
     return along(node, output, slot, out, into)
 
 
-@carries(
+@CARRY.entry(
     """Amax Amin Aminmax Kthvalue LinalgVectorNorm Logsumexp Max Mean Median Min Mode Nanmedian Nansum Norm Prod Std
     StdMean Sum Var VarMean"""
 )
@@ -126,7 +115,7 @@ _PRODUCTS: dict[str, tuple[dict[int, int], ...]] = {
 }
 
 
-@carries(*_PRODUCTS)
+@CARRY.entry(" ".join(_PRODUCTS))
 def product(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Batch dimensions, and the own side of a matrix; the other side is summed over."""
     op = stem(node.name())
@@ -135,7 +124,7 @@ def product(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carri
     return _PRODUCTS[op][slot]
 
 
-@carries("GroupedMm")
+@CARRY.entry("GroupedMm")
 def grouped(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Positions of the input, in whatever group; a stack of weights sums over them."""
     if slot:
@@ -143,13 +132,13 @@ def grouped(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carri
     return {0: 0} if len(into) == len(out) == 2 and len(node._saved_mat2_sym_sizes) == 3 else None
 
 
-@carries("Linear")
+@CARRY.entry("Linear")
 def linear(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Positions of the input; the weight and the bias sum over them."""
     return {d: d for d in range(len(into) - 1)} if slot == 0 else {}
 
 
-@carries(
+@CARRY.entry(
     """ScaledDotProductFlashAttentionForCpu ScaledDotProductFlashAttention ScaledDotProductEfficientAttention
     ScaledDotProductCudnnAttention ScaledDotProductFusedAttentionOverrideable"""
 )
@@ -161,7 +150,7 @@ def attention(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Car
     return {d: d for d in carried if len(into) == len(out) and out[d] == into[d]}
 
 
-@carries("Convolution CudnnConvolution MkldnnConvolution ConvolutionOverrideable")
+@CARRY.entry("Convolution CudnnConvolution MkldnnConvolution ConvolutionOverrideable")
 def convolution(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Images; output channels to their kernels and shifts."""
     if slot == 0:
@@ -171,7 +160,7 @@ def convolution(node: Any, output: int, slot: int, out: Shape, into: Shape) -> C
     return None if getattr(node, "_saved_transposed", False) else {1: 0}
 
 
-@carries("MkldnnRnnLayer")
+@CARRY.entry("MkldnnRnnLayer")
 def recurrent(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Sequences, the second dimension from the last of `[S, N, I]` and of states; weights sum over them."""
     return {} if slot in {1, 2, 3, 4} else {len(out) - 2: len(into) - 2}
@@ -180,7 +169,7 @@ def recurrent(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Car
 # ---- statistics ----------------------------------------------------------------------------------
 
 
-@carries("NativeLayerNorm FusedRmsNorm")
+@CARRY.entry("NativeLayerNorm FusedRmsNorm")
 def layer_norm(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Every dimension before the normalised ones; scale and shift sum over these."""
     if slot:
@@ -188,13 +177,13 @@ def layer_norm(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Ca
     return {d: d for d in range(len(into) - len(node._saved_normalized_shape))}
 
 
-@carries("NativeGroupNorm")
+@CARRY.entry("NativeGroupNorm")
 def group_norm(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Images; channels to their scale and shift."""
     return {1: 0} if slot else {0: 0}
 
 
-@carries("NativeBatchNorm CudnnBatchNorm MiopenBatchNorm")
+@CARRY.entry("NativeBatchNorm CudnnBatchNorm MiopenBatchNorm")
 def batch_norm(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Channels; and in evaluation every position."""
     if slot:
@@ -205,7 +194,7 @@ def batch_norm(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Ca
 # ---- windows -------------------------------------------------------------------------------------
 
 
-@carries(
+@CARRY.entry(
     """AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D AdaptiveMaxPool3D MaxPool2DWithIndices
     MaxPool3DWithIndices FractionalMaxPool2D MaxUnpool2D UpsampleBicubic2D UpsampleBilinear2D
     UpsampleLinear1D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleTrilinear3D
@@ -219,19 +208,19 @@ def spatial(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carri
     return {d: d for d in range(len(into) - space)}
 
 
-@carries("PixelShuffle PixelUnshuffle")
+@CARRY.entry("PixelShuffle PixelUnshuffle")
 def pixels(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Every dimension before channel, row and column."""
     return {d: d for d in range(len(into) - 3)}
 
 
-@carries("Im2Col Col2Im GridSampler2D GridSampler3D")
+@CARRY.entry("Im2Col Col2Im GridSampler2D GridSampler3D")
 def images(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Images; None for one without a batch dimension."""
     return {0: 0} if max(len(out), len(into)) > 3 and out[0] == into[0] else None
 
 
-@carries("LinalgInvEx LinalgCholeskyEx LinalgSolveTriangular Cholesky CholeskySolve")
+@CARRY.entry("LinalgInvEx LinalgCholeskyEx LinalgSolveTriangular Cholesky CholeskySolve")
 def matrices(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Every dimension before those of the matrices."""
     return (
@@ -241,14 +230,14 @@ def matrices(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carr
     )
 
 
-@carries("FftC2C FftR2C FftC2R")
+@CARRY.entry("FftC2C FftR2C FftC2R")
 def fourier(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Every dimension that is not transformed."""
     dims = _dims(node, len(into))
     return None if dims is None else {d: d for d in range(len(into)) if d not in dims}
 
 
-@carries("ViewAsComplex ViewAsReal")
+@CARRY.entry("ViewAsComplex ViewAsReal")
 def complex_views(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Every dimension but the one of the two parts."""
     return {d: d for d in range(min(len(out), len(into)))}
@@ -257,13 +246,13 @@ def complex_views(node: Any, output: int, slot: int, out: Shape, into: Shape) ->
 # ---- losses --------------------------------------------------------------------------------------
 
 
-@carries("NllLoss NllLoss2D MultiMarginLoss MultilabelMarginLoss")
+@CARRY.entry("NllLoss NllLoss2D MultiMarginLoss MultilabelMarginLoss")
 def picked(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Samples and positions; classes come second."""
     return {d: d + (d > 0) for d in range(len(out))}
 
 
-@carries("CtcLoss")
+@CARRY.entry("CtcLoss")
 def ctc(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Samples, which come second in the scores `[S, N, C]`."""
     return {0: 1} if len(out) == 1 else None
@@ -272,13 +261,13 @@ def ctc(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
 # ---- views ---------------------------------------------------------------------------------------
 
 
-@carries("T")
+@CARRY.entry("T")
 def matrix_transpose(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Both dimensions, exchanged."""
     return {d: len(into) - 1 - d for d in range(len(into))}
 
 
-@carries("Transpose")
+@CARRY.entry("Transpose")
 def transpose(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Every dimension, two of them exchanged."""
     order = list(range(len(into)))
@@ -287,7 +276,7 @@ def transpose(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Car
     return dict(enumerate(order))
 
 
-@carries("Permute")
+@CARRY.entry("Permute")
 def permute(node: Any, output: int, slot: int, out: Shape, into: Shape) -> Carried:
     """Every dimension, in another order."""
     return {d: signed(source) % len(into) for d, source in enumerate(node._saved_dims)}

@@ -5,9 +5,69 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mtu_fast._graph.graph import Graph
+from mtu_fast._graph.nodes import recomputes
+from mtu_fast._graph.plan import Plan, Site
 from mtu_fast._rows.products import route
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.uses import Dense, Use
+
+
+@dataclass(frozen=True)
+class Note:
+    """How the rows of a parameter are obtained at one site.
+
+    Attributes:
+        node: the autograd node; "" where rows come by a backward of the whole graph each.
+        by_rule: whether a rule gives the rows there, and not one local vjp a row.
+        through: nodes that the rows are pulled through.
+        again: whether a part of the forward runs again for it (checkpointing).
+    """
+
+    node: str
+    by_rule: bool
+    through: tuple[str, ...] = ()
+    again: bool = False
+
+    @property
+    def slow(self) -> bool:
+        """Whether rows come one by one, or together through several nodes, instead of by a rule alone."""
+        return not self.by_rule or bool(self.through)
+
+    def __str__(self) -> str:
+        if not self.node:
+            return "one backward a row"
+        if not self.slow:
+            again = ", tensors recomputed (checkpointing)" if self.again else ""
+            return f"{self.node}: rule{again}"
+        way = "rows by rule" if self.by_rule else "one local vjp a row"
+        through = f", pulled through {', '.join(self.through)}" if self.through else ""
+        return f"{self.node}: {way}{through}"
+
+
+def notes(graph: Graph, plan: Plan) -> dict[int, list[Note]]:
+    """For each parameter, how its rows are obtained at each site."""
+    if plan.alone:
+        return {j: [Note("", by_rule=False)] for j in graph.leaf.values()}
+    found: dict[int, list[Note]] = {}
+    for sites in plan.sites.values():
+        for site in sites:
+            parameters, note = _noted(graph, plan, site)
+            for j in parameters:
+                found.setdefault(j, []).append(note)
+    return found
+
+
+def _noted(graph: Graph, plan: Plan, site: Site) -> tuple[list[int], Note]:
+    """The parameters below a site, and what is to be said of it."""
+    name = graph.names[site.node]
+    if site.way is not None and not plan.is_local(site):
+        return [site.way.parameter], Note(name, True, again=recomputes(graph.nodes[site.node]))
+    region = graph.region([site.edge])
+    through = dict.fromkeys(graph.names[k] for k in region if k not in graph.leaf)
+    parameters = [graph.leaf[k] for k in region if k in graph.leaf]
+    by_rule = (site.node, site.slot) not in plan.local
+    return parameters, Note(name, by_rule, tuple(through))
 
 
 @dataclass(frozen=True)
@@ -41,8 +101,8 @@ class Explanation:
         lines: of the parameters, in the engine's order.
         trials: autograd nodes that move rows as the data say, and are therefore looked at anew in
             every step.
-        anew: why the plan was made anew for this step although one of the same shapes was known; ""
-            if it was not.
+        anew: why the plan was made anew for a step although one of the same shapes was known; "" if
+            it was not.
     """
 
     lines: tuple[Line, ...]
@@ -51,21 +111,18 @@ class Explanation:
 
     @staticmethod
     def of(
-        notes: Mapping[int, Sequence[str]],
+        notes: Mapping[int, Sequence[Note]],
         shared: Shared,
         uses: Sequence[Mapping[int, Use]],
         trials: tuple[str, ...] = (),
         anew: str = "",
     ) -> Explanation:
-        """Lines from the graph's notes and the uses of each task."""
-        return Explanation(
-            tuple(
-                _line(name, tuple(p.shape), notes.get(j, ()), [of[j] for of in uses if j in of])
-                for j, (name, p) in enumerate(zip(shared.names, shared.parameters, strict=True))
-            ),
-            trials,
-            anew,
-        )
+        """Lines from the notes on each parameter and the uses of each task."""
+        lines = []
+        for j, (name, p) in enumerate(zip(shared.names, shared.parameters, strict=True)):
+            there = [of_task[j] for of_task in uses if j in of_task]
+            lines.append(_line(name, tuple(p.shape), notes.get(j, ()), there))
+        return Explanation(tuple(lines), trials, anew)
 
     def __str__(self) -> str:
         table = [("parameter", "shape", "kept", "route", "MiB", "uses"), *map(_cells, self.lines)]
@@ -86,12 +143,13 @@ def _cells(line: Line) -> tuple[str, ...]:
     return line.name, shape, line.kept, line.route, f"{line.bytes / 2**20:.2f}", uses
 
 
-def _line(name: str, shape: tuple[int, ...], sites: Sequence[str], uses: Sequence[Use]) -> Line:
+def _line(name: str, shape: tuple[int, ...], notes: Sequence[Note], uses: Sequence[Use]) -> Line:
+    sites = tuple(map(str, notes))
     if not uses:
-        return Line(name, shape, tuple(sites), "-", "no row reaches it", 0, False)
-    slow = any("vjp" in site or "pulled" in site or "backward" in site for site in sites)
+        return Line(name, shape, sites, "-", "no row reaches it", 0, False)
+    slow = any(note.slow for note in notes)
     kept = "rows" if isinstance(uses[0], Dense) else "factors"
-    return Line(name, shape, tuple(sites), kept, route(uses), sum(use.held for use in uses), slow)
+    return Line(name, shape, sites, kept, route(uses), sum(use.held for use in uses), slow)
 
 
 def _counted(sites: Sequence[str]) -> list[str]:

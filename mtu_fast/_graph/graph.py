@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -61,15 +61,26 @@ class Graph:
         dtypes = {m.dtype for of_node in self.outputs for m in of_node if m.dtype.is_floating_point}
         return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
-    def signature(self) -> object:
+    def signature(self) -> Hashable:
         """Structure, shapes and integer arguments as a key: what one plan serves."""
-        parts = [
-            (i, self.names[i], self.next[i], node_ops.integers(self.nodes[i]),
-             tuple([(tuple(m.shape), m.dtype) for m in self.outputs[i]]))
-            for i in range(len(self.nodes)) if self.reaches[i] and self.names[i] != ACCUMULATE
-        ]  # fmt: skip
+        parts = []
+        for i, name in enumerate(self.names):
+            if self.reaches[i] and name != ACCUMULATE:
+                shapes = tuple([(tuple(m.shape), m.dtype) for m in self.outputs[i]])
+                parts.append((i, name, self.next[i], node_ops.integers(self.nodes[i]), shapes))
         ends = tuple((i, loss.output_nr) for i, loss in zip(self.roots, self.losses, strict=True))
         return ends, tuple(self.leaf.items()), tuple(parts)
+
+    def structure(self) -> Hashable:
+        """Nodes, how they are joined, their precision and dimensions, but not their sizes, as a key."""
+        parts = []
+        for i, name in enumerate(self.names):
+            if self.reaches[i] and name != ACCUMULATE:
+                kinds = tuple((len(m.shape), m.dtype) for m in self.outputs[i])
+                parts.append((i, name, self.next[i], node_ops.dimensions(self.nodes[i]), kinds))
+        ends = tuple((i, loss.output_nr) for i, loss in zip(self.roots, self.losses, strict=True))
+        counts = tuple(len(loss) for loss in self.losses)
+        return ends, counts, tuple(self.leaf.items()), tuple(parts)
 
     def shape(self, edge: Edge) -> tuple[int, ...]:
         """The shape of a node's output."""

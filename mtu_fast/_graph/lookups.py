@@ -1,14 +1,14 @@
-"""How the adjoint of a look-up moves the rows of its output gradient, as the index that it saved says.
+"""Look-ups: ops that read entries of their first input where an index says, an index that the node saved.
 
-Each entry of `BY_INDEX` is a function of `(node, slot, out, into, ids)`, out and into being shapes
-and ids the map of the output's gradient. It returns a tuple of the map of the input's gradient, or
-of None where two rows meet in one place, and an empty tuple where it does not know. An index is
-data: what is found holds for this batch.
+A look-up is read off its node in one place (`LOOKUPS`): for the way that its adjoint moves rows
+(`moved_by_index`), and for the rules of tables that are parameters (`rules/embedding.py`). An index
+is data: what is found holds for one batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -16,105 +16,121 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtu_fast._graph.carry import Shape, signed
-from mtu_fast._graph.rowmap import NO_ROW, Ids
-
-Answer = tuple[Ids | None] | tuple[()]
-LookUp = Callable[[Any, int, Shape, Shape, Ids], Answer]
-
-BY_INDEX: dict[str, LookUp] = {}
+from mtu_fast._graph.carry import Shape, signed, stem
+from mtu_fast._graph.rowmap import MEET, NO_ROW, Answer, Ids
+from mtu_fast._graph.table import Table
 
 
-def looks_up(op: str) -> Callable[[LookUp], LookUp]:
-    """Register the function of an op."""
+@dataclass(frozen=True)
+class Lookup:
+    """`out[places] = input[entries[places]]`, entries numbering the first dimensions of the input as one.
 
-    def register(function: LookUp) -> LookUp:
-        if op in BY_INDEX:
-            raise ValueError(f"two entries for {op}")
-        BY_INDEX[op] = function
-        return function
+    entries: int64. first: those dimensions. padding: an entry that is given no gradient, -1 for
+    none. sparse: the gradient of the input is to be sparse.
+    """
 
-    return register
-
-
-@looks_up("Index")
-def index(node: Any, slot: int, out: Shape, into: Shape, ids: Ids) -> Answer:
-    """`out = self[indices]`."""
-    at = tuple(slice(None) if i is None else i for i in node._saved_indices)
-    first = into[: _dims(node._saved_indices)]
-    return _brought_back(ids, out, into, _numbered(first, node)[at], first)
+    entries: Tensor
+    first: Shape
+    padding: int = -1
+    sparse: bool = False
 
 
-@looks_up("IndexSelect")
-def index_select(node: Any, slot: int, out: Shape, into: Shape, ids: Ids) -> Answer:
-    """`out = self.index_select(dim, index)`."""
-    dim = signed(node._saved_dim) % len(into)
-    first = into[: dim + 1]
-    return _brought_back(
-        ids, out, into, _numbered(first, node).index_select(dim, node._saved_index), first
-    )
+# (node, shape of the input) -> the look-up; None where the node is not one
+Read = Callable[[Any, Shape], Lookup | None]
+
+LOOKUPS: Table[Read] = Table()
 
 
-@looks_up("Gather")
-def gather(node: Any, slot: int, out: Shape, into: Shape, ids: Ids) -> Answer:
-    """`out = self.gather(dim, index)`."""
-    dim = signed(node._saved_dim) % max(len(into), 1)
-    return _brought_back(ids, out, into, _numbered(into, node).gather(dim, node._saved_index), into)
-
-
-@looks_up("Embedding")
-def embedding(node: Any, slot: int, out: Shape, into: Shape, ids: Ids) -> Answer:
+@LOOKUPS.entry("Embedding")
+def embedding(node: Any, into: Shape) -> Lookup | None:
     """`out = self[indices]`; the padding entry is given nothing."""
     if node._saved_scale_grad_by_freq:
-        return ()
+        # counts the whole batch: positions of one row then depend on other rows' indices
+        return None
+    padding = signed(node._saved_padding_idx)
+    return Lookup(node._saved_indices, into[:1], padding, node._saved_sparse)
+
+
+@LOOKUPS.entry("Index")
+def index(node: Any, into: Shape) -> Lookup | None:
+    """`out = self[indices]`."""
     indices = node._saved_indices
-    padded = (indices == signed(node._saved_padding_idx)).cpu().numpy()
-    return _brought_back(np.where(padded[..., None], NO_ROW, ids), out, into, indices, into[:1])
+    given = [i for i in indices if i is not None]
+    if not given:
+        return None
+    at = tuple(slice(None) if i is None else i for i in indices)
+    first = into[: sum(map(_stands_for, indices))]
+    return Lookup(_numbered(first, given[0])[at], first)
 
 
-@looks_up("IndexAdd")
-def index_add(node: Any, slot: int, out: Shape, into: Shape, ids: Ids) -> Answer:
+@LOOKUPS.entry("IndexSelect")
+def index_select(node: Any, into: Shape) -> Lookup | None:
+    """`out = self.index_select(dim, index)`."""
+    if not into:
+        return None
+    at = node._saved_index
+    dim = signed(node._saved_dim) % len(into)
+    first = into[: dim + 1]
+    return Lookup(_numbered(first, at).index_select(dim, at), first)
+
+
+@LOOKUPS.entry("Gather")
+def gather(node: Any, into: Shape) -> Lookup | None:
+    """`out = self.gather(dim, index)`."""
+    at = node._saved_index
+    dim = signed(node._saved_dim) % max(len(into), 1)
+    return Lookup(_numbered(into, at).gather(dim, at), into)
+
+
+def moved_by_index(node: Any, slot: int, out: Shape, into: Shape, ids: Ids) -> Answer:
+    """The map of an input's gradient, from that of the output's; None for a node that is no look-up.
+
+    out and into are the shapes of the two gradients.
+    """
+    op = stem(node.name())
+    if op == "IndexAdd":
+        return _added_from(node, slot, out, into, ids)
+    reads = LOOKUPS.get(op)
+    found = reads(node, into) if reads is not None and slot == 0 else None
+    return None if found is None else _brought_back(found, ids, out, into)
+
+
+def _added_from(node: Any, slot: int, out: Shape, into: Shape, ids: Ids) -> Answer:
     """`out = self.index_add(dim, index, source)`: the source is handed what lies at the index."""
-    dim = signed(node._saved_dim) % max(len(out), 1)
     if slot != 1 or len(into) != len(out):
-        return ()
-    return (ids if ids.shape[dim] == 1 else ids.take(node._saved_index.cpu().numpy(), dim),)
+        return None
+    dim = signed(node._saved_dim) % max(len(out), 1)
+    if ids.shape[dim] == 1:
+        return ids
+    return ids.take(node._saved_index.cpu().numpy(), dim)
 
 
-def _dims(indices: tuple[Tensor | None, ...]) -> int:
-    """How many dimensions of the input these indices stand for: a mask stands for as many as it has."""
-    return sum(
-        i.dim() if i is not None and i.dtype in {torch.bool, torch.uint8} else 1 for i in indices
-    )
-
-
-def _numbered(shape: Shape, node: Any) -> Tensor:
-    device = next(i for i in _tensors(node) if i is not None).device
-    return torch.arange(prod(shape), device=device).view(shape)
-
-
-def _tensors(node: Any) -> tuple[Tensor | None, ...]:
-    return node._saved_indices if hasattr(node, "_saved_indices") else (node._saved_index,)
-
-
-def _brought_back(ids: Ids, out: Shape, into: Shape, source: Tensor, first: Shape) -> Answer:
-    """The map of an input whose first dimensions were read at `source`, flat positions in the output's first ones."""
-    rest = len(into) - len(first)
-    known = ids.shape[: len(out) - rest]
-    if (
-        tuple(source.shape) + tuple(into[len(first) :]) != tuple(out)
-        or ids.shape[len(known) :] != (1,) * rest
-    ):
-        return ()
-    rows = (
-        torch.from_numpy(ids.reshape(known).copy()).to(source.device).expand(source.shape).flatten()
-    )
-    there = rows >= 0
-    rows, where = rows[there], source.flatten()[there]
-    highest = torch.full((prod(first),), NO_ROW, device=source.device).scatter_reduce_(
-        0, where, rows, "amax"
-    )
+def _brought_back(found: Lookup, ids: Ids, out: Shape, into: Shape) -> Answer:
+    """The map of the input of a look-up: the row of each entry that is read, unless several rows read one."""
+    rest = into[len(found.first) :]
+    known = ids.shape[: len(ids.shape) - len(rest)]
+    if (*found.entries.shape, *rest) != tuple(out) or prod(ids.shape) != prod(known):
+        return None  # the row depends on what follows the entry, too
+    device = found.entries.device
+    rows = torch.from_numpy(ids.reshape(known).copy()).to(device)
+    rows = rows.expand(found.entries.shape).flatten()
+    where = found.entries.flatten()
+    there = (rows >= 0) & (where != found.padding)
+    rows, where = rows[there], where[there]
+    highest = torch.full((prod(found.first),), NO_ROW, device=device)
+    highest.scatter_reduce_(0, where, rows, "amax")
     lowest = highest.clone().scatter_reduce_(0, where, rows, "amin")
     if not torch.equal(lowest, highest):
-        return (None,)
-    return (highest.cpu().numpy().reshape(*first, *[1] * rest),)
+        return MEET
+    return np.asarray(highest.cpu().numpy().reshape(*found.first, *[1] * len(rest)))
+
+
+def _stands_for(index: Tensor | None) -> int:
+    """How many dimensions of the input an index stands for: a mask for as many as it has."""
+    if index is None or index.dtype not in {torch.bool, torch.uint8}:
+        return 1
+    return index.dim()
+
+
+def _numbered(shape: Shape, like: Tensor) -> Tensor:
+    return torch.arange(prod(shape), device=like.device).view(shape)

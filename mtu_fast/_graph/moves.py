@@ -17,10 +17,11 @@ import numpy as np
 from mtu_fast._graph.carry import Shape, signed
 from mtu_fast._graph.nodes import outputs
 from mtu_fast._graph.rowmap import NO_ROW, Ids, reshaped
+from mtu_fast._graph.table import Table
 
 Move = Callable[[Any, int, int, Shape, Shape, Ids], Ids | None]
 
-MOVES: dict[str, Move] = {}
+MOVES: Table[Move] = Table()
 
 # Ops that move, or add up, as shapes and whole numbers say: an experiment on them need not be
 # repeated.
@@ -36,53 +37,38 @@ SETTLED = frozenset((
 ))
 
 
-def moves(ops: str) -> Callable[[Move], Move]:
-    """Register a function for some ops."""
-
-    def register(function: Move) -> Move:
-        for op in ops.split():
-            if op in MOVES:
-                raise ValueError(f"two entries for {op}")
-            MOVES[op] = function
-        return function
-
-    return register
-
-
-@moves("View UnsafeView ReshapeAlias Unsqueeze Squeeze")
+@MOVES.entry("View UnsafeView ReshapeAlias Unsqueeze Squeeze")
 def reshape(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids:
     """Elements keep their order."""
     return reshaped(ids, out, into)
 
 
-@moves("Select")
+@MOVES.entry("Select")
 def select(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids:
     """One position of the input."""
     dim = signed(node._saved_dim) % len(into)
-    return _placed(
-        np.expand_dims(ids, dim), dim, into[dim], [signed(node._saved_index) % into[dim]]
-    )
+    at = signed(node._saved_index) % into[dim]
+    return _placed(np.expand_dims(ids, dim), dim, into[dim], range(at, at + 1))
 
 
-@moves("Unbind")
+@MOVES.entry("Unbind")
 def unbind(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids:
     """One position an output."""
     dim = signed(node._saved_dim) % len(into)
-    return _placed(np.expand_dims(ids, dim), dim, into[dim], [output])
+    return _placed(np.expand_dims(ids, dim), dim, into[dim], range(output, output + 1))
 
 
-@moves("Slice")
+@MOVES.entry("Slice")
 def slice_(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids:
     """Every so many positions from a first one."""
     dim = signed(node._saved_dim) % len(into)
-    start = signed(node._saved_start or 0)
-    start = max(start + into[dim], 0) if start < 0 else start
-    return _placed(
-        ids, dim, into[dim], range(start, start + out[dim] * node._saved_step, node._saved_step)
-    )
+    start, step = signed(node._saved_start or 0), node._saved_step
+    if start < 0:
+        start = max(start + into[dim], 0)
+    return _placed(ids, dim, into[dim], range(start, start + out[dim] * step, step))
 
 
-@moves("Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes")
+@MOVES.entry("Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes")
 def split(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids:
     """A run of positions an output."""
     dim = signed(node._saved_dim) % len(into)
@@ -90,7 +76,7 @@ def split(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) 
     return _placed(ids, dim, into[dim], range(start, start + out[dim]))
 
 
-@moves("Stack")
+@MOVES.entry("Stack")
 def stack(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids:
     """One position of the output an input."""
     dim = signed(node._saved_dim) % len(out)
@@ -98,47 +84,55 @@ def stack(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) 
     return ids[(slice(None),) * dim + (at, ...)]
 
 
-@moves("Cat")
+@MOVES.entry("Cat")
 def cat(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids | None:
     """A run of positions of the output an input; None where inputs of unknown size lie on both sides."""
     dim = signed(node._saved_dim) % len(out)
-    sizes = [None if child is None else outputs(child)[k].shape for child, k in node.next_functions]
-    known = [
-        None if shape is None else shape[dim] if len(shape) == len(out) else 0 for shape in sizes
-    ]
-    before, after = known[:slot], known[slot + 1 :]
+    sizes = [_size(child, k, dim, len(out)) for child, k in node.next_functions]
+    before, after = sizes[:slot], sizes[slot + 1 :]
     if None not in before:
-        start = sum(size or 0 for size in before)
+        start = _total(before)
     elif None not in after:
-        start = out[dim] - into[dim] - sum(size or 0 for size in after)
+        start = out[dim] - into[dim] - _total(after)
     else:
         return None
-    return (
-        ids
-        if ids.shape[dim] == 1
-        else ids[(slice(None),) * dim + (slice(start, start + into[dim]),)]
-    )
+    if ids.shape[dim] == 1:
+        return ids
+    return ids[(slice(None),) * dim + (slice(start, start + into[dim]),)]
 
 
-@moves("Flip")
+def _size(child: Any, output: int, dim: int, ndim: int) -> int | None:
+    """How long a part of a `cat` is; None for a constant, which has no node."""
+    if child is None:
+        return None
+    shape: Shape = outputs(child)[output].shape
+    return shape[dim] if len(shape) == ndim else 0  # an empty tensor may have any dimensions
+
+
+def _total(sizes: Sequence[int | None]) -> int:
+    return sum(size or 0 for size in sizes)
+
+
+@MOVES.entry("Flip")
 def flip(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids:
     """Positions in the opposite order."""
     return np.flip(ids, tuple(signed(d) % len(into) for d in node._saved_dims))
 
 
-@moves("Roll")
+@MOVES.entry("Roll")
 def roll(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids | None:
     """Positions shifted in a circle, back again."""
     dims = [signed(d) % len(into) for d in node._saved_dims]
-    return np.roll(ids, [-signed(shift) for shift in node._saved_shifts], dims) if dims else None
+    back = [-signed(shift) for shift in node._saved_shifts]
+    return np.roll(ids, back, dims) if dims else None
 
 
-def _placed(ids: Ids, dim: int, size: int, where: Sequence[int]) -> Ids:
+def _placed(ids: Ids, dim: int, size: int, where: range) -> Ids:
     """A map of `size` positions along a dimension, of which these hold the given ones in turn and the others no row."""
-    shape = list(ids.shape)
     if len(where) == size and ids.shape[dim] == 1:
         return ids
+    shape = list(ids.shape)
     shape[dim] = size
     found = np.full(shape, NO_ROW)
-    found.swapaxes(0, dim)[list(where)] = ids.swapaxes(0, dim)
+    found[(slice(None),) * dim + (slice(where.start, where.stop, where.step),)] = ids
     return found

@@ -19,10 +19,8 @@ Grads = tuple[Tensor | None, ...]
 Following = tuple[tuple[Any, int], ...]  # a node's `next_functions`
 
 ACCUMULATE = "torch::autograd::AccumulateGrad"
-WHOLE, WHOLE_IN_TUPLES = (
-    {int, bool, str},
-    {int, bool},
-)  # types of arguments that say how elements move
+# types of arguments that say how elements move
+WHOLE, WHOLE_IN_TUPLES = {int, bool, str}, {int, bool}
 
 # Views and casts: adjoints that keep inner products, so a Gram may be taken before them.
 ISOMETRIES = frozenset(
@@ -76,15 +74,21 @@ def outputs(node: Any) -> Sequence[Any]:
 
 def integers(node: Any) -> tuple[object, ...]:
     """Integer arguments (dimensions, starts, sizes), None for others: a loss weight, a step size may change freely."""
-    found: list[object] = []
     kind: Any = type(node)
-    for attribute in _attributes(kind)[1]:
-        value = getattr(node, attribute)
-        whole = type(value) in WHOLE or (
-            type(value) is tuple and WHOLE_IN_TUPLES.issuperset(map(type, value))
-        )
-        found.append(value if whole else None)
-    return tuple(found)
+    return tuple(_whole(getattr(node, name)) for name in _attributes(kind)[1])
+
+
+def dimensions(node: Any) -> tuple[object, ...]:
+    """Those of the integer arguments that say along which dimensions the op works, and in which mode."""
+    kind: Any = type(node)
+    return tuple(_whole(getattr(node, name)) for name in _attributes(kind)[2])
+
+
+def _whole(value: object) -> object:
+    """The value if it is made of whole numbers, else None."""
+    if isinstance(value, tuple):
+        return value if WHOLE_IN_TUPLES.issuperset(map(type, value)) else None
+    return value if type(value) in WHOLE else None
 
 
 def recomputes(node: Any) -> bool:
@@ -175,9 +179,10 @@ def _zeros(meta: Any) -> Tensor:
 
 
 @cache
-def _attributes(kind: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of a node type's saved tensors (raw), and of its other saved arguments."""
+def _attributes(kind: Any) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Names of a node type's saved tensors (raw), of its other saved arguments, and of those that name dimensions."""
     names = dir(kind)
     raw = tuple(n for n in names if n.startswith("_raw_saved_"))
     plain = tuple(n for n in names if n.startswith("_saved_") and f"_raw{n}" not in raw)
-    return raw, plain
+    dims = tuple(n for n in plain if "dim" in n or "mode" in n or "training" in n)
+    return raw, plain, dims

@@ -5,51 +5,71 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-import torch
 from torch import Tensor
 
-from mtu_fast._graph.explain import Explanation
+from mtu_fast._graph.collect import Collector
+from mtu_fast._graph.explain import Explanation, notes
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.plan import Plan, discover
-from mtu_fast._graph.probe import Fault, blame, probe, probe_weights
-from mtu_fast._graph.stream import Collector, notes, outlives, stream
-from mtu_fast._rows import products
+from mtu_fast._graph.probe import Fault, Uses, blame, check
+from mtu_fast._graph.sweep import outlives, sweep
 from mtu_fast._rows.shared import Shared
-from mtu_fast._rows.uses import Use
 
 KNOWN = 64  # graph signatures remembered; each holds index vectors only
 
 Kept = Sequence[Tensor | None]  # per task, the rows that are kept, int64; None for all
-Uses = list[dict[int, Use]]  # per task, the use of each parameter
+T = TypeVar("T")
+
+
+@dataclass
+class Schedule:
+    """When checks are due: at the first time, and after 1, 2, 4, 8, … times."""
+
+    times: int = 0
+
+    def due(self) -> bool:
+        """Whether this time is one of them; counts it."""
+        now, self.times = self.times, self.times + 1
+        return now & (now - 1) == 0
+
+
+@dataclass
+class _Family:
+    """Graphs of one structure, whatever their shapes: plans made for them are checked less and less often.
+
+    made: counts the plans. failed: whether one has ever been wrong; then all are checked.
+    """
+
+    made: Schedule = field(default_factory=Schedule)
+    failed: bool = False
+
+    def due(self) -> bool:
+        """Whether a plan that is made for a new signature is to be checked."""
+        return self.made.due() or self.failed
 
 
 @dataclass
 class _Known:
-    """A plan, what there is to say of it, and how many steps it has served."""
+    """The plan of a signature, what there is to say of it, its family, and the steps it has served."""
 
     plan: Plan
     explanation: Explanation
-    steps: int = 0
-
-    def due(self) -> bool:
-        """Whether a check is due, after 1, 2, 4, 8, … steps; counts this one."""
-        self.steps += 1
-        return self.steps & (self.steps - 1) == 0
-
-
-def _frames_within() -> int:
-    """How many frames up the caller of the package is, as `warnings.warn` counts in the function that asks."""
-    frame, count = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("mtu_fast."):
-        frame, count = frame.f_back, count + 1
-    return count
+    family: _Family
+    served: Schedule
 
 
 class Plans:
     """How rows of recorded graphs are taken.
+
+    A plan is made for every new signature, and anew where data move rows in another way than
+    before. What it holds follows from the graph and its data at that step; the check against an
+    ordinary backward asks whether rules, hooks and nodes are what they are taken for, which is
+    alike for graphs of one structure. It is due when a structure is new, and ever more rarely
+    then.
 
     Args:
         shared: the parameters.
@@ -63,7 +83,9 @@ class Plans:
         self.explanation: Explanation | None = None
         self._shared = shared
         self._budget = budget
-        self._known: OrderedDict[object, _Known] = OrderedDict()
+        self._known: OrderedDict[Hashable, _Known] = OrderedDict()
+        self._families: OrderedDict[Hashable, _Family] = OrderedDict()
+        self._checks = 0
 
     def uses(self, graph: Graph, kept: Kept) -> Uses:
         """The uses of each parameter by the kept rows, per task; what is left of the graph is to be released.
@@ -74,94 +96,115 @@ class Plans:
         key = graph.signature()
         known = self._known.pop(key, None)
         if known is None:
-            uses = self._found(graph, kept, key, discover(graph))
-        elif (node := known.plan.broken(graph)) is not None:
-            why = f"{graph.names[node]} moved rows in another way than before"
-            uses = self._found(graph, kept, key, discover(graph), why)
-        elif known.due():
-            uses = self._stream(graph, known.plan, kept, keep=True)
-            if self._fault(graph, uses, kept, known.steps) is None:
-                self._keep(key, known)
-            else:
-                why = "the rows of the plan before did not add up to what autograd gives"
-                uses = self._found(graph, kept, key, discover(graph), why)
+            uses, known = self._first(graph, kept)
+        elif (node := known.plan.moved(graph)) is not None:
+            uses = self._anew(graph, kept, known, node)
         else:
-            uses = self._stream(graph, known.plan, kept, outlives(graph, known.plan))
-            self._keep(key, known)
-        return uses
-
-    def _found(self, graph: Graph, kept: Kept, key: object, plan: Plan, why: str = "") -> Uses:
-        """The uses by a plan that was just made, if they pass the check; else by one backward a row, if these do."""
-        uses = self._stream(graph, plan, kept, keep=True)
-        fault = self._fault(graph, uses, kept, 0, lenient=plan.alone)
-        if fault is not None and not plan.alone:
-            name = self._shared.names[fault.parameter]
-            warnings.warn(
-                f"rows: the rows of {name} do not add up to what autograd gives (error {fault.error:.1e} of "
-                f"{fault.size:.1e}), so all are taken by one backward each, exact and slow. A hook that changes "
-                "gradients across samples? If there is none, please report the model.",
-                RuntimeWarning,
-                stacklevel=_frames_within(),
-            )
-            return self._found(graph, kept, key, Plan.row_by_row(graph), why)
-        if fault is not None:
-            name, shape = (
-                self._shared.names[fault.parameter],
-                tuple(self._shared.parameters[fault.parameter].shape),
-            )
-            raise RuntimeError(
-                f"rows: the rows of {name} {shape} do not add up to what autograd gives (error {fault.error:.1e} of "
-                f"{fault.size:.1e}), though each was taken by a backward of its own: {blame(graph)}. .grad is "
-                "untouched. Rows exist only where gradients are linear in the losses: remove the hook, or apply it to "
-                ".grad after backward; per='task' needs no rows of samples."
-            )
-        trials = tuple(graph.names[trial.node] for trial in plan.trials)
-        self._keep(
-            key, _Known(plan, Explanation.of(notes(graph, plan), self._shared, uses, trials, why))
-        )
-        return uses
-
-    def _keep(self, key: object, known: _Known) -> None:
+            uses = self._again(graph, kept, known)
         self.explanation = known.explanation
-        self._known[key] = known
-        while len(self._known) > KNOWN:
-            self._known.popitem(last=False)
+        _keep(self._known, key, known)
+        return uses
 
-    def _stream(self, graph: Graph, plan: Plan, kept: Kept, keep: bool) -> Uses:
+    def _first(self, graph: Graph, kept: Kept) -> tuple[Uses, _Known]:
+        """A plan for a signature that is not known."""
+        structure = graph.structure()
+        family = self._families.pop(structure, None) or _Family()
+        _keep(self._families, structure, family)
+        due = family.due()
+        plan, uses = self._sound(graph, kept, discover(graph), family, due)
+        known = _Known(plan, self._explained(graph, plan, uses), family, Schedule(int(due)))
+        return uses, known
+
+    def _anew(self, graph: Graph, kept: Kept, known: _Known, node: int) -> Uses:
+        """A plan in the place of one whose experiments found something else than now, first at this node."""
+        plan = discover(graph)
+        plan.together = known.plan.together
+        due = known.served.due() or known.family.failed
+        known.plan, uses = self._sound(graph, kept, plan, known.family, due)
+        why = f"{graph.names[node]} moved rows in another way than before"
+        known.explanation = self._explained(graph, known.plan, uses, why)
+        return uses
+
+    def _again(self, graph: Graph, kept: Kept, known: _Known) -> Uses:
+        """By a plan that holds, if a check that may be due does not find a fault."""
+        if not known.served.due():
+            return self._sweep(graph, known.plan, kept, outlives(graph, known.plan))
+        uses = self._sweep(graph, known.plan, kept, keep=True)
+        if self._fault(graph, uses, kept, known.plan.alone) is None:
+            return uses
+        known.family.failed = True
+        known.plan, uses = self._sound(graph, kept, discover(graph), known.family, check=True)
+        why = "the rows of the plan before did not add up to what autograd gives"
+        known.explanation = self._explained(graph, known.plan, uses, why)
+        return uses
+
+    def _sound(
+        self, graph: Graph, kept: Kept, plan: Plan, family: _Family, check: bool
+    ) -> tuple[Plan, Uses]:
+        """A new plan and its uses, if they pass the check where one is due; else one backward a row, if these do."""
+        uses = self._sweep(graph, plan, kept, keep=True)
+        if not check and not plan.alone:
+            return plan, uses
+        fault = self._fault(graph, uses, kept, plan.alone)
+        if fault is None:
+            return plan, uses
+        if plan.alone:
+            raise self._not_linear(graph, fault)
+        family.failed = True
+        self._warn(fault)
+        return self._sound(graph, kept, Plan.row_by_row(graph), family, check)
+
+    def _warn(self, fault: Fault) -> None:
+        name = self._shared.names[fault.parameter]
+        warnings.warn(
+            f"rows: the rows of {name} do not add up to what autograd gives (error {fault.error:.1e} of "
+            f"{fault.size:.1e}), so all are taken by one backward each, exact and slow. A hook that changes "
+            "gradients across samples? If there is none, please report the model.",
+            RuntimeWarning,
+            stacklevel=_frames_within(),
+        )
+
+    def _not_linear(self, graph: Graph, fault: Fault) -> RuntimeError:
+        name = self._shared.names[fault.parameter]
+        shape = tuple(self._shared.parameters[fault.parameter].shape)
+        return RuntimeError(
+            f"rows: the rows of {name} {shape} do not add up to what autograd gives (error {fault.error:.1e} of "
+            f"{fault.size:.1e}), though each was taken by a backward of its own: {blame(graph)}. .grad is "
+            "untouched. Rows exist only where gradients are linear in the losses: remove the hook, or apply it to "
+            ".grad after backward; per='task' needs no rows of samples."
+        )
+
+    def _explained(self, graph: Graph, plan: Plan, uses: Uses, why: str = "") -> Explanation:
+        trials = tuple(graph.names[trial.node] for trial in plan.trials)
+        return Explanation.of(notes(graph, plan), self._shared, uses, trials, why)
+
+    def _sweep(self, graph: Graph, plan: Plan, kept: Kept, keep: bool) -> Uses:
         """One data-gradient pass a task."""
         found, budget = [], self._budget
         for task, rows in enumerate(kept):
             collector = Collector(plan.expected(task), rows, budget)
             last = task == len(kept) - 1
-            stream(graph, plan, task, collector.visit, keep or not last)
+            sweep(graph, plan, task, collector.visit, keep or not last)
             found.append(collector.finish())
             budget = collector.budget
         return found
 
-    def _fault(
-        self, graph: Graph, uses: Uses, kept: Kept, seed: int, lenient: bool = False
-    ) -> Fault | None:
+    def _fault(self, graph: Graph, uses: Uses, kept: Kept, lenient: bool) -> Fault | None:
         """What the check finds: the first parameter whose rows do not add up."""
-        lengths = []
-        for loss, of_task, rows in zip(graph.losses, uses, kept, strict=True):
-            squares = loss.new_zeros(len(loss) if rows is None else len(rows), dtype=torch.float64)
-            for use in of_task.values():
-                squares += products.gram([use], self._shared.precision).diagonal()
-            length = squares.nan_to_num(0, 0, 0).clamp(min=0).sqrt()
-            if rows is not None:
-                length = length.new_zeros(len(loss)).index_copy(0, rows, length)
-            lengths.append(length)
+        self._checks += 1  # other weights every time
+        return check(graph, self._shared.parameters, uses, kept, self._checks, lenient)
 
-        def combine(j: int, weights: Sequence[Tensor]) -> Tensor | None:
-            parts = [
-                use[j].vjp((w if rows is None else w[rows]).to(torch.float64))
-                for use, w, rows in zip(uses, weights, kept, strict=True)
-                if j in use
-            ]
-            return sum(parts[1:], parts[0]) if parts else None
 
-        weights = probe_weights(graph, lengths, seed)
-        for w, rows in zip(weights, kept, strict=True):
-            if rows is not None:
-                w.masked_fill_(torch.ones_like(w, dtype=torch.bool).index_fill(0, rows, False), 0)
-        return probe(graph, self._shared.parameters, weights, combine, lenient)
+def _keep(known: OrderedDict[Hashable, T], key: Hashable, value: T) -> None:
+    """Remember as the latest; the oldest are forgotten."""
+    known[key] = value
+    while len(known) > KNOWN:
+        known.popitem(last=False)
+
+
+def _frames_within() -> int:
+    """How many frames up the caller of the package is, as `warnings.warn` counts in the function that asks."""
+    frame, count = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("mtu_fast."):
+        frame, count = frame.f_back, count + 1
+    return count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.nodes import densified
 from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._rows.uses import Use
 
 # powers of two that the rows' weights are spread over, beside what makes their lengths alike
 SPREAD = 8
@@ -23,6 +24,9 @@ UNLIKE = (1.3, 1.7, 1.9)  # factors that round differently at every step of a ba
 Combine = Callable[[int, Sequence[Tensor]], Tensor | None]
 
 
+Uses = Sequence[dict[int, Use]]  # per task, the use of each parameter
+
+
 @dataclass(frozen=True)
 class Fault:
     """A parameter whose rows do not add up: its index, the error and the size of what autograd gives."""
@@ -30,6 +34,60 @@ class Fault:
     parameter: int
     error: float
     size: float
+
+
+def check(
+    graph: Graph,
+    parameters: Sequence[Tensor],
+    uses: Uses,
+    kept: Sequence[Tensor | None],
+    seed: int,
+    lenient: bool = False,
+) -> Fault | None:
+    """Whether uses of the kept rows add up to what an ordinary backward gives; see `probe`.
+
+    Args:
+        graph: the recorded graph; it is kept.
+        parameters: the shared parameters.
+        uses: per task, the use of each parameter.
+        kept: per task, the rows that the uses have, int64; None for all.
+        seed: of the rows' weights.
+        lenient: see `probe`.
+
+    Returns:
+        The first parameter whose rows do not add up, None if all do.
+    """
+    lengths = []
+    for loss, of_task, rows in zip(graph.losses, uses, kept, strict=True):
+        lengths.append(_spread(_lengths(loss, of_task, rows), loss, rows))
+    weights = probe_weights(graph, lengths, seed)
+    for w, rows in zip(weights, kept, strict=True):
+        if rows is not None:
+            w.masked_fill_(torch.ones_like(w, dtype=torch.bool).index_fill(0, rows, False), 0)
+
+    def combine(j: int, given: Sequence[Tensor]) -> Tensor | None:
+        total: Tensor | None = None
+        for of_task, w, rows in zip(uses, given, kept, strict=True):
+            if j in of_task:
+                part = of_task[j].vjp((w if rows is None else w[rows]).to(torch.float64))
+                total = part if total is None else total + part
+        return total
+
+    return probe(graph, parameters, weights, combine, lenient)
+
+
+def _lengths(loss: Tensor, uses: Mapping[int, Use], rows: Tensor | None) -> Tensor:
+    """About how long each kept row is, float64."""
+    count = len(loss) if rows is None else len(rows)
+    squares = loss.new_zeros(count, dtype=torch.float64)
+    for use in uses.values():
+        squares += use.lengths().square()
+    return squares.nan_to_num(0, 0, 0).sqrt()
+
+
+def _spread(lengths: Tensor, loss: Tensor, rows: Tensor | None) -> Tensor:
+    """Numbers of the kept rows as numbers of all, `[N]`, 0 elsewhere."""
+    return lengths if rows is None else lengths.new_zeros(len(loss)).index_copy(0, rows, lengths)
 
 
 def probe(

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from mtu_fast._graph.carry import signed
+from mtu_fast._graph.chains import isometry, way_below
 from mtu_fast._graph.graph import Edge, Graph
 from mtu_fast._graph.nodes import Grads, densified, integers
-from mtu_fast._graph.plan import chain_below, isometry
 from mtu_fast._graph.rowmap import RowMap
 from mtu_fast._graph.rules.embedding import explicit
 from mtu_fast._ops._blocks import working_dtype
@@ -36,6 +36,59 @@ Each = Callable[[list[Tensor]], Found]
 Seeds = dict[Edge, Tensor]
 
 
+class Together:
+    """Rows through some map, all at once by vmap where it can be relied on, else one after another.
+
+    vmap runs some nodes (cdist) without an error, and wrongly. What it gives for several rows is
+    therefore compared with what the map makes of their sum: once for every place of a plan, if two
+    rows are not zero there, and else again.
+
+    Args:
+        known: what was found at each place; filled in.
+    """
+
+    def __init__(self, known: dict[object, bool]) -> None:
+        self._known = known
+
+    def __call__(self, place: object, one: Each, batched: Each, parts: list[Tensor]) -> Found:
+        """Gradients of several rows, each `[K, …]`, through the map at some place of the graph."""
+        if len(parts[0]) > 1 and self._known.get(place, True):
+            rows = self._batched(place, one, batched, parts)
+            if rows is not None:
+                return rows
+        found = [one([part[k] for part in parts]) for k in range(len(parts[0]))]
+        return [_joined(of_rows, torch.stack) for of_rows in zip(*found, strict=True)]
+
+    def _batched(
+        self, place: object, one: Each, batched: Each, parts: list[Tensor]
+    ) -> Found | None:
+        """What vmap makes of the rows; None where it raises or is wrong."""
+        # one by one it is either right, or raised again
+        with warnings.catch_warnings(), suppress(Exception):
+            warnings.simplefilter("ignore")  # vmap tells of what it does one by one itself
+            rows = batched(parts)
+            if place in self._known or self._adds_up(place, rows, one, parts):
+                return rows
+        self._known[place] = False
+        return None
+
+    def _adds_up(self, place: object, rows: Found, one: Each, parts: list[Tensor]) -> bool:
+        """Whether rows are parts of what the map makes of their sum; remembered where rows said anything."""
+        told = True
+        for of, g in zip(rows, one([part.sum(0) for part in parts]), strict=True):
+            if of is None or g is None:
+                continue
+            dtype = working_dtype(of)
+            sizes = of.to(dtype).flatten(1).norm(dim=1)
+            error = (of.sum(0, dtype=dtype) - densified(g)).norm()
+            if not bool(error <= 64 * torch.finfo(of.dtype).eps * sizes.sum()):
+                return False
+            told = told and int((sizes > 0).sum()) > 1
+        if told:
+            self._known[place] = True
+        return True
+
+
 def add(seeds: Seeds, edge: Edge, rows: Tensor) -> None:
     """Take in the rows `[R, *shape]` that come to an edge."""
     seeds[edge] = seeds[edge] + rows if edge in seeds else rows
@@ -47,14 +100,13 @@ def local_rows(
     slots: Iterable[int],
     maps: Sequence[RowMap | None],
     grads: Grads,
-    count: int,
+    together: Together,
 ) -> Iterator[tuple[Edge, Tensor]]:
     """The rows of a node's inputs, `(edge, [R, *shape])`: its vjp of each row's own part of the output gradients."""
-    live = {
-        k: (b, m)
-        for k, (b, m) in enumerate(zip(grads, maps, strict=True))
-        if b is not None and m is not None
-    }
+    live: dict[int, tuple[Tensor, RowMap]] = {}
+    for k, (b, row_map) in enumerate(zip(grads, maps, strict=True)):
+        if b is not None and row_map is not None:
+            live[k] = b, row_map
     wanted = [(slot, edge) for slot in slots if (edge := graph.next[i][slot]) is not None]
 
     def one(parts: list[Tensor]) -> Found:
@@ -62,20 +114,22 @@ def local_rows(
         return [found.get(slot) for slot, _ in wanted]
 
     def several(rows: Tensor) -> Found:
-        return _together(one, _mapped(one), [m.only(b, rows) for b, m in live.values()])
+        parts = [row_map.only(b, rows) for b, row_map in live.values()]
+        return together(i, one, _mapped(one), parts)
 
     size = sum(b.numel() * b.element_size() for b, _ in live.values())
-    device = next(iter(live.values()))[0].device
-    for (_, edge), rows in zip(wanted, _in_portions(several, count, size, device), strict=True):
+    b, row_map = next(iter(live.values()))
+    found = _in_portions(several, row_map.count, size, b.device)
+    for (_, edge), rows in zip(wanted, found, strict=True):
         if rows is not None:
             yield edge, rows
 
 
-def pulled(graph: Graph, seeds: Seeds) -> Iterator[tuple[int, Use]]:
+def pulled(graph: Graph, seeds: Seeds, together: Together) -> Iterator[tuple[int, Use]]:
     """The rows' gradients of every parameter that the seeds reach, as (parameter, use)."""
     below: Seeds = {}
     for edge, rows in seeds.items():
-        add(below, *_under_views(graph, edge, rows))
+        add(below, *_under_views(graph, edge, rows, together))
     left: Seeds = {}
     for edge, rows in below.items():
         node, few = edge[0], rows[0].numel() < len(rows) and not rows.is_complex()
@@ -84,10 +138,10 @@ def pulled(graph: Graph, seeds: Seeds) -> Iterator[tuple[int, Use]]:
         elif (found := _looked_up(graph, node, rows)) is not None:
             yield found
         elif few:
-            yield from _along_few(graph, edge, rows)
+            yield from _along_few(graph, edge, rows, together)
         else:
             left[edge] = rows
-    for parameter, rows in _all_through(graph, left):
+    for parameter, rows in _all_through(graph, left, together):
         yield parameter, Dense(tuple(rows.shape[1:]), rows)
 
 
@@ -131,7 +185,7 @@ def _apply_chain(graph: Graph, chain: Sequence[Edge], g: Tensor) -> Tensor:
     return g
 
 
-def _under_views(graph: Graph, edge: Edge, rows: Tensor) -> tuple[Edge, Tensor]:
+def _under_views(graph: Graph, edge: Edge, rows: Tensor, together: Together) -> tuple[Edge, Tensor]:
     """The rows below the views and casts that an edge leads to, since what is below may be a look-up."""
     while edge[0] not in graph.leaf and (below := isometry(graph, edge[0])) is not None:
         i, output = edge
@@ -139,7 +193,7 @@ def _under_views(graph: Graph, edge: Edge, rows: Tensor) -> tuple[Edge, Tensor]:
         def one(parts: list[Tensor], i: int = i, output: int = output) -> Found:
             return [g for _, _, g in graph.vjp(i, {output: parts[0]})]
 
-        (found,) = _together(one, _mapped(one), [rows])
+        (found,) = together(edge, one, _mapped(one), [rows])
         if found is None:
             break
         edge, rows = below, found
@@ -151,27 +205,29 @@ def _looked_up(graph: Graph, i: int, rows: Tensor) -> tuple[int, Use] | None:
     below = [e for e in graph.next[i] if e is not None]
     if len(below) != 1:
         return None
-    chain, parameter = chain_below(graph, below[0])
-    if chain is None or parameter is None:
+    way = way_below(graph, below[0])
+    if way is None:
         return None
     use = explicit(graph.nodes[i], graph.shape(below[0]), rows)
     if use is None:
         return None
     small = use.rows_bytes() <= use.held and not use.sparse
-    return parameter, through_chain(graph, chain, use.dense() if small else use)
+    return way.parameter, through_chain(graph, way.chain, use.dense() if small else use)
 
 
-def _along_few(graph: Graph, edge: Edge, rows: Tensor) -> Iterator[tuple[int, Use]]:
+def _along_few(
+    graph: Graph, edge: Edge, rows: Tensor, together: Together
+) -> Iterator[tuple[int, Use]]:
     """Rows that come through an edge of fewer numbers K than rows (a penalty in every loss) lie along K directions."""
     few = rows[0].numel()
     units = torch.eye(few, dtype=rows.dtype, device=rows.device).view(few, *rows.shape[1:])
-    for parameter, directions in _all_through(graph, {edge: units}):
+    for parameter, directions in _all_through(graph, {edge: units}, together):
         shape = tuple(directions.shape[1:])
         use = Common(shape, rows.reshape(-1, few), directions)
         yield parameter, use if use.held < use.rows_bytes() else use.dense()
 
 
-def _all_through(graph: Graph, seeds: Seeds) -> Iterator[tuple[int, Tensor]]:
+def _all_through(graph: Graph, seeds: Seeds, together: Together) -> Iterator[tuple[int, Tensor]]:
     """Gradients of several rows `[R, *shape]` of every parameter that the seeds reach, by batched passes."""
     if not seeds:
         return
@@ -190,9 +246,8 @@ def _all_through(graph: Graph, seeds: Seeds) -> Iterator[tuple[int, Tensor]]:
         )
 
     def several(which: Tensor) -> Found:
-        return _together(
-            backward, lambda parts: backward(parts, True), [part[which] for part in seeds.values()]
-        )
+        parts = [part[which] for part in seeds.values()]
+        return together(tuple(seeds), backward, lambda given: backward(given, True), parts)
 
     first = next(iter(seeds.values()))
     size = sum(
@@ -234,33 +289,6 @@ def _joined(
     there = [densified(part) for part in parts if part is not None]
     # what a node hands on follows from the node, not from the row
     return join(there) if there else None
-
-
-def _together(one: Each, batched: Each, parts: list[Tensor]) -> Found:
-    """Gradients of several rows, each `[K, …]`, at once; one after another where an op on the way does not know how."""
-    if len(parts[0]) > 1:
-        # one by one it is either right, or raised again
-        with warnings.catch_warnings(), suppress(Exception):
-            warnings.simplefilter("ignore")  # vmap tells of what it does one by one itself
-            rows = batched(parts)
-            if _adds_up(rows, one([part.sum(0) for part in parts])):
-                return rows
-    found = [one([part[k] for part in parts]) for k in range(len(parts[0]))]
-    return [_joined(of_rows, torch.stack) for of_rows in zip(*found, strict=True)]
-
-
-def _adds_up(rows: Found, total: Found) -> bool:
-    """Whether rows are parts of their sum: vmap runs some nodes (cdist) without an error, and wrongly."""
-    for of, g in zip(rows, total, strict=True):
-        if of is None or g is None:
-            continue
-        dtype = working_dtype(of)
-        most = of.to(dtype).flatten(1).norm(dim=1).sum()
-        if not bool(
-            (of.sum(0, dtype=dtype) - densified(g)).norm() <= 64 * torch.finfo(of.dtype).eps * most
-        ):
-            return False
-    return True
 
 
 def _mapped(one: Each) -> Each:

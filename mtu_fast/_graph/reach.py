@@ -9,7 +9,7 @@ they differ. 2 log₂ N runs of one node, no tolerance.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,100 @@ from torch import Tensor
 
 from mtu_fast._graph import nodes as node_ops
 from mtu_fast._graph.carry import stem
-from mtu_fast._graph.lookups import BY_INDEX
 from mtu_fast._graph.moves import SETTLED
-from mtu_fast._graph.rowmap import NO_ROW, Ids, compact
+from mtu_fast._graph.rowmap import MEET, NO_ROW, Ids, Meet, compact
 
-# slot of the node -> the map of that input's gradient, None where rows meet
-Reached = dict[int, Ids | None]
+# slot of the node -> the map of that input's gradient, or that rows meet in it
+Reached = dict[int, Ids | Meet]
+Alive = dict[int, Tensor]  # slot -> which elements are not zero
 
 
-def reach(node: Any, maps: Sequence[Ids | None], slots: Collection[int], count: int) -> Reached:
+class Noise:
+    """Arbitrary numbers between 0.5 and 1.5: nothing that is zero for them is so by chance.
+
+    The outputs of one node have numbers of their own, since an adjoint may take the difference of
+    their gradients. Those of different nodes may be the same, and are made once.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[object, Tensor] = {}
+
+    def like(self, meta: Any, output: int) -> Tensor:
+        """Numbers for the gradient of an output."""
+        key = (tuple(meta.shape), meta.dtype, meta.device, output)
+        if key not in self._known:
+            generator = torch.Generator().manual_seed(output)
+            numbers = torch.rand(key[0], generator=generator) + 0.5
+            self._known[key] = numbers.to(meta.dtype).to(meta.device)
+        return self._known[key]
+
+
+class Experiment:
+    """The adjoint of one node under gradients in which some of the rows are alive.
+
+    Args:
+        node: an autograd node whose saved tensors are there.
+        maps: of each output's gradient, None where there is none.
+        count: the number of rows N.
+        noise: the numbers that the gradients are made of.
+    """
+
+    def __init__(self, node: Any, maps: Sequence[Ids | None], count: int, noise: Noise) -> None:
+        self._node = node
+        self._digits = max(1, (count - 1).bit_length())
+        self._parts: list[_Part | None] = []
+        for output, ids in enumerate(maps):
+            self._parts.append(None if ids is None else _Part(node, output, ids, noise))
+
+    def runs(self, slots: Collection[int]) -> Iterator[tuple[int, Alive, Alive]]:
+        """For each digit, what is alive where the rows with it are, and where the others are.
+
+        The slots are read anew for every digit.
+
+        Yields:
+            The digit, and what is alive in either run.
+        """
+        for digit in range(self._digits):
+            yield digit, self._alive(digit, 1, slots), self._alive(digit, 0, slots)
+
+    def _alive(self, digit: int, value: int, slots: Collection[int]) -> Alive:
+        given = [None if part is None else part.alive(digit, value) for part in self._parts]
+        following = self._node.next_functions
+        found: Alive = {}
+        for slot, g in enumerate(node_ops.vjp(self._node, given)):
+            if slot in slots and g is not None:
+                found[slot] = node_ops.conformed(g, *following[slot]) != 0
+        return found
+
+
+class _Part:
+    """A gradient of one output in which rows can be switched on and off."""
+
+    def __init__(self, node: Any, output: int, ids: Ids, noise: Noise) -> None:
+        meta = node_ops.outputs(node)[output]
+        self._ids = torch.from_numpy(ids.copy()).to(meta.device)
+        if stem(node.name()) in SETTLED:
+            one = torch.ones((), dtype=meta.dtype, device=meta.device)
+            self._values = one.expand(tuple(meta.shape))  # sums of ones never cancel
+        else:
+            self._values = noise.like(meta, output)
+
+    def alive(self, digit: int, value: int) -> Tensor:
+        return torch.where(of_digit(self._ids, digit, value), self._values, 0)
+
+
+def of_digit(ids: Tensor, digit: int, value: int) -> Tensor:
+    """Where there is a row, of which the binary digit has this value."""
+    return (ids >= 0) & ((ids >> digit & 1) == value)
+
+
+def reach(
+    node: Any,
+    maps: Sequence[Ids | None],
+    slots: Collection[int],
+    count: int,
+    noise: Noise | None = None,
+) -> Reached:
     """The maps of a node's inputs, from those of its outputs.
 
     Args:
@@ -34,100 +119,73 @@ def reach(node: Any, maps: Sequence[Ids | None], slots: Collection[int], count: 
         maps: of each output's gradient, None where there is none.
         slots: the inputs that are asked for.
         count: the number of rows N.
+        noise: the numbers that the gradients are made of.
 
     Returns:
-        For each slot its map (NO_ROW throughout if no gradient comes), or None where two rows meet
+        For each slot its map (NO_ROW throughout if no gradient comes), or MEET where two rows meet
         in one element.
     """
-    probes = [None if ids is None else _Probe(node, k, ids) for k, ids in enumerate(maps)]
-    found: dict[int, Tensor] = {}
-    open_slots = set(slots)
-    for digit in range(max(1, (count - 1).bit_length())):
-        on, off = (_alive(node, probes, digit, value, open_slots) for value in (1, 0))
-        for slot in sorted(open_slots):
-            if slot in on and slot in off and bool((on[slot] & off[slot]).any()):
-                open_slots.discard(slot)
-                continue
-            for value, alive in ((1, on), (0, off)):
-                if slot in alive:
-                    ids = found.setdefault(
-                        slot, torch.full(alive[slot].shape, NO_ROW, device=alive[slot].device)
-                    )
-                    ids.copy_(torch.where(alive[slot], ids.clamp(min=0) | value << digit, ids))
-    return {
-        slot: _map(node, slot, found.get(slot)) if slot in open_slots else None for slot in slots
-    }
-
-
-def _map(node: Any, slot: int, ids: Tensor | None) -> Ids:
-    child, k = node.next_functions[slot]
-    return (
-        np.full([1] * len(node_ops.outputs(child)[k].shape), NO_ROW)
-        if ids is None
-        else compact(ids.cpu().numpy())
-    )
-
-
-def ask(node: Any, maps: Sequence[Ids | None], slots: Collection[int], count: int) -> Reached:
-    """As `reach`, but by the index that the node saved where it is a look-up."""
+    left = {slot: _Numbers() for slot in slots}
     found: Reached = {}
-    look_up = BY_INDEX.get(stem(node.name()))
-    if look_up is not None and maps[0] is not None:
-        out = tuple(node_ops.outputs(node)[0].shape)
-        for slot in slots:
-            child, k = node.next_functions[slot]
-            for ids in look_up(node, slot, out, tuple(node_ops.outputs(child)[k].shape), maps[0]):
-                found[slot] = ids if ids is None else compact(ids)
-    left = [slot for slot in slots if slot not in found]
-    return found | reach(node, maps, left, count) if left else found
+    for digit, on, off in Experiment(node, maps, count, noise or Noise()).runs(left):
+        for slot in list(left):
+            if not left[slot].take(digit, on.get(slot), off.get(slot)):
+                found[slot] = MEET
+                del left[slot]
+    for slot, numbers in left.items():
+        child, k = node.next_functions[slot]
+        found[slot] = numbers.ids(len(node_ops.outputs(child)[k].shape))
+    return found
 
 
-def agree(now: Reached, then: Mapping[int, Ids | None]) -> bool:
-    """Whether maps that were found then hold now: rows meet where they met, and come only to places of their own."""
-    return all(
-        (mine := now[slot]) is not None and _within(mine, ids)
-        for slot, ids in then.items()
-        if ids is not None
-    )
+class _Numbers:
+    """The row that reaches each element of an input, put together digit by digit."""
+
+    def __init__(self) -> None:
+        self._number: Tensor | None = None
+        self._reached: Tensor | None = None
+
+    def take(self, digit: int, on: Tensor | None, off: Tensor | None) -> bool:
+        """One digit more; whether rows are still apart."""
+        if on is not None and off is not None and bool((on & off).any()):
+            return False
+        for alive, value in ((on, 1 << digit), (off, 0)):
+            if alive is not None:
+                self._add(alive, value)
+        return True
+
+    def _add(self, alive: Tensor, value: int) -> None:
+        if self._number is None or self._reached is None:
+            self._reached = torch.zeros_like(alive)
+            self._number = torch.zeros(alive.shape, dtype=torch.int64, device=alive.device)
+        self._reached |= alive
+        if value:
+            self._number += alive * value
+
+    def ids(self, ndim: int) -> Ids:
+        """The map of an input of so many dimensions."""
+        if self._number is None or self._reached is None:
+            return np.full([1] * ndim, NO_ROW)
+        return compact(torch.where(self._reached, self._number, NO_ROW).cpu().numpy())
 
 
-def _within(now: Ids, then: Ids) -> bool:
-    return bool(((now == then) | (now < 0)).all())
+def strays(
+    node: Any, maps: Sequence[Ids | None], then: Mapping[int, Ids], count: int, noise: Noise
+) -> list[Tensor]:
+    """Whether any row reaches an element that is another's by the maps of before, or that was none's.
 
+    As `reach` and a comparison, without the maps: an element of a row that is alive in a run of the
+    wrong value of some digit is reached by a row that differs in it.
 
-class _Probe:
-    """A gradient of one output in which rows can be switched on and off."""
-
-    def __init__(self, node: Any, output: int, ids: Ids) -> None:
-        meta = node_ops.outputs(node)[output]
-        self.ids = torch.from_numpy(ids.copy()).to(meta.device)
-        if stem(node.name()) in SETTLED:
-            # Sums of ones never cancel.
-            self.values = torch.ones((), dtype=meta.dtype, device=meta.device).expand(
-                tuple(meta.shape)
-            )
-        else:
-            # Nothing that is zero for arbitrary numbers is so by chance.
-            noise = (
-                torch.rand(tuple(meta.shape), generator=torch.Generator().manual_seed(output)) + 0.5
-            )
-            self.values = noise.to(meta.dtype).to(meta.device)
-
-    def alive(self, digit: int, value: int) -> Tensor:
-        chosen = (self.ids >= 0) & ((self.ids >> digit & 1) == value)
-        return torch.where(chosen, self.values, 0)
-
-
-def _alive(
-    node: Any, probes: Sequence[_Probe | None], digit: int, value: int, slots: Collection[int]
-) -> dict[int, Tensor]:
-    """Which elements of the inputs are not zero when the rows with this digit are alive."""
-    given = node_ops.vjp(
-        node, [None if probe is None else probe.alive(digit, value) for probe in probes]
-    )
-    following = node.next_functions
-    return {
-        slot: node_ops.conformed(g, *following[slot]) != 0
-        for slot, g in enumerate(given)
-        if slot in slots and g is not None
-    }
+    Returns:
+        One truth value a run and slot, on the node's device.
+    """
+    own = {}
+    found: list[Tensor] = []
+    for digit, on, off in Experiment(node, maps, count, noise).runs(then):
+        for alive, value in ((on, 1), (off, 0)):
+            for slot, there in alive.items():
+                if slot not in own:
+                    own[slot] = torch.from_numpy(then[slot].copy()).to(there.device)
+                found.append((there & ~of_digit(own[slot], digit, value)).any())
+    return found

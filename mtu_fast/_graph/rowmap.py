@@ -10,18 +10,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from itertools import accumulate, pairwise
 from math import prod
 from operator import mul
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 Ids = npt.NDArray[np.int64]
 NO_ROW = -1  # instead of a row: no gradient comes here
+
+
+class Meet(Enum):
+    """Instead of a map: two rows meet in some element."""
+
+    MEET = "rows meet"
+
+
+MEET: Final = Meet.MEET
+
+# What is known of the map of an input; None where nothing is.
+Answer = Ids | Meet | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +83,7 @@ class RowMap:
 
     def only(self, b: Tensor, rows: Tensor) -> Tensor:
         """A copy of b for each of some rows, with every element of another row zero: rows `[K]` -> `[K, *b.shape]`."""
-        ids = torch.from_numpy(self.ids.copy()).to(b.device)
+        ids = self.on(b.device)
         return torch.where(ids == rows.view(-1, *[1] * b.dim()), b, 0)
 
     def split(self, x: Tensor, dim: int) -> Tensor:
@@ -81,15 +96,31 @@ class RowMap:
             if len(x) == self.count * self.inner:
                 return x.view(self.count, self.inner, *x.shape[1:])
             return x.unflatten(0, (-1, self.count, self.inner)).transpose(0, 1).flatten(1, 2)
-        where = self._positions.to(x.device)
+        where = self._positions_on(x.device)
         inside = (where >= 0).view(*where.shape, *[1] * (x.dim() - 1))
         return torch.where(inside, x[where.clamp(min=0)], 0)
 
+    def on(self, device: torch.device) -> Tensor:
+        """`ids` as a tensor on a device, brought there once."""
+        if device not in self._held:
+            self._held[device] = torch.from_numpy(self.ids.copy()).to(device)
+        return self._held[device]
+
+    def _positions_on(self, device: torch.device) -> Tensor:
+        """Positions of each row, `[N, S]`, -1 where a row has fewer than S; brought there once."""
+        if device not in self._held_positions:
+            of_row = [torch.from_numpy(np.flatnonzero(self.along == r)) for r in range(self.count)]
+            found = pad_sequence(of_row, batch_first=True, padding_value=-1)
+            self._held_positions[device] = found.to(device)
+        return self._held_positions[device]
+
     @cached_property
-    def _positions(self) -> Tensor:
-        """Positions of each row, `[N, S]`, -1 where a row has fewer than S."""
-        of_row = [torch.from_numpy(np.flatnonzero(self.along == r)) for r in range(self.count)]
-        return torch.nn.utils.rnn.pad_sequence(of_row, batch_first=True, padding_value=-1)
+    def _held(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    @cached_property
+    def _held_positions(self) -> dict[torch.device, Tensor]:
+        return {}
 
 
 def first(count: int) -> Ids:
@@ -97,12 +128,12 @@ def first(count: int) -> Ids:
     return np.arange(count)
 
 
-def merged(one: Ids, other: Ids) -> Ids | None:
-    """The map of a sum of gradients with these maps; None where two rows meet."""
+def merged(one: Ids, other: Ids) -> Ids | Meet:
+    """The map of a sum of gradients with these maps, or that two rows meet."""
     if one.shape == other.shape and np.array_equal(one, other):
         return one
     if bool(((one != other) & (one >= 0) & (other >= 0)).any()):
-        return None
+        return MEET
     return np.maximum(one, other)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import mtu_fast as mtu
 from mtu_fast._graph import plans
 from mtu_fast._graph.graph import Graph
-from mtu_fast._graph.plan import Plan
+from mtu_fast._graph.plan import Plan, Site
 from tests.helpers.checks import assert_rows, combine_error, random_weights, trained, truth_of
 from tests.helpers.truth import combine_truth
 
@@ -43,13 +43,13 @@ def loss_of(model: nn.Module, index: Tensor | None = None) -> Tensor:
 def checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with every check."""
     found: list[int] = []
-    plain = plans.probe
+    plain = plans.check
 
     def counted(*args: Any) -> Any:
         found.append(len(found))
         return plain(*args)
 
-    monkeypatch.setattr(plans, "probe", counted)
+    monkeypatch.setattr(plans, "check", counted)
     return found
 
 
@@ -64,25 +64,27 @@ def test_a_plan_is_checked_after_1_2_4_8_steps(checks: list[int]) -> None:
     assert [step for step, n in enumerate(checked) if n] == [0, 1, 2, 4, 8, 16]
 
 
+def serves(site: Site, parameter: int) -> bool:
+    """Whether the site is of this parameter."""
+    return site.way is not None and site.way.parameter == parameter
+
+
 def dropped(plan: Plan) -> Plan:
     """A use is missing."""
-    node = next(i for i, sites in plan.sites.items() if any(site.parameter == 1 for site in sites))
-    sites = {
-        i: [s for s in sites if i != node or s.parameter != 1] for i, sites in plan.sites.items()
-    }
-    return replace(plan, sites=sites)
+    node = next(i for i, of in plan.sites.items() if any(serves(site, 1) for site in of))
+    left = [site for site in plan.sites[node] if not serves(site, 1)]
+    return replace(plan, sites=plan.sites | {node: left})
 
 
 def doubled(plan: Plan) -> Plan:
     """A use counts twice."""
-    return replace(
-        plan, sites={i: [*of, *(s for s in of if s.parameter == 3)] for i, of in plan.sites.items()}
-    )
+    sites = {i: [*of, *(site for site in of if serves(site, 3))] for i, of in plan.sites.items()}
+    return replace(plan, sites=sites)
 
 
 def swapped(plan: Plan) -> Plan:
     """Two rows are taken for each other, at one node."""
-    node = next(i for i, sites in plan.sites.items() if any(site.parameter == 0 for site in sites))
+    node = next(i for i, sites in plan.sites.items() if any(serves(site, 0) for site in sites))
     row_map = plan.maps[0][node][0]
     assert row_map is not None
     ids = np.array([1, 0, 2, 3, 4])[row_map.ids]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast._graph.reach import agree, reach
-from mtu_fast._graph.rowmap import NO_ROW, Ids
+from mtu_fast._graph.reach import Noise, reach, strays
+from mtu_fast._graph.rowmap import MEET, NO_ROW, Ids, Meet
+from mtu_fast._graph.trial import within
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -31,7 +32,7 @@ class Function(torch.autograd.Function):
 
 def asked(
     backward: Callable[[Tensor], Tensor], ids: Ids, dtype: torch.dtype, shape: tuple[int, ...]
-) -> Ids | None:
+) -> Ids | Meet:
     """What an experiment finds for the input of a function with this backward."""
     x = torch.randn(shape, dtype=dtype, requires_grad=True)
     node = Function.apply(2 * x, backward).grad_fn
@@ -43,8 +44,8 @@ def asked(
 def test_rows_that_stay_apart(n: int, dtype: torch.dtype) -> None:
     ids = np.arange(n)[:, None]
     same, turned = (asked(f, ids, dtype, (n, 3)) for f in (lambda g: 3 * g, lambda g: g.flip(0)))
-    assert same is not None and same[:, 0].tolist() == list(range(n))
-    assert turned is not None and turned[:, 0].tolist() == list(range(n))[::-1]
+    assert same is not MEET and same[:, 0].tolist() == list(range(n))
+    assert turned is not MEET and turned[:, 0].tolist() == list(range(n))[::-1]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -60,7 +61,7 @@ def test_two_rows_that_meet_however_weakly(
         mixed[pair[0]] += share * g[pair[1]]
         return mixed
 
-    assert asked(backward, np.arange(5)[:, None], dtype, (5, 3)) is None
+    assert asked(backward, np.arange(5)[:, None], dtype, (5, 3)) is MEET
 
 
 def test_places_that_no_row_reaches() -> None:
@@ -70,18 +71,47 @@ def test_places_that_no_row_reaches() -> None:
         torch.float32,
         (4, 2),
     )
-    assert found is not None and found[:, 0].tolist() == [0, NO_ROW, 2, 3]
+    assert found is not MEET and found[:, 0].tolist() == [0, NO_ROW, 2, 3]
 
 
 def test_what_is_not_finite_counts_as_met() -> None:
-    assert asked(lambda g: g * torch.inf, np.arange(3)[:, None], torch.float32, (3, 2)) is None
+    assert asked(lambda g: g * torch.inf, np.arange(3)[:, None], torch.float32, (3, 2)) is MEET
 
 
-def test_maps_agree_where_rows_come_only_to_places_of_their_own() -> None:
-    then = {0: np.array([0, 1, NO_ROW])}
-    assert agree({0: np.array([0, NO_ROW, NO_ROW])}, then)
-    assert not agree({0: np.array([0, 1, 1])}, then)
-    assert not agree({0: np.array([1, 1, NO_ROW])}, then)
-    assert not agree({0: None}, then)
-    assert agree({0: np.array(NO_ROW)}, then)
-    assert not agree({0: np.array([0, 1, NO_ROW])}, {0: np.array(NO_ROW)})
+def test_rows_come_only_to_places_of_their_own() -> None:
+    then = np.array([0, 1, NO_ROW])
+    assert within(np.array([0, NO_ROW, NO_ROW]), then)
+    assert not within(np.array([0, 1, 1]), then)
+    assert not within(np.array([1, 1, NO_ROW]), then)
+    assert not within(MEET, then)
+    assert within(np.array(NO_ROW), then)
+    assert not within(np.array([0, 1, NO_ROW]), np.array(NO_ROW))
+
+
+def moving(matrix: Tensor) -> Any:
+    """A node whose adjoint is this matrix, from positions of the output to those of the input."""
+    x = torch.randn(matrix.shape[0], 2, dtype=matrix.dtype, requires_grad=True)
+    return Function.apply(2 * x, lambda g: matrix @ g).grad_fn
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6, 17])
+def test_an_experiment_is_repeated_with_the_same_answer(n: int) -> None:
+    """By fewer operations than finding the maps anew takes: whatever moves, meets, appears or vanishes."""
+    generator = torch.Generator().manual_seed(n)
+    ids, noise, kept = np.arange(n)[:, None], Noise(), 0
+    for trial in range(200):
+        moves = torch.eye(n, dtype=torch.float64)[torch.randperm(n, generator=generator)]
+        moves = moves * (torch.rand(n, 1, generator=generator) < 0.8)
+        then = reach(moving(moves), [ids], [0], n, noise)[0]
+        assert then is not MEET
+        one, other = (int(torch.randint(n, (), generator=generator)) for _ in range(2))
+        change = (0.0, 1.0, -1.0, 1e-200)[trial % 4]
+        moves[one, other] += change
+        if trial % 5 == 0:
+            moves[one] = 0
+        node = moving(moves)
+        now = reach(node, [ids], [0], n, noise)[0]
+        stays = not any(map(bool, strays(node, [ids], {0: then}, n, noise)))
+        assert stays == within(now, then)
+        kept += stays
+    assert 0 < kept < 200 or n == 1

@@ -8,7 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtu_fast._graph.rowmap import NO_ROW, Ids, RowMap, carried, compact, first, merged, reshaped
+from mtu_fast._graph.rowmap import (
+    MEET,
+    NO_ROW,
+    Ids,
+    RowMap,
+    carried,
+    compact,
+    first,
+    merged,
+    reshaped,
+)
 
 
 def spread(ids: Ids, shape: tuple[int, ...]) -> Ids:
@@ -65,10 +75,10 @@ def test_a_compact_map_says_the_same(numbers: list[int], fill: bool) -> None:
 def test_merged_maps_keep_rows_apart_or_say_that_they_meet() -> None:
     one, other = np.array([0, NO_ROW, 2]), np.array([NO_ROW, 1, 2])
     together = merged(one, other)
-    assert together is not None and together.tolist() == [0, 1, 2]
-    assert merged(one, np.array([1, 1, 2])) is None
+    assert together is not MEET and together.tolist() == [0, 1, 2]
+    assert merged(one, np.array([1, 1, 2])) is MEET
     outer = merged(np.array([[0], [1]]), np.array([[0, NO_ROW], [NO_ROW, 1]]))
-    assert outer is not None and outer.tolist() == [[0, 0], [1, 1]]
+    assert outer is not MEET and outer.tolist() == [[0, 0], [1, 1]]
 
 
 def test_dimensions_that_are_carried() -> None:

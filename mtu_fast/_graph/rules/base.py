@@ -22,6 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from mtu_fast._graph.rowmap import RowMap
+from mtu_fast._graph.table import Table
 from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._rows.uses import Dense, Use
 
@@ -33,10 +34,10 @@ Served = Callable[
     [Any, Mapping[int, Shape], Sequence[Tensor | None], Sequence[RowMap | None]], dict[int, Use]
 ]
 
-RULES: dict[str, Served] = {}
+RULES: Table[Served] = Table()
 
 
-def rule(*names: str, slots: Container[int] = range(3)) -> Callable[[Rule], Rule]:
+def rule(names: str, slots: Container[int] = range(3)) -> Callable[[Rule], Rule]:
     """Register a rule for the autograd nodes of these names, and for a parameter that is one of these inputs."""
 
     def register(function: Rule) -> Rule:
@@ -50,36 +51,17 @@ def rule(*names: str, slots: Container[int] = range(3)) -> Callable[[Rule], Rule
             b, rows = grads[0], maps[0]
             if b is None or rows is None or any(g is not None for g in grads[1:]):
                 return {}
-            found = {
-                slot: function(node, slot, shape, b, rows)
-                for slot, shape in wanted.items()
-                if slot in slots
-            }
-            return {slot: use for slot, use in found.items() if use is not None}
+            uses: dict[int, Use] = {}
+            for slot, shape in wanted.items():
+                use = function(node, slot, shape, b, rows) if slot in slots else None
+                if use is not None:
+                    uses[slot] = use
+            return uses
 
-        _enter(names, served)
+        RULES.entry(names)(served)
         return function
 
     return register
-
-
-def joint_rule(*names: str) -> Callable[[Served], Served]:
-    """Register what serves all inputs of the autograd nodes of these names at once."""
-
-    def register(function: Served) -> Served:
-        _enter(names, function)
-        return function
-
-    return register
-
-
-def _enter(names: Sequence[str], served: Served) -> None:
-    for name in names:
-        if name in RULES:
-            raise ValueError(
-                f"two rules for {name}: {RULES[name].__module__} and {served.__module__}"
-            )
-        RULES[name] = served
 
 
 def scaled(b: Tensor, factor: float) -> Tensor:

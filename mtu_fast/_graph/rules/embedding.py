@@ -1,66 +1,47 @@
 """Table look-ups: rows are scattered gradients, never one-hot products.
 
-A look-up `out[…] = table[index[…]]` is read off its node in one place (`LOOKUPS`), for rows that
-are told apart by position (the rules that follow from it) and for explicit rows of what all samples
-look up alike (`explicit`).
+What a node looks up is read off it by `LOOKUPS`, for rows that are told apart by position (the
+rules that follow from it) and for explicit rows of what all samples look up alike (`explicit`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtu_fast._graph.carry import signed
+from mtu_fast._graph.carry import signed, stem
+from mtu_fast._graph.lookups import LOOKUPS, Lookup
 from mtu_fast._graph.rowmap import RowMap
 from mtu_fast._graph.rules.base import Shape, rule
 from mtu_fast._rows.uses import Gather, Use
 
 
-class Lookup(NamedTuple):
-    """Which entry each place looks up, int64 of the places' shape, and which one counts for nothing (-1 for none).
-
-    sparse: the table's gradient is to be sparse.
-    """
-
-    entries: Tensor
-    padding: int = -1
-    sparse: bool = False
-
-
-Read = Callable[[Any, Shape], Lookup | None]  # (node, shape of the table)
-
-LOOKUPS: dict[str, Read] = {}
-
-
-def lookup(name: str) -> Callable[[Read], Read]:
-    """Register what reads a look-up off nodes of this name, and the rule that follows."""
-
-    def register(read: Read) -> Read:
-        def by_position(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | None:
-            found = read(node, shape)
-            if found is None or rows.dim is None or rows.dim >= found.entries.dim():
-                return None
-            index = rows.split(found.entries, rows.dim)
-            return _gather(shape, index, rows.split(b, rows.dim), found)
-
-        LOOKUPS[name] = read
-        rule(name, slots=(0,))(by_position)
-        return read
-
-    return register
+@rule("EmbeddingBackward0 IndexBackward0 IndexSelectBackward0", slots=(0,))
+def looked_up(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | None:
+    """`out[places] = table[index[places]]`, b `[*places, *entry]`, rows along one dimension of the places."""
+    found = _in_table(node, shape)
+    if found is None or rows.dim is None or rows.dim >= found.entries.dim():
+        return None
+    index = rows.split(found.entries, rows.dim)
+    return _gather(shape, index, rows.split(b, rows.dim), found)
 
 
 def explicit(node: Any, shape: Shape, rows: Tensor) -> Gather | None:
     """Rows of a table from explicit rows of what was looked up in it, `[R, *places, *entry]`; None for other nodes."""
-    read = LOOKUPS.get(node.name())
-    found = None if read is None else read(node, shape)
+    found = _in_table(node, shape)
     if found is None or not found.entries.dim():
         return None
     return _gather(shape, found.entries.expand(len(rows), *found.entries.shape), rows, found)
+
+
+def _in_table(node: Any, shape: Shape) -> Lookup | None:
+    """The look-up of whole entries, by number, that the node is; None if it is not."""
+    read = LOOKUPS.get(stem(node.name()))
+    found = None if read is None else read(node, shape)
+    return found if found is not None and len(found.first) == 1 else None
 
 
 def _gather(shape: Shape, index: Tensor, b: Tensor, of: Lookup) -> Gather:
@@ -69,34 +50,6 @@ def _gather(shape: Shape, index: Tensor, b: Tensor, of: Lookup) -> Gather:
         b = b * (index != of.padding).view(*index.shape, *[1] * (b.dim() - index.dim()))
     index = index.flatten(1)
     return Gather(shape, index, b.reshape(*index.shape, prod(shape[1:])), sparse=of.sparse)
-
-
-@lookup("EmbeddingBackward0")
-def embedding(node: Any, shape: Shape) -> Lookup | None:
-    """`weight[index]`."""
-    if node._saved_scale_grad_by_freq:
-        # counts the whole batch: positions of one row then depend on other rows' indices
-        return None
-    return Lookup(node._saved_indices, signed(node._saved_padding_idx), node._saved_sparse)
-
-
-@lookup("IndexBackward0")
-def index(node: Any, shape: Shape) -> Lookup | None:
-    """`parameter[index]`, an index of whole numbers in the first dimension."""
-    first, *others = node._saved_indices
-    if (
-        first is None
-        or first.dtype in (torch.bool, torch.uint8)
-        or any(t is not None for t in others)
-    ):
-        return None
-    return Lookup(torch.where(first < 0, first + shape[0], first))
-
-
-@lookup("IndexSelectBackward0")
-def index_select(node: Any, shape: Shape) -> Lookup | None:
-    """`parameter.index_select(0, index)`."""
-    return Lookup(node._saved_index) if signed(node._saved_dim) == 0 and shape else None
 
 
 @rule("EmbeddingBagBackward0", slots=(0,))

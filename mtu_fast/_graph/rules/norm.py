@@ -37,7 +37,7 @@ def group_norm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: Ro
     return _shifts(b, shape, rows)
 
 
-@rule("NativeBatchNormBackward0", "CudnnBatchNormBackward0", slots=(1, 2))
+@rule("NativeBatchNormBackward0 CudnnBatchNormBackward0", slots=(1, 2))
 def batch_norm(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowMap) -> Use | None:
     """Input `[M, C, *]`. In training the saved statistics of the batch are what the forward used."""
     if slot != 1:

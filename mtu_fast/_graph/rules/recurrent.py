@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtu_fast._graph.rowmap import Ids, RowMap, merged
-from mtu_fast._graph.rules.base import Shape, joint_rule
+from mtu_fast._graph.rowmap import MEET, Ids, RowMap, merged
+from mtu_fast._graph.rules.base import RULES, Shape
 from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._rows.uses import Dense, Outer, Use
 
 LSTM = 2  # `_saved_mode`
 
 
-@joint_rule("MkldnnRnnLayerBackward0")
+@RULES.entry("MkldnnRnnLayerBackward0")
 def lstm(
     node: Any,
     wanted: Mapping[int, Shape],
@@ -69,15 +69,16 @@ def _weights(node: Any) -> list[Tensor]:
 
 def _sequences(maps: Sequence[RowMap | None]) -> RowMap | None:
     """The row of each of N sequences, if it depends on nothing else and outputs `[…, N, H]` agree on it."""
-    found: Ids | None = None
     known = [m for m in maps if m is not None]
+    found: Ids | None = None
     for m in known:
-        if any(size > 1 for d, size in enumerate(m.ids.shape) if d != m.ids.ndim - 2):
-            return None
+        if m.ids.size != m.ids.shape[-2]:
+            return None  # the row depends on another dimension, too
         rows = np.broadcast_to(m.ids.reshape(-1), m.shape[-2:-1])
-        found = rows if found is None else merged(found, rows)
-        if found is None:
+        both = rows if found is None else merged(found, rows)
+        if both is MEET:
             return None
+        found = both
     return None if found is None else RowMap(found[:, None], known[0].shape[-2:], known[0].count)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtu_fast._ops._blocks import WIDE, working_dtype
 from mtu_fast._ops.explicit import row_inner
+from mtu_fast._ops.gram import BUFFER
 
 TINY = torch.finfo(WIDE).tiny
 
@@ -130,6 +131,15 @@ class Use(ABC):
     def rows_bytes(self) -> int:
         """Bytes that the rows take when materialised."""
         return self.count * prod(self.shape) * self.dtype.itemsize
+
+    def lengths(self) -> Tensor:
+        """About how long each row is, float64 `[R]`, by no Gram: what weights of a check are chosen by."""
+        step = max(BUFFER // max(self.count * self.unit, 1), 1) * self.unit
+        squares = self.tensors[0].new_zeros(self.count, dtype=WIDE)
+        for start in range(0, prod(self.shape), step):
+            part = self.columns(start, min(start + step, prod(self.shape)))
+            squares += part.to(WIDE).square().sum(1)
+        return squares.sqrt()
 
     def rows_pay(self) -> bool:
         """Whether a Gram and a combination cost less where the rows are formed and kept for both."""

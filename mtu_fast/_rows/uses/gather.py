@@ -10,6 +10,7 @@ from torch import Tensor
 from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._ops.explicit import gather_inner, gather_rows
 from mtu_fast._rows.uses.base import Use, weigh
+from mtu_fast._rows.uses.sketch import signs, sketched
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,12 @@ class Gather(Use):
         inside = (self.index >= first) & (self.index < last)
         index = (self.index - first).clamp(0, last - first - 1)
         return gather_rows(index, self.values * inside[..., None], last - first).flatten(1)
+
+    def lengths(self) -> Tensor:
+        """Of some signed sums of the row's entries."""
+        values = self.values.to(self.dtype)
+        of_entries = signs(self.shape[0], values)[self.index]  # [R, S, SKETCH]
+        return sketched(of_entries.mT @ values)
 
     def inner(self, d: Tensor) -> Tensor:
         return gather_inner(self.index, self.values, d.view(self.shape[0], self.unit))

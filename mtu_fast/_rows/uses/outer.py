@@ -11,6 +11,7 @@ from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._ops.explicit import outer_inner, outer_rows
 from mtu_fast._ops.gram import outer_cost
 from mtu_fast._rows.uses.base import Use, weigh
+from mtu_fast._rows.uses.sketch import norms, ranged, signs, sketched
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,16 @@ class Outer(Use):
 
     def inner(self, d: Tensor) -> Tensor:
         return outer_inner(self.left, self.right, d.view(self.left.shape[2], self.right.shape[2]))
+
+    def lengths(self) -> Tensor:
+        """`‖left_r‖ ‖right_r‖` of one position; of several the length of some signed sums of the row's entries."""
+        if self.left.shape[1] == 1:
+            return (norms(self.left) * norms(self.right)).squeeze(1)
+        few, many = self.left, self.right
+        if few.shape[2] > many.shape[2]:
+            few, many = many, few
+        sums = ranged(many) @ signs(many.shape[2], ranged(many))  # [R, S, SKETCH]
+        return sketched(sums.to(self.dtype).mT @ few.to(self.dtype))
 
     def rows_pay(self) -> bool:
         return self.left.shape[1] > 1 and outer_cost([self.left], [self.right]).rows_pay

@@ -64,6 +64,10 @@ class Several(_Parts):
     def weighted(self, w: Tensor | None) -> Tensor:
         return reduce(torch.add, (part.weighted(w) for part in self.parts))
 
+    def lengths(self) -> Tensor:
+        """At most this: the sum of those of the parts."""
+        return reduce(torch.add, (part.lengths() for part in self.parts))
+
     def inner(self, d: Tensor) -> Tensor:
         return reduce(torch.add, (part.inner(d) for part in self.parts))
 
@@ -96,6 +100,10 @@ class Stacked(_Parts):
         for e, part in zip(self.at, self.parts, strict=True):
             found[e] = part.weighted(w)
         return found
+
+    def lengths(self) -> Tensor:
+        squares = [part.lengths().square() for part in self.parts]
+        return reduce(torch.add, squares).sqrt()
 
     def inner(self, d: Tensor) -> Tensor:
         return reduce(

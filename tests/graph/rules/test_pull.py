@@ -91,9 +91,9 @@ def test_one_pass_for_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     through = pull._all_through
 
-    def counted(graph: pull.Graph, seeds: pull.Seeds) -> object:
+    def counted(graph: pull.Graph, seeds: pull.Seeds, together: pull.Together) -> object:
         seen.extend(len(rows) for rows in seeds.values())
-        return through(graph, seeds)
+        return through(graph, seeds, together)
 
     monkeypatch.setattr(pull, "_all_through", counted)
     model = net()

@@ -396,5 +396,5 @@ def test_a_parameter_that_differs_by_sample_has_no_sum() -> None:
 
 
 def test_two_rules_for_one_node_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"two rules for AddmmBackward0"):
+    with pytest.raises(ValueError, match=r"two entries for AddmmBackward0"):
         rule("AddmmBackward0")(lambda node, slot, shape, b, rows: None)

@@ -1,0 +1,84 @@
+"""The uses of each parameter, gathered while a pass runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mtu_fast._rows.merge import aligned, merge
+from mtu_fast._rows.together import is_table
+from mtu_fast._rows.uses import Dense, Gather, Use
+
+
+class Collector:
+    """Gathers the uses of each parameter in one pass; once all are there, keeps the smaller of rows and factors.
+
+    Or the rows, where they pay (`Use.rows_pay`) and the budget allows. A large table that is looked
+    up and multiplied with, an embedding that is the head too, becomes rows for the budget only.
+
+    Args:
+        expected: how many uses of each parameter will come.
+        rows: which rows of a use are kept, int64; None for all.
+        budget: bytes that rows may take beyond factors.
+
+    Attributes:
+        budget: what is left of it.
+    """
+
+    def __init__(self, expected: Counter[int], rows: Tensor | None, budget: int) -> None:
+        self.budget = budget
+        self._expected = expected
+        self._rows = rows
+        self._parts: dict[int, list[_Seen]] = {}
+
+    def visit(self, parameter: int, use: Use) -> None:
+        """Take one use of a parameter, as `sweep` hands it over."""
+        parts = self._parts.setdefault(parameter, [])
+        parts.append(_Seen.now(use if self._rows is None else use.select(self._rows)))
+        # A chain cannot be walked while a pass runs, so uses behind unequal chains wait for its
+        # end.
+        if len(parts) == self._expected[parameter] and aligned([part.use for part in parts]):
+            self._parts[parameter] = [_Seen.now(self._cheaper(_merged(parts)))]
+
+    def finish(self) -> dict[int, Use]:
+        """One use per parameter, once the pass is over.
+
+        Raises:
+            RuntimeError: what a use is made of was written to since it was visited.
+        """
+        return {parameter: _merged(parts) for parameter, parts in self._parts.items()}
+
+    def _cheaper(self, use: Use) -> Use:
+        if isinstance(use, Dense) or (isinstance(use, Gather) and use.sparse):
+            return use
+        # The rows of a table count as a whole: while they are formed the factors, gradients of
+        # logits, are there too.
+        beyond = use.rows_bytes() - (0 if is_table(use) else use.held)
+        if beyond > self.budget or (beyond > 0 and not use.rows_pay()):
+            return use
+        self.budget -= max(beyond, 0)
+        return use.dense()
+
+
+class _Seen(NamedTuple):
+    """A use, and the versions of what it holds when it was visited: the pass goes on and hands the same tensors on."""
+
+    use: Use
+    versions: tuple[int, ...]
+
+    @staticmethod
+    def now(use: Use) -> _Seen:
+        return _Seen(use, use.versions)
+
+
+def _merged(parts: Sequence[_Seen]) -> Use:
+    if any(use.versions != versions for use, versions in parts):
+        raise RuntimeError(
+            "rows: a gradient was written to after rows had been taken from it, while the backward still ran; .grad is "
+            "untouched. A tensor hook, or the backward of an autograd function, that changes the gradient it is given? "
+            "Let it return a new tensor instead."
+        )
+    return merge([part.use for part in parts])

@@ -1,0 +1,161 @@
+"""One data-gradient pass of one task: uses of every parameter, handed over as the pass reaches them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from mtu_fast._graph.chains import Way
+from mtu_fast._graph.graph import Graph
+from mtu_fast._graph.nodes import Grads, recomputes
+from mtu_fast._graph.plan import Plan, Site
+from mtu_fast._graph.pull import (
+    Seeds,
+    Together,
+    add,
+    local_rows,
+    one_by_one,
+    pulled,
+    through_chain,
+)
+from mtu_fast._graph.rules import RULES
+from mtu_fast._rows.uses import Use
+
+# Nodes whose rule may decline as their index says: then local vjps serve, and need the graph.
+BY_DATA = frozenset(
+    f"{op}Backward0" for op in ("EmbeddingBag", "GroupedMm", "Index", "IndexPut", "IndexSelect")
+)
+
+Visit = Callable[[int, Use], None]
+
+
+def sweep(graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> None:
+    """Call `visit(parameter, use)` for every site of the plan.
+
+    Weight gradients are not computed. Sites without a rule, and those whose saved tensors are
+    recomputed on reading (checkpointing), are visited after the pass.
+
+    Args:
+        graph: the recorded graph.
+        plan: its plan; `local`, `late` and `together` are filled in by the first pass.
+        task: which of the graph's losses.
+        visit: what to do with a use.
+        keep: whether the graph outlives the pass; needed on the first pass and where `outlives`
+            says so.
+    """
+    if plan.alone:
+        for parameter, row_use in one_by_one(graph, task):
+            visit(parameter, row_use)
+    else:
+        _Sweep(graph, plan, task, visit, keep).run()
+
+
+class _Sweep:
+    """One pass, and what is left for after it: by node, its sites and output gradients."""
+
+    def __init__(self, graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> None:
+        self._graph, self._plan, self._visit, self._keep = graph, plan, visit, keep
+        self._task, self._maps = task, plan.maps[task]
+        self._late: dict[int, tuple[list[Site], Grads]] = {}
+
+    def run(self) -> None:
+        """The pass, and what comes after it."""
+        self._pass()
+        self._plan.late = self._plan.late or bool(self._late)
+        together = Together(self._plan.together)
+        seeds: Seeds = {}
+        for i, (sites, grads) in self._late.items():
+            self._after(i, sites, grads, seeds, together)
+        for parameter, use in pulled(self._graph, seeds, together):
+            self._visit(parameter, use)
+
+    def _pass(self) -> None:
+        """`_reached` is called in the prehooks of running nodes, after the pass for those at its ends."""
+        ends = self._plan.ends[self._task]
+        handles = []
+        for i in self._maps:
+            if i not in ends:
+                hook = partial(self._reached, i)
+                handles.append(self._graph.nodes[i].register_prehook(hook))
+        edges = self._graph.edges(sorted(ends))
+        try:
+            captured = iter(self._graph.backward(self._task, edges, keep=self._keep))
+        finally:
+            for handle in handles:
+                handle.remove()
+        for i in sorted(ends):
+            self._reached(i, tuple(next(captured) for _ in self._graph.outputs[i]))
+
+    def _reached(self, i: int, grads: Grads) -> None:
+        """Take the uses that the output gradients of a node give, or leave its sites for later."""
+        grads = tuple(None if b is None or not b.numel() else b for b in grads)
+        if all(b is None for b in grads):
+            return  # a branch without elements, or one that hands on nothing
+        self._check_expected(i, grads)
+        sites = self._plan.sites[i]
+        now: list[Site] = []
+        if not (self._keep and recomputes(self._graph.nodes[i])):
+            now = [site for site in sites if not self._plan.is_local(site)]
+        uses = self._uses(now, grads)
+        for site in sites:
+            if site.slot in uses and site.way is not None:
+                self._hand_over(site.way, uses[site.slot])
+            else:
+                self._late.setdefault(i, ([], grads))[0].append(site)
+
+    def _check_expected(self, i: int, grads: Grads) -> None:
+        """No gradient arrives where none was expected.
+
+        Raises:
+            RuntimeError: one does.
+        """
+        for b, row_map in zip(grads, self._maps[i], strict=True):
+            if b is not None and row_map is None:
+                raise RuntimeError(
+                    f"rows: a gradient arrives at {self._graph.names[i]} where the graph has no way for one; .grad is "
+                    "untouched. Please report the model; per='task' works on any graph."
+                )
+
+    def _after(
+        self, i: int, sites: Sequence[Site], grads: Grads, seeds: Seeds, together: Together
+    ) -> None:
+        """The uses at a node's sites that were left, and the rows that go on from there."""
+        uses = self._uses([site for site in sites if (i, site.slot) not in self._plan.local], grads)
+        local: list[int] = []
+        for site in sites:
+            use = uses.get(site.slot)
+            if use is None:
+                local.append(site.slot)
+            elif site.way is None:
+                add(seeds, site.edge, use.dense().rows)
+            else:
+                self._hand_over(site.way, use)
+        self._plan.local.update((i, slot) for slot in local)
+        if local:
+            found = local_rows(self._graph, i, local, self._maps[i], grads, together)
+            for edge, rows in found:
+                add(seeds, edge, rows)
+
+    def _uses(self, sites: Sequence[Site], grads: Grads) -> dict[int, Use]:
+        """What the rule of a node makes of its output gradients, by slot, for those of its sites that it serves."""
+        if not sites:
+            return {}
+        i = sites[0].node
+        served = RULES.get(self._graph.names[i])
+        # The rules are for real products; a vjp of torch's conjugates and takes real parts as it
+        # must.
+        if served is None or any(b is not None and b.is_complex() for b in grads):
+            return {}
+        wanted = {site.slot: self._graph.shape(site.edge) for site in sites}
+        return served(self._graph.nodes[i], wanted, grads, self._maps[i])
+
+    def _hand_over(self, way: Way, use: Use) -> None:
+        """The use in the space of its parameter."""
+        self._visit(way.parameter, through_chain(self._graph, way.chain, use))
+
+
+def outlives(graph: Graph, plan: Plan) -> bool:
+    """Whether the graph must outlive the pass: for sites that are visited after it."""
+    if any(graph.names[i] in BY_DATA for i in plan.sites):
+        return True
+    return plan.alone or plan.late or any(recomputes(graph.nodes[i]) for i in plan.sites)

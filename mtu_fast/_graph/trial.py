@@ -1,0 +1,78 @@
+"""An experiment on a node whose outcome depends on data, to be repeated on every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtu_fast._graph import nodes as node_ops
+from mtu_fast._graph.graph import Graph
+from mtu_fast._graph.lookups import moved_by_index
+from mtu_fast._graph.reach import Noise, Reached, reach, strays
+from mtu_fast._graph.rowmap import MEET, Ids, Meet, compact
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one batch has said of a node: found, the maps of some inputs, from those of its outputs.
+
+    maps: of each output's gradient, None where there is none. count: the number of rows N.
+    """
+
+    node: int
+    maps: tuple[Ids | None, ...]
+    found: Mapping[int, Ids]
+    count: int
+
+    def strays(self, graph: Graph, noise: Noise) -> bool:
+        """Whether the node of another graph of the same signature moves rows to other places."""
+        node = graph.nodes[self.node]
+        by_index = read(node, self.maps, self.found)
+        if not all(within(now, self.found[slot]) for slot, now in by_index.items()):
+            return True
+        left = {slot: ids for slot, ids in self.found.items() if slot not in by_index}
+        if not left:
+            return False
+        return _any(strays(node, self.maps, left, self.count, noise))
+
+
+def ask(
+    node: Any,
+    maps: Sequence[Ids | None],
+    slots: Collection[int],
+    count: int,
+    noise: Noise | None = None,
+) -> Reached:
+    """As `reach`, but by the index that the node saved where it is a look-up."""
+    found = read(node, maps, slots)
+    left = [slot for slot in slots if slot not in found]
+    return found | reach(node, maps, left, count, noise) if left else found
+
+
+def read(node: Any, maps: Sequence[Ids | None], slots: Collection[int]) -> Reached:
+    """What the index that a look-up saved says of its inputs; nothing for other nodes."""
+    found: Reached = {}
+    if maps[0] is None:
+        return found
+    out = tuple(node_ops.outputs(node)[0].shape)
+    for slot in slots:
+        child, k = node.next_functions[slot]
+        into = tuple(node_ops.outputs(child)[k].shape)
+        said = moved_by_index(node, slot, out, into, maps[0])
+        if said is not None:
+            found[slot] = said if said is MEET else compact(said)
+    return found
+
+
+def within(now: Ids | Meet, then: Ids) -> bool:
+    """Whether rows come only to places that were theirs then."""
+    return now is not MEET and bool(((now == then) | (now < 0)).all())
+
+
+def _any(values: Sequence[Tensor]) -> bool:
+    """Whether one of some truth values is true: a device is waited for once."""
+    return bool(values) and bool(torch.stack(list(values)).any())

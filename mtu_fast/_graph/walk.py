@@ -1,0 +1,173 @@
+"""Row numbers on their way from the losses down to the parameters: which nodes are pure, and their row maps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from mtu_fast._graph.carry import CARRY, stem
+from mtu_fast._graph.chains import views_of_parameters
+from mtu_fast._graph.graph import Edge, Graph
+from mtu_fast._graph.moves import MOVES, SETTLED
+from mtu_fast._graph.reach import Noise, Reached
+from mtu_fast._graph.rowmap import MEET, Answer, Ids, Meet, RowMap, carried, compact, first, merged
+from mtu_fast._graph.trial import Trial, ask
+
+# node -> row map of each of its outputs, None where no gradient comes
+Maps = dict[int, tuple[RowMap | None, ...]]
+OfOutputs = tuple[Ids | None, ...]  # the same for one node, with gaps where no row reaches
+
+# whose adjoint adds up what an input broadcasts, whatever the data
+SUMS = frozenset(("Add", "Sub", "Rsub", "Expand"))
+# what a module's full backward hooks hang on: hands everything on
+PASSES = "BackwardHookFunctionBackward"
+
+
+class Walk:
+    """From the losses to the parameters, node by node.
+
+    Attributes:
+        mixed: nodes where rows meet, and all nodes below them.
+        trials: experiments on data, in the order in which they were made.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.mixed = views_of_parameters(graph)
+        self.trials: list[Trial] = []
+        self._counts = [len(loss) for loss in graph.losses]
+        # what has come so far to nodes that were not visited yet, and to those that were
+        self._coming: list[dict[Edge, Ids]] = [{} for _ in graph.losses]
+        self._came: list[dict[int, OfOutputs]] = [{} for _ in graph.losses]
+        self._noise = Noise()
+
+    def run(self) -> None:
+        """Visit every node above a shared parameter; nodes are numbered in topological order."""
+        for task, (root, loss) in enumerate(zip(self.graph.roots, self.graph.losses, strict=True)):
+            self._arrive(task, (root, loss.output_nr), first(len(loss)))
+        for i in range(len(self.graph.nodes)):
+            if self.graph.reaches[i] and i not in self.graph.leaf:
+                self._visit(i)
+
+    def maps(self, nodes: Collection[int]) -> list[Maps]:
+        """Per task, the row maps of those of some nodes that it reaches."""
+        found: list[Maps] = []
+        for came, count in zip(self._came, self._counts, strict=True):
+            reached = [i for i in came if i in nodes]
+            found.append({i: self._row_maps(i, came[i], count) for i in reached})
+        return found
+
+    def _row_maps(self, i: int, came: OfOutputs, count: int) -> tuple[RowMap | None, ...]:
+        found: list[RowMap | None] = []
+        for k, ids in enumerate(came):
+            if ids is None:
+                found.append(None)
+            else:
+                found.append(RowMap(compact(ids, fill=True), self.graph.shape((i, k)), count))
+        return tuple(found)
+
+    def _visit(self, i: int) -> None:
+        below: dict[int, Edge] = {}
+        for slot, edge in enumerate(self.graph.next[i]):
+            if edge is not None and self.graph.reaches[edge[0]]:
+                below[slot] = edge
+        if i in self.mixed:
+            self.mixed.update(node for node, _ in below.values() if node not in self.graph.leaf)
+            return
+        known: dict[object, Reached] = {}
+        for task, coming in enumerate(self._coming):
+            came = tuple(coming.pop((i, k), None) for k in range(len(self.graph.outputs[i])))
+            if all(ids is None for ids in came):
+                continue
+            self._came[task][i] = came
+            key = self._key(task, came)
+            if key not in known:
+                known[key] = self._through(i, came, below, self._counts[task])
+            for slot, ids in known[key].items():
+                self._arrive(task, below[slot], ids)
+
+    def _key(self, task: int, came: OfOutputs) -> object:
+        """What tasks that reach a node in the same way have in common: it is asked once for all of them."""
+        if len(self._coming) == 1:
+            return None
+        maps = tuple(None if ids is None else (ids.shape, ids.tobytes()) for ids in came)
+        return maps, self._counts[task]
+
+    def _arrive(self, task: int, edge: Edge, ids: Ids | Meet) -> None:
+        if 0 in self.graph.shape(edge):
+            return  # a branch without elements gives nothing to anyone
+        there = self._coming[task].get(edge)
+        if ids is not MEET and there is not None:
+            ids = merged(there, ids)
+        if ids is MEET:
+            self.mixed.add(edge[0])
+        else:
+            self._coming[task][edge] = ids
+
+    def _through(self, i: int, came: OfOutputs, below: dict[int, Edge], count: int) -> Reached:
+        """What a pure node hands on to those of its inputs that are pure so far."""
+        passes = self.graph.names[i] == PASSES
+        found: Reached = {}
+        silent: list[int] = []
+        for slot, edge in below.items():
+            if edge[0] in self.graph.leaf or edge[0] in self.mixed:
+                continue
+            if passes and came[slot] is None:
+                continue
+            said = came[slot] if passes else self.structure(i, came, slot, edge)
+            if said is None:
+                silent.append(slot)
+            else:
+                found[slot] = said
+        return found | self._asked(i, came, silent, count) if silent else found
+
+    def _asked(self, i: int, came: OfOutputs, slots: Collection[int], count: int) -> Reached:
+        """What the node itself says of inputs of which structure says nothing."""
+        found = ask(self.graph.nodes[i], came, slots, count, self._noise)
+        if stem(self.graph.names[i]) in SETTLED:
+            return found
+        apart: dict[int, Ids] = {}
+        for slot, ids in found.items():
+            if ids is not MEET:
+                apart[slot] = without_gaps(ids, count)
+        if apart:
+            self.trials.append(Trial(i, came, apart, count))
+        return found | apart
+
+    def structure(self, i: int, came: OfOutputs, slot: int, edge: Edge) -> Answer:
+        """What structure says of one input: its map, or that rows meet; None where it is silent."""
+        total: Ids | None = None
+        for k, ids in enumerate(came):
+            if ids is None:
+                continue
+            part = self._of_output((i, k), ids, slot, edge)
+            if part is None or part is MEET:
+                return part
+            both = part if total is None else merged(total, part)
+            if both is MEET:
+                return MEET
+            total = both
+        return total
+
+    def _of_output(self, output: Edge, ids: Ids, slot: int, edge: Edge) -> Answer:
+        """The same for the gradient of one output."""
+        i, k = output
+        node, op = self.graph.nodes[i], stem(self.graph.names[i])
+        out, into = self.graph.shape(output), self.graph.shape(edge)
+        if op in MOVES:
+            return MOVES[op](node, k, slot, out, into, ids)
+        dims = CARRY[op](node, k, slot, out, into) if op in CARRY else None
+        if dims is None:
+            return None
+        found = carried(ids, dims, into)
+        if found is None:
+            found = carried(compact(ids, fill=True), dims, into)
+        if found is None and op in SUMS:
+            return MEET
+        return found
+
+
+def without_gaps(ids: Ids, count: int) -> Ids:
+    """A map that an experiment found, without gaps where they are of this batch only: all rows are there, in order."""
+    filled = compact(ids, fill=True)
+    complete = filled.min(initial=0) >= 0 and len(set(filled.flat)) == count
+    return filled if complete else ids
