@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from mtu_fast._graph.chains import Way, way_below
 from mtu_fast._graph.graph import Edge, Graph
-from mtu_fast._graph.reach import Noise
+from mtu_fast._graph.reach import Probes
 from mtu_fast._graph.trial import Trial
 from mtu_fast._graph.walk import Maps, Walk
 
@@ -70,9 +70,9 @@ class Plan:
 
     def moved(self, graph: Graph) -> int | None:
         """The first node that moves rows in another way in another graph of the same signature; None if all is well."""
-        noise = Noise()
+        probes = Probes()
         for trial in self.trials:
-            if trial.strays(graph, noise):
+            if trial.strays(graph, probes):
                 return trial.node
         return None
 

@@ -21,29 +21,45 @@ from mtu_fast._graph.carry import stem
 from mtu_fast._graph.moves import SETTLED
 from mtu_fast._graph.rowmap import MEET, NO_ROW, Ids, Meet, compact
 
+SMALL = 4096  # numbers of a map whose masks are worth keeping
+
 # slot of the node -> the map of that input's gradient, or that rows meet in it
 Reached = dict[int, Ids | Meet]
-Alive = dict[int, Tensor]  # slot -> which elements are not zero
+Grads = dict[int, Tensor]  # slot -> the gradient of that input, where there is one
 
 
-class Noise:
-    """Arbitrary numbers between 0.5 and 1.5: nothing that is zero for them is so by chance.
-
-    The outputs of one node have numbers of their own, since an adjoint may take the difference of
-    their gradients. Those of different nodes may be the same, and are made once.
-    """
+class Probes:
+    """What gradients of experiments are made of: arbitrary numbers, and masks of rows; made once for many nodes."""
 
     def __init__(self) -> None:
-        self._known: dict[object, Tensor] = {}
+        self._numbers: dict[object, Tensor] = {}
+        self._masks: dict[object, Tensor] = {}
 
-    def like(self, meta: Any, output: int) -> Tensor:
-        """Numbers for the gradient of an output."""
+    def numbers(self, meta: Any, output: int) -> Tensor:
+        """Between 0.5 and 1.5, for the gradient of an output: nothing that is zero for them is so by chance.
+
+        The outputs of one node have numbers of their own, since an adjoint may take the difference
+        of their gradients.
+        """
         key = (tuple(meta.shape), meta.dtype, meta.device, output)
-        if key not in self._known:
+        if key not in self._numbers:
             generator = torch.Generator().manual_seed(output)
-            numbers = torch.rand(key[0], generator=generator) + 0.5
-            self._known[key] = numbers.to(meta.dtype).to(meta.device)
-        return self._known[key]
+            found = torch.rand(key[0], generator=generator) + 0.5
+            self._numbers[key] = found.to(meta.dtype).to(meta.device)
+        return self._numbers[key]
+
+    def chosen(self, ids: Ids, digit: int, value: int, device: torch.device) -> Tensor:
+        """Where there is a row, of which the binary digit has this value."""
+        if ids.size > SMALL:
+            return _chosen(ids, digit, value).to(device)
+        key = (ids.shape, ids.tobytes(), digit, value, device)
+        if key not in self._masks:
+            self._masks[key] = _chosen(ids, digit, value).to(device)
+        return self._masks[key]
+
+
+def _chosen(ids: Ids, digit: int, value: int) -> Tensor:
+    return torch.from_numpy((ids >= 0) & ((ids >> digit & 1) == value))
 
 
 class Experiment:
@@ -53,56 +69,51 @@ class Experiment:
         node: an autograd node whose saved tensors are there.
         maps: of each output's gradient, None where there is none.
         count: the number of rows N.
-        noise: the numbers that the gradients are made of.
+        probes: what the gradients are made of.
     """
 
-    def __init__(self, node: Any, maps: Sequence[Ids | None], count: int, noise: Noise) -> None:
+    def __init__(self, node: Any, maps: Sequence[Ids | None], count: int, probes: Probes) -> None:
         self._node = node
         self._digits = max(1, (count - 1).bit_length())
         self._parts: list[_Part | None] = []
         for output, ids in enumerate(maps):
-            self._parts.append(None if ids is None else _Part(node, output, ids, noise))
+            self._parts.append(None if ids is None else _Part(node, output, ids, probes))
 
-    def runs(self, slots: Collection[int]) -> Iterator[tuple[int, Alive, Alive]]:
-        """For each digit, what is alive where the rows with it are, and where the others are.
+    def runs(self, slots: Collection[int]) -> Iterator[tuple[int, Grads, Grads]]:
+        """For each digit, the inputs' gradients where the rows with it are alive, and where the others are.
 
         The slots are read anew for every digit.
 
         Yields:
-            The digit, and what is alive in either run.
+            The digit, and the gradients of either run.
         """
         for digit in range(self._digits):
-            yield digit, self._alive(digit, 1, slots), self._alive(digit, 0, slots)
+            yield digit, self._grads(digit, 1, slots), self._grads(digit, 0, slots)
 
-    def _alive(self, digit: int, value: int, slots: Collection[int]) -> Alive:
+    def _grads(self, digit: int, value: int, slots: Collection[int]) -> Grads:
         given = [None if part is None else part.alive(digit, value) for part in self._parts]
         following = self._node.next_functions
-        found: Alive = {}
+        found: Grads = {}
         for slot, g in enumerate(node_ops.vjp(self._node, given)):
             if slot in slots and g is not None:
-                found[slot] = node_ops.conformed(g, *following[slot]) != 0
+                found[slot] = node_ops.conformed(g, *following[slot])
         return found
 
 
 class _Part:
     """A gradient of one output in which rows can be switched on and off."""
 
-    def __init__(self, node: Any, output: int, ids: Ids, noise: Noise) -> None:
+    def __init__(self, node: Any, output: int, ids: Ids, probes: Probes) -> None:
         meta = node_ops.outputs(node)[output]
-        self._ids = torch.from_numpy(ids.copy()).to(meta.device)
+        self._ids, self._probes, self._device = ids, probes, meta.device
         if stem(node.name()) in SETTLED:
             one = torch.ones((), dtype=meta.dtype, device=meta.device)
             self._values = one.expand(tuple(meta.shape))  # sums of ones never cancel
         else:
-            self._values = noise.like(meta, output)
+            self._values = probes.numbers(meta, output)
 
     def alive(self, digit: int, value: int) -> Tensor:
-        return torch.where(of_digit(self._ids, digit, value), self._values, 0)
-
-
-def of_digit(ids: Tensor, digit: int, value: int) -> Tensor:
-    """Where there is a row, of which the binary digit has this value."""
-    return (ids >= 0) & ((ids >> digit & 1) == value)
+        return self._values * self._probes.chosen(self._ids, digit, value, self._device)
 
 
 def reach(
@@ -110,7 +121,7 @@ def reach(
     maps: Sequence[Ids | None],
     slots: Collection[int],
     count: int,
-    noise: Noise | None = None,
+    probes: Probes | None = None,
 ) -> Reached:
     """The maps of a node's inputs, from those of its outputs.
 
@@ -119,7 +130,7 @@ def reach(
         maps: of each output's gradient, None where there is none.
         slots: the inputs that are asked for.
         count: the number of rows N.
-        noise: the numbers that the gradients are made of.
+        probes: what the gradients are made of.
 
     Returns:
         For each slot its map (NO_ROW throughout if no gradient comes), or MEET where two rows meet
@@ -127,7 +138,7 @@ def reach(
     """
     left = {slot: _Numbers() for slot in slots}
     found: Reached = {}
-    for digit, on, off in Experiment(node, maps, count, noise or Noise()).runs(left):
+    for digit, on, off in Experiment(node, maps, count, probes or Probes()).runs(left):
         for slot in list(left):
             if not left[slot].take(digit, on.get(slot), off.get(slot)):
                 found[slot] = MEET
@@ -146,10 +157,12 @@ class _Numbers:
         self._reached: Tensor | None = None
 
     def take(self, digit: int, on: Tensor | None, off: Tensor | None) -> bool:
-        """One digit more; whether rows are still apart."""
-        if on is not None and off is not None and bool((on & off).any()):
+        """One digit more, by the gradients of its two runs; whether rows are still apart."""
+        alive_on = None if on is None else on != 0
+        alive_off = None if off is None else off != 0
+        if alive_on is not None and alive_off is not None and bool((alive_on & alive_off).any()):
             return False
-        for alive, value in ((on, 1 << digit), (off, 0)):
+        for alive, value in ((alive_on, 1 << digit), (alive_off, 0)):
             if alive is not None:
                 self._add(alive, value)
         return True
@@ -170,7 +183,7 @@ class _Numbers:
 
 
 def strays(
-    node: Any, maps: Sequence[Ids | None], then: Mapping[int, Ids], count: int, noise: Noise
+    node: Any, maps: Sequence[Ids | None], then: Mapping[int, Ids], count: int, probes: Probes
 ) -> list[Tensor]:
     """Whether any row reaches an element that is another's by the maps of before, or that was none's.
 
@@ -178,14 +191,13 @@ def strays(
     wrong value of some digit is reached by a row that differs in it.
 
     Returns:
-        One truth value a run and slot, on the node's device.
+        A number for each run and slot, on the node's device: 0 where no row does.
     """
-    own = {}
     found: list[Tensor] = []
-    for digit, on, off in Experiment(node, maps, count, noise).runs(then):
-        for alive, value in ((on, 1), (off, 0)):
-            for slot, there in alive.items():
-                if slot not in own:
-                    own[slot] = torch.from_numpy(then[slot].copy()).to(there.device)
-                found.append((there & ~of_digit(own[slot], digit, value)).any())
+    for digit, on, off in Experiment(node, maps, count, probes).runs(then):
+        for grads, value in ((on, 1), (off, 0)):
+            for slot, g in grads.items():
+                if g.numel():
+                    of_others = ~probes.chosen(then[slot], digit, value, g.device)
+                    found.append((g.abs() * of_others).amax())
     return found

@@ -12,7 +12,7 @@ from torch import Tensor
 from mtu_fast._graph import nodes as node_ops
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.lookups import moved_by_index
-from mtu_fast._graph.reach import Noise, Reached, reach, strays
+from mtu_fast._graph.reach import Probes, Reached, reach, strays
 from mtu_fast._graph.rowmap import MEET, Ids, Meet, compact
 
 
@@ -28,7 +28,7 @@ class Trial:
     found: Mapping[int, Ids]
     count: int
 
-    def strays(self, graph: Graph, noise: Noise) -> bool:
+    def strays(self, graph: Graph, probes: Probes) -> bool:
         """Whether the node of another graph of the same signature moves rows to other places."""
         node = graph.nodes[self.node]
         by_index = read(node, self.maps, self.found)
@@ -37,7 +37,7 @@ class Trial:
         left = {slot: ids for slot, ids in self.found.items() if slot not in by_index}
         if not left:
             return False
-        return _any(strays(node, self.maps, left, self.count, noise))
+        return _any(strays(node, self.maps, left, self.count, probes))
 
 
 def ask(
@@ -45,12 +45,12 @@ def ask(
     maps: Sequence[Ids | None],
     slots: Collection[int],
     count: int,
-    noise: Noise | None = None,
+    probes: Probes | None = None,
 ) -> Reached:
     """As `reach`, but by the index that the node saved where it is a look-up."""
     found = read(node, maps, slots)
     left = [slot for slot in slots if slot not in found]
-    return found | reach(node, maps, left, count, noise) if left else found
+    return found | reach(node, maps, left, count, probes) if left else found
 
 
 def read(node: Any, maps: Sequence[Ids | None], slots: Collection[int]) -> Reached:
@@ -74,5 +74,5 @@ def within(now: Ids | Meet, then: Ids) -> bool:
 
 
 def _any(values: Sequence[Tensor]) -> bool:
-    """Whether one of some truth values is true: a device is waited for once."""
-    return bool(values) and bool(torch.stack(list(values)).any())
+    """Whether one of some numbers is not zero: a device is waited for once."""
+    return bool(values) and bool((torch.stack(list(values)) != 0).any())

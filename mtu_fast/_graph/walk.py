@@ -8,7 +8,7 @@ from mtu_fast._graph.carry import CARRY, stem
 from mtu_fast._graph.chains import views_of_parameters
 from mtu_fast._graph.graph import Edge, Graph
 from mtu_fast._graph.moves import MOVES, SETTLED
-from mtu_fast._graph.reach import Noise, Reached
+from mtu_fast._graph.reach import Probes, Reached
 from mtu_fast._graph.rowmap import MEET, Answer, Ids, Meet, RowMap, carried, compact, first, merged
 from mtu_fast._graph.trial import Trial, ask
 
@@ -38,7 +38,7 @@ class Walk:
         # what has come so far to nodes that were not visited yet, and to those that were
         self._coming: list[dict[Edge, Ids]] = [{} for _ in graph.losses]
         self._came: list[dict[int, OfOutputs]] = [{} for _ in graph.losses]
-        self._noise = Noise()
+        self._probes = Probes()
 
     def run(self) -> None:
         """Visit every node above a shared parameter; nodes are numbered in topological order."""
@@ -122,7 +122,7 @@ class Walk:
 
     def _asked(self, i: int, came: OfOutputs, slots: Collection[int], count: int) -> Reached:
         """What the node itself says of inputs of which structure says nothing."""
-        found = ask(self.graph.nodes[i], came, slots, count, self._noise)
+        found = ask(self.graph.nodes[i], came, slots, count, self._probes)
         if stem(self.graph.names[i]) in SETTLED:
             return found
         apart: dict[int, Ids] = {}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast._graph.reach import Noise, reach, strays
+from mtu_fast._graph.reach import Probes, reach, strays
 from mtu_fast._graph.rowmap import MEET, NO_ROW, Ids, Meet
 from mtu_fast._graph.trial import within
 
@@ -98,11 +98,11 @@ def moving(matrix: Tensor) -> Any:
 def test_an_experiment_is_repeated_with_the_same_answer(n: int) -> None:
     """By fewer operations than finding the maps anew takes: whatever moves, meets, appears or vanishes."""
     generator = torch.Generator().manual_seed(n)
-    ids, noise, kept = np.arange(n)[:, None], Noise(), 0
+    ids, probes, kept = np.arange(n)[:, None], Probes(), 0
     for trial in range(200):
         moves = torch.eye(n, dtype=torch.float64)[torch.randperm(n, generator=generator)]
         moves = moves * (torch.rand(n, 1, generator=generator) < 0.8)
-        then = reach(moving(moves), [ids], [0], n, noise)[0]
+        then = reach(moving(moves), [ids], [0], n, probes)[0]
         assert then is not MEET
         one, other = (int(torch.randint(n, (), generator=generator)) for _ in range(2))
         change = (0.0, 1.0, -1.0, 1e-200)[trial % 4]
@@ -110,8 +110,8 @@ def test_an_experiment_is_repeated_with_the_same_answer(n: int) -> None:
         if trial % 5 == 0:
             moves[one] = 0
         node = moving(moves)
-        now = reach(node, [ids], [0], n, noise)[0]
-        stays = not any(map(bool, strays(node, [ids], {0: then}, n, noise)))
+        now = reach(node, [ids], [0], n, probes)[0]
+        stays = not any(map(bool, strays(node, [ids], {0: then}, n, probes)))
         assert stays == within(now, then)
         kept += stays
     assert 0 < kept < 200 or n == 1
