@@ -15,8 +15,9 @@ from mtu_fast._graph.collect import Collector
 from mtu_fast._graph.explain import Explanation, notes
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.plan import Plan, discover
-from mtu_fast._graph.probe import Fault, Uses, blame, check
+from mtu_fast._graph.probe import Check, Fault, Uses, blame, lengths_of
 from mtu_fast._graph.sweep import outlives, sweep
+from mtu_fast._rows.products import is_table
 from mtu_fast._rows.shared import Shared
 
 KNOWN = 64  # graph signatures remembered; each holds index vectors only
@@ -129,8 +130,8 @@ class Plans:
         """By a plan that holds, if a check that may be due does not find a fault."""
         if not known.served.due():
             return self._sweep(graph, known.plan, kept, outlives(graph, known.plan))
-        uses = self._sweep(graph, known.plan, kept, keep=True)
-        if self._fault(graph, uses, kept, known.plan.alone) is None:
+        uses, fault = self._checked(graph, known.plan, kept)
+        if fault is None:
             return uses
         known.family.failed = True
         known.plan, uses = self._sound(graph, kept, discover(graph), known.family, check=True)
@@ -142,10 +143,9 @@ class Plans:
         self, graph: Graph, kept: Kept, plan: Plan, family: _Family, check: bool
     ) -> tuple[Plan, Uses]:
         """A new plan and its uses, if they pass the check where one is due; else one backward a row, if these do."""
-        uses = self._sweep(graph, plan, kept, keep=True)
         if not check and not plan.alone:
-            return plan, uses
-        fault = self._fault(graph, uses, kept, plan.alone)
+            return plan, self._sweep(graph, plan, kept, keep=True)
+        uses, fault = self._checked(graph, plan, kept)
         if fault is None:
             return plan, uses
         if plan.alone:
@@ -189,10 +189,21 @@ class Plans:
             budget = collector.budget
         return found
 
-    def _fault(self, graph: Graph, uses: Uses, kept: Kept, lenient: bool) -> Fault | None:
-        """What the check finds: the first parameter whose rows do not add up."""
+    def _checked(self, graph: Graph, plan: Plan, kept: Kept) -> tuple[Uses, Fault | None]:
+        """The uses by a plan, and what the check finds: the first parameter whose rows do not add up."""
+        uses = self._sweep(graph, plan, kept, keep=True)
+        lengths = lengths_of(graph, uses, kept)
+        # A large vocabulary: its uses hold the gradient of the logits, of which an ordinary backward
+        # makes two more. They are let go before it, and taken again after it.
+        again = any(is_table(use) for of_task in uses for use in of_task.values())
+        if again:
+            uses = []
         self._checks += 1  # other weights every time
-        return check(graph, self._shared.parameters, uses, kept, self._checks, lenient)
+        parameters = self._shared.parameters
+        check = Check(graph, parameters, kept, lengths, self._checks, lenient=plan.alone)
+        if again:
+            uses = self._sweep(graph, plan, kept, keep=True)
+        return uses, check.fault(uses)
 
 
 def _keep(known: OrderedDict[Hashable, T], key: Hashable, value: T) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -20,10 +20,6 @@ SPREAD = 8
 LONGEST = 24
 UNLIKE = (1.3, 1.7, 1.9)  # factors that round differently at every step of a backward
 
-# parameter, weights [N] a task -> Σ w row, or None
-Combine = Callable[[int, Sequence[Tensor]], Tensor | None]
-
-
 Uses = Sequence[dict[int, Use]]  # per task, the use of each parameter
 
 
@@ -36,68 +32,8 @@ class Fault:
     size: float
 
 
-def check(
-    graph: Graph,
-    parameters: Sequence[Tensor],
-    uses: Uses,
-    kept: Sequence[Tensor | None],
-    seed: int,
-    lenient: bool = False,
-) -> Fault | None:
-    """Whether uses of the kept rows add up to what an ordinary backward gives; see `probe`.
-
-    Args:
-        graph: the recorded graph; it is kept.
-        parameters: the shared parameters.
-        uses: per task, the use of each parameter.
-        kept: per task, the rows that the uses have, int64; None for all.
-        seed: of the rows' weights.
-        lenient: see `probe`.
-
-    Returns:
-        The first parameter whose rows do not add up, None if all do.
-    """
-    lengths = []
-    for loss, of_task, rows in zip(graph.losses, uses, kept, strict=True):
-        lengths.append(_spread(_lengths(loss, of_task, rows), loss, rows))
-    weights = probe_weights(graph, lengths, seed)
-    for w, rows in zip(weights, kept, strict=True):
-        if rows is not None:
-            w.masked_fill_(torch.ones_like(w, dtype=torch.bool).index_fill(0, rows, False), 0)
-
-    def combine(j: int, given: Sequence[Tensor]) -> Tensor | None:
-        total: Tensor | None = None
-        for of_task, w, rows in zip(uses, given, kept, strict=True):
-            if j in of_task:
-                part = of_task[j].vjp((w if rows is None else w[rows]).to(torch.float64))
-                total = part if total is None else total + part
-        return total
-
-    return probe(graph, parameters, weights, combine, lenient)
-
-
-def _lengths(loss: Tensor, uses: Mapping[int, Use], rows: Tensor | None) -> Tensor:
-    """About how long each kept row is, float64."""
-    count = len(loss) if rows is None else len(rows)
-    squares = loss.new_zeros(count, dtype=torch.float64)
-    for use in uses.values():
-        squares += use.lengths().square()
-    return squares.nan_to_num(0, 0, 0).sqrt()
-
-
-def _spread(lengths: Tensor, loss: Tensor, rows: Tensor | None) -> Tensor:
-    """Numbers of the kept rows as numbers of all, `[N]`, 0 elsewhere."""
-    return lengths if rows is None else lengths.new_zeros(len(loss)).index_copy(0, rows, lengths)
-
-
-def probe(
-    graph: Graph,
-    parameters: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    combine: Combine,
-    lenient: bool = False,
-) -> Fault | None:
-    """Compare weighted sums of rows with an ordinary backward of the weighted losses.
+class Check:
+    """Weighted sums of rows against an ordinary backward of the weighted losses, which is run here.
 
     Weights are powers of two, by which a backward rounds nothing: what rows and autograd may differ
     by is the order of the last sums. Where that is not enough, since a gradient is itself a
@@ -107,40 +43,93 @@ def probe(
     Args:
         graph: the recorded graph; it is kept.
         parameters: the shared parameters.
-        weights: per task, `[N]`, powers of two or 0.
-        combine: what the rows make of such weights.
+        kept: per task, the rows that there are uses of, int64; None for all.
+        lengths: per task, about how long these rows are.
+        seed: of the weights.
         lenient: rows are right by definition, and it is asked whether gradients are linear at all.
     """
-    truth = _backward(graph, parameters, weights, 1.0)
-    sizes = {j: _norm(g) for j, g in truth.items()}
-    scale = sum(size**2 for size in sizes.values() if isfinite(size)) ** 0.5
-    slack = min(8 * torch.finfo(graph.dtype).eps, 2.0**-7)
-    noise: list[dict[int, Tensor]] = []
-    for j in range(len(parameters)):
-        ours, wanted = combine(j, weights), truth.get(j)
-        error, size = _distance(ours, wanted), sizes.get(j, 0.0)
-        if not isfinite(size):
-            continue  # a row has no finite gradient: the Gram names it
-        bound, floor = slack * size, slack * scale / 32
+
+    def __init__(
+        self,
+        graph: Graph,
+        parameters: Sequence[Tensor],
+        kept: Sequence[Tensor | None],
+        lengths: Sequence[Tensor],
+        seed: int,
+        lenient: bool = False,
+    ) -> None:
+        self._graph, self._parameters, self._kept, self._lenient = graph, parameters, kept, lenient
+        self._weights: list[Tensor] = []
+        given = probe_weights(graph, lengths, seed)
+        for loss, rows, w in zip(graph.losses, kept, given, strict=True):
+            # rows that are not kept weigh nothing
+            whole = w if rows is None else w.new_zeros(len(loss)).index_copy(0, rows, w)
+            self._weights.append(whole)
+        self._truth = _backward(graph, parameters, self._weights, 1.0)
+        self._sizes = {j: _norm(g) for j, g in self._truth.items()}
+        squares = [size**2 for size in self._sizes.values() if isfinite(size)]
+        self._slack = min(8 * torch.finfo(graph.dtype).eps, 2.0**-7)
+        self._floor = self._slack * sum(squares) ** 0.5 / 32
+        self._noise: list[dict[int, Tensor]] = []
+
+    def fault(self, uses: Uses) -> Fault | None:
+        """The first parameter whose rows do not add up, None if all do."""
+        for j in range(len(self._parameters)):
+            size = self._sizes.get(j, 0.0)
+            if not isfinite(size):
+                continue  # a row has no finite gradient: the Gram names it
+            error = _distance(self._combined(uses, j), self._truth.get(j))
+            if not self._passes(error, size) and not self._is_rounding(j, error, size):
+                return Fault(j, error, size)
+        return None
+
+    def _passes(self, error: float, size: float) -> bool:
+        """Whether the error is that of the order of sums."""
+        bound = self._slack * size
+        if error <= bound:
+            return True
         # What is lost or counted twice is no rounding, however small its parameter's gradient is
         # beside others.
-        if error <= bound or (error <= bound + floor and (lenient or error <= size / 8)):
-            continue
-        noise = noise or [
-            _backward(graph, parameters, weights, factor) for factor in (1.0, *UNLIKE)
-        ]
-        again, *others = (_distance(of.get(j), wanted) for of in noise)
-        # The fewer numbers, the more two roundings may differ in size. Random numbers, seen again,
-        # are no rounding.
-        if again > bound + floor or not error <= bound + (
-            4 + 12 / parameters[j].numel() ** 0.5
-        ) * max(others):
-            return Fault(j, error, size)
-    return None
+        return error <= bound + self._floor and (self._lenient or error <= size / 8)
+
+    def _is_rounding(self, j: int, error: float, size: float) -> bool:
+        """Whether the gradient of a parameter rounds as much as that."""
+        if not self._noise:
+            for factor in (1.0, *UNLIKE):
+                self._noise.append(_backward(self._graph, self._parameters, self._weights, factor))
+        again, *others = (_distance(of.get(j), self._truth.get(j)) for of in self._noise)
+        bound = self._slack * size
+        if again > bound + self._floor:
+            return False  # random numbers, seen again, are no rounding
+        # The fewer numbers, the more two roundings may differ in size.
+        times = 4 + 12 / self._parameters[j].numel() ** 0.5
+        return error <= bound + times * max(others)
+
+    def _combined(self, uses: Uses, j: int) -> Tensor | None:
+        """`Σ w row` of a parameter over all tasks; None if there are no rows."""
+        total: Tensor | None = None
+        for of_task, w, rows in zip(uses, self._weights, self._kept, strict=True):
+            if j in of_task:
+                given = w if rows is None else w[rows]
+                part = of_task[j].vjp(given.to(torch.float64))
+                total = part if total is None else total + part
+        return total
+
+
+def lengths_of(graph: Graph, uses: Uses, kept: Sequence[Tensor | None]) -> list[Tensor]:
+    """Per task, about how long each of the kept rows is, float64."""
+    found = []
+    for loss, of_task, rows in zip(graph.losses, uses, kept, strict=True):
+        count = len(loss) if rows is None else len(rows)
+        squares = loss.new_zeros(count, dtype=torch.float64)
+        for use in of_task.values():
+            squares += use.lengths().square()
+        found.append(squares.nan_to_num(0, 0, 0).sqrt())
+    return found
 
 
 def probe_weights(graph: Graph, lengths: Sequence[Tensor], seed: int) -> list[Tensor]:
-    """Powers of two for every row, `[N]` a task: rows of unlike lengths `[N]` come out alike, but for a random factor.
+    """Powers of two for every row, `[R]` a task: rows of unlike lengths `[R]` come out alike, but for a random factor.
 
     None exceeds 1, so that nothing leaves its range. A row of length 0 is weighed like a short one:
     whether it is lost is what is asked.

@@ -43,13 +43,13 @@ def loss_of(model: nn.Module, index: Tensor | None = None) -> Tensor:
 def checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with every check."""
     found: list[int] = []
-    plain = plans.check
+    plain = plans.Check
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **named: Any) -> Any:
         found.append(len(found))
-        return plain(*args)
+        return plain(*args, **named)
 
-    monkeypatch.setattr(plans, "check", counted)
+    monkeypatch.setattr(plans, "Check", counted)
     return found
 
 

@@ -160,13 +160,15 @@ def test_a_step_takes_the_memory_of_a_plain_one() -> None:
     engine, forget = mtu.Engine(net), torch.arange(8) % 4 == 0
 
     def peak(step: Callable[[Tensor], object]) -> int:
-        for _step in range(4):  # the last one is not checked against an ordinary backward
-            net.zero_grad()
-            with Live() as live:
-                step(losses(net, x)["1 ahead"])
+        net.zero_grad()
+        with Live() as live:
+            step(losses(net, x)["1 ahead"])
         return live.peak
 
+    def ours(loss: Tensor) -> object:
+        return engine.backward(loss, mtu.OrthoGrad(0.5), forget=forget)
+
     plain = peak(lambda loss: loss.mean().backward())
-    assert (
-        peak(lambda loss: engine.backward(loss, mtu.OrthoGrad(0.5), forget=forget)) <= 1.05 * plain
-    )
+    checked = max(peak(ours) for _step in range(3))
+    assert checked <= 1.2 * plain
+    assert peak(ours) <= 1.05 * plain
