@@ -199,3 +199,28 @@ def test_what_common_rows_cancel_to_keeps_its_digits() -> None:
     scale, direction = torch.tensor([[1.0], [1.0 - 2.0**-20]]), torch.randn(1, 300)
     found = Common((300,), scale, direction).weighted(torch.tensor([1.0, -1.0]))
     assert relative_error(found, 2.0**-20 * direction[0].double()) <= 1e-7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+def test_lengths_of_rows_by_no_gram(kind: str, scale: float) -> None:
+    """Within a factor of four: what weights of a check are chosen by. Rows of nothing have none."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        use = make(kind)
+        few = torch.ones(R, dtype=torch.float64)
+        few[1], few[2] = scale, 0
+        use = weighed(use, few)
+        found, true = use.lengths(), rows_of(use).norm(dim=1)
+        assert found.dtype == torch.float64 and found[2] == 0
+        assert (found[few > 0] / true[few > 0]).log2().abs().max() <= 2
+
+
+def weighed(use: Use, w: Tensor) -> Use:
+    """The use of rows that are multiplied by these numbers."""
+    if isinstance(use, Several | Blocks):
+        return replace(use, parts=tuple(weighed(part, w) for part in use.parts))
+    if isinstance(use, Common):
+        return replace(use, scale=use.scale * w[:, None])
+    *others, last = use.tensors
+    return use.with_tensors(*others, last * w.view(-1, *[1] * (last.dim() - 1)))
