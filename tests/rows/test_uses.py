@@ -218,7 +218,7 @@ def test_lengths_of_rows_by_no_gram(kind: str, scale: float) -> None:
 
 def weighed(use: Use, w: Tensor) -> Use:
     """The use of rows that are multiplied by these numbers."""
-    if isinstance(use, Several | Blocks):
+    if isinstance(use, Several | Stacked):
         return replace(use, parts=tuple(weighed(part, w) for part in use.parts))
     if isinstance(use, Common):
         return replace(use, scale=use.scale * w[:, None])
