@@ -59,7 +59,8 @@ class Probes:
 
 
 def _chosen(ids: Ids, digit: int, value: int) -> Tensor:
-    return torch.from_numpy((ids >= 0) & ((ids >> digit & 1) == value))
+    found = (ids >= 0) & ((ids >> digit & 1) == value)
+    return torch.from_numpy(np.asarray(found))  # a number where the map has no dimensions
 
 
 class Experiment:

@@ -158,38 +158,34 @@ def _routed(x: Tensor, choice: Tensor, parts: list[nn.Linear], way: str) -> Tens
     return y
 
 
-@operation()
-def experts_that_choose(d: Draw, seq: bool) -> Run:
-    """Each layer takes the tokens of the batch that score highest."""
-    parts, router = [d.linear() for _ in range(2)], d.linear(d.width, 2)
+@operation(ways=("experts choose", "tokens choose two"))
+def weighted_experts(d: Draw, seq: bool) -> Run:
+    """Layers of which the outputs are weighted: each takes the tokens that score highest, or those that chose it."""
+    way, parts = d.way, [d.linear() for _ in range(3)]
+    router = d.linear(d.width, 3)
     d.features.add("routing")
 
     def run(step: Step, h: Tensor) -> Tensor:
         x = h.flatten(0, -2)
-        scores, y = router(x).softmax(0), x * 1.0
-        for e, f in enumerate(parts):
-            top, at = scores[:, e].topk((len(x) + 1) // 2)
-            y = y.index_add(0, at, top[:, None] * f(x[at]))
+        scores, y = router(x), x * 1.0
+        for f, (at, share) in zip(parts, _chosen(scores, way), strict=True):
+            y = y.index_add(0, at, share[:, None] * f(x[at]))
         return y.view_as(h)
 
     return run
 
 
-@operation()
-def two_of_three_experts(d: Draw, seq: bool) -> Run:
-    parts, router = [d.linear() for _ in range(3)], d.linear(d.width, 3)
-    d.features.add("routing")
-
-    def run(step: Step, h: Tensor) -> Tensor:
-        x = h.flatten(0, -2)
-        top, chosen = router(x).softmax(-1).topk(2)
-        y = torch.zeros_like(x)
-        for e, f in enumerate(parts):
-            token, place = (chosen == e).nonzero(as_tuple=True)
-            y = y.index_add(0, token, top[token, place, None] * f(x[token]))
-        return y.view_as(h)
-
-    return run
+def _chosen(scores: Tensor, way: str) -> list[tuple[Tensor, Tensor]]:
+    """For each expert, which tokens it takes, and their weights."""
+    if way == "experts choose":
+        tops = [of.topk((len(scores) + 1) // 2) for of in scores.softmax(0).unbind(1)]
+        return [(top.indices, top.values) for top in tops]
+    values, experts = scores.softmax(-1).topk(2)
+    found = []
+    for e in range(scores.shape[1]):
+        token, place = (experts == e).nonzero(as_tuple=True)
+        found.append((token, values[token, place]))
+    return found
 
 
 @operation(ways=("cat", "assigned", "index_add", "where"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mtu_fast as mtu
+from mtu_fast._graph import taking
 from tests.random_models.check import ACCEPTED, REFUSED, RIGHT, UNSTATED, WRONG, outcomes
 from tests.random_models.draw import OPERATIONS
 from tests.random_models.functions import PARAMETER
@@ -79,5 +80,5 @@ def test_the_check_wants_a_hook_on_a_parameter_refused_by_name(
         assert {o.kind for o in outcomes(m)} == {REFUSED}
         text = "a hook on another"
         assert {o.kind for o in outcomes(model(HOOKED))} == {UNSTATED}
-    monkeypatch.setattr(mtu.Engine, "_refuse_hooks", lambda *_: None)
+    monkeypatch.setattr(taking, "_check_hooks", lambda *_: None)
     assert ACCEPTED in {o.kind for o in outcomes(model(HOOKED))}
