@@ -17,8 +17,8 @@ from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.plan import Plan, discover
 from mtu_fast._graph.probe import Check, Fault, Uses, blame, lengths_of
 from mtu_fast._graph.sweep import outlives, sweep
-from mtu_fast._rows.products import is_table
 from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.together import is_table
 
 KNOWN = 64  # graph signatures remembered; each holds index vectors only
 
