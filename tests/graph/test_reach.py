@@ -115,3 +115,12 @@ def test_an_experiment_is_repeated_with_the_same_answer(n: int) -> None:
         assert stays == within(now, then)
         kept += stays
     assert 0 < kept < 200 or n == 1
+
+
+def test_a_map_without_dimensions() -> None:
+    """One loss, a number: found, and found again."""
+    x = torch.randn((), requires_grad=True)
+    node, ids = Function.apply(2 * x, lambda g: 3 * g).grad_fn, np.array(0)
+    found = reach(node, [ids], [0], 1)[0]
+    assert found is not MEET and found.shape == () and found == 0
+    assert not any(map(bool, strays(node, [ids], {0: found}, 1, Probes())))
