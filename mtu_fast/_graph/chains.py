@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
+from torch import Tensor
+
+from mtu_fast._graph.carry import signed
 from mtu_fast._graph.graph import Edge, Graph
-from mtu_fast._graph.nodes import is_isometry
+from mtu_fast._graph.nodes import integers, is_isometry
+from mtu_fast._rows.uses import Chain, Outer, Stacked, Use
 
 
 class Way(NamedTuple):
@@ -17,7 +24,7 @@ class Way(NamedTuple):
 
 def isometry(graph: Graph, i: int) -> Edge | None:
     """Where an isometry leads; None for any other node."""
-    onward = [e for e in graph.next[i] if e is not None]
+    onward = graph.below(i)
     if len(onward) != 1:
         return None
     out, into = graph.shape((i, 0)), graph.shape(onward[0])
@@ -45,3 +52,40 @@ def views_of_parameters(graph: Graph) -> set[int]:
         if onward is not None and (onward[0] in graph.leaf or onward[0] in found):
             found.add(i)
     return found
+
+
+def through_chain(graph: Graph, chain: Sequence[Edge], use: Use) -> Use:
+    """The use with the map from its space to the parameter's: views and casts, as (node, output)."""
+    if not chain:
+        return use
+    last = chain[-1][0]
+    if len(chain) == 1 and _transposes(graph, last) and isinstance(use, Outer):
+        return use.transposed()
+    if graph.names[last] == "SelectBackward0" and graph.nodes[last]._saved_dim == 0:
+        part = through_chain(graph, chain[:-1], use)
+        # a block of a stack: uses of several blocks then meet without becoming rows
+        if not part.chain.key:
+            return _block(graph, last, part)
+    key = tuple((graph.names[i], k, integers(graph.nodes[i])) for i, k in chain)
+    return replace(use, chain=Chain(key, partial(_apply_chain, graph, chain)))
+
+
+def _transposes(graph: Graph, i: int) -> bool:
+    """Whether a node exchanges the two sides of a matrix."""
+    if len(graph.shape((i, 0))) != 2:
+        return False
+    if graph.names[i] == "PermuteBackward0":
+        return [signed(d) % 2 for d in graph.nodes[i]._saved_dims] == [1, 0]
+    return graph.names[i] in {"TBackward0", "TransposeBackward0"}
+
+
+def _block(graph: Graph, i: int, part: Use) -> Stacked:
+    """The use of a stack by a use of the block that node i selects from it."""
+    (stack,) = map(graph.shape, graph.below(i))
+    return Stacked(stack, (part,), (signed(graph.nodes[i]._saved_index) % stack[0],))
+
+
+def _apply_chain(graph: Graph, chain: Sequence[Edge], g: Tensor) -> Tensor:
+    for i, output in chain:
+        ((_, _, g),) = graph.vjp(i, {output: g})
+    return g

@@ -24,7 +24,8 @@ class Graph:
         names: of the nodes, such as AddmmBackward0.
         outputs: for each node, shape, dtype and device of each output of its forward op.
         roots: the node of each loss.
-        next: for each node, the edges to where the gradients of its inputs go.
+        next: for each node and input, the edge to where its gradient goes, None for a constant.
+        wanted: for each node, those of them that reach a shared parameter, by the input's number.
         leaf: node -> index of the shared parameter it accumulates for.
         leaves: every parameter in the graph, shared or not.
         reaches: for each node, whether a shared parameter is at or below it.
@@ -38,22 +39,37 @@ class Graph:
         self.names = [node.name() for node in self.nodes]
         self.outputs = [node_ops.outputs(node) for node in self.nodes]
         index = {node: i for i, node in enumerate(self.nodes)}
-        self.next: list[tuple[Edge | None, ...]] = [
-            tuple([None if m is None else (index[m], k) for m, k in edges])
-            for edges in following.values()
-        ]
+        self.next = [_numbered(edges, index) for edges in following.values()]
         self.roots = [index[loss.grad_fn] for loss in losses]
+        self.leaves, self.leaf = self._parameters(parameters)
+        self.reaches = self._reaching()
+        self.wanted: list[dict[int, Edge]] = []
+        for edges in self.next:
+            there = {slot: edge for slot, edge in enumerate(edges) if edge is not None}
+            self.wanted.append({slot: e for slot, e in there.items() if self.reaches[e[0]]})
+
+    def _parameters(self, parameters: Sequence[Tensor]) -> tuple[list[Tensor], dict[int, int]]:
+        """Every parameter in the graph, and node -> index of the shared ones."""
         which = {id(p): j for j, p in enumerate(parameters)}
-        held = {
-            i: self.nodes[i].variable for i, name in enumerate(self.names) if name == ACCUMULATE
-        }
-        self.leaves: list[Tensor] = list(held.values())
-        self.leaf = {i: which[id(p)] for i, p in held.items() if id(p) in which}
-        self.reaches = [False] * len(self.nodes)
+        leaves: list[Tensor] = []
+        leaf: dict[int, int] = {}
+        for i, name in enumerate(self.names):
+            if name == ACCUMULATE:
+                variable = self.nodes[i].variable
+                leaves.append(variable)
+                if id(variable) in which:
+                    leaf[i] = which[id(variable)]
+        return leaves, leaf
+
+    def _reaching(self) -> list[bool]:
+        found = [False] * len(self.nodes)
         for i in reversed(range(len(self.nodes))):
-            self.reaches[i] = i in self.leaf or any(
-                e is not None and self.reaches[e[0]] for e in self.next[i]
-            )
+            found[i] = i in self.leaf or any(found[node] for node, _ in self.below(i))
+        return found
+
+    def below(self, i: int) -> list[Edge]:
+        """The edges to where the gradients of a node's inputs go."""
+        return [edge for edge in self.next[i] if edge is not None]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,20 +111,22 @@ class Graph:
         kept = [loss for task, loss in enumerate(self.losses) if task not in self._freed]
         if not kept:
             return
-        done = self._below(self.roots[task] for task in self._freed)
-        ends = {
-            edge
-            for i in range(len(self.nodes))
-            for edge in self.next[i]
-            if i not in done and edge is not None and (edge[0] in done or not self.next[edge[0]])
-        }
+        done = self._region(self.roots[task] for task in self._freed)
+        ends: set[Edge] = set()
+        for i in range(len(self.nodes)):
+            if i not in done:
+                ends.update(edge for edge in self.below(i) if self._ends_at(edge, done))
         # Below what was freed nothing runs again, not even on the way to an end of its own.
-        spent = self._below(
-            below[0] for end in ends if end[0] in done for below in self.next[end[0]] if below
+        spent = self._region(
+            node for end in ends if end[0] in done for node, _ in self.below(end[0])
         )
-        ends = {end for end in ends if end[0] not in spent}
-        if ends:
-            node_ops.release(kept, [GradientEdge(self.nodes[i], k) for i, k in sorted(ends)])
+        until = [GradientEdge(self.nodes[i], k) for i, k in sorted(ends) if i not in spent]
+        if until:
+            node_ops.release(kept, until)
+
+    def _ends_at(self, edge: Edge, done: set[int]) -> bool:
+        """Whether an edge leads to what was freed, or to a node that hands nothing on."""
+        return edge[0] in done or not self.next[edge[0]]
 
     def backward(
         self,
@@ -129,24 +147,29 @@ class Graph:
     def vjp(self, i: int, grads: dict[int, Tensor]) -> list[tuple[int, Edge, Tensor]]:
         """The local vjp of one node: gradients of some outputs in, (slot, edge, gradient) of its inputs out."""
         given = [grads.get(k) for k in range(len(self.outputs[i]))]
-        return [
-            (slot, edge, node_ops.conformed(g, self.nodes[edge[0]], edge[1]))
-            for slot, (edge, g) in enumerate(
-                zip(self.next[i], node_ops.vjp(self.nodes[i], given), strict=True)
-            )
-            if edge is not None and g is not None and self.reaches[edge[0]]
-        ]
+        returned = node_ops.vjp(self.nodes[i], given)
+        found = []
+        for slot, edge in self.wanted[i].items():
+            g = returned[slot]
+            if g is not None:
+                found.append((slot, edge, node_ops.conformed(g, self.nodes[edge[0]], edge[1])))
+        return found
 
     def region(self, edges: Iterable[Edge]) -> list[int]:
         """Nodes at and below some edges that reach a shared parameter, in topological order."""
-        return sorted(i for i in self._below(edge[0] for edge in edges) if self.reaches[i])
+        return sorted(i for i in self._region(edge[0] for edge in edges) if self.reaches[i])
 
-    def _below(self, nodes: Iterable[int]) -> set[int]:
+    def _region(self, nodes: Iterable[int]) -> set[int]:
         found: set[int] = set()
         stack = list(nodes)
         while stack:
             i = stack.pop()
             if i not in found:
                 found.add(i)
-                stack += [e[0] for e in self.next[i] if e is not None]
+                stack += [node for node, _ in self.below(i)]
         return found
+
+
+def _numbered(edges: node_ops.Following, index: dict[Any, int]) -> tuple[Edge | None, ...]:
+    """A node's `next_functions` with numbers in the place of nodes."""
+    return tuple([None if node is None else (index[node], k) for node, k in edges])

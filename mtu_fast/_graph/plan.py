@@ -104,12 +104,8 @@ def discover(graph: Graph) -> Plan:
 
 def _sites(graph: Graph, mixed: set[int]) -> dict[int, list[Site]]:
     sites: dict[int, list[Site]] = {}
-    for i, edges in enumerate(graph.next):
-        if i in graph.leaf or not graph.reaches[i]:
-            continue
-        for slot, edge in enumerate(edges):
-            if edge is None or not graph.reaches[edge[0]]:
-                continue
+    for i, edges in enumerate(graph.wanted):
+        for slot, edge in edges.items():
             ends = edge[0] in mixed or edge[0] in graph.leaf
             if i in mixed and not ends:
                 raise RuntimeError(
@@ -125,5 +121,5 @@ def _ends(graph: Graph, wanted: Mapping[int, object]) -> frozenset[int]:
     """The wanted nodes below which there is no other."""
     below = [False] * len(graph.nodes)
     for i in reversed(range(len(graph.nodes))):
-        below[i] = any(e is not None and (e[0] in wanted or below[e[0]]) for e in graph.next[i])
+        below[i] = any(node in wanted or below[node] for node, _ in graph.below(i))
     return frozenset(i for i in wanted if not below[i])

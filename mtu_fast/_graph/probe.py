@@ -158,14 +158,23 @@ def blame(graph: Graph) -> str:
     for task, loss in enumerate(graph.losses):
         one = torch.ones_like(loss)
         passes = [graph.backward(task, edges, w) for w in (one, one, 2 * one)]
-        for name, g, again, twice in zip(names, *passes, strict=True):
-            if g is None or again is None or twice is None:
-                continue
-            if not torch.equal(g, again):
-                return f"the gradient that arrives at {name} differs from one backward to the next (random numbers?)"
-            if not torch.equal(2 * g, twice):
-                return f"the gradient that arrives at {name} is not linear in the losses (a hook that clamps it?)"
+        for name, *grads in zip(names, *passes, strict=True):
+            found = _oddity(grads)
+            if found:
+                return f"the gradient that arrives at {name} {found}"
     return "the gradient is not the sum of what each loss gives (a hook that looks at all of it?)"
+
+
+def _oddity(grads: Sequence[Tensor | None]) -> str:
+    """What is odd about the gradients of a backward, of another one and of one of twice the losses; "" if nothing."""
+    g, again, twice = grads
+    if g is None or again is None or twice is None:
+        return ""
+    if not torch.equal(g, again):
+        return "differs from one backward to the next (random numbers?)"
+    if not torch.equal(2 * g, twice):
+        return "is not linear in the losses (a hook that clamps it?)"
+    return ""
 
 
 def _backward(

@@ -172,20 +172,28 @@ def reshaped(ids: Ids, out: Sequence[int], into: Sequence[int]) -> Ids:
     if any(b % a for a, b in pairwise(ends)):
         return compact(np.broadcast_to(ids, tuple(out)).reshape(tuple(into)))
     fine = [b // a for a, b in pairwise(ends)][::-1]
-    split: list[int] = []
-    for size, known, group in zip(out, ids.shape, _groups(fine, out), strict=True):
-        split += group if known == size else [1] * len(group)
-    found = compact(ids.reshape(split))
-    joined = [
-        prod(group) if any(n > 1 for n in found.shape[at : at + len(group)]) else 1
-        for at, group in _with_starts(_groups(fine, into))
-    ]
-    full = [
-        n
-        for (at, group), size in zip(_with_starts(_groups(fine, into)), joined, strict=True)
-        for n in (group if size > 1 else [1] * len(group))
-    ]
-    return np.broadcast_to(found, full).reshape(joined)
+    return _joined(_split(ids, out, fine), _groups(fine, into))
+
+
+def _split(ids: Ids, shape: Sequence[int], fine: Sequence[int]) -> Ids:
+    """A map of a shape as one of a finer shape."""
+    sizes: list[int] = []
+    for size, known, group in zip(shape, ids.shape, _groups(fine, shape), strict=True):
+        sizes += group if known == size else [1] * len(group)
+    return compact(ids.reshape(sizes))
+
+
+def _joined(ids: Ids, groups: Sequence[list[int]]) -> Ids:
+    """A map with groups of its dimensions, of these full sizes, made one each."""
+    full: list[int] = []
+    joined: list[int] = []
+    at = 0
+    for group in groups:
+        varies = any(n > 1 for n in ids.shape[at : at + len(group)])
+        full += group if varies else [1] * len(group)
+        joined.append(prod(group) if varies else 1)
+        at += len(group)
+    return np.broadcast_to(ids, full).reshape(joined)
 
 
 def _groups(fine: Sequence[int], shape: Sequence[int]) -> list[list[int]]:
@@ -198,8 +206,3 @@ def _groups(fine: Sequence[int], shape: Sequence[int]) -> list[list[int]]:
             at += 1
         groups.append(list(fine[start:at]))
     return groups
-
-
-def _with_starts(groups: Sequence[list[int]]) -> list[tuple[int, list[int]]]:
-    starts = [0, *accumulate(len(group) for group in groups)]
-    return list(zip(starts, groups, strict=False))

@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from mtu_fast._graph.chains import Way
+from mtu_fast._graph.chains import Way, through_chain
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.nodes import Grads, recomputes
 from mtu_fast._graph.plan import Plan, Site
-from mtu_fast._graph.pull import (
-    Seeds,
-    Together,
-    add,
-    local_rows,
-    one_by_one,
-    pulled,
-    through_chain,
-)
+from mtu_fast._graph.pull import Seeds, add, local_rows, one_by_one, pulled
 from mtu_fast._graph.rules import RULES
+from mtu_fast._graph.together import Together
 from mtu_fast._rows.uses import Use
 
 # Nodes whose rule may decline as their index says: then local vjps serve, and need the graph.
@@ -88,20 +81,22 @@ class _Sweep:
 
     def _reached(self, i: int, grads: Grads) -> None:
         """Take the uses that the output gradients of a node give, or leave its sites for later."""
-        grads = tuple(None if b is None or not b.numel() else b for b in grads)
-        if all(b is None for b in grads):
+        there = tuple(b if b is not None and b.numel() else None for b in grads)
+        if all(b is None for b in there):
             return  # a branch without elements, or one that hands on nothing
-        self._check_expected(i, grads)
-        sites = self._plan.sites[i]
-        now: list[Site] = []
-        if not (self._keep and recomputes(self._graph.nodes[i])):
-            now = [site for site in sites if not self._plan.is_local(site)]
-        uses = self._uses(now, grads)
-        for site in sites:
+        self._check_expected(i, there)
+        uses = self._uses(self._now(i), there)
+        for site in self._plan.sites[i]:
             if site.slot in uses and site.way is not None:
                 self._hand_over(site.way, uses[site.slot])
             else:
-                self._late.setdefault(i, ([], grads))[0].append(site)
+                self._late.setdefault(i, ([], there))[0].append(site)
+
+    def _now(self, i: int) -> list[Site]:
+        """The sites of a node whose uses can be taken while the pass runs."""
+        if self._keep and recomputes(self._graph.nodes[i]):
+            return []
+        return [site for site in self._plan.sites[i] if not self._plan.is_local(site)]
 
     def _check_expected(self, i: int, grads: Grads) -> None:
         """No gradient arrives where none was expected.

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import numpy as np
+
 from mtu_fast._graph.carry import CARRY, stem
 from mtu_fast._graph.chains import views_of_parameters
 from mtu_fast._graph.graph import Edge, Graph
 from mtu_fast._graph.moves import MOVES, SETTLED
 from mtu_fast._graph.reach import Probes, Reached
-from mtu_fast._graph.rowmap import MEET, Answer, Ids, Meet, RowMap, carried, compact, first, merged
+from mtu_fast._graph.rowmap import (
+    MEET,
+    NO_ROW,
+    Answer,
+    Ids,
+    Meet,
+    RowMap,
+    carried,
+    compact,
+    first,
+    merged,
+)
 from mtu_fast._graph.trial import Trial, ask
 
 # node -> row map of each of its outputs, None where no gradient comes
@@ -66,24 +79,24 @@ class Walk:
         return tuple(found)
 
     def _visit(self, i: int) -> None:
-        below: dict[int, Edge] = {}
-        for slot, edge in enumerate(self.graph.next[i]):
-            if edge is not None and self.graph.reaches[edge[0]]:
-                below[slot] = edge
         if i in self.mixed:
-            self.mixed.update(node for node, _ in below.values() if node not in self.graph.leaf)
+            below = {node for node, _ in self.graph.wanted[i].values()}
+            self.mixed |= below - self.graph.leaf.keys()
             return
         known: dict[object, Reached] = {}
         for task, coming in enumerate(self._coming):
             came = tuple(coming.pop((i, k), None) for k in range(len(self.graph.outputs[i])))
-            if all(ids is None for ids in came):
-                continue
-            self._came[task][i] = came
-            key = self._key(task, came)
-            if key not in known:
-                known[key] = self._through(i, came, below, self._counts[task])
-            for slot, ids in known[key].items():
-                self._arrive(task, below[slot], ids)
+            if any(ids is not None for ids in came):
+                self._came[task][i] = came
+                self._hand_on(i, task, came, known)
+
+    def _hand_on(self, i: int, task: int, came: OfOutputs, known: dict[object, Reached]) -> None:
+        """Through a pure node; `known` is what was found for other tasks."""
+        key = self._key(task, came)
+        if key not in known:
+            known[key] = self._through(i, came, self._counts[task])
+        for slot, ids in known[key].items():
+            self._arrive(task, self.graph.wanted[i][slot], ids)
 
     def _key(self, task: int, came: OfOutputs) -> object:
         """What tasks that reach a node in the same way have in common: it is asked once for all of them."""
@@ -103,17 +116,14 @@ class Walk:
         else:
             self._coming[task][edge] = ids
 
-    def _through(self, i: int, came: OfOutputs, below: dict[int, Edge], count: int) -> Reached:
+    def _through(self, i: int, came: OfOutputs, count: int) -> Reached:
         """What a pure node hands on to those of its inputs that are pure so far."""
-        passes = self.graph.names[i] == PASSES
         found: Reached = {}
         silent: list[int] = []
-        for slot, edge in below.items():
+        for slot, edge in self.graph.wanted[i].items():
             if edge[0] in self.graph.leaf or edge[0] in self.mixed:
                 continue
-            if passes and came[slot] is None:
-                continue
-            said = came[slot] if passes else self.structure(i, came, slot, edge)
+            said = self.structure(i, came, slot, edge)
             if said is None:
                 silent.append(slot)
             else:
@@ -135,6 +145,9 @@ class Walk:
 
     def structure(self, i: int, came: OfOutputs, slot: int, edge: Edge) -> Answer:
         """What structure says of one input: its map, or that rows meet; None where it is silent."""
+        if self.graph.names[i] == PASSES:
+            nothing = np.full([1] * len(self.graph.shape(edge)), NO_ROW)
+            return nothing if came[slot] is None else came[slot]
         total: Ids | None = None
         for k, ids in enumerate(came):
             if ids is None:

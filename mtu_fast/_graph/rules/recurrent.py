@@ -35,30 +35,28 @@ def lstm(
     if node._saved_mode != LSTM or rows is None or not wanted.keys() <= {1, 2, 3, 4}:
         return {}
     dtype = working_dtype(node._saved_input)
-    x, h, first, last, *weights = (
-        t.detach().to(dtype)
-        for t in (
-            node._saved_input,
-            node._saved_result0,
-            node._saved_hx_,
-            node._saved_cx_,
-            *_weights(node),
-        )
-    )
-    dh, *ends = (None if b is None else b.to(dtype) for b in grads)
-    if node._saved_reverse:  # a row does not ask for the order of its positions
-        x, h, dh = x.flip(0), h.flip(0), None if dh is None else dh.flip(0)
-    before = torch.cat([first[None], h[:-1]])
-    a = F.linear(x, weights[0], *weights[2:]) + F.linear(before, weights[1])
-    gates = _through_time(a, last, weights[1], torch.zeros_like(h) if dh is None else dh, *ends)
+    W, U, *biases = (t.detach().to(dtype) for t in _weights(node))
+    x, h = _in_order(node, [node._saved_input.to(dtype), node._saved_result0.to(dtype)])
+    dh, end, dc = (None if b is None else b.to(dtype) for b in grads)
+    (dh,) = _in_order(node, [torch.zeros_like(h) if dh is None else dh])
+    before = torch.cat([node._saved_hx_.detach().to(dtype)[None], h[:-1]])
+    a = F.linear(x, W, *biases) + F.linear(before, U)
+    gates = _through_time(a, node._saved_cx_.detach().to(dtype), U, dh, end, dc)
     left = rows.split(gates, 1).flatten(1, 2)  # [R, S, 4H]
+    entered = {1: x, 2: before}
     uses: dict[int, Use] = {}
     for slot, shape in wanted.items():
-        if slot > 2:
-            uses[slot] = Dense(shape, left.sum(1))
+        if slot in entered:
+            right = rows.split(entered[slot], 1).flatten(1, 2)
+            uses[slot] = Outer(shape, left, right)
         else:
-            uses[slot] = Outer(shape, left, rows.split(x if slot == 1 else before, 1).flatten(1, 2))
+            uses[slot] = Dense(shape, left.sum(1))
     return uses
+
+
+def _in_order(node: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors `[S, …]` in the order in which time was walked; a row does not ask for that of its positions."""
+    return [t.detach().flip(0) if node._saved_reverse else t.detach() for t in tensors]
 
 
 def _weights(node: Any) -> list[Tensor]:
