@@ -35,18 +35,22 @@ class Graph:
         self.losses = losses
         self._freed: set[int] = set()  # tasks whose pass did not keep the graph
         following = node_ops.below([loss.grad_fn for loss in losses])
+        index = {node: i for i, node in enumerate(following)}
         self.nodes: list[Any] = list(following)
         self.names = [node.name() for node in self.nodes]
-        self.outputs = [node_ops.outputs(node) for node in self.nodes]
-        index = {node: i for i, node in enumerate(self.nodes)}
+        self.outputs = list(map(node_ops.outputs, self.nodes))
         self.next = [_numbered(edges, index) for edges in following.values()]
         self.roots = [index[loss.grad_fn] for loss in losses]
         self.leaves, self.leaf = self._parameters(parameters)
         self.reaches = self._reaching()
-        self.wanted: list[dict[int, Edge]] = []
-        for edges in self.next:
-            there = {slot: edge for slot, edge in enumerate(edges) if edge is not None}
-            self.wanted.append({slot: e for slot, e in there.items() if self.reaches[e[0]]})
+        self.wanted = list(map(self._wanted, self.next))
+
+    def _wanted(self, edges: Sequence[Edge | None]) -> dict[int, Edge]:
+        found: dict[int, Edge] = {}
+        for slot, edge in enumerate(edges):
+            if edge is not None and self.reaches[edge[0]]:
+                found[slot] = edge
+        return found
 
     def _parameters(self, parameters: Sequence[Tensor]) -> tuple[list[Tensor], dict[int, int]]:
         """Every parameter in the graph, and node -> index of the shared ones."""
@@ -109,20 +113,20 @@ class Graph:
     def release(self) -> None:
         """Free what the graph saved, and what a pass that did not keep it has left."""
         kept = [loss for task, loss in enumerate(self.losses) if task not in self._freed]
-        if not kept:
-            return
         done = self._region(self.roots[task] for task in self._freed)
         ends: set[Edge] = set()
         for i in range(len(self.nodes)):
             if i not in done:
                 ends.update(edge for edge in self.below(i) if self._ends_at(edge, done))
         # Below what was freed nothing runs again, not even on the way to an end of its own.
-        spent = self._region(
-            node for end in ends if end[0] in done for node, _ in self.below(end[0])
-        )
+        spent = self._under(node for node, _ in ends if node in done)
         until = [GradientEdge(self.nodes[i], k) for i, k in sorted(ends) if i not in spent]
-        if until:
+        if kept and until:
             node_ops.release(kept, until)
+
+    def _under(self, nodes: Iterable[int]) -> set[int]:
+        """The nodes below some nodes, without these themselves unless one is below another."""
+        return self._region(below for node in nodes for below, _ in self.below(node))
 
     def _ends_at(self, edge: Edge, done: set[int]) -> bool:
         """Whether an edge leads to what was freed, or to a node that hands nothing on."""
