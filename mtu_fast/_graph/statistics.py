@@ -42,5 +42,6 @@ def used_up(graph: Graph, model: nn.Module) -> Iterator[None]:
 
 
 def _put(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Write values back; not as a change, since a graph may have saved the buffer with this value."""
     for buffer, value in zip(buffers, values, strict=True):
-        buffer.copy_(value)
+        buffer.data.copy_(value)

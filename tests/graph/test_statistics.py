@@ -54,3 +54,14 @@ def test_an_error_leaves_them_as_they_were() -> None:
     with pytest.raises(ValueError, match="of the hook's own"):
         mtu.Engine(model).rows(out.square().sum(1))
     assert all(torch.equal(now, then) for now, then in zip(model.buffers(), before, strict=True))
+
+
+def test_a_norm_outside_of_the_checkpoint_is_no_change() -> None:
+    """Buffers are put back as they were, and the graph that saved them is still released."""
+    model = net()
+    engine = mtu.Engine(model)
+    for _step in range(3):
+        inner = model[:2](torch.randn(5, 3, dtype=torch.float64))
+        out = torch.tanh(model[4](inner)) + checkpoint(model[3], inner, use_reentrant=False)
+        rows = engine.rows(out.square().sum(1))
+        assert bool(rows.gram().isfinite().all())
