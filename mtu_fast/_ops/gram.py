@@ -604,6 +604,35 @@ def _(
     )
 
 
+def rows_pay_for_table(
+    left: Sequence[Tensor],
+    right: Sequence[Tensor],
+    index: Sequence[Tensor],
+    values: Sequence[Tensor],
+) -> bool:
+    """Whether explicit rows, a tile at a time, cost less than `outer_gram`, `gather_gram` and `outer_gather`.
+
+    For a table that is multiplied (left, right) and looked up (index, values).
+    """
+    cost = costs(left[0].device)
+    entries, width = left[0].shape[2], right[0].shape[2]
+    multiplied = outer_cost(left, right)
+    looked_up = sum(t.numel() for t in index)
+    rows = sum(t.shape[0] for t in values)
+
+    occurring = min(entries, looked_up)
+    gather = (cost.row_product * rows + cost.row) * rows * occurring * width
+    # A meeting of two positions is a product, and an entry that goes with it, each written and
+    # read; plain torch makes all of them, of which `Costs.product` counts half.
+    positions = sum(t.shape[0] * t.shape[1] for t in left)
+    apart = sum(t.shape[0] * t.shape[1] for t in distinct(right))
+    cross = 2 * looked_up * (cost.product * apart * width + cost.row * positions)
+
+    reread = cost.row * rows * entries * width  # in `kept`: for the combination
+    by_rows = multiplied.kept - reread + cost.row * looked_up * width
+    return by_rows < min(multiplied.ghost, multiplied.direct) + gather + cross
+
+
 def _strips(rows: int, width: int) -> Iterator[tuple[int, int]]:
     """Ranges of rows whose strip of `rows × width` elements is one tile."""
     step = max(1, TILE // max(width, 1))

@@ -20,6 +20,8 @@ from mtu_fast._rows.merge import aligned, by_block, parts_of, sum_of
 from mtu_fast._rows.uses import Common, Conv, Dense, Gather, Outer, Stacked, Use
 
 U = TypeVar("U", bound=Use)
+# elements of explicit rows that are written, added to and multiplied before they leave the cache
+ROWS_IN_CACHE = 1 << 20
 Kind = object  # what two uses must have in common to be multiplied by one op
 
 
@@ -89,7 +91,20 @@ def _must_be_formed(uses: Sequence[Use]) -> bool:
     if len(kinds) <= 1:
         return False
     is_table = kinds <= {Outer, Gather} and len(uses[0].shape) == 2
-    return not is_table
+    return not is_table or _rows_pay(uses)
+
+
+def _rows_pay(uses: Sequence[Use]) -> bool:
+    """Whether the rows of a table, multiplied and looked up, are cheaper than its factors."""
+    parts = [part for use in uses for part in parts_of(use)]
+    outers = [part for part in parts if isinstance(part, Outer)]
+    gathers = [part for part in parts if isinstance(part, Gather)]
+    return op.rows_pay_for_table(
+        [u.left for u in outers],
+        [u.right for u in outers],
+        [u.index for u in gathers],
+        [u.values for u in gathers],
+    )
 
 
 # ---- uses of one kind ----------------------------------------------------------------------------
@@ -137,7 +152,8 @@ def _tiled_gram(uses: Sequence[Use], known: int = 0) -> Tensor:
     """`gram` of aligned uses of any kinds, a tile of explicit rows at a time."""
     R, width = sum(u.count for u in uses), prod(uses[0].shape)
     unit = lcm(*(u.unit for u in uses))
-    step = max(op.BUFFER // max(R * unit, 1), 1) * unit
+    tile = ROWS_IN_CACHE if uses[0].tensors[-1].is_cpu else op.BUFFER
+    step = max(tile // max(R * unit, 1), 1) * unit
     found = uses[0].tensors[-1].new_zeros(R, R, dtype=WIDE)
     for start in range(0, width, max(step, 1)):
         stop = min(start + step, width)

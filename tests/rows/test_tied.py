@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mtu_fast as mtu
-from mtu_fast._rows import together
+from mtu_fast._ops import gram as op
+from mtu_fast._rows import products, together
 from mtu_fast._rows.uses import Several
 from tests.helpers.checks import assert_rows, joined, trained, truth_of
 from tests.test_memory import Live
@@ -57,24 +58,27 @@ def losses(net: Language, x: Tensor, tasks: int = 1) -> dict[str, Tensor]:
     }
 
 
-@pytest.fixture
-def no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks for the rows of a sum of kinds, all of them or a tile, fails."""
-    for name in ("matrix", "columns", "dense", "grounded"):
+@pytest.fixture(params=["factors", "tiles"])
+def no_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whoever asks for the rows of a sum of kinds fails: for any of them, or for more than a tile."""
+    by_tiles = request.param == "tiles"
+    monkeypatch.setattr(op, "rows_pay_for_table", lambda *_: by_tiles)
+    monkeypatch.setattr(products, "ROWS_IN_CACHE", 1)
+    for name in ("matrix", "dense", "grounded") + (() if by_tiles else ("columns",)):
         monkeypatch.setattr(Several, name, None)
+    return "explicit rows" if by_tiles else "entries that occur"
 
 
-@pytest.mark.usefixtures("no_rows")
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("tasks", [1, 2])
-def test_rows_of_one_forward(tasks: int, bias: bool) -> None:
+def test_rows_of_one_forward(tasks: int, bias: bool, no_rows: str) -> None:
     net, x = Language(bias=bias).double(), tokens()
     engine, params = mtu.Engine(net), trained(net)
     for _step in range(2):
         rows = engine.rows(losses(net, x, tasks))
         line = next(line for line in engine.explain().lines if line.name == "tokens.weight")
         assert (line.kept, line.slow) == ("factors", False)
-        assert "entries that occur" in line.route and "outer, " in line.route
+        assert no_rows in line.route
         assert line.bytes < tasks * N * ROW
         assert_rows(rows, truth_of(losses(net, x, tasks), params), params, EXACT)
 

@@ -128,6 +128,10 @@ class Use(ABC):
         """Columns of `matrix`, `[R, stop - start]`; start and stop are multiples of `unit`."""
         return self.matrix()[:, start:stop]
 
+    def add_columns(self, found: Tensor, start: int, stop: int) -> None:
+        """Add `columns(start, stop)` to `found`, contiguous `[R, stop - start]`."""
+        found += self.columns(start, stop)
+
     def rows_bytes(self) -> int:
         """Bytes that the rows take when materialised."""
         return self.count * prod(self.shape) * self.dtype.itemsize

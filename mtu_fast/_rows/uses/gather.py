@@ -55,10 +55,16 @@ class Gather(Use):
         return self.values.shape[2]
 
     def columns(self, start: int, stop: int) -> Tensor:
+        found = self.values.new_zeros(self.count, stop - start, dtype=self.dtype)
+        self.add_columns(found, start, stop)
+        return found
+
+    def add_columns(self, found: Tensor, start: int, stop: int) -> None:
         first, last = start // self.unit, stop // self.unit
-        inside = (self.index >= first) & (self.index < last)
-        index = (self.index - first).clamp(0, last - first - 1)
-        return gather_rows(index, self.values * inside[..., None], last - first).flatten(1)
+        # Only what falls into these columns is read: there may be many tiles of them.
+        rows, at = torch.where((self.index >= first) & (self.index < last))
+        entries = rows * (last - first) + self.index[rows, at] - first
+        found.view(-1, self.unit).index_add_(0, entries, self.values[rows, at].to(found.dtype))
 
     def lengths(self) -> Tensor:
         """Of some signed sums of the row's entries."""

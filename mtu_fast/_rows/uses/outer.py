@@ -48,6 +48,11 @@ class Outer(Use):
         left = self.left[:, :, start // self.unit : stop // self.unit]
         return outer_rows(left, self.right).flatten(1)
 
+    def add_columns(self, found: Tensor, start: int, stop: int) -> None:
+        left = self.left[:, :, start // self.unit : stop // self.unit].to(found.dtype)
+        right = self.right.to(found.dtype)
+        found.view(self.count, left.shape[2], self.unit).baddbmm_(left.mT, right)
+
     def weighted(self, w: Tensor | None) -> Tensor:
         # The weights go to the smaller side; positions and rows are one contraction: a single GEMM.
         if self.left.shape[2] <= self.right.shape[2]:

@@ -59,7 +59,10 @@ class Several(_Parts):
         return lcm(*(part.unit for part in self.parts))
 
     def columns(self, start: int, stop: int) -> Tensor:
-        return reduce(torch.add, (part.columns(start, stop) for part in self.parts))
+        found = self.tensors[0].new_zeros(self.count, stop - start, dtype=self.dtype)
+        for part in self.parts:
+            part.add_columns(found, start, stop)
+        return found
 
     def weighted(self, w: Tensor | None) -> Tensor:
         return reduce(torch.add, (part.weighted(w) for part in self.parts))
