@@ -8,6 +8,7 @@
 #include "../cpu/direct.h"
 #include "../cpu/ghost.h"
 #include "../cpu/grouped.h"
+#include "arguments.h"
 #include "tensors.h"
 
 namespace mtu_fast {
@@ -16,8 +17,9 @@ namespace {
 void check_sides(const char* op, const std::vector<Tensor>& x, const std::vector<Tensor>& b, int64_t axes) {
   STD_TORCH_CHECK(!x.empty() && x.size() == b.size(), op, ": expected as many blocks on both sides, one at least, got ",
                   x.size(), " and ", b.size());
+  check_floats(op, axes > 0 ? "x" : "left", x);
+  check_floats(op, axes > 0 ? "b" : "right", b);
   for (size_t i = 0; i < x.size(); ++i) {
-    STD_TORCH_CHECK(x[i].is_cpu() && b[i].is_cpu(), op, ": expected every block on the CPU");
     STD_TORCH_CHECK(x[i].dim() == 3 + axes && b[i].dim() == 3 + axes, op, ": expected blocks of ", 3 + axes,
                     " dimensions, got ", x[i].dim(), " and ", b[i].dim());
     STD_TORCH_CHECK(x[i].size(0) == b[i].size(0) && x[i].size(1) == b[i].size(1), op, ": the sides of block ", i,
@@ -75,12 +77,14 @@ Tensor direct(std::vector<Tensor>& x, std::vector<Tensor>& b, const cpu::Walk& w
 }
 
 // `precision` is a permission; these kernels are at its highest always.
-Tensor outer_direct(std::vector<Tensor> left, std::vector<Tensor> right, std::string) {
+Tensor outer_direct(std::vector<Tensor> left, std::vector<Tensor> right, std::string precision) {
+  check_precision("outer_direct", precision);
   check_sides("outer_direct", left, right, 0);
   return direct(left, right, {});
 }
 
-Tensor outer_ghost(std::vector<Tensor> left, std::vector<Tensor> right, std::string) {
+Tensor outer_ghost(std::vector<Tensor> left, std::vector<Tensor> right, std::string precision) {
+  check_precision("outer_ghost", precision);
   check_sides("outer_ghost", left, right, 0);
   const auto distinct = [](const std::vector<Tensor>& blocks) {
     const std::vector<size_t> first = firsts(blocks);
@@ -94,36 +98,30 @@ Tensor outer_ghost(std::vector<Tensor> left, std::vector<Tensor> right, std::str
 
 void check_images(const char* op, const std::vector<Tensor>& x, const std::vector<Tensor>& b,
                   const cpu::Walk& walk) {
-  const auto& [kernel, stride, padding, dilation] = walk;
-  const size_t axes = kernel.size();
-  STD_TORCH_CHECK(stride.size() == axes && padding.size() == axes && dilation.size() == axes, op,
-                  ": kernel, stride, padding and dilation differ in length: ", axes, ", ", stride.size(), ", ",
-                  padding.size(), " and ", dilation.size());
-  check_sides(op, x, b, axes);
-  for (size_t a = 0; a < axes; ++a) {
-    STD_TORCH_CHECK(kernel[a] > 0 && stride[a] > 0 && padding[a] >= 0 && dilation[a] > 0, op,
-                    ": expected positive kernel, stride and dilation and no negative padding, got ", kernel[a], ", ",
-                    stride[a], ", ", dilation[a], " and ", padding[a], " along axis ", a);
-    for (size_t i = 0; i < x.size(); ++i) {
-      const int64_t room = x[i].size(3 + a) + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1;
-      const int64_t expected = room < 0 ? 0 : room / stride[a] + 1;
-      STD_TORCH_CHECK(b[i].size(3 + a) == expected, op, ": block ", i, " has ", b[i].size(3 + a),
-                      " output positions along axis ", a, ", expected ", expected);
-    }
-  }
+  check_walk(op, walk);
+  check_sides(op, x, b, walk.kernel.size());
+  for (size_t i = 0; i < x.size(); ++i) check_grid(op, i, x[i], b[i], walk);
+}
+
+void check_tables(const char* op, const std::vector<Tensor>& b, const cpu::Walk& walk, bool by_lines) {
+  for (const Tensor& t : b) check_table(op, t, walk, by_lines);
 }
 
 Tensor conv_direct(std::vector<Tensor> x, std::vector<Tensor> b, std::vector<int64_t> kernel, std::vector<int64_t> stride,
-                   std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string) {
+                   std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string precision) {
+  check_precision("conv_direct", precision);
   const cpu::Walk walk{std::move(kernel), std::move(stride), std::move(padding), std::move(dilation)};
   check_images("conv_direct", x, b, walk);
+  check_tables("conv_direct", b, walk, true);
   return direct(x, b, walk);
 }
 
 Tensor conv_ghost(std::vector<Tensor> x, std::vector<Tensor> b, std::vector<int64_t> kernel, std::vector<int64_t> stride,
-                  std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string) {
+                  std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string precision) {
+  check_precision("conv_ghost", precision);
   const cpu::Walk walk{std::move(kernel), std::move(stride), std::move(padding), std::move(dilation)};
   check_images("conv_ghost", x, b, walk);
+  check_tables("conv_ghost", b, walk, false);
   return ghost(x, b, walk);
 }
 
@@ -136,6 +134,7 @@ Tensor grouped_rows(Tensor x, Tensor b, int64_t groups, std::vector<int64_t> ker
                   " groups do not divide ", x.size(2), " and ", b.size(2), " channels");
   std::vector<int64_t> shape{x.size(0), b.size(2), x.size(2) / groups};
   shape.insert(shape.end(), walk.kernel.begin(), walk.kernel.end());
+  STD_TORCH_CHECK(product(shape) <= MOST_ELEMENTS, "grouped_rows: kernel: rows of more than 2**40 elements");
   const cpu::Grouped rows(block(x), block(b), groups, walk);
   Tensor out = torch::stable::new_zeros(b, shape, rows.is_double() ? ScalarType::Double : ScalarType::Float);
   if (b.numel() == 0) return out;

@@ -6,20 +6,19 @@
 #include <vector>
 
 #include "../cpu/gram.h"
+#include "arguments.h"
 #include "tensors.h"
 
 namespace mtu_fast {
 namespace {
 
-// The rows of blocks [R_i, P], one after the other; blocks that a kernel cannot read are replaced.
+// The rows of blocks [R_i, P], one after the other.
 std::vector<cpu::Row> joined(const char* op, std::vector<Tensor>& blocks) {
   std::vector<cpu::Row> rows;
   for (Tensor& t : blocks) {
-    STD_TORCH_CHECK(t.is_cpu(), op, ": expected every block on the CPU");
     STD_TORCH_CHECK(t.dim() == 2, op, ": expected blocks [R_i, P], got ", t.dim(), " dimensions");
     STD_TORCH_CHECK(t.size(1) == blocks[0].size(1), op, ": expected blocks of one width, got ", blocks[0].size(1), " and ",
                     t.size(1));
-    if (!element(t)) t = torch::stable::to(t, ScalarType::Double);
     if (t.size(1) > 1 && t.stride(1) != 1) t = torch::stable::contiguous(t);
     const auto* data = static_cast<const char*>(t.const_data_ptr());
     const int64_t step = t.stride(0) * t.element_size();
@@ -37,6 +36,7 @@ void write_gram(std::vector<cpu::Row> rows, int64_t columns, int64_t known, doub
 
 Tensor row_gram(std::vector<Tensor> blocks, int64_t known) {
   STD_TORCH_CHECK(!blocks.empty(), "row_gram: expected at least one block of rows");
+  check_floats("row_gram", "rows", blocks);
   std::vector<cpu::Row> rows = joined("row_gram", blocks);
   const int64_t R = rows.size();
   STD_TORCH_CHECK(0 <= known && known <= R, "row_gram: expected known from 0 to ", R, ", got ", known);
@@ -90,11 +90,16 @@ Tensor rank_one_gram(std::vector<Tensor> left, std::vector<Tensor> right, int64_
   const int64_t blocks = all / parameters;
   int64_t R = 0;
   for (int64_t i = 0; i < all; ++i) {
+    check_floats("rank_one_gram", "left", left[i]);
+    check_floats("rank_one_gram", "right", right[i]);
+    STD_TORCH_CHECK(left[i].dim() == 2 && right[i].dim() == 2, "rank_one_gram: expected blocks [R_i, width], got ",
+                    left[i].dim(), " and ", right[i].dim(), " dimensions");
     const int64_t rows = left[i % blocks].size(0);
     STD_TORCH_CHECK(left[i].size(0) == rows && right[i].size(0) == rows, "rank_one_gram: block ", i, " has ",
                     left[i].size(0), " and ", right[i].size(0), " rows, expected ", rows, " as for the first parameter");
     if (i < blocks) R += rows;
   }
+  STD_TORCH_CHECK(static_cast<double>(R) * R <= MOST_ELEMENTS, "rank_one_gram: left: expected at most 2**20 rows, got ", R);
   std::vector<std::vector<Tensor>> sides;  // left and right of every parameter in turn
   for (int64_t j = 0; j < all; j += blocks) {
     for (const auto* t : {&left, &right}) sides.emplace_back(t->begin() + j, t->begin() + j + blocks);

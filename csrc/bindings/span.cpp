@@ -8,6 +8,7 @@
 
 #include "../cpu/gram_schmidt.h"
 #include "../cpu/project.h"
+#include "arguments.h"
 #include "tensors.h"
 #ifdef MTU_FAST_CUDA
 #include <torch/csrc/stable/accelerator.h>
@@ -19,10 +20,15 @@
 namespace mtu_fast {
 namespace {
 
+void check_tolerance(const char* op, double tol) {
+  STD_TORCH_CHECK(0 < tol && tol < 1, op, ": tol is ", tol, ", expected a length between 0 and 1");
+}
+
 void check_gram_schmidt(const Tensor& G, const Tensor& rhs, const Tensor& active) {
   STD_TORCH_CHECK(G.scalar_type() == ScalarType::Double && rhs.scalar_type() == ScalarType::Double,
                   "gram_schmidt: expected float64 G and rhs");
   STD_TORCH_CHECK(active.scalar_type() == ScalarType::Bool, "gram_schmidt: expected a bool mask of active rows");
+  check_size("gram_schmidt", "G", G);
   const int64_t dim = rhs.dim();
   STD_TORCH_CHECK(dim >= 1 && G.dim() == dim + 1, "gram_schmidt: expected G [..., R, R] and rhs [..., R], got ", G.dim(),
                   " and ", dim, " dimensions");
@@ -38,6 +44,7 @@ void check_gram_schmidt(const Tensor& G, const Tensor& rhs, const Tensor& active
 std::tuple<Tensor, Tensor> gram_schmidt(Tensor G, Tensor rhs, Tensor active, double tol) {
   STD_TORCH_CHECK(G.is_cpu() && rhs.is_cpu() && active.is_cpu(), "gram_schmidt: expected G, rhs and active on the CPU");
   check_gram_schmidt(G, rhs, active);
+  check_tolerance("gram_schmidt", tol);
   G = torch::stable::contiguous(G);
   rhs = torch::stable::contiguous(rhs);
   active = torch::stable::contiguous(active);
@@ -65,6 +72,8 @@ std::tuple<Tensor, Tensor> gram_schmidt(Tensor G, Tensor rhs, Tensor active, dou
 std::tuple<Tensor, Tensor> basis(Tensor G, double tol) {
   STD_TORCH_CHECK(G.is_cpu() && G.scalar_type() == ScalarType::Double, "basis: expected float64 G on the CPU");
   STD_TORCH_CHECK(G.dim() >= 2 && G.size(G.dim() - 1) == G.size(G.dim() - 2), "basis: expected square G [..., K, K]");
+  check_size("basis", "G", G);
+  check_tolerance("basis", tol);
   G = torch::stable::contiguous(G);
   const auto shape = G.sizes();
   const int64_t K = shape[shape.size() - 1];
@@ -81,9 +90,8 @@ std::tuple<Tensor, Tensor> basis(Tensor G, double tol) {
 }
 
 // Rows along the last dimension; t is made contiguous along it if it is not.
-cpu::Rows rows_of(const char* op, Tensor& t, int64_t batch = 0) {
-  STD_TORCH_CHECK(t.is_cpu(), op, ": expected every tensor on the CPU");
-  STD_TORCH_CHECK(element(t), op, ": expected float64, float32, bfloat16 or float16");
+cpu::Rows rows_of(const char* op, const char* name, Tensor& t, int64_t batch = 0) {
+  check_floats(op, name, t);
   const int64_t dim = t.dim();
   if (t.size(dim - 1) > 1 && t.stride(dim - 1) != 1) t = torch::stable::contiguous(t);
   auto* data = const_cast<char*>(static_cast<const char*>(t.const_data_ptr()));
@@ -102,8 +110,9 @@ std::vector<Tensor> project(std::vector<Tensor> g, std::vector<Tensor> Q, bool i
     STD_TORCH_CHECK(g[l].size(1) == Q[l].size(1), "project: g and Q differ in width: ", g[l].size(1), " and ", Q[l].size(1));
     STD_TORCH_CHECK(g[l].size(0) == g[0].size(0) && Q[l].size(0) == Q[0].size(0),
                     "project: expected the same numbers of vectors and of rows for every parameter");
+    check_floats("project", "g", g[l]);
     out.push_back(torch::stable::new_empty(g[l], g[l].sizes()));
-    pieces.push_back({rows_of("project", Q[l]), rows_of("project", g[l]), rows_of("project", out[l]), g[l].size(1), nullptr});
+    pieces.push_back({rows_of("project", "Q", Q[l]), rows_of("project", "g", g[l]), rows_of("project", "g", out[l]), g[l].size(1), nullptr});
   }
   cpu::Projection projection(std::move(pieces), Q[0].size(0), g[0].size(0));
   const int64_t grain = std::max<int64_t>(1, 500'000 / (projection.work() + 1));  // about 50 us a thread
@@ -119,6 +128,7 @@ std::vector<Tensor> transform(std::vector<Tensor> rows, Tensor T) {
   STD_TORCH_CHECK(T.is_cpu() && T.scalar_type() == ScalarType::Double, "transform: expected float64 T on the CPU");
   const int64_t dim = T.dim();
   STD_TORCH_CHECK((dim == 2 || dim == 3) && T.size(dim - 1) == T.size(dim - 2), "transform: expected T [K, K] or [B, K, K]");
+  check_size("transform", "T", T);
   const int64_t K = T.size(dim - 1);
   T = torch::stable::contiguous(T);
   std::vector<Tensor> out;
@@ -126,9 +136,10 @@ std::vector<Tensor> transform(std::vector<Tensor> rows, Tensor T) {
   for (Tensor& t : rows) {
     STD_TORCH_CHECK(t.dim() == dim && t.size(dim - 2) == K && t.size(0) == T.size(0),
                     "transform: expected rows [K, P_l] to go with T [K, K], or [B, K, P_l] with [B, K, K]");
+    check_floats("transform", "rows", t);
     Tensor result = torch::stable::new_empty(t, t.sizes());
     for (int64_t b = 0; b < (dim == 3 ? t.size(0) : 1); ++b) {
-      const auto from = rows_of("transform", t, b), to = rows_of("transform", result, b);
+      const auto from = rows_of("transform", "rows", t, b), to = rows_of("transform", "rows", result, b);
       pieces.push_back({from, {nullptr, 0, from.element}, to, t.size(dim - 1), T.const_data_ptr<double>() + b * K * K});
     }
     out.push_back(result);
@@ -162,6 +173,7 @@ std::tuple<Tensor, Tensor> gram_schmidt_cuda(Tensor G, Tensor rhs, Tensor active
                       G.get_device() == active.get_device(),
                   "gram_schmidt: expected G, rhs and active on one CUDA device");
   check_gram_schmidt(G, rhs, active);
+  check_tolerance("gram_schmidt", tol);
   const torch::stable::accelerator::DeviceGuard guard(G.get_device());
   G = torch::stable::contiguous(G);
   rhs = torch::stable::contiguous(rhs);
@@ -188,6 +200,8 @@ std::tuple<Tensor, Tensor> basis_cuda(Tensor G, double tol) {
   STD_TORCH_CHECK(G.is_cuda(), "basis: expected G on a CUDA device");
   STD_TORCH_CHECK(G.scalar_type() == ScalarType::Double, "basis: expected float64 G");
   STD_TORCH_CHECK(dim >= 2 && G.size(dim - 1) == G.size(dim - 2), "basis: expected square G [..., K, K]");
+  check_size("basis", "G", G);
+  check_tolerance("basis", tol);
   const torch::stable::accelerator::DeviceGuard guard(G.get_device());
   G = torch::stable::contiguous(G);
   const auto shape = G.sizes();

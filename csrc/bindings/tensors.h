@@ -28,8 +28,7 @@ inline std::optional<cpu::Element> element(const Tensor& t) {
   }
 }
 
-inline cpu::Block block(Tensor& t) {
-  if (!element(t)) t = torch::stable::to(t, ScalarType::Double);
+inline cpu::Block block(const Tensor& t) {
   const auto size = t.sizes(), stride = t.strides();
   return {t.const_data_ptr(), *element(t), {size.begin(), size.end()}, {stride.begin(), stride.end()}};
 }

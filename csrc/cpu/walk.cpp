@@ -6,6 +6,8 @@
 namespace mtu_fast::cpu {
 namespace {
 
+constexpr int64_t PADDED = 64;  // places of a box, for each pixel that it may reach: more are cut
+
 int64_t product(const Sizes& sizes) {
   int64_t n = 1;
   for (int64_t size : sizes) n *= size;
@@ -66,6 +68,15 @@ int64_t extent_of(const Walk& walk, size_t axis, int64_t positions) {
   return (positions - 1) * walk.stride[axis] + (walk.kernel[axis] - 1) * walk.dilation[axis] + 1;
 }
 
+// Where an axis has one position, nothing is a stride apart: any stride is as good, and 1 takes the least room.
+Sizes strides(const Walk& walk, const Sizes& positions) {
+  Sizes found = walk.stride;
+  for (size_t a = 0; a < found.size(); ++a) {
+    if (positions[a] <= 1) found[a] = 1;
+  }
+  return found;
+}
+
 // Which coordinates of an axis some tap reaches from some of so many positions, padding not taken off.
 std::vector<bool> reached(const Walk& walk, size_t axis, int64_t positions) {
   std::vector<bool> found(extent_of(walk, axis, positions), false);
@@ -87,7 +98,7 @@ Box box(const Walk& walk, const Sizes& image, const Sizes& corner, const Sizes& 
       if (met[c]) used[a].push_back(c);
     }
   }
-  const Layout layout(walk.stride, extent);
+  const Layout layout(strides(walk, size), extent);
   Box out;
   out.padded = layout.size;
   std::vector<int64_t> number(layout.size, -1);  // of the pixel at a place
@@ -119,12 +130,14 @@ Box box(const Walk& walk, const Sizes& image, const Sizes& corner, const Sizes& 
   return out;
 }
 
-int64_t reach(const Walk& walk, const Sizes& image, const Sizes& size) {
-  int64_t n = 1;
+// Whether so many positions reach more than `most` pixels, or so much padding that laying it out is most of the work.
+bool too_large(const Walk& walk, const Sizes& image, const Sizes& size, int64_t most) {
+  int64_t pixels = 1, padded = 1;
   for (size_t a = 0; a < size.size(); ++a) {
-    n *= std::min(image[a], extent_of(walk, a, size[a]));
+    pixels *= std::min(image[a], extent_of(walk, a, size[a]));
+    padded *= extent_of(walk, a, size[a]);
   }
-  return n;
+  return pixels > most || padded > PADDED * most;
 }
 
 }  // namespace
@@ -165,11 +178,12 @@ Padded padded(const Walk& walk, const Sizes& image, const Sizes& grid, const Siz
   Padded out;
   if (product(grid) == 0) return out;
   const size_t axes = grid.size(), last = axes - 1;
-  const int64_t stride = walk.stride[last];
+  const Sizes by = strides(walk, grid);
+  const int64_t stride = by[last];
   Sizes extent(axes), at(axes);
   std::vector<std::vector<bool>> met(axes);
   for (size_t a = 0; a < axes; ++a) extent[a] = extent_of(walk, a, grid[a]), met[a] = reached(walk, a, grid[a]);
-  const Layout layout(walk.stride, extent);
+  const Layout layout(by, extent);
   out.step = stride * pitch[last], out.grid_step = grid_pitch[last], out.size = layout.size, out.span = 1;
   for (size_t a = 0; a < axes; ++a) out.span += (grid[a] - 1) * layout.pitch[a];
   each(walk.kernel, [&](const Sizes& tap) {
@@ -208,7 +222,7 @@ std::vector<Box> boxes(const Walk& walk, const Sizes& image, const Sizes& grid, 
   std::vector<Box> found;
   if (product(grid) == 0) return found;
   Sizes size = grid, counts(grid.size());
-  while (reach(walk, image, size) > most && product(size) > 1) {
+  while (too_large(walk, image, size, most) && product(size) > 1) {
     int64_t& longest = *std::max_element(size.begin(), size.end());
     longest = (longest + 1) / 2;
   }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, update_wrapper
+from functools import cache, update_wrapper, wraps
 from importlib import import_module, resources, util
 from pkgutil import iter_modules
 from types import ModuleType
@@ -35,7 +35,9 @@ class Op(Generic[P, T]):
         name: The op's name without namespace.
         reference: The plain-torch function, called directly (the truth that a kernel is measured
             against).
-        check: Refuses wrong arguments by name, whatever serves; called first.
+        check: Refuses wrong arguments by name; called first, whatever serves, and by the
+            dispatcher's entry before the reference, the fake and Triton's launcher. Kernels of
+            `mtu_fast._C` check the same themselves.
         triton_file: The file of `mtu_fast.kernels` that serves CUDA tensors; "" where none does.
     """
 
@@ -48,8 +50,19 @@ class Op(Generic[P, T]):
         self.triton_file = ""
         update_wrapper(self, reference)
         _LIBRARY.define(schema)
-        _LIBRARY.impl(self.name, reference, "CompositeExplicitAutograd")
+        _LIBRARY.impl(self.name, self._checked(reference), "CompositeExplicitAutograd")
         _OPS[self.name] = self
+
+    def _checked(self, function: Callable[..., T]) -> Callable[..., T]:
+        """The function, its arguments checked first."""
+
+        @wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> T:
+            if self.check is not None:
+                self.check(*args, **kwargs)
+            return function(*args, **kwargs)
+
+        return checked
 
     @property
     def overload(self) -> Any:
@@ -65,7 +78,8 @@ class Op(Generic[P, T]):
 
     def fake(self, function: Callable[..., T]) -> Callable[..., T]:
         """Attach `function` as the shape rule used by tracing: empty results, no data read."""
-        torch.library.register_fake(f"{NAMESPACE}::{self.name}", function, lib=_LIBRARY)
+        name, checked = f"{NAMESPACE}::{self.name}", self._checked(function)
+        torch.library.register_fake(name, checked, lib=_LIBRARY)
         return function
 
     def triton(self, file: str) -> None:
@@ -75,7 +89,7 @@ class Op(Generic[P, T]):
         """
         if util.find_spec("triton") is not None:
             self.triton_file = file
-            _LIBRARY.impl(self.name, self.launch, "CUDA")
+            _LIBRARY.impl(self.name, self._checked(self.launch), "CUDA")
 
     def launch(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """What the dispatcher calls for CUDA tensors: Triton's launcher, or the reference."""

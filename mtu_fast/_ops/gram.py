@@ -32,12 +32,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mtu_fast._ops._blocks import (
-    WIDE,
+from mtu_fast._ops._arguments import (
     check_blocks,
+    check_devices,
+    check_explicit,
     check_images,
     check_lookups,
     check_sides,
+)
+from mtu_fast._ops._blocks import (
+    WIDE,
     distinct,
     families,
     memory,
@@ -108,7 +112,7 @@ def inexact(device: torch.device, dtype: torch.dtype, precision: str) -> bool:
 
 
 def _check_rows(rows: Sequence[Tensor], known: int = 0) -> None:
-    check_blocks("highest", rows)
+    check_explicit(rows)
     total = sum(t.shape[0] for t in rows)
     if not 0 <= known <= total:
         raise ValueError(f"known: found {known}, expected a number of rows, from 0 to {total}.")
@@ -144,7 +148,7 @@ row_gram.triton("gram")
 
 
 def _check_rank_one(left: Sequence[Tensor], right: Sequence[Tensor], parameters: int) -> None:
-    check_blocks("highest", left, right)
+    check_blocks("highest", left=left, right=right)
     if parameters < 1 or len(left) != len(right) or not left or len(left) % parameters:
         raise ValueError(
             f"found {len(left)} and {len(right)} blocks, expected as many on both sides and for each of the "
@@ -350,7 +354,7 @@ def conv_gram(
     x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, precision: str = "highest"
 ) -> Tensor:
     """`G = J Jᵀ` of convolution weight gradients: blocks x `[R_i, F, C, *]`, b `[R_i, F, O, *]` -> float64 `[R, R]`."""
-    check_sides(x, b, precision)
+    check_sides(x, b, precision, axes=len(geometry.kernel))
     walk = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
     if not geometry.plain:
         return _by_rows(x, b, geometry, conv_rows)
@@ -553,6 +557,7 @@ def _check_met(
 ) -> None:  # fmt: skip
     check_sides(left, right, precision)
     check_lookups(index, values, precision)
+    check_devices(left=left, values=values)
     if right[0].shape[2] != values[0].shape[2]:
         raise ValueError(
             f"the right sides have shape {tuple(right[0].shape)} and the values {tuple(values[0].shape)}, expected one "

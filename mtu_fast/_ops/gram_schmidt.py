@@ -18,6 +18,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from mtu_fast._ops._arguments import check_dense, check_devices, check_numbers, check_size
 from mtu_fast._ops._library import Op, define
 from mtu_fast._ops.gram import TILE, WIDE, row_gram
 
@@ -255,6 +256,8 @@ def _check_tolerance(name: str, tol: float) -> None:
 
 def _check_types(G: Tensor, rhs: Tensor, active: Tensor) -> None:
     for name, tensor in (("G", G), ("rhs", rhs)):
+        check_dense(f"solve: {name}", tensor)
+        check_size(f"solve: {name}", tensor)
         if tensor.dtype != torch.float64:
             raise TypeError(
                 f"solve: {name} is {tensor.dtype}, expected torch.float64. A Gram matrix squares the condition of its "
@@ -286,7 +289,44 @@ def _check_shapes(G: Tensor, rhs: Tensor, active: Tensor) -> None:
         )
 
 
-@define("gram_schmidt(Tensor G, Tensor rhs, Tensor active, float tol) -> (Tensor x, Tensor rank)")
+def _check_solve(G: Tensor, rhs: Tensor, active: Tensor, tol: float) -> None:
+    _check_types(G, rhs, active)
+    _check_shapes(G, rhs, active)
+    _check_tolerance("solve", tol)
+
+
+def _check_basis(G: Tensor, tol: float) -> None:
+    check_dense("G", G)
+    check_size("G", G)
+    if G.dtype != WIDE:
+        raise TypeError(f"G is {G.dtype}, expected float64, as rows.gram() gives it.")
+    if G.dim() < 2 or G.shape[-1] != G.shape[-2]:
+        raise ValueError(f"G has shape {list(G.shape)}, expected [..., K, K].")
+    _check_tolerance("basis", tol)
+
+
+def _check_transform(rows: Sequence[Tensor], T: Tensor) -> None:
+    check_dense("T", T)
+    check_size("T", T)
+    if T.dtype != WIDE:
+        raise TypeError(f"T is {T.dtype}, expected float64.")
+    if T.dim() not in (2, 3) or T.shape[-1] != T.shape[-2]:
+        raise ValueError(f"T has shape {list(T.shape)}, expected [K, K] or [B, K, K].")
+    check_devices(T=[T], rows=rows)
+    for i, t in enumerate(rows):
+        check_numbers(f"rows[{i}]", t)
+        check_size(f"rows[{i}]", t)
+        if t.shape[:-1] != T.shape[:-1]:
+            raise ValueError(
+                f"rows[{i}] has shape {list(t.shape)}, expected [K, P_l] to go with T [K, K], or [B, K, P_l] with "
+                f"[B, K, K]; T has {list(T.shape)}."
+            )
+
+
+@define(
+    "gram_schmidt(Tensor G, Tensor rhs, Tensor active, float tol) -> (Tensor x, Tensor rank)",
+    check=_check_solve,
+)
 def gram_schmidt(G: Tensor, rhs: Tensor, active: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     """The op behind `solve`, in plain torch: R steps, vectorised over the leading dimensions, no host round trip."""
     A, scale, spans = _equilibrate(G, active)
@@ -303,7 +343,7 @@ def _(G: Tensor, rhs: Tensor, active: Tensor, tol: float) -> tuple[Tensor, Tenso
     return rhs.new_empty(rhs.shape), rhs.new_empty(rhs.shape[:-1], dtype=torch.int64)
 
 
-@define("basis(Tensor G, float tol) -> (Tensor T, Tensor kept)")
+@define("basis(Tensor G, float tol) -> (Tensor T, Tensor kept)", check=_check_basis)
 def basis(G: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     """`T G Tᵀ = diag(kept)`: T such that T J is orthonormal, from `G = J Jᵀ` `[..., K, K]` float64.
 
@@ -333,7 +373,7 @@ def _(G: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     return G.new_empty(G.shape), G.new_empty(G.shape[:-1], dtype=torch.bool)
 
 
-@define("transform(Tensor[] rows, Tensor T) -> Tensor[]")
+@define("transform(Tensor[] rows, Tensor T) -> Tensor[]", check=_check_transform)
 def transform(rows: Sequence[Tensor], T: Tensor) -> list[Tensor]:
     """`T J_l` with float64 sums, in the dtype of J_l: `[K, P_l]` with T `[K, K]`, or `[B, K, P_l]` with `[B, K, K]`."""
     step = max(1, TILE // max(T.shape[-1], 1))

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtu_fast._ops._blocks import check_images, working_dtype
+from mtu_fast._ops._arguments import check_groups, check_images, check_numbers
+from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._ops._convolution import Geometry, plain_rows
 from mtu_fast._ops._library import define
 
@@ -16,14 +17,10 @@ def _check(
     x: Tensor, b: Tensor, groups: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int],
 ) -> None:  # fmt: skip
+    check_numbers("x", x)
+    check_numbers("b", b)
     check_images([x], [b], kernel, stride, padding, dilation, "highest")
-    for name, t in (("x", x), ("b", b)):
-        if not t.is_floating_point():
-            raise TypeError(f"{name} is of {t.dtype}, expected a floating dtype.")
-    if groups < 1 or x.shape[2] % groups or b.shape[2] % groups:
-        raise ValueError(
-            f"groups is {groups}, expected a divisor of {x.shape[2]} and of {b.shape[2]} channels."
-        )
+    check_groups(groups, x.shape[2], b.shape[2])
 
 
 @define(

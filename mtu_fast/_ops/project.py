@@ -12,6 +12,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from mtu_fast._ops._arguments import check_devices, check_numbers, check_size
 from mtu_fast._ops._library import define
 from mtu_fast._ops.gram import TILE, WIDE
 
@@ -102,7 +103,26 @@ def _check(g: Sequence[Tensor], Q: Sequence[Tensor]) -> None:
             )
 
 
-@define("project(Tensor[] g, Tensor[] Q, bool into) -> Tensor[]")
+def _check_flat(g: Sequence[Tensor], Q: Sequence[Tensor], into: bool) -> None:
+    if not g or len(g) != len(Q):
+        raise ValueError(f"found {len(g)} g and {len(Q)} Q, expected as many, one at least.")
+    check_devices(g=g, Q=Q)
+    for i, (vectors, rows) in enumerate(zip(g, Q, strict=True)):
+        for name, t in (("g", vectors), ("Q", rows)):
+            check_numbers(f"{name}[{i}]", t)
+            check_size(f"{name}[{i}]", t)
+        if vectors.dim() != 2 or rows.dim() != 2 or vectors.shape[1] != rows.shape[1]:
+            raise ValueError(
+                f"g[{i}] has shape {list(vectors.shape)} and Q[{i}] {list(rows.shape)}, expected [M, P_l] and [K, P_l]."
+            )
+        if (len(vectors), len(rows)) != (len(g[0]), len(Q[0])):
+            raise ValueError(
+                f"g[{i}] and Q[{i}] have {len(vectors)} and {len(rows)} rows, expected {len(g[0])} and {len(Q[0])}: "
+                "the same for every parameter."
+            )
+
+
+@define("project(Tensor[] g, Tensor[] Q, bool into) -> Tensor[]", check=_check_flat)
 def project_op(g: Sequence[Tensor], Q: Sequence[Tensor], into: bool) -> list[Tensor]:
     """The op behind `project`, in plain torch: g_l `[M, P_l]` and Q_l `[K, P_l]`, a tile at a time -> like g_l."""
     m, k = g[0].shape[0], Q[0].shape[0]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mtu_fast._ops._blocks import check_blocks
+from mtu_fast._ops._arguments import check_blocks
 
 PER = ("total", "layer", "tensor")
 

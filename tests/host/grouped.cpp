@@ -86,10 +86,31 @@ bool right(const Case& c, Element element, int64_t cut) {
   return true;
 }
 
+// Walks over small images with whatever numbers, strides far beyond the image among them; the same ones every time.
+void add_random(std::vector<Case>& cases, size_t count) {
+  uint64_t state = 1;
+  const auto below = [&](int64_t n) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return int64_t(state >> 33) % n;
+  };
+  while (cases.size() < count) {
+    const int64_t strides[] = {1, 2, 3, 100'000};
+    const int64_t groups = 1 + below(3), axes = 1 + below(2);
+    Case c{1 + below(2), 1 + below(2), groups * (1 + below(2)), groups * (1 + below(2)), groups, {}, {}, {}, {}, {}};
+    bool fits = true;
+    for (int64_t a = 0; a < axes; ++a) {
+      c.kernel.push_back(1 + below(3)), c.stride.push_back(strides[below(4)]), c.padding.push_back(below(4));
+      c.dilation.push_back(1 + below(3)), c.image.push_back(1 + below(6));
+      fits &= c.image[a] + 2 * c.padding[a] > c.dilation[a] * (c.kernel[a] - 1);
+    }
+    if (fits) cases.push_back(c);
+  }
+}
+
 }  // namespace
 
 int main() {
-  const std::vector<Case> cases{
+  std::vector<Case> cases{
       {2, 1, 3, 3, 3, {3, 3}, {1, 1}, {1, 1}, {1, 1}, {5, 6}},
       {2, 2, 4, 6, 2, {3, 3}, {2, 2}, {1, 1}, {1, 1}, {9, 8}},
       {1, 1, 4, 4, 1, {7, 7}, {1, 1}, {3, 3}, {1, 1}, {11, 4}},
@@ -101,6 +122,7 @@ int main() {
       {3, 2, 4, 4, 4, {6}, {2}, {3}, {2}, {40}},
       {1, 1, 2, 4, 2, {2, 3, 2}, {1, 2, 1}, {1, 0, 1}, {1, 1, 2}, {4, 5, 6}},
   };
+  add_random(cases, 400);
   for (size_t n = 0; n < cases.size(); ++n) {
     for (int64_t cut : {1, 3, 1000}) {
       if (!right<double>(cases[n], Element::Double, cut) || !right<float>(cases[n], Element::Float, cut)) {

@@ -322,12 +322,12 @@ def test_the_same_bits_whatever_the_threads() -> None:
 )
 def test_transform_checks_its_own_arguments(rows: Tensor, T: Tensor, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        transform([rows], T)
+        transform.overload([rows], T)
 
 
 @built
 def test_basis_checks_its_own_arguments() -> None:
     with pytest.raises(RuntimeError, match="float64"):
-        basis(torch.eye(3), TOL)
+        basis.overload(torch.eye(3), TOL)
     with pytest.raises(RuntimeError, match="square"):
-        basis(torch.zeros(3, 4).double(), TOL)
+        basis.overload(torch.zeros(3, 4).double(), TOL)

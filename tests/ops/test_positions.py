@@ -143,9 +143,8 @@ def test_rows_that_are_summed_in_parts(positions: int) -> None:
 
 
 def test_blocks_of_different_dtypes(outer: Callable[..., Tensor]) -> None:
-    dtypes = (*DTYPES, torch.int64)
-    left = [integers(3, 5, 33, dtype=dtype) for dtype in dtypes]
-    right = [integers(3, 5, 9, dtype=dtype) for dtype in reversed(dtypes)]
+    left = [integers(3, 5, 33, dtype=dtype) for dtype in DTYPES]
+    right = [integers(3, 5, 9, dtype=dtype) for dtype in reversed(DTYPES)]
     assert torch.equal(outer(left, right, "highest"), outer_exact(left, right))
 
 

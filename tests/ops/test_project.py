@@ -218,7 +218,7 @@ def test_the_kernel_checks_its_own_arguments(
     g: list[Tensor], Q: list[Tensor], message: str
 ) -> None:
     with pytest.raises(RuntimeError, match=message):
-        project_op(g, Q, False)
+        project_op.overload(g, Q, False)
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_views(run: Run) -> None:
 
 
 def test_blocks_of_different_dtypes(run: Run) -> None:
-    rows = [integers(2, 77, dtype=dtype) for dtype in (*DTYPES, torch.int64, torch.bool)]
+    rows = [integers(2, 77, dtype=dtype) for dtype in DTYPES]
     assert torch.equal(run(rows), exact(rows))
 
 
@@ -212,4 +212,4 @@ def test_the_same_bits_whatever_the_threads_and_the_blocks() -> None:
 )
 def test_the_kernel_checks_its_own_arguments(rows: list[Tensor], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        row_gram(rows)
+        row_gram.overload(rows)
