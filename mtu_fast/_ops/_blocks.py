@@ -65,3 +65,10 @@ def offsets(blocks: Sequence[Tensor]) -> list[int]:
     for block in blocks:
         starts.append(starts[-1] + block.shape[0])
     return starts
+
+
+def summed_products(left: Tensor, right: Tensor, shared: Tensor) -> Tensor:
+    """`Σ_{s,u} shared[rs, qu] (left_rs · right_qu)`: `[R, S, B]`, `[Q, U, B]`, shared `[R·S, Q·U]` -> `[R, Q]`."""
+    tile = left.flatten(0, 1) @ right.flatten(0, 1).T
+    tile = tile.mul_(shared).view(len(left), left.shape[1], len(right), right.shape[1])
+    return tile.sum((1, 3))

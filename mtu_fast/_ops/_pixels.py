@@ -11,6 +11,9 @@ from torch import Tensor
 
 from mtu_fast._ops._blocks import WIDE
 
+# how schemas of ops spell it
+WALK = "int[] kernel, int[] stride, int[] padding, int[] dilation"
+
 
 @dataclass(frozen=True)
 class Walk:

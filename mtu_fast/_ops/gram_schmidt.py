@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from mtu_fast._ops._arguments import check_dense, check_devices, check_numbers, check_size
+from mtu_fast._ops._blocks import WIDE
 from mtu_fast._ops._library import Op, define
-from mtu_fast._ops.gram import TILE, WIDE, row_gram
+from mtu_fast._ops._tiles import TILE
+from mtu_fast._ops.row_gram import row_gram
 
 # that the CUDA kernels are asked to serve; their shared memory holds some vectors of them
 MOST_ROWS = 2048

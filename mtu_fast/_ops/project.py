@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from mtu_fast._ops._arguments import check_devices, check_numbers, check_size
+from mtu_fast._ops._blocks import WIDE
 from mtu_fast._ops._library import define
-from mtu_fast._ops.gram import TILE, WIDE
+from mtu_fast._ops._tiles import TILE
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

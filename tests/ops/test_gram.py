@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtu_fast._ops import _tiles, routes
 from mtu_fast._ops import explicit as rows_of
 from mtu_fast._ops import gram as op
 from mtu_fast._ops._blocks import working_dtype
@@ -56,7 +57,7 @@ def check(name: str, found: Tensor, rows: Sequence[Tensor], plain: Sequence[Tens
 def test_row_gram(
     dtype: torch.dtype, counts: list[int], width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(op, "TILE", 100)  # several tiles
+    monkeypatch.setattr(_tiles, "TILE", 100)  # several tiles
     rows = [draw(r, width, dtype=dtype, seed=i) for i, r in enumerate(counts)]
     check("row_gram", op.row_gram(rows), rows, rows)
 
@@ -170,8 +171,8 @@ def test_outer_gram(
 ) -> None:
     monkeypatch.setattr(op, "outer_route", lambda left, right: route)
     if small_tiles:
-        monkeypatch.setattr(op, "TILE", 50)
-        monkeypatch.setattr(op, "BUFFER", 50)
+        monkeypatch.setattr(_tiles, "TILE", 50)
+        monkeypatch.setattr(_tiles, "BUFFER", 50)
     left, right = outer_blocks(kind, dtype)
     found = op.outer_gram(left, right)
     check(
@@ -356,8 +357,8 @@ def test_conv_gram(
         return
     monkeypatch.setattr(op, "conv_route", lambda x, b, geometry: route)
     if small_tiles:
-        monkeypatch.setattr(op, "TILE", 60)
-        monkeypatch.setattr(op, "BUFFER", 60)
+        monkeypatch.setattr(_tiles, "TILE", 60)
+        monkeypatch.setattr(_tiles, "BUFFER", 60)
     xs, bs = conv_blocks(g, [(3, 1, size), (2, 2, size)], dtype)
     work = working_dtype(xs[0])
     check(
@@ -376,7 +377,7 @@ def test_conv_gram_of_shared_inputs_and_unequal_images(
     """Three tasks on one forward, two on another with images of another size, and channels-last memory."""
     monkeypatch.setattr(op, "conv_route", lambda x, b, geometry: route)
     if small_tiles:
-        monkeypatch.setattr(op, "TILE", 60)
+        monkeypatch.setattr(_tiles, "TILE", 60)
     g = geometry((4, 3, 3, 2), padding=1, stride=(2, 1))
     (x, y), (b, c) = conv_blocks(g, [(3, 1, (5, 4)), (2, 2, (3, 6))], torch.float64)
     xs, bs = (
@@ -413,7 +414,7 @@ def test_without_a_kernel_plain_torch_is_charged(
 
 def test_on_a_gpu_patches_are_charged_for_each_tap(monkeypatch: pytest.MonkeyPatch) -> None:
     """6272 positions: products of 49-tap patches cost five times those of nine taps, and more than the rows."""
-    monkeypatch.setattr(op, "prices", lambda device: CUDA_KERNELS)
+    monkeypatch.setattr(routes, "prices", lambda device: CUDA_KERNELS)
     for kernel, route in ((3, "ghost"), (7, "direct")):
         g = geometry((64, 64, kernel, kernel), padding=kernel // 2)
         assert op.conv_route(*conv_blocks(g, [(32, 1, (14, 14))], torch.float32), g) == route
@@ -445,7 +446,7 @@ def test_gather_gram(
 ) -> None:
     """Indices repeat within a row and across rows and blocks."""
     if small_tiles:
-        monkeypatch.setattr(op, "BUFFER", 40)
+        monkeypatch.setattr(_tiles, "BUFFER", 40)
     index = [torch.randint(0, 7, size) for size in sizes]
     values = [draw(*size, 4, dtype=dtype, seed=i) for i, size in enumerate(sizes)]
     truth = gather_truth(index, values, 7)
@@ -481,7 +482,7 @@ def test_outer_gather(
     kind: str, dtype: torch.dtype, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By position, by positions of a row, by rows."""
-    monkeypatch.setattr(op, "TILE", tile)
+    monkeypatch.setattr(_tiles, "TILE", tile)
     blocks = met_blocks("left shared" if kind == "right shared" else kind, dtype)
     if kind == "right shared":
         blocks = ([draw(*t.shape[:2], 5, dtype=dtype, seed=i) for i, t in enumerate(blocks[0])],

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtu_fast._ops import _library
-from mtu_fast._ops import gram as module
+from mtu_fast._ops import _library, _tiles
 from mtu_fast._ops.gram import conv_direct, conv_ghost, outer_direct, outer_ghost, row_gram
 from mtu_fast._ops.grouped import grouped_rows
 from tests.helpers.tolerance import assert_as_accurate
@@ -103,7 +102,7 @@ def test_every_number_of_positions(
     b: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "TILE", 1 << 12)
+    monkeypatch.setattr(_tiles, "TILE", 1 << 12)
     left = [integers(r, s, a) for r, s in sizes]
     right = [integers(r, s, b) for r, s in sizes]
     found = outer(left, right, "highest")

@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast._ops import _library
-from mtu_fast._ops import gram as module
+from mtu_fast._ops import _library, _tiles
 from mtu_fast._ops.gram import row_gram
 from tests.helpers.tolerance import assert_as_accurate
 
@@ -24,7 +23,7 @@ IMPLEMENTATIONS: dict[str, Run] = {"dispatched": row_gram, "reference": row_gram
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(module, "TILE", 1 << 12)  # the reference's: several tiles
+    monkeypatch.setattr(_tiles, "TILE", 1 << 12)  # the reference's: several tiles
     return IMPLEMENTATIONS[request.param]
 
 

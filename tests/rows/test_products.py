@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtu_fast._ops import _tiles
 from mtu_fast._ops import gram as op
 from mtu_fast._rows import merge, products, together, vjp
 from mtu_fast._rows.uses import Chain, Common, Conv, Dense, Gather, Outer, Several, Use
@@ -112,7 +113,7 @@ def _tasks() -> list[Use]:
 @pytest.mark.parametrize("tile", [1, 1 << 20])
 @pytest.mark.parametrize("name", MEETINGS)
 def test_sums_of_kinds_meet(name: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op, "TILE", tile)
+    monkeypatch.setattr(_tiles, "TILE", tile)
     uses = MEETINGS[name]()
     J = torch.cat([rows_of(part) for part in uses])
     weights = [random_weights(use.count, seed=i) for i, use in enumerate(uses)]

@@ -1,0 +1,62 @@
+"""The Gram of convolution weight gradients, by rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import prod
+
+from torch import Tensor
+
+from mtu_fast._ops import _tiles
+from mtu_fast._ops._arguments import check_images
+from mtu_fast._ops._blocks import WIDE, square
+from mtu_fast._ops._convolution import Geometry, plain_rows
+from mtu_fast._ops._library import define
+from mtu_fast._ops._pixels import WALK
+from mtu_fast._ops.row_gram import row_gram
+
+
+def gram_by_rows(
+    x: Sequence[Tensor],
+    b: Sequence[Tensor],
+    geometry: Geometry,
+    form: Callable[[Tensor, Tensor, Geometry], Tensor],
+) -> Tensor:
+    """`conv_gram` of rows formed by `form`, a tile of output channels at a time where they can be told apart."""
+    r = sum(t.shape[0] for t in x)
+    gram = x[0].new_zeros(r, r, dtype=WIDE)
+    channels = b[0].shape[2]
+    step = (
+        max(1, _tiles.BUFFER // max(r * prod(geometry.weight[1:]), 1))
+        if geometry.plain
+        else channels
+    )
+    for start in range(0, channels, step):
+        stop = min(start + step, channels)
+        part = (
+            replace(geometry, weight=(stop - start, *geometry.weight[1:]))
+            if geometry.plain
+            else geometry
+        )
+        tiles = [form(x_i, b_i[:, :, start:stop], part) for x_i, b_i in zip(x, b, strict=True)]
+        gram += row_gram([t.flatten(1) for t in tiles])
+    return gram
+
+
+@define(f"conv_direct(Tensor[] x, Tensor[] b, {WALK}, str precision) -> Tensor", check=check_images)
+def conv_direct(
+    x: Sequence[Tensor], b: Sequence[Tensor], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], precision: str,
+) -> Tensor:  # fmt: skip
+    """`conv_gram` of one group, forward, by rows, a tile of them at a time."""
+    weight = (b[0].shape[2], x[0].shape[2], *kernel)
+    geometry = Geometry(
+        weight, tuple(stride), tuple(padding), tuple(dilation), False, (0,) * len(kernel), 1
+    )
+    return gram_by_rows(x, b, geometry, plain_rows)
+
+
+@conv_direct.fake
+def _(x: Sequence[Tensor], *_: object) -> Tensor:
+    return square(x)

@@ -1,0 +1,148 @@
+"""Which route a Gram takes: what each costs on what serves a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from math import inf, prod
+
+import torch
+from torch import Tensor
+
+from mtu_fast._ops._blocks import WIDE, distinct, families
+from mtu_fast._ops._convolution import Geometry
+from mtu_fast._ops._prices import OF_KERNELS, PLAIN_TORCH, Prices
+from mtu_fast._ops._route_costs import Forming, RouteCosts, cost_of
+from mtu_fast._ops.outer_ghost import outer_ghost
+
+
+def prices(device: torch.device) -> Prices:
+    """The prices of what serves `device`: kernels, or plain torch."""
+    if outer_ghost.why_no_kernel(device.type.upper()):
+        return PLAIN_TORCH
+    return OF_KERNELS[device.type]
+
+
+def inexact(device: torch.device, dtype: torch.dtype, precision: str) -> bool:
+    """Whether Grams of `dtype` on `device` sum products in less than float64: what the kernels' plans say."""
+    if device.type != "cuda" or outer_ghost.why_no_kernel("CUDA"):
+        # plain torch and the CPU's kernels multiply rows, and add the products, in float64
+        return False
+    plans, (major, minor) = (
+        import_module("mtu_fast.kernels.plans"),
+        torch.cuda.get_device_capability(device),
+    )
+    arch = 10 * major + minor
+    made = (plans.row_plan(dtype, 1, arch), plans.ghost_plan(dtype, precision, arch))
+    return any(plan is not None and plan.sums != WIDE for plan in made)
+
+
+# ---- outer products ------------------------------------------------------------------------------
+
+
+def outer_route(left: Sequence[Tensor], right: Sequence[Tensor]) -> str:
+    """`"rank one"` (rows of one position), or `"ghost"` or `"direct"`, whichever costs least for these blocks."""
+    return "rank one" if all(t.shape[1] == 1 for t in left) else outer_cost(left, right).route
+
+
+def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor]) -> RouteCosts:
+    """What the Gram of these blocks, of more than one position, and a combination cost by each route."""
+    r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
+    price = prices(left[0].device)
+    positions = sum(t.shape[0] * t.shape[1] for t in left)
+    apart = [sum(t.shape[0] * t.shape[1] for t in distinct(side)) for side in (left, right)]
+    ghost = price.reduce * positions**2
+    ghost += sum(
+        (price.product * n + price.widen) * n * width
+        for n, width in zip(apart, (a, b), strict=True)
+    )
+    formed = Forming(r, positions, (a, apart[0]), (b, apart[1]), left[0].dtype == WIDE)
+    return cost_of(price, ghost, formed, fused=True, calls=0.0)
+
+
+def rows_pay_for_table(
+    left: Sequence[Tensor],
+    right: Sequence[Tensor],
+    index: Sequence[Tensor],
+    values: Sequence[Tensor],
+) -> bool:
+    """Whether explicit rows, a tile at a time, cost less than `outer_gram`, `gather_gram` and `outer_gather`.
+
+    For a table that is multiplied (left, right) and looked up (index, values).
+    """
+    price = prices(left[0].device)
+    entries, width = left[0].shape[2], right[0].shape[2]
+    multiplied = outer_cost(left, right)
+    looked_up = sum(t.numel() for t in index)
+    rows = sum(t.shape[0] for t in values)
+
+    occurring = min(entries, looked_up)
+    gather = (price.row_product * rows + price.row) * rows * occurring * width
+    # A meeting of two positions is a product, and an entry that goes with it, each written and
+    # read; plain torch makes all of them, of which `Prices.product` counts half.
+    positions = sum(t.shape[0] * t.shape[1] for t in left)
+    apart = sum(t.shape[0] * t.shape[1] for t in distinct(right))
+    cross = 2 * looked_up * (price.product * apart * width + price.row * positions)
+
+    reread = price.row * rows * entries * width  # in `kept`: for the combination
+    by_rows = multiplied.kept - reread + price.row * looked_up * width
+    return by_rows < min(multiplied.ghost, multiplied.direct) + gather + cross
+
+
+# ---- convolutions --------------------------------------------------------------------------------
+
+
+def conv_route(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> str:
+    """`"ghost"` (the pixel Gram, shifted) or `"direct"` (rows), whichever costs less."""
+    return conv_cost(x, b, geometry).route
+
+
+def conv_cost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> RouteCosts:
+    """What the Gram of these blocks and a combination cost by each route."""
+    price = prices(x[0].device)
+    r, p, taps = sum(t.shape[0] for t in x), prod(geometry.weight), prod(geometry.kernel)
+    pixels_out = sum(_positions(t) for t in b)
+    seen, own = (sum(_positions(b[family[0]]) for family in families(side)) for side in (x, b))
+    outputs = geometry.weight[1 if geometry.transposed else 0]
+    form = Forming(
+        r, pixels_out, (p // max(outputs, 1), seen), (outputs, own), x[0].dtype == WIDE, taps > 1
+    )
+    calls = 0.0 if geometry.pointwise else r * price.weight_gradient(p)
+    return cost_of(
+        price, _conv_ghost_cost(price, x, b, geometry), form, fused=geometry.plain, calls=calls
+    )
+
+
+def _conv_ghost_cost(
+    price: Prices, x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry
+) -> float:
+    """What a Gram from positions costs; infinity where the op is not for these blocks."""
+    taps, channels = prod(geometry.kernel), x[0].shape[2]
+    small = all(prod(t.shape[3:]) <= price.image for t in x)
+    if not geometry.plain or (taps > 1 and not small):
+        return inf
+    first = [(x[family[0]], b[family[0]]) for family in families(x)]
+    if price.patches:
+        pixels, width = sum(_positions(t) for _, t in first), taps * channels
+    else:
+        pixels = sum(_reached(t, u.shape[3:], geometry.kernel) for t, u in first)
+        width = channels
+    positions = sum(_positions(t) for t in b)
+    found = price.reduce * (taps * pixels**2 + positions**2)
+    for n, wide in ((pixels, width), (positions, b[0].shape[2])):
+        found += (price.product * n + price.widen) * n * wide
+    return found
+
+
+def _positions(t: Tensor) -> int:
+    """Pixels of all images `[R, F, C, *]`."""
+    return t.shape[0] * t.shape[1] * prod(t.shape[3:])
+
+
+def _reached(x: Tensor, grid: Sequence[int], kernel: Sequence[int]) -> int:
+    """How many pixels of x a tap reaches, at most."""
+    return (
+        x.shape[0]
+        * x.shape[1]
+        * prod(min(n, o * k) for n, o, k in zip(x.shape[3:], grid, kernel, strict=True))
+    )

@@ -1,0 +1,46 @@
+"""The Gram of explicit rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtu_fast._ops import _tiles
+from mtu_fast._ops._arguments import check_explicit
+from mtu_fast._ops._blocks import WIDE, square
+from mtu_fast._ops._library import define
+
+
+def _check_rows(rows: Sequence[Tensor], known: int = 0) -> None:
+    check_explicit(rows)
+    total = sum(t.shape[0] for t in rows)
+    if not 0 <= known <= total:
+        raise ValueError(f"known: found {known}, expected a number of rows, from 0 to {total}.")
+
+
+@define("row_gram(Tensor[] rows, int known=0) -> Tensor", check=_check_rows)
+def row_gram(rows: Sequence[Tensor], known: int = 0) -> Tensor:
+    """`G = J Jᵀ` of explicit rows, without joining them: each `[R_i, P]` -> float64 `[R, R]`, R = Σ R_i.
+
+    Products of the last `known` rows with one another are left out: zeros.
+    """
+    total = sum(t.shape[0] for t in rows)
+    fresh = total - known
+    gram = rows[0].new_zeros(total, total, dtype=WIDE)
+    step = max(1, _tiles.TILE // max(total, 1))
+    for start in range(0, rows[0].shape[1], step):
+        wide = [t[:, start : start + step].to(WIDE) for t in rows]
+        tile = wide[0] if len(wide) == 1 else torch.cat(wide)
+        gram[:fresh].addmm_(tile[:fresh], tile.T)
+    gram[fresh:, :fresh] = gram[:fresh, fresh:].T
+    return gram
+
+
+@row_gram.fake
+def _(rows: Sequence[Tensor], known: int = 0) -> Tensor:
+    return square(rows)
+
+
+row_gram.triton("gram")
