@@ -239,18 +239,21 @@ def check_images(
 
 def _check_walk(**walk: Sequence[int]) -> None:
     """As many numbers an axis of each, of which only padding may be 0."""
-    found = list(walk.values())
-    fits = len({len(part) for part in found}) == 1
-    for name, part in walk.items():
-        least = 0 if name == "padding" else 1
-        fits = fits and all(least <= number for number in part)
-        if fits and any(number > MOST_STEP for number in part):
-            raise ValueError(f"{name} is {list(part)}, expected at most {MOST_STEP} along an axis.")
-    if not fits:
+    found = [list(part) for part in walk.values()]
+    alike = len({len(part) for part in found}) == 1
+    if not alike or any(_too_small(name, part) for name, part in walk.items()):
         raise ValueError(
-            f"kernel, stride, padding and dilation are {[list(part) for part in found]}, expected one number an axis "
-            "each, of which only padding may be 0."
+            f"kernel, stride, padding and dilation are {found}, expected one number an axis each, of which only "
+            "padding may be 0."
         )
+    for name, part in walk.items():
+        if max(part, default=0) > MOST_STEP:
+            raise ValueError(f"{name} is {list(part)}, expected at most {MOST_STEP} along an axis.")
+
+
+def _too_small(name: str, part: Sequence[int]) -> bool:
+    """Whether a number is below what may stand there."""
+    return min(part, default=1) < (0 if name == "padding" else 1)
 
 
 def _check_room(name: str, found: str, size: int, most: int) -> None:

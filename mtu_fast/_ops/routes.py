@@ -117,21 +117,27 @@ def _conv_ghost_cost(
     price: Prices, x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry
 ) -> float:
     """What a Gram from positions costs; infinity where the op is not for these blocks."""
-    taps, channels = prod(geometry.kernel), x[0].shape[2]
+    taps = prod(geometry.kernel)
     small = all(prod(t.shape[3:]) <= price.image for t in x)
     if not geometry.plain or (taps > 1 and not small):
         return inf
-    first = [(x[family[0]], b[family[0]]) for family in families(x)]
-    if price.patches:
-        pixels, width = sum(_positions(t) for _, t in first), taps * channels
-    else:
-        pixels = sum(_reached(t, u.shape[3:], geometry.kernel) for t, u in first)
-        width = channels
+    pixels, width = _met_pixels(price, x, b, geometry)
     positions = sum(_positions(t) for t in b)
     found = price.reduce * (taps * pixels**2 + positions**2)
     for n, wide in ((pixels, width), (positions, b[0].shape[2])):
         found += (price.product * n + price.widen) * n * wide
     return found
+
+
+def _met_pixels(
+    price: Prices, x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry
+) -> tuple[int, int]:
+    """How many pixels, or patches, are multiplied with one another, and how wide they are."""
+    first = [(x[family[0]], b[family[0]]) for family in families(x)]
+    channels = x[0].shape[2]
+    if price.patches:
+        return sum(_positions(t) for _, t in first), prod(geometry.kernel) * channels
+    return sum(_reached(t, u.shape[3:], geometry.kernel) for t, u in first), channels
 
 
 def _positions(t: Tensor) -> int:
