@@ -19,7 +19,7 @@ from mtu_fast._rows.solve import solve
 from mtu_fast._rows.task_rows import Span, TaskRows, join_roles, uses_of
 from mtu_fast._rows.update import Update, check_meant, check_method
 from mtu_fast._rows.uses import Dense, Use
-from mtu_fast._rows.validity import check_gram, check_open
+from mtu_fast._rows.validity import check_gram, check_lengths, check_open
 from mtu_fast._rows.weights import has_outside, outside_gradients, spread
 from mtu_fast.methods import FORGET, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
@@ -59,7 +59,8 @@ class Rows:
             float64 `[R, R]`, or `[L, R, R]` in the order of the engine's parameters.
 
         Raises:
-            ValueError: an unknown `per`.
+            ValueError: an unknown `per`, or a row of float64 that is not zero and so short that its
+                square underflows.
             RuntimeError: the rows are used up, or a row's gradient is not finite.
         """
         check_open(self._parts, self._shared)
@@ -68,6 +69,7 @@ class Rows:
         for g, group in enumerate(groups):
             add_gram(gram[g], self._parts, group, self._shared.precision)
         check_gram(gram, self.roles)
+        check_lengths(gram, self._parts, self.roles)
         return gram[0] if per == "total" else gram
 
     def names(self, per: str = "layer") -> tuple[str, ...]:

@@ -295,3 +295,16 @@ def test_what_outside_returns_has_a_weight_for_each_row(given: Any, found: str) 
     net, loss = two_layers()
     with pytest.raises(ValueError, match=rf"outside: found {found}, expected weights \[5\]"):
         mtu.Engine(net, params=net[0].parameters()).backward(loss, method)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-200, 1e-300])
+def test_rows_whose_squares_underflow_are_named(scale: float) -> None:
+    layer = nn.Linear(3, 2).double()
+    engine, x = mtu.Engine(layer), torch.randn(4, 3, dtype=torch.float64)
+    size = torch.tensor([1.0, scale, 0.0, 1.0], dtype=torch.float64)
+    losses = layer(x).square().sum(1) * size
+    with pytest.raises(ValueError, match=r"\('loss', 1\).*shorter than 1e-150.*power of two"):
+        engine.backward(losses, mtu.OrthoGrad(0.5), forget=torch.arange(4) == 0)
+    assert layer.weight.grad is None
+    rows = engine.rows(layer(x).square().sum(1) * size.float().double())  # zero rows are fine
+    assert (rows.gram().diagonal() > 0).tolist() == [True, False, False, True]

@@ -36,6 +36,17 @@ class Scene:
     def backward(self, *arguments: Any, **options: Any) -> mtu.Update:
         return self.engine.backward(self.losses(), *arguments, **options)
 
+    def unlearn(self, **options: Any) -> Any:
+        settings: dict[str, Any] = {
+            "retain": [self.x.clone()],
+            "forget": [self.x],
+            "losses": lambda model, x: model["head"](model["body"](x)).square().sum(1),
+            "method": mtu.OrthoGrad(0.5),
+            "max_steps": 1,
+        }
+        optimizer = options.pop("optimizer", torch.optim.SGD(self.model.parameters(), lr=0.1))
+        return mtu.unlearn(options.pop("model", self.model), optimizer, **(settings | options))
+
 
 MASK = torch.arange(N) < 2
 NOT_A_MASK = [5, "x", [True] * N, MASK.float(), MASK[:2], MASK[None], MASK.to_sparse()]
@@ -135,6 +146,22 @@ SURFACE: dict[str, tuple[Callable[[Scene, Any], object], str, list[Any]]] = {
         [5, "float32", torch.int64, torch.complex64],
     ),
     "Subspace.keep": (lambda s, v: mtu.Subspace().keep(v), "Subspace", [5, torch.ones(3)]),
+    "unlearn(model)": (lambda s, v: s.unlearn(model=v), "model", [5, "x"]),
+    "unlearn(max_steps)": (lambda s, v: s.unlearn(max_steps=v), "max_steps", [-1, 1.5, "x"]),
+    "unlearn(every)": (lambda s, v: s.unlearn(every=v), "every", [0, 1.5, "x"]),
+    "unlearn(forget)": (lambda s, v: s.unlearn(forget=v), "forget", [5, []]),
+    "unlearn(retain)": (lambda s, v: s.unlearn(retain=v), "retain", [5, []]),
+    "unlearn(targets)": (lambda s, v: s.unlearn(targets=v), "targets", ["loss", [], ["x"], 5]),
+    "unlearn(params)": (lambda s, v: s.unlearn(params=v), "params", [5, [], [5]]),
+    "unlearn(clip)": (lambda s, v: s.unlearn(clip=v), "clip", [-1.0, "x"]),
+    "unlearn(losses)": (lambda s, v: s.unlearn(losses=v), "losses", [5, "x"]),
+    "unlearn(method)": (
+        lambda s, v: s.unlearn(method=v),
+        "method|weights",
+        [5, "x", mtu.OrthoGrad],
+    ),
+    "unlearn(optimizer)": (lambda s, v: s.unlearn(optimizer=v), "optimizer", [5, "SGD"]),
+    "unlearn(checkpoint)": (lambda s, v: s.unlearn(checkpoint=v), "checkpoint", [5, 1.5]),
 }
 CASES = [(name, i) for name, (_, _, wrong) in SURFACE.items() for i in range(len(wrong))]
 
@@ -154,7 +181,7 @@ def test_a_wrong_argument_is_named_and_nothing_is_written(name: str, which: int)
 
 def test_every_public_callable_is_walked() -> None:
     walked = " ".join(SURFACE)
-    for name in ("Engine", "rows", "backward", "cat", "Subspace", "vjp", "jvp", "gram"):
+    for name in ("Engine", "rows", "backward", "cat", "Subspace", "unlearn", "vjp", "jvp", "gram"):
         assert name in walked
 
 

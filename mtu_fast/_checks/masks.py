@@ -90,6 +90,10 @@ def targeted(targets: Iterable[str] | None, tasks: Iterable[str]) -> tuple[str, 
         raise TypeError(
             f"targets: found the string {targets!r}, expected several names, ({targets!r},) for this one."
         )
+    if targets is not None and not isinstance(targets, Iterable):
+        raise TypeError(
+            f"targets: found {type(targets).__name__}, expected names of tasks, or None for all."
+        )
     named = every if targets is None else tuple(targets)
     unknown = [name for name in named if name not in every]
     if unknown or not named:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
+from mtu_fast._checks.parameters import listed
 from mtu_fast._rows.shared import Shared
 
 
@@ -35,7 +35,7 @@ class Space:
                 f"model: found {type(model).__name__}, expected a module; see `params` for a choice."
             )
         self.model = model
-        self._given = _listed(params)
+        self._given = listed(params)
         self._precision = precision
         names = self._names()
         self._check_given(names)
@@ -113,17 +113,3 @@ class Space:
         self._inside = {id(p) for p in live}
         self.shared = Shared(tuple(names[id(p)] for p in live), tuple(live), self._precision)
         self.outside = {id(p): p for p in own if id(p) not in self._inside}
-
-
-def _listed(params: Any) -> list[Any] | None:
-    """The parameters that are given, one by one; None for all."""
-    if params is None:
-        return None
-    if isinstance(params, nn.Module | Tensor):
-        return [params]  # an error says which of its parameters to pass
-    if not isinstance(params, Iterable):
-        found = type(params).__name__
-        raise TypeError(
-            f"params: found {found}, expected parameters; pass model.backbone.parameters()."
-        )
-    return list(params)

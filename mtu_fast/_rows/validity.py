@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Roles
 
 KINDS = {RETAIN: "to retain", FORGET: "to forget", SUBSPACE: "kept for the subspace"}
 NAMED = 8  # rows that an error names at most
+SHORT = 2.0**-1000  # of squares of lengths: below, products lose digits, or are zero
 
 
 def check_open(parts: Sequence[TaskRows], shared: Shared) -> None:
@@ -50,14 +51,52 @@ def check_gram(gram: Tensor, roles: Roles) -> None:
         return
     squares = gram.diagonal(dim1=-2, dim2=-1)
     bad = (~torch.isfinite(squares)).any(0).nonzero().flatten()
+    raise NotFiniteError(
+        f"rows: the gradient of (task, sample) {_named(bad, roles)} is not finite although its loss is (an overflow in "
+        "half precision, a square root or norm at zero, zero times infinity?); .grad is untouched. Guard it in the "
+        "loss, (x.square().sum() + eps).sqrt() say, rescale the loss, or leave these rows out by `present`."
+    )
+
+
+def check_lengths(gram: Tensor, parts: Sequence[TaskRows], roles: Roles) -> None:
+    """No row of float64 is so short that its square underflows: a method would not see it.
+
+    Raises:
+        ValueError: one is; names the rows.
+    """
+    if roles.dtype != gram.dtype:
+        return  # the squares of shorter formats are far from the end of float64's range
+    short = gram.diagonal(dim1=-2, dim2=-1).sum(0) < SHORT
+    if not bool(short.any()):
+        return
+    alive = torch.cat([_alive(part, mine) for part, mine in _of_parts(parts, short)])
+    bad = (short & alive).nonzero().flatten()
+    if len(bad):
+        raise ValueError(
+            f"rows: the gradient of (task, sample) {_named(bad, roles)} is not zero, but shorter than 1e-150, so that "
+            "its inner products underflow; .grad is untouched. Multiply the losses by a power of two, 2.0**200 say."
+        )
+
+
+def _of_parts(parts: Sequence[TaskRows], of_rows: Tensor) -> Iterator[tuple[TaskRows, Tensor]]:
+    yield from zip(parts, of_rows.split([len(part) for part in parts]), strict=True)
+
+
+def _alive(part: TaskRows, chosen: Tensor) -> Tensor:
+    """Which of the chosen rows are not zero, [R] bool."""
+    found = torch.zeros_like(chosen)
+    at = chosen.nonzero().flatten()
+    if len(at):
+        for use in part.uses.values():
+            found[at] |= (use.select(at).matrix() != 0).any(1)
+    return found
+
+
+def _named(bad: Tensor, roles: Roles) -> str:
+    """The first of the bad rows in words."""
     named: dict[str, list[tuple[str, int]]] = {}
     for r in bad[:NAMED].tolist():
         kind = KINDS[int(roles.kind[r])]
         task = roles.tasks[int(roles.task[r])]
         named.setdefault(kind, []).append((task, int(roles.sample[r])))
-    rows = ", ".join(f"{kind} {which}" for kind, which in named.items())
-    raise NotFiniteError(
-        f"rows: the gradient of (task, sample) {rows} is not finite although its loss is (an overflow in half "
-        "precision, a square root or norm at zero, zero times infinity?); .grad is untouched. Guard it in the loss, "
-        "(x.square().sum() + eps).sqrt() say, rescale the loss, or leave these rows out by `present`."
-    )
+    return ", ".join(f"{kind} {which}" for kind, which in named.items())

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtu_fast._checks.parameters import listed
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace
 from mtu_fast.unlearning.loop.history import History, Record
@@ -17,7 +18,7 @@ from mtu_fast.unlearning.loop.progress import Progress
 from mtu_fast.unlearning.loop.run import DivergedError, Run
 from mtu_fast.unlearning.loop.schedule import Scheduled
 from mtu_fast.unlearning.loop.sealed import remove_leftovers
-from mtu_fast.unlearning.loop.settings import Bound, Settings
+from mtu_fast.unlearning.loop.settings import Bound, Settings, check_given
 from mtu_fast.unlearning.loop.state import clear_gradients
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
 
@@ -123,7 +124,8 @@ def unlearn(
         RuntimeError: another run uses the checkpoint.
         DivergedError: a RuntimeError; a loss or gradient was not finite.
     """
-    shared = None if params is None else list(params)
+    check_given(method)
+    shared = listed(params)
     if subspace is None and method.needs_subspace:
         subspace = Subspace()
     settings = Settings(

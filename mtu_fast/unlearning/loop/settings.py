@@ -25,6 +25,17 @@ from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
 Bound = float | Mapping[str, float] | None
 
 
+def check_given(method: object) -> None:
+    """What a run is given is a method.
+
+    Raises:
+        TypeError: it is something else, or weights of rows, which differ from batch to batch.
+    """
+    check_method(method)
+    if not isinstance(method, Method):
+        raise TypeError("method: found weights of rows, expected a mtu.Method: batches differ.")
+
+
 @dataclass(frozen=True)
 class Settings:
     """The arguments of `unlearn`, as given."""
@@ -55,7 +66,6 @@ class Settings:
         check_model("model", self.model)
         self._check_optimizer()
         self._check_functions()
-        check_method(self.method)
         check_schedule(self.method)
         check_subspace(self.method, self.subspace)
         for name in ("forget", "retain", "validation", "monitor"):
