@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor
@@ -40,17 +40,12 @@ class Schedule:
 
 @dataclass
 class _Family:
-    """Graphs of one structure, whatever their shapes: plans made for them are checked less and less often.
+    """Graphs of one structure, whatever their shapes.
 
-    made: counts the plans. failed: whether one has ever been wrong; then all are checked.
+    failed: whether a plan for one of them has ever been wrong; then all are checked.
     """
 
-    made: Schedule = field(default_factory=Schedule)
     failed: bool = False
-
-    def due(self) -> bool:
-        """Whether a plan that is made for a new signature is to be checked."""
-        return self.made.due() or self.failed
 
 
 @dataclass
@@ -67,10 +62,9 @@ class Plans:
     """How rows of recorded graphs are taken.
 
     A plan is made for every new signature, and anew where data move rows in another way than
-    before. What it holds follows from the graph and its data at that step; the check against an
-    ordinary backward asks whether rules, hooks and nodes are what they are taken for, which is
-    alike for graphs of one structure. It is due when a structure is new, and ever more rarely
-    then.
+    before. What it holds follows from the graph and its data at that step. The check against an
+    ordinary backward asks whether rules, hooks and nodes are what they are taken for. It is due
+    when a signature is new, and ever more rarely then, also where data move rows.
 
     Args:
         shared: the parameters.
@@ -111,9 +105,8 @@ class Plans:
         structure = graph.structure()
         family = self._families.pop(structure, None) or _Family()
         _keep(self._families, structure, family)
-        due = family.due()
-        plan, uses = self._sound(graph, kept, discover(graph), family, due)
-        known = _Known(plan, self._explained(graph, plan, uses), family, Schedule(int(due)))
+        plan, uses = self._sound(graph, kept, discover(graph), family, check=True)
+        known = _Known(plan, self._explained(graph, plan, uses), family, Schedule(1))
         return uses, known
 
     def _anew(self, graph: Graph, kept: Kept, known: _Known, node: int) -> Uses:
