@@ -17,6 +17,8 @@ from mtu_fast._rows.task_rows import TaskRows
 from mtu_fast._rows.uses import Dense, Use
 from mtu_fast.methods import Roles
 
+Counts = Mapping[tuple[str, int], int]  # (task, kind) -> samples
+
 
 def sample_rows(batch: Batch, graph: Graph, plans: Plans, space: Space) -> list[TaskRows]:
     """A row per (task, sample) that has a label.
@@ -35,12 +37,25 @@ def sample_rows(batch: Batch, graph: Graph, plans: Plans, space: Space) -> list[
     return found
 
 
-def mean_rows(batch: Batch, graph: Graph, space: Space) -> list[TaskRows]:
-    """The mean row of each (task, kind), by an ordinary backward each: exact on any graph."""
+def mean_rows(
+    batch: Batch, graph: Graph, space: Space, counts: Counts | None = None
+) -> list[TaskRows]:
+    """The mean row of each (task, kind), by an ordinary backward each: exact on any graph.
+
+    Args:
+        batch: the losses.
+        graph: theirs.
+        space: the parameters.
+        counts: what to divide the sums by, where the batch is a part of a larger one.
+
+    Returns:
+        A row each, or this batch's share of it.
+    """
     found = []
     for task, loss in batch.losses.items():
         for kind, mask in batch.members[task].of.items():
-            weights = mask.to(loss.dtype) / mask.sum()
+            count = mask.sum() if counts is None else counts[task, kind]
+            weights = mask.to(loss.dtype) / count
             shared = sorted(set(graph.leaf.values()))
             gradients = _gradients(graph, loss, weights, space, shared)
             uses: dict[int, Use] = {}
@@ -62,6 +77,14 @@ def no_rows(batch: Batch, shared: Shared) -> list[TaskRows]:
     for task, loss in batch.losses.items():
         nothing = torch.zeros(0, dtype=torch.int64, device=loss.device)
         roles = roles_of(task, nothing, nothing, loss[:0], loss.dtype)
+        found.append(TaskRows.of(roles, {}, {}, shared))
+    return found
+
+
+def no_gradients(batch: Batch, shared: Shared) -> list[TaskRows]:
+    """The rows of a batch as far as their roles, where no graph was looked at."""
+    found = []
+    for roles in sample_roles(batch, batch.labels()):
         found.append(TaskRows.of(roles, {}, {}, shared))
     return found
 

@@ -78,6 +78,18 @@ class Batch:
             found[task] = Members({which: mask for which, mask, there in named if there}, known[-1])
         return found
 
+    def counts(self) -> dict[tuple[str, int], int]:
+        """{(task, kind): samples that give a row}, of those that have any."""
+        found = {}
+        for task, members in self.members.items():
+            for kind, mask in members.of.items():
+                found[task, kind] = int(mask.sum())
+        return found
+
+    def labels(self) -> dict[str, Tensor]:
+        """{task: indices of the samples that give a row}, int64."""
+        return {task: mask.nonzero().flatten() for task, mask in self.present.items()}
+
     def labelled(self, task: str) -> Tensor | None:
         """Indices of the samples that give a row, int64; None for all."""
         return None if self.members[task].all else self.present[task].nonzero().flatten()

@@ -16,6 +16,19 @@ Span = tuple[int, int]  # rows start .. stop - 1 of all
 Spans = tuple[Span, ...]
 
 
+@dataclass(frozen=True)
+class Everywhere:
+    """The rows of one task of one call on all ranks, rank after rank.
+
+    Attributes:
+        roles: what each row is.
+        counts: how many each rank holds.
+    """
+
+    roles: Roles
+    counts: tuple[int, ...]
+
+
 @dataclass
 class TaskRows:
     """The rows of one task of one call.
@@ -29,6 +42,7 @@ class TaskRows:
         persistent: the rows outlive their step: they belong to the point where they were taken, and
             are not used up.
         grams: group of parameters -> Gram of these rows, where they are persistent.
+        everywhere: the rows of all ranks that these are a part of; None on one process.
     """
 
     roles: Roles
@@ -38,6 +52,7 @@ class TaskRows:
     spent: bool = field(default=False)
     persistent: bool = False
     grams: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    everywhere: Everywhere | None = None
 
     @staticmethod
     def of(
@@ -53,9 +68,17 @@ class TaskRows:
 
     def to_subspace(self) -> TaskRows:
         """The same rows as rows of a subspace, for later steps."""
-        kind = torch.full_like(self.roles.kind, SUBSPACE)
-        roles = replace(self.roles, kind=kind)
-        return TaskRows(roles, dict(self.uses), {}, self.versions, persistent=True)
+        everywhere = self.everywhere
+        if everywhere is not None:
+            everywhere = replace(everywhere, roles=_of_subspace(everywhere.roles))
+        return TaskRows(
+            roles=_of_subspace(self.roles),
+            uses=dict(self.uses),
+            outside={},
+            versions=self.versions,
+            persistent=True,
+            everywhere=everywhere,
+        )
 
     def use_up(self) -> None:
         """Let go of what the rows hold, unless they are persistent."""
@@ -85,11 +108,18 @@ def uses_of(parts: Sequence[TaskRows], j: int) -> tuple[Spans, list[Use]]:
     return tuple(spans), uses
 
 
+def all_roles(parts: Sequence[TaskRows]) -> Roles:
+    """Roles of the rows of all ranks laid end to end, part after part."""
+    roles = [part.roles if part.everywhere is None else part.everywhere.roles for part in parts]
+    return join_roles(roles)
+
+
 def join_roles(parts: Sequence[Roles]) -> Roles:
     """Roles of rows laid end to end, tasks matched by name."""
     if len(parts) == 1:
         return parts[0]
     tasks = tuple(dict.fromkeys(task for part in parts for task in part.tasks))
+    ranks = [part.rank for part in parts if part.rank is not None]
     return Roles(
         task=torch.cat([_renumbered(part, tasks) for part in parts]),
         sample=torch.cat([part.sample for part in parts]),
@@ -97,6 +127,7 @@ def join_roles(parts: Sequence[Roles]) -> Roles:
         loss=torch.cat([part.loss for part in parts]),
         tasks=tasks,
         dtype=max((part.dtype for part in parts), key=lambda dtype: torch.finfo(dtype).eps),
+        rank=torch.cat(ranks) if len(ranks) == len(parts) else None,
     )
 
 
@@ -104,6 +135,10 @@ def _renumbered(roles: Roles, tasks: tuple[str, ...]) -> Tensor:
     """`roles.task` as indices into other tasks."""
     places = [tasks.index(task) for task in roles.tasks]
     return torch.tensor(places, device=roles.task.device)[roles.task]
+
+
+def _of_subspace(roles: Roles) -> Roles:
+    return replace(roles, kind=torch.full_like(roles.kind, SUBSPACE))
 
 
 def _versions(uses: dict[int, Use]) -> tuple[int, ...]:

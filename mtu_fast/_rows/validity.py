@@ -94,9 +94,11 @@ def _alive(part: TaskRows, chosen: Tensor) -> Tensor:
 
 def _named(bad: Tensor, roles: Roles) -> str:
     """The first of the bad rows in words."""
-    named: dict[str, list[tuple[str, int]]] = {}
+    named: dict[str, list[tuple[object, ...]]] = {}
     for r in bad[:NAMED].tolist():
         kind = KINDS[int(roles.kind[r])]
-        task = roles.tasks[int(roles.task[r])]
-        named.setdefault(kind, []).append((task, int(roles.sample[r])))
+        row: tuple[object, ...] = (roles.tasks[int(roles.task[r])], int(roles.sample[r]))
+        if roles.rank is not None:
+            row = (*row, f"rank {int(roles.rank[r])}")
+        named.setdefault(kind, []).append(row)
     return ", ".join(f"{kind} {which}" for kind, which in named.items())

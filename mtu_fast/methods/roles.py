@@ -21,10 +21,12 @@ class Roles:
         loss: [R] float64, detached loss values.
         tasks: names of the tasks.
         dtype: the precision in which the rows' gradients were computed.
+        rank: [R] int64, the rank of the process that holds the row, and whose forward `sample`
+            counts in; means over all ranks are held by rank 0. None on one process.
 
     Raises:
-        ValueError: the four tensors are not vectors of one length.
-        TypeError: `task`, `sample` or `kind` is not int64.
+        ValueError: the tensors are not vectors of one length.
+        TypeError: `task`, `sample`, `kind` or `rank` is not int64.
     """
 
     task: Tensor
@@ -33,19 +35,21 @@ class Roles:
     loss: Tensor
     tasks: tuple[str, ...]
     dtype: torch.dtype = torch.float32
+    rank: Tensor | None = None
 
     def __post_init__(self) -> None:
         columns = {"task": self.task, "sample": self.sample, "kind": self.kind, "loss": self.loss}
+        if self.rank is not None:
+            columns["rank"] = self.rank
         shapes = {name: tuple(column.shape) for name, column in columns.items()}
         if self.task.ndim != 1 or len(set(shapes.values())) != 1:
             raise ValueError(
-                f"Roles: shapes are {shapes}, expected four vectors [R] of one length, an entry per row."
+                f"Roles: shapes are {shapes}, expected vectors [R] of one length, an entry per row."
             )
-        for name in ("task", "sample", "kind"):
-            dtype = columns[name].dtype
-            if dtype != torch.int64:
+        for name, column in columns.items():
+            if name != "loss" and column.dtype != torch.int64:
                 raise TypeError(
-                    f"Roles: {name} is {dtype}, expected torch.int64; convert it by .long()."
+                    f"Roles: {name} is {column.dtype}, expected torch.int64; convert it by .long()."
                 )
 
     def __len__(self) -> int:
