@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +13,28 @@ from torch import Tensor, nn
 from mtu_fast._checks.arguments import check_whole
 from mtu_fast._checks.losses import Losses
 from mtu_fast._checks.masks import Mask
+from mtu_fast._distributed.joining import (
+    Role,
+    check_alike,
+    check_dense,
+    in_order_of,
+    joined,
+    own_rows,
+    summed_means,
+    totals,
+)
+from mtu_fast._distributed.ranks import Ranks, attempt, ranks_of
+from mtu_fast._distributed.sums import summed
+from mtu_fast._distributed.wrappers import UNSET, Group, check_nodes, unwrapped
 from mtu_fast._graph.autograd_errors import translated
 from mtu_fast._graph.explain import Explanation
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.plans import Plans
 from mtu_fast._graph.statistics import used_up
 from mtu_fast._graph.taking import (
+    Counts,
     mean_rows,
+    no_gradients,
     no_rows,
     sample_roles,
     sample_rows,
@@ -28,7 +44,7 @@ from mtu_fast._ops._library import announce
 from mtu_fast._rows.batch import Batch
 from mtu_fast._rows.grad import accumulate, check_finite
 from mtu_fast._rows.space import Space
-from mtu_fast._rows.task_rows import TaskRows, join_roles
+from mtu_fast._rows.task_rows import TaskRows, all_roles, join_roles
 from mtu_fast._rows.update import Update, check_method
 from mtu_fast.methods import Method
 from mtu_fast.rows import Rows, explicit
@@ -48,15 +64,19 @@ class Engine:
         precision: how exact the products under a Gram's float64 sums must be, in the words of
             `torch.set_float32_matmul_precision`: "highest", "high" (TF32×3) or "medium" (TF32). A
             GPU may make use of it; on the CPU products of rows are float64 throughout.
+        group: the process group whose ranks hold a copy of the model each: rows are those of all
+            ranks, and `.grad` is the sum over them. By default that of a `DistributedDataParallel`
+            model; None for the rows of this rank only.
 
     Parameters in the graph that are not the model's (another module, a learned loss weight) are
     left alone: pass one module that holds them all.
 
     Raises:
-        TypeError: `model` is no module, `params` are no tensors or complex ones, or `memory_budget`
-            is not a whole number.
+        TypeError: `model` is no module, `params` are no tensors or complex ones, `memory_budget` is
+            not a whole number, or `group` is no process group.
         ValueError: no parameter requires grad, one of `params` is not the model's, `memory_budget`
-            is negative, or `precision` is unknown.
+            is negative, `precision` is unknown, the model is sharded, or this process is not one
+            of the group.
     """
 
     def __init__(
@@ -66,10 +86,16 @@ class Engine:
         *,
         memory_budget: int = 0,
         precision: str = "highest",
+        group: Group = UNSET,
     ) -> None:
         announce()
         check_whole("memory_budget", memory_budget, least=0)
+        model, processes = unwrapped(model, group)
         self._space = Space(model, params, precision)
+        self._ranks: Ranks | None = None
+        self._alike = False
+        if processes is not None:
+            self._ranks = ranks_of(processes, self._space)
         self._budget = memory_budget
         self._plans = Plans(self._space.shared, memory_budget)
 
@@ -107,7 +133,10 @@ class Engine:
         if isinstance(method, Tensor):
             return self.rows(losses, forget=forget, present=present).backward(method)
         if not method.needs_gram:
-            return self._weighted_backward(Batch.of(losses, forget, present), method)
+            batch = partial(Batch.of, losses, forget, present)
+            if self._ranks is None:
+                return self._weighted_backward(batch(), method)
+            return self._joined_weighted_backward(self._ranks, batch, method)
         rows = self.rows(losses, forget=forget, per=method.per, present=present)
         return rows.backward(method) if subspace is None else subspace.step(rows, method)
 
@@ -138,10 +167,14 @@ class Engine:
         """
         if per not in ("sample", "task"):
             raise ValueError(f"rows: per is {per!r}, expected 'sample' or 'task'.")
-        batch = Batch.of(losses, forget, present)
-        with torch.no_grad(), torch.autocast(batch.device.type, enabled=False), translated():
-            parts = self._take(batch, per)
-        return Rows(self._space.shared, parts)
+        batch = partial(Batch.of, losses, forget, present)
+        if self._ranks is None:
+            parts = self._take(batch(), per)
+        elif per == "task":
+            parts = self._take_means(self._ranks, batch)
+        else:
+            parts = self._take_samples(self._ranks, batch)
+        return Rows(self._space.shared, parts, self._ranks)
 
     def subspace_rows(
         self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype | None = None
@@ -153,13 +186,17 @@ class Engine:
             task: the task they are said to be of.
             dtype: the precision in which they were computed; that of the parameters by default.
 
+        With `group=`, each rank gives vectors of its own, as many as it has.
+
         Raises:
             ValueError: an unknown name, or a shape that is not [K, *shape of the parameter] with
                 one K for all.
         """
-        shared = self._space.shared
-        _check_vectors(vectors, dict(zip(shared.names, shared.parameters, strict=True)))
-        return explicit(shared, vectors, task, dtype or shared.parameters[0].dtype)
+        if self._ranks is None:
+            return self._given_rows(vectors, task, dtype)
+        given = attempt(lambda: self._given_rows(vectors, task, dtype)._parts)
+        parts = joined(self._ranks, given, self._space, "engine.subspace_rows")
+        return Rows(self._space.shared, parts, self._ranks)
 
     def explain(self) -> Explanation:
         """How each parameter's rows were obtained in the last call of `rows`: uses, route, cost, and why if slow.
@@ -186,26 +223,110 @@ class Engine:
 
     # ---- inside ----------------------------------------------------------------------------------
 
-    def _take(self, batch: Batch, per: str) -> list[TaskRows]:
+    def _take(self, batch: Batch, per: str, counts: Counts | None = None) -> list[TaskRows]:
         """The rows of a batch; its graph is used up."""
         if batch.is_empty:
             return no_rows(batch, self._space.shared)
-        graph = self._graph(batch)
-        with used_up(graph, self._space.model):
-            if per == "task":
-                return mean_rows(batch, graph, self._space)
-            return sample_rows(batch, graph, self._plans, self._space)
+        with torch.no_grad(), torch.autocast(batch.device.type, enabled=False), translated():
+            graph = self._graph(batch)
+            if self._ranks is not None:
+                check_nodes(graph.names)
+            with used_up(graph, self._space.model):
+                if per == "task":
+                    return mean_rows(batch, graph, self._space, counts)
+                return sample_rows(batch, graph, self._plans, self._space)
+
+    def _given_rows(
+        self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype | None
+    ) -> Rows:
+        shared = self._space.shared
+        _check_vectors(vectors, dict(zip(shared.names, shared.parameters, strict=True)))
+        return explicit(shared, vectors, task, dtype or shared.parameters[0].dtype)
 
     def _weighted_backward(self, batch: Batch, method: Method) -> Update:
         """A method that needs no Gram: one ordinary backward of the weighted losses."""
-        self._follow(p for p in self._space.model.parameters() if p.requires_grad)
-        at = {task: mask.nonzero().flatten() for task, mask in batch.present.items()}
+        self._follow_all()
+        at = batch.labels()
         roles = join_roles(sample_roles(batch, at))
         weights, outside = method(None, roles), method.outside(roles)
+        found = self._weighted(batch, at, weights, outside)
+        check_finite(found.values())
+        accumulate(found)
+        return Update(weights, roles, None)
+
+    def _weighted(
+        self, batch: Batch, at: Mapping[str, Tensor], weights: Tensor, outside: Tensor
+    ) -> dict[Tensor, Tensor]:
+        """The gradients of the weighted losses."""
         with torch.no_grad(), translated():
             found = weighted_gradients(batch, at, weights, outside, self._space)
         if not batch.is_empty and found.keys().isdisjoint(self._space.shared.parameters):
             self._graph(batch)  # raises if the losses reach none of them
+        return found
+
+    # ---- with other ranks ------------------------------------------------------------------------
+
+    def _check_alike(self, ranks: Ranks) -> None:
+        """Before the first step, all ranks hold the same numbers."""
+        if not self._alike:
+            check_alike(ranks, self._space.model.parameters())
+            self._alike = True
+
+    def _take_samples(self, ranks: Ranks, batch: Callable[[], Batch]) -> list[TaskRows]:
+        """This rank's part of the sample rows of all ranks' batches."""
+
+        def take() -> list[TaskRows]:
+            self._follow_all()
+            found = self._take(batch(), "sample")
+            check_dense(found, self._space.shared)
+            return found
+
+        self._check_alike(ranks)
+        return joined(ranks, attempt(take), self._space)
+
+    def _take_means(self, ranks: Ranks, batch: Callable[[], Batch]) -> list[TaskRows]:
+        """The mean rows of all ranks' batches together."""
+        batches: list[Batch] = []
+
+        def count() -> dict[Role, int]:
+            self._follow_all()
+            batches.append(batch())
+            return batches[0].counts()
+
+        self._check_alike(ranks)
+        counts = totals(ranks, attempt(count), self._space)
+        if not counts:
+            nothing = attempt(lambda: no_rows(batches[0], self._space.shared))
+            return joined(ranks, nothing, self._space)
+        taken = attempt(lambda: self._take(batches[0], "task", counts))
+        return summed_means(ranks, taken, list(counts), self._space)
+
+    def _joined_weighted_backward(
+        self, ranks: Ranks, batch: Callable[[], Batch], method: Method
+    ) -> Update:
+        """A method that needs no Gram: one backward of this rank's losses under weights of all ranks' rows."""
+        batches: list[Batch] = []
+
+        def look() -> list[TaskRows]:
+            self._follow_all()
+            batches.append(batch())
+            return no_gradients(batches[0], self._space.shared)
+
+        self._check_alike(ranks)
+        parts = joined(ranks, attempt(look), self._space)
+        roles, rows = all_roles(parts), own_rows(parts, ranks)
+        weights, outside = method(None, roles), method.outside(roles)
+
+        def own() -> dict[Tensor, Tensor]:
+            (batch,) = batches
+            at = batch.labels()
+            mine = [in_order_of(batch.losses, parts, w[rows]) for w in (weights, outside)]
+            found = self._weighted(batch, at, *mine)
+            check_finite(found.values())
+            return found
+
+        parameters = [*self._space.shared.parameters, *ranks.outside()]
+        found = summed(ranks, "engine.backward", own, parameters)
         check_finite(found.values())
         accumulate(found)
         return Update(weights, roles, None)
@@ -228,6 +349,9 @@ class Engine:
                 "the engine was made?"
             )
         return graph
+
+    def _follow_all(self) -> bool:
+        return self._follow(p for p in self._space.model.parameters() if p.requires_grad)
 
     def _follow(self, leaves: Iterable[Tensor]) -> bool:
         """Whether the model has other parameters than before; plans are then made anew."""

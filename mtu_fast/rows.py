@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mtu_fast._checks.values import check_direction
+from mtu_fast._distributed.gram import joined_gram
+from mtu_fast._distributed.joining import given, own_rows
+from mtu_fast._distributed.ranks import Ranks
+from mtu_fast._distributed.sums import summed
 from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._ops.gram_schmidt import effective_rank
 from mtu_fast._rows import vjp
@@ -16,11 +21,12 @@ from mtu_fast._rows.grad import accumulate, add, as_autograd_gives, check_finite
 from mtu_fast._rows.gram import add_gram
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.solve import solve
-from mtu_fast._rows.task_rows import Span, TaskRows, join_roles, uses_of
+from mtu_fast._rows.task_rows import Span, TaskRows, all_roles, uses_of
 from mtu_fast._rows.update import Update, check_meant, check_method
 from mtu_fast._rows.uses import Dense, Use
 from mtu_fast._rows.validity import check_gram, check_lengths, check_open
 from mtu_fast._rows.weights import has_outside, outside_gradients, spread
+from mtu_fast.errors import NotFiniteError
 from mtu_fast.methods import FORGET, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
 
@@ -30,13 +36,17 @@ class Rows:
 
     Attributes:
         roles: task, sample, kind and loss of every row, each `[R]`; task-major within a call, calls
-            in order.
+            in order. Of an engine with `group=`, the rows of all ranks, rank after rank within a
+            task: `gram`, `vjp`, `jvp` and `backward` are then called by all ranks alike.
     """
 
-    def __init__(self, shared: Shared, parts: Sequence[TaskRows]) -> None:
+    def __init__(
+        self, shared: Shared, parts: Sequence[TaskRows], ranks: Ranks | None = None
+    ) -> None:
         self._shared = shared
         self._parts = list(parts)
-        self.roles = join_roles([part.roles for part in self._parts])
+        self._ranks = ranks
+        self.roles = all_roles(self._parts)
 
     def __len__(self) -> int:
         return len(self.roles)
@@ -63,11 +73,11 @@ class Rows:
                 square underflows.
             RuntimeError: the rows are used up, or a row's gradient is not finite.
         """
-        check_open(self._parts, self._shared)
         groups = self._shared.groups(per)
-        gram = self.roles.loss.new_zeros(len(groups), len(self), len(self))
-        for g, group in enumerate(groups):
-            add_gram(gram[g], self._parts, group, self._shared.precision)
+        if self._ranks is None:
+            gram = self._own_gram(groups)
+        else:
+            gram = joined_gram(self._ranks, self._parts, self._shared, groups)
         check_gram(gram, self.roles)
         check_lengths(gram, self._parts, self.roles)
         return gram[0] if per == "total" else gram
@@ -94,16 +104,11 @@ class Rows:
             ValueError: weights of the wrong shape.
             RuntimeError: the rows are used up, or parameters changed since.
         """
-        check_open(self._parts, self._shared)
-        weights = _Weights(spread(w, self._shared, len(self), self.roles.loss))
-        found: dict[Tensor, Tensor] = {}
-        for j, parameter in enumerate(self._shared.parameters):
-            spans, uses = uses_of(self._parts, j)
-            if uses:
-                pieces = [weights.of(j, span, u) for span, u in zip(spans, uses, strict=True)]
-                d = vjp.vjp(uses, pieces)
-                found[parameter] = d.view(parameter.shape).to(parameter.dtype)
-        return found
+        if self._ranks is None:
+            return self._own_vjp(w)
+        parameters = self._shared.parameters
+        found = summed(self._ranks, "rows.vjp", lambda: self._own_vjp(w), parameters)
+        return {parameter: d.to(parameter.dtype) for parameter, d in found.items()}
 
     def jvp(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor:
         """`J d`, the directional derivative of each row's loss, with products and sums in float64.
@@ -125,21 +130,20 @@ class Rows:
                 their shape and device.
             RuntimeError: the rows are used up, or parameters changed since.
         """
-        check_open(self._parts, self._shared)
-        check_direction(d, self.parameters)
         groups = self._shared.groups(per)
-        found = self.roles.loss.new_zeros(len(groups), len(self))
-        for g, group in enumerate(groups):
-            for j in group:
-                moved = d.get(self._shared.parameters[j])
-                if moved is None:
-                    continue
-                for span, use in zip(*uses_of(self._parts, j), strict=True):
-                    found[g, slice(*span)] += use.jvp(moved)
+        if self._ranks is None:
+            found = self._own_jvp(d, groups)
+        else:
+            own = self._ranks.agreed("rows.jvp", lambda: self._own_jvp(d, groups))
+            found = self.roles.loss.new_zeros(len(groups), len(self))
+            found[:, own_rows(self._parts, self._ranks)] = own
+            found = self._ranks.sum("rows.jvp: sum", found)
         return found[0] if per == "total" else found
 
     def jacobian(self) -> dict[Tensor, Tensor]:
         """J itself, `[R, *shape]` for each parameter that a row reaches: R times the memory of a gradient.
+
+        Of an engine with `group=`, the rows that this rank holds, in their order.
 
         Returns:
             {parameter: its rows}; parameters that no row reaches are left out.
@@ -149,11 +153,12 @@ class Rows:
         """
         check_open(self._parts, self._shared)
         found: dict[Tensor, Tensor] = {}
+        count = self._own_count()
         for j, parameter in enumerate(self._shared.parameters):
             for span, use in zip(*uses_of(self._parts, j), strict=True):
                 rows = use.grounded().rows
                 if parameter not in found:
-                    found[parameter] = rows.new_zeros(len(self), *parameter.shape)
+                    found[parameter] = rows.new_zeros(count, *parameter.shape)
                 found[parameter][slice(*span)] = rows.view(-1, *parameter.shape)
         return found
 
@@ -195,10 +200,14 @@ class Rows:
             ValueError: names that are no tasks of the rows.
             RuntimeError: the rows are used up.
         """
-        check_open(self._parts, self._shared)
+        if self._ranks is None:
+            check_open(self._parts, self._shared)
+        else:
+            opened = partial(check_open, self._parts, self._shared)
+            self._ranks.agreed("rows.to_subspace", opened)
         wanted = self._chosen(tasks)
         chosen = [part for part in self._parts if wanted.issuperset(part.roles.tasks)]
-        return Rows(self._shared, [part.to_subspace() for part in chosen])
+        return Rows(self._shared, [part.to_subspace() for part in chosen], self._ranks)
 
     def _chosen(self, tasks: Iterable[str] | None) -> set[str]:
         if tasks is None:
@@ -216,7 +225,14 @@ class Rows:
 
     def replaced(self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype) -> Rows:
         """Other rows of kind SUBSPACE in the same space, explicit, as `explicit` makes them."""
-        return explicit(self._shared, vectors, task, dtype)
+        rows = explicit(self._shared, vectors, task, dtype)
+        if self._ranks is None:
+            return rows
+        counts = [0] * self._ranks.size
+        for part in self._parts:
+            if part.everywhere is not None:
+                counts = [a + b for a, b in zip(counts, part.everywhere.counts, strict=True)]
+        return Rows(self._shared, [given(rows._parts[0], counts)], self._ranks)
 
     # ---- .grad -----------------------------------------------------------------------------------
 
@@ -245,16 +261,86 @@ class Rows:
         check_method(method)
         if check and not isinstance(method, Tensor):
             check_meant(method, self.roles)
-        check_open(self._parts, self._shared)
+        if self._ranks is None:
+            check_open(self._parts, self._shared)
+        else:
+            self._ranks.same_generator(method)
         solved = solve(self, method, self._shared, has_outside(self._parts))
         found, residual = solved.direction(self, self._shared)
-        others = outside_gradients(self._parts, solved.outside if outside is None else outside)
-        check_finite([solved.weights, *others.values(), *solved.unsure(found)])
+        others = self._outside(solved.outside if outside is None else outside)
+        self._check_finite([*others.values(), *solved.unsure(found)], solved.weights)
         add(found, others)
         accumulate(self._as_autograd_gives(found))
         for part in self._parts:
             part.use_up()
         return Update(solved.weights, self.roles, solved.gram, residual)
+
+    # ---- of this process -------------------------------------------------------------------------
+
+    def _own_count(self) -> int:
+        return sum(map(len, self._parts))
+
+    def _own_gram(self, groups: Sequence[Sequence[int]]) -> Tensor:
+        check_open(self._parts, self._shared)
+        gram = self.roles.loss.new_zeros(len(groups), len(self), len(self))
+        for g, group in enumerate(groups):
+            add_gram(gram[g], self._parts, group, self._shared.precision)
+        return gram
+
+    def _own_vjp(self, w: Tensor) -> dict[Tensor, Tensor]:
+        check_open(self._parts, self._shared)
+        of_parameters = spread(w, self._shared, len(self), self.roles.loss)
+        weights = _Weights(of_parameters, self._own_rows())
+        found: dict[Tensor, Tensor] = {}
+        for j, parameter in enumerate(self._shared.parameters):
+            spans, uses = uses_of(self._parts, j)
+            if uses:
+                pieces = [weights.of(j, span, u) for span, u in zip(spans, uses, strict=True)]
+                d = vjp.vjp(uses, pieces).view(parameter.shape)
+                # over several ranks, sums come first and rounding last
+                found[parameter] = d.to(parameter.dtype) if self._ranks is None else d
+        return found
+
+    def _own_jvp(self, d: Mapping[Tensor, Tensor], groups: Sequence[Sequence[int]]) -> Tensor:
+        check_open(self._parts, self._shared)
+        check_direction(d, self.parameters)
+        found = self.roles.loss.new_zeros(len(groups), self._own_count())
+        for g, group in enumerate(groups):
+            for j in group:
+                moved = d.get(self._shared.parameters[j])
+                if moved is None:
+                    continue
+                for span, use in zip(*uses_of(self._parts, j), strict=True):
+                    found[g, slice(*span)] += use.jvp(moved)
+        return found
+
+    def _check_finite(self, update: Sequence[Tensor], weights: Tensor) -> None:
+        """Weights and update are finite, else all ranks raise the error of the one that found it."""
+        try:
+            check_finite([weights, *update])
+        except NotFiniteError:
+            if self._ranks is not None:
+                found = partial(self._own_vjp, weights)
+                self._ranks.agreed("rows.backward", lambda: check_finite(found().values()))
+            raise
+
+    def _own_rows(self) -> Tensor | None:
+        """Which of all rows are this process's; None for all."""
+        return None if self._ranks is None else own_rows(self._parts, self._ranks)
+
+    def _outside(self, w: Tensor) -> dict[Tensor, Tensor]:
+        """Gradients of the weighted losses by the parameters outside."""
+        if self._ranks is None:
+            return outside_gradients(self._parts, w)
+        ranks, rows = self._ranks, own_rows(self._parts, self._ranks)
+
+        def own() -> dict[Tensor, Tensor]:
+            is_whole = w.dim() == 1 and len(w) == len(self)
+            found = outside_gradients(self._parts, w[rows] if is_whole else w)
+            check_finite(found.values())
+            return found
+
+        return summed(ranks, "rows.backward", own, ranks.outside())
 
     def _as_autograd_gives(self, found: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         for j, parameter in enumerate(self._shared.parameters):
@@ -303,8 +389,9 @@ def _renamed(old: str, new: str) -> None:
 class _Weights:
     """Weights of all parameters, narrowed once for all that share a dtype and span, not once each."""
 
-    def __init__(self, spread: Sequence[Tensor]) -> None:
+    def __init__(self, spread: Sequence[Tensor], rows: Tensor | None) -> None:
         self._spread = spread
+        self._rows = rows
         self._narrowed: dict[tuple[int, Span, torch.dtype], Tensor] = {}
 
     def of(self, j: int, span: Span, use: Use) -> Tensor:
@@ -312,7 +399,9 @@ class _Weights:
         dtype = working_dtype(use.tensors[-1])
         key = (id(self._spread[j]), span, dtype)
         if key not in self._narrowed:
-            self._narrowed[key] = self._spread[j][slice(*span)].to(dtype)
+            w = self._spread[j]
+            own = w if self._rows is None else w[self._rows]
+            self._narrowed[key] = own[slice(*span)].to(dtype)
         return self._narrowed[key]
 
 
@@ -367,11 +456,12 @@ def cat(*rows: Rows) -> Rows:
             raise ValueError(
                 "cat: found rows of different engines, expected one engine: its parameters are the space."
             )
-        check_open(each._parts, each._shared)
+        if each._ranks is None:  # else looked at by all ranks together, before the next exchange
+            check_open(each._parts, each._shared)
     parts = [part for each in rows for part in each._parts]
     used_up = [id(part) for part in parts if len(part) and not part.persistent]
     if len(set(used_up)) < len(used_up):
         raise ValueError(
             "cat: found the same rows twice, expected each once: they would count double."
         )
-    return Rows(rows[0]._shared, parts)
+    return Rows(rows[0]._shared, parts, rows[0]._ranks)

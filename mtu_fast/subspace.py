@@ -258,6 +258,11 @@ class Subspace:
         while sum(map(len, batches[1:])) >= size:
             batches.pop(0)
         held = replace(held, size=size, age=0 if targets else held.age, batches=tuple(batches))
+        if settings.basis and rows.roles.rank is not None:
+            raise ValueError(
+                "Subspace: found basis=True with rows of several ranks, expected basis=False: a basis needs all rows "
+                "in one place, while each rank keeps its own."
+            )
         if settings.basis and held.full:
             basis = orthonormal(batches, settings.rank, settings.energy, settings.dtype)
             held = replace(held, basis=basis)

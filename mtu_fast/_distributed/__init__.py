@@ -1,0 +1,1 @@
+"""Rows of several processes as one set of rows; the only folder that knows `torch.distributed`."""

@@ -1,0 +1,236 @@
+"""`G = J Jᵀ` of the rows of all ranks.
+
+Every parameter has one rank that multiplies all rows' gradients of it. The others send theirs
+there, factors or rows as they hold them: each use travels once, each pair of rows is multiplied
+once, and the work and the bytes of a rank do not grow with the number of ranks. The sum over
+parameters is a sum over ranks.
+
+    bytes a rank sends  ≤  U (W - 1) / W + 2 L R² 8 (W - 1) / W
+
+on average over ranks, U being the bytes its uses take and L the number of matrices asked for.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+
+from mtu_fast._distributed.packing import Parcel, Parts, packed, unpacked
+from mtu_fast._distributed.ranks import Ranks, attempt
+from mtu_fast._rows.gram import add_gram
+from mtu_fast._rows.merge import aligned
+from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.task_rows import TaskRows
+from mtu_fast._rows.uses import Use
+from mtu_fast._rows.validity import check_open
+
+WHAT = "rows.gram"
+# Bytes that a rank takes in at a time, from all others together; a larger parameter goes alone.
+ROUND = 1 << 26
+_NONE, _APART = 0, 1  # in place of a space: no use of the parameter, uses in several spaces
+
+
+def joined_gram(
+    ranks: Ranks, parts: Sequence[TaskRows], shared: Shared, groups: Sequence[Sequence[int]]
+) -> Tensor:
+    """The Gram matrices of some groups of parameters over the rows of all ranks.
+
+    Args:
+        ranks: who takes part.
+        parts: this rank's rows, the same parts on every rank.
+        shared: the parameters.
+        groups: indices of the parameters of each matrix.
+
+    Returns:
+        float64 `[L, R, R]`, the same bits on every rank.
+
+    Raises:
+        RuntimeError: rows of a rank are used up or out of date.
+    """
+    opened = attempt(lambda: check_open(parts, shared))
+    number = len(shared.parameters)
+    uses = {} if opened.error else {j: _uses(parts, j) for j in range(number)}
+    spaces = ranks.gathered(WHAT, [opened.error is not None, *_spaces(uses, number)])
+    ranks.check(WHAT, [flag for flag, *_ in spaces], opened.error)
+    meeting = _Meeting(ranks, parts, shared, groups)
+    return meeting.gram(uses, _to_ground([of_rank for _, *of_rank in spaces]))
+
+
+class _Meeting:
+    """One exchange: who multiplies what, and what came of it."""
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        parts: Sequence[TaskRows],
+        shared: Shared,
+        groups: Sequence[Sequence[int]],
+    ) -> None:
+        self._ranks = ranks
+        self._shared = shared
+        self._group_of = {j: g for g, group in enumerate(groups) for j in group}
+        self._stubs = _stubs(parts, ranks)
+        self._device = parts[0].roles.loss.device
+        rows = sum(len(stub) for stub in self._stubs)
+        shape = (len(groups), rows, rows)
+        self._gram = torch.zeros(shape, dtype=torch.float64, device=self._device)
+
+    def gram(self, uses: dict[int, Parts], to_ground: set[int]) -> Tensor:
+        """The sum over parameters; uses as `joined_gram` found them."""
+        made = attempt(lambda: self._parcels(uses, to_ground))
+        parcels: dict[int, Parcel] = made.value or {}
+        mine = [parcels[j].nbytes if j in parcels else 0 for j in range(len(uses))]
+        sizes = self._ranks.gathered(WHAT, [made.error is not None, *mine])
+        self._ranks.check(WHAT, [flag for flag, *_ in sizes], made.error)
+        error = None
+        for chosen in _rounds([of_rank for _, *of_rank in sizes]):
+            of_peers = self._exchange(parcels, chosen, [of_rank for _, *of_rank in sizes])
+            if error is None:
+                owned = chosen[self._ranks.rank]
+                error = attempt(lambda: self._multiply(owned, uses, of_peers)).error  # noqa: B023
+        return self._summed(error)
+
+    def _parcels(self, uses: dict[int, Parts], to_ground: set[int]) -> dict[int, Parcel]:
+        for j in to_ground:
+            uses[j] = {k: use.grounded() for k, use in uses[j].items()}
+        return {j: packed(of_parameter) for j, of_parameter in uses.items() if of_parameter}
+
+    def _exchange(
+        self,
+        parcels: dict[int, Parcel],
+        chosen: Sequence[Sequence[int]],
+        sizes: Sequence[Sequence[int]],
+    ) -> dict[tuple[int, int], Parts]:
+        """(parameter, rank) -> its uses, of this rank's parameters of one round."""
+        ranks = self._ranks
+        pieces = []
+        for rank, owned in enumerate(chosen):
+            own = [parcels[j].bytes_of() for j in owned if j in parcels and rank != ranks.rank]
+            pieces.append(torch.cat(own) if own else torch.empty(0, dtype=torch.uint8))
+        mine = chosen[ranks.rank]
+        from_each = [sum(of_rank[j] for j in mine) for of_rank in sizes]
+        from_each[ranks.rank] = 0
+        found: dict[tuple[int, int], Parts] = {}
+        came = ranks.exchanged(f"{WHAT}: uses", pieces, from_each, self._device)
+        for rank, of_rank in enumerate(came):
+            there = [j for j in mine if sizes[rank][j] and rank != ranks.rank]
+            split = of_rank.split([sizes[rank][j] for j in there])
+            for j, parcel in zip(there, split, strict=False):
+                found[j, rank] = unpacked(parcel)
+        return found
+
+    def _multiply(
+        self,
+        owned: Sequence[int],
+        uses: dict[int, Parts],
+        of_peers: dict[tuple[int, int], Parts],
+    ) -> None:
+        """Add the products of this rank's parameters of one round."""
+        by_group: dict[int, list[int]] = {}
+        for j in owned:
+            by_group.setdefault(self._group_of[j], []).append(j)
+        size, own = self._ranks.size, self._ranks.rank
+        for g, group in by_group.items():
+            laid = []
+            for i, stub in enumerate(self._stubs):
+                k, rank = divmod(i, size)
+                there: dict[int, Use] = {}
+                for j in group:
+                    of_rank = uses[j] if rank == own else of_peers.get((j, rank), {})
+                    if k in of_rank:
+                        there[j] = of_rank[k]
+                laid.append(replace(stub, uses=there))
+            add_gram(self._gram[g], laid, group, self._shared.precision)
+
+    def _summed(self, error: Exception | None) -> Tensor:
+        """The sum over ranks, if none has failed."""
+        failed = self._gram.new_tensor([float(error is not None)])
+        whole = self._ranks.sum(f"{WHAT}: sum", torch.cat([failed, self._gram.flatten()]))
+        if bool(whole[0]):
+            self._ranks.check(WHAT, [1], error)
+        return whole[1:].view(self._gram.shape)
+
+
+def _uses(parts: Sequence[TaskRows], j: int) -> Parts:
+    return {k: part.uses[j] for k, part in enumerate(parts) if j in part.uses and len(part)}
+
+
+def _spaces(uses: dict[int, Parts], number: int) -> list[int]:
+    """For each parameter a number that is the same where uses share a chain and shape."""
+    found = [_NONE] * number
+    for j, of_parameter in uses.items():
+        those = list(of_parameter.values())
+        if those:
+            space = repr((those[0].chain.key, those[0].shape)).encode()
+            found[j] = 2 + zlib.crc32(space) if aligned(those) else _APART
+    return found
+
+
+def _to_ground(spaces: Sequence[Sequence[int]]) -> set[int]:
+    """Parameters whose uses do not meet on this side of their chains on all ranks."""
+    found = set()
+    for j, of_ranks in enumerate(zip(*spaces, strict=True)):
+        distinct = set(of_ranks) - {_NONE}
+        if len(distinct) > 1 or _APART in distinct:
+            found.add(j)
+    return found
+
+
+def _rounds(sizes: Sequence[Sequence[int]]) -> list[list[list[int]]]:
+    """Which parameters each rank multiplies, round after round; the same on every rank.
+
+    The largest go first, each to the rank with the fewest bytes so far. One that a single rank has
+    stays there.
+    """
+    owned: list[list[int]] = [[] for _ in sizes]
+    load = [0] * len(sizes)
+    totals = [sum(of_ranks) for of_ranks in zip(*sizes, strict=True)]
+    for j in sorted(range(len(totals)), key=lambda j: (-totals[j], j)):
+        holders = [rank for rank, of_rank in enumerate(sizes) if of_rank[j]]
+        if not holders:
+            continue
+        least = min(range(len(load)), key=lambda rank: (load[rank], rank))
+        owner = holders[0] if len(holders) == 1 else least
+        owned[owner].append(j)
+        load[owner] += totals[j]
+    chunks = [_chunks(of_rank, totals) for of_rank in owned]
+    return [list(one) for one in zip_longest(*chunks, fillvalue=[])]
+
+
+def _chunks(owned: Sequence[int], totals: Sequence[int]) -> list[list[int]]:
+    """Parameters that are taken in together: as many as fit into `ROUND`, in their own order."""
+    found: list[list[int]] = []
+    taken = ROUND
+    for j in sorted(owned):
+        if taken + totals[j] > ROUND:
+            found.append([])
+            taken = 0
+        found[-1].append(j)
+        taken += totals[j]
+    return found
+
+
+def _stubs(parts: Sequence[TaskRows], ranks: Ranks) -> list[TaskRows]:
+    """Every part of every rank without uses, in the order of the joined rows."""
+    found = []
+    for part in parts:
+        assert part.everywhere is not None
+        roles, start = part.everywhere.roles, 0
+        for count in part.everywhere.counts:
+            at = slice(start, start + count)
+            own = replace(
+                roles,
+                task=roles.task[at],
+                sample=roles.sample[at],
+                kind=roles.kind[at],
+                loss=roles.loss[at],
+                rank=None,
+            )
+            found.append(TaskRows(own, {}, {}, part.versions))
+            start += count
+    return found

@@ -1,0 +1,212 @@
+"""The ranks of one engine: the collectives it uses, the bytes they send, and errors that all ranks raise together.
+
+Every collective is called by every rank in the same order. What one rank finds is therefore never
+raised between two collectives: it is kept, told to the others at the next one, and then raised by
+all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mtu_fast._rows.space import Space
+from mtu_fast.errors import NotFiniteError
+
+T = TypeVar("T")
+
+_KINDS: tuple[type[Exception], ...] = (NotFiniteError, TypeError, ValueError, RuntimeError)
+
+
+class Outcome(NamedTuple):
+    """What a function gave on this rank, or the error it ended in."""
+
+    value: Any
+    error: Exception | None
+
+
+def attempt(function: Callable[[], Any]) -> Outcome:
+    """Call a function that holds no collective; its error is kept for the next one."""
+    try:
+        return Outcome(function(), None)
+    except Exception as error:  # of whatever kind: the other ranks wait
+        return Outcome(None, error)
+
+
+def ranks_of(group: dist.ProcessGroup, space: Space) -> Ranks:
+    """The ranks of an engine's process group."""
+    device = space.shared.parameters[0].device
+    return Ranks(group, device, lambda: list(space.outside.values()))
+
+
+class Ranks:
+    """The ranks of a process group.
+
+    Args:
+        group: two or more processes, this one among them.
+        device: where the model is.
+        outside: gives the parameters outside the shared ones, in one order on all ranks.
+
+    Attributes:
+        rank: this process's number in the group.
+        size: their number W.
+        sent: collective -> bytes that this rank has sent, where a ring carries it: an all-gather of
+            b bytes a rank sends (W - 1) b, a sum or a reduction of b bytes 2 (W - 1) / W b.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        device: torch.device,
+        outside: Callable[[], Sequence[Tensor]],
+    ) -> None:
+        self._group = group
+        self.outside = outside
+        self._wire = device if dist.get_backend(group) == "nccl" else torch.device("cpu")
+        self.rank = dist.get_rank(group)
+        self.size = dist.get_world_size(group)
+        self.sent: Counter[str] = Counter()
+
+    # ---- collectives -----------------------------------------------------------------------------
+
+    def gathered(self, what: str, numbers: Sequence[int]) -> list[list[int]]:
+        """The whole numbers of every rank, as many on each."""
+        mine = torch.tensor(numbers, dtype=torch.int64, device=self._wire)
+        return [each.tolist() for each in self._all_gather(what, mine)]
+
+    def gathered_rows(self, what: str, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """The rows `[counts[rank], K]` of every rank."""
+        padded = rows.new_zeros(max(counts), *rows.shape[1:], device=self._wire)
+        padded[: len(rows)] = rows
+        found = self._all_gather(what, padded)
+        return [each[:n].to(rows.device) for each, n in zip(found, counts, strict=True)]
+
+    def objects(self, what: str, mine: object) -> list[Any]:
+        """A plain value of every rank."""
+        found: list[Any] = [None] * self.size
+        self._run(what, lambda: dist.all_gather_object(found, mine, group=self._group))
+        return found
+
+    def sum(self, what: str, t: Tensor) -> Tensor:
+        """The sum of a dense tensor over ranks, the same bits on each."""
+        wire = self._copied(t)
+        self.sent[what] += 2 * (self.size - 1) * wire.nbytes // self.size
+        self._run(what, lambda: dist.all_reduce(wire, group=self._group))
+        return wire.to(t.device)
+
+    def sum_at(self, what: str, t: Tensor, rank: int) -> Tensor:
+        """The sum of a dense tensor over ranks, right on one of them."""
+        wire = self._copied(t)
+        self.sent[what] += (self.size - 1) * wire.nbytes // self.size
+        at = dist.get_global_rank(self._group, rank)
+        self._run(what, lambda: dist.reduce(wire, at, group=self._group))
+        return wire.to(t.device)
+
+    def first(self, what: str, t: Tensor) -> Tensor:
+        """The tensor of rank 0."""
+        wire = self._copied(t)
+        self.sent[what] += wire.nbytes if self.rank == 0 else 0
+        at = dist.get_global_rank(self._group, 0)
+        self._run(what, lambda: dist.broadcast(wire, at, group=self._group))
+        return wire.to(t.device)
+
+    def same_generator(self, method: object) -> None:
+        """A method that draws random numbers draws those of rank 0 on every rank."""
+        generators: Any = getattr(method, "generators", list)
+        for generator in generators():
+            generator.set_state(self.first("rows.backward: generator", generator.get_state()))
+
+    def exchanged(
+        self, what: str, pieces: Sequence[Tensor], sizes: Sequence[int], device: torch.device
+    ) -> list[Tensor]:
+        """One piece of bytes for each rank; what each of them had for this one.
+
+        Args:
+            what: the name of the collective.
+            pieces: uint8 vectors, one a rank.
+            sizes: bytes that come from each.
+            device: where they are wanted.
+
+        Returns:
+            uint8 vectors, one a rank.
+        """
+        given = [len(piece) for piece in pieces]
+        self.sent[what] += sum(given) - given[self.rank]
+        sent = torch.cat([piece.to(self._wire) for piece in pieces])
+        found = torch.empty(sum(sizes), dtype=torch.uint8, device=self._wire)
+        self._run(
+            what,
+            lambda: dist.all_to_all_single(found, sent, list(sizes), given, group=self._group),
+        )
+        return list(found.to(device).split(list(sizes)))
+
+    # ---- errors ----------------------------------------------------------------------------------
+
+    def agreed(self, what: str, function: Callable[[], T]) -> T:
+        """What a function without collectives gives on this rank, if it gives something on all.
+
+        Raises:
+            Exception: it raised on a rank: of its kind, the rank named.
+        """
+        value, error = attempt(function)
+        flags = self.gathered(what, [error is not None])
+        self.check(what, [flag for (flag,) in flags], error)
+        return value
+
+    def check(self, what: str, failed: Sequence[int], error: Exception | None) -> None:
+        """Raise on all ranks where some failed; `error` is this rank's own.
+
+        Raises:
+            Exception: of the kind of the first rank that failed.
+        """
+        if any(failed):
+            raise_first(self.objects(what, described(error)), error)
+
+    def _copied(self, t: Tensor) -> Tensor:
+        """On the wire's device, in memory of its own: autograd hands out one tensor twice, or expanded."""
+        return t.detach().to(self._wire).clone(memory_format=torch.contiguous_format)
+
+    def _all_gather(self, what: str, mine: Tensor) -> list[Tensor]:
+        found = [torch.empty_like(mine) for _ in range(self.size)]
+        self.sent[what] += (self.size - 1) * mine.nbytes
+        self._run(what, lambda: dist.all_gather(found, mine, group=self._group))
+        return found
+
+    def _run(self, what: str, collective: Callable[[], object]) -> None:
+        try:
+            collective()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{what}: the exchange did not end on rank {self.rank} of {self.size}: {error}. "
+                "Expected that every rank calls the engine and its rows equally often, in the same "
+                "order; a rank that has no samples gives losses of length 0. Did a rank die, or "
+                "leave the loop early?"
+            ) from error
+
+
+def described(error: Exception | None) -> tuple[int, str] | None:
+    """An error as a plain value: its kind, and its words."""
+    if error is None:
+        return None
+    is_of = (k for k, kind in enumerate(_KINDS) if isinstance(error, kind))
+    kind = next(is_of, None)
+    if kind is None:
+        return len(_KINDS) - 1, f"{type(error).__name__}: {error}"
+    return kind, str(error)
+
+
+def raise_first(found: Sequence[tuple[int, str] | None], own: Exception | None) -> NoReturn:
+    """Raise what the first rank found that found something.
+
+    Raises:
+        Exception: of its kind.
+    """
+    ranks = [rank for rank, each in enumerate(found) if each is not None]
+    kind, words = found[ranks[0]] or (0, "")
+    others = f" (ranks {ranks[1:]} failed too)" if len(ranks) > 1 else ""
+    raise _KINDS[kind](f"rank {ranks[0]}: {words}{others}") from own

@@ -1,0 +1,96 @@
+"""Sums over ranks of what each computed from its own rows: gradients, and directional derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from mtu_fast._distributed.ranks import Ranks, attempt
+
+# Numbers that are summed in one call; a larger tensor goes alone, without a copy.
+BUCKET = 1 << 20
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+Gradients = dict[Tensor, Tensor]
+
+
+def summed(
+    ranks: Ranks,
+    what: str,
+    own: Callable[[], Mapping[Tensor, Tensor]],
+    parameters: Sequence[Tensor],
+) -> Gradients:
+    """{parameter: gradient} summed over ranks, the same bits on each.
+
+    Args:
+        ranks: who takes part.
+        what: the call, for errors.
+        own: gives this rank's gradients; without collectives.
+        parameters: all that a rank may have one of, in one order.
+
+    Returns:
+        Gradients of the parameters that a rank has one of.
+
+    Raises:
+        ValueError: a rank has sparse gradients, or another number of parameters.
+        Exception: of the kind that `own` raised on a rank.
+    """
+    value, error = attempt(lambda: _dense(own()))
+    mine: Mapping[Tensor, Tensor] = value or {}
+    codes = [1 + _DTYPES.index(mine[p].dtype) if p in mine else 0 for p in parameters]
+    told = ranks.gathered(what, [error is not None, *codes])
+    ranks.check(what, [flag for flag, *_ in told], error)
+    dtypes = [max(of_ranks) for of_ranks in zip(*(codes for _, *codes in told), strict=True)]
+    wanted: dict[torch.dtype, list[Tensor]] = {}
+    for parameter, code in zip(parameters, dtypes, strict=True):
+        if code:
+            wanted.setdefault(_DTYPES[code - 1], []).append(parameter)
+    found: Gradients = {}
+    for dtype, those in wanted.items():
+        for bucket in _buckets(those):
+            found |= _sum_of(ranks, what, bucket, mine, dtype)
+    return {parameter: found[parameter] for parameter in parameters if parameter in found}
+
+
+def _sum_of(
+    ranks: Ranks,
+    what: str,
+    bucket: Sequence[Tensor],
+    mine: Mapping[Tensor, Tensor],
+    dtype: torch.dtype,
+) -> Gradients:
+    """The sums of some parameters' gradients by one call."""
+    pieces = []
+    for parameter in bucket:
+        g = mine.get(parameter)
+        g = parameter.new_zeros(parameter.shape, dtype=dtype) if g is None else g.to(dtype)
+        pieces.append(g.reshape(-1))
+    whole = ranks.sum(f"{what}: sum", pieces[0] if len(pieces) == 1 else torch.cat(pieces))
+    split = whole.split([p.numel() for p in bucket])
+    if len(bucket) == 1:
+        return {bucket[0]: whole.view(bucket[0].shape)}
+    return {p: g.view(p.shape).clone() for p, g in zip(bucket, split, strict=True)}
+
+
+def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    some: list[Tensor] = []
+    for parameter in parameters:
+        if some and sum(prod(p.shape) for p in some) + parameter.numel() > BUCKET:
+            yield some
+            some = []
+        some.append(parameter)
+    if some:
+        yield some
+
+
+def _dense(gradients: Mapping[Tensor, Tensor]) -> Mapping[Tensor, Tensor]:
+    for parameter, g in gradients.items():
+        if g.is_sparse:
+            raise ValueError(
+                f"found a sparse gradient of a parameter of shape {tuple(parameter.shape)}, expected "
+                "dense ones where ranks are summed; make the embedding with sparse=False."
+            )
+    return gradients

@@ -1,0 +1,588 @@
+"""What ranks compute together, beside what one process computes on the joined batch. Run by `worker`."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import mtu_fast as mtu
+
+BOUND = 1e-10
+Case = Callable[[], None]
+CASES: dict[str, Case] = {}
+
+
+def case(function: Case) -> Case:
+    CASES[function.__name__] = function
+    return function
+
+
+# ---- a model, its data ---------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """Two tasks on one backbone; a convolution, a norm, a table that is the head too, and a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 4, 3)
+        self.norm = nn.LayerNorm(4)
+        self.linear = nn.Linear(4, 6)
+        self.table = nn.Embedding(7, 6)
+        self.heads = nn.ModuleDict({"a": nn.Linear(6, 2), "b": nn.Linear(6, 2)})
+
+    def forward(self, x: Tensor, words: Tensor, half: bool = False) -> dict[str, Tensor]:
+        h = self.norm(self.conv(x).transpose(1, 2))
+        h = torch.tanh(self.linear(h)).mean(1) + self.table(words).mean(1)
+        logits = h @ self.table.weight.T
+        if half:  # another chain between the parameter and its use
+            h = h + h[:, :4] @ self.linear.weight[:4].T @ self.linear.weight.T
+        found = {task: head(h).square().sum(1) for task, head in self.heads.items()}
+        return {task: loss + logits.logsumexp(1) for task, loss in found.items()}
+
+    @property
+    def shared(self) -> list[Tensor]:
+        modules = (self.conv, self.norm, self.linear, self.table)
+        return [p for module in modules for p in module.parameters()]
+
+
+@dataclass
+class Data:
+    """A batch of one rank: losses of it, who is to be forgotten, who has a label."""
+
+    x: Tensor
+    words: Tensor
+    forget: Tensor
+    present: dict[str, Tensor]
+    tasks: tuple[str, ...] = ("a", "b")
+    half: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def losses(self, model: Callable[..., dict[str, Tensor]]) -> dict[str, Tensor]:
+        found = model(self.x, self.words, self.half)
+        return {task: found[task] for task in self.tasks}
+
+
+def batch(seed: int, n: int, **more: Any) -> Data:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 3, 6, generator=generator, dtype=torch.float64)
+    words = torch.randint(7, (n, 2), generator=generator)
+    forget = torch.arange(n) % 2 == 0
+    present = {"b": torch.arange(n) % 3 != 1}
+    return Data(x, words, forget, present, **more)
+
+
+def joined(batches: list[Data]) -> Data:
+    return Data(
+        torch.cat([b.x for b in batches]),
+        torch.cat([b.words for b in batches]),
+        torch.cat([b.forget for b in batches]),
+        {"b": torch.cat([b.present["b"] for b in batches])},
+    )
+
+
+def per_rank(step: int = 0, sizes: tuple[int, ...] = (3, 5, 2, 4)) -> list[Data]:
+    return [batch(100 * step + rank, sizes[rank]) for rank in range(dist.get_world_size())]
+
+
+def mine(batches: list[Data]) -> Data:
+    return batches[dist.get_rank()]
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().double()
+
+
+@dataclass
+class Pair:
+    """A model over the ranks, and its copy on this process alone."""
+
+    model: Callable[..., Any]
+    engine: mtu.Engine
+    plain: Net
+    alone: mtu.Engine
+    inside: Net
+
+
+def pair(wrapped: bool = False, everything: bool = False, **settings: Any) -> Pair:
+    model, plain = net(), net()
+    params = None if everything else model.shared
+    alone = mtu.Engine(plain, None if everything else plain.shared, group=None)
+    if wrapped:
+        outer = nn.parallel.DistributedDataParallel(model, **settings)
+        return Pair(outer, mtu.Engine(outer, params), plain, alone, model)
+    group = dist.group.WORLD
+    return Pair(model, mtu.Engine(model, params, group=group), plain, alone, model)
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    assert a.shape == b.shape, (a.shape, b.shape)
+    error = float((a - b).norm() / b.norm().clamp(min=1e-30)) if b.numel() else 0.0
+    assert error <= BOUND, error
+
+
+def same_everywhere(t: Tensor) -> None:
+    found = [torch.empty_like(t) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, t.contiguous())
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def same_grads(one: nn.Module, other: nn.Module) -> None:
+    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        if p.grad is not None and q.grad is not None:
+            close(p.grad, q.grad)
+            same_everywhere(p.grad)
+
+
+def rows_of(engine: mtu.Engine, model: Any, data: Data, **more: Any) -> mtu.Rows:
+    losses = data.losses(model)
+    present = {task: mask for task, mask in data.present.items() if task in losses}
+    return engine.rows(losses, forget=data.forget, present=present, **more)
+
+
+def both(it: Pair, batches: list[Data], **more: Any) -> tuple[mtu.Rows, mtu.Rows]:
+    ours = rows_of(it.engine, it.model, mine(batches), **more)
+    return ours, rows_of(it.alone, it.plain, joined(batches), **more)
+
+
+# ---- as on one process ---------------------------------------------------------------------------
+
+
+def check_rows(ours: mtu.Rows, truth: mtu.Rows) -> None:
+    """Everything that rows give."""
+    assert len(ours) == len(truth) and ours.roles.tasks == truth.roles.tasks
+    assert torch.equal(ours.roles.task, truth.roles.task)
+    assert torch.equal(ours.roles.kind, truth.roles.kind)
+    close(ours.roles.loss, truth.roles.loss)
+    assert ours.roles.rank is not None and truth.roles.rank is None
+    G = ours.gram()
+    same_everywhere(G)
+    close(G, truth.gram())
+    for per in ("layer", "tensor"):
+        close(ours.gram(per), truth.gram(per))
+    w = torch.randn(len(truth), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    d, wanted = ours.vjp(w), truth.vjp(w)
+    for g, h in zip(d.values(), wanted.values(), strict=True):
+        close(g, h)
+        same_everywhere(g)
+    close(ours.jvp(d), truth.jvp(wanted))
+    close(ours.jvp(d, "layer"), truth.jvp(wanted, "layer"))
+    assert int(ours.rank()) == int(truth.rank())
+
+
+@case
+def group_rows() -> None:
+    ours, truth = both(pair(), per_rank())
+    check_rows(ours, truth)
+    counts = [int((ours.roles.rank == rank).sum()) for rank in range(dist.get_world_size())]
+    own = sum(len(part) for part in ours._parts)
+    assert counts[dist.get_rank()] == own
+
+
+@case
+def ddp_rows() -> None:
+    check_rows(*both(pair(wrapped=True), per_rank()))
+
+
+@case
+def ddp_unused_rows() -> None:
+    it = pair(wrapped=True, find_unused_parameters=True)
+    for step in range(3):
+        check_rows(*both(it, per_rank(step)))
+
+
+@case
+def all_parameters() -> None:
+    check_rows(*both(pair(everything=True), per_rank()))
+
+
+@case
+def task_rows() -> None:
+    check_rows(*both(pair(), per_rank(), per="task"))
+
+
+@case
+def empty_batch() -> None:
+    for sizes in ((0, 3, 2), (3, 0, 0)):
+        check_rows(*both(pair(), per_rank(sizes=sizes)))
+        check_rows(*both(pair(), per_rank(sizes=sizes), per="task"))
+
+
+@case
+def no_sample_anywhere() -> None:
+    ours, truth = both(pair(), per_rank(sizes=(0, 0, 0)))
+    assert len(ours) == len(truth) == 0 and ours.gram().shape == (0, 0)
+    ours, _ = both(pair(), per_rank(sizes=(0, 0, 0)), per="task")
+    assert len(ours) == 0
+
+
+@case
+def tasks_of_some_ranks() -> None:
+    """Rank 0 has task a, the others both; the joined batch says so by `present`."""
+    for per in ("sample", "task"):
+        it, batches = pair(), per_rank()
+        batches[0].tasks = ("a",)
+        whole = joined(batches)
+        whole.present["b"][: len(batches[0].forget)] = False
+        ours = rows_of(it.engine, it.model, mine(batches), per=per)
+        check_rows(ours, rows_of(it.alone, it.plain, whole, per=per))
+
+
+@case
+def unequal_graphs() -> None:
+    """A use behind a view on one rank only: it meets the others' as explicit rows."""
+    it, batches = pair(), per_rank()
+    batches[-1].half = True
+    ours = rows_of(it.engine, it.model, mine(batches))
+    alone = [rows_of(it.alone, it.plain, b) for b in batches]
+    truth = mtu.cat(*alone)
+    order = []  # task-major, as the joined rows
+    for task in range(2):
+        order += [r for r in range(len(truth)) if int(truth.roles.task[r]) == task]
+    close(ours.gram(), truth.gram()[order][:, order])
+
+
+@case
+def accumulation() -> None:
+    it, calls = pair(), [per_rank(step) for step in range(3)]
+    ours = mtu.cat(*(rows_of(it.engine, it.model, mine(batches)) for batches in calls))
+    truth = mtu.cat(*(rows_of(it.alone, it.plain, joined(batches)) for batches in calls))
+    check_rows(ours, truth)
+
+
+@case
+def backward_leaves_the_same() -> None:
+    for method in (mtu.OrthoGrad(0.3), mtu.OrthoGrad(0.3, "layer"), mtu.Mean(), mtu.PCGrad(),
+                   mtu.UPGrad(), mtu.GradDiff(0.4), mtu.GradVac()):  # fmt: skip
+        for wrapped in (False, True):
+            it, batches = pair(wrapped), per_rank()
+            update = step(it, batches, method)
+            assert update is not None
+            same_grads(it.inside, it.plain)
+
+
+def step(it: Pair, batches: list[Data], method: Any, **more: Any) -> Any:
+    data, whole = mine(batches), joined(batches)
+    other = more.pop("plain", {})
+    again = copy.deepcopy(method)  # it may have a state
+    mask = {"forget": data.forget, "present": data.present}
+    update = it.engine.backward(data.losses(it.model), method, **mask, **more)
+    mask = {"forget": whole.forget, "present": whole.present}
+    truth = it.alone.backward(whole.losses(it.plain), again, **mask, **other)
+    close(update.weights, truth.weights)
+    return update
+
+
+@case
+def weights_of_ones_own() -> None:
+    it, batches = pair(everything=True), per_rank()
+    ours, truth = both(it, batches)
+    w = torch.linspace(-1, 1, len(truth), dtype=torch.float64)
+    ours.backward(w)
+    truth.backward(w)
+    same_grads(it.inside, it.plain)
+
+
+@case
+def ten_steps() -> None:
+    methods = (mtu.OrthoGrad(0.3), mtu.PCGrad(), mtu.UPGrad(), mtu.GradDiff(0.4), nabla_tau())
+    kinds: tuple[Any, ...] = (torch.optim.SGD, torch.optim.AdamW)
+    for i, method in enumerate(methods):
+        for kind in kinds:
+            it = pair(wrapped=i % 2 == 0)
+            train(it, kind, method)
+
+
+def nabla_tau() -> mtu.NablaTau:
+    method = mtu.NablaTau()
+    method.prepare(forget=10, retain=40, forget_batches=2, retain_batches=8)
+    method.start_epoch(0, lambda: {"a": 9.0, "b": 9.0})
+    return method
+
+
+def train(it: Pair, kind: Any, method: Any, **more: Any) -> None:
+    optimizers = [kind(model.parameters(), lr=1e-2) for model in (it.inside, it.plain)]
+    for i in range(10):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        step(it, per_rank(i), method, **dict(more))
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q in zip(it.inside.parameters(), it.plain.parameters(), strict=True):
+        close(p.detach(), q.detach())
+        same_everywhere(p.detach())
+
+
+@case
+def interference_aware() -> None:
+    for kind in (torch.optim.SGD, torch.optim.AdamW):
+        it = pair(wrapped=True)
+        ours, plain = mtu.Subspace(size=12, every=2), mtu.Subspace(size=12, every=2)
+        method = mtu.InterferenceAware()
+        train(it, kind, method, subspace=ours, plain={"subspace": plain})
+        assert len(ours) == len(plain) >= 12 and ours.full
+
+
+@case
+def random_orders() -> None:
+    """Generators that differ: all draw what rank 0 draws."""
+    it, batches = pair(), per_rank()
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    ours, truth = both(it, batches)
+    ours.backward(mtu.PCGrad(generator), check=False)
+    truth.backward(mtu.PCGrad(torch.Generator().manual_seed(0)), check=False)
+    same_grads(it.inside, it.plain)
+
+
+@case
+def kept_rows() -> None:
+    """State of a subspace: each rank its own rows, and again."""
+    it = pair()
+    ours = mtu.Subspace(size=4, every=1)
+    for i in range(3):
+        ours.keep(rows_of(it.engine, it.model, mine(per_rank(i))))
+    before = ours.join(rows_of(it.engine, it.model, mine(per_rank(5)))).gram()
+    again = mtu.Subspace(size=4, every=1)
+    again.load_state_dict(ours.state_dict(), it.engine.subspace_rows)
+    G = ours.join(rows_of(it.engine, it.model, mine(per_rank(5)))).gram()
+    close(again.join(rows_of(it.engine, it.model, mine(per_rank(5)))).gram(), G)
+    # explicit rows are laid rank after rank, whatever their tasks: the same ones in another order
+    close(torch.linalg.eigvalsh(G), torch.linalg.eigvalsh(before))
+    assert len(again) == len(ours)
+
+
+@case
+def ordinary_backward_goes_on() -> None:
+    """DDP's own reduction runs in an ordinary step between two of ours, and not in ours."""
+    it = pair(wrapped=True, everything=True)
+    for i in range(2):
+        step(it, per_rank(i), mtu.OrthoGrad(0.3))
+        for model in (it.inside, it.plain):
+            model.zero_grad()
+        data = mine(per_rank(7, sizes=(4, 4, 4)))
+        sum(loss.mean() for loss in data.losses(it.model).values()).backward()
+        for p in it.inside.parameters():
+            same_everywhere(p.grad)
+        whole = joined(per_rank(7, sizes=(4, 4, 4)))
+        sum(loss.mean() for loss in whole.losses(it.plain).values()).backward()
+        same_grads(it.inside, it.plain)
+
+
+@case
+def bytes_are_counted() -> None:
+    """Every use is sent at most once, by a rank that does not multiply it."""
+    it, batches = pair(), per_rank()
+    ours = rows_of(it.engine, it.model, mine(batches))
+    held = sum(use.held for part in ours._parts for use in part.uses.values())
+    ranks = it.engine._ranks
+    assert ranks is not None
+    ours.gram()
+    head = 4096 * len(it.inside.shared)
+    sent = torch.tensor([ranks.sent["rows.gram: uses"], held])
+    assert 0 < int(sent[0]) <= held + head
+    total = sent.clone()
+    dist.all_reduce(total)
+    R = len(ours)
+    W = dist.get_world_size()
+    assert ranks.sent["rows.gram: sum"] == 2 * (W - 1) * 8 * (R * R + 1) // W
+
+
+@case
+def rows_of_this_rank() -> None:
+    model = net()
+    engine = mtu.Engine(model, group=None)
+    data = mine(per_rank())
+    rows = rows_of(engine, model, data)
+    assert rows.roles.rank is None
+    assert len(rows) == len(data.forget) + int(data.present["b"].sum())
+
+
+@case
+def one_rank_alone_is_no_group() -> None:
+    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    own = groups[dist.get_rank()]
+    model = net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine = mtu.Engine(model, group=own)
+    assert rows_of(engine, model, mine(per_rank())).roles.rank is None
+    other = groups[1 - min(dist.get_rank(), 1)]
+    with raises(ValueError, "is not part of"):
+        mtu.Engine(model, group=other)
+
+
+# ---- loud ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def raises(kind: type[Exception], *words: str) -> Iterator[None]:
+    try:
+        yield
+    except kind as error:
+        text = str(error)
+        assert all(word in text for word in words), text
+    else:
+        raise AssertionError(f"no {kind.__name__}")
+
+
+@case
+def nothing_given_warns() -> None:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        mtu.Engine(net())
+    assert len(found) == 1 and issubclass(found[0].category, RuntimeWarning)
+    text = str(found[0].message)
+    assert "nothing is synchronised" in text and "group=None" in text
+    assert found[0].filename == __file__, found[0].filename
+
+
+@case
+def settings_of_ddp_are_refused() -> None:
+    model = nn.parallel.DistributedDataParallel(net(), static_graph=True)
+    with raises(ValueError, "static_graph=True"):
+        mtu.Engine(model)
+    hooked = nn.parallel.DistributedDataParallel(net())
+    hooked.register_comm_hook(None, lambda state, bucket: bucket.get_future())
+    with raises(ValueError, "communication hook"):
+        mtu.Engine(hooked)
+
+
+@case
+def sharded_models_are_refused() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    sharded = net()
+    fully_shard(sharded, mesh=mesh)
+    with raises(ValueError, "FSDP2", "DistributedDataParallel"):
+        mtu.Engine(sharded)
+    columns = nn.Sequential(nn.Linear(6, 6))
+    parallelize_module(columns, mesh, {"0": ColwiseParallel()})
+    with raises(ValueError, "DTensor", "tensor parallel"):
+        mtu.Engine(columns, group=None)
+
+
+@case
+def a_group_of_another_kind() -> None:
+    with raises(TypeError, "expected a process group"):
+        mtu.Engine(net(), group="world")
+
+
+@case
+def a_loss_that_is_reduced_on_one_rank() -> None:
+    for method in (mtu.OrthoGrad(), mtu.PCGrad(), mtu.GradDiff()):
+        it, data = pair(), mine(per_rank())
+        losses = data.losses(it.model)
+        if dist.get_rank() == 1:
+            losses["a"] = losses["a"].mean()
+        with raises(ValueError, "rank 1:", "already reduced"):
+            it.engine.backward(losses, method, forget=data.forget)
+        assert all(p.grad is None for p in it.inside.parameters())
+
+
+@case
+def a_loss_that_is_not_finite_on_one_rank() -> None:
+    it, data = pair(), mine(per_rank())
+    losses = data.losses(it.model)
+    if dist.get_rank() == 0:
+        losses["b"] = losses["b"] * torch.nan
+    with raises(ValueError, "rank 0:", "non-finite"):
+        it.engine.rows(losses)
+
+
+@case
+def a_row_that_is_not_finite_on_one_rank() -> None:
+    for method in (mtu.OrthoGrad(), mtu.PCGrad(), mtu.GradDiff(), "weights"):
+        it, data = pair(), mine(per_rank())
+        losses = data.losses(it.model)
+        if dist.get_rank() == 1:
+            zero = it.inside.norm.weight[:1] * 0.0
+            losses["a"] = losses["a"] + zero.sqrt()  # finite, of slope 0 · infinity
+        with raises(mtu.NotFiniteError, "rank 1"):
+            if method == "weights":
+                rows = it.engine.rows(losses, forget=data.forget)
+                rows.backward(torch.ones(len(rows)))
+            else:
+                it.engine.backward(losses, method, forget=data.forget)
+        assert all(p.grad is None for p in it.inside.parameters())
+
+
+@case
+def parameters_that_changed_on_one_rank() -> None:
+    for ask in (lambda rows: rows.gram(), lambda rows: rows.backward(mtu.OrthoGrad())):
+        it, data = pair(), mine(per_rank())
+        rows = rows_of(it.engine, it.model, data)
+        if dist.get_rank() == 1:
+            with torch.no_grad():
+                it.inside.conv.bias.add_(1)
+        with raises(RuntimeError, "rank 1:", "changed in place"):
+            ask(rows)
+
+
+@case
+def engines_that_differ() -> None:
+    model = net()
+    params = model.shared if dist.get_rank() == 0 else model.shared[:-1]
+    engine = mtu.Engine(model, params, group=dist.group.WORLD)
+    with raises(ValueError, "rank 1", "other parameters"):
+        engine.rows(mine(per_rank()).losses(model))
+    with raises(ValueError, "rank 1", "other parameters"):
+        engine.rows(mine(per_rank()).losses(model), per="task")
+
+
+@case
+def weights_that_differ() -> None:
+    model = net()
+    if dist.get_rank() == 1:
+        with torch.no_grad():
+            model.linear.weight[0, 0] += 1e-9
+    engine = mtu.Engine(model, model.shared, group=dist.group.WORLD)
+    with raises(ValueError, "rank 1", "copies of one model"):
+        engine.rows(mine(per_rank()).losses(model))
+
+
+@case
+def a_sparse_table() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(5, 3, sparse=True)
+
+        def forward(self, words: Tensor) -> Tensor:
+            return self.table(words).square().sum((1, 2))
+
+    torch.manual_seed(0)
+    model = Words()
+    engine = mtu.Engine(model, group=dist.group.WORLD)
+    with raises(ValueError, "sparse"):
+        engine.rows(model(torch.zeros(2, 2, dtype=torch.int64)))
+
+
+@case
+def statistics_over_ranks() -> None:
+    """Backward passes of SyncBatchNorm wait for one another; ours are not as many on every rank."""
+    from mtu_fast._distributed.wrappers import check_nodes
+
+    with raises(ValueError, "SyncBatchNorm"):
+        check_nodes(["AddmmBackward0", "SyncBatchNormBackward"])
+
+
+@case
+def a_basis_over_ranks() -> None:
+    it = pair()
+    subspace = mtu.Subspace(size=4, basis=True)
+    with raises(ValueError, "basis=True"):
+        for i in range(3):
+            subspace.keep(rows_of(it.engine, it.model, mine(per_rank(i))))
