@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -586,3 +587,73 @@ def a_basis_over_ranks() -> None:
     with raises(ValueError, "basis=True"):
         for i in range(3):
             subspace.keep(rows_of(it.engine, it.model, mine(per_rank(i))))
+
+
+# ---- sizes, groups, precisions -------------------------------------------------------------------
+
+
+@case
+def many_rounds() -> None:
+    """A parameter at a time, and sums of few numbers, give the same."""
+    from mtu_fast._distributed import gram, sums
+
+    before = gram.ROUND, sums.BUCKET
+    gram.ROUND, sums.BUCKET = 64, 8
+    try:
+        check_rows(*both(pair(), per_rank()))
+    finally:
+        gram.ROUND, sums.BUCKET = before
+
+
+@case
+def some_of_the_ranks() -> None:
+    """A group of the last two ranks: their numbers within the group are not those of the processes."""
+    last = [dist.get_world_size() - 2, dist.get_world_size() - 1]
+    group = dist.new_group(last)
+    if dist.get_rank() not in last:
+        return
+    rank = last.index(dist.get_rank())
+    model, plain = net(), net()
+    engine = mtu.Engine(model, model.shared, group=group)
+    alone = mtu.Engine(plain, plain.shared, group=None)
+    batches = [batch(5, 3), batch(6, 2)]
+    for per in ("sample", "task"):
+        ours = rows_of(engine, model, batches[rank], per=per)
+        truth = rows_of(alone, plain, joined(batches), per=per)
+        close(ours.gram(), truth.gram())
+        w = torch.ones(len(truth), dtype=torch.float64)
+        for g, h in zip(ours.vjp(w).values(), truth.vjp(w).values(), strict=True):
+            close(g, h)
+
+
+@case
+def lower_precision() -> None:
+    """Sums over ranks come before rounding to the parameters' dtype."""
+    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
+        model = net().to(dtype)
+        engine = mtu.Engine(model, model.shared, group=dist.group.WORLD)
+        alone = mtu.Engine(model, model.shared, group=None)
+        batches = per_rank()
+        for data in batches:
+            data.x = data.x.to(dtype)
+        ours = rows_of(engine, model, mine(batches))
+        truth = rows_of(alone, model, joined(batches))
+        G, wanted = ours.gram(), truth.gram()
+        assert float((G - wanted).norm() / wanted.norm()) < bound
+        w = torch.ones(len(truth), dtype=torch.float64)
+        for g, h in zip(ours.vjp(w).values(), truth.vjp(w).values(), strict=True):
+            assert g.dtype == h.dtype == dtype
+            assert float((g - h).norm()) <= bound * float(h.norm())
+            same_everywhere(g.float())
+
+
+@case
+def a_rank_that_does_not_come() -> None:
+    """The others do not wait longer than the group's timeout, and are told in which exchange."""
+    group = dist.new_group(timeout=timedelta(seconds=3))
+    if dist.get_rank() > 0:
+        model = net()
+        engine = mtu.Engine(model, model.shared, group=group)
+        with raises(RuntimeError, "engine.rows", "did not end", "equally often"):
+            rows_of(engine, model, mine(per_rank()))
+    dist.barrier()
