@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from mtu_fast._checks.values import all_finite
 from mtu_fast._distributed.ranks import Outcome, Ranks, described, raise_first
+from mtu_fast._distributed.sums import in_buckets
 from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.space import Space
@@ -218,13 +220,13 @@ def _sums(
     ranks: Ranks, own: Mapping[Tensor, Tensor], wanted: Sequence[Tensor]
 ) -> dict[Tensor, Tensor]:
     """The sums of all ranks' shares, right on rank 0."""
-    found = {}
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for parameter in wanted:
-        share = own.get(parameter)
-        if share is None:
-            share = parameter.new_zeros(parameter.shape)
-        share = share.to(working_dtype(parameter))
-        found[parameter] = ranks.sum_at(f"{WHAT}: means", share, 0)
+        by_dtype.setdefault(working_dtype(parameter), []).append(parameter)
+    reduce = partial(ranks.sum_at, f"{WHAT}: means", rank=0)
+    found: dict[Tensor, Tensor] = {}
+    for dtype, those in by_dtype.items():
+        found |= in_buckets(reduce, those, own, dtype)
     return found
 
 

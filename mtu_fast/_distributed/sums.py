@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import prod
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,35 +50,36 @@ def summed(
             wanted.setdefault(_DTYPES[code - 1], []).append(parameter)
     found: Gradients = {}
     for dtype, those in wanted.items():
-        for bucket in _buckets(those):
-            found |= _sum_of(ranks, what, bucket, mine, dtype)
+        found |= in_buckets(partial(ranks.sum, f"{what}: sum"), those, mine, dtype)
     return {parameter: found[parameter] for parameter in parameters if parameter in found}
 
 
-def _sum_of(
-    ranks: Ranks,
-    what: str,
-    bucket: Sequence[Tensor],
+def in_buckets(
+    reduce: Callable[[Tensor], Tensor],
+    parameters: Sequence[Tensor],
     mine: Mapping[Tensor, Tensor],
     dtype: torch.dtype,
 ) -> Gradients:
-    """The sums of some parameters' gradients by one call."""
-    pieces = []
-    for parameter in bucket:
-        g = mine.get(parameter)
-        g = parameter.new_zeros(parameter.shape, dtype=dtype) if g is None else g.to(dtype)
-        pieces.append(g.reshape(-1))
-    whole = ranks.sum(f"{what}: sum", pieces[0] if len(pieces) == 1 else torch.cat(pieces))
-    split = whole.split([p.numel() for p in bucket])
-    if len(bucket) == 1:
-        return {bucket[0]: whole.view(bucket[0].shape)}
-    return {p: g.view(p.shape).clone() for p, g in zip(bucket, split, strict=True)}
+    """Gradients of some parameters, zero where this rank has none, reduced over ranks in few calls."""
+    found: Gradients = {}
+    for bucket in _buckets(parameters):
+        pieces = []
+        for parameter in bucket:
+            g = mine.get(parameter)
+            g = parameter.new_zeros(parameter.shape, dtype=dtype) if g is None else g.to(dtype)
+            pieces.append(g.reshape(-1))
+        whole = reduce(pieces[0] if len(pieces) == 1 else torch.cat(pieces))
+        split = whole.split([parameter.numel() for parameter in bucket])
+        for parameter, g in zip(bucket, split, strict=True):
+            g = g.view(parameter.shape)
+            found[parameter] = g if len(bucket) == 1 else g.clone()
+    return found
 
 
 def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     some: list[Tensor] = []
     for parameter in parameters:
-        if some and sum(prod(p.shape) for p in some) + parameter.numel() > BUCKET:
+        if some and sum(p.numel() for p in some) + parameter.numel() > BUCKET:
             yield some
             some = []
         some.append(parameter)

@@ -34,13 +34,6 @@ _REFUSED = {
 }
 
 
-def is_running() -> bool:
-    """Whether this process is one of several."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return False
-    return dist.get_world_size() > 1
-
-
 def unwrapped(model: Any, group: Group) -> tuple[Any, dist.ProcessGroup | None]:
     """The model without its wrapper, and the processes whose rows are joined; None for one alone.
 
