@@ -13,16 +13,9 @@ from torch import Tensor, nn
 from mtu_fast._checks.arguments import check_whole
 from mtu_fast._checks.losses import Losses
 from mtu_fast._checks.masks import Mask
-from mtu_fast._distributed.joining import (
-    Role,
-    check_alike,
-    check_dense,
-    in_order_of,
-    joined,
-    own_rows,
-    summed_means,
-    totals,
-)
+from mtu_fast._distributed.alike import check_alike, check_dense
+from mtu_fast._distributed.joining import in_order_of, joined, own_rows
+from mtu_fast._distributed.means import Role, summed_means, totals
 from mtu_fast._distributed.ranks import Ranks, attempt, ranks_of
 from mtu_fast._distributed.sums import summed
 from mtu_fast._distributed.wrappers import UNSET, Group, check_nodes, unwrapped

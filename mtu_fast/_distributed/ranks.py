@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -167,7 +167,7 @@ class Ranks:
             Exception: of the kind of the first rank that failed.
         """
         if any(failed):
-            raise_first(self.objects(what, described(error)), error)
+            check_errors(self.objects(what, described(error)), error)
 
     def _copied(self, t: Tensor) -> Tensor:
         """On the wire's device, in memory of its own: autograd hands out one tensor twice, or expanded."""
@@ -202,13 +202,15 @@ def described(error: Exception | None) -> tuple[int, str] | None:
     return kind, str(error)
 
 
-def raise_first(found: Sequence[tuple[int, str] | None], own: Exception | None) -> NoReturn:
-    """Raise what the first rank found that found something.
+def check_errors(found: Sequence[tuple[int, str] | None], own: Exception | None) -> None:
+    """Raise what the first rank found that found something; `own` is this rank's.
 
     Raises:
         Exception: of its kind.
     """
-    ranks = [rank for rank, each in enumerate(found) if each is not None]
-    kind, words = found[ranks[0]] or (0, "")
-    others = f" (ranks {ranks[1:]} failed too)" if len(ranks) > 1 else ""
-    raise _KINDS[kind](f"rank {ranks[0]}: {words}{others}") from own
+    told = [(rank, each) for rank, each in enumerate(found) if each is not None]
+    if not told:
+        return
+    (first, (kind, words)), *rest = told
+    others = f" (ranks {[rank for rank, _ in rest]} failed too)" if rest else ""
+    raise _KINDS[kind](f"rank {first}: {words}{others}") from own

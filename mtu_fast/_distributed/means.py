@@ -1,0 +1,187 @@
+"""Mean rows over all ranks: each rank's share of them, summed where they are held, on rank 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mtu_fast._checks.values import all_finite
+from mtu_fast._distributed.alike import check_spaces, fingerprint
+from mtu_fast._distributed.ranks import Outcome, Ranks, check_errors, described
+from mtu_fast._distributed.sums import in_buckets
+from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.space import Space
+from mtu_fast._rows.task_rows import Everywhere, TaskRows
+from mtu_fast._rows.uses import Dense, Use
+from mtu_fast._rows.validity import KINDS
+from mtu_fast.errors import NotFiniteError
+from mtu_fast.methods import Roles
+
+WHAT = "engine.rows"
+Role = tuple[str, int]  # (task, kind)
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # by precision
+
+
+def totals(ranks: Ranks, counted: Outcome, space: Space) -> dict[Role, int]:
+    """How many samples each (task, kind) has on all ranks, in one order.
+
+    Args:
+        ranks: who takes part.
+        counted: {(task, kind): samples} of this rank, or the error it ended in.
+        space: the parameters.
+
+    Returns:
+        {(task, kind): samples}, tasks in order of appearance, kinds in theirs.
+
+    Raises:
+        Exception: of the kind that one of the ranks found.
+        ValueError: the ranks' engines have different parameters.
+    """
+    told = ranks.objects(WHAT, (described(counted.error), fingerprint(space), counted.value))
+    check_errors([error for error, _, _ in told], counted.error)
+    check_spaces([of_rank for _, of_rank, _ in told])
+    sums: dict[Role, int] = {}
+    for _, _, of_rank in told:
+        for role, count in of_rank.items():
+            sums[role] = sums.get(role, 0) + count
+    tasks = list(dict.fromkeys(task for task, _ in sums))
+    order = sorted(sums, key=lambda role: (tasks.index(role[0]), role[1]))
+    return {role: sums[role] for role in order}
+
+
+def summed_means(
+    ranks: Ranks, taken: Outcome, roles: Sequence[Role], space: Space
+) -> list[TaskRows]:
+    """The mean rows over all ranks, held by rank 0 with what is outside.
+
+    Args:
+        ranks: who takes part.
+        taken: this rank's shares of the mean rows, or the error it ended in.
+        roles: (task, kind) of every mean row.
+        space: the parameters.
+
+    Returns:
+        A part for each of the roles.
+
+    Raises:
+        Exception: of the kind that one of the ranks found.
+    """
+    shares: list[TaskRows] = [part for part in taken.value or [] if len(part)]
+    error = taken.error or _not_finite(shares)
+    parameters = [*space.shared.parameters, *ranks.outside()]
+    own = {_role(part): _gradients(part, space.shared) for part in shares}
+    losses = {_role(part): part.roles.loss for part in shares}
+    dtype = max((_DTYPES.index(part.roles.dtype) for part in shares), default=0)
+    there = [int(p in own.get(role, {})) for role in roles for p in parameters]
+    told = ranks.gathered(WHAT, [error is not None, dtype, *there])
+    ranks.check(WHAT, [flag for flag, *_ in told], error)
+    reached = [any(flags) for flags in zip(*(of_rank[2:] for of_rank in told), strict=True)]
+    lowest = _DTYPES[max(of_rank[1] for of_rank in told)]
+    found = []
+    for i, role in enumerate(roles):
+        wanted = []
+        for k, parameter in enumerate(parameters):
+            if reached[i * len(parameters) + k]:
+                wanted.append(parameter)
+        sums = _sums(ranks, own.get(role, {}), wanted)
+        loss = ranks.sum(f"{WHAT}: means", losses.get(role, _no_loss(space)))
+        found.append(_mean_row(ranks, role, sums, loss, lowest, space.shared))
+    return found
+
+
+def _sums(
+    ranks: Ranks, own: Mapping[Tensor, Tensor], wanted: Sequence[Tensor]
+) -> dict[Tensor, Tensor]:
+    """The sums of all ranks' shares, right on rank 0."""
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in wanted:
+        by_dtype.setdefault(working_dtype(parameter), []).append(parameter)
+    reduce = partial(ranks.sum_at, f"{WHAT}: means", rank=0)
+    found: dict[Tensor, Tensor] = {}
+    for dtype, those in by_dtype.items():
+        found |= in_buckets(reduce, those, own, dtype)
+    return found
+
+
+def _mean_row(
+    ranks: Ranks,
+    role: Role,
+    sums: Mapping[Tensor, Tensor],
+    loss: Tensor,
+    dtype: torch.dtype,
+    shared: Shared,
+) -> TaskRows:
+    """A mean row as a part: the row on rank 0, nothing elsewhere."""
+    task, kind = role
+    first = torch.zeros(1, dtype=torch.int64, device=loss.device)
+    roles = Roles(
+        task=first,
+        sample=torch.full_like(first, -1),
+        kind=torch.full_like(first, kind),
+        loss=loss,
+        tasks=(task,),
+        dtype=dtype,
+    )
+    counts = (1,) + (0,) * (ranks.size - 1)
+    everywhere = Everywhere(replace(roles, rank=first), counts)
+    uses: dict[int, Use] = {}
+    outside: dict[Tensor, Tensor] = {}
+    if ranks.rank == 0:
+        inside = {parameter: j for j, parameter in enumerate(shared.parameters)}
+        for parameter, g in sums.items():
+            if parameter in inside:
+                uses[inside[parameter]] = Dense(tuple(parameter.shape), g[None])
+            else:
+                outside[parameter] = g.to(parameter.dtype)
+    else:
+        roles = _no_rows(roles)
+    part = TaskRows.of(roles, uses, {kind: outside}, shared)
+    return replace(part, everywhere=everywhere)
+
+
+def _gradients(part: TaskRows, shared: Shared) -> dict[Tensor, Tensor]:
+    """The share of a mean row, inside and outside."""
+    found = {}
+    for j, use in part.uses.items():
+        found[shared.parameters[j]] = use.grounded().rows[0]
+    for outside in part.outside.values():
+        for parameter, g in outside.items():
+            found[parameter] = g.to_dense() if g.is_sparse else g
+    return found
+
+
+def _no_loss(space: Space) -> Tensor:
+    return torch.zeros(1, dtype=torch.float64, device=space.shared.parameters[0].device)
+
+
+def _role(part: TaskRows) -> Role:
+    return part.roles.tasks[0], int(part.roles.kind[0])
+
+
+def _not_finite(shares: Sequence[TaskRows]) -> NotFiniteError | None:
+    for part in shares:
+        tensors = [t for use in part.uses.values() for t in use.tensors]
+        tensors += [g for outside in part.outside.values() for g in outside.values()]
+        if not all_finite(tensors):
+            task, kind = _role(part)
+            return NotFiniteError(
+                f"rows: the mean gradient of {task!r} {KINDS[kind]} is not finite although its "
+                "losses are; .grad is untouched. Guard it in the loss."
+            )
+    return None
+
+
+def _no_rows(roles: Roles) -> Roles:
+    return replace(
+        roles,
+        task=roles.task[:0],
+        sample=roles.sample[:0],
+        kind=roles.kind[:0],
+        loss=roles.loss[:0],
+        rank=None,
+    )
