@@ -15,6 +15,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 
 import torch
@@ -55,10 +56,9 @@ def joined_gram(
     opened = attempt(lambda: check_open(parts, shared))
     number = len(shared.parameters)
     uses = {} if opened.error else {j: _uses(parts, j) for j in range(number)}
-    spaces = ranks.gathered(WHAT, [opened.error is not None, *_spaces(uses, number)])
-    ranks.check(WHAT, [flag for flag, *_ in spaces], opened.error)
+    spaces = ranks.told(WHAT, opened.error, _spaces(uses, number))
     meeting = _Meeting(ranks, parts, shared, groups)
-    return meeting.gram(uses, _to_ground([of_rank for _, *of_rank in spaces]))
+    return meeting.gram(uses, _to_ground(spaces))
 
 
 class _Meeting:
@@ -85,14 +85,13 @@ class _Meeting:
         made = attempt(lambda: self._parcels(uses, to_ground))
         parcels: dict[int, Parcel] = made.value or {}
         mine = [parcels[j].nbytes if j in parcels else 0 for j in range(len(uses))]
-        sizes = self._ranks.gathered(WHAT, [made.error is not None, *mine])
-        self._ranks.check(WHAT, [flag for flag, *_ in sizes], made.error)
+        sizes = self._ranks.told(WHAT, made.error, mine)
         error = None
-        for chosen in _rounds([of_rank for _, *of_rank in sizes]):
-            of_peers = self._exchange(parcels, chosen, [of_rank for _, *of_rank in sizes])
+        for chosen in _rounds(sizes):
+            of_peers = self._exchange(parcels, chosen, sizes)
+            owned = chosen[self._ranks.rank]
             if error is None:
-                owned = chosen[self._ranks.rank]
-                error = attempt(lambda: self._multiply(owned, uses, of_peers)).error  # noqa: B023
+                error = attempt(partial(self._multiply, owned, uses, of_peers)).error
         return self._summed(error)
 
     def _parcels(self, uses: dict[int, Parts], to_ground: set[int]) -> dict[int, Parcel]:
@@ -108,20 +107,21 @@ class _Meeting:
     ) -> dict[tuple[int, int], Parts]:
         """(parameter, rank) -> its uses, of this rank's parameters of one round."""
         ranks = self._ranks
-        pieces = []
-        for rank, owned in enumerate(chosen):
-            own = [parcels[j].bytes_of() for j in owned if j in parcels and rank != ranks.rank]
-            pieces.append(torch.cat(own) if own else torch.empty(0, dtype=torch.uint8))
         mine = chosen[ranks.rank]
-        from_each = [sum(of_rank[j] for j in mine) for of_rank in sizes]
-        from_each[ranks.rank] = 0
+        pieces, expected = [], []
+        for rank, owned in enumerate(chosen):
+            is_peer = rank != ranks.rank
+            pieces.append(_bytes_of(parcels, owned if is_peer else ()))
+            expected.append(sum(sizes[rank][j] for j in mine) if is_peer else 0)
+        came = ranks.exchanged(f"{WHAT}: uses", pieces, expected, self._device)
         found: dict[tuple[int, int], Parts] = {}
-        came = ranks.exchanged(f"{WHAT}: uses", pieces, from_each, self._device)
         for rank, of_rank in enumerate(came):
-            there = [j for j in mine if sizes[rank][j] and rank != ranks.rank]
-            split = of_rank.split([sizes[rank][j] for j in there])
-            for j, parcel in zip(there, split, strict=False):
-                found[j, rank] = unpacked(parcel)
+            start = 0
+            for j in mine if len(of_rank) else ():
+                size = sizes[rank][j]
+                if size:
+                    found[j, rank] = unpacked(of_rank[start : start + size])
+                start += size
         return found
 
     def _multiply(
@@ -154,6 +154,12 @@ class _Meeting:
         if bool(whole[0]):
             self._ranks.check(WHAT, [1], error)
         return whole[1:].view(self._gram.shape)
+
+
+def _bytes_of(parcels: dict[int, Parcel], owned: Sequence[int]) -> Tensor:
+    """What a rank is sent of the parameters that it multiplies."""
+    found = [parcels[j].bytes_of() for j in owned if j in parcels]
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.uint8)
 
 
 def _uses(parts: Sequence[TaskRows], j: int) -> Parts:
@@ -192,12 +198,12 @@ def _rounds(sizes: Sequence[Sequence[int]]) -> list[list[list[int]]]:
     totals = [sum(of_ranks) for of_ranks in zip(*sizes, strict=True)]
     for j in sorted(range(len(totals)), key=lambda j: (-totals[j], j)):
         holders = [rank for rank, of_rank in enumerate(sizes) if of_rank[j]]
-        if not holders:
-            continue
-        least = min(range(len(load)), key=lambda rank: (load[rank], rank))
-        owner = holders[0] if len(holders) == 1 else least
-        owned[owner].append(j)
-        load[owner] += totals[j]
+        if len(holders) > 1:
+            holders = list(range(len(load)))
+        if holders:
+            owner = min(holders, key=lambda rank: (load[rank], rank))
+            owned[owner].append(j)
+            load[owner] += totals[j]
     chunks = [_chunks(of_rank, totals) for of_rank in owned]
     return [list(one) for one in zip_longest(*chunks, fillvalue=[])]
 

@@ -16,6 +16,7 @@ from mtu_fast._rows.task_rows import Everywhere, TaskRows
 from mtu_fast.methods import SUBSPACE, Roles
 
 WHAT = "engine.rows"
+Counted = tuple[tuple[int, ...], torch.dtype]  # a task's rows on each rank, and their dtype
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,12 @@ def joined(ranks: Ranks, taken: Outcome, space: Space, what: str = WHAT) -> list
     check_errors([each.error for each in told], taken.error)
     check_spaces([each.space for each in told])
     own = {part.roles.tasks[0]: part for part in parts}
-    everywhere = _all_tasks(told)
-    found = []
-    for task, (_, dtype) in everywhere.items():
+    found, counts = [], []
+    for task, (of_ranks, dtype) in _all_tasks(told).items():
         found.append(own[task] if task in own else _none_of(task, dtype, space.shared))
-    counts = [counts for counts, _ in everywhere.values()]
-    roles = _roles_everywhere(ranks, [part.roles for part in found], counts, what)
-    for k, (_, dtype) in enumerate(everywhere.values()):
-        of_all = Everywhere(replace(roles[k], dtype=dtype), counts[k])
-        found[k] = replace(found[k], everywhere=of_all)
-    return found
+        counts.append((of_ranks, dtype))
+    everywhere = _everywhere(ranks, [part.roles for part in found], counts, what)
+    return [replace(part, everywhere=e) for part, e in zip(found, everywhere, strict=True)]
 
 
 def own_rows(parts: Sequence[TaskRows], ranks: Ranks) -> Tensor:
@@ -109,16 +106,17 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _all_tasks(told: Sequence[_Told]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def _all_tasks(told: Sequence[_Told]) -> dict[str, Counted]:
     """Task -> rows on each rank, and the lowest precision on a rank that has some."""
-    found = {}
-    for task in dict.fromkeys(task for each in told for task in each.tasks):
-        those = [each.tasks.get(task, (0, "")) for each in told]
-        counts = tuple(count for count, _ in those)
-        names = [name for count, name in those if count] or [name for _, name in those if name]
-        dtypes: list[torch.dtype] = [getattr(torch, name) for name in names]
-        found[task] = counts, max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-    return found
+    tasks = dict.fromkeys(task for each in told for task in each.tasks)
+    return {task: _counted([each.tasks.get(task, (0, "")) for each in told]) for task in tasks}
+
+
+def _counted(of_ranks: Sequence[tuple[int, str]]) -> Counted:
+    counts = tuple(count for count, _ in of_ranks)
+    names = {name for count, name in of_ranks if count} or {name for _, name in of_ranks if name}
+    dtypes: list[torch.dtype] = [getattr(torch, name) for name in sorted(names)]
+    return counts, max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _none_of(task: str, dtype: torch.dtype, shared: Shared) -> TaskRows:
@@ -129,33 +127,39 @@ def _none_of(task: str, dtype: torch.dtype, shared: Shared) -> TaskRows:
     return TaskRows.of(roles, {}, {}, shared)
 
 
-def _roles_everywhere(
-    ranks: Ranks, own: Sequence[Roles], counts: Sequence[Sequence[int]], what: str
-) -> list[Roles]:
-    """The roles of each task's rows on all ranks, rank after rank; counts of a task, of a rank."""
+def _everywhere(
+    ranks: Ranks, own: Sequence[Roles], counted: Sequence[Counted], what: str
+) -> list[Everywhere]:
+    """The rows of each task on all ranks, rank after rank."""
     columns = []
     for roles in own:
         columns.append(torch.stack([roles.sample.double(), roles.kind.double(), roles.loss], 1))
-    of_ranks = ranks.gathered_rows(what, torch.cat(columns), [*map(sum, zip(*counts, strict=True))])
+    of_tasks = [counts for counts, _ in counted]
+    totals = [*map(sum, zip(*of_tasks, strict=True))]
     pieces = []
-    for rank, rows in enumerate(of_ranks):
-        pieces.append(rows.split([of_task[rank] for of_task in counts]))
+    for rank, rows in enumerate(ranks.gathered_rows(what, torch.cat(columns), totals)):
+        pieces.append(rows.split([counts[rank] for counts in of_tasks]))
     found = []
-    for k, roles in enumerate(own):
-        sample, kind, loss = torch.cat([of_rank[k] for of_rank in pieces]).unbind(1)
-        rank_of = _numbers(counts[k], sample.device)
-        found.append(
-            Roles(
-                task=torch.zeros_like(rank_of),
-                sample=sample.long(),
-                kind=kind.long(),
-                loss=loss.clone(),
-                tasks=roles.tasks,
-                dtype=roles.dtype,
-                rank=rank_of,
-            )
-        )
+    for roles, (counts, dtype), task in zip(own, counted, zip(*pieces, strict=True), strict=True):
+        of_all = _from_columns(torch.cat(task), roles.tasks, dtype, counts)
+        found.append(Everywhere(of_all, counts))
     return found
+
+
+def _from_columns(
+    columns: Tensor, tasks: tuple[str, ...], dtype: torch.dtype, counts: Sequence[int]
+) -> Roles:
+    sample, kind, loss = columns.unbind(1)
+    rank = _numbers(counts, columns.device)
+    return Roles(
+        task=torch.zeros_like(rank),
+        sample=sample.long(),
+        kind=kind.long(),
+        loss=loss.clone(),
+        tasks=tasks,
+        dtype=dtype,
+        rank=rank,
+    )
 
 
 def _numbers(counts: Sequence[int], device: torch.device) -> Tensor:

@@ -76,22 +76,35 @@ def summed_means(
     parameters = [*space.shared.parameters, *ranks.outside()]
     own = {_role(part): _gradients(part, space.shared) for part in shares}
     losses = {_role(part): part.roles.loss for part in shares}
-    dtype = max((_DTYPES.index(part.roles.dtype) for part in shares), default=0)
-    there = [int(p in own.get(role, {})) for role in roles for p in parameters]
-    told = ranks.gathered(WHAT, [error is not None, dtype, *there])
-    ranks.check(WHAT, [flag for flag, *_ in told], error)
-    reached = [any(flags) for flags in zip(*(of_rank[2:] for of_rank in told), strict=True)]
-    lowest = _DTYPES[max(of_rank[1] for of_rank in told)]
+    dtype = _lowest(ranks, error, shares)
+    wanted = _reached(ranks, own, roles, parameters)
     found = []
-    for i, role in enumerate(roles):
-        wanted = []
-        for k, parameter in enumerate(parameters):
-            if reached[i * len(parameters) + k]:
-                wanted.append(parameter)
-        sums = _sums(ranks, own.get(role, {}), wanted)
+    for role in roles:
+        sums = _sums(ranks, own.get(role, {}), wanted[role])
         loss = ranks.sum(f"{WHAT}: means", losses.get(role, _no_loss(space)))
-        found.append(_mean_row(ranks, role, sums, loss, lowest, space.shared))
+        found.append(_mean_row(ranks, role, sums, loss, dtype, space.shared))
     return found
+
+
+def _lowest(ranks: Ranks, error: Exception | None, shares: Sequence[TaskRows]) -> torch.dtype:
+    """The lowest precision that a rank's graph computes in, if no rank has found an error."""
+    mine = max((_DTYPES.index(part.roles.dtype) for part in shares), default=0)
+    return _DTYPES[max(code for (code,) in ranks.told(WHAT, error, [mine]))]
+
+
+def _reached(
+    ranks: Ranks,
+    own: Mapping[Role, Mapping[Tensor, Tensor]],
+    roles: Sequence[Role],
+    parameters: Sequence[Tensor],
+) -> dict[Role, list[Tensor]]:
+    """Per role, the parameters of which a rank has a share."""
+    mine = []
+    for role in roles:
+        share = own.get(role, {})
+        mine += [int(parameter in share) for parameter in parameters]
+    flags = iter(map(max, zip(*ranks.gathered(WHAT, mine), strict=True)))
+    return {role: [p for p in parameters if next(flags)] for role in roles}
 
 
 def _sums(
@@ -117,9 +130,29 @@ def _mean_row(
     shared: Shared,
 ) -> TaskRows:
     """A mean row as a part: the row on rank 0, nothing elsewhere."""
+    roles = _mean_roles(role, loss, dtype)
+    counts = (1,) + (0,) * (ranks.size - 1)
+    everywhere = Everywhere(replace(roles, rank=torch.zeros_like(roles.task)), counts)
+    if ranks.rank:
+        nothing = TaskRows.of(_no_rows(roles), {}, {}, shared)
+        return replace(nothing, everywhere=everywhere)
+    uses: dict[int, Use] = {}
+    outside: dict[Tensor, Tensor] = {}
+    inside = {parameter: j for j, parameter in enumerate(shared.parameters)}
+    for parameter, g in sums.items():
+        if parameter in inside:
+            uses[inside[parameter]] = Dense(tuple(parameter.shape), g[None])
+        else:
+            outside[parameter] = g.to(parameter.dtype)
+    _, kind = role
+    part = TaskRows.of(roles, uses, {kind: outside}, shared)
+    return replace(part, everywhere=everywhere)
+
+
+def _mean_roles(role: Role, loss: Tensor, dtype: torch.dtype) -> Roles:
     task, kind = role
     first = torch.zeros(1, dtype=torch.int64, device=loss.device)
-    roles = Roles(
+    return Roles(
         task=first,
         sample=torch.full_like(first, -1),
         kind=torch.full_like(first, kind),
@@ -127,21 +160,6 @@ def _mean_row(
         tasks=(task,),
         dtype=dtype,
     )
-    counts = (1,) + (0,) * (ranks.size - 1)
-    everywhere = Everywhere(replace(roles, rank=first), counts)
-    uses: dict[int, Use] = {}
-    outside: dict[Tensor, Tensor] = {}
-    if ranks.rank == 0:
-        inside = {parameter: j for j, parameter in enumerate(shared.parameters)}
-        for parameter, g in sums.items():
-            if parameter in inside:
-                uses[inside[parameter]] = Dense(tuple(parameter.shape), g[None])
-            else:
-                outside[parameter] = g.to(parameter.dtype)
-    else:
-        roles = _no_rows(roles)
-    part = TaskRows.of(roles, uses, {kind: outside}, shared)
-    return replace(part, everywhere=everywhere)
 
 
 def _gradients(part: TaskRows, shared: Shared) -> dict[Tensor, Tensor]:

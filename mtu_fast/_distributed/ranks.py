@@ -156,9 +156,18 @@ class Ranks:
             Exception: it raised on a rank: of its kind, the rank named.
         """
         value, error = attempt(function)
-        flags = self.gathered(what, [error is not None])
-        self.check(what, [flag for (flag,) in flags], error)
+        self.told(what, error, [])
         return value
+
+    def told(self, what: str, error: Exception | None, mine: Sequence[int]) -> list[list[int]]:
+        """The whole numbers of every rank, where none has found an error.
+
+        Raises:
+            Exception: of the kind that one of the ranks found.
+        """
+        found = self.gathered(what, [error is not None, *mine])
+        self.check(what, [numbers[0] for numbers in found], error)
+        return [numbers[1:] for numbers in found]
 
     def check(self, what: str, failed: Sequence[int], error: Exception | None) -> None:
         """Raise on all ranks where some failed; `error` is this rank's own.

@@ -41,16 +41,15 @@ def summed(
     value, error = attempt(lambda: _dense(own()))
     mine: Mapping[Tensor, Tensor] = value or {}
     codes = [1 + _DTYPES.index(mine[p].dtype) if p in mine else 0 for p in parameters]
-    told = ranks.gathered(what, [error is not None, *codes])
-    ranks.check(what, [flag for flag, *_ in told], error)
-    dtypes = [max(of_ranks) for of_ranks in zip(*(codes for _, *codes in told), strict=True)]
-    wanted: dict[torch.dtype, list[Tensor]] = {}
-    for parameter, code in zip(parameters, dtypes, strict=True):
-        if code:
-            wanted.setdefault(_DTYPES[code - 1], []).append(parameter)
+    told = ranks.told(what, error, codes)
+    wanted: dict[int, list[Tensor]] = {}
+    for parameter, codes_of_ranks in zip(parameters, zip(*told, strict=True), strict=True):
+        wanted.setdefault(max(codes_of_ranks), []).append(parameter)
+    wanted.pop(0, None)  # of which no rank has any
     found: Gradients = {}
-    for dtype, those in wanted.items():
-        found |= in_buckets(partial(ranks.sum, f"{what}: sum"), those, mine, dtype)
+    reduce = partial(ranks.sum, f"{what}: sum")
+    for code, those in wanted.items():
+        found |= in_buckets(reduce, those, mine, _DTYPES[code - 1])
     return {parameter: found[parameter] for parameter in parameters if parameter in found}
 
 
@@ -63,17 +62,20 @@ def in_buckets(
     """Gradients of some parameters, zero where this rank has none, reduced over ranks in few calls."""
     found: Gradients = {}
     for bucket in _buckets(parameters):
-        pieces = []
-        for parameter in bucket:
-            g = mine.get(parameter)
-            g = parameter.new_zeros(parameter.shape, dtype=dtype) if g is None else g.to(dtype)
-            pieces.append(g.reshape(-1))
+        pieces = [_flat(mine.get(parameter), parameter, dtype) for parameter in bucket]
         whole = reduce(pieces[0] if len(pieces) == 1 else torch.cat(pieces))
         split = whole.split([parameter.numel() for parameter in bucket])
         for parameter, g in zip(bucket, split, strict=True):
             g = g.view(parameter.shape)
             found[parameter] = g if len(bucket) == 1 else g.clone()
     return found
+
+
+def _flat(g: Tensor | None, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """A gradient as a vector; zeros where there is none."""
+    if g is None:
+        return parameter.new_zeros(parameter.numel(), dtype=dtype)
+    return g.to(dtype).reshape(-1)
 
 
 def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
