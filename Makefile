@@ -21,7 +21,7 @@ SOURCES := setup.py pyproject.toml mtu_fast/_build.py $(shell find csrc -type f)
 CORE := tests/test_engine.py tests/test_rows.py tests/methods/test_orthograd.py tests/ops/test_gram.py tests/ops/test_gram_schmidt.py tests/reference
 FAST := tests/test_engine.py tests/test_rows.py tests/test_imports.py tests/rows tests/reference tests/methods $(addprefix tests/ops/test_,gram.py row_gram.py gram_schmidt.py project.py)
 
-.PHONY: help setup test test-fast test-without-extension test-floor check wheels demo unlearning bench peers scaling compare ops ops-bench gpu-check clean
+.PHONY: help setup test test-fast test-without-extension test-floor check wheels demo unlearning bench peers scaling scaling-ranks compare ops ops-bench gpu-check clean
 
 help: ## this table
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ scaling: $(INSTALLED) ## how step and memory grow with N, T, S and width, and th
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[peers]'
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
 	$(BIN)/python -m benchmarks.plot_scaling
+
+scaling-ranks: $(INSTALLED) ## a step on two ranks against one: time, bytes sent against the model (ARGS="--ranks 4")
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scaling_ranks $(ARGS)
 
 compare: $(INSTALLED) ## step cost of this tree over that of another revision, interleaved (BASE=HEAD)
 	$(BIN)/python -m benchmarks.compare $(or $(BASE),HEAD) $(ARGS)

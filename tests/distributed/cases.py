@@ -476,6 +476,20 @@ def sharded_models_are_refused() -> None:
 
 
 @case
+def other_wrappers_are_refused() -> None:
+    """Known by their names: none of them can be made here."""
+    for module, name, word, base in (
+        ("torch.distributed.fsdp.fully_sharded", "FullyShardedDataParallel", "FSDP1", nn.Module),
+        ("deepspeed.runtime.engine", "DeepSpeedEngine", "DeepSpeed", nn.Module),
+        ("torch.distributed.pipelining.stage", "_PipelineStageBase", "pipeline", object),
+    ):
+        wrapper = type(name, (base,), {"__module__": module})
+        inside = nn.Sequential(wrapper()) if base is nn.Module else wrapper()
+        with raises(ValueError, word, "DistributedDataParallel"):
+            mtu.Engine(inside)
+
+
+@case
 def a_group_of_another_kind() -> None:
     with raises(TypeError, "expected a process group"):
         mtu.Engine(net(), group="world")

@@ -1,0 +1,121 @@
+"""A step on W ranks of one thread against one rank of one thread: time, and bytes counted against the model.
+
+    python -m benchmarks.scaling_ranks --ranks 2
+
+Weak: every rank has as many samples as the one. Strong: it has a share of them. The model of the
+Gram's exchange: of every layer each rank sends what it holds of it, once, unless it multiplies that
+layer itself, so (W - 1) / W of it on average over ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import mtu_fast as mtu
+
+
+class Sizes(NamedTuple):
+    """A chain of linear layers over positions."""
+
+    layers: int = 6
+    width: int = 256
+    positions: int = 16
+    samples: int = 16
+    steps: int = 5
+
+
+class Result(NamedTuple):
+    """Seconds of a step, median; bytes of uses that a rank sends in a step, mean over ranks; those of the model."""
+
+    seconds: float
+    sent: float
+    model: float
+
+
+def step_of(engine: mtu.Engine, model: nn.Module, x: torch.Tensor) -> None:
+    """One step of OrthoGrad, half of the samples to be forgotten."""
+    losses = model(x).square().mean((1, 2))
+    engine.backward(losses, mtu.OrthoGrad(0.5), forget=torch.arange(len(x)) % 2 == 0)
+    model.zero_grad()
+
+
+def measured(sizes: Sizes, samples: int, rank: int, ranks: int) -> Result:
+    """Steps on this rank, timed between barriers."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(sizes.width, sizes.width, bias=False) for _ in range(sizes.layers)]
+    model = nn.Sequential(*layers)
+    group = dist.group.WORLD if ranks > 1 else None
+    engine = mtu.Engine(model, group=group)
+    x = torch.randn(samples, sizes.positions, sizes.width)
+    seconds = []
+    for _ in range(3 + sizes.steps):
+        dist.barrier()
+        start = time.perf_counter()
+        step_of(engine, model, x)
+        seconds.append(time.perf_counter() - start)
+    sent = 0.0
+    if engine._ranks is not None:
+        sent = engine._ranks.sent["rows.gram: uses"] / len(seconds)
+    held = min(sizes.positions * 2 * sizes.width, sizes.width**2) * 4 * samples * sizes.layers
+    return Result(median(seconds[3:]), sent, held * (ranks - 1) / ranks)
+
+
+def run(rank: int, ranks: int, folder: str, sizes: Sizes) -> None:
+    """One process: weak and strong, the mean over ranks written by rank 0."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store{ranks}", ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    for name, samples in (("weak", sizes.samples), ("strong", sizes.samples // ranks)):
+        found = torch.tensor(measured(sizes, samples, rank, ranks), dtype=torch.float64)
+        dist.all_reduce(found)
+        if rank == 0:
+            torch.save(found / ranks, f"{folder}/{name}{ranks}.pt")
+    dist.destroy_process_group()
+
+
+def compared(ranks: int, sizes: Sizes) -> dict[str, Result]:
+    """{"one", "weak", "strong": what was measured}."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (1, ranks):
+            args = [(rank, count, folder, sizes) for rank in range(count)]
+            processes = [context.Process(target=run, args=each) for each in args]
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join()
+        files = {"one": "weak1.pt", "weak": f"weak{ranks}.pt", "strong": f"strong{ranks}.pt"}
+        return {
+            name: Result(*torch.load(Path(folder) / file).tolist()) for name, file in files.items()
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a line each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ranks", type=int, default=2)
+    for name, default in Sizes()._asdict().items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = vars(parser.parse_args(arguments))
+    ranks = options.pop("ranks")
+    found = compared(ranks, Sizes(**options))
+    print(f"{'':8}{'ms a step':>12}{'over one':>10}{'MiB sent':>10}{'model':>8}")
+    for name, result in found.items():
+        ratio = result.seconds / found["one"].seconds
+        sent, model = result.sent / 2**20, result.model / 2**20
+        print(f"{name:8}{1e3 * result.seconds:12.1f}{ratio:10.2f}{sent:10.3f}{model:8.3f}")
+
+
+if __name__ == "__main__":
+    main()
