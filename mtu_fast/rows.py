@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -21,7 +22,7 @@ from mtu_fast._rows.grad import accumulate, add, as_autograd_gives, check_finite
 from mtu_fast._rows.gram import add_gram
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.solve import solve
-from mtu_fast._rows.task_rows import Span, TaskRows, all_roles, uses_of
+from mtu_fast._rows.task_rows import Span, TaskRows, all_roles, join_roles, uses_of
 from mtu_fast._rows.update import Update, check_meant, check_method
 from mtu_fast._rows.uses import Dense, Use
 from mtu_fast._rows.validity import check_gram, check_lengths, check_open
@@ -79,7 +80,10 @@ class Rows:
         else:
             gram = joined_gram(self._ranks, self._parts, self._shared, groups)
         check_gram(gram, self.roles)
-        check_lengths(gram, self._parts, self.roles)
+        if self._ranks is None:
+            check_lengths(gram, self._parts, self.roles)
+        elif self.roles.dtype == gram.dtype:  # the others are never too short
+            self._ranks.agreed("rows.gram", partial(self._check_own_lengths, gram))
         return gram[0] if per == "total" else gram
 
     def names(self, per: str = "layer") -> tuple[str, ...]:
@@ -286,6 +290,11 @@ class Rows:
         for g, group in enumerate(groups):
             add_gram(gram[g], self._parts, group, self._shared.precision)
         return gram
+
+    def _check_own_lengths(self, gram: Tensor) -> None:
+        rows = self._own_rows()
+        roles = join_roles([part.roles for part in self._parts])
+        check_lengths(gram[:, rows][:, :, rows], self._parts, replace(roles, dtype=gram.dtype))
 
     def _own_vjp(self, w: Tensor) -> dict[Tensor, Tensor]:
         check_open(self._parts, self._shared)

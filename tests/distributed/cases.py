@@ -535,6 +535,18 @@ def a_row_that_is_not_finite_on_one_rank() -> None:
 
 
 @case
+def a_row_that_is_too_short_on_one_rank() -> None:
+    it, data = pair(), mine(per_rank())
+    losses = data.losses(it.model)
+    if dist.get_rank() == 1:
+        factors = torch.ones_like(losses["a"])
+        factors[0] = 2.0**-700
+        losses["a"] = losses["a"] * factors
+    with raises(ValueError, "rank 1:", "('a', 0)", "underflow"):
+        it.engine.backward(losses, mtu.OrthoGrad(), forget=data.forget)
+
+
+@case
 def parameters_that_changed_on_one_rank() -> None:
     for ask in (lambda rows: rows.gram(), lambda rows: rows.backward(mtu.OrthoGrad())):
         it, data = pair(), mine(per_rank())
