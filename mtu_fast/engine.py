@@ -191,6 +191,11 @@ class Engine:
         parts = joined(self._ranks, given, self._space, "engine.subspace_rows")
         return Rows(self._space.shared, parts, self._ranks)
 
+    @property
+    def ranks(self) -> int:
+        """Processes whose rows are joined, those of `group=`; 1 for this one alone."""
+        return 1 if self._ranks is None else self._ranks.size
+
     def explain(self) -> Explanation:
         """How each parameter's rows were obtained in the last call of `rows`: uses, route, cost, and why if slow.
 

@@ -490,6 +490,23 @@ def other_wrappers_are_refused() -> None:
 
 
 @case
+def unlearn_is_refused() -> None:
+    model = nn.parallel.DistributedDataParallel(net())
+    assert mtu.Engine(model).ranks == dist.get_world_size()
+    with raises(ValueError, "one process"):
+        mtu.unlearn(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            forget=[mine(per_rank(0))],
+            retain=[mine(per_rank(1))],
+            losses=lambda model, batch: batch.losses(model),
+            method=mtu.OrthoGrad(),
+            max_steps=2,
+            progress=False,
+        )
+
+
+@case
 def a_group_of_another_kind() -> None:
     with raises(TypeError, "expected a process group"):
         mtu.Engine(net(), group="world")

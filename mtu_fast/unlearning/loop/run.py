@@ -54,6 +54,12 @@ class Run:
         self.watch = Watch(settings)
         check_data(settings.forget, settings.retain, settings.validation)
         self.engine = Engine(settings.model, settings.params)
+        if self.engine.ranks > 1:
+            raise ValueError(
+                f"model: found DistributedDataParallel on {self.engine.ranks} ranks, expected a model of one process: "
+                "evaluations and stopping are not joined over ranks. Write the loop yourself around engine.backward, "
+                "which joins them."
+            )
         self.schedule = settings.method if isinstance(settings.method, Scheduled) else None
         self.forget = Stream("forget", settings.forget)
         self.retain = Stream("retain", settings.retain)

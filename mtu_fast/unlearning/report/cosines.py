@@ -47,7 +47,7 @@ def layer_cosines(
     """
     if not any(p.requires_grad for p in model.parameters()):
         model.requires_grad_(True)
-    engine = Engine(model, None if params is None else params(model))
+    engine = Engine(model, None if params is None else params(model), group=None)
     with torch.enable_grad():
         gone = _first_rows(engine, model, forget, reading, samples, forget=True)
         kept = _first_rows(engine, model, retain, reading, samples, forget=None)
