@@ -39,6 +39,8 @@ from mtu_fast._rows.grad import accumulate, check_finite
 from mtu_fast._rows.space import Space
 from mtu_fast._rows.task_rows import TaskRows, all_roles, join_roles
 from mtu_fast._rows.update import Update, check_method
+from mtu_fast._rows.written import Written
+from mtu_fast.accumulation import Accumulation
 from mtu_fast.methods import Method
 from mtu_fast.rows import Rows, explicit
 from mtu_fast.subspace import Subspace, check_subspace
@@ -91,6 +93,8 @@ class Engine:
             self._ranks = ranks_of(processes, self._space)
         self._budget = memory_budget
         self._plans = Plans(self._space.shared, memory_budget)
+        self._accumulation = Accumulation()
+        self._written = Written()
 
     def backward(
         self,
@@ -131,7 +135,77 @@ class Engine:
                 return self._weighted_backward(batch(), method)
             return self._joined_weighted_backward(self._ranks, batch, method)
         rows = self.rows(losses, forget=forget, per=method.per, present=present)
-        return rows.backward(method) if subspace is None else subspace.step(rows, method)
+        return self._step(rows, method, subspace)
+
+    def accumulate(
+        self,
+        losses: Losses,
+        method: Method | Tensor,
+        *,
+        sync: bool,
+        forget: Mask = None,
+        present: Mapping[str, Tensor] | None = None,
+        subspace: Subspace | None = None,
+    ) -> Update | None:
+        """`.grad += Jᵀ w`, J the rows of all micro-batches since the last step: `backward` of one large batch.
+
+            for i, batch in enumerate(loader):
+                last = (i + 1) % 4 == 0
+                engine.accumulate(losses(model, batch), method, forget=batch.forget, sync=last)
+                if last:
+                    optimizer.step(), optimizer.zero_grad()
+
+        Memory: rows per sample are held until the step, which is what `Rows.nbytes` says for each
+        micro-batch: the smaller of rows and factors (a layer's inputs and output gradients), so
+        about the activations of one large batch without what only its forward needs. Rows per task
+        take one gradient a (task, role) in all. The graph of each micro-batch is freed at once.
+
+        Args:
+            losses: of this micro-batch, as for `backward`.
+            method: a method, the same for all micro-batches of a step; or, at the step, weights of
+                all rows `[R]`, micro-batch after micro-batch.
+            sync: whether this micro-batch is the last of the step.
+            forget: as for `backward`.
+            present: as for `backward`.
+            subspace: as for `backward`; looked at in the step only.
+
+        Returns:
+            The update of the step; None where `sync` is False.
+
+        Raises:
+            TypeError: arguments of the wrong kind.
+            ValueError: losses or masks that are not as described, or a method whose rows are of
+                another kind than those held.
+            RuntimeError: as for `backward`, or parameters changed since the first micro-batch.
+                `.grad` is then untouched; an error in a step leaves nothing held.
+        """
+        check_method(method)
+        check_subspace(method, subspace)
+        if self._ranks is not None:
+            raise RuntimeError(
+                "accumulate: found an engine with group=, expected one of a single process; join rows of micro-batches "
+                "by mtu.cat(*rows)."
+            )
+        per = "sample" if isinstance(method, Tensor) else method.per
+        self._accumulation.check(per, self._space.shared)
+        batch = Batch.of(losses, forget, present)
+        parts = self._take(batch, per)
+        self._accumulation.add(batch, parts, per, self._space.shared)
+        if not sync:
+            return None
+        rows = self._accumulation.take()
+        if isinstance(method, Tensor):
+            return rows.backward(method)
+        return self._step(rows, method, subspace)
+
+    def discard(self) -> None:
+        """Let go of the micro-batches held, where no step is to follow: the last, incomplete ones of an epoch."""
+        self._accumulation.clear()
+
+    @property
+    def accumulated_bytes(self) -> int:
+        """Bytes that the rows of micro-batches hold until the step."""
+        return self._accumulation.nbytes
 
     def rows(
         self,
@@ -220,6 +294,14 @@ class Engine:
         return self.subspace_rows(vectors, task, dtype)
 
     # ---- inside ----------------------------------------------------------------------------------
+
+    def _step(self, rows: Rows, method: Method, subspace: Subspace | None) -> Update:
+        """The update of rows, with a look at what `.grad` held before."""
+        shared = self._space.shared.parameters
+        self._written.check(method, shared)
+        update = rows.backward(method) if subspace is None else subspace.step(rows, method)
+        self._written.note(method, shared)
+        return update
 
     def _take(self, batch: Batch, per: str, counts: Counts | None = None) -> list[TaskRows]:
         """The rows of a batch; its graph is used up."""

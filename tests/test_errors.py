@@ -776,6 +776,7 @@ def test_half_precision_models(dtype: torch.dtype) -> None:
     assert all(p.grad.dtype == dtype for p in params)
 
 
+@pytest.mark.filterwarnings("ignore:backward. .grad still holds:UserWarning")  # on purpose
 @pytest.mark.parametrize("earlier", [0, 1])
 @pytest.mark.parametrize("method", [mtu.OrthoGrad(), mtu.GradDiff(), mtu.PCGrad()])
 def test_overflow_in_half_precision_is_an_error(earlier: int, method: mtu.Method) -> None:
@@ -896,6 +897,7 @@ def test_a_hook_that_writes_to_the_gradient_it_is_given() -> None:
             engine.backward(loss, mtu.OrthoGrad())
 
 
+@pytest.mark.filterwarnings("ignore:backward. .grad still holds:UserWarning")  # on purpose
 @pytest.mark.parametrize("method", [mtu.OrthoGrad(), mtu.PCGrad(), mtu.GradDiff()])
 def test_a_hook_that_halves_an_activation_gradient(method: mtu.Method) -> None:
     """Each row is halved, as autograd would; the pass that frees the graph has no gradient to give to the hook."""

@@ -196,6 +196,7 @@ def test_a_step_with_a_basis_is_a_step_with_the_rows() -> None:
     assert relative_error(found[1], found[0]) <= 1e-8
 
 
+@pytest.mark.filterwarnings("ignore:backward. .grad still holds:UserWarning")  # on purpose
 @pytest.mark.parametrize(
     "options", [{}, {"basis": True}, {"basis": True, "dtype": torch.bfloat16}], ids=str
 )
@@ -348,6 +349,7 @@ class Refuses(mtu.InterferenceAware):
         raise ArithmeticError("not today")
 
 
+@pytest.mark.filterwarnings("ignore:backward. .grad still holds:UserWarning")  # on purpose
 @pytest.mark.parametrize("basis", [False, True], ids=["rows", "basis"])
 @pytest.mark.parametrize("filled", [0, 2])
 def test_a_step_that_fails_keeps_nothing(basis: bool, filled: int) -> None:

@@ -1,0 +1,84 @@
+"""Mean rows of several micro-batches as the mean rows of all their samples together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.task_rows import TaskRows
+from mtu_fast._rows.uses import Dense, Use
+from mtu_fast._rows.validity import check_open
+
+Key = tuple[str, int]  # (task, kind)
+
+
+class Means:
+    """`mean += (new − mean) · n_new / n` for each (task, kind): the memory of one micro-batch, whatever their number.
+
+    Args:
+        shared: the parameters the rows lie in.
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._tasks: list[str] = []
+        self._means: dict[Key, TaskRows] = {}
+        self._counts: dict[Key, int] = {}
+
+    def add(self, key: Key, part: TaskRows, count: int) -> None:
+        """Take in the mean row of `count` samples.
+
+        Raises:
+            RuntimeError: parameters changed since the others were taken.
+        """
+        task, _ = key
+        if task not in self._tasks:
+            self._tasks.append(task)
+        before = self._means.get(key)
+        total = self._counts.get(key, 0) + count
+        self._counts[key] = total
+        if before is None:
+            self._means[key] = part
+            return
+        check_open([before, part], self._shared)
+        self._means[key] = _mean(before, part, count / total, self._shared)
+
+    def parts(self) -> list[TaskRows]:
+        """The mean rows: tasks in order of appearance, kinds in order within each, as one large batch has them."""
+        order = sorted(self._means, key=lambda key: (self._tasks.index(key[0]), key[1]))
+        return [self._means[key] for key in order]
+
+
+def _mean(before: TaskRows, new: TaskRows, share: float, shared: Shared) -> TaskRows:
+    roles = replace(before.roles, loss=before.roles.loss.lerp(new.roles.loss, share))
+    uses: dict[int, Use] = {}
+    for j in before.uses.keys() | new.uses.keys():
+        rows = _lerp(_rows(before, j), _rows(new, j), share)
+        uses[j] = Dense(tuple(rows.shape[1:]), rows)
+    outside = {}
+    for kind in before.outside.keys() | new.outside.keys():
+        outside[kind] = _lerped(before.outside.get(kind, {}), new.outside.get(kind, {}), share)
+    return TaskRows.of(roles, uses, outside, shared)
+
+
+def _rows(part: TaskRows, j: int) -> Tensor | None:
+    return part.uses[j].grounded().rows if j in part.uses else None
+
+
+def _lerped(
+    before: dict[Tensor, Tensor], new: dict[Tensor, Tensor], share: float
+) -> dict[Tensor, Tensor]:
+    parameters = before.keys() | new.keys()
+    return {p: _lerp(before.get(p), new.get(p), share) for p in parameters}
+
+
+def _lerp(before: Tensor | None, new: Tensor | None, share: float) -> Tensor:
+    """`before + share (new − before)`; a parameter that one of them does not reach has gradient zero there."""
+    if before is not None and new is not None:
+        return before + (new - before) * share  # lerp knows no sparse gradients
+    if before is not None:
+        return before * (1.0 - share)
+    return torch.as_tensor(new) * share

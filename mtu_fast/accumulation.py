@@ -1,0 +1,100 @@
+"""Rows of micro-batches, held until the step that solves over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mtu_fast._rows.batch import Batch
+from mtu_fast._rows.means import Means
+from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.task_rows import TaskRows
+from mtu_fast.rows import Rows, cat
+
+
+class Accumulation:
+    """The rows since the last step: rows per sample side by side, rows per task as their means.
+
+    Attributes:
+        per: "sample" or "task"; None where nothing is held.
+    """
+
+    def __init__(self) -> None:
+        self.per: str | None = None
+        self._shared: Shared | None = None
+        self._samples: list[Rows] = []
+        self._means: Means | None = None
+        self._last: Sequence[TaskRows] = []  # what names the tasks where no sample gives a row
+
+    def __reduce__(self) -> tuple[type[Accumulation], tuple[()]]:
+        return Accumulation, ()  # rows belong to the parameters they were taken from
+
+    def check(self, per: str, shared: Shared) -> None:
+        """Rows of this kind can be joined to those held.
+
+        Raises:
+            ValueError: they are of another kind, or of other parameters.
+        """
+        if self.per is None:
+            return
+        if self.per != per:
+            raise ValueError(
+                f"accumulate: found a method of rows per {per} after one of rows per {self.per}, expected one method "
+                "for all micro-batches of a step; call engine.discard() to start anew."
+            )
+        if self._shared is not shared:
+            raise ValueError(
+                "accumulate: found other trainable parameters than for the micro-batches before, expected the same "
+                "until sync=True; call engine.discard() to start anew."
+            )
+
+    def add(self, batch: Batch, parts: Sequence[TaskRows], per: str, shared: Shared) -> None:
+        """Take in the rows of a micro-batch.
+
+        Raises:
+            ValueError: rows that do not go with those held.
+            RuntimeError: parameters changed since the first micro-batch.
+        """
+        self.check(per, shared)
+        self.per, self._shared = per, shared
+        self._last = parts
+        if per == "sample":
+            self._samples.append(Rows(shared, parts))
+            return
+        if self._means is None:
+            self._means = Means(shared)
+        for part in parts:
+            if len(part):
+                (task,), kind = part.roles.tasks, int(part.roles.kind)
+                self._means.add((task, kind), part, int(batch.members[task].of[kind].sum()))
+
+    def take(self) -> Rows:
+        """All rows that are held; nothing is, afterwards.
+
+        Raises:
+            RuntimeError: nothing is held, or parameters changed since the first micro-batch.
+        """
+        try:
+            rows = self._joined()
+        finally:
+            self.clear()
+        if rows is None:
+            raise RuntimeError("accumulate: found no rows, expected those of one micro-batch.")
+        return rows
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self.per, self._shared, self._samples, self._means = None, None, [], None
+        self._last = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+        rows = self._joined()
+        return 0 if rows is None else rows.nbytes
+
+    def _joined(self) -> Rows | None:
+        if self._samples:
+            return cat(*self._samples)
+        if self._means is None or self._shared is None:
+            return None
+        return Rows(self._shared, self._means.parts() or self._last)
