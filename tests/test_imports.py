@@ -40,6 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "kernels": set(),
     "reference": set(),
     "errors": set(),
+    "losses": set(),
 }
 NEEDED = {"torch", "numpy"}  # besides the standard library
 OPTIONAL = {"matplotlib", "sklearn", "tqdm"}  # imported where they are used, within a function

@@ -32,6 +32,19 @@ def stem(name: str) -> str:
     return "" if found is None else found[1] or found[2]
 
 
+def carry_of(node: Any, op: str) -> Carry | None:
+    """The entry of a node's op; None where there is none.
+
+    A Python function of this package says it by `ctx.rows_go_along`, for its first input.
+    """
+    if op:
+        return CARRY[op] if op in CARRY else None
+    dims = getattr(node, "rows_go_along", None)
+    if dims is None:
+        return None
+    return lambda node, output, slot, out, into: dims if slot == 0 else None
+
+
 # ---- position by position ------------------------------------------------------------------------
 
 

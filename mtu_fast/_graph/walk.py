@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from mtu_fast._graph.carry import CARRY, stem
+from mtu_fast._graph.carry import carry_of, stem
 from mtu_fast._graph.chains import views_of_parameters
 from mtu_fast._graph.graph import Edge, Graph
 from mtu_fast._graph.moves import MOVES, SETTLED
@@ -168,7 +168,8 @@ class Walk:
         out, into = self.graph.shape(output), self.graph.shape(edge)
         if op in MOVES:
             return MOVES[op](node, k, slot, out, into, ids)
-        dims = CARRY[op](node, k, slot, out, into) if op in CARRY else None
+        carry = carry_of(node, op)
+        dims = None if carry is None else carry(node, k, slot, out, into)
         if dims is None:
             return None
         found = carried(ids, dims, into)
