@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -44,6 +45,8 @@ from mtu_fast.accumulation import Accumulation
 from mtu_fast.methods import Method
 from mtu_fast.rows import Rows, explicit
 from mtu_fast.subspace import Subspace, check_subspace
+
+COMPILED = "CompiledFunction"  # the name of the node that torch.compile makes
 
 
 class Engine:
@@ -95,6 +98,7 @@ class Engine:
         self._plans = Plans(self._space.shared, memory_budget)
         self._accumulation = Accumulation()
         self._written = Written()
+        self._is_said = False
 
     def backward(
         self,
@@ -197,6 +201,31 @@ class Engine:
         if isinstance(method, Tensor):
             return rows.backward(method)
         return self._step(rows, method, subspace)
+
+    @property
+    def model(self) -> nn.Module:
+        """The module that the engine was made of."""
+        return self._space.model
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """{name: parameter}, what the method works on."""
+        shared = self._space.shared
+        return dict(zip(shared.names, shared.parameters, strict=True))
+
+    @staticmethod
+    def eager() -> AbstractContextManager[Any]:
+        """A context in which compiled modules run as they are written, so that the graph of their forward can be read.
+
+            with engine.eager():
+                losses = loss(model(x), y)
+            engine.backward(losses, method, forget=mask)
+
+        What `torch.compile` made is one node to autograd: rows through it are exact, but each takes a
+        backward of the whole. In this context the same module's forward is recorded op by op, and
+        nothing is compiled anew; outside it, in evaluation say, what was compiled is used as before.
+        """
+        return torch.compiler.set_stance("force_eager")
 
     def discard(self) -> None:
         """Let go of the micro-batches held, where no step is to follow: the last, incomplete ones of an epoch."""
@@ -428,10 +457,24 @@ class Engine:
                 "Are they of another model than the engine's (a copy made since?), or were the parameters frozen after "
                 "the engine was made?"
             )
+        self._look_for_compiled(graph)
         return graph
 
     def _follow_all(self) -> bool:
         return self._follow(p for p in self._space.model.parameters() if p.requires_grad)
+
+    def _look_for_compiled(self, graph: Graph) -> None:
+        """Say once that a compiled module is slow to take rows of."""
+        if self._is_said or not any(name.startswith(COMPILED) for name in graph.names):
+            return
+        self._is_said = True
+        warnings.warn(
+            "losses: found a module run by torch.compile in their graph, which is one node to autograd: rows are exact, "
+            "but each takes a backward of the whole. Run the forward under `with engine.eager():`, which records what "
+            "the same module does op by op. This is said once an engine.",
+            UserWarning,
+            stacklevel=6,
+        )
 
     def _follow(self, leaves: Iterable[Tensor]) -> bool:
         """Whether the model has other parameters than before; plans are then made anew."""

@@ -41,9 +41,15 @@ ARROWS: dict[str, set[str]] = {
     "reference": set(),
     "errors": set(),
     "losses": set(),
+    "integrations": {"engine", "subspace", "losses", "methods", "errors", "_checks", "_rows"},
 }
 NEEDED = {"torch", "numpy"}  # besides the standard library
-OPTIONAL = {"matplotlib", "sklearn", "tqdm"}  # imported where they are used, within a function
+OPTIONAL = {
+    "matplotlib",
+    "sklearn",
+    "tqdm",
+    "transformers",
+}  # imported where they are used, within a function
 METHODS_MAY_USE = "mtu_fast._ops.gram_schmidt"  # methods see R x R only
 
 

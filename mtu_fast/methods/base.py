@@ -65,12 +65,15 @@ class Method(ABC):
             "global" (one block), "layer" or "tensor". May be a field.
         needs_gram: False where w does not depend on G, which is then None.
         needs_subspace: whether the method works in a `mtu.Subspace`, which it must then be given.
+        scale_equivariant: whether losses times S make the update S times as long; a loss scaler,
+            which divides `.grad` by S, spoils it where not.
     """
 
     per: ClassVar[Per] = "sample"
     granularity: Granularity = "global"
     needs_gram: ClassVar[bool] = True
     needs_subspace: ClassVar[bool] = False
+    scale_equivariant: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, G: Any, roles: Roles) -> Tensor:

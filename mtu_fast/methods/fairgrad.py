@@ -40,6 +40,7 @@ class FairGrad(Method):
 
     a: float = 2.0
     per = "task"
+    scale_equivariant = False
 
     def __post_init__(self) -> None:
         expected = f"a number from {LEAST} to {MOST:g}"

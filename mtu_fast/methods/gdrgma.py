@@ -44,6 +44,7 @@ class GDRGMA(Method):
     slope: float = 100.0
     threshold: float = 0.02
     per = "task"
+    scale_equivariant = False
 
     def __post_init__(self) -> None:
         check_granularity("GDRGMA", self.granularity)

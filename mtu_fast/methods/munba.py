@@ -32,6 +32,7 @@ class MUNBa(Method):
     """
 
     per = "task"
+    scale_equivariant = False
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].

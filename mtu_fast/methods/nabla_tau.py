@@ -60,6 +60,7 @@ class NablaTau(Scheduled):
 
     _now: _Schedule = field(default_factory=_Schedule, init=False, repr=False, compare=False)
     needs_gram = False
+    scale_equivariant = False
     epoch_of = "forget"
 
     RECOMMENDED: ClassVar[Mapping[str, Any]] = MappingProxyType({

@@ -31,6 +31,7 @@ class NashMTL(Method):
     """
 
     per = "task"
+    scale_equivariant = False
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].

@@ -1,0 +1,109 @@
+"""One micro-batch of somebody else's loop: their loss scaler, their accumulation, one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtu_fast._checks.losses import Losses
+from mtu_fast._checks.masks import Mask
+from mtu_fast._rows.update import Update, check_method
+from mtu_fast.engine import Engine
+from mtu_fast.errors import NotFiniteError
+from mtu_fast.methods import Method
+from mtu_fast.subspace import Subspace
+
+
+class Micro(NamedTuple):
+    """What a user hands over for one micro-batch, as for `Engine.backward`."""
+
+    losses: Losses
+    method: Method
+    forget: Mask = None
+    present: Mapping[str, Tensor] | None = None
+    subspace: Subspace | None = None
+
+    @property
+    def mean(self) -> Tensor:
+        """The sum of the tasks' mean losses, `[]`, without a graph: what loops log."""
+        if isinstance(self.losses, Tensor):
+            return self.losses.detach().mean()
+        return torch.stack([loss.detach().mean() for loss in self.losses.values()]).sum()
+
+
+def take(engine: Engine, micro: Micro, *, sync: bool, scaler: Any = None) -> Update | None:
+    """`engine.accumulate`, on scaled losses where there is a scaler.
+
+    Args:
+        engine: of the model.
+        micro: the micro-batch.
+        sync: whether a step follows.
+        scaler: a `torch.amp.GradScaler`, or None.
+
+    Returns:
+        The update; None where no step follows, or the scaler is to skip it.
+
+    Raises:
+        NotFiniteError: the update is not finite, and no scaler is there to lower its scale.
+    """
+    losses, is_scaled = micro.losses, scaler is not None and scaler.is_enabled()
+    if is_scaled:
+        check_scalable(micro.method)
+        losses = _scaled(losses, scaler)
+    try:
+        return engine.accumulate(
+            losses,
+            micro.method,
+            sync=sync,
+            forget=micro.forget,
+            present=micro.present,
+            subspace=micro.subspace,
+        )
+    except NotFiniteError:
+        if not is_scaled:
+            raise
+        _tell(engine)
+        return None
+
+
+def check_scalable(method: Method) -> None:
+    """A loss scaler does the method no harm.
+
+    Raises:
+        ValueError: its update is not S times as long for losses times S.
+    """
+    check_method(method)
+    if method.scale_equivariant:
+        return
+    raise ValueError(
+        f"{type(method).__name__}: found a loss scaler, expected unscaled losses: its update for losses times S "
+        "is not S times as long, and dividing .grad by S spoils it. Use bfloat16, which needs no scaler, or float32."
+    )
+
+
+def check_single(processes: int, what: str) -> None:
+    """One process holds all rows.
+
+    Raises:
+        RuntimeError: there are several.
+    """
+    if processes > 1:
+        raise RuntimeError(
+            f"{what}: found {processes} processes or devices, expected 1: rows of other processes would be missing in "
+            "the Gram matrix, and .grad would differ between them."
+        )
+
+
+def _scaled(losses: Losses, scaler: Any) -> Losses:
+    if isinstance(losses, Tensor):
+        return scaler.scale(losses)
+    return {task: scaler.scale(loss) for task, loss in losses.items()}
+
+
+def _tell(engine: Engine) -> None:
+    """An infinite `.grad`, by which the scaler skips the step and lowers its scale, as after an ordinary backward."""
+    for p in engine.parameters.values():
+        p.grad = torch.full_like(p, float("inf"))

@@ -1,0 +1,118 @@
+"""`lightning`: a mixin whose `unlearn` stands for the loss, in automatic and in manual optimization.
+
+    from mtu_fast.integrations.lightning import Unlearning
+
+    class Model(Unlearning, lightning.LightningModule):
+        def training_step(self, batch, index):
+            losses = cross_entropy(self.net(batch.x), batch.y, reduction="none")
+            return self.unlearn(losses, mtu.OrthoGrad(0.5), forget=batch.forget)
+
+In manual optimization, `self.manual_backward(self.unlearn(...))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mtu_fast._checks.losses import Losses
+from mtu_fast._checks.masks import Mask
+from mtu_fast._rows.update import Update
+from mtu_fast.engine import Engine
+from mtu_fast.integrations import _step
+from mtu_fast.methods import Method
+from mtu_fast.subspace import Subspace
+
+
+class Unlearning:
+    """Stands before `LightningModule` among the bases; holds the engine, and one micro-batch until its backward.
+
+    Attributes:
+        update: the last update; None before the first, and where the scaler skips the step.
+    """
+
+    update: Update | None = None
+    _engine: Engine | None = None
+    _micro: _step.Micro | None = None
+    _sync: bool | None = None
+
+    def shared_parameters(self) -> Iterable[Tensor] | None:
+        """What the method works on, to be overridden (`return self.backbone.parameters()`); None for all."""
+        return None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of this module, made when first asked for."""
+        if self._engine is None:
+            module: Any = self
+            self._engine = Engine(module, params=self.shared_parameters())
+        return self._engine
+
+    def unlearn(
+        self,
+        losses: Losses,
+        method: Method,
+        *,
+        forget: Mask = None,
+        present: Mapping[str, Tensor] | None = None,
+        subspace: Subspace | None = None,
+        sync: bool | None = None,
+    ) -> Tensor:
+        """What `training_step` returns, or `manual_backward` is given, so that `backward` is the engine's.
+
+        Args:
+            losses: unreduced and unscaled, `[N]` or `{task: [N]}`.
+            method: a method.
+            forget: as for `Engine.backward`.
+            present: as for `Engine.backward`.
+            subspace: as for `Engine.backward`.
+            sync: whether a step follows this micro-batch; by default as `accumulate_grad_batches`
+                has it, and True in manual optimization.
+
+        Returns:
+            The sum of the tasks' mean losses, `[]`, to be logged; it has no graph.
+
+        Raises:
+            RuntimeError: several processes.
+        """
+        module: Any = self
+        _step.check_single(module.trainer.world_size, "lightning")
+        self._micro = _step.Micro(losses, method, forget, present, subspace)
+        self._sync = sync
+        return self._micro.mean
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The engine's, for what `unlearn` returned; else that of `LightningModule`.
+
+        Args:
+            loss: what `training_step` returned, as the trainer scaled it.
+            args: for `LightningModule.backward`.
+            kwargs: for `LightningModule.backward`.
+
+        Raises:
+            ValueError: something with a graph was added to what `unlearn` returned.
+        """
+        if self._micro is None:
+            parent: Any = super()
+            parent.backward(loss, *args, **kwargs)
+            return
+        micro, self._micro = self._micro, None
+        if loss.requires_grad:
+            raise ValueError(
+                "lightning: found a loss with a graph of its own, expected what self.unlearn returned and nothing "
+                "added: add penalties to each sample's loss before unlearn, or return them in another step."
+            )
+        trainer = self._trainer_of_mine()
+        sync = self._follows_step(trainer) if self._sync is None else self._sync
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.update = _step.take(self.engine, micro, sync=sync, scaler=scaler)
+
+    def _trainer_of_mine(self) -> Any:
+        module: Any = self
+        return module.trainer
+
+    def _follows_step(self, trainer: Any) -> bool:
+        module: Any = self
+        return not module.automatic_optimization or not trainer.fit_loop._should_accumulate()

@@ -1,0 +1,236 @@
+"""`transformers`: a mixin for any `Trainer`, whose steps are then the engine's.
+
+    from mtu_fast.integrations.transformers import Unlearning
+
+    class Unlearner(Unlearning, transformers.Trainer): ...
+
+    trainer = Unlearner(model, args, train_dataset=retain, forget_dataset=forget, method=mtu.OrthoGrad(0.5))
+    trainer.train()
+
+Or one data set whose items say by a column `forget` (0 or 1) whether they are to be forgotten.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtu_fast._checks.losses import Losses, labelled
+from mtu_fast._rows.update import Update, check_method
+from mtu_fast.engine import Engine
+from mtu_fast.integrations import _step
+from mtu_fast.integrations._pairs import Collate, pairs
+from mtu_fast.losses import causal_lm
+from mtu_fast.methods import Method
+from mtu_fast.subspace import Subspace
+
+STATE = "mtu_fast.pt"  # in a checkpoint's folder
+Batch = dict[str, Any]
+PerSample = Callable[[Any, Batch], Losses | tuple[Losses, Mapping[str, Tensor]]]
+
+
+def language_model_losses(model: Any, batch: Batch) -> Tensor:
+    """`mtu_fast.losses.causal_lm` of the model's logits, `[N]`: the mean over the tokens that have a label.
+
+    Args:
+        model: a causal language model of `transformers`, its adapters included.
+        batch: `input_ids`, `labels` (−100 where a token does not count), and what else the model
+            takes.
+    """
+    labels = batch["labels"]
+    given = {name: value for name, value in batch.items() if name != "labels"}
+    logits = model(**given).logits
+    if logits.shape[1] > labels.shape[1]:  # a soft prompt stands before the text
+        logits = logits[:, -labels.shape[1] :]
+    return causal_lm(logits, labels)
+
+
+class Unlearning:
+    """Stands before `Trainer` among the bases; `training_step` then takes rows, and solves at the step.
+
+    What the arguments of training say holds: gradient accumulation (rows are held until the step,
+    see `Engine.accumulate`), bf16, gradient checkpointing, clipping by the global norm, schedules,
+    logging, evaluation, saving and resuming. Under `torch_compile` the training forward runs
+    eagerly, so that its graph can be read. Evaluation is the `Trainer`'s own.
+
+    Args:
+        args: for the `Trainer`.
+        method: a method.
+        losses: (model, batch) -> unreduced losses, `[N]` or `{task: [N]}`, or a pair of them and
+            `{task: [N] bool}` where labels are missing; the batch is without the forget column.
+        forget_column: the name of what says which samples are to be forgotten, `[N]`, or `{task:
+            [N]}` from a collator of your own.
+        forget_dataset: a second data set, all of which is to be forgotten; `train_dataset` is then
+            to be retained. A batch holds `per_device_train_batch_size` of each, the smaller set
+            anew as often as the larger one takes.
+        params: what the method works on, from the model; all that require grad by default.
+        subspace: rows kept from earlier steps, saved with checkpoints.
+        kwargs: for the `Trainer`.
+
+    Attributes:
+        update: the last update; None before the first, and where the scaler skips the step.
+
+    Raises:
+        TypeError: arguments of the wrong kind.
+    """
+
+    update: Update | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        method: Method,
+        losses: PerSample = language_model_losses,
+        forget_column: str = "forget",
+        forget_dataset: Any = None,
+        params: Callable[[Any], Iterable[Tensor]] | None = None,
+        subspace: Subspace | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_method(method)
+        self.method, self.losses, self.subspace = method, losses, subspace
+        self.forget_column, self._params = forget_column, params
+        self._engine: Engine | None = None
+        self._state: Mapping[str, Any] | None = None
+        self._is_said = False
+        super().__init__(*args, **kwargs)
+        trainer: Any = self
+        if forget_dataset is not None:
+            trainer.train_dataset = pairs(trainer.train_dataset, forget_dataset)
+            trainer.data_collator = Collate(trainer.data_collator, forget_column)
+        _check_alone(trainer)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the model, made when first asked for."""
+        trainer: Any = self
+        if self._engine is None or self._engine.model is not trainer.model:
+            model = trainer.model
+            params = None if self._params is None else self._params(model)
+            self._engine = Engine(model, params=params)
+            if self._state is not None and self.subspace is not None:
+                self.subspace.load_state_dict(self._state, self._engine.subspace_rows)
+            self._state = None
+        return self._engine
+
+    def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Tensor:
+        """Rows of one micro-batch, and at the step the update.
+
+        Args:
+            model: as the `Trainer` wraps it.
+            inputs: the batch.
+            args: what the `Trainer` adds to divide its loss by; not needed.
+            kwargs: the same.
+
+        Returns:
+            The mean loss over the number of micro-batches, to be logged.
+
+        Raises:
+            ValueError: no forget column, or losses that are not one value a sample.
+            RuntimeError: as for `Engine.accumulate`.
+        """
+        trainer: Any = self
+        model.train()
+        if callable(getattr(trainer.optimizer, "train", None)):
+            trainer.optimizer.train()
+        batch = dict(trainer._prepare_inputs(inputs))
+        forget = self._mask(batch)
+        with self._readable(), trainer.compute_loss_context_manager():
+            losses, present = labelled(self.losses(model, batch))
+        micro = _step.Micro(losses, self.method, forget, present, self.subspace)
+        accelerator = trainer.accelerator
+        sync = bool(accelerator.sync_gradients)
+        update = _step.take(self.engine, micro, sync=sync, scaler=accelerator.scaler)
+        if sync:
+            self.update = update
+        return micro.mean / trainer.current_gradient_accumulation_steps
+
+    def prediction_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        """The `Trainer`'s; the model knows nothing of the forget column.
+
+        Args:
+            model: the model.
+            inputs: the batch.
+            args: for the `Trainer`.
+            kwargs: for the `Trainer`.
+
+        Returns:
+            What the `Trainer` returns.
+        """
+        parent: Any = super()
+        known = {name: value for name, value in inputs.items() if name != self.forget_column}
+        return parent.prediction_step(model, known, *args, **kwargs)
+
+    # ---- hooks of the Trainer --------------------------------------------------------------------
+
+    def _set_signature_columns_if_needed(self) -> None:
+        trainer: Any = self
+        parent: Any = super()
+        parent._set_signature_columns_if_needed()
+        if self.forget_column not in trainer._signature_columns:
+            trainer._signature_columns.append(self.forget_column)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        parent: Any = super()
+        parent._save_optimizer_and_scheduler(output_dir)
+        torch.save(self._own_state(), os.path.join(output_dir, STATE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        parent: Any = super()
+        parent._load_optimizer_and_scheduler(checkpoint)
+        file = None if checkpoint is None else os.path.join(checkpoint, STATE)
+        if file is None or not os.path.isfile(file):
+            return
+        state = torch.load(file, map_location="cpu", weights_only=False)
+        if state["method"] is not None:
+            method: Any = self.method
+            method.load_state_dict(state["method"])
+        self._state, self._engine = state["subspace"], None
+
+    def _own_state(self) -> dict[str, Any]:
+        method = getattr(self.method, "state_dict", None)
+        return {
+            "method": None if method is None else method(),
+            "subspace": None if self.subspace is None else self.subspace.state_dict(),
+        }
+
+    def _mask(self, batch: Batch) -> Any:
+        if self.forget_column not in batch:
+            raise ValueError(
+                f"Trainer: found a batch of {sorted(batch)}, expected {self.forget_column!r} too, 1 where a sample "
+                "is to be forgotten: a column of the data set, or forget_dataset= for a second one."
+            )
+        mask = batch.pop(self.forget_column)
+        if isinstance(mask, Mapping):
+            return {task: of_task.bool() for task, of_task in mask.items()}
+        return mask.bool()
+
+    def _readable(self) -> AbstractContextManager[Any]:
+        trainer: Any = self
+        if not trainer.args.torch_compile:
+            return nullcontext()
+        if not self._is_said:
+            self._is_said = True
+            warnings.warn(
+                "torch_compile: the training forward runs eagerly, so that its graph can be read; evaluation is "
+                "compiled.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return Engine.eager()
+
+
+def _check_alone(trainer: Any) -> None:
+    devices = max(trainer.args.world_size, trainer.args.n_gpu)
+    _step.check_single(devices, "Trainer")
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise RuntimeError(
+            "Trainer: found DeepSpeed or FSDP, expected neither: they hold parameters and gradients in pieces of their "
+            "own, which the engine does not see."
+        )

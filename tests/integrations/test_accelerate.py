@@ -1,0 +1,203 @@
+"""The line for `accelerator.backward`, in real loops of `accelerate`: accumulation, mixed precision and the scaler."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mtu_fast as mtu
+from mtu_fast.integrations import _step
+from mtu_fast.methods import Roles
+from tests.helpers.truth import relative_error
+from tests.integrations.small import (
+    COUNT,
+    METHODS,
+    RATE,
+    Texts,
+    build,
+    losses_of,
+    moved,
+    plain_step,
+    weights,
+)
+
+accelerate = pytest.importorskip("accelerate")
+
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from mtu_fast.integrations import accelerate as ours
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> Iterator[None]:
+    """Accelerate keeps one state a process."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def run(
+    method: mtu.Method, size: int = COUNT, scaler: Any = None, epochs: int = 1, **more: Any
+) -> tuple[Tensor, list[mtu.Update | None], nn.Module]:
+    """A loop as Accelerate's documentation has it; how far the model moved."""
+    accelerator = accelerate.Accelerator(
+        cpu=True, gradient_accumulation_steps=COUNT // size, **more
+    )
+    if scaler is not None:
+        accelerator.scaler = scaler
+    model = build()
+    start, found = weights(model), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    loader = torch.utils.data.DataLoader(Texts(), batch_size=size)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    if scaler is not None:
+        optimizer.scaler = scaler
+    engine = mtu.Engine(model)
+    for _ in range(epochs):
+        for batch in loader:
+            with accelerator.accumulate(model):
+                losses = losses_of(model, batch)
+                forget = batch["forget"].bool()
+                found.append(ours.backward(accelerator, engine, losses, method, forget=forget))
+                optimizer.step()
+                optimizer.zero_grad()
+    return moved(model, start), found, model
+
+
+@pytest.mark.parametrize("size", [16, 4])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_is_that_of_the_plain_loop(name: str, size: int) -> None:
+    expected = plain_step(build(), METHODS[name]())
+    found, updates, _ = run(METHODS[name](), size)
+    assert relative_error(found, expected) <= 1e-6
+    assert [update is None for update in updates] == [True] * (16 // size - 1) + [False]
+
+
+def test_bf16() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = plain_step(build(), mtu.OrthoGrad(0.5))
+    found, _, _ = run(mtu.OrthoGrad(0.5), mixed_precision="bf16")
+    assert relative_error(found, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("size", [16, 4])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_scaler(name: str, size: int) -> None:
+    """float16's, on float32: what it multiplies it divides again."""
+    expected = plain_step(build(), METHODS[name]())
+    found, _, _ = run(METHODS[name](), size, torch.amp.GradScaler("cpu", init_scale=2.0**12))
+    assert relative_error(found, expected) <= 1e-6
+
+
+def test_a_scaler_that_is_off() -> None:
+    found, _, _ = run(mtu.MUNBa(), scaler=torch.amp.GradScaler("cpu", enabled=False))
+    assert relative_error(found, plain_step(build(), mtu.MUNBa())) <= 1e-6
+
+
+def test_a_step_that_overflows_is_skipped_and_the_scale_lowered() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
+    model = nn.Linear(3, 2, bias=False)
+    nn.init.constant_(model.weight, 1e-3)
+    optimizer, engine = torch.optim.SGD(model.parameters(), lr=1.0), mtu.Engine(model)
+    accelerator = SimpleNamespace(num_processes=1, sync_gradients=True, scaler=scaler)
+    x, forget = torch.rand(4, 3) * 1e3, torch.arange(4) < 2
+    start, scales = model.weight.detach().clone(), []
+    for _ in range(3):
+        scales.append(scaler.get_scale())
+        losses = model(x).square().mean(1) * 1e-3
+        update = ours.backward(accelerator, engine, losses, mtu.OrthoGrad(), forget=forget)
+        assert update is None
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert torch.equal(model.weight, start)
+    assert scales == [2.0**127, 2.0**126, 2.0**125]
+
+
+# ---- methods that a scaler spoils ----------------------------------------------------------------
+
+SCALE = 2.0**10
+PREPARED = {"forget": 4, "retain": 4, "forget_batches": 1, "retain_batches": 1}
+
+
+def every_method() -> list[Any]:
+    """Of all that are exported."""
+    found = []
+    for name in mtu.__all__:
+        kind = getattr(mtu, name)
+        is_method = inspect.isclass(kind) and {"needs_gram", "outside"} <= set(dir(kind))
+        if is_method and kind is not mtu.Method:
+            found.append(kind)
+    return found
+
+
+def made(kind: Any) -> Any:
+    """One as it is made by default, ready to be asked; GDRGMA where its threshold is near the losses."""
+    method = kind(threshold=1.0, slope=1.0) if kind is mtu.GDRGMA else kind()
+    if hasattr(method, "prepare"):
+        method.prepare(**PREPARED)
+        method.start_epoch(0, lambda: {"a": 0.6, "b": 0.6})
+    return method
+
+
+def direction(kind: Any, scale: float) -> Tensor:
+    """d over S for losses times S."""
+    method = made(kind)
+    task = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    sample, side = torch.arange(8) % 4, torch.tensor([0, 0, 1, 1] * 2)
+    if method.per == "task":
+        task, side = task[::2], torch.tensor([0, 1] * 2)
+        sample = torch.full((4,), -1)
+    loss = scale * torch.linspace(0.5, 2.0, len(task), dtype=torch.float64)
+    roles = Roles(task, sample, side, loss, ("a", "b"))
+    generator = torch.Generator().manual_seed(0)
+    J = scale * (torch.randn(len(task), 30, generator=generator, dtype=torch.float64) + 0.3)
+    G = J @ J.T
+    if not method.needs_gram:
+        return method(None, roles) @ J / scale
+    is_global = getattr(method, "granularity", "global") == "global"
+    return method(G if is_global else G[None], roles).reshape(-1) @ J / scale
+
+
+@pytest.mark.parametrize("kind", every_method(), ids=lambda kind: kind.__name__)
+def test_a_method_says_whether_a_scaler_spoils_it(kind: Any) -> None:
+    plain, scaled = direction(kind, 1.0), direction(kind, SCALE)
+    harmless = relative_error(scaled, plain) <= 1e-9
+    assert harmless == getattr(kind, "scale_equivariant", True)
+
+
+def test_those_that_it_spoils_are_refused() -> None:
+    spoiled = {kind.__name__ for kind in every_method() if not _is_scalable(kind)}
+    assert spoiled == {"FairGrad", "GDRGMA", "MUNBa", "NablaTau", "NashMTL"}
+    with pytest.raises(ValueError, match="MUNBa: found a loss scaler, expected unscaled losses"):
+        run(mtu.MUNBa(), scaler=torch.amp.GradScaler("cpu"))
+
+
+def _is_scalable(kind: Any) -> bool:
+    try:
+        _step.check_scalable(made(kind))
+    except ValueError:
+        return False
+    return True
+
+
+def test_several_processes_are_refused() -> None:
+    model = build()
+    accelerator = SimpleNamespace(num_processes=2, sync_gradients=True, scaler=None)
+    losses = model(input_ids=Texts().tokens).logits.mean((1, 2))
+    with pytest.raises(RuntimeError, match="accelerate: found 2 processes"):
+        ours.backward(accelerator, mtu.Engine(model), losses, mtu.OrthoGrad())

@@ -1,0 +1,190 @@
+"""The mixin in real `lightning` trainers: automatic and manual optimization, accumulation, precision, resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mtu_fast as mtu
+from tests.helpers.truth import relative_error
+from tests.integrations.small import (
+    COUNT,
+    METHODS,
+    RATE,
+    Texts,
+    build,
+    losses_of,
+    moved,
+    plain_step,
+    weights,
+)
+
+lightning = pytest.importorskip("lightning")
+
+from mtu_fast.integrations.lightning import Unlearning
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*(num_workers|pin_memory|logging interval|isinstance).*"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+class Automatic(Unlearning, lightning.LightningModule):
+    """What a user writes: the loss is `self.unlearn(...)`."""
+
+    def __init__(self, method: mtu.Method, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.net, self.method = build(attention_dropout=dropout), method
+        self.penalty = 0.0
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Any:
+        """One micro-batch."""
+        losses, forget = losses_of(self.net, batch), batch["forget"].bool()
+        loss = self.unlearn(losses, self.method, forget=forget)
+        self.log("loss", loss)
+        if self.penalty:
+            loss = loss + self.penalty * self.net.lm_head.weight.square().sum()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """As everywhere here."""
+        return torch.optim.SGD(self.net.parameters(), lr=RATE)
+
+
+class Manual(Automatic):
+    """`manual_backward` of it."""
+
+    def __init__(self, method: mtu.Method) -> None:
+        super().__init__(method)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> None:
+        """One micro-batch; a step after the last."""
+        losses, forget = losses_of(self.net, batch), batch["forget"].bool()
+        last = (index + 1) * len(forget) == COUNT
+        self.manual_backward(self.unlearn(losses, self.method, forget=forget, sync=last))
+        if last:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+
+
+class Adam(Automatic):
+    """With state in the optimizer."""
+
+    def configure_optimizers(self) -> Any:
+        """Adam."""
+        return torch.optim.Adam(self.net.parameters(), lr=1e-3)
+
+
+def fit(
+    module: Any, size: int = COUNT, resume: Path | None = None, **more: Any
+) -> tuple[Tensor, Any]:
+    """How far the model moved in one epoch, and the trainer."""
+    start = weights(module.net)
+    given: dict[str, Any] = {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = lightning.Trainer(**(given | more))
+    loader = torch.utils.data.DataLoader(Texts(), batch_size=size)
+    trainer.fit(module, loader, ckpt_path=resume)
+    return moved(module.net, start), trainer
+
+
+@pytest.mark.parametrize("size", [16, 4])
+@pytest.mark.parametrize("name", METHODS)
+def test_automatic(name: str, size: int) -> None:
+    module = Automatic(METHODS[name]())
+    found, _ = fit(module, size, accumulate_grad_batches=16 // size)
+    assert relative_error(found, plain_step(build(), METHODS[name]())) <= 1e-6
+    assert module.update is not None and module.engine.accumulated_bytes == 0
+
+
+@pytest.mark.parametrize("size", [16, 4])
+@pytest.mark.parametrize("name", METHODS)
+def test_manual(name: str, size: int) -> None:
+    found, _ = fit(Manual(METHODS[name]()), size)
+    assert relative_error(found, plain_step(build(), METHODS[name]())) <= 1e-6
+
+
+def test_an_epoch_that_ends_within_a_step() -> None:
+    """16 samples by 4, a step each 3 micro-batches: 12 and 4."""
+    module = Automatic(mtu.OrthoGrad(0.5))
+    _, trainer = fit(module, 4, accumulate_grad_batches=3, max_epochs=2)
+    assert trainer.global_step == 4 and len(module.update.roles) == 4
+
+
+def test_bf16() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = plain_step(build(), mtu.OrthoGrad(0.5))
+    found, _ = fit(Automatic(mtu.OrthoGrad(0.5)), precision="bf16-mixed")
+    assert relative_error(found, expected) <= 1e-5
+
+
+def test_a_scaler() -> None:
+    """The plugin's for float16, on the CPU: what it multiplies it divides again."""
+    plugin = lightning.pytorch.plugins.MixedPrecision(
+        "16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    )
+    with torch.autocast("cpu", torch.float16):
+        expected = plain_step(build(), mtu.OrthoGrad(0.5))
+    found, _ = fit(Automatic(mtu.OrthoGrad(0.5)), plugins=[plugin])
+    assert relative_error(found, expected) <= 1e-2  # float16 rounds scaled gradients elsewhere
+    with pytest.raises(ValueError, match="NashMTL: found a loss scaler"):
+        fit(Automatic(mtu.NashMTL()), plugins=[plugin])
+
+
+def test_clipping() -> None:
+    expected = plain_step(build(), mtu.OrthoGrad(0.5), clip=1e-2)
+    found, _ = fit(Automatic(mtu.OrthoGrad(0.5)), gradient_clip_val=1e-2)
+    assert relative_error(found, expected) <= 1e-5
+
+
+def test_resume_to_the_bit(tmp_path: Path) -> None:
+    found = []
+    for resume in (False, True):
+        module = Adam(mtu.OrthoGrad(0.5))
+        more = {"accumulate_grad_batches": 2, "max_epochs": 4}
+        if resume:
+            first = Adam(mtu.OrthoGrad(0.5))
+            _, trainer = fit(first, 4, **(more | {"max_epochs": 2}))
+            trainer.save_checkpoint(tmp_path / "half.ckpt")
+        fit(module, 4, tmp_path / "half.ckpt" if resume else None, **more)
+        found.append(weights(module.net))
+    assert torch.equal(*found)
+
+
+def test_what_is_added_to_the_loss_is_refused() -> None:
+    module = Automatic(mtu.OrthoGrad(0.5))
+    module.penalty = 0.1
+    with pytest.raises(ValueError, match="nothing added"):
+        fit(module)
+
+
+def test_an_ordinary_loss_goes_the_ordinary_way() -> None:
+    class Plain(Automatic):
+        def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+            return losses_of(self.net, batch).mean()
+
+    found, _ = fit(Plain(mtu.Mean()))
+    assert relative_error(found, plain_step(build(), mtu.Mean())) <= 1e-6
+
+
+def test_some_parameters() -> None:
+    class Some(Automatic):
+        def shared_parameters(self) -> Any:
+            return self.net.model.layers.parameters()
+
+    module = Some(mtu.OrthoGrad(0.5))
+    fit(module)
+    assert all("layers" in name for name in module.engine.parameters)
