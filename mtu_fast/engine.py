@@ -328,7 +328,8 @@ class Engine:
         """The update of rows, with a look at what `.grad` held before."""
         shared = self._space.shared.parameters
         self._written.check(method, shared)
-        update = rows.backward(method) if subspace is None else subspace.step(rows, method)
+        with torch.autocast(shared[0].device.type, enabled=False):  # of a basis, too
+            update = rows.backward(method) if subspace is None else subspace.step(rows, method)
         self._written.note(method, shared)
         return update
 
@@ -469,8 +470,8 @@ class Engine:
             return
         self._is_said = True
         warnings.warn(
-            "losses: found a module run by torch.compile in their graph, which is one node to autograd: rows are exact, "
-            "but each takes a backward of the whole. Run the forward under `with engine.eager():`, which records what "
+            "losses: found a module run by torch.compile in their graph, one node to autograd: rows are exact, but "
+            "each takes a backward of the whole. Run the forward under `with engine.eager():`, which records what "
             "the same module does op by op. This is said once an engine.",
             UserWarning,
             stacklevel=6,

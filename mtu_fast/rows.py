@@ -18,6 +18,7 @@ from mtu_fast._distributed.sums import summed
 from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._ops.gram_schmidt import effective_rank
 from mtu_fast._rows import vjp
+from mtu_fast._rows.autocast import without_autocast
 from mtu_fast._rows.grad import accumulate, add, as_autograd_gives, check_finite
 from mtu_fast._rows.gram import add_gram
 from mtu_fast._rows.shared import Shared
@@ -59,6 +60,7 @@ class Rows:
 
     # ---- what rows give --------------------------------------------------------------------------
 
+    @without_autocast
     def gram(self, per: str = "total") -> Tensor:
         """`G = J Jᵀ`, inner products of all pairs of rows.
 
@@ -94,6 +96,7 @@ class Rows:
         """
         return tuple(dict.fromkeys(self._shared.keys(per)))
 
+    @without_autocast
     def vjp(self, w: Tensor) -> dict[Tensor, Tensor]:
         """`d = Jᵀ w`, the vector-Jacobian product.
 
@@ -114,6 +117,7 @@ class Rows:
         found = summed(self._ranks, "rows.vjp", lambda: self._own_vjp(w), parameters)
         return {parameter: d.to(parameter.dtype) for parameter, d in found.items()}
 
+    @without_autocast
     def jvp(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor:
         """`J d`, the directional derivative of each row's loss, with products and sums in float64.
 
@@ -144,6 +148,7 @@ class Rows:
             found = self._ranks.sum("rows.jvp: sum", found)
         return found[0] if per == "total" else found
 
+    @without_autocast
     def jacobian(self) -> dict[Tensor, Tensor]:
         """J itself, `[R, *shape]` for each parameter that a row reaches: R times the memory of a gradient.
 
@@ -240,6 +245,7 @@ class Rows:
 
     # ---- .grad -----------------------------------------------------------------------------------
 
+    @without_autocast
     def backward(
         self, method: Method | Tensor, *, outside: Tensor | None = None, check: bool = True
     ) -> Update:

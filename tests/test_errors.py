@@ -795,6 +795,17 @@ def test_overflow_in_half_precision_is_an_error(earlier: int, method: mtu.Method
         assert same_grads(before, list(model.parameters()))
 
 
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(), mtu.GradDiff(), mtu.PCGrad()])
+def test_overflow_in_single_precision_is_an_error(method: mtu.Method) -> None:
+    """Rows of 1e40, whose Gram in float64 is finite."""
+    model = nn.Linear(3, 4, bias=False)
+    torch.nn.init.constant_(model.weight, 1e-3)
+    loss = model(torch.full((N, 3), 1e4))[:, 0] * 1e36
+    with pytest.raises(RuntimeError, match="not finite"):
+        mtu.Engine(model).backward(loss, method, forget=MASK)
+    assert model.weight.grad is None
+
+
 @pytest.mark.parametrize(
     "method", [mtu.OrthoGrad(1.0), mtu.GradDiff(1.0), mtu.PCGrad(), mtu.Mean()]
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from mtu_fast._ops.gram import inexact
@@ -49,10 +50,21 @@ class Solved:
         return refined(rows, self.weights, self.constraint, self.gram, places, self.per)
 
     def unsure(self, d: Direction) -> Iterator[Tensor]:
-        """What may be infinite in `Jᵀ w` although G and w are finite: half precision overflows."""
+        """What may be infinite in `Jᵀ w` although G and w, which are float64, are finite."""
+        if self.gram is not None:
+            lengths = self.gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+            yield (self.weights.abs() * lengths).sum(-1).to(_widest(d))  # |d| at most
         for g in d.values():
             if self.gram is None or self.constraint is not None or g.dtype.itemsize < 4:
                 yield g
+
+
+def _widest(d: Direction) -> torch.dtype:
+    return max((g.dtype for g in d.values()), key=_largest, default=torch.float64)
+
+
+def _largest(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max
 
 
 def solve(rows: Source, method: Method | Tensor, shared: Shared, has_outside: bool) -> Solved:

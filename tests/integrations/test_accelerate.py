@@ -27,8 +27,9 @@ from tests.integrations.small import (
     weights,
 )
 
-accelerate = pytest.importorskip("accelerate")
+pytest.importorskip("accelerate")
 
+import accelerate
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from mtu_fast.integrations import accelerate as ours
@@ -114,7 +115,7 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_lowered() -> None:
     nn.init.constant_(model.weight, 1e-3)
     optimizer, engine = torch.optim.SGD(model.parameters(), lr=1.0), mtu.Engine(model)
     accelerator = SimpleNamespace(num_processes=1, sync_gradients=True, scaler=scaler)
-    x, forget = torch.rand(4, 3) * 1e3, torch.arange(4) < 2
+    x, forget = torch.rand(4, 3) * 1e4, torch.arange(4) < 2
     start, scales = model.weight.detach().clone(), []
     for _ in range(3):
         scales.append(scaler.get_scale())
@@ -131,7 +132,7 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_lowered() -> None:
 # ---- methods that a scaler spoils ----------------------------------------------------------------
 
 SCALE = 2.0**10
-PREPARED = {"forget": 4, "retain": 4, "forget_batches": 1, "retain_batches": 1}
+PREPARED = {"forget": 2, "retain": 6, "forget_batches": 1, "retain_batches": 1}
 
 
 def every_method() -> list[Any]:
@@ -150,7 +151,7 @@ def made(kind: Any) -> Any:
     method = kind(threshold=1.0, slope=1.0) if kind is mtu.GDRGMA else kind()
     if hasattr(method, "prepare"):
         method.prepare(**PREPARED)
-        method.start_epoch(0, lambda: {"a": 0.6, "b": 0.6})
+        method.start_epoch(0, lambda: {"a": 5.0, "b": 5.0})
     return method
 
 

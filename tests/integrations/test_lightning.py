@@ -23,7 +23,9 @@ from tests.integrations.small import (
     weights,
 )
 
-lightning = pytest.importorskip("lightning")
+pytest.importorskip("lightning")
+
+import lightning
 
 from mtu_fast.integrations.lightning import Unlearning
 

@@ -238,10 +238,11 @@ def test_resume_to_the_bit(dropout: float, tmp_path: Path) -> None:
     found = []
     for resume in (False, True):
         model = build(attention_dropout=dropout)
+        method = Kept(0.3)
         trainer = Unlearner(
             model,
             settings(tmp_path, **more),
-            method=Kept(0.3),
+            method=method,
             subspace=mtu.Subspace(12, every=1),
             train_dataset=Texts(),
         )
@@ -250,7 +251,8 @@ def test_resume_to_the_bit(dropout: float, tmp_path: Path) -> None:
             trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
         else:
             trainer.train()
-        assert trainer.subspace.full and trainer.method.asked == 4
+        assert trainer.subspace is not None and trainer.subspace.full
+        assert method.asked == 4
         found.append(weights(model))
     assert torch.equal(*found)
 
