@@ -38,7 +38,7 @@ def carry_of(node: Any, op: str) -> Carry | None:
     A Python function of this package says it by `ctx.rows_go_along`, for its first input.
     """
     if op:
-        return CARRY[op] if op in CARRY else None
+        return CARRY.get(op)
     dims = getattr(node, "rows_go_along", None)
     if dims is None:
         return None

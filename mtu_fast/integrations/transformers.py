@@ -187,16 +187,16 @@ class Unlearning:
         file = None if checkpoint is None else os.path.join(checkpoint, STATE)
         if file is None or not os.path.isfile(file):
             return
-        state = torch.load(file, map_location="cpu", weights_only=False)
-        if state["method"] is not None:
-            method: Any = self.method
-            method.load_state_dict(state["method"])
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        self.method.load_state_dict(state["method"])
+        for generator, held in zip(self.method.generators(), state["random"], strict=True):
+            generator.set_state(held)
         self._state, self._engine = state["subspace"], None
 
     def _own_state(self) -> dict[str, Any]:
-        method = getattr(self.method, "state_dict", None)
         return {
-            "method": None if method is None else method(),
+            "method": dict(self.method.state_dict()),
+            "random": [generator.get_state() for generator in self.method.generators()],
             "subspace": None if self.subspace is None else self.subspace.state_dict(),
         }
 

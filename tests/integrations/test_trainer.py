@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -205,22 +206,25 @@ def test_logging_and_evaluation(tmp_path: Path) -> None:
     assert evaluated["eval_loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
+@dataclass(frozen=True)
 class Kept(mtu.InterferenceAware):
-    """A method with state of its own: how often it was asked."""
+    """A method with a state and random numbers of its own: how often it was asked."""
 
-    asked = 0
+    asked: list[int] = field(default_factory=lambda: [0], compare=False)
+    noise: torch.Generator = field(default_factory=torch.Generator, compare=False)
 
     def __call__(self, G: Any, roles: Any) -> Tensor:
-        self.asked += 1
-        return super().__call__(G, roles) * (1 + 0.1 * self.asked)
+        self.asked[0] += 1
+        factor = self.asked[0] + float(torch.rand((), generator=self.noise))
+        return super().__call__(G, roles) * factor
 
     def state_dict(self) -> dict[str, Any]:
         """The count."""
-        return {"asked": self.asked}
+        return {"asked": self.asked[0]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        self.asked = state["asked"]
+        self.asked[0] = state["asked"]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -252,7 +256,7 @@ def test_resume_to_the_bit(dropout: float, tmp_path: Path) -> None:
         else:
             trainer.train()
         assert trainer.subspace is not None and trainer.subspace.full
-        assert method.asked == 4
+        assert method.asked == [4]
         found.append(weights(model))
     assert torch.equal(*found)
 

@@ -96,7 +96,7 @@ def test_transformers_gives_the_same_mean() -> None:
     found = ours.causal_lm(logits, labels)
     for n in range(N - 1):
         expected = loss_utils.ForCausalLMLoss(logits[n : n + 1], labels[n : n + 1], V)
-        assert float(found[n]) == pytest.approx(float(expected), rel=1e-6)
+        assert float(found[n].detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
 
 
 def test_padding_by_the_attention_mask() -> None:
