@@ -16,8 +16,9 @@ MEANINGS = {
         "the recorded graph no longer fits; take the rows before anything is changed."
     ),
     ("donated buffer",): (
-        "a compiled region frees its buffers in the first backward, and its rows need one per row; set "
-        "torch._functorch.config.donated_buffer = False for the whole run, or leave the region uncompiled."
+        "a compiled region frees its buffers in the first backward, and its rows need one per row; run its "
+        "forward under `with engine.eager():`, which records it op by op, or set "
+        "torch._functorch.config.donated_buffer = False for the whole run."
     ),
     ("torch.utils.checkpoint", "reentrant"): (
         "reentrant checkpointing hides the graph below it; use checkpoint(..., use_reentrant=False)."

@@ -97,6 +97,19 @@ def lambda_of(model: nn.Module, encoder: Any) -> Any:
     return On()
 
 
+def test_a_region_with_buffers_of_its_own() -> None:
+    """The inner activations of two hidden layers, of which rows need a backward each."""
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 3))
+    compiled: Any = torch.compile(model, backend="aot_eager")
+    engine, x = mtu.Engine(model), torch.randn(5, 6)
+    with pytest.warns(UserWarning, match=WARNING):
+        found = step(engine, compiled, x, eager=False)
+    expected = step(mtu.Engine(model), model, x, eager=False)
+    assert relative_error(found, expected) <= 1e-6
+    assert relative_error(step(engine, compiled, x, eager=True), expected) <= 1e-6
+
+
 @pytest.mark.slow
 def test_inductor() -> None:
     """The compiler that users have."""
