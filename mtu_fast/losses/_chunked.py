@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 2**22  # entries of the logits that are widened at a time: 16 MiB in float32
+CHUNK = 2**20  # entries of the logits that are widened at a time: 4 MiB in float32
 ROWS_GO_ALONG = {0: 0, 1: 1}  # samples and positions of a loss are those of the logits
 
 
@@ -83,14 +83,14 @@ class _Divergence(torch.autograd.Function):
         logits, frozen, counts = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         for at in _chunks(logits):
-            p = _wide(logits[:, at]).softmax(-1) - _wide(frozen[:, at]).softmax(-1)
+            p = _wide(logits[:, at]).softmax(-1).sub_(_wide(frozen[:, at]).softmax(-1))
             gradient[:, at] = _weighted(p, b[:, at], counts[:, at])
         return gradient, None, None
 
 
 def _weighted(p: Tensor, b: Tensor, counts: Tensor) -> Tensor:
     """`b · p`, and 0 where a position does not count: its logits may be anything."""
-    return (p * b[..., None]).masked_fill_(~counts[..., None], 0)
+    return p.mul_(b[..., None]).masked_fill_(~counts[..., None], 0)
 
 
 def _positions(logits: Tensor) -> Tensor:
