@@ -41,7 +41,7 @@ def valid_pixels(target: Tensor) -> Tensor:
 
 
 def present(labels: Mapping[str, Tensor], ignore: int = -1) -> dict[str, Tensor]:
-    """present[task][n] = sample n has a pixel that counts for the task: what `Engine.backward` takes as `present`.
+    """`present[task][n]`: sample n has a pixel that counts for the task, as `Engine.backward` takes it.
 
     Args:
         labels: {task: target}; whole numbers ([N], [N, H, W]) are classes, [N, C, H, W] of floats

@@ -1,0 +1,105 @@
+"""Every example runs at a tiny size, and what it is there to show is so."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "examples"
+TINY = ["--tiny"]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def run(name: str, *more: str) -> Any:
+    """What `main` of an example returns."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.__doc__
+    return module.main([*TINY, *more])
+
+
+def forgets(found: dict[str, tuple[float, float]], times: float = 5) -> None:
+    """The forget loss rises, and by a multiple of what the retain loss does."""
+    rise = {side: after - before for side, (before, after) in found.items()}
+    assert rise["forget"] > 0.1
+    assert rise["forget"] > times * rise["retain"]
+
+
+def full_task(_: Path) -> None:
+    forgets(run("full_task"))
+
+
+def partial_task(_: Path) -> None:
+    found = run("partial_task")
+    rise = {key: after - before for key, (before, after) in found.items()}
+    target = rise.pop(("left", "forget"))
+    assert target > 1
+    assert target > 20 * max(rise.values())
+
+
+def multitask_training(_: Path) -> None:
+    found = run("multitask_training")
+    start = found["start"]
+    assert found["sum"]["near"] > start["near"]
+    for name in ("PCGrad", "UPGrad"):
+        assert all(found[name][task] < start[task] for task in start)
+
+
+def gradient_accumulation(_: Path) -> None:
+    found = run("gradient_accumulation")
+    assert found["joined"] < 1e-5
+    assert found["apart"] > 1e-2
+
+
+def own_method(_: Path) -> None:
+    assert sorted(run("own_method")) == pytest.approx([-1, -1, 1, 1])
+
+
+def own_rule(_: Path) -> None:
+    assert run("own_rule") < 1e-12
+
+
+def audit_report(folder: Path) -> None:
+    report = run("audit_report", "--out", str(folder))
+    assert report.data["history"]
+    for name in ("audit.html", "audit.json"):
+        assert (folder / name).stat().st_size > 5_000
+
+
+def lora(_: Path) -> None:
+    pytest.importorskip("peft")
+    forgets(run("lora"))
+
+
+def hf_trainer(_: Path) -> None:
+    pytest.importorskip("accelerate")
+    forgets(run("hf_trainer"))
+
+
+SHOWN: dict[str, Callable[[Path], None]] = {
+    check.__name__: check
+    for check in (
+        full_task, partial_task, multitask_training, gradient_accumulation, own_method, own_rule,
+        audit_report, lora, hf_trainer,
+    )
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers' own names
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
+def test_an_example_runs_and_shows_what_it_says(name: str, tmp_path: Path) -> None:
+    assert name in SHOWN, f"{name}: expected a check of what it shows, here"
+    SHOWN[name](tmp_path)
+
+
+def test_the_table_of_examples_is_complete() -> None:
+    table = (FOLDER / "README.md").read_text()
+    assert all(f"[{name}.py]({name}.py)" in table for name in SHOWN)
