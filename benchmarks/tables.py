@@ -61,7 +61,8 @@ NETS = {
 
 def step_cost() -> str:
     """Time and memory of a whole step over the plain training step."""
-    head = ["over the plain step", "tasks", "rows", "time, mtu_fast", "time, vmap", "memory, mtu_fast", "memory, vmap"]  # fmt: skip
+    measures = ["time, mtu_fast", "time, vmap", "memory, mtu_fast", "memory, vmap"]
+    head = ["over the plain step", "tasks", "rows", *measures]
     rows = []
     for name in ("step_cost_1_task.json", "step_cost_3_tasks.json"):
         for case in read_json(name)["cases"]:
@@ -185,7 +186,7 @@ def _uis(rows: Sequence[Mapping[str, Any]], request: str, method: str) -> str:
 
 def measured(name: str) -> list[str]:
     """When, on what and with which torch a results file was made (its newest row)."""
-    facts = read_json(name) if name.endswith(".json") else read_csv(name)[-1]
+    facts: Any = read_json(name) if name.endswith(".json") else read_csv(name)[-1]
     facts = facts.get("environment", facts)
     return [facts["date"][:10], facts["device"], str(facts["threads"]), facts["torch"]]
 
