@@ -1,0 +1,1 @@
+"""Measurements behind single decisions, a script each; `benchmarks/NOTES.md` has what they said and when."""
