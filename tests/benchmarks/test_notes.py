@@ -1,0 +1,63 @@
+"""The scripts behind the notes run, and the tables made from results have what they should."""
+
+from __future__ import annotations
+
+import pytest
+
+import mtu_fast as mtu
+from benchmarks import tables
+from benchmarks.notes import group_norm, grouped_rows, memory_budget, programs, refinement
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_rows_of_a_group_norm_are_the_same_either_way(capsys: pytest.CaptureFixture[str]) -> None:
+    assert group_norm.main(["--quick"]) < 1e-4
+    assert capsys.readouterr().out.count(" ms") == 2
+
+
+def test_grouped_rows_prints_a_line_per_case(capsys: pytest.CaptureFixture[str]) -> None:
+    grouped_rows.main(["--quick"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert float(line.split()[-1]) > 0
+
+
+def test_programs_prints_a_line_per_method(capsys: pytest.CaptureFixture[str]) -> None:
+    programs.main(["--quick"])
+    assert len(capsys.readouterr().out.splitlines()) == len(programs.METHODS)
+
+
+def test_refinement_brings_the_residual_down(capsys: pytest.CaptureFixture[str]) -> None:
+    refinement.main(["--quick"])
+    line = capsys.readouterr().out
+    exact, noisy, refined = (float(part.split(",")[0]) for part in line.split("[")[2:])
+    assert refined < 2 * exact < noisy
+
+
+def test_a_step_of_each_budget_can_be_measured() -> None:
+    before = memory_budget.ORDINARY
+    steps = [
+        memory_budget.prepare(str(budget), "True", str(before))
+        for budget in (-1, *memory_budget.BUDGETS)
+    ]
+    for step in steps[1:]:
+        assert isinstance(step(), mtu.Update)
+
+
+def test_a_table_says_what_its_row_says() -> None:
+    (line,) = [row for row in tables.fit().splitlines() if row.startswith("| transformer ")]
+    (row,) = [
+        row
+        for row in tables.read_csv("fit.csv")
+        if row["model"] == "transformer" and row["way"] == "mtu_fast"
+    ]
+    assert line.split("|")[2].split()[0] == row["samples"]
+
+
+def test_stale_tables_are_found() -> None:
+    text = "before\n<!-- table: fit -->\n| wrong |\n<!-- end -->\nafter\n"
+    found = tables.filled(text)
+    assert found.startswith("before\n")
+    assert found.endswith("<!-- end -->\nafter\n")
+    assert "wrong" not in found
+    assert tables.filled(found) == found
