@@ -21,7 +21,7 @@ SOURCES := setup.py pyproject.toml mtu_fast/_build.py $(shell find csrc -type f)
 CORE := tests/test_engine.py tests/test_rows.py tests/methods/test_orthograd.py tests/ops/test_gram.py tests/ops/test_gram_schmidt.py tests/reference
 FAST := tests/test_engine.py tests/test_rows.py tests/test_imports.py tests/rows tests/reference tests/methods $(addprefix tests/ops/test_,gram.py row_gram.py gram_schmidt.py project.py)
 
-.PHONY: help setup test test-fast test-without-extension test-floor check wheels demo unlearning bench peers scaling scaling-ranks compare ops ops-bench gpu-check clean
+.PHONY: help setup test test-fast test-without-extension test-floor check wheels demo unlearning bench peers scaling scaling-ranks compare ops ops-bench gpu-check docs clean
 
 help: ## this table
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,10 @@ ops-bench: $(INSTALLED) ## microbenchmarks: rows for benchmarks/results/ops.csv,
 
 gpu-check: ## on a machine with a CUDA GPU, by PYTHON as it is: build, tests, sanitizer, benchmarks (OUT=folder, ARGS=...)
 	$(PYTHON) -m benchmarks.gpu_check --out $(or $(OUT),out/gpu_check) $(ARGS)
+
+docs: $(INSTALLED) ## the documentation as a site, strictly without warnings: out/docs/index.html
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## remove what was built and cached (not .venv)
 	rm -rf build dist out *.egg-info mtu_fast/_C.* $(INSTALLED) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

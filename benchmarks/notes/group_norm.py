@@ -1,6 +1,6 @@
 """Rows of a group norm's scale: torch's own backward with one group per image and channel, against plain torch.
 
-    python -m benchmarks.notes.group_norm [--quick]
+python -m benchmarks.notes.group_norm [--quick]
 """
 
 from __future__ import annotations
