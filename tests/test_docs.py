@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch._functorch import config as functorch
 
+import mtu_fast as mtu
 from benchmarks import tables
 from mtu_fast._graph.rules.base import RULES
 
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAGES = sorted(DOCS.rglob("*.md"))
+SOURCES = ("mtu_fast", "kernels", "tests", "benchmarks", "examples")
 SHELL = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "benchmarks").glob("*.md"), *PAGES]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,6 +117,19 @@ def test_a_command_exists(command: str) -> None:
             assert all((ROOT / word).exists() for word in words[1:] if "/" in word)
 
 
+# ---- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", SHELL, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_names_of_a_page_exist(page: Path) -> None:
+    text = page.read_text()
+    files = {path.name for folder in SOURCES for path in (ROOT / folder).rglob("*.py")}
+    said = {Path(name).name for name in re.findall(r"`([\w/.]+\.py)`", text)}
+    assert said <= files | {"setup.py"}, said - files
+    public = set(re.findall(r"\bmtu\.(\w+)", text))
+    assert all(hasattr(mtu, name) for name in public), public
+
+
 # ---- what is said twice --------------------------------------------------------------------------
 
 
@@ -129,8 +144,6 @@ def test_the_navigation_names_every_page() -> None:
 
 
 def test_the_reference_has_every_public_name() -> None:
-    import mtu_fast as mtu
-
     text = "".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
     said = set(re.findall(r"^::: mtu_fast\.([\w.]+)$", text, re.MULTILINE))
     constants = {"FORGET", "RETAIN", "SUBSPACE"}  # described with Roles
