@@ -85,7 +85,6 @@ gpu-check: ## on a machine with a CUDA GPU, by PYTHON as it is: build, tests, sa
 	$(PYTHON) -m benchmarks.gpu_check --out $(or $(OUT),out/gpu_check) $(ARGS)
 
 docs: $(INSTALLED) ## the documentation as a site, strictly without warnings: out/docs/index.html
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## remove what was built and cached (not .venv)
@@ -105,6 +104,6 @@ $(VENV)/.torch: | $(BIN)/python
 	@touch $@
 
 $(INSTALLED): $(VENV)/.torch $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,models,demo,dev]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,models,demo,dev,docs]'
 	@$(BIN)/python -c 'from mtu_fast._ops import _library; print(_library.MISSING or "mtu_fast._C is built")'
 	@touch $@

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +144,15 @@ def test_the_navigation_names_every_page() -> None:
     nav = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
     named = set(re.findall(r"([\w/-]+\.md)$", nav, re.MULTILINE))
     assert named == {str(page.relative_to(DOCS)) for page in PAGES}
+
+
+def test_the_site_is_built_without_warnings(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="extra docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "reference" / "methods" / "index.html").exists()
 
 
 def test_the_reference_has_every_public_name() -> None:
