@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +19,17 @@ from torch.nn import functional as F
 import mtu_fast as mtu
 
 
+@dataclass(frozen=True)
 class Balanced(mtu.Method):
     """w_r = ±1 / ‖g_r‖: retained gradients downhill, forget gradients uphill, all of length one."""
 
+    least: float = 1e-12  # a length below which a row counts as zero
     per = "task"  # one mean row per (task, role); "sample" for one row per (task, sample)
 
     def __call__(self, G: Tensor, roles: mtu.Roles) -> Tensor:
         """Weights [..., R] from the Gram matrix [..., R, R]."""
         lengths = G.diagonal(dim1=-2, dim2=-1).sqrt()
-        return self.outside(roles) / lengths.clamp(min=1e-12)
+        return self.outside(roles) / lengths.clamp(min=self.least)
 
     def outside(self, roles: mtu.Roles) -> Tensor:
         """Weights [R] of the losses for parameters outside `params` (the heads)."""

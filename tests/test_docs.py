@@ -37,7 +37,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def run(code: str, page: Path, names: dict[str, Any]) -> None:
-    exec(compile(code, str(page.relative_to(ROOT)), "exec"), names)
+    exec(compile(code, str(page.relative_to(ROOT)), "exec", dont_inherit=True), names)
 
 
 RUNNING = [page for page in PAGES if blocks(page, "python")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def run(name: str, *more: str) -> Any:
     """What `main` of an example returns."""
-    spec = importlib.util.spec_from_file_location(f"example_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module(f"examples.{name}")
     assert module.__doc__
     return module.main([*TINY, *more])
 

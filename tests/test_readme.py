@@ -74,7 +74,7 @@ def moved(module: nn.Module) -> bool:
 @pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.strip().splitlines()[0][:40])
 def test_a_block_runs_as_pasted(code: str) -> None:
     names: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "README.md", "exec", dont_inherit=True), names)
     assert moved(names["model"])
     assert int(names["update"].rank) == 2 * 28  # every retain row of both tasks
 
@@ -87,7 +87,7 @@ def test_both_sides_of_a_diff_run(diff: str, names: dict[str, Any]) -> None:
         assert needed in side
         names["model"].zero_grad()
         names["losses"] = losses_of(names["model"])
-        exec(compile(side, "README.md", "exec"), names)
+        exec(compile(side, "README.md", "exec", dont_inherit=True), names)
         assert moved(names["model"].backbone)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import mtu_fast as mtu
 from benchmarks import tables
-from benchmarks.notes import group_norm, grouped_rows, memory_budget, programs, refinement
+from benchmarks.notes import group_norm, grouped_rows, memory_budget, refinement
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,11 +20,6 @@ def test_grouped_rows_prints_a_line_per_case(capsys: pytest.CaptureFixture[str])
     grouped_rows.main(["--quick"])
     (line,) = capsys.readouterr().out.splitlines()
     assert float(line.split()[-1]) > 0
-
-
-def test_programs_prints_a_line_per_method(capsys: pytest.CaptureFixture[str]) -> None:
-    programs.main(["--quick"])
-    assert len(capsys.readouterr().out.splitlines()) == len(programs.METHODS)
 
 
 def test_refinement_brings_the_residual_down(capsys: pytest.CaptureFixture[str]) -> None:
