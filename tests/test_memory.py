@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mtu_fast as mtu
+from mtu_fast._graph import probe
 from tests.helpers.checks import random_weights, trained
 from tests.helpers.zoo import by_name
 
@@ -301,3 +302,37 @@ def test_a_step_never_holds_the_jacobian() -> None:
         with Live() as live:
             engine.backward(loss, mtu.OrthoGrad(), forget=torch.arange(BATCH) < 3)
     assert live.peak < jacobian / 2
+
+
+class KeyBias(nn.Module):
+    """Wide for its three samples; the key's bias changes nothing, so that its gradient is all rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(256, 256), nn.Linear(256, 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attention = torch.softmax(self.query(x) @ self.key(x).mT / 8, -1)
+        return attention[..., :2].square().mean((1, 2))
+
+
+def test_a_check_that_asks_what_rounds_holds_one_more_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A gradient to compare with and one under other weights, of which the latter goes before the next comes."""
+    backwards = []
+    ordinary = probe._backward
+
+    def counted(*args: Any) -> Any:
+        backwards.append(args)
+        return ordinary(*args)
+
+    monkeypatch.setattr(probe, "_backward", counted)
+    model, x = KeyBias(), torch.randn(3, 6, 256)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    engine = mtu.Engine(model)
+    with Live() as live:
+        rows = engine.rows(model(x))
+    assert len(backwards) == 5  # the check's own, and one for each factor
+    assert live.peak < 3 * size
+    assert len(rows.gram()) == 3

@@ -70,7 +70,7 @@ class Check:
         squares = [size**2 for size in self._sizes.values() if isfinite(size)]
         self._slack = min(8 * torch.finfo(graph.dtype).eps, 2.0**-7)
         self._floor = self._slack * sum(squares) ** 0.5 / 32
-        self._noise: list[dict[int, Tensor]] = []
+        self._noise: list[dict[int, float]] = []
 
     def fault(self, uses: Uses) -> Fault | None:
         """The first parameter whose rows do not add up, None if all do."""
@@ -95,15 +95,29 @@ class Check:
     def _is_rounding(self, j: int, error: float, size: float) -> bool:
         """Whether the gradient of a parameter rounds as much as that."""
         if not self._noise:
-            for factor in (1.0, *UNLIKE):
-                self._noise.append(_backward(self._graph, self._parameters, self._weights, factor))
-        again, *others = (_distance(of.get(j), self._truth.get(j)) for of in self._noise)
+            self._noise = [self._rounded_by(factor) for factor in (1.0, *UNLIKE)]
+        again, *others = (distances.get(j, 0.0) for distances in self._noise)
         bound = self._slack * size
         if again > bound + self._floor:
             return False  # random numbers, seen again, are no rounding
         # The fewer numbers, the more two roundings may differ in size.
         times = 4 + 12 / self._parameters[j].numel() ** 0.5
         return error <= bound + times * max(others)
+
+    def _rounded_by(self, factor: float) -> dict[int, float]:
+        """How far each gradient moves, by parameter index, under weights times a factor.
+
+        The gradients are let go before the next factor: four of them would be the peak of a step.
+        """
+        share = float(torch.tensor(factor, dtype=self._graph.losses[0].dtype))  # as it is rounded
+        grads = _backward(self._graph, self._parameters, self._weights, factor)
+        found = {}
+        for j in self._truth.keys() | grads.keys():
+            g = grads.pop(j, None)
+            if g is not None and factor != 1:
+                g = g.to(working_dtype(g)) / share
+            found[j] = _distance(g, self._truth.get(j))
+        return found
 
     def _combined(self, uses: Uses, j: int) -> Tensor | None:
         """`Σ w row` of a parameter over all tasks; None if there are no rows."""
@@ -180,20 +194,16 @@ def _oddity(grads: Sequence[Tensor | None]) -> str:
 def _backward(
     graph: Graph, parameters: Sequence[Tensor], weights: Sequence[Tensor], factor: float
 ) -> dict[int, Tensor]:
-    """An ordinary backward of the losses under weights times a factor, divided by it, by parameter index."""
+    """An ordinary backward of the losses under weights times a factor, by parameter index."""
     live = {j: parameters[j] for j in sorted(set(graph.leaf.values()))}
-    given, shares = [], []
+    given = []
     for loss, w in zip(graph.losses, weights, strict=True):
         share = torch.tensor(factor, dtype=loss.dtype, device=loss.device)
         given.append(w.to(loss) * share)
-        shares.append(float(share))
     grads = torch.autograd.grad(
         graph.losses, list(live.values()), given, retain_graph=True, allow_unused=True
     )
-    found = {j: densified(g) for j, g in zip(live, grads, strict=True) if g is not None}
-    return (
-        found if factor == 1 else {j: g.to(working_dtype(g)) / shares[0] for j, g in found.items()}
-    )
+    return {j: densified(g) for j, g in zip(live, grads, strict=True) if g is not None}
 
 
 def _norm(g: Tensor) -> float:
