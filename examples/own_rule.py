@@ -17,9 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import mtu_fast as mtu
-from mtu_fast._graph.rowmap import RowMap
-from mtu_fast._graph.rules.base import RULES, rule, summed
-from mtu_fast._rows.uses import Use
+from mtu_fast.rules import RULES, RowMap, Use, rule, summed
 
 
 class ExpScale(torch.autograd.Function):

@@ -17,7 +17,7 @@ from torch._functorch import config as functorch
 
 import mtu_fast as mtu
 from benchmarks import tables
-from mtu_fast._graph.rules.base import RULES
+from mtu_fast.rules import RULES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

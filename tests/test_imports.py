@@ -32,6 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "subspace": {"rows", "methods", "_checks", "_rows", "_ops"},
     "rows": {"methods", "errors", "_checks", "_distributed", "_rows", "_ops"},
     "_distributed": {"methods", "errors", "_checks", "_rows", "_ops"},
+    "rules": {"_graph", "_rows", "_ops"},
     "_graph": {"methods", "_rows", "_ops"},
     "_rows": {"methods", "errors", "_checks", "_ops"},
     "_checks": {"methods"},

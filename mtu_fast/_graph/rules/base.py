@@ -38,7 +38,17 @@ RULES: Table[Served] = Table()
 
 
 def rule(names: str, slots: Container[int] = range(3)) -> Callable[[Rule], Rule]:
-    """Register a rule for the autograd nodes of these names, and for a parameter that is one of these inputs."""
+    """Register a function `(node, slot, shape, b, rows) -> use or None` as the rule of some autograd nodes.
+
+    Args:
+        names: of the nodes, as `output.grad_fn.name()` gives them, parted by spaces.
+        slots: the inputs that the rule serves, where one is a parameter; indices into
+            `node.next_functions`.
+
+    Returns:
+        The decorator; it leaves the function as it is, and raises a ValueError where a node of
+        that name has a rule.
+    """
 
     def register(function: Rule) -> Rule:
         @wraps(function)
@@ -72,8 +82,17 @@ def scaled(b: Tensor, factor: float) -> Tensor:
 def summed(b: Tensor, rows: RowMap, shape: tuple[int, ...]) -> Dense | None:
     """`rows[r] = Σ b` over the row's positions and over every dimension that a parameter of this shape broadcasts.
 
-    The gradient of an addend: b `[…, D, …]` -> rows `[N, *shape]`. None where the parameter varies
-    along the row dimension, so that positions of one row are not alike.
+    The gradient of an addend, and of a factor after multiplication by the other side. A tensor
+    that broadcasts does so from the right, as in torch.
+
+    Args:
+        b: the gradient of the output, or its product with the other side, `[…, D, …]`.
+        rows: which row each element of b belongs to.
+        shape: of the parameter.
+
+    Returns:
+        Rows `[N, *shape]`; None where the parameter varies along the row dimension, so that
+        positions of one row are not alike.
     """
     if rows.dim is None:
         return None
