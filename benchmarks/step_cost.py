@@ -18,9 +18,10 @@ on the model with SiLU for ReLU (see `models`), or nothing is reported.
 
 With one task the rows are over all parameters, with several over the backbone. Times are medians of
 rounds with half the distance between the quartiles; a ratio is the median over rounds of the ratio
-in one round. Memory is the peak of one step above the loaded model and batch,
-`measure.peak_memory`, with the libraries' code loaded beforehand; on a GPU, where models and
-batches are larger (`models`) and TF32 is off, what torch's allocator handed out at the peak.
+in one round. Memory is the peak of one ordinary step (the fourth, in which the engine does not
+check itself) above the loaded model and batch, `measure.peak_memory`, with the libraries' code
+loaded beforehand; on a GPU, where models and batches are larger (`models`) and TF32 is off, what
+torch's allocator handed out at the peak.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ if not __package__:  # run as a file: the packages lie one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.environment import environment
-from benchmarks.measure import Times, interleaved, peak_memory
+from benchmarks.measure import BEFORE, Times, interleaved, peak_memory
 from benchmarks.models import MODELS, Case, build
 from benchmarks.peers import ways
 
@@ -102,11 +103,12 @@ def prepare(model: str, tasks: str, step: str, quick: str) -> Callable[[], objec
 
 
 def peak_on_gpu(case: Case, step: Callable[[], object]) -> float:
-    """MiB that torch's allocator hands out at the peak of a step's second call, above model and batch."""
+    """MiB that torch's allocator hands out at the peak of an ordinary step, above model and batch (`peak_memory`)."""
     case.model.zero_grad()
     torch.cuda.synchronize()
     base = torch.cuda.memory_allocated()
-    step()
+    for _ in range(BEFORE):
+        step()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     step()

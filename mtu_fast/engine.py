@@ -112,7 +112,7 @@ class Engine:
         """`.grad += Jᵀ w`, w = method(J Jᵀ): the line that stands for `loss.mean().backward()`.
 
         Args:
-            losses: unreduced, one value a sample: `[N]`, or `{task: [N]}`.
+            losses: unreduced, one value per sample: `[N]`, or `{task: [N]}`.
             method: a method, or weights `[R]`.
             forget: the rows to forget: True, a mask `[N]` (full-task), or `{task: [N]}`
                 (partial-task).
@@ -247,7 +247,7 @@ class Engine:
         """The row gradients of the losses; the graph is used up, as by `backward()`.
 
         Args:
-            losses: unreduced, one value a sample: `[N]`, or `{task: [N]}`.
+            losses: unreduced, one value per sample: `[N]`, or `{task: [N]}`.
             forget: the rows to forget: True, a mask `[N]` (full-task), or `{task: [N]}`
                 (partial-task).
             per: "sample" for a row per (task, sample), "task" for the mean row of each (task,
@@ -275,7 +275,7 @@ class Engine:
     def subspace_rows(
         self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype | None = None
     ) -> Rows:
-        """K explicit vectors, a basis from elsewhere say, as rows of kind SUBSPACE: `mtu.cat` joins them to others.
+        """K explicit vectors, for example a basis from elsewhere, as rows of kind SUBSPACE, which `mtu.cat` joins to others.
 
         Args:
             vectors: {name of a parameter: `[K, *shape]`}; zero where a parameter is left out.

@@ -222,7 +222,9 @@ class Rows:
         if tasks is None:
             return set(self.roles.tasks)
         if isinstance(tasks, str) or not isinstance(tasks, Iterable):
-            raise TypeError(f"to_subspace: tasks is {tasks!r}, expected several names, ('a',) say.")
+            raise TypeError(
+                f"to_subspace: tasks is {tasks!r}, expected several names, for example ('a',)."
+            )
         wanted = set(tasks)
         unknown = wanted - set(self.roles.tasks)
         if unknown or not wanted:

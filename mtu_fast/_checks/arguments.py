@@ -39,5 +39,5 @@ def names(name: str, value: Any) -> tuple[str, ...]:
         TypeError: one string, which would be read as its letters, or no collection.
     """
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"{name}: found {value!r}, expected several names, ('a',) say.")
+        raise TypeError(f"{name}: found {value!r}, expected several names, for example ('a',).")
     return tuple(value)

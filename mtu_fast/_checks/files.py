@@ -14,7 +14,9 @@ def check_folder(name: str, path: str | Path) -> None:
         FileNotFoundError: there is none.
     """
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{name}: found {path!r}, expected the path of a file, 'run.pt' say.")
+        raise TypeError(
+            f"{name}: found {path!r}, expected the path of a file, for example 'run.pt'."
+        )
     folder = Path(path).parent
     if not folder.is_dir():
         raise FileNotFoundError(

@@ -19,7 +19,7 @@ class Note:
 
     Attributes:
         node: the autograd node; "" where rows come by a backward of the whole graph each.
-        by_rule: whether a rule gives the rows there, and not one local vjp a row.
+        by_rule: whether a rule gives the rows there, and not one local vjp per row.
         through: nodes that the rows are pulled through.
         again: whether a part of the forward runs again for it (checkpointing).
     """
@@ -36,11 +36,11 @@ class Note:
 
     def __str__(self) -> str:
         if not self.node:
-            return "one backward a row"
+            return "one backward per row"
         if not self.slow:
             again = ", tensors recomputed (checkpointing)" if self.again else ""
             return f"{self.node}: rule{again}"
-        way = "rows by rule" if self.by_rule else "one local vjp a row"
+        way = "rows by rule" if self.by_rule else "one local vjp per row"
         through = f", pulled through {', '.join(self.through)}" if self.through else ""
         return f"{self.node}: {way}{through}"
 

@@ -6,7 +6,7 @@ Row numbers are laid on the losses and carried down the graph, node by node (`wa
 where rows meet in it, and so is all below it: a gradient that has entered the mixed part never
 leaves it. Row gradients are taken where the graph passes from its pure part to the mixed one or to
 a parameter, at a *site*, and every way from a loss to a parameter has exactly one. There they come
-by rule, or by one local vjp a row; what is still above mixed nodes is pulled through them, rows
+by rule, or by one local vjp per row; what is still above mixed nodes is pulled through them, rows
 together (`pull.py`).
 """
 
@@ -64,7 +64,7 @@ class Plan:
 
     @staticmethod
     def row_by_row(graph: Graph) -> Plan:
-        """A plan that knows nothing: right on any graph, at one backward a row."""
+        """A plan that knows nothing: right on any graph, at one backward per row."""
         tasks = len(graph.losses)
         return Plan({}, [{} for _ in range(tasks)], [frozenset()] * tasks, [], alone=True)
 

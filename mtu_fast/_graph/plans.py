@@ -135,7 +135,7 @@ class Plans:
     def _sound(
         self, graph: Graph, kept: Kept, plan: Plan, family: _Family, check: bool
     ) -> tuple[Plan, Uses]:
-        """A new plan and its uses, if they pass the check where one is due; else one backward a row, if these do."""
+        """A new plan and its uses, if they pass the check where one is due; else one backward per row, if these do."""
         if not check and not plan.alone:
             return plan, self._sweep(graph, plan, kept, keep=True)
         uses, fault = self._checked(graph, plan, kept)

@@ -1,4 +1,4 @@
-"""Rows through nodes that have no rule: one local vjp a row, and down through what depends on several rows at once.
+"""Rows through nodes that have no rule: one local vjp per row, and down through what depends on several rows at once.
 
 Both run all rows together where torch can (`vmap`), a few at a time where memory is short, one by
 one where it cannot.

@@ -124,7 +124,7 @@ class RowMap:
 
 
 def first(count: int) -> Ids:
-    """The map of the losses themselves: one row a value."""
+    """The map of the losses themselves: one row per value."""
     return np.arange(count)
 
 

@@ -243,7 +243,7 @@ def _check_walk(**walk: Sequence[int]) -> None:
     alike = len({len(part) for part in found}) == 1
     if not alike or any(_too_small(name, part) for name, part in walk.items()):
         raise ValueError(
-            f"kernel, stride, padding and dilation are {found}, expected one number an axis each, of which only "
+            f"kernel, stride, padding and dilation are {found}, expected one number per axis each, of which only "
             "padding may be 0."
         )
     for name, part in walk.items():

@@ -279,7 +279,7 @@ def _check_shapes(G: Tensor, rhs: Tensor, active: Tensor) -> None:
     if rhs.shape != G.shape[:-1]:
         raise ValueError(
             f"solve: rhs has shape {list(rhs.shape)}, expected {list(G.shape[:-1])} to go with G {list(G.shape)}: "
-            f"one value a row. Expand it over the leading dimensions, or solve for one right-hand side at a time."
+            f"one value per row. Expand it over the leading dimensions, or solve for one right-hand side at a time."
         )
     if active.shape != G.shape[-1:]:
         raise ValueError(

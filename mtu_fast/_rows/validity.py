@@ -54,7 +54,7 @@ def check_gram(gram: Tensor, roles: Roles) -> None:
     raise NotFiniteError(
         f"rows: the gradient of (task, sample) {_named(bad, roles)} is not finite although its loss is (an overflow in "
         "half precision, a square root or norm at zero, zero times infinity?); .grad is untouched. Guard it in the "
-        "loss, (x.square().sum() + eps).sqrt() say, rescale the loss, or leave these rows out by `present`."
+        "loss, for example (x.square().sum() + eps).sqrt(), rescale the loss, or leave these rows out by `present`."
     )
 
 
@@ -74,7 +74,7 @@ def check_lengths(gram: Tensor, parts: Sequence[TaskRows], roles: Roles) -> None
     if len(bad):
         raise ValueError(
             f"rows: the gradient of (task, sample) {_named(bad, roles)} is not zero, but shorter than 1e-150, so that "
-            "its inner products underflow; .grad is untouched. Multiply the losses by a power of two, 2.0**200 say."
+            "its inner products underflow; .grad is untouched. Multiply the losses by a power of two, 2.0**200 for example."
         )
 
 

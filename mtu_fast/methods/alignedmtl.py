@@ -23,7 +23,7 @@ class AlignedMTL(Method):
     their directions are left out. Forget rows enter negated and their weights come back negated;
     subspace and zero rows take no part. Homogeneous of degree 0: w does not depend on the common
     scale of the losses. Meant for one mean row per (kind, task). `torch.linalg.eigh` looks at its
-    own status once a call, which is the one wait for a GPU.
+    own status once per call, which is the one wait for a GPU.
 
     Args:
         preference: {task: weight}, p_i of the task's rows, retain and forget alike; None for 1 /

@@ -93,7 +93,7 @@ class Method(ABC):
         name = type(self).__name__
         raise NotImplementedError(
             f"{name}.outside(roles): expected weights [R] of the losses for the parameters outside "
-            "`params`, equal within each (kind, task): the weights before surgery, say."
+            "`params`, equal within each (kind, task): for example the weights before surgery."
         )
 
     def constraint(self, G: Any, roles: Roles, w: Tensor) -> Constraint | None:

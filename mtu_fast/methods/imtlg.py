@@ -25,7 +25,7 @@ class IMTLG(Method):
     1, with singular values of the unit rows below the dependence tolerance counted as zero, so that
     the scale of a loss decides nothing. TorchJD inverts G itself; the two agree where G is regular.
     Where Σv vanishes (opposite rows) there is no such direction, and w = 0. Meant for one mean row
-    per (kind, task). `torch.linalg.eigh` looks at its own status once a call, which is the one wait
+    per (kind, task). `torch.linalg.eigh` looks at its own status once per call, which is the one wait
     for a GPU.
 
     Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, equation 6.

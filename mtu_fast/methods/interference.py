@@ -268,7 +268,7 @@ def _warn_if_nothing_is_left(found: Interference) -> None:
     warnings.warn(
         f"InterferenceAware: the subspace has K = {K} dimensions and the retain rows have rank {rank} in it{blocks}, "
         f"so ‖d‖/‖g_f‖ = {share:.2g}: little or nothing is unlearned. Ways out: keep more rows, mtu.Subspace(size=K) "
-        f"with K at least {2 * rank}; fewer retain samples a step; retain='target' (the other tasks are then "
+        f"with K at least {2 * rank}; fewer retain samples per step; retain='target' (the other tasks are then "
         "unprotected); or ridge=0.1 (retain rows are then only nearly protected).",
         stacklevel=4,
     )

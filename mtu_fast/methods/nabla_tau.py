@@ -35,7 +35,7 @@ class NablaTau(Scheduled):
     The gradient of Σ_t alpha (τ_t - L_t)₊² + (1 - alpha) · mean retain loss, where L_t is the mean
     forget loss of the batch and τ_t the mean loss on validation data: the ascent ends by itself
     where the forget loss is that of data never seen. Needs no Gram matrix: one weighted backward.
-    One τ a task, summed, is our reading.
+    One τ per task, summed, is our reading.
 
     Not homogeneous: losses times S make the retain part S times as long, the forget part S² times
     where τ is of scaled losses too, and end the ascent where S L_t exceeds a τ of unscaled ones. A

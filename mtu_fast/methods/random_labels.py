@@ -48,7 +48,7 @@ class RandomLabels(Method):
 def random_labels(target: Tensor, classes: int, generator: torch.Generator | None = None) -> Tensor:
     """(target + u) mod classes, u uniform in 1..classes-1: a wrong class, each of them equally likely.
 
-    Entries outside 0..classes-1 (an ignored pixel, -1 say) stay as they are.
+    Entries outside 0..classes-1 (an ignored pixel, for example -1) stay as they are.
 
     Args:
         target: [...] integer true classes, of samples or of pixels.

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from benchmarks import step_cost
-from benchmarks.measure import Times, interleaved, peak_memory
+from benchmarks.measure import BEFORE, Times, interleaved, peak_memory
 from benchmarks.models import MODELS, build
 from benchmarks.peers import base
+from mtu_fast._graph.plans import Schedule
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +139,11 @@ def test_ratios_pair_the_rounds() -> None:
 def test_peak_memory_counts_what_the_call_holds_and_nothing_loaded_before() -> None:
     peak = peak_memory("tests.benchmarks.test_step_cost:allocate", "64")
     assert peak == pytest.approx(64, abs=2)  # the kernel counts resident pages in batches
+
+
+def test_the_call_whose_memory_is_measured_is_the_first_without_a_check() -> None:
+    schedule = Schedule()
+    assert [schedule.due() for _ in range(BEFORE + 1)] == [True] * BEFORE + [False]
 
 
 def test_peak_memory_hands_on_the_error_of_the_process() -> None:

@@ -1,4 +1,4 @@
-"""What structure says of every op (`carry.py`, `moves.py`): rows along each dimension in turn, and one vjp a row.
+"""What structure says of every op (`carry.py`, `moves.py`): rows along each dimension in turn, and one vjp per row.
 
 The truth of a node is its own adjoint, run on one row at a time. Where structure hands a map to an
 input, each element that a row reaches must be that row's; it may be silent, but not of everything.

@@ -64,7 +64,7 @@ def test_slow_ones_say_why() -> None:
     norm = lines_of("weight_norm")["backbone.0.parametrizations.weight.original0"]
     assert norm.slow and any("pulled through" in site for site in norm.sites)
     custom = lines_of("custom_function")["backbone.beta"]
-    assert custom.slow and any("one local vjp a row" in site for site in custom.sites)
+    assert custom.slow and any("one local vjp per row" in site for site in custom.sites)
 
 
 def test_an_unused_parameter_is_reached_by_no_row() -> None:

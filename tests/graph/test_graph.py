@@ -195,7 +195,7 @@ def test_ignored_labels_that_change_every_step(layout: str) -> None:
 
 @pytest.mark.parametrize("dim", [1, 2])
 def test_labels_that_all_differ_keep_the_plan(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gradient of a picked class is one number a sample: of 100 classes, no two samples have the same."""
+    """The gradient of a picked class is one number per sample: of 100 classes, no two samples have the same."""
     net, found = (
         nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 100)).double(),
         discoveries(monkeypatch),

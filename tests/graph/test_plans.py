@@ -114,7 +114,7 @@ def test_a_faulty_plan_does_not_pass(
     w = random_weights(N)
     assert combine_error(rows.vjp(w), combine_truth(J, w), params) <= 4 * torch.finfo(dtype).eps
     assert all(
-        line.slow and line.sites == ("one backward a row",) for line in engine.explain().lines
+        line.slow and line.sites == ("one backward per row",) for line in engine.explain().lines
     )
 
 
@@ -160,7 +160,7 @@ def test_rounding_is_no_fault(dtype: torch.dtype) -> None:
                 # the second bias changes nothing in it
                 attention = torch.softmax(model[0](x) @ model[1](x).mT, -1)
             engine.rows((attention - 1 / 6).square().mean((1, 2)) * 100.0**-k)
-        assert not any(line.sites == ("one backward a row",) for line in engine.explain().lines)
+        assert not any(line.sites == ("one backward per row",) for line in engine.explain().lines)
 
 
 def indexed(model: nn.Module, order: Tensor) -> Tensor:

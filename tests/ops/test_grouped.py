@@ -288,8 +288,8 @@ def test_opcheck(dtype: torch.dtype) -> None:
         (1, images(2, 1, 4, 6, 5), ValueError, r"expected \(6, 6\)"),
         (2, 3, ValueError, "groups is 3, expected a divisor of 4 and of 4"),
         (2, 0, ValueError, "groups is 0"),
-        (4, [1], ValueError, "one number an axis"),
-        (5, [1, -1], ValueError, "one number an axis"),
+        (4, [1], ValueError, "one number per axis"),
+        (5, [1, -1], ValueError, "one number per axis"),
     ],
 )
 def test_wrong_arguments(at: int, value: Any, error: type[Exception], words: str) -> None:

@@ -80,7 +80,7 @@ def unlearn(
         losses: `losses(model, batch)` gives unreduced losses, [N] or {task: [N]}, or the pair
             (losses, {task: [N] bool}) where some samples have no label for a task. It moves
             the batch to its device.
-        method: a method, `mtu.OrthoGrad(0.7)` say.
+        method: a method, for example `mtu.OrthoGrad(0.7)`.
         targets: the tasks to forget from; None for all (full-task). With fewer (partial-task) the
             other tasks of the forget samples are retained.
         params: the shared parameters the method works on; all by default.

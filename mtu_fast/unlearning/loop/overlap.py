@@ -124,7 +124,7 @@ def _within(dataset: Dataset[Any], indices: list[int]) -> Samples:
 def _places(batch: Any) -> list[Hashable]:
     """Where each sample of a batch lies: the addresses of all its parts; of a batch of something else, its identity.
 
-    All parts together, since unlike samples may share one: a tensor of equal labels, say.
+    All parts together, since unlike samples may share one: for example a tensor of equal labels.
     """
     tensors = [t for t in _tensors(batch) if t.dim() and t.numel()]
     lengths = set(map(len, tensors))

@@ -37,7 +37,7 @@ def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
 def logit_distance(reference: Tensor, logits: Tensor) -> Tensor:
     """‖z_p - z_q‖₂ over the channels, per sample, the mean over its pixels.
 
-    It also serves outputs that are no logits: the absolute difference of two depth maps, say (C =
+    It also serves outputs that are no logits: the absolute difference of two depth maps, for example (C =
     1).
 
     Args:

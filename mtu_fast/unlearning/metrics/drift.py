@@ -49,7 +49,7 @@ def drift(
         before: [N] losses of the samples under the original model.
         after: [N] losses of the same samples under the unlearned model.
         labels: [N] class of each sample, if there is one: integers or booleans as a tensor, or a list of
-            anything, names say.
+            anything, for example names.
         worst: how many of the worst samples to name; of equal ones the first.
 
     Returns:

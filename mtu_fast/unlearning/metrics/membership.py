@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtu_fast.unlearning.arguments import check_tensors
 
-FEWEST = 4  # samples a class: below, a split says nothing
+FEWEST = 4  # samples per class: below, a split says nothing
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def relearn_steps(
             {task: [N] bool}) where some samples have no label for a task.
         score: model -> the score on the forget set that must come back, higher better.
         level: the original model's value of it.
-        optimizer: parameters -> optimizer, `lambda p: torch.optim.SGD(p, lr=0.01)` say.
+        optimizer: parameters -> optimizer, for example `lambda p: torch.optim.SGD(p, lr=0.01)`.
         limit: steps after which to give up.
         every: steps between scores; the answer is a multiple of it.
 

@@ -204,7 +204,7 @@ def parameter_shift(original: Iterable[Tensor], unlearned: Iterable[Tensor]) -> 
     not.)
 
     Args:
-        original: the parameters of the original model, say `model.parameters()`.
+        original: the parameters of the original model, for example `model.parameters()`.
         unlearned: those of the unlearned model, same order and shapes.
 
     Returns:

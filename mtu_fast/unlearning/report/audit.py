@@ -83,12 +83,12 @@ def audit(
         outputs: (model, batch) -> {task: logits [N, C, ...]} of the classification tasks, for
             entropy and KL.
         labels: batch -> {task: [N] classes}, for the worst class: an integer tensor, or a list of
-            anything, names say; tasks without one are left out.
+            anything, for example names; tasks without one are left out.
         present: batch -> {task: [N] bool}, False where a sample has no label for the task, besides
             those that `losses` itself leaves out.
         history: anything with `.records`, a list of mappings or dataclasses with `step` and numbers
             or {task: number}.
-        cost: {what: number}, or {what: {variant: number}}: ms a step and peak MiB, say.
+        cost: {what: number}, or {what: {variant: number}}: for example ms per step and peak MiB.
         relearn: parameters -> optimizer; given, the steps of fine-tuning in eval mode are counted
             until the targets' mean forget score is back at 95 % of the original's.
         relearn_limit: steps after which relearning gives up.

@@ -77,7 +77,7 @@ class Audit:
 
 
 def write_html(path: str | Path, audits: Sequence[Audit], title: str | None = None) -> None:
-    """Write several audits, of several requests say, as one self-contained page.
+    """Write several audits, for example of several requests, as one self-contained page.
 
     Raises:
         TypeError: something else than audits, or no path.

@@ -90,7 +90,7 @@ def test_bags(name: str) -> None:
 
 
 def test_the_largest_of_a_bag_has_no_rule() -> None:
-    checked(Table(bag("max")), "EmbeddingBagBackward0: one local vjp a row")
+    checked(Table(bag("max")), "EmbeddingBagBackward0: one local vjp per row")
 
 
 def test_bags_of_a_large_table_stay_factors() -> None:
@@ -150,7 +150,7 @@ def test_by_index(name: str, rules: bool, monkeypatch: pytest.MonkeyPatch) -> No
     op, model = BY_INDEX[name]
     if not rules:
         monkeypatch.delitem(RULES, f"{op}Backward0")
-    checked(model, f"{op}Backward0: " + ("rule" if rules else "one local vjp a row"))
+    checked(model, f"{op}Backward0: " + ("rule" if rules else "one local vjp per row"))
 
 
 OTHERWISE = {

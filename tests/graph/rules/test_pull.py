@@ -29,7 +29,7 @@ def checked(
         J = truth_of({"a": loss}, params)
         assert_rows(engine.rows(loss), J, params, tolerance)
     assert not any(
-        "vjp" in site or "backward a row" in site
+        "vjp" in site or "backward per row" in site
         for line in engine.explain().lines
         for site in line.sites
     )

@@ -328,7 +328,7 @@ def test_a_rule_serves(
     engine = mtu.Engine(model)
     assert_rows(engine.rows(loss), J, params, 1e-12)
     for line in engine.explain().lines:
-        way = "rule" if rules else "one local vjp a row"
+        way = "rule" if rules else "one local vjp per row"
         assert len(line.sites) == 1 and line.sites[0].startswith(f"{node}Backward0: {way}")
         assert line.slow != rules
 
