@@ -275,7 +275,7 @@ class Engine:
     def subspace_rows(
         self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype | None = None
     ) -> Rows:
-        """K explicit vectors, for example a basis from elsewhere, as rows of kind SUBSPACE, which `mtu.cat` joins to others.
+        """K explicit vectors, such as a basis from elsewhere, as rows of kind SUBSPACE: `mtu.cat` joins them to others.
 
         Args:
             vectors: {name of a parameter: `[K, *shape]`}; zero where a parameter is left out.

@@ -1,4 +1,4 @@
-"""Fused LSTM layers against one backward per row: by rule whatever is read of them; GRU and float64 by ordinary nodes."""
+"""Fused LSTM layers against one backward per row: by rule, whatever is read; GRU and float64 by ordinary nodes."""
 
 from __future__ import annotations
 
