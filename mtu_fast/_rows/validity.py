@@ -74,7 +74,8 @@ def check_lengths(gram: Tensor, parts: Sequence[TaskRows], roles: Roles) -> None
     if len(bad):
         raise ValueError(
             f"rows: the gradient of (task, sample) {_named(bad, roles)} is not zero, but shorter than 1e-150, so that "
-            "its inner products underflow; .grad is untouched. Multiply the losses by a power of two, 2.0**200 for example."
+            "its inner products underflow; .grad is untouched. Multiply the losses by a power of two, for example "
+            "2.0**200."
         )
 
 
