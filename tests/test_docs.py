@@ -113,7 +113,7 @@ def test_a_command_exists(command: str) -> None:
     elif words[:2] == ["git", "clone"] or words[0] == "cd":
         return
     else:
-        assert words[0] in ("python", "pytest")
+        assert words[0] in ("python", "pytest", "torchrun")
         if words[:2] == ["python", "-m"]:
             check_module(words[2])
         else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,8 @@ def multitask_training(_: Path) -> None:
 
 
 def gradient_accumulation(_: Path) -> None:
-    found = run("gradient_accumulation")
+    with pytest.warns(UserWarning, match="do not add up to the projection of all"):
+        found = run("gradient_accumulation")
     assert found["joined"] < 1e-5
     assert found["apart"] > 1e-2
 
@@ -80,11 +83,23 @@ def hf_trainer(_: Path) -> None:
     forgets(run("hf_trainer"))
 
 
+def several_processes(_: Path) -> None:
+    """With one process; with two it runs by torchrun, in tests/distributed."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    done = subprocess.run(
+        [sys.executable, *command, str(FOLDER / "several_processes.py")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "1 ranks, 8 rows" in done.stdout and "are equal on all ranks" in done.stdout
+
+
 SHOWN: dict[str, Callable[[Path], None]] = {
     check.__name__: check
     for check in (
         full_task, partial_task, multitask_training, gradient_accumulation, own_method, own_rule,
-        audit_report, lora, hf_trainer,
+        audit_report, lora, hf_trainer, several_processes,
     )
 }  # fmt: skip
 
