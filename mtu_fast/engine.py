@@ -344,6 +344,7 @@ class Engine:
             with used_up(graph, self._space.model):
                 if per == "task":
                     return mean_rows(batch, graph, self._space, counts)
+                self._look_for_compiled(graph)
                 return sample_rows(batch, graph, self._plans, self._space)
 
     def _given_rows(
@@ -458,7 +459,6 @@ class Engine:
                 "Are they of another model than the engine's (a copy made since?), or were the parameters frozen after "
                 "the engine was made?"
             )
-        self._look_for_compiled(graph)
         return graph
 
     def _follow_all(self) -> bool:
@@ -474,7 +474,7 @@ class Engine:
             "each takes a backward of the whole. Run the forward under `with engine.eager():`, which records what "
             "the same module does op by op. This is said once an engine.",
             UserWarning,
-            stacklevel=6,
+            stacklevel=5,
         )
 
     def _follow(self, leaves: Iterable[Tensor]) -> bool:
