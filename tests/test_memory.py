@@ -65,7 +65,11 @@ class Live(TorchDispatchMode):
             self.peak = max(self.peak, self.now)
 
 
-pytestmark = pytest.mark.usefixtures("only_new_objects")
+pytestmark = [
+    pytest.mark.usefixtures("only_new_objects"),
+    # `.grad` is there before what is measured, so that it is no part of it.
+    pytest.mark.filterwarnings("ignore:backward. .grad still holds:UserWarning"),
+]
 
 
 def alive(live: Live) -> int:
