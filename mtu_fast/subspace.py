@@ -248,25 +248,32 @@ class Subspace:
             raise TypeError(
                 f"Subspace: found {type(rows).__name__}, expected Rows as engine.rows returns them."
             )
-        settings = self._settings
-        held = replace(self.held, age=self.held.age + 1)
-        if held.full and held.age < self.every:
-            return held
-        targets = self._targets(rows)
-        size = held.size or max(1, 2 * int((rows.roles.kind == RETAIN).sum()))
-        batches = [*held.batches, *([rows.to_subspace(targets)] if targets else [])]
-        while sum(map(len, batches[1:])) >= size:
-            batches.pop(0)
-        held = replace(held, size=size, age=0 if targets else held.age, batches=tuple(batches))
-        if settings.basis and rows.roles.rank is not None:
+        if self._settings.basis and rows.roles.rank is not None:
             raise ValueError(
                 "Subspace: found basis=True with rows of several ranks, expected basis=False: a basis needs all rows "
                 "in one place, while each rank keeps its own."
             )
-        if settings.basis and held.full:
-            basis = orthonormal(batches, settings.rank, settings.energy, settings.dtype)
-            held = replace(held, basis=basis)
-        return held
+        held = replace(self.held, age=self.held.age + 1)
+        if held.full and held.age < self.every:
+            return held
+        held = self._with_batch(held, rows)
+        return self._with_basis(held) if self._settings.basis and held.full else held
+
+    def _with_batch(self, held: Held, rows: Rows) -> Held:
+        """The target tasks' rows taken in, the oldest batches dropped that are not needed any more."""
+        targets = self._targets(rows)
+        size = held.size or max(1, 2 * int((rows.roles.kind == RETAIN).sum()))
+        batches = list(held.batches)
+        if targets:
+            batches.append(rows.to_subspace(targets))
+        while sum(map(len, batches[1:])) >= size:
+            batches.pop(0)
+        age = 0 if targets else held.age
+        return replace(held, size=size, age=age, batches=tuple(batches))
+
+    def _with_basis(self, held: Held) -> Held:
+        of = self._settings
+        return replace(held, basis=orthonormal(held.batches, of.rank, of.energy, of.dtype))
 
     def _targets(self, rows: Rows) -> tuple[str, ...]:
         roles = rows.roles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,15 +87,7 @@ def targeted(targets: Iterable[str] | None, tasks: Iterable[str]) -> tuple[str, 
         ValueError: none, or names that are no tasks.
     """
     every = tuple(tasks)
-    if isinstance(targets, str):
-        raise TypeError(
-            f"targets: found the string {targets!r}, expected several names, ({targets!r},) for this one."
-        )
-    if targets is not None and not isinstance(targets, Iterable):
-        raise TypeError(
-            f"targets: found {type(targets).__name__}, expected names of tasks, or None for all."
-        )
-    named = every if targets is None else tuple(targets)
+    named = every if targets is None else _names(targets)
     unknown = [name for name in named if name not in every]
     if unknown or not named:
         found = f"unknown tasks {unknown}" if unknown else "no task"
@@ -102,3 +95,14 @@ def targeted(targets: Iterable[str] | None, tasks: Iterable[str]) -> tuple[str, 
             f"targets: found {found}, expected at least one of the tasks {list(every)}, or None for all."
         )
     return tuple(task for task in every if task in named)
+
+
+def _names(targets: Any) -> tuple[str, ...]:
+    if isinstance(targets, str):
+        raise TypeError(
+            f"targets: found the string {targets!r}, expected several names, ({targets!r},) for this one."
+        )
+    if not isinstance(targets, Iterable):
+        found = type(targets).__name__
+        raise TypeError(f"targets: found {found}, expected names of tasks, or None for all.")
+    return tuple(targets)

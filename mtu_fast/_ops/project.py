@@ -7,7 +7,7 @@ coefficients need all of it before the first element of the result.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -75,26 +75,11 @@ def _check(g: Sequence[Tensor], Q: Sequence[Tensor]) -> None:
         )
     for name, tensors in (("g", g), ("Q", Q)):
         for i, t in enumerate(tensors):
-            if not isinstance(t, Tensor):
-                raise TypeError(f"project: {name}[{i}] is {type(t).__name__}, expected a tensor.")
+            _check_tensor(f"{name}[{i}]", t, Q)
+    several = g[0].dim() == Q[0].dim() if g else False
     for i, (vector, rows) in enumerate(zip(g, Q, strict=True)):
-        for name, t in (("g", vector), ("Q", rows)):
-            if t.dtype not in FLOATS:
-                raise TypeError(
-                    f"project: {name}[{i}] is {t.dtype}, expected one of {', '.join(map(str, FLOATS))}."
-                )
-            if t.device != Q[0].device:
-                raise ValueError(
-                    f"project: {name}[{i}] is on {t.device}, Q[0] on {Q[0].device}; use one device."
-                )
-        if rows.dim() == 0:
-            raise ValueError(f"project: Q[{i}] is a scalar, expected [K, *shape of the parameter].")
-        if len(rows) != len(Q[0]):
-            raise ValueError(
-                f"project: Q[{i}] has shape {list(rows.shape)}, expected [{len(Q[0])}, ...] as Q[0] "
-                f"{list(Q[0].shape)}: the same K rows for every parameter."
-            )
-        shape, several = list(rows.shape[1:]), g[0].dim() == Q[0].dim()
+        _check_rows(i, rows, Q)
+        shape = list(rows.shape[1:])
         expected = [*g[0].shape[:1], *shape] if several else shape
         if list(vector.shape) != expected:
             raise ValueError(
@@ -102,6 +87,29 @@ def _check(g: Sequence[Tensor], Q: Sequence[Tensor]) -> None:
                 f"{list(rows.shape)}, which is [K, *shape of the parameter]: g has that shape, or [M, *shape] for M "
                 f"vectors, the same M for every parameter. Are g and Q exchanged?"
             )
+
+
+def _check_tensor(name: str, t: Any, Q: Sequence[Tensor]) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"project: {name} is {type(t).__name__}, expected a tensor.")
+    if t.dtype not in FLOATS:
+        raise TypeError(
+            f"project: {name} is {t.dtype}, expected one of {', '.join(map(str, FLOATS))}."
+        )
+    if isinstance(Q[0], Tensor) and t.device != Q[0].device:
+        raise ValueError(
+            f"project: {name} is on {t.device}, Q[0] on {Q[0].device}; use one device."
+        )
+
+
+def _check_rows(i: int, rows: Tensor, Q: Sequence[Tensor]) -> None:
+    if rows.dim() == 0:
+        raise ValueError(f"project: Q[{i}] is a scalar, expected [K, *shape of the parameter].")
+    if len(rows) != len(Q[0]):
+        raise ValueError(
+            f"project: Q[{i}] has shape {list(rows.shape)}, expected [{len(Q[0])}, ...] as Q[0] "
+            f"{list(Q[0].shape)}: the same K rows for every parameter."
+        )
 
 
 def _check_flat(g: Sequence[Tensor], Q: Sequence[Tensor], into: bool) -> None:

@@ -96,15 +96,16 @@ def _must_be_formed(uses: Sequence[Use]) -> bool:
 
 def _rows_pay(uses: Sequence[Use]) -> bool:
     """Whether the rows of a table, multiplied and looked up, are cheaper than its factors."""
-    parts = [part for use in uses for part in parts_of(use)]
-    outers = [part for part in parts if isinstance(part, Outer)]
-    gathers = [part for part in parts if isinstance(part, Gather)]
-    return op.rows_pay_for_table(
-        [u.left for u in outers],
-        [u.right for u in outers],
-        [u.index for u in gathers],
-        [u.values for u in gathers],
-    )
+    left, right, index, values = [], [], [], []
+    for use in uses:
+        for part in parts_of(use):
+            if isinstance(part, Outer):
+                left.append(part.left)
+                right.append(part.right)
+            elif isinstance(part, Gather):
+                index.append(part.index)
+                values.append(part.values)
+    return op.rows_pay_for_table(left, right, index, values)
 
 
 # ---- uses of one kind ----------------------------------------------------------------------------

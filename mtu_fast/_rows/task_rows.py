@@ -119,16 +119,22 @@ def join_roles(parts: Sequence[Roles]) -> Roles:
     if len(parts) == 1:
         return parts[0]
     tasks = tuple(dict.fromkeys(task for part in parts for task in part.tasks))
+    columns: dict[str, list[Tensor]] = {"task": [_renumbered(part, tasks) for part in parts]}
+    for name in ("sample", "kind", "loss"):
+        columns[name] = [getattr(part, name) for part in parts]
     ranks = [part.rank for part in parts if part.rank is not None]
+    if len(ranks) == len(parts):
+        columns["rank"] = ranks
     return Roles(
-        task=torch.cat([_renumbered(part, tasks) for part in parts]),
-        sample=torch.cat([part.sample for part in parts]),
-        kind=torch.cat([part.kind for part in parts]),
-        loss=torch.cat([part.loss for part in parts]),
+        **{name: torch.cat(column) for name, column in columns.items()},
         tasks=tasks,
-        dtype=max((part.dtype for part in parts), key=lambda dtype: torch.finfo(dtype).eps),
-        rank=torch.cat(ranks) if len(ranks) == len(parts) else None,
+        dtype=_coarsest(parts),
     )
+
+
+def _coarsest(parts: Sequence[Roles]) -> torch.dtype:
+    """The lowest precision: that of all rows together."""
+    return max((part.dtype for part in parts), key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _renumbered(roles: Roles, tasks: tuple[str, ...]) -> Tensor:
