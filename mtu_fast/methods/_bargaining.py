@@ -3,7 +3,7 @@
 With C = D G D of unit diagonal and w = D u this is C u = b ∘ u^(-q), b = D^(1-q), q = 1/a: the
 point where the convex function ½ uᵀCu - Σ b u^(1-q) / (1-q) (for a = 1: - Σ log u) is least.
 Newton's steps go down that function, and q moves from 1 to 1/a on the way, since the function is
-self-concordant at 1 only. The number of steps is fixed, but on the CPU (`_fair_host`).
+self-concordant at 1 only. On a GPU the number of steps is fixed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from mtu_fast.methods.roles import Roles, signs
 SETTLE, TRAVEL, POLISH = 4, 24, 20
 SEARCH = -5, 11  # powers of two tried for the length of a step
 LARGEST = 1e16  # of u, where the function has no least point
+RESTS = 1e-12  # change of u beside u after which a matrix on the CPU needs no more steps
+MANY, FEW = 16, 24  # matrices and their rows from which on they are solved together
 
 
 def fair_weights(G: Tensor, roles: Roles, a: float, tol: float) -> Tensor:
@@ -45,6 +47,8 @@ def fair_weights(G: Tensor, roles: Roles, a: float, tol: float) -> Tensor:
         sign = signs(roles)
         return sign * _iterated(unit_rows(G, sign), a, tol)
 
+    if len(roles) < FEW and G[..., 0, 0].numel() > MANY:
+        return otherwise(G)
     return solved(G, roles, lambda rows: fair_weights_on_host(rows, a, tol), otherwise)
 
 
@@ -57,11 +61,22 @@ def _iterated(rows: UnitRows, a: float, tol: float) -> Tensor:
     u = torch.ones_like(length)
     cancel = torch.zeros_like(mean, dtype=torch.bool)
     for q in _exponents(1.0 / a):
+        before = u
         u = _newton(C, ((1.0 - q) * length).exp(), u, q)
         # one such u is proof; what the iteration does afterwards is not
         cancel = cancel | _cancels(C, u, tol)
+        if q == 1.0 / a and _at_rest(before, u, cancel):
+            break
     w = u / rows.length * ((a - 1.0) / (a + 1.0) * mean).exp()  # b was divided by exp((1 - q) mean)
     return torch.where(cancel, 0.0, w * live)  # what is not a number stays so
+
+
+def _at_rest(before: Tensor, u: Tensor, cancel: Tensor) -> bool:
+    """Whether no matrix on the CPU needs another step; a GPU would be waited for."""
+    if u.device.type != "cpu":
+        return False
+    rests = ((u - before).abs() <= RESTS * u).all(-1, keepdim=True)
+    return bool((rests | cancel).all())
 
 
 def _exponents(q: float) -> list[float]:

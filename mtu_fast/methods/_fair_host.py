@@ -24,9 +24,11 @@ def fair_weights(rows: LiveRows, a: float, tol: float) -> Array | None:
     u: Array = np.ones(len(E))
     for step in range(STEPS):
         q = 1.0 if step < SETTLE else 1.0 / a
-        u, change = _newton(E, np.exp((1.0 - q) * scale), u, q)
         if u @ E @ u <= (tol * u.max()) ** 2:
             return w  # the rows cancel: no direction suits them all
+        u, change = _newton(E, np.exp((1.0 - q) * scale), u, q)
+        if not np.isfinite(change):
+            return None
         if step >= SETTLE and change <= SHORT:
             w[rows.live] = u / rows.length * np.exp((a - 1.0) / (a + 1.0) * mean)
             return w

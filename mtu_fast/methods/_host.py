@@ -16,9 +16,7 @@ from mtu_fast.methods.roles import Roles
 Array = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 
-# Residual length of a unit row on the others: below, weights are hardly unique, and the iterations
-# of `_programs` and `bargaining` take moderate ones.
-INDEPENDENT = 1e-4
+INDEPENDENT = 1e-3  # least residual length of a unit row on those before it
 SIGN = np.array([1.0, -1.0, 0.0])  # of RETAIN, FORGET and SUBSPACE rows
 
 
@@ -31,12 +29,14 @@ class LiveRows:
         length: [n].
         live: [R] bool, which of all rows these n are.
         zero: [R] bool, the rows that take part and are zero.
+        dependent: whether E is singular, or too near to it for weights to be unique.
     """
 
     E: Array
     length: Array
     live: Mask
     zero: Mask
+    dependent: bool
 
     @property
     def share(self) -> Array:
@@ -83,12 +83,18 @@ def solved(G: Tensor, roles: Roles, solve: Solve, otherwise: Callable[[Tensor], 
 def _one(G: Array, sign: Array, solve: Solve) -> Array | None:
     """The weights [R] of one matrix [R, R]."""
     rows = live_rows(G, sign)
-    found = None if rows is None else solve(rows)
+    if rows is None:
+        return None
+    try:
+        with np.errstate(all="ignore"):  # what is not finite is no solution, and solvers say so
+            found = solve(rows)
+    except np.linalg.LinAlgError:
+        return None
     return None if found is None else sign * found
 
 
 def live_rows(G: Array, sign: Array) -> LiveRows | None:
-    """Unit rows from their Gram matrix [R, R] and signs [R]; None where they are not independent or not finite."""
+    """Unit rows from their Gram matrix [R, R] and signs [R]; None where one is not finite."""
     squares = G.diagonal()
     if not np.isfinite(squares).all():
         return None
@@ -99,9 +105,9 @@ def live_rows(G: Array, sign: Array) -> LiveRows | None:
     length = np.sqrt(squares[at])
     unit = sign[at] / length
     E = G[at[:, None], at] * unit * unit[:, None]
-    if not _independent(E):
+    if not np.isfinite(E).all():
         return None
-    return LiveRows(E, length, live, taking & ~positive)
+    return LiveRows(E, length, live, taking & ~positive, not _independent(E))
 
 
 def _independent(E: Array) -> bool:

@@ -43,24 +43,35 @@ class IMTLG(Method):
         if not len(roles):
             return G.new_zeros(G.shape[:-1])
         tol = dependence_tolerance(roles.dtype)
-        return solved(G, roles, lambda rows: _regular(rows, tol), lambda G: _any(G, roles, tol))
+        return solved(G, roles, lambda rows: _on_host(rows, tol), lambda G: _any(G, roles, tol))
 
     def outside(self, roles: Roles) -> Tensor:
         """Weights 1 on retain rows, -1 on forget rows, [R]: each loss by itself."""
         return signs(roles)
 
 
-def _regular(rows: LiveRows, tol: float) -> Array:
-    """The weights [R] of signed rows on the CPU, where the unit rows are independent."""
+def _on_host(rows: LiveRows, tol: float) -> Array:
+    """The weights [R] of signed rows, one matrix on the CPU."""
     w = np.zeros(rows.live.shape)
     if not len(rows.length):
         return w
-    v = np.linalg.solve(rows.E, np.ones(len(rows.E))) / rows.length
+    v = _equal(rows, tol) / rows.length
     total = v.sum()
     size = max(np.abs(v).sum(), 1.0 / rows.length.min())
     if abs(total) > tol * size:
         w[rows.live] = v / total
     return w
+
+
+def _equal(rows: LiveRows, tol: float) -> Array:
+    """C⁺ 1 [n] of the unit rows."""
+    if not rows.dependent:
+        return np.linalg.solve(rows.E, np.ones(len(rows.E)))
+    values, V = np.linalg.eigh(rows.E)
+    counts = values > tol**2 * values[-1]
+    inverse = np.zeros_like(values)
+    inverse[counts] = 1.0 / values[counts]
+    return V @ (inverse * V.sum(0))
 
 
 def _any(G: Tensor, roles: Roles, tol: float) -> Tensor:
