@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtu_fast._checks.arguments import check_whole
+from mtu_fast._arguments import check_whole
 from mtu_fast._checks.losses import Losses
 from mtu_fast._checks.masks import Mask
 from mtu_fast._distributed.alike import check_alike, check_dense

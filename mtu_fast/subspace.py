@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtu_fast._checks.arguments import check_share, check_whole, names
+from mtu_fast._arguments import check_share, check_whole, names
 from mtu_fast._ops.gram import row_gram
 from mtu_fast._ops.gram_schmidt import orthonormalize
 from mtu_fast._ops.project import project

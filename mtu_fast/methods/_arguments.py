@@ -50,36 +50,6 @@ def check_at_least_zero(method: str, name: str, value: Any, advice: str = "") ->
         )
 
 
-def check_energy(owner: str, value: Any) -> None:
-    """The `value` is a share of Σσ² that a basis must hold, in (0, 1].
-
-    Raises:
-        ValueError: it is outside (0, 1]; a TypeError where it is no number.
-    """
-    check_number(owner, "energy", value, "a number in (0, 1]")
-    if not 0.0 < value <= 1.0:
-        raise ValueError(
-            f"{owner}: energy is {value}, expected a share in (0, 1]; 1 keeps every direction."
-        )
-
-
-def check_rank(owner: str, value: Any) -> None:
-    """The `value` is the most dimensions of a basis, at least 1, or None for no limit.
-
-    Raises:
-        TypeError: it is no whole number.
-        ValueError: it is below 1.
-    """
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            f"{owner}: rank is {value!r}, expected a whole number, or None for no limit."
-        )
-    if value < 1:
-        raise ValueError(f"{owner}: rank is {value}, expected at least 1, or None for no limit.")
-
-
 def check_one_of(method: str, name: str, value: Any, known: Sequence[str], why: str = "") -> None:
     """The `value` is one of the known names.
 

@@ -9,15 +9,14 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import check_share, check_whole
 from mtu_fast._ops.gram_schmidt import effective_rank, solve, whiten
 from mtu_fast.methods._arguments import (
     check_at_least_zero,
-    check_energy,
     check_fraction,
     check_gram,
     check_granularity,
     check_one_of,
-    check_rank,
 )
 from mtu_fast.methods._gram import norm, times
 from mtu_fast.methods.base import Constraint, Granularity, Method, dependence_tolerance
@@ -115,8 +114,9 @@ class InterferenceAware(Method):
         check_fraction(name, "alpha", self.alpha)
         check_one_of(name, "order", self.order, ORDERS)
         check_one_of(name, "retain", self.retain, get_args(Protected))
-        check_energy(name, self.energy)
-        check_rank(name, self.rank)
+        check_share(f"{name}: energy", self.energy)
+        if self.rank is not None:
+            check_whole(f"{name}: rank", self.rank, least=1)
         check_at_least_zero(name, "ridge", self.ridge)
         if self.ridge and self.order != "joint":
             raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtu_fast._checks.arguments import check_whole
+from mtu_fast._arguments import check_whole
 from mtu_fast._checks.files import check_folder
 from mtu_fast._rows.update import check_method
 from mtu_fast.methods import Method

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from mtu_fast._checks.arguments import check_whole
+from mtu_fast._arguments import check_whole
 from mtu_fast._checks.masks import targeted
 from mtu_fast.unlearning.arguments import check_model, check_names
 from mtu_fast.unlearning.loaders import sampler_of

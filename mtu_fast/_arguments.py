@@ -1,4 +1,4 @@
-"""Kinds of plain arguments: whole numbers, shares, names."""
+"""Checks of plain arguments, alike for all of the package: whole numbers, shares, names."""
 
 from __future__ import annotations
 
