@@ -15,11 +15,15 @@ nearly the active rows that it ends with.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from mtu_fast.methods._host import Array, Mask
 
+Index = npt.NDArray[np.intp]
+
 PATIENCE = 5  # exchanges that need not make the wrong rows fewer
 DESCENTS = 5  # solutions on the way down, beside the number of rows
+SMALL = 24  # rows: fewer are solved for as they are, without the inverse
 ROUNDING = 1e-13  # of x and s, which are of order 1
 RESIDUAL = 1e-12  # of s on active rows, beside the largest x: more is no solution
 HIGHEST, LOWEST = 1e-2, 1e-8  # ridges: exchanges are few; far above rounding
@@ -142,7 +146,7 @@ def _descended(M: Array, q: Array, x: Array) -> tuple[Array, Mask] | None:
     return None
 
 
-def _leave(x: Array, active: Mask, at: Array, found: Array, down: Mask) -> None:
+def _leave(x: Array, active: Mask, at: Index, found: Array, down: Mask) -> None:
     """x goes towards `found` on the rows `at` as far as it stays ≥ 0, and the rows that stop it leave."""
     share = np.full(len(at), np.inf)
     share[down] = x[at[down]] / (x[at[down]] - found[down])
@@ -156,7 +160,7 @@ def _leave(x: Array, active: Mask, at: Array, found: Array, down: Mask) -> None:
 
 def _each(M: Array, q: Array, active: Mask) -> tuple[Array, Mask, Mask]:
     """`_exchanged` for every q and active of [K, n] at once, and for which of [K] it has ended."""
-    inverse = np.linalg.inv(M)
+    inverse = np.linalg.inv(M) if len(M) >= SMALL else M
     x, sides, ended = np.zeros_like(q), active.copy(), np.zeros(len(q), dtype=bool)
     going = np.arange(len(q))
     fewest, patience = np.full(len(q), len(M) + 1), np.full(len(q), PATIENCE)
@@ -182,6 +186,9 @@ def _solve_active(M: Array, inverse: Array, q: Array, active: Mask) -> tuple[Arr
 
     Solved on the active rows or on the others, whichever are fewer.
     """
+    if len(M) < SMALL:
+        x = _on_rows(M, q, active)
+        return x, x @ M + q
     many = 2 * active.sum(1) > len(M)
     x = np.zeros_like(q)
     few = ~many

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ Array = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 
 INDEPENDENT = 1e-3  # least residual length of a unit row on those before it
+LARGE = 32  # rows of a matrix that gains nothing by company
 SIGN = np.array([1.0, -1.0, 0.0])  # of RETAIN, FORGET and SUBSPACE rows
 
 
@@ -48,7 +50,13 @@ class LiveRows:
 Solve = Callable[[LiveRows], Array | None]
 
 
-def solved(G: Tensor, roles: Roles, solve: Solve, otherwise: Callable[[Tensor], Tensor]) -> Tensor:
+def solved(
+    G: Tensor,
+    roles: Roles,
+    solve: Solve,
+    otherwise: Callable[[Tensor], Tensor],
+    many: float = math.inf,
+) -> Tensor:
     """Weights [..., R] of each matrix by `solve` on the CPU; by `otherwise` elsewhere, and where it gives None.
 
     Args:
@@ -56,6 +64,8 @@ def solved(G: Tensor, roles: Roles, solve: Solve, otherwise: Callable[[Tensor], 
         roles: what the R rows are.
         solve: unit rows to the weights [R] of signed rows.
         otherwise: Gram matrices [..., R, R] to weights [..., R].
+        many: of so many small matrices or more, all from the first with dependent rows on are left
+            to `otherwise`, which solves them together.
 
     Returns:
         Weights, those of forget rows turned back.
@@ -67,23 +77,27 @@ def solved(G: Tensor, roles: Roles, solve: Solve, otherwise: Callable[[Tensor], 
         found = _one(G.detach().numpy(), sign, solve)
         return otherwise(G) if found is None else torch.from_numpy(found)
     matrices = G.detach().reshape(-1, *G.shape[-2:])
+    together = len(matrices) >= many and len(roles) < LARGE
     weights = np.zeros(matrices.shape[:2])
     left = []
     for i, matrix in enumerate(matrices.numpy()):
-        found = _one(matrix, sign, solve)
-        if found is None:
-            left.append(i)
-        else:
+        found = _one(matrix, sign, solve, dependent=not together)
+        if found is not None:
             weights[i] = found
+            continue
+        if together:
+            left = list(range(i, len(matrices)))
+            break
+        left.append(i)
     if left:
         weights[left] = otherwise(matrices[left]).numpy()
     return torch.from_numpy(weights).reshape(G.shape[:-1])
 
 
-def _one(G: Array, sign: Array, solve: Solve) -> Array | None:
-    """The weights [R] of one matrix [R, R]."""
+def _one(G: Array, sign: Array, solve: Solve, dependent: bool = True) -> Array | None:
+    """The weights [R] of one matrix [R, R]; None where rows are dependent that may not be."""
     rows = live_rows(G, sign)
-    if rows is None:
+    if rows is None or (rows.dependent and not dependent):
         return None
     try:
         with np.errstate(all="ignore"):  # what is not finite is no solution, and solvers say so

@@ -27,7 +27,9 @@ def project(rows: LiveRows, u: Array) -> Array | None:
 def project_each(rows: LiveRows, u: Array) -> Array | None:
     """Σ_i of `project` for u_i on row i alone, u [R]: weights [R]."""
     size = u[rows.live] * rows.length
-    x = several(rows.E, rows.E, rows.dependent)  # the cosines of row i with the others are row i of E
+    x = several(
+        rows.E, rows.E, rows.dependent
+    )  # the cosines of row i with the others are row i of E
     if x is None:
         return None
     v = u.copy()

@@ -39,7 +39,7 @@ class UPGrad(Method):
         G = check_gram("UPGrad", G, roles)
         if not len(roles):
             return G.new_zeros(G.shape[:-1])
-        return solved(G, roles, _on_host, lambda G: _on_device(G, roles))
+        return solved(G, roles, _on_host, lambda G: _on_device(G, roles), many=3)
 
     def outside(self, roles: Roles) -> Tensor:
         """Weights 1/T on retain rows, -1/T on forget rows, [R]: the weights where nothing conflicts."""

@@ -22,8 +22,8 @@ from mtu_fast.methods import (
     Method,
     NashMTL,
     UPGrad,
+    _exchange,
     _host,
-    _pivoting,
 )  # fmt: skip
 from tests.helpers import matrices
 from tests.helpers.matrices import roles, roles_of
@@ -34,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 METHODS: list[Method] = [
     DualProj(), UPGrad(), MGDA(), CAGrad(0.2), CAGrad(0.9), NashMTL(), FairGrad(0.5), FairGrad(2.0), IMTLG(),
 ]  # fmt: skip
+LIVE_ROWS = _host.live_rows
 every = pytest.mark.parametrize("method", METHODS, ids=repr)
 
 
@@ -48,6 +49,12 @@ def rows_of(R: int, pull: float, decades: float, seed: int) -> Tensor:
 def batched(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Call it to have nothing solved one by one from then on."""
     return lambda: monkeypatch.setattr(_host, "live_rows", lambda G, sign: None)
+
+
+def independent_only(G: _host.Array, sign: _host.Array) -> _host.LiveRows | None:
+    """`_host.live_rows`, with None where they are dependent."""
+    rows = LIVE_ROWS(G, sign)
+    return None if rows is None or rows.dependent else rows
 
 
 @every
@@ -99,14 +106,14 @@ def test_complementary_holds_its_conditions(n: int, pull: float) -> None:
     M = (J @ J.t()).numpy()
     generator = np.random.default_rng(n)
     q = generator.standard_normal((9, n))
-    together = _pivoting.several(M, q)
+    together = _exchange.several(M, q)
     assert together is not None
     for x, one in zip(together, q, strict=True):
         s = M @ x + one
         rounding = 1e-15 * n * (np.abs(M) @ x + np.abs(one))
         assert (x >= 0).all() and (s >= -1e-13 - rounding).all()
         assert (np.abs(s) <= rounding)[x > 0].all()
-        alone = _pivoting.complementary(M, one)
+        alone = _exchange.complementary(M, one)
         assert alone is not None
         np.testing.assert_allclose(alone, x, rtol=1e-9, atol=1e-12)
 
@@ -115,31 +122,51 @@ def test_a_cycle_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the exchanges do not end, the batched iteration answers."""
     J = rows_of(6, 0.9, 0.0, 0)
     found = {method: method(J @ J.t(), roles_of(6, 0)) for method in METHODS[:5]}
-    monkeypatch.setattr(_pivoting, "ROUNDS", 0)
+    monkeypatch.setattr(_exchange, "PATIENCE", 0)
+    monkeypatch.setattr(_exchange, "DESCENTS", 0)
     for method, weights in found.items():
-        assert _pivoting.complementary(np.eye(2), -np.ones(2)) is None
+        assert _exchange.complementary(np.eye(2), -np.ones(2)) is None
         assert relative_error(method(J @ J.t(), roles_of(6, 0)), weights) <= 1e-9
 
 
 @pytest.mark.parametrize(
-    "J",
+    ("J", "dependent"),
     [
-        matrices.with_duplicates(matrices.pulled_apart(4, 9), times=2),
-        matrices.low_rank(6, 20, rank=3),
-        torch.tensor([[torch.nan, 1.0], [1.0, 1.0]], dtype=torch.float64),
-        torch.tensor([[torch.inf, 1.0], [1.0, 1.0]], dtype=torch.float64),
+        (matrices.pulled_apart(4, 9), False),
+        (matrices.with_duplicates(matrices.pulled_apart(4, 9), times=2), True),
+        (matrices.low_rank(6, 20, rank=3), True),
     ],
-    ids=["duplicates", "low rank", "nan", "inf"],
+    ids=["independent", "duplicates", "low rank"],
 )
-def test_rows_that_are_dependent_or_not_finite_are_left_to_the_iteration(J: Tensor) -> None:
-    G = (J @ J.t()).numpy()
-    assert _host.live_rows(G, np.ones(len(J))) is None
+def test_dependent_rows_are_told_apart(J: Tensor, dependent: bool) -> None:
+    rows = _host.live_rows((J @ J.t()).numpy(), np.ones(len(J)))
+    assert rows is not None and rows.dependent is dependent
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_rows_that_are_not_finite_are_left_to_the_iteration(value: float) -> None:
+    J = torch.tensor([[value, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    assert _host.live_rows((J @ J.t()).numpy(), np.ones(2)) is None
+
+
+def test_exchanges_that_do_not_end_go_down_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    J = rows_of(12, 0.9, 0.0, 0)
+    M = (J @ J.t()).numpy() / float((J @ J.t()).diagonal().max())
+    q = np.linspace(-1.0, 0.5, 12)
+    x = _exchange.complementary(M, q)
+    monkeypatch.setattr(_exchange, "PATIENCE", 0)
+    for found in (_exchange.complementary(M, q), _exchange.several(M, q[None])):
+        assert x is not None and found is not None
+        np.testing.assert_allclose(found.reshape(-1), x, rtol=1e-9, atol=1e-12)
 
 
 @every
-def test_some_matrices_of_a_batch_are_left_to_the_iteration(method: Method) -> None:
+def test_some_matrices_of_a_batch_are_left_to_the_iteration(
+    method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sets = [rows_of(5, 0.5, 0.0, seed) for seed in range(3)]
     sets.insert(1, sets[0][[0, 0, 1, 2, 3]])
+    monkeypatch.setattr(_host, "live_rows", independent_only)
     G = torch.stack([J @ J.t() for J in sets])
     for J, g, w in zip(sets, G, method(G, roles_of(4, 1)), strict=True):
         assert relative_error(J.t() @ w, J.t() @ method(g, roles_of(4, 1))) <= 1e-10
