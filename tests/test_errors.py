@@ -878,22 +878,39 @@ def test_a_hook_that_changes_a_gradient() -> None:
     engine.rows(layer(torch.randn(2, 3)).squeeze(1))
 
 
+class Doubled(torch.autograd.Function):
+    """x, with a backward that may write to the gradient it is given."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, writes: bool) -> Tensor:
+        ctx.writes = writes
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return (grads[0].mul_(2) if ctx.writes else grads[0]), None
+
+
 class Shifted(nn.Module):
     """A layer whose output meets a shift; the gradient that both are given is one tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, hooked: bool) -> None:
         super().__init__()
-        self.layer, self.shift, self.writes = nn.Linear(3, 5), nn.Parameter(torch.randn(5)), False
+        self.layer, self.shift = nn.Linear(3, 5), nn.Parameter(torch.randn(5))
+        self.hooked, self.writes = hooked, False
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.layer(x)
-        h.register_hook(lambda g: g.mul_(2) if self.writes else None)
+        if self.hooked:
+            h.register_hook(lambda g: g.mul_(2) if self.writes else None)
+        else:
+            h = Doubled.apply(h, self.writes)
         return (h + self.shift).square().sum(1)
 
 
-def test_a_hook_that_writes_to_the_gradient_it_is_given() -> None:
+def test_a_backward_that_writes_to_the_gradient_it_is_given() -> None:
     """On a graph that is known already, so that no control pass sees it."""
-    model = Shifted()
+    model = Shifted(hooked=False)
     engine, params = mtu.Engine(model), trained(model)
     for model.writes in (False, True):
         before = grads(params)
@@ -908,6 +925,19 @@ def test_a_hook_that_writes_to_the_gradient_it_is_given() -> None:
             engine.backward(loss, mtu.OrthoGrad())
 
 
+def test_a_hook_that_writes_to_the_gradient_it_is_given() -> None:
+    """Each row is what a backward of its own gives, shift included."""
+    model = Shifted(hooked=True).double()
+    engine, params = mtu.Engine(model), trained(model)
+    engine.rows(model(torch.randn(N, 3, dtype=torch.float64)))
+    model.writes = True
+    losses = {"a": model(torch.randn(N, 3, dtype=torch.float64))}
+    truth = truth_of(losses, params)
+    with pytest.warns(RuntimeWarning, match="a hook sees the gradient at AddmmBackward0"):
+        assert_rows(engine.rows(losses), truth, params, 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:rows. a hook sees:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:backward. .grad still holds:UserWarning")  # on purpose
 @pytest.mark.parametrize("method", [mtu.OrthoGrad(), mtu.PCGrad(), mtu.GradDiff()])
 def test_a_hook_that_halves_an_activation_gradient(method: mtu.Method) -> None:

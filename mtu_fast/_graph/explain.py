@@ -22,12 +22,14 @@ class Note:
         by_rule: whether a rule gives the rows there, and not one local vjp per row.
         through: nodes that the rows are pulled through.
         again: whether a part of the forward runs again for it (checkpointing).
+        hooked: the node at which a hook is why rows come by a backward each.
     """
 
     node: str
     by_rule: bool
     through: tuple[str, ...] = ()
     again: bool = False
+    hooked: str = ""
 
     @property
     def slow(self) -> bool:
@@ -36,7 +38,8 @@ class Note:
 
     def __str__(self) -> str:
         if not self.node:
-            return "one backward per row"
+            why = f", since a hook sees the gradient at {self.hooked}" if self.hooked else ""
+            return f"one backward per row{why}"
         if not self.slow:
             again = ", tensors recomputed (checkpointing)" if self.again else ""
             return f"{self.node}: rule{again}"
@@ -48,7 +51,7 @@ class Note:
 def notes(graph: Graph, plan: Plan) -> dict[int, list[Note]]:
     """For each parameter, how its rows are obtained at each site."""
     if plan.alone:
-        return {j: [Note("", by_rule=False)] for j in graph.leaf.values()}
+        return {j: [Note("", False, hooked=plan.hooked)] for j in graph.leaf.values()}
     found: dict[int, list[Note]] = {}
     for sites in plan.sites.values():
         for site in sites:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from mtu_fast._graph import nodes as node_ops
+from mtu_fast._graph.carry import stem
 from mtu_fast._graph.nodes import ACCUMULATE, Grads
 
 Edge = tuple[int, int]  # (node, which of its outputs)
@@ -70,6 +72,15 @@ class Graph:
         for i in reversed(range(len(self.nodes))):
             found[i] = i in self.leaf or any(found[node] for node, _ in self.below(i))
         return found
+
+    @cached_property
+    def foreign(self) -> frozenset[int]:
+        """Nodes above a shared parameter whose backward is somebody's own, and thus need not be linear."""
+        found: list[int] = []
+        for i, name in enumerate(self.names):
+            if self.reaches[i] and node_ops.is_foreign(self.nodes[i], stem(name)):
+                found.append(i)
+        return frozenset(found)
 
     def below(self, i: int) -> list[Edge]:
         """The edges to where the gradients of a node's inputs go."""

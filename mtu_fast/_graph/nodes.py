@@ -91,6 +91,11 @@ def _whole(value: object) -> object:
     return value if type(value) in WHOLE else None
 
 
+def is_foreign(node: Any, stem: str) -> bool:
+    """Whether a node's backward is somebody's own, and thus need not be linear; `stem` is the op's name or ""."""
+    return not stem or _is_python(node)
+
+
 def recomputes(node: Any) -> bool:
     """Whether reading a saved tensor runs a part of the forward again (checkpointing)."""
     return _unpacking(node) is not None

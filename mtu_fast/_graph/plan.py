@@ -51,6 +51,7 @@ class Plan:
         late: whether some site was visited after the pass; found during the first pass.
         together: whether vmap gives the rows of a place where they are pulled; found there.
         alone: rows are taken by one ordinary backward each, and nothing else here is used.
+        hooked: the node at which a hook is why, by name.
     """
 
     sites: dict[int, list[Site]]
@@ -61,12 +62,14 @@ class Plan:
     late: bool = False
     together: dict[object, bool] = field(default_factory=dict)
     alone: bool = False
+    hooked: str = ""
 
     @staticmethod
-    def row_by_row(graph: Graph) -> Plan:
+    def row_by_row(graph: Graph, hooked: str = "") -> Plan:
         """A plan that knows nothing: right on any graph, at one backward per row."""
         tasks = len(graph.losses)
-        return Plan({}, [{} for _ in range(tasks)], [frozenset()] * tasks, [], alone=True)
+        maps: list[Maps] = [{} for _ in range(tasks)]
+        return Plan({}, maps, [frozenset()] * tasks, [], alone=True, hooked=hooked)
 
     def moved(self, graph: Graph) -> int | None:
         """The first node that moves rows in another way in another graph of the same signature; None if all is well."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from mtu_fast._graph.collect import Collector
 from mtu_fast._graph.explain import Explanation, notes
 from mtu_fast._graph.graph import Graph
+from mtu_fast._graph.hooks import Hooks
 from mtu_fast._graph.plan import Plan, discover
 from mtu_fast._graph.probe import Check, Fault, Uses, blame, lengths_of
 from mtu_fast._graph.sweep import outlives, sweep
@@ -81,6 +82,8 @@ class Plans:
         self._known: OrderedDict[Hashable, _Known] = OrderedDict()
         self._families: OrderedDict[Hashable, _Family] = OrderedDict()
         self._checks = 0
+        self._hooks = Hooks()
+        self._told: set[str] = set()  # nodes with a hook that were warned of
 
     def uses(self, graph: Graph, kept: Kept) -> Uses:
         """The uses of each parameter by the kept rows, per task; what is left of the graph is to be released.
@@ -88,16 +91,45 @@ class Plans:
         Raises:
             RuntimeError: the rows of the graph do not add up to what autograd gives.
         """
+        hook = self._hooks.first(graph)
+        uses = self._plain(graph, kept) if hook is None else self._hooked(graph, kept, hook)
+        self._hooks.done()
+        return uses
+
+    def _plain(self, graph: Graph, kept: Kept) -> Uses:
+        """By the plan of the graph's signature."""
         key = graph.signature()
-        known = self._known.pop(key, None)
-        if known is None:
-            uses, known = self._first(graph, kept)
-        elif (node := known.plan.moved(graph)) is not None:
-            uses = self._anew(graph, kept, known, node)
-        else:
-            uses = self._again(graph, kept, known)
+        uses, known = self._known_or_new(graph, kept, self._known.pop(key, None))
         self.explanation = known.explanation
         _keep(self._known, key, known)
+        return uses
+
+    def _known_or_new(self, graph: Graph, kept: Kept, known: _Known | None) -> tuple[Uses, _Known]:
+        """By what is known of a graph without hooks, if it still holds."""
+        if known is None:
+            return self._first(graph, kept)
+        node = known.plan.moved(graph)
+        if node is None:
+            return self._again(graph, kept, known), known
+        return self._anew(graph, kept, known, node), known
+
+    def _hooked(self, graph: Graph, kept: Kept, node: int) -> Uses:
+        """One backward a row, in each of which the hook sees that row alone; checked in every step."""
+        name = graph.names[node]
+        plan = Plan.row_by_row(graph, name)
+        uses, fault = self._checked(graph, plan, kept)
+        if fault is not None:
+            raise self._not_linear(graph, fault, name)
+        if name not in self._told:
+            self._told.add(name)
+            warnings.warn(
+                f"rows: a hook sees the gradient at {name} (of a tensor, a module or a node), and what it makes of a "
+                "row is its own, so all rows are taken by one backward each, exact and slow. A torch.autograd.Function "
+                "in its place is fast; without the hook all is.",
+                RuntimeWarning,
+                stacklevel=_frames_within(),
+            )
+        self.explanation = self._explained(graph, plan, uses)
         return uses
 
     def _first(self, graph: Graph, kept: Kept) -> tuple[Uses, _Known]:
@@ -157,12 +189,13 @@ class Plans:
             stacklevel=_frames_within(),
         )
 
-    def _not_linear(self, graph: Graph, fault: Fault) -> RuntimeError:
+    def _not_linear(self, graph: Graph, fault: Fault, hooked: str = "") -> RuntimeError:
         name = self._shared.names[fault.parameter]
         shape = tuple(self._shared.parameters[fault.parameter].shape)
+        hook = f"there is a hook at {hooked}, and " if hooked else ""
         return RuntimeError(
             f"rows: the rows of {name} {shape} do not add up to what autograd gives (error {fault.error:.1e} of "
-            f"{fault.size:.1e}), though each was taken by a backward of its own: {blame(graph)}. .grad is "
+            f"{fault.size:.1e}), though each was taken by a backward of its own: {hook}{blame(graph)}. .grad is "
             "untouched. Rows exist only where gradients are linear in the losses: remove the hook, or apply it to "
             ".grad after backward; per='task' needs no rows of samples."
         )
@@ -171,13 +204,13 @@ class Plans:
         trials = tuple(graph.names[trial.node] for trial in plan.trials)
         return Explanation.of(notes(graph, plan), self._shared, uses, trials, why)
 
-    def _sweep(self, graph: Graph, plan: Plan, kept: Kept, keep: bool) -> Uses:
-        """One data-gradient pass a task."""
+    def _sweep(self, graph: Graph, plan: Plan, kept: Kept, keep: bool, factor: float = 1.0) -> Uses:
+        """One data-gradient pass a task, of its losses times a factor."""
         found, budget = [], self._budget
         for task, rows in enumerate(kept):
             collector = Collector(plan.expected(task), rows, budget)
             last = task == len(kept) - 1
-            sweep(graph, plan, task, collector.visit, keep or not last)
+            sweep(graph, plan, task, collector.visit, keep or not last, factor)
             found.append(collector.finish())
             budget = collector.budget
         return found
@@ -196,7 +229,9 @@ class Plans:
         check = Check(graph, parameters, kept, lengths, self._checks, lenient=plan.alone)
         if again:
             uses = self._sweep(graph, plan, kept, keep=True)
-        return uses, check.fault(uses)
+        return uses, check.fault(
+            uses, lambda factor: self._sweep(graph, plan, kept, keep=True, factor=factor)
+        )
 
 
 def _keep(known: OrderedDict[Hashable, T], key: Hashable, value: T) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -37,8 +37,8 @@ class Check:
 
     Weights are powers of two, by which a backward rounds nothing: what rows and autograd may differ
     by is the order of the last sums. Where that is not enough, since a gradient is itself a
-    difference of larger ones, what rounding does to it is measured, by the same backward under
-    weights with another mantissa.
+    difference of larger ones, what rounding does to it is measured, by the same backward and by the
+    same rows under weights with another mantissa.
 
     Args:
         graph: the recorded graph; it is kept.
@@ -71,16 +71,25 @@ class Check:
         self._slack = min(8 * torch.finfo(graph.dtype).eps, 2.0**-7)
         self._floor = self._slack * sum(squares) ** 0.5 / 32
         self._noise: list[dict[int, float]] = []
+        self._noise_of_rows: list[dict[int, float]] = []
 
-    def fault(self, uses: Uses) -> Fault | None:
-        """The first parameter whose rows do not add up, None if all do."""
+    def fault(self, uses: Uses, again: Callable[[float], Uses]) -> Fault | None:
+        """The first parameter whose rows do not add up, None if all do.
+
+        Args:
+            uses: per task, the use of each parameter.
+            again: the same of the losses times a factor.
+        """
         for j in range(len(self._parameters)):
             size = self._sizes.get(j, 0.0)
             if not isfinite(size):
                 continue  # a row has no finite gradient: the Gram names it
             error = _distance(self._combined(uses, j), self._truth.get(j))
-            if not self._passes(error, size) and not self._is_rounding(j, error, size):
-                return Fault(j, error, size)
+            if self._passes(error, size) or self._is_rounding(j, error, size):
+                continue
+            if self._linear(j, size) and error <= self._rounding_of_rows(j, uses, again):
+                continue
+            return Fault(j, error, size)
         return None
 
     def _passes(self, error: float, size: float) -> bool:
@@ -94,15 +103,40 @@ class Check:
 
     def _is_rounding(self, j: int, error: float, size: float) -> bool:
         """Whether the gradient of a parameter rounds as much as that."""
+        if not self._linear(j, size):
+            return False
+        others = [distances.get(j, 0.0) for distances in self._noise[1:]]
+        return error <= self._slack * size + self._times(j) * max(others)
+
+    def _linear(self, j: int, size: float) -> bool:
+        """Whether twice the losses have twice the gradient: random numbers and bounds are no rounding."""
         if not self._noise:
-            self._noise = [self._rounded_by(factor) for factor in (1.0, *UNLIKE)]
-        again, *others = (distances.get(j, 0.0) for distances in self._noise)
-        bound = self._slack * size
-        if again > bound + self._floor:
-            return False  # random numbers, seen again, are no rounding
-        # The fewer numbers, the more two roundings may differ in size.
-        times = 4 + 12 / self._parameters[j].numel() ** 0.5
-        return error <= bound + times * max(others)
+            # at the lower end of float16 twice as much has a digit more
+            twice = 1.0 if self._graph.dtype == torch.float16 else 2.0
+            self._noise = [self._rounded_by(factor) for factor in (twice, *UNLIKE)]
+        return self._noise[0].get(j, 0.0) <= self._slack * size + self._floor
+
+    def _rounding_of_rows(self, j: int, uses: Uses, again: Callable[[float], Uses]) -> float:
+        """How much the rows of a parameter may err by rounding: sums in another order cancel less well."""
+        if not self._noise_of_rows:
+            for factor in UNLIKE:
+                self._noise_of_rows.append(self._rows_rounded_by(factor, uses, again(factor)))
+        return self._times(j) * max(distances[j] for distances in self._noise_of_rows)
+
+    def _times(self, j: int) -> float:
+        """The fewer numbers, the more two roundings may differ in size."""
+        return 4 + 12 / self._parameters[j].numel() ** 0.5
+
+    def _rows_rounded_by(self, factor: float, uses: Uses, again: Uses) -> dict[int, float]:
+        """How far the weighted sum of the rows moves, by parameter index, under losses times a factor."""
+        share = float(torch.tensor(factor, dtype=self._graph.losses[0].dtype))  # as it is rounded
+        found: dict[int, float] = {}
+        for j in range(len(self._parameters)):
+            total = self._combined(again, j)
+            if total is not None:
+                total = total.to(working_dtype(total)) / share
+            found[j] = _distance(total, self._combined(uses, j))
+        return found
 
     def _rounded_by(self, factor: float) -> dict[int, float]:
         """How far each gradient moves, by parameter index, under weights times a factor.

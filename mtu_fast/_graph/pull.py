@@ -71,6 +71,8 @@ def pulled(graph: Graph, seeds: Seeds, together: Together) -> Iterator[tuple[int
         node, few = edge[0], rows[0].numel() < len(rows) and not rows.is_complex()
         if node in graph.leaf:
             yield graph.leaf[node], Dense(tuple(rows.shape[1:]), rows)
+        elif graph.foreign and not graph.foreign.isdisjoint(graph.region([edge])):
+            left[edge] = rows  # what is not linear must see all of a row at once
         elif (found := _looked_up(graph, node, rows)) is not None:
             yield found
         elif few:
@@ -163,12 +165,12 @@ def _size(graph: Graph, nodes: Iterable[int]) -> int:
     return total
 
 
-def one_by_one(graph: Graph, task: int) -> Iterator[tuple[int, Use]]:
-    """The rows of a task by one ordinary backward each: what a row is by definition."""
+def one_by_one(graph: Graph, task: int, factor: float = 1.0) -> Iterator[tuple[int, Use]]:
+    """The rows of a task, times a factor, by one ordinary backward each: what a row is by definition."""
     leaves, loss = list(graph.leaf), graph.losses[task]
     wanted = [graph.nodes[i].variable for i in leaves]
     found: list[list[Tensor]] = [[] for _ in leaves]
-    for weights in torch.eye(len(loss), dtype=loss.dtype, device=loss.device):
+    for weights in factor * torch.eye(len(loss), dtype=loss.dtype, device=loss.device):
         grads = torch.autograd.grad([loss], wanted, [weights], retain_graph=True, allow_unused=True)
         for rows, g, p in zip(found, grads, wanted, strict=True):
             rows.append(torch.zeros_like(p) if g is None else densified(g))

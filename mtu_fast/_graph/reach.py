@@ -71,14 +71,39 @@ class Experiment:
         maps: of each output's gradient, None where there is none.
         count: the number of rows N.
         probes: what the gradients are made of.
+        scale: what they are multiplied by.
+        others: stands where no row is alive.
     """
 
-    def __init__(self, node: Any, maps: Sequence[Ids | None], count: int, probes: Probes) -> None:
+    def __init__(
+        self,
+        node: Any,
+        maps: Sequence[Ids | None],
+        count: int,
+        probes: Probes,
+        scale: float = 1.0,
+        others: float = 0.0,
+    ) -> None:
         self._node = node
         self._digits = max(1, (count - 1).bit_length())
         self._parts: list[_Part | None] = []
         for output, ids in enumerate(maps):
-            self._parts.append(None if ids is None else _Part(node, output, ids, probes))
+            part = None if ids is None else _Part(node, output, ids, probes, scale, others)
+            self._parts.append(part)
+
+    def whole(self, slots: Collection[int]) -> Grads:
+        """The inputs' gradients where all rows are alive."""
+        return self._run([None if part is None else part.whole() for part in self._parts], slots)
+
+    def beside(self, others: Experiment, digit: int, value: int, slots: Collection[int]) -> Grads:
+        """The inputs' gradients where the rows with a digit of this value are as here, and the rest as in another."""
+        given: list[Tensor | None] = []
+        for part, other in zip(self._parts, others._parts, strict=True):
+            if part is None or other is None:
+                given.append(None)
+            else:
+                given.append(part.alive(digit, value) + other.alive(digit, 1 - value))
+        return self._run(given, slots)
 
     def runs(self, slots: Collection[int]) -> Iterator[tuple[int, Grads, Grads]]:
         """For each digit, the inputs' gradients where the rows with it are alive, and where the others are.
@@ -92,7 +117,12 @@ class Experiment:
             yield digit, self._grads(digit, 1, slots), self._grads(digit, 0, slots)
 
     def _grads(self, digit: int, value: int, slots: Collection[int]) -> Grads:
-        given = [None if part is None else part.alive(digit, value) for part in self._parts]
+        given: list[Tensor | None] = []
+        for part in self._parts:
+            given.append(None if part is None else part.alive(digit, value))
+        return self._run(given, slots)
+
+    def _run(self, given: Sequence[Tensor | None], slots: Collection[int]) -> Grads:
         following = self._node.next_functions
         found: Grads = {}
         for slot, g in enumerate(node_ops.vjp(self._node, given)):
@@ -104,7 +134,9 @@ class Experiment:
 class _Part:
     """A gradient of one output in which rows can be switched on and off."""
 
-    def __init__(self, node: Any, output: int, ids: Ids, probes: Probes) -> None:
+    def __init__(
+        self, node: Any, output: int, ids: Ids, probes: Probes, scale: float, others: float
+    ) -> None:
         meta = node_ops.outputs(node)[output]
         self._ids, self._probes, self._device = ids, probes, meta.device
         if stem(node.name()) in SETTLED:
@@ -112,9 +144,19 @@ class _Part:
             self._values = one.expand(tuple(meta.shape))  # sums of ones never cancel
         else:
             self._values = probes.numbers(meta, output)
+        self._others = others
+        if scale != 1:
+            self._values = self._values * scale
+
+    def whole(self) -> Tensor:
+        there = torch.from_numpy(np.asarray(self._ids >= 0)).to(self._device)
+        return self._values * there
 
     def alive(self, digit: int, value: int) -> Tensor:
-        return self._values * self._probes.chosen(self._ids, digit, value, self._device)
+        chosen = self._probes.chosen(self._ids, digit, value, self._device)
+        if self._others == 0:
+            return self._values * chosen
+        return torch.where(chosen, self._values, self._others)
 
 
 def reach(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
+
 from mtu_fast._graph.chains import Way, through_chain
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.nodes import Grads, recomputes
@@ -22,7 +24,9 @@ BY_DATA = frozenset(
 Visit = Callable[[int, Use], None]
 
 
-def sweep(graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> None:
+def sweep(
+    graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool, factor: float = 1.0
+) -> None:
     """Call `visit(parameter, use)` for every site of the plan.
 
     Weight gradients are not computed. Sites without a rule, and those whose saved tensors are
@@ -35,18 +39,22 @@ def sweep(graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> None
         visit: what to do with a use.
         keep: whether the graph outlives the pass; needed on the first pass and where `outlives`
             says so.
+        factor: what the losses are multiplied by.
     """
     if plan.alone:
-        for parameter, row_use in one_by_one(graph, task):
+        for parameter, row_use in one_by_one(graph, task, factor):
             visit(parameter, row_use)
     else:
-        _Sweep(graph, plan, task, visit, keep).run()
+        _Sweep(graph, plan, task, visit, keep, factor).run()
 
 
 class _Sweep:
     """One pass, and what is left for after it: by node, its sites and output gradients."""
 
-    def __init__(self, graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool) -> None:
+    def __init__(
+        self, graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool, factor: float
+    ) -> None:
+        self._weights = torch.full_like(graph.losses[task], factor)
         self._graph, self._plan, self._visit, self._keep = graph, plan, visit, keep
         self._task, self._maps = task, plan.maps[task]
         self._late: dict[int, tuple[list[Site], Grads]] = {}
@@ -72,7 +80,7 @@ class _Sweep:
                 handles.append(self._graph.nodes[i].register_prehook(hook))
         edges = self._graph.edges(sorted(ends))
         try:
-            captured = iter(self._graph.backward(self._task, edges, keep=self._keep))
+            captured = iter(self._graph.backward(self._task, edges, self._weights, self._keep))
         finally:
             for handle in handles:
                 handle.remove()

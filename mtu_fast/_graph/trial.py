@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast._graph import nodes as node_ops
+from mtu_fast._graph.foreign import moved, settled
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.lookups import moved_by_index
 from mtu_fast._graph.reach import Probes, Reached, reach, strays
@@ -37,7 +38,9 @@ class Trial:
         left = {slot: ids for slot, ids in self.found.items() if slot not in by_index}
         if not left:
             return False
-        return _any(strays(node, self.maps, left, self.count, probes))
+        if _any(strays(node, self.maps, left, self.count, probes)):
+            return True
+        return moved(node, self.maps, left, self.count, probes)
 
 
 def ask(
@@ -50,7 +53,10 @@ def ask(
     """As `reach`, but by the index that the node saved where it is a look-up."""
     found = read(node, maps, slots)
     left = [slot for slot in slots if slot not in found]
-    return found | reach(node, maps, left, count, probes) if left else found
+    if not left:
+        return found
+    probes = probes or Probes()
+    return found | settled(node, maps, reach(node, maps, left, count, probes), count, probes)
 
 
 def read(node: Any, maps: Sequence[Ids | None], slots: Collection[int]) -> Reached:

@@ -12,7 +12,7 @@ from collections import Counter
 
 import torch
 
-from tests.random_models.check import LIMITS, Outcome, outcomes, smaller
+from tests.random_models.check import Outcome, outcomes, smaller
 from tests.random_models.generate import Model, model
 
 
@@ -29,30 +29,28 @@ def main() -> int:
         "--shrink", action="store_true", help="leave out what a fault does not need"
     )
     parser.add_argument("--coverage", action="store_true", help="how often each feature occurs")
-    parser.add_argument("--strict", action="store_true", help="hooks set later are no excuse")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # memory that nobody wrote to is NaN, as in the tests
-    limits = frozenset() if given.strict else LIMITS
     if given.seed is not None:
         m = model(given.seed, given.without, given.calls)
-        found = outcomes(m, limits)
-        _show(m, found, limits, given.shrink)
+        found = outcomes(m)
+        _show(m, found, given.shrink)
         if not any(o.fault for o in found):
             print("\n".join([str(m), *map(str, found)]))
         return any(o.fault for o in found)
-    return _many(range(*given.seeds), limits, given.shrink, given.coverage)
+    return _many(range(*given.seeds), given.shrink, given.coverage)
 
 
-def _many(seeds: range, limits: frozenset[str], shrink: bool, coverage: bool) -> int:
+def _many(seeds: range, shrink: bool, coverage: bool) -> int:
     calls: Counter[str] = Counter()
     models: Counter[str] = Counter()
     features: Counter[str] = Counter()
     start = time.perf_counter()
     for seed in seeds:
         m = model(seed)
-        found = outcomes(m, limits)
-        _show(m, found, limits, shrink)
+        found = outcomes(m)
+        _show(m, found, shrink)
         features.update(m.features)
         calls.update(o.kind for o in found)
         models.update({o.kind for o in found})
@@ -65,14 +63,14 @@ def _many(seeds: range, limits: frozenset[str], shrink: bool, coverage: bool) ->
     return any(Outcome(0, kind, "").fault for kind in calls)
 
 
-def _show(m: Model, found: list[Outcome], limits: frozenset[str], shrink: bool) -> None:
+def _show(m: Model, found: list[Outcome], shrink: bool) -> None:
     """The program of a fault, and the command that shows it again."""
     if not any(o.fault for o in found):
         return
     again = f"python -m tests.random_models --seed {m.seed}"
     if shrink:
-        m, again = smaller(m, limits), f"{again} --shrink"
-        found = outcomes(m, limits)
+        m, again = smaller(m), f"{again} --shrink"
+        found = outcomes(m)
     print("\n".join([str(m), *map(str, found), again, ""]), flush=True)
 
 

@@ -13,17 +13,10 @@ from torch import Tensor
 import mtu_fast as mtu
 from tests.helpers.checks import combine_error, random_weights
 from tests.helpers.truth import combine_truth, gram_truth, jacobian, matrix, relative_error
-from tests.random_models.functions import (
-    CLAMPS,
-    CLAMPS_LATER,
-    MIXES,
-    MIXES_LATER,
-    PARAMETER,
-    PARAMETER_LATER,
-)
+from tests.random_models.functions import NOT_LINEAR, PARAMETER, PARAMETER_LATER, RARE_HOOKS
 from tests.random_models.generate import Model, model
 
-RIGHT, REFUSED, UNDETECTED = "right", "refused", "undetected"
+RIGHT, REFUSED = "right", "refused"
 WRONG, UNSTATED, ACCEPTED, CRASHED, NO_TRUTH = (
     "wrong",
     "refused, not stated",
@@ -33,18 +26,11 @@ WRONG, UNSTATED, ACCEPTED, CRASHED, NO_TRUTH = (
 )
 FAULTS = (WRONG, UNSTATED, ACCEPTED, CRASHED, NO_TRUTH)
 
-# Who may be refused: the feature, the first call, and the words; a parameter with a hook must be,
-# by its name.
-STATED = (
-    (PARAMETER, 0, r"[Hh]ook"),
-    (PARAMETER_LATER, 1, r"[Hh]ook"),
-    (MIXES, 0, r"[Hh]ook"),
-    (MIXES_LATER, 1, r"[Hh]ook"),
-    (CLAMPS, 0, r"[Hh]ook"),
-    (CLAMPS_LATER, 1, r"[Hh]ook"),
-)
-# Who may be wrong between periodic checks, once the hook is set.
-LIMITS = frozenset((MIXES_LATER, CLAMPS_LATER))
+# Who may be refused: the feature and the first call; a parameter with a hook must be, by its name.
+STATED = {PARAMETER: 0, PARAMETER_LATER: 1} | NOT_LINEAR
+WORDS = re.compile(r"[Hh]ook")
+# Who may be warned of: one backward a row is slow.
+SLOW = {*RARE_HOOKS, *STATED, "scaling hook"}
 NOTHING = 1e-13  # a norm of J that is rounding
 
 
@@ -71,13 +57,8 @@ class Outcome:
         return f"call {self.call}: {self.kind}" + (f" ({self.text})" if self.text else "")
 
 
-def outcomes(m: Model, limits: Collection[str] = LIMITS) -> list[Outcome]:
-    """All calls of one engine.
-
-    Args:
-        m: the model.
-        limits: features under which a call may be wrong.
-    """
+def outcomes(m: Model) -> list[Outcome]:
+    """All calls of one engine."""
     params = [p for p in m.net.parameters() if p.requires_grad]
     engine, found = mtu.Engine(m.net), []
     for k in range(m.calls):
@@ -85,7 +66,7 @@ def outcomes(m: Model, limits: Collection[str] = LIMITS) -> list[Outcome]:
             dict(m.net.named_parameters())[m.hooked[0]].register_hook(_hook)
         losses = m.step(k)
         J = jacobian(losses, params)
-        found.append(_outcome(m, engine, losses, J, k, limits))
+        found.append(_outcome(m, engine, losses, J, k))
         if m.moves:
             _move(params, J)
     return found
@@ -97,7 +78,6 @@ def _outcome(
     losses: dict[str, Tensor],
     J: dict[int, Tensor],
     k: int,
-    limits: Collection[str],
 ) -> Outcome:
     params = [p for p in m.net.parameters() if p.requires_grad]
     if not all(bool(torch.isfinite(rows).all()) for rows in J.values()):
@@ -119,23 +99,20 @@ def _outcome(
         )
     except Exception as error:  # whatever it is belongs into the report, with the program
         return Outcome(k, CRASHED, f"{type(error).__name__}: {error}")
-    if said and m.features.isdisjoint(feature for feature, _, _ in STATED):
+    if said and m.features.isdisjoint(SLOW):
         return Outcome(k, UNSTATED, str(said[0].message))
     if _must_refuse(m, params, J, k):
         return Outcome(k, ACCEPTED, f"hook on {m.hooked[0]}")
     if max(gram, d) <= (1e-4 if "float32" in m.features else 1e-9) or _rounding(J, G):
         return Outcome(k, RIGHT, "")
-    excused = k >= 1 and not m.features.isdisjoint(limits)
-    return Outcome(k, UNDETECTED if excused else WRONG, f"Gram errs {gram:.1e}, combine {d:.1e}")
+    return Outcome(k, WRONG, f"Gram errs {gram:.1e}, combine {d:.1e}")
 
 
 def _stated(m: Model, k: int, text: str) -> bool:
     if m.hooked is not None and m.hooked[0] not in text:
         return False
-    return any(
-        feature in m.features and k >= first and re.search(words, text)
-        for feature, first, words in STATED
-    )
+    there = [feature for feature, first in STATED.items() if k >= first]
+    return not m.features.isdisjoint(there) and WORDS.search(text) is not None
 
 
 def _rounding(J: dict[int, Tensor], G: Tensor) -> bool:
@@ -163,15 +140,15 @@ def _move(params: list[Tensor], J: dict[int, Tensor]) -> None:
             p.sub_(0.1 / size * rows.mean(0))
 
 
-def smaller(m: Model, limits: Collection[str] = LIMITS) -> Model:
+def smaller(m: Model) -> Model:
     """A program with the same fault from which no operation, task or call can be left out."""
-    kinds = {o.kind for o in outcomes(m, limits) if o.fault}
+    kinds = {o.kind for o in outcomes(m) if o.fault}
     without: set[str] = set()
     calls = m.calls
 
     def fails(names: Collection[str], calls: int) -> bool:
         try:
-            return any(o.kind in kinds for o in outcomes(model(m.seed, names, calls), limits))
+            return any(o.kind in kinds for o in outcomes(model(m.seed, names, calls)))
         except Exception:  # what is left is no program
             return False
 

@@ -79,7 +79,7 @@ def custom_function(d: Draw, seq: bool) -> Run:
     return run
 
 
-def _hooked(h: Tensor, hook: Callable[[Tensor], Tensor]) -> Tensor:
+def _hooked(h: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Tensor:
     """A tensor of its own, equal to h, with a hook on its gradient."""
     y = h * 1.0
     y.register_hook(lambda g: None if g is None else hook(g))
@@ -104,33 +104,83 @@ def scaling_hook(d: Draw, seq: bool) -> Run:
     return run
 
 
-def mixing_hook(first: int) -> Callable[[Draw, bool], Run]:
-    """Linear, but rows meet; set from the call `first` on."""
-
-    def make(d: Draw, seq: bool) -> Run:
-        return lambda step, h: _hooked(h, lambda g: g - g.mean(0)) if step.k >= first else h
-
-    return make
+def _clipped(g: Tensor, most: float) -> Tensor | None:
+    """At most of this norm, all samples together; left alone below it."""
+    norm = g.norm()
+    return g * (most / norm) if norm > most else None
 
 
-def clamping_hook(first: int) -> Callable[[Draw, bool], Run]:
-    """Not linear; set from the call `first` on."""
+def _guarded(g: Tensor) -> Tensor | None:
+    """Nothing of a gradient that is large anywhere, as of one that is not finite."""
+    return torch.zeros_like(g) if bool((g.abs() > 0.5).any()) else None
+
+
+# What a hook, or a backward of one's own, may make of a gradient; the bound is of about the size of
+# gradients.
+CHANGES: dict[str, Callable[[Tensor, float], Tensor | None]] = {
+    "mixes": lambda g, bound: g - g.mean(0),
+    "clamps": lambda g, bound: g.clamp(-bound, bound),
+    "clips the norm": _clipped,
+    "divides by the norm": lambda g, bound: g / (g.norm() + bound),
+    "signs": lambda g, bound: torch.sign(g),
+    "guards": lambda g, bound: _guarded(g),
+    "drops what is small": lambda g, bound: torch.where(g.abs() < bound, 0.0, g),
+}
+Change = Callable[[Tensor], "Tensor | None"]
+
+
+def _module_hooked(h: Tensor, change: Change) -> Tensor:
+    """Through a module with a full backward hook."""
+    module = torch.nn.Tanh()
+
+    def hook(_: object, grads: Any, __: object) -> Any:
+        changed = None if grads[0] is None else change(grads[0])
+        return None if changed is None else (changed,)
+
+    module.register_full_backward_hook(hook)
+    return module(h)
+
+
+class Changed(torch.autograd.Function):
+    """x, with a backward that changes the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, change: Change) -> Tensor:
+        ctx.change = change
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        changed = ctx.change(grads[0])
+        return (grads[0] if changed is None else changed), None
+
+
+PLACES: dict[str, Callable[[Tensor, Change], Tensor]] = {
+    "tensor": _hooked,
+    "module": _module_hooked,
+    "function": lambda h, change: Changed.apply(h, change),
+}
+
+
+def changing(kind: str, first: int) -> Callable[[Draw, bool], Run]:
+    """A change by a hook or a function; set from the call `first` on."""
 
     def make(d: Draw, seq: bool) -> Run:
         bound = d.pick(0.01, 0.1)
-        return lambda step, h: (
-            _hooked(h, lambda g: g.clamp(-bound, bound)) if step.k >= first else h
-        )
+        # the two kinds that were there first stay on tensors
+        places = ("tensor",) if kind in ("mixes", "clamps") else tuple(PLACES)
+        place = PLACES[d.choose("hook on", *places) if len(places) > 1 else places[0]]
+        return lambda step, h: place(h, lambda g: CHANGES[kind](g, bound)) if step.k >= first else h
 
     return make
 
 
-MIXES, MIXES_LATER = "hook that mixes", "hook that mixes, set later"
-CLAMPS, CLAMPS_LATER = "hook that clamps", "hook that clamps, set later"
+def _named(kind: str, first: int) -> str:
+    return f"hook that {kind}" + (", set later" if first else "")
+
+
 PARAMETER, PARAMETER_LATER = "hook on a parameter", "hook on a parameter, set later"
-RARE_HOOKS = {
-    MIXES: mixing_hook(0),
-    MIXES_LATER: mixing_hook(1),
-    CLAMPS: clamping_hook(0),
-    CLAMPS_LATER: clamping_hook(1),
-}
+RARE_HOOKS = {_named(kind, first): changing(kind, first) for kind in CHANGES for first in (0, 1)}
+# What need not be linear may be refused, by words that speak of hooks, from the call on that sets
+# it.
+NOT_LINEAR = {_named(kind, first): first for kind in CHANGES if kind != "mixes" for first in (0, 1)}

@@ -11,11 +11,11 @@ import mtu_fast as mtu
 from mtu_fast._graph import taking
 from tests.random_models.check import ACCEPTED, REFUSED, RIGHT, UNSTATED, WRONG, outcomes
 from tests.random_models.draw import OPERATIONS
-from tests.random_models.functions import PARAMETER
+from tests.random_models.functions import PARAMETER, RARE_HOOKS
 from tests.random_models.generate import model
 
 MODELS, CHUNK, OFTEN = 1000, 25, 15
-PLAIN, HOOKED = 14, 4  # models without and with a hook on a parameter
+PLAIN, HOOKED = 18, 80 + len(RARE_HOOKS)  # models without and with a hook on a parameter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,6 +28,13 @@ def test_no_model_is_wrong(first: int) -> None:
         m = model(seed)
         faults += [f"\n{m}\n{outcome}" for outcome in outcomes(m) if outcome.fault]
     assert not faults, "".join(faults)
+
+
+@pytest.mark.parametrize("seed", [910962, 920185, 3000156])
+def test_models_that_were_wrong_or_warned_of(seed: int) -> None:
+    """A clamp that saw the parts of a row one by one; gradients of which rounding is all there is."""
+    m = model(seed)
+    assert [f"\n{m}\n{outcome}" for outcome in outcomes(m) if outcome.fault] == []
 
 
 def test_every_feature_occurs() -> None:
