@@ -273,7 +273,7 @@ def test_what_is_said_of_a_hook() -> None:
     with pytest.warns(RuntimeWarning, match=r"hook sees the gradient at MulBackward0 .*exact and"):
         engine.rows(losses_of(net, lambda h: by_tensor(h, CHANGES["halves"]), 1.0))
     (site,) = engine.explain().lines[0].sites
-    assert site == "one backward a row, since a hook sees the gradient at MulBackward0"
+    assert site == "one backward per row, since a hook sees the gradient at MulBackward0"
     with pytest.raises(RuntimeError, match=r"there is a hook at MulBackward0, and .*not linear"):
         engine.rows(losses_of(net, lambda h: by_tensor(h, CHANGES["clamps"]), 1.0))
     engine.rows(losses_of(net, plain, 1.0))
