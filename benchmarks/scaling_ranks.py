@@ -65,8 +65,8 @@ def measured(sizes: Sizes, samples: int, rank: int, ranks: int) -> Result:
         step_of(engine, model, x)
         seconds.append(time.perf_counter() - start)
     sent = 0.0
-    if engine._ranks is not None:
-        sent = engine._ranks.sent["rows.gram: uses"] / len(seconds)
+    if engine._taking.ranks is not None:
+        sent = engine._taking.ranks.sent["rows.gram: uses"] / len(seconds)
     held = min(sizes.positions * 2 * sizes.width, sizes.width**2) * 4 * samples * sizes.layers
     return Result(median(seconds[3:]), sent, held * (ranks - 1) / ranks)
 

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from mtu_fast._checks.values import check_direction
-from mtu_fast._distributed.gram import joined_gram
-from mtu_fast._distributed.joining import given, own_rows
+from mtu_fast._checks.renamed import warn_renamed
+from mtu_fast._distributed.products import JoinedProducts
 from mtu_fast._distributed.ranks import Ranks
-from mtu_fast._distributed.sums import summed
-from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._ops.gram_schmidt import effective_rank
-from mtu_fast._rows import vjp
 from mtu_fast._rows.autocast import without_autocast
-from mtu_fast._rows.grad import accumulate, add, as_autograd_gives, check_finite
-from mtu_fast._rows.gram import add_gram
+from mtu_fast._rows.explicit import explicit
+from mtu_fast._rows.grad import accumulate, add, as_autograd_gives
+from mtu_fast._rows.own import OwnProducts
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.solve import solve
-from mtu_fast._rows.task_rows import Span, TaskRows, all_roles, join_roles, uses_of
+from mtu_fast._rows.task_rows import TaskRows, all_roles, uses_of
 from mtu_fast._rows.update import Update, check_meant, check_method
-from mtu_fast._rows.uses import Dense, Use
-from mtu_fast._rows.validity import check_gram, check_lengths, check_open
-from mtu_fast._rows.weights import has_outside, outside_gradients, spread
-from mtu_fast.errors import NotFiniteError
-from mtu_fast.methods import FORGET, SUBSPACE, Method, Roles
+from mtu_fast._rows.validity import check_open
+from mtu_fast._rows.weights import has_outside
+from mtu_fast.methods import FORGET, Method
 from mtu_fast.methods.base import dependence_tolerance
 
 
@@ -47,8 +39,12 @@ class Rows:
     ) -> None:
         self._shared = shared
         self._parts = list(parts)
-        self._ranks = ranks
         self.roles = all_roles(self._parts)
+        self._products: OwnProducts | JoinedProducts
+        if ranks is None:
+            self._products = OwnProducts(shared, self._parts, self.roles)
+        else:
+            self._products = JoinedProducts(shared, self._parts, self.roles, ranks)
 
     def __len__(self) -> int:
         return len(self.roles)
@@ -77,15 +73,7 @@ class Rows:
             RuntimeError: the rows are used up, or a row's gradient is not finite.
         """
         groups = self._shared.groups(per)
-        if self._ranks is None:
-            gram = self._own_gram(groups)
-        else:
-            gram = joined_gram(self._ranks, self._parts, self._shared, groups)
-        check_gram(gram, self.roles)
-        if self._ranks is None:
-            check_lengths(gram, self._parts, self.roles)
-        elif self.roles.dtype == gram.dtype:  # the others are never too short
-            self._ranks.agreed("rows.gram", partial(self._check_own_lengths, gram))
+        gram = self._products.gram(groups)
         return gram[0] if per == "total" else gram
 
     def names(self, per: str = "layer") -> tuple[str, ...]:
@@ -111,11 +99,7 @@ class Rows:
             ValueError: weights of the wrong shape.
             RuntimeError: the rows are used up, or parameters changed since.
         """
-        if self._ranks is None:
-            return self._own_vjp(w)
-        parameters = self._shared.parameters
-        found = summed(self._ranks, "rows.vjp", lambda: self._own_vjp(w), parameters)
-        return {parameter: d.to(parameter.dtype) for parameter, d in found.items()}
+        return self._products.vjp(w)
 
     @without_autocast
     def jvp(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor:
@@ -139,13 +123,7 @@ class Rows:
             RuntimeError: the rows are used up, or parameters changed since.
         """
         groups = self._shared.groups(per)
-        if self._ranks is None:
-            found = self._own_jvp(d, groups)
-        else:
-            own = self._ranks.agreed("rows.jvp", lambda: self._own_jvp(d, groups))
-            found = self.roles.loss.new_zeros(len(groups), len(self))
-            found[:, own_rows(self._parts, self._ranks)] = own
-            found = self._ranks.sum("rows.jvp: sum", found)
+        found = self._products.jvp(d, groups)
         return found[0] if per == "total" else found
 
     @without_autocast
@@ -160,16 +138,7 @@ class Rows:
         Raises:
             RuntimeError: the rows are used up.
         """
-        check_open(self._parts, self._shared)
-        found: dict[Tensor, Tensor] = {}
-        count = self._own_count()
-        for j, parameter in enumerate(self._shared.parameters):
-            for span, use in zip(*uses_of(self._parts, j), strict=True):
-                rows = use.grounded().rows
-                if parameter not in found:
-                    found[parameter] = rows.new_zeros(count, *parameter.shape)
-                found[parameter][slice(*span)] = rows.view(-1, *parameter.shape)
-        return found
+        return self._products.jacobian()
 
     def rank(self) -> Tensor:
         """The effective rank of all rows together: those above the dependence tolerance of their dtype; `[]` int64."""
@@ -209,14 +178,10 @@ class Rows:
             ValueError: names that are no tasks of the rows.
             RuntimeError: the rows are used up.
         """
-        if self._ranks is None:
-            check_open(self._parts, self._shared)
-        else:
-            opened = partial(check_open, self._parts, self._shared)
-            self._ranks.agreed("rows.to_subspace", opened)
+        self._products.check_open()
         wanted = self._chosen(tasks)
         chosen = [part for part in self._parts if wanted.issuperset(part.roles.tasks)]
-        return Rows(self._shared, [part.to_subspace() for part in chosen], self._ranks)
+        return Rows(self._shared, [part.to_subspace() for part in chosen], self._products.ranks)
 
     def _chosen(self, tasks: Iterable[str] | None) -> set[str]:
         if tasks is None:
@@ -236,14 +201,8 @@ class Rows:
 
     def replaced(self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype) -> Rows:
         """Other rows of kind SUBSPACE in the same space, explicit, as `explicit` makes them."""
-        rows = explicit(self._shared, vectors, task, dtype)
-        if self._ranks is None:
-            return rows
-        counts = [0] * self._ranks.size
-        for part in self._parts:
-            if part.everywhere is not None:
-                counts = [a + b for a, b in zip(counts, part.everywhere.counts, strict=True)]
-        return Rows(self._shared, [given(rows._parts[0], counts)], self._ranks)
+        part = explicit(self._shared, vectors, task, dtype)
+        return Rows(self._shared, [self._products.given(part)], self._products.ranks)
 
     # ---- .grad -----------------------------------------------------------------------------------
 
@@ -273,91 +232,16 @@ class Rows:
         check_method(method)
         if check and not isinstance(method, Tensor):
             check_meant(method, self.roles)
-        if self._ranks is None:
-            check_open(self._parts, self._shared)
-        else:
-            self._ranks.same_generator(method)
+        self._products.prepare(method)
         solved = solve(self, method, self._shared, has_outside(self._parts))
         found, residual = solved.direction(self, self._shared)
-        others = self._outside(solved.outside if outside is None else outside)
-        self._check_finite([*others.values(), *solved.unsure(found)], solved.weights)
+        others = self._products.outside(solved.outside if outside is None else outside)
+        self._products.check_finite([*others.values(), *solved.unsure(found)], solved.weights)
         add(found, others)
         accumulate(self._as_autograd_gives(found))
         for part in self._parts:
             part.use_up()
         return Update(solved.weights, self.roles, solved.gram, residual)
-
-    # ---- of this process -------------------------------------------------------------------------
-
-    def _own_count(self) -> int:
-        return sum(map(len, self._parts))
-
-    def _own_gram(self, groups: Sequence[Sequence[int]]) -> Tensor:
-        check_open(self._parts, self._shared)
-        gram = self.roles.loss.new_zeros(len(groups), len(self), len(self))
-        for g, group in enumerate(groups):
-            add_gram(gram[g], self._parts, group, self._shared.precision)
-        return gram
-
-    def _check_own_lengths(self, gram: Tensor) -> None:
-        rows = self._own_rows()
-        roles = join_roles([part.roles for part in self._parts])
-        check_lengths(gram[:, rows][:, :, rows], self._parts, replace(roles, dtype=gram.dtype))
-
-    def _own_vjp(self, w: Tensor) -> dict[Tensor, Tensor]:
-        check_open(self._parts, self._shared)
-        of_parameters = spread(w, self._shared, len(self), self.roles.loss)
-        weights = _Weights(of_parameters, self._own_rows())
-        found: dict[Tensor, Tensor] = {}
-        for j, parameter in enumerate(self._shared.parameters):
-            spans, uses = uses_of(self._parts, j)
-            if uses:
-                pieces = [weights.of(j, span, u) for span, u in zip(spans, uses, strict=True)]
-                d = vjp.vjp(uses, pieces).view(parameter.shape)
-                # over several ranks, sums come first and rounding last
-                found[parameter] = d.to(parameter.dtype) if self._ranks is None else d
-        return found
-
-    def _own_jvp(self, d: Mapping[Tensor, Tensor], groups: Sequence[Sequence[int]]) -> Tensor:
-        check_open(self._parts, self._shared)
-        check_direction(d, self.parameters)
-        found = self.roles.loss.new_zeros(len(groups), self._own_count())
-        for g, group in enumerate(groups):
-            for j in group:
-                moved = d.get(self._shared.parameters[j])
-                if moved is None:
-                    continue
-                for span, use in zip(*uses_of(self._parts, j), strict=True):
-                    found[g, slice(*span)] += use.jvp(moved)
-        return found
-
-    def _check_finite(self, update: Sequence[Tensor], weights: Tensor) -> None:
-        """Weights and update are finite, else all ranks raise the error of the one that found it."""
-        try:
-            check_finite([weights, *update])
-        except NotFiniteError:
-            if self._ranks is not None:
-                found = partial(self._own_vjp, weights)
-                self._ranks.agreed("rows.backward", lambda: check_finite(found().values()))
-            raise
-
-    def _own_rows(self) -> Tensor | None:
-        """Which of all rows are this process's; None for all."""
-        return None if self._ranks is None else own_rows(self._parts, self._ranks)
-
-    def _outside(self, w: Tensor) -> dict[Tensor, Tensor]:
-        """Gradients of the weighted losses by the parameters outside."""
-        if self._ranks is None:
-            return outside_gradients(self._parts, w)
-        ranks, rows = self._ranks, own_rows(self._parts, self._ranks)
-
-        def own() -> dict[Tensor, Tensor]:
-            is_whole = w.dim() == 1 and len(w) == len(self)
-            found = outside_gradients(self._parts, w[rows] if is_whole else w)
-            check_finite(found.values())
-            return found
-
-        return summed(ranks, "rows.backward", own, ranks.outside())
 
     def _as_autograd_gives(self, found: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         for j, parameter in enumerate(self._shared.parameters):
@@ -370,85 +254,29 @@ class Rows:
 
     def combine(self, w: Tensor) -> dict[Tensor, Tensor]:
         """`vjp`; deprecated."""
-        _renamed("combine(w)", "vjp(w)")
+        warn_renamed("rows", "combine(w)", "vjp(w)")
         return self.vjp(w)
 
     def push(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor:
         """`jvp`; deprecated."""
-        _renamed("push(d)", "jvp(d)")
+        warn_renamed("rows", "push(d)", "jvp(d)")
         return self.jvp(d, per)
 
     def kept(self, tasks: Iterable[str] | None = None) -> Rows:
         """`to_subspace`; deprecated."""
-        _renamed("kept(tasks)", "to_subspace(tasks)")
+        warn_renamed("rows", "kept(tasks)", "to_subspace(tasks)")
         return self.to_subspace(tasks)
 
     def update(self, method: Method | Tensor, *, outside: Tensor | None = None) -> Update:
         """`backward(method, check=False)`; deprecated."""
-        _renamed("update(method)", "backward(method, check=False)")
+        warn_renamed("rows", "update(method)", "backward(method, check=False)")
         return self.backward(method, outside=outside, check=False)
 
     @property
     def held(self) -> int:
         """`nbytes`; deprecated."""
-        _renamed("held", "nbytes")
+        warn_renamed("rows", "held", "nbytes")
         return self.nbytes
-
-
-def _renamed(old: str, new: str) -> None:
-    warnings.warn(
-        f"rows.{old} is called rows.{new} now; the old name goes in the next version.",
-        DeprecationWarning,
-        stacklevel=3,
-    )
-
-
-class _Weights:
-    """Weights of all parameters, narrowed once for all that share a dtype and span, not once each."""
-
-    def __init__(self, spread: Sequence[Tensor], rows: Tensor | None) -> None:
-        self._spread = spread
-        self._rows = rows
-        self._narrowed: dict[tuple[int, Span, torch.dtype], Tensor] = {}
-
-    def of(self, j: int, span: Span, use: Use) -> Tensor:
-        """The weights of parameter j for a span of rows, in the dtype the use works in."""
-        dtype = working_dtype(use.tensors[-1])
-        key = (id(self._spread[j]), span, dtype)
-        if key not in self._narrowed:
-            w = self._spread[j]
-            own = w if self._rows is None else w[self._rows]
-            self._narrowed[key] = own[slice(*span)].to(dtype)
-        return self._narrowed[key]
-
-
-def explicit(shared: Shared, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype) -> Rows:
-    """K vectors, `[K, *shape]` for each parameter by name, as rows of kind SUBSPACE that outlive a step.
-
-    Args:
-        shared: the parameters whose space they lie in.
-        vectors: {name of a parameter: its part of every vector}; zero where a parameter is left
-            out.
-        task: the task they are said to be of.
-        dtype: the precision in which they were computed, whatever they are held in.
-
-    Returns:
-        K rows.
-    """
-    uses: dict[int, Use] = {}
-    for name, v in vectors.items():
-        uses[shared.names.index(name)] = Dense(tuple(v.shape[1:]), v)
-    count = max((use.count for use in uses.values()), default=0)
-    first = torch.zeros(count, dtype=torch.int64, device=shared.parameters[0].device)
-    roles = Roles(
-        task=first,
-        sample=torch.full_like(first, -1),
-        kind=torch.full_like(first, SUBSPACE),
-        loss=first.to(torch.float64),
-        tasks=(task,),
-        dtype=dtype,
-    )
-    return Rows(shared, [TaskRows.explicit(roles, uses, shared)])
 
 
 def cat(*rows: Rows) -> Rows:
@@ -473,7 +301,9 @@ def cat(*rows: Rows) -> Rows:
             raise ValueError(
                 "cat: found rows of different engines, expected one engine: its parameters are the space."
             )
-        if each._ranks is None:  # else looked at by all ranks together, before the next exchange
+        if (
+            each._products.ranks is None
+        ):  # else looked at by all ranks together, before the next exchange
             check_open(each._parts, each._shared)
     parts = [part for each in rows for part in each._parts]
     used_up = [id(part) for part in parts if len(part) and not part.persistent]
@@ -481,4 +311,4 @@ def cat(*rows: Rows) -> Rows:
         raise ValueError(
             "cat: found the same rows twice, expected each once: they would count double."
         )
-    return Rows(rows[0]._shared, parts, rows[0]._ranks)
+    return Rows(rows[0]._shared, parts, rows[0]._products.ranks)

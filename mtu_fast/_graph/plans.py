@@ -186,7 +186,7 @@ class Plans:
             f"{fault.size:.1e}), so all are taken by one backward each, exact and slow. A hook that changes "
             "gradients across samples? If there is none, please report the model.",
             RuntimeWarning,
-            stacklevel=_frames_within(),
+            stacklevel=frames_within(),
         )
 
     def _not_linear(self, graph: Graph, fault: Fault, hooked: str = "") -> RuntimeError:
@@ -241,7 +241,7 @@ def _keep(known: OrderedDict[Hashable, T], key: Hashable, value: T) -> None:
         known.popitem(last=False)
 
 
-def _frames_within() -> int:
+def frames_within() -> int:
     """How many frames up the caller of the package is, as `warnings.warn` counts in the function that asks."""
     frame, count = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("mtu_fast."):

@@ -10,12 +10,12 @@ from torch import Tensor
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.nodes import densified
 from mtu_fast._graph.plans import Plans
+from mtu_fast._rows.bare import no_rows
 from mtu_fast._rows.batch import Batch, roles_of
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.space import Space
 from mtu_fast._rows.task_rows import TaskRows
 from mtu_fast._rows.uses import Dense, Use
-from mtu_fast.methods import Roles
 
 Counts = Mapping[tuple[str, int], int]  # (task, kind) -> samples
 
@@ -71,24 +71,6 @@ def mean_rows(
     return found or no_rows(batch, space.shared)
 
 
-def no_rows(batch: Batch, shared: Shared) -> list[TaskRows]:
-    """The rows of a batch without a sample that gives one."""
-    found = []
-    for task, loss in batch.losses.items():
-        nothing = torch.zeros(0, dtype=torch.int64, device=loss.device)
-        roles = roles_of(task, nothing, nothing, loss[:0], loss.dtype)
-        found.append(TaskRows.of(roles, {}, {}, shared))
-    return found
-
-
-def no_gradients(batch: Batch, shared: Shared) -> list[TaskRows]:
-    """The rows of a batch as far as their roles, where no graph was looked at."""
-    found = []
-    for roles in sample_roles(batch, batch.labels()):
-        found.append(TaskRows.of(roles, {}, {}, shared))
-    return found
-
-
 def weighted_gradients(
     batch: Batch, at: Mapping[str, Tensor], weights: Tensor, outside: Tensor, space: Space
 ) -> dict[Tensor, Tensor]:
@@ -109,11 +91,6 @@ def weighted_gradients(
         return _weighted(batch, at, weights, [*shared, *others], retain=False)
     found = _weighted(batch, at, outside, others, retain=True)
     return found | _weighted(batch, at, weights, shared, retain=False)
-
-
-def sample_roles(batch: Batch, at: Mapping[str, Tensor]) -> list[Roles]:
-    """Roles of the rows of each task, where no graph was looked at."""
-    return [batch.roles(task, at[task], loss.dtype) for task, loss in batch.losses.items()]
 
 
 def _outside(

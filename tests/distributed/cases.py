@@ -385,7 +385,7 @@ def bytes_are_counted() -> None:
     it, batches = pair(), per_rank()
     ours = rows_of(it.engine, it.model, mine(batches))
     held = sum(use.held for part in ours._parts for use in part.uses.values())
-    ranks = it.engine._ranks
+    ranks = it.engine._taking.ranks
     assert ranks is not None
     ours.gram()
     head = 4096 * len(it.inside.shared)

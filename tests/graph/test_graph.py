@@ -288,7 +288,7 @@ def test_lengths_that_change_every_step(monkeypatch: pytest.MonkeyPatch) -> None
     lengths = [1, 2, 3, 1, 2, 3, 4, 5, 4, 5, 1, 5, 1]
     engine = steps(net, (net(double(N, s, 3)).square().mean((1, 2)) for s in lengths))
     assert len(found) == 6
-    assert len(engine._plans._known) == 3
+    assert len(engine._own.plans._known) == 3
 
 
 def test_a_batch_that_changes_its_size() -> None:
@@ -532,7 +532,7 @@ def test_a_maximum_over_features_keeps_its_plan(monkeypatch: pytest.MonkeyPatch)
     net, found = nn.Linear(3, 6).double(), discoveries(monkeypatch)
     for dim in (2, -1):
         engine = steps(net, (net(double(N, S, 3)).max(dim).values.sum(1) for _ in range(3)))
-        assert not any(known.plan.trials for known in engine._plans._known.values())
+        assert not any(known.plan.trials for known in engine._own.plans._known.values())
     assert len(found) == 2
 
 

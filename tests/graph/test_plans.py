@@ -125,7 +125,7 @@ def test_a_kept_plan_that_went_wrong_is_made_anew(name: str) -> None:
     engine, params = mtu.Engine(model), trained(model)
     for _step in range(2):
         engine.rows(loss_of(model))
-    (known,) = engine._plans._known.values()
+    (known,) = engine._own.plans._known.values()
     known.plan = FAULTS[name](known.plan)
     for _step in range(2):
         loss = loss_of(model)

@@ -1,0 +1,143 @@
+"""Rows and gradients of the losses of this process."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mtu_fast._graph.autograd_errors import translated
+from mtu_fast._graph.compiled import SLOW, is_compiled
+from mtu_fast._graph.graph import Graph
+from mtu_fast._graph.plans import Plans, frames_within
+from mtu_fast._graph.statistics import used_up
+from mtu_fast._graph.taking import (
+    Counts,
+    mean_rows,
+    sample_rows,
+    weighted_gradients,
+)
+from mtu_fast._rows.bare import no_rows, sample_roles
+from mtu_fast._rows.batch import Batch
+from mtu_fast._rows.grad import accumulate, check_finite
+from mtu_fast._rows.space import Space
+from mtu_fast._rows.task_rows import TaskRows, join_roles
+from mtu_fast._rows.update import Update
+from mtu_fast.methods import Method
+
+
+class OwnTaking:
+    """From the losses of this process to rows, or to gradients of their weighted sum.
+
+    Args:
+        space: the parameters.
+        memory_budget: see `Engine`.
+        check_names: raises an error where a graph has a node that it must not have.
+
+    Attributes:
+        space: the parameters.
+        plans: how rows of known graphs are taken.
+        ranks: None; `JoinedTaking` has those whose rows are joined.
+        size: 1, the number of processes.
+    """
+
+    ranks = None
+    size = 1
+
+    def __init__(
+        self,
+        space: Space,
+        memory_budget: int,
+        check_names: Callable[[Iterable[str]], None] | None = None,
+    ) -> None:
+        self.space = space
+        self.plans = Plans(space.shared, memory_budget)
+        self._budget = memory_budget
+        self._check_names = check_names
+        self._is_said = False
+
+    # ---- what an engine asks for -----------------------------------------------------------------
+
+    def rows(self, batch: Callable[[], Batch], per: str) -> list[TaskRows]:
+        """The rows of a batch; its graph is used up."""
+        return self.take(batch(), per)
+
+    def explicit(self, given: Callable[[], TaskRows]) -> list[TaskRows]:
+        """Rows that are given as vectors."""
+        return [given()]
+
+    def weighted_backward(self, batch: Callable[[], Batch], method: Method) -> Update:
+        """A method that needs no Gram: one ordinary backward of the weighted losses."""
+        ours = batch()
+        self.follow_all()
+        at = ours.labels()
+        roles = join_roles(sample_roles(ours, at))
+        weights, outside = method(None, roles), method.outside(roles)
+        found = self.weighted(ours, at, weights, outside)
+        check_finite(found.values())
+        accumulate(found)
+        return Update(weights, roles, None)
+
+    # ---- the steps -------------------------------------------------------------------------------
+
+    def take(self, batch: Batch, per: str, counts: Counts | None = None) -> list[TaskRows]:
+        """The rows of a batch, or its share of mean rows of `counts` samples; its graph is used up."""
+        if batch.is_empty:
+            return no_rows(batch, self.space.shared)
+        with torch.no_grad(), torch.autocast(batch.device.type, enabled=False), translated():
+            graph = self._graph(batch)
+            if self._check_names is not None:
+                self._check_names(graph.names)
+            with used_up(graph, self.space.model):
+                if per == "task":
+                    return mean_rows(batch, graph, self.space, counts)
+                self._warn_of_compiled(graph.names)
+                return sample_rows(batch, graph, self.plans, self.space)
+
+    def weighted(
+        self, batch: Batch, at: Mapping[str, Tensor], weights: Tensor, outside: Tensor
+    ) -> dict[Tensor, Tensor]:
+        """The gradients of the weighted losses."""
+        with torch.no_grad(), translated():
+            found = weighted_gradients(batch, at, weights, outside, self.space)
+        if not batch.is_empty and found.keys().isdisjoint(self.space.shared.parameters):
+            self._graph(batch)  # raises if the losses reach none of them
+        return found
+
+    def follow_all(self) -> None:
+        """Look at the model again where it has other trainable parameters than before."""
+        self._follow(p for p in self.space.model.parameters() if p.requires_grad)
+
+    def _follow(self, leaves: Iterable[Tensor]) -> bool:
+        """Whether the model has other parameters than before; plans are then made anew."""
+        moved = self.space.follow(leaves)
+        if moved:
+            self.plans = Plans(self.space.shared, self._budget)
+        return moved
+
+    def _graph(self, batch: Batch) -> Graph:
+        """The graph of the losses, which reaches a parameter.
+
+        Raises:
+            ValueError: it does not.
+        """
+        losses = list(batch.losses.values())
+        graph = Graph(losses, self.space.shared.parameters)
+        if self._follow(graph.leaves):
+            graph = Graph(losses, self.space.shared.parameters)
+        if not graph.leaf:
+            some = ", ".join(self.space.shared.names[:3])
+            raise ValueError(
+                f"losses: found none of the engine's parameters ({some}, ...) in their graph, expected at least one. "
+                "Are they of another model than the engine's (a copy made since?), or were the parameters frozen after "
+                "the engine was made?"
+            )
+        return graph
+
+    def _warn_of_compiled(self, names: Sequence[str]) -> None:
+        """Say once that a compiled module is slow to take rows of."""
+        if not self._is_said and is_compiled(names):
+            self._is_said = True
+            warnings.warn(SLOW, UserWarning, stacklevel=frames_within())

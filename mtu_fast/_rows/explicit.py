@@ -1,0 +1,76 @@
+"""Rows that are given as vectors, such as a basis from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.task_rows import TaskRows
+from mtu_fast._rows.uses import Dense, Use
+from mtu_fast.methods import SUBSPACE, Roles
+
+
+def explicit(
+    shared: Shared, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype
+) -> TaskRows:
+    """K vectors, `[K, *shape]` for each parameter by name, as rows of kind SUBSPACE that outlive a step.
+
+    Args:
+        shared: the parameters whose space they lie in.
+        vectors: {name of a parameter: its part of every vector}; zero where a parameter is left
+            out.
+        task: the task they are said to be of.
+        dtype: the precision in which they were computed, whatever they are held in.
+
+    Returns:
+        K rows.
+    """
+    uses: dict[int, Use] = {}
+    for name, v in vectors.items():
+        uses[shared.names.index(name)] = Dense(tuple(v.shape[1:]), v)
+    count = max((use.count for use in uses.values()), default=0)
+    first = torch.zeros(count, dtype=torch.int64, device=shared.parameters[0].device)
+    roles = Roles(
+        task=first,
+        sample=torch.full_like(first, -1),
+        kind=torch.full_like(first, SUBSPACE),
+        loss=first.to(torch.float64),
+        tasks=(task,),
+        dtype=dtype,
+    )
+    return TaskRows.explicit(roles, uses, shared)
+
+
+def check_vectors(vectors: Any, shared: Shared) -> None:
+    """Vectors are {name of a parameter: `[K, *shape]`}, one K for all.
+
+    Raises:
+        TypeError: no mapping, or something else than tensors in it.
+        ValueError: an unknown name, or another shape.
+    """
+    parameters = dict(zip(shared.names, shared.parameters, strict=True))
+    if not isinstance(vectors, Mapping):
+        found = type(vectors).__name__
+        raise TypeError(
+            f"subspace_rows: vectors: found {found}, expected {{name: tensor [K, *shape]}}."
+        )
+    counts = set()
+    for name, v in vectors.items():
+        if not isinstance(v, Tensor):
+            found = type(v).__name__
+            raise TypeError(f"subspace_rows: vectors[{name!r}] is {found}, expected a tensor.")
+        shape = None
+        if name in parameters:
+            shape = parameters[name].shape
+        counts.add(len(v) if v.dim() else -1)
+        if v.dim() == 0 or v.shape[1:] != shape or len(counts) > 1:
+            expected = "a shared parameter"
+            if shape is not None:
+                expected = f"[K, *{tuple(shape)}], one K for all"
+            raise ValueError(
+                f"subspace_rows: vectors[{name!r}] has shape {tuple(v.shape)}, expected {expected}."
+            )

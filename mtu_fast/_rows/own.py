@@ -1,0 +1,154 @@
+"""`J Jᵀ`, `Jᵀ w` and `J d` of the rows of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mtu_fast._checks.values import check_direction
+from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._rows.grad import check_finite
+from mtu_fast._rows.gram import add_gram
+from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.task_rows import Span, TaskRows, uses_of
+from mtu_fast._rows.uses import Use
+from mtu_fast._rows.validity import check_gram, check_lengths, check_open
+from mtu_fast._rows.vjp import vjp
+from mtu_fast._rows.weights import outside_gradients, spread
+from mtu_fast.methods import Roles
+
+Groups = Sequence[Sequence[int]]  # the parameters of each group
+
+
+class OwnProducts:
+    """Products with the rows of this process.
+
+    Args:
+        shared: the parameters.
+        parts: the rows.
+        roles: of all rows that weights are given for.
+
+    Attributes:
+        ranks: None; `JoinedProducts` has those whose rows are joined.
+    """
+
+    ranks = None
+
+    def __init__(self, shared: Shared, parts: Sequence[TaskRows], roles: Roles) -> None:
+        self._shared = shared
+        self._parts = parts
+        self._roles = roles
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def check_open(self) -> None:
+        """The rows may still be used.
+
+        Raises:
+            RuntimeError: they are used up, or parameters changed since.
+        """
+        check_open(self._parts, self._shared)
+
+    def prepare(self, method: object) -> None:
+        """Before a method is asked for weights: the rows may still be used."""
+        self.check_open()
+
+    def gram(self, groups: Groups) -> Tensor:
+        """`[L, R, R]`, finite, of rows that are long enough for it."""
+        self.check_open()
+        gram = self._roles.loss.new_zeros(len(groups), len(self), len(self))
+        for g, group in enumerate(groups):
+            add_gram(gram[g], self._parts, group, self._shared.precision)
+        check_gram(gram, self._roles)
+        check_lengths(gram, self._parts, self._roles)
+        return gram
+
+    def vjp(self, w: Tensor) -> dict[Tensor, Tensor]:
+        """`Jᵀ w` in the dtypes of the parameters."""
+        return {parameter: d.to(parameter.dtype) for parameter, d in self.unrounded(w)}
+
+    def unrounded(self, w: Tensor, at: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """(parameter, its part of `Jᵀ w`), in the precision of its sums.
+
+        Args:
+            w: weights of all rows.
+            at: which of them are this process's; None for all.
+
+        Yields:
+            A pair for each parameter that a row reaches.
+        """
+        self.check_open()
+        of_parameters = spread(w, self._shared, len(self._roles), self._roles.loss)
+        weights = _Weights(of_parameters, at)
+        for j, parameter in enumerate(self._shared.parameters):
+            spans, uses = uses_of(self._parts, j)
+            if uses:
+                pieces = [weights.of(j, span, u) for span, u in zip(spans, uses, strict=True)]
+                yield parameter, vjp(uses, pieces).view(parameter.shape)
+
+    def jvp(self, d: Mapping[Tensor, Tensor], groups: Groups) -> Tensor:
+        """`J d`, `[L, R]`."""
+        self.check_open()
+        names = zip(self._shared.names, self._shared.parameters, strict=True)
+        check_direction(d, dict(names))
+        found = self._roles.loss.new_zeros(len(groups), len(self))
+        for g, group in enumerate(groups):
+            for j in group:
+                moved = d.get(self._shared.parameters[j])
+                if moved is not None:
+                    self._add_jvp(found[g], j, moved)
+        return found
+
+    def _add_jvp(self, derivatives: Tensor, j: int, moved: Tensor) -> None:
+        for span, use in zip(*uses_of(self._parts, j), strict=True):
+            derivatives[slice(*span)] += use.jvp(moved)
+
+    def jacobian(self) -> dict[Tensor, Tensor]:
+        """{parameter: `[R, *shape]`} of those that a row reaches."""
+        self.check_open()
+        found: dict[Tensor, Tensor] = {}
+        for j, parameter in enumerate(self._shared.parameters):
+            for span, use in zip(*uses_of(self._parts, j), strict=True):
+                rows = use.grounded().rows
+                if parameter not in found:
+                    found[parameter] = rows.new_zeros(len(self), *parameter.shape)
+                found[parameter][slice(*span)] = rows.view(-1, *parameter.shape)
+        return found
+
+    def outside(self, w: Tensor) -> dict[Tensor, Tensor]:
+        """Gradients of the weighted losses by the parameters outside."""
+        return outside_gradients(self._parts, w)
+
+    def check_finite(self, update: Sequence[Tensor], weights: Tensor) -> None:
+        """Weights and update are finite.
+
+        Raises:
+            NotFiniteError: they are not.
+        """
+        check_finite([weights, *update])
+
+    def given(self, part: TaskRows) -> TaskRows:
+        """Explicit rows beside these."""
+        return part
+
+
+class _Weights:
+    """Weights of all parameters, narrowed once for all that share a dtype and span, not once each."""
+
+    def __init__(self, spread: Sequence[Tensor], rows: Tensor | None) -> None:
+        self._spread = spread
+        self._rows = rows
+        self._narrowed: dict[tuple[int, Span, torch.dtype], Tensor] = {}
+
+    def of(self, j: int, span: Span, use: Use) -> Tensor:
+        """The weights of parameter j for a span of rows, in the dtype the use works in."""
+        dtype = working_dtype(use.tensors[-1])
+        key = (id(self._spread[j]), span, dtype)
+        if key not in self._narrowed:
+            w = self._spread[j]
+            own = w if self._rows is None else w[self._rows]
+            self._narrowed[key] = own[slice(*span)].to(dtype)
+        return self._narrowed[key]
