@@ -127,7 +127,7 @@ class Plans:
                 "row is its own, so all rows are taken by one backward each, exact and slow. A torch.autograd.Function "
                 "in its place is fast; without the hook all is.",
                 RuntimeWarning,
-                stacklevel=_frames_within(),
+                stacklevel=frames_within(),
             )
         self.explanation = self._explained(graph, plan, uses)
         return uses
