@@ -29,7 +29,11 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 one_and_three = pytest.mark.parametrize("tasks", [1, 3])
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # A case has a compiled region, whose rows are exact and slow.
+    pytest.mark.filterwarnings("ignore:losses. found a module run by torch.compile:UserWarning"),
+]
 
 
 @pytest.fixture(params=["rules", "generic"])

@@ -73,10 +73,17 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
             torch.save(dict(values), hashed)
         except RuntimeError as error:
             # torch says "unexpected pos" where a full disk or Ctrl-C has stopped it
-            raise hashed.error or error from error
+            raise hashed.error or _first(error) from error
         file.write(SEAL + hashed.sum.digest())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _first(error: BaseException) -> BaseException:
+    """What was raised before all that was raised while it was handled."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import mtu_fast as mtu
 from mtu_fast.unlearning import loaders
-from mtu_fast.unlearning.loop import DivergedError, run
+from mtu_fast.unlearning.loop import DivergedError, run, sealed
 from mtu_fast.unlearning.loop.lock import locked
 from tests.unlearning.loop.scene import data, held_out, losses, net, parameters, sides
 
@@ -332,3 +332,20 @@ def test_a_folder_that_cannot_be_written_needs_no_lock(
     monkeypatch.setattr(os, "open", refuse)
     scene = Scene(path)
     assert scene.run().step == scene.step() == STEPS
+
+
+def test_ctrl_c_inside_torch_save_is_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch ends its archive when it is interrupted, which fails and would hide the Ctrl-C."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 18172 vs 18128")
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sealed.write(tmp_path / "run.pt", {"step": 1})
+    assert list(tmp_path.iterdir()) == []
