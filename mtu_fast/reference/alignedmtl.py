@@ -35,7 +35,7 @@ def alignedmtl(gradients: Tensor, preference: Tensor | None = None, tol: float =
 
 
 @dataclass(frozen=True)
-class AlignedMTL(Reference, name="alignedmtl"):
+class AlignedMTL(Reference, called="alignedmtl"):
     """`alignedmtl` of the signed mean rows; `preference` by task."""
 
     preference: Rows | None = None

@@ -56,18 +56,18 @@ class Reference(ABC):
     A frozen dataclass whose fields are its options, all with defaults:
 
         @dataclass(frozen=True)
-        class Mine(Reference, name="mine"):
+        class Mine(Reference, called="mine"):
             alpha: float = 0.5
 
             def direction(self, sides): ...
     """
 
-    def __init_subclass__(cls, name: str) -> None:
+    def __init_subclass__(cls, called: str) -> None:
         super().__init_subclass__()
-        if name in METHODS:
-            known = METHODS[name].__module__
-            raise ValueError(f"two references for {name}: {known}, {cls.__module__}")
-        METHODS[name] = cls
+        if called in METHODS:
+            known = METHODS[called].__module__
+            raise ValueError(f"two references for {called}: {known}, {cls.__module__}")
+        METHODS[called] = cls
 
     @classmethod
     def options(cls) -> list[str]:

@@ -45,7 +45,7 @@ def cagrad(gradients: Tensor, c: float = 0.5) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CAGrad(Reference, name="cagrad"):
+class CAGrad(Reference, called="cagrad"):
     """`cagrad` of the signed mean rows."""
 
     c: float = 0.5

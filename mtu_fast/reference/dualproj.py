@@ -50,7 +50,7 @@ def subsets(R: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
-class DualProj(Reference, name="dualproj"):
+class DualProj(Reference, called="dualproj"):
     """`dualproj` of the signed mean rows."""
 
     def direction(self, sides: Sides) -> Tensor:

@@ -58,7 +58,7 @@ def fairgrad(gradients: Tensor, a: float = 2.0) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FairGrad(Reference, name="fairgrad"):
+class FairGrad(Reference, called="fairgrad"):
     """`fairgrad` of the signed mean rows."""
 
     a: float = 2.0

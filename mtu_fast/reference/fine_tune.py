@@ -16,7 +16,7 @@ def fine_tune(retain: Rows) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FineTune(Reference, name="fine_tune"):
+class FineTune(Reference, called="fine_tune"):
     """`fine_tune` of the retain side."""
 
     def direction(self, sides: Sides) -> Tensor:

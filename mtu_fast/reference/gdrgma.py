@@ -32,7 +32,7 @@ def forget_share(sides: Sides, slope: float, threshold: float) -> float:
 
 
 @dataclass(frozen=True)
-class GDRGMA(Reference, name="gdrgma"):
+class GDRGMA(Reference, called="gdrgma"):
     """`gdrgma` of the summed mean retain gradients and the negated forget ones."""
 
     slope: float = 100.0

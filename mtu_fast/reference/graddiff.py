@@ -19,7 +19,7 @@ def graddiff(retain: Rows, forget: Rows, alpha: float = 0.5) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GradDiff(Reference, name="graddiff"):
+class GradDiff(Reference, called="graddiff"):
     """`graddiff` of the two sides."""
 
     alpha: float = 0.5

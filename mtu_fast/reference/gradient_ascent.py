@@ -16,7 +16,7 @@ def gradient_ascent(forget: Rows) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GradientAscent(Reference, name="ascent"):
+class GradientAscent(Reference, called="ascent"):
     """`gradient_ascent` of the forget side; `alpha`, that of GradDiff, makes no difference."""
 
     alpha: float = 0.0

@@ -62,7 +62,7 @@ def gradvac(
 
 
 @dataclass(frozen=True)
-class GradVac(Reference, name="gradvac"):
+class GradVac(Reference, called="gradvac"):
     """`gradvac` of the signed mean rows; `targets`, a dict, is kept by the caller from step to step."""
 
     beta: float = 0.01

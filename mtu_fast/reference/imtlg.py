@@ -33,7 +33,7 @@ def imtlg(gradients: Tensor, tol: float = 1e-7) -> Tensor:
 
 
 @dataclass(frozen=True)
-class IMTLG(Reference, name="imtlg"):
+class IMTLG(Reference, called="imtlg"):
     """`imtlg` of the signed mean rows."""
 
     tol: float = 1e-7

@@ -78,7 +78,7 @@ def constrained(c: Tensor, B: Tensor, held: Tensor, ridge: float, tol: float) ->
 
 
 @dataclass(frozen=True)
-class InterferenceAware(Reference, name="interference_aware"):
+class InterferenceAware(Reference, called="interference_aware"):
     """`interference_aware` of the two sides and the kept rows."""
 
     alpha: float = 0.5

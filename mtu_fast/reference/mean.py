@@ -17,7 +17,7 @@ def mean(rows: Rows) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Mean(Reference, name="mean"):
+class Mean(Reference, called="mean"):
     """`mean` of retain and forget rows together."""
 
     def direction(self, sides: Sides) -> Tensor:

@@ -32,7 +32,7 @@ def mgda(gradients: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MGDA(Reference, name="mgda"):
+class MGDA(Reference, called="mgda"):
     """`mgda` of the signed mean rows."""
 
     def direction(self, sides: Sides) -> Tensor:

@@ -27,7 +27,7 @@ def munba(r: Tensor, f: Tensor, tol: float = 1e-7) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MUNBa(Reference, name="munba"):
+class MUNBa(Reference, called="munba"):
     """`munba` of the summed mean retain gradients and the negated forget ones."""
 
     tol: float = 1e-7

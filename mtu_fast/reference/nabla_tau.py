@@ -42,7 +42,7 @@ def nabla_tau(
 
 
 @dataclass(frozen=True)
-class NablaTau(Reference, name="nabla_tau"):
+class NablaTau(Reference, called="nabla_tau"):
     """`nabla_tau` of the two sides."""
 
     tau: Mapping[str, float] = field(default_factory=dict)

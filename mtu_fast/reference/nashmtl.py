@@ -19,7 +19,7 @@ def nashmtl(gradients: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class NashMTL(Reference, name="nashmtl"):
+class NashMTL(Reference, called="nashmtl"):
     """`nashmtl` of the signed mean rows."""
 
     def direction(self, sides: Sides) -> Tensor:

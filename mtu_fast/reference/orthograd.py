@@ -34,7 +34,7 @@ def orthograd(retain: Rows, forget: Rows, alpha: float = 0.5, tol: float = 1e-7)
 
 
 @dataclass(frozen=True)
-class OrthoGrad(Reference, name="orthograd"):
+class OrthoGrad(Reference, called="orthograd"):
     """`orthograd` of the two sides."""
 
     alpha: float = 0.5

@@ -42,7 +42,7 @@ def visited(R: int, i: int, orders: Sequence[Sequence[int]] | None) -> list[int]
 
 
 @dataclass(frozen=True)
-class PCGrad(Reference, name="pcgrad"):
+class PCGrad(Reference, called="pcgrad"):
     """`pcgrad` of the signed mean rows."""
 
     orders: Sequence[Sequence[int]] | None = None

@@ -19,7 +19,7 @@ def random_labels(retain: Rows, forget: Rows, alpha: float = 0.5) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RandomLabels(Reference, name="random_labels"):
+class RandomLabels(Reference, called="random_labels"):
     """`random_labels` of the two sides."""
 
     alpha: float = 0.5

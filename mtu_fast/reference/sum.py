@@ -11,7 +11,7 @@ from mtu_fast.reference.mean import mean
 
 
 @dataclass(frozen=True)
-class Sum(Reference, name="sum"):
+class Sum(Reference, called="sum"):
     """Σ_task mean retain gradient − Σ_task mean forget gradient."""
 
     def direction(self, sides: Sides) -> Tensor:

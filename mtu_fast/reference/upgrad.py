@@ -22,7 +22,7 @@ def upgrad(gradients: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class UPGrad(Reference, name="upgrad"):
+class UPGrad(Reference, called="upgrad"):
     """`upgrad` of the signed mean rows."""
 
     def direction(self, sides: Sides) -> Tensor:

@@ -141,7 +141,7 @@ def test_refuses_an_unknown_option() -> None:
 
 def test_a_name_is_registered_once() -> None:
     with pytest.raises(ValueError, match="two references for mean"):
-        type("Other", (base.Reference,), {}, name="mean")
+        type("Other", (base.Reference,), {}, called="mean")
 
 
 def _seen(
@@ -153,7 +153,7 @@ def _seen(
     monkeypatch.setattr(base, "METHODS", dict(base.METHODS))
 
     @dataclass(frozen=True)
-    class Own(base.Reference, name="own"):
+    class Own(base.Reference, called="own"):
         tau: float = 2.0
 
         def direction(self, sides: reference.Sides) -> Tensor:
