@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from mtu_fast.methods.base import Constraint
 CONDITION = 1e2
 # Of an exact Gram: below, rounding `Jᵀ w` in float32 leaves cosines of some 1e-6.
 CONDITION_EXACT = 1e4
+# A pivot above this, for all rows, is a condition far below that.
+PIVOT = 1e-1
 PASSES = 3
 
 Direction = dict[Tensor, Tensor]
@@ -52,9 +55,31 @@ def sensitive(method: Method, G: Tensor, roles: Roles, w: Tensor, exact: bool) -
     constraint = method.constraint(G, roles, w)
     if constraint is None:
         return None
+    if exact and _is_well_conditioned(constraint.gram, constraint.active):
+        return None
     limit, dependent = (CONDITION_EXACT, 0.0) if exact else (CONDITION, torch.inf)
     estimate = condition(constraint.gram, _length(G), constraint.tol, dependent)
     return constraint if bool((estimate > limit).any()) else None
+
+
+def _is_well_conditioned(G: Tensor, active: Tensor) -> bool:
+    """Whether no row is nearly in the span of those before it: a cheap look at one matrix on the CPU.
+
+    Pivots of the Cholesky factor of rows scaled to length one are the sines of these angles. numpy
+    takes microseconds, where waking torch's threads for a matrix this small takes a millisecond.
+    """
+    if G.dim() != 2 or G.device.type != "cpu":
+        return False
+    chosen = active.numpy()
+    gram = G.numpy()[chosen][:, chosen]
+    alive = gram.diagonal() > 0
+    length = np.sqrt(gram.diagonal()[alive])
+    scaled = gram[alive][:, alive] / length[:, None] / length
+    try:
+        pivots = np.linalg.cholesky(scaled).diagonal()
+    except np.linalg.LinAlgError:  # dependent rows
+        return False
+    return bool((pivots > PIVOT).all())
 
 
 def refined(

@@ -336,3 +336,17 @@ def test_what_keeps_a_residue_by_definition_is_not_refined(
     spoiled.noise(TILES, 0)
     _, update = step_in_a_subspace(J, kept, **options)
     assert spoiled.pushes == 0 and update.residual is None
+
+
+@pytest.mark.parametrize("cond", [1.5, 10.0, 1e3, 1e5, 1e7])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_cheap_look_never_takes_bad_rows_for_good_ones(cond: float, seed: int) -> None:
+    """Every matrix of rows, shuffled, scaled, with a row of zeros: what passes is far below the limit."""
+    J = matrices.conditioned(RETAINED, WIDTH, cond, seed)
+    J = J[torch.randperm(RETAINED)] * torch.logspace(-9, 9, RETAINED, dtype=J.dtype)[:, None]
+    J[seed] = 0.0
+    unit = J / J.norm(dim=1, keepdim=True).clamp(min=1e-300)
+    values = torch.linalg.svdvals(unit)[: RETAINED - 1]
+    passed = refine._is_well_conditioned(J @ J.T, torch.ones(RETAINED, dtype=torch.bool))
+    assert not passed or float(values[0] / values[-1]) < refine.CONDITION_EXACT / 10
+    assert passed or cond > 1.5
