@@ -16,6 +16,7 @@ from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.hooks import first_hook
 from tests.helpers.checks import assert_rows, trained
 from tests.helpers.truth import jacobian
+from tests.random_models.functions import Changed
 
 N, WIDTH = 5, 4
 SCALES = [1e-6, 1.0, 1e6]
@@ -56,20 +57,6 @@ CHANGES: dict[str, Change] = {
     "drops what is small": lambda g: torch.where(g.abs() < 1e-4, 0.0, g),
 }
 LINEAR = ("halves", "is not NaN", "is guarded", "centres", "looks")
-
-
-class Backward(torch.autograd.Function):
-    """x, with a backward of one's own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, change: Change) -> Tensor:
-        ctx.change = change
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        changed = ctx.change(grads[0])
-        return (grads[0] if changed is None else changed), None
 
 
 def by_tensor(h: Tensor, change: Change) -> Tensor:
@@ -130,7 +117,7 @@ WAYS: dict[str, Callable[[Tensor, Change], Tensor]] = {
     "node after": by_node_after,
     "module": by_module,
     "module before": by_module_before,
-    "function": lambda h, change: Backward.apply(h, change),
+    "function": lambda h, change: Changed.apply(h, change),
 }
 
 
@@ -284,7 +271,7 @@ def test_a_function_that_is_linear_stays_fast() -> None:
     net = Net("skip")
     engine = mtu.Engine(net)
     for _step in range(2):
-        engine.rows(losses_of(net, lambda h: Backward.apply(h, CHANGES["halves"]), 1.0))
+        engine.rows(losses_of(net, lambda h: Changed.apply(h, CHANGES["halves"]), 1.0))
         assert not any(line.slow for line in engine.explain().lines)
 
 

@@ -32,20 +32,6 @@ def model() -> nn.ModuleList:
     return nn.ModuleList([nn.Linear(D, D) for _ in range(3)]).double()
 
 
-@pytest.fixture
-def checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one with every check."""
-    found: list[int] = []
-    plain = plans.Check
-
-    def counted(*args: Any, **named: Any) -> Any:
-        found.append(len(found))
-        return plain(*args, **named)
-
-    monkeypatch.setattr(plans, "Check", counted)
-    return found
-
-
 def run(net: nn.Module, step: Step, checks: list[int], steps: int = STEPS) -> list[int]:
     """Every step is exact; which of them were checked."""
     engine, params = mtu.Engine(net), trained(net)

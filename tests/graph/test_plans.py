@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -37,20 +36,6 @@ def loss_of(model: nn.Module, index: Tensor | None = None) -> Tensor:
     return (
         out.float().square().mean((1, 2)) if out.dtype.itemsize < 4 else out.square().mean((1, 2))
     )
-
-
-@pytest.fixture
-def checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one with every check."""
-    found: list[int] = []
-    plain = plans.Check
-
-    def counted(*args: Any, **named: Any) -> Any:
-        found.append(len(found))
-        return plain(*args, **named)
-
-    monkeypatch.setattr(plans, "Check", counted)
-    return found
 
 
 def test_a_plan_is_checked_after_1_2_4_8_steps(checks: list[int]) -> None:
