@@ -28,7 +28,9 @@ def isometry(graph: Graph, i: int) -> Edge | None:
     if len(onward) != 1:
         return None
     out, into = graph.shape((i, 0)), graph.shape(onward[0])
-    return onward[0] if is_isometry(graph.nodes[i], graph.names[i], out, into) else None
+    if not is_isometry(graph.nodes[i], graph.names[i], out, into):
+        return None
+    return onward[0]
 
 
 def way_below(graph: Graph, edge: Edge) -> Way | None:

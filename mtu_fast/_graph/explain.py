@@ -132,9 +132,8 @@ class Explanation:
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         text = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
         if self.trials:
-            text.append(
-                f"looked at in every step, since data say how rows move: {', '.join(_counted(self.trials))}"
-            )
+            nodes = ", ".join(_counted(self.trials))
+            text.append(f"looked at in every step, since data say how rows move: {nodes}")
         if self.anew:
             text.append(f"the plan was made anew for this step: {self.anew}")
         return "\n".join(text)
@@ -142,8 +141,9 @@ class Explanation:
 
 def _cells(line: Line) -> tuple[str, ...]:
     shape = "×".join(map(str, line.shape)) or "scalar"
-    uses = ("SLOW " if line.slow else "") + "; ".join(_counted(line.sites))
-    return line.name, shape, line.kept, line.route, f"{line.bytes / 2**20:.2f}", uses
+    size = f"{line.bytes / 2**20:.2f}"
+    mark = "SLOW " if line.slow else ""
+    return line.name, shape, line.kept, line.route, size, mark + "; ".join(_counted(line.sites))
 
 
 def _line(name: str, shape: tuple[int, ...], notes: Sequence[Note], uses: Sequence[Use]) -> Line:
@@ -152,7 +152,8 @@ def _line(name: str, shape: tuple[int, ...], notes: Sequence[Note], uses: Sequen
         return Line(name, shape, sites, "-", "no row reaches it", 0, False)
     slow = any(note.slow for note in notes)
     kept = "rows" if isinstance(uses[0], Dense) else "factors"
-    return Line(name, shape, sites, kept, route(uses), sum(use.held for use in uses), slow)
+    held = sum(use.held for use in uses)
+    return Line(name, shape, sites, kept, route(uses), held, slow)
 
 
 def _counted(sites: Sequence[str]) -> list[str]:

@@ -52,7 +52,8 @@ def moved(
 
 def _beside_others(experiment: Experiment, slots: Collection[int]) -> set[int]:
     """The slots at which all rows together give something else than the two halves by some digit."""
-    whole, found = experiment.whole(slots), set[int]()
+    whole = experiment.whole(slots)
+    found: set[int] = set()
     for _, on, off in experiment.runs(slots):
         found |= _differing(whole, on, off)
     return found
@@ -68,10 +69,13 @@ def _unlike(
 ) -> set[int]:
     """The slots at which far larger or smaller rows change those beside them; by the first digit, or by every one."""
     half = any(meta.dtype == torch.float16 for meta in outputs(node))
-    scales = SCALES_OF_HALF if half else SCALES
-    large, small = (Experiment(node, maps, count, probes, scale) for scale in scales)
+    up, down = SCALES_OF_HALF if half else SCALES
+    large = Experiment(node, maps, count, probes, up)
+    small = Experiment(node, maps, count, probes, down)
     found: set[int] = set()
-    for (digit, *larger), (_, *smaller) in zip(large.runs(slots), small.runs(slots), strict=True):
+    for of_large, of_small in zip(large.runs(slots), small.runs(slots), strict=True):
+        digit, *larger = of_large
+        _, *smaller = of_small
         # with the half of either value large, and the other one small
         mixed = {value: large.beside(small, digit, value, slots) for value in (1, 0)}
         for value, big, little in zip((1, 0), larger, smaller, strict=True):
@@ -111,6 +115,7 @@ def _differing(whole: Grads, on: Grads, off: Grads) -> set[int]:
     found: set[int] = set()
     for slot, g in whole.items():
         halves = [half[slot] for half in (on, off) if slot in half]
+        # a sum with zeros rounds nothing
         if not halves or not _alike(g, sum(halves[1:], halves[0])):
             found.add(slot)
     return found
@@ -118,4 +123,5 @@ def _differing(whole: Grads, on: Grads, off: Grads) -> set[int]:
 
 def _alike(one: Tensor, other: Tensor) -> bool:
     """Whether numbers are the same but for rounding."""
-    return torch.allclose(one, other, rtol=16 * torch.finfo(one.dtype).eps, atol=0, equal_nan=True)
+    rounding = 16 * torch.finfo(one.dtype).eps
+    return torch.allclose(one, other, rtol=rounding, atol=0, equal_nan=True)

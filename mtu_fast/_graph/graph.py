@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class Graph:
 
     def _reaching(self) -> list[bool]:
         found = [False] * len(self.nodes)
+        # from the parameters up: what is below a node is numbered after it
         for i in reversed(range(len(self.nodes))):
             found[i] = i in self.leaf or any(found[node] for node, _ in self.below(i))
         return found
@@ -89,8 +91,9 @@ class Graph:
     @property
     def dtype(self) -> torch.dtype:
         """The lowest precision that the recorded graph computes in."""
-        dtypes = {m.dtype for of_node in self.outputs for m in of_node if m.dtype.is_floating_point}
-        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        dtypes = {meta.dtype for meta in chain.from_iterable(self.outputs)}
+        floating = [dtype for dtype in dtypes if dtype.is_floating_point]
+        return max(floating, key=lambda dtype: torch.finfo(dtype).eps)
 
     def signature(self) -> Hashable:
         """Structure, shapes and integer arguments as a key: what one plan serves."""
@@ -99,8 +102,7 @@ class Graph:
             if self.reaches[i] and name != ACCUMULATE:
                 shapes = tuple([(tuple(m.shape), m.dtype) for m in self.outputs[i]])
                 parts.append((i, name, self.next[i], node_ops.integers(self.nodes[i]), shapes))
-        ends = tuple((i, loss.output_nr) for i, loss in zip(self.roots, self.losses, strict=True))
-        return ends, tuple(self.leaf.items()), tuple(parts)
+        return self._tops(), tuple(self.leaf.items()), tuple(parts)
 
     def structure(self) -> Hashable:
         """Nodes, how they are joined, their precision and dimensions, but not their sizes, as a key."""
@@ -109,9 +111,13 @@ class Graph:
             if self.reaches[i] and name != ACCUMULATE:
                 kinds = tuple((len(m.shape), m.dtype) for m in self.outputs[i])
                 parts.append((i, name, self.next[i], node_ops.dimensions(self.nodes[i]), kinds))
-        ends = tuple((i, loss.output_nr) for i, loss in zip(self.roots, self.losses, strict=True))
-        counts = tuple(len(loss) for loss in self.losses)
-        return ends, counts, tuple(self.leaf.items()), tuple(parts)
+        counts = tuple(map(len, self.losses))
+        return self._tops(), counts, tuple(self.leaf.items()), tuple(parts)
+
+    def _tops(self) -> tuple[Edge, ...]:
+        """The output of the graph that each loss is."""
+        roots = zip(self.roots, self.losses, strict=True)
+        return tuple((i, loss.output_nr) for i, loss in roots)
 
     def shape(self, edge: Edge) -> tuple[int, ...]:
         """The shape of a node's output."""
@@ -125,15 +131,23 @@ class Graph:
         """Free what the graph saved, and what a pass that did not keep it has left."""
         kept = [loss for task, loss in enumerate(self.losses) if task not in self._freed]
         done = self._region(self.roots[task] for task in self._freed)
-        ends: set[Edge] = set()
-        for i in range(len(self.nodes)):
-            if i not in done:
-                ends.update(edge for edge in self.below(i) if self._ends_at(edge, done))
+        ends = self._ends(done)
         # Below what was freed nothing runs again, not even on the way to an end of its own.
         spent = self._under(node for node, _ in ends if node in done)
         until = [GradientEdge(self.nodes[i], k) for i, k in sorted(ends) if i not in spent]
         if kept and until:
             node_ops.release(kept, until)
+
+    def _ends(self, done: set[int]) -> set[Edge]:
+        """Where a pass that frees what is not done may stop."""
+        found: set[Edge] = set()
+        for i in range(len(self.nodes)):
+            if i in done:
+                continue
+            for edge in self.below(i):
+                if self._ends_at(edge, done):
+                    found.add(edge)
+        return found
 
     def _under(self, nodes: Iterable[int]) -> set[int]:
         """The nodes below some nodes, without these themselves unless one is below another."""
@@ -154,7 +168,8 @@ class Graph:
         if not edges:
             return ()
         loss = self.losses[task]
-        weights = torch.ones_like(loss) if weights is None else weights
+        if weights is None:
+            weights = torch.ones_like(loss)
         if not keep:
             self._freed.add(task)
         return torch.autograd.grad([loss], edges, [weights], retain_graph=keep, allow_unused=True)

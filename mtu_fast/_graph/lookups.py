@@ -111,18 +111,23 @@ def _brought_back(found: Lookup, ids: Ids, out: Shape, into: Shape) -> Answer:
     known = ids.shape[: len(ids.shape) - len(rest)]
     if (*found.entries.shape, *rest) != tuple(out) or prod(ids.shape) != prod(known):
         return None  # the row depends on what follows the entry, too
-    device = found.entries.device
-    rows = torch.from_numpy(ids.reshape(known).copy()).to(device)
+    rows = torch.from_numpy(ids.reshape(known).copy()).to(found.entries.device)
     rows = rows.expand(found.entries.shape).flatten()
     where = found.entries.flatten()
     there = (rows >= 0) & (where != found.padding)
-    rows, where = rows[there], where[there]
-    highest = torch.full((prod(found.first),), NO_ROW, device=device)
-    highest.scatter_reduce_(0, where, rows, "amax")
-    lowest = highest.clone().scatter_reduce_(0, where, rows, "amin")
-    if not torch.equal(lowest, highest):
+    by_entry = _only_row(rows[there], where[there], prod(found.first))
+    if by_entry is None:
         return MEET
-    return np.asarray(highest.cpu().numpy().reshape(*found.first, *[1] * len(rest)))
+    return np.asarray(by_entry.cpu().numpy().reshape(*found.first, *[1] * len(rest)))
+
+
+def _only_row(rows: Tensor, where: Tensor, count: int) -> Tensor | None:
+    """The row that comes to each of so many entries, NO_ROW for none; None where several come to one."""
+    highest = torch.full((count,), NO_ROW, device=rows.device)
+    highest.scatter_reduce_(0, where, rows, "amax")
+    # begun at the highest row, so that an entry that none reaches stays NO_ROW in both
+    lowest = highest.clone().scatter_reduce_(0, where, rows, "amin")
+    return highest if torch.equal(lowest, highest) else None
 
 
 def _stands_for(index: Tensor | None) -> int:

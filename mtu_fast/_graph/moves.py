@@ -1,10 +1,9 @@
 """How the adjoint of a view or a copy moves the rows of its output gradient to its inputs, as whole numbers say.
 
-Each entry of `MOVES` is a function of `(node, output, slot, out, into, ids)`, out and into being
-shapes and ids the map of the output's gradient; it returns the map of the input's gradient, NO_ROW
-where none arrives, or None where it does not know. What adds up as it moves (repeat, unfold) is
-found by experiment (`reach.py`), once; so is as_strided, but in every step, since it depends on how
-its input lies in memory.
+Each entry of `MOVES` is a function of a `Passage` and the map of the output's gradient. It returns
+the map of the input's gradient, NO_ROW where none arrives, or None where it does not know. What
+adds up as it moves (repeat, unfold) is found by experiment (`reach.py`), once; so is as_strided,
+but in every step, since it depends on how its input lies in memory.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from mtu_fast._graph.carry import Shape, signed
+from mtu_fast._graph.carry import Passage, Shape, signed
 from mtu_fast._graph.nodes import outputs
 from mtu_fast._graph.rowmap import NO_ROW, Ids, reshaped
 from mtu_fast._graph.table import Table
 
-Move = Callable[[Any, int, int, Shape, Shape, Ids], Ids | None]
+Move = Callable[[Passage, Ids], Ids | None]
 
 MOVES: Table[Move] = Table()
 
@@ -38,67 +37,76 @@ SETTLED = frozenset((
 
 
 @MOVES.entry("View UnsafeView ReshapeAlias Unsqueeze Squeeze")
-def reshape(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids:
+def reshape(at: Passage, ids: Ids) -> Ids:
     """Elements keep their order."""
-    return reshaped(ids, out, into)
+    return reshaped(ids, at.out, at.into)
 
 
 @MOVES.entry("Select")
-def select(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids:
+def select(at: Passage, ids: Ids) -> Ids:
     """One position of the input."""
-    dim = signed(node._saved_dim) % len(into)
-    at = signed(node._saved_index) % into[dim]
-    return _placed(np.expand_dims(ids, dim), dim, into[dim], range(at, at + 1))
+    dim = _dim(at)
+    place = signed(at.node._saved_index) % at.into[dim]
+    return _one_placed(ids, dim, at.into[dim], place)
 
 
 @MOVES.entry("Unbind")
-def unbind(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids:
+def unbind(at: Passage, ids: Ids) -> Ids:
     """One position an output."""
-    dim = signed(node._saved_dim) % len(into)
-    return _placed(np.expand_dims(ids, dim), dim, into[dim], range(output, output + 1))
+    dim = _dim(at)
+    return _one_placed(ids, dim, at.into[dim], at.output)
 
 
 @MOVES.entry("Slice")
-def slice_(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids:
+def slice_(at: Passage, ids: Ids) -> Ids:
     """Every so many positions from a first one."""
-    dim = signed(node._saved_dim) % len(into)
-    start, step = signed(node._saved_start or 0), node._saved_step
+    dim = _dim(at)
+    start, step = signed(at.node._saved_start or 0), at.node._saved_step
     if start < 0:
-        start = max(start + into[dim], 0)
-    return _placed(ids, dim, into[dim], range(start, start + out[dim] * step, step))
+        start = max(start + at.into[dim], 0)
+    stop = start + at.out[dim] * step
+    return _placed(ids, dim, at.into[dim], range(start, stop, step))
 
 
 @MOVES.entry("Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes")
-def split(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids:
+def split(at: Passage, ids: Ids) -> Ids:
     """A run of positions an output."""
-    dim = signed(node._saved_dim) % len(into)
-    start = sum(meta.shape[dim] for meta in outputs(node)[:output])
-    return _placed(ids, dim, into[dim], range(start, start + out[dim]))
+    dim = _dim(at)
+    before = outputs(at.node)[: at.output]
+    start = sum(meta.shape[dim] for meta in before)
+    return _placed(ids, dim, at.into[dim], range(start, start + at.out[dim]))
 
 
 @MOVES.entry("Stack")
-def stack(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids:
+def stack(at: Passage, ids: Ids) -> Ids:
     """One position of the output an input."""
-    dim = signed(node._saved_dim) % len(out)
-    at = slot if ids.shape[dim] > 1 else 0
-    return ids[(slice(None),) * dim + (at, ...)]
+    dim = signed(at.node._saved_dim) % len(at.out)
+    place = at.slot if ids.shape[dim] > 1 else 0
+    # with an ellipsis, what is left of one dimension is an array and no number
+    return ids[(slice(None),) * dim + (place, ...)]
 
 
 @MOVES.entry("Cat")
-def cat(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids | None:
+def cat(at: Passage, ids: Ids) -> Ids | None:
     """A run of positions of the output an input; None where inputs of unknown size lie on both sides."""
-    dim = signed(node._saved_dim) % len(out)
-    sizes = [_size(child, k, dim, len(out)) for child, k in node.next_functions]
-    before, after = sizes[:slot], sizes[slot + 1 :]
-    if None not in before:
-        start = _total(before)
-    elif None not in after:
-        start = out[dim] - into[dim] - _total(after)
-    else:
-        return None
+    dim = signed(at.node._saved_dim) % len(at.out)
     if ids.shape[dim] == 1:
         return ids
-    return ids[(slice(None),) * dim + (slice(start, start + into[dim]),)]
+    start = _start(at, dim)
+    if start is None:
+        return None
+    return ids[_at(dim, slice(start, start + at.into[dim]))]
+
+
+def _start(at: Passage, dim: int) -> int | None:
+    """Where the part of a `cat` begins; None where it cannot be told."""
+    sizes = [_size(child, k, dim, len(at.out)) for child, k in at.node.next_functions]
+    before, after = sizes[: at.slot], sizes[at.slot + 1 :]
+    if None not in before:
+        return _total(before)
+    if None not in after:
+        return at.out[dim] - at.into[dim] - _total(after)
+    return None
 
 
 def _size(child: Any, output: int, dim: int, ndim: int) -> int | None:
@@ -114,17 +122,28 @@ def _total(sizes: Sequence[int | None]) -> int:
 
 
 @MOVES.entry("Flip")
-def flip(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids:
+def flip(at: Passage, ids: Ids) -> Ids:
     """Positions in the opposite order."""
-    return np.flip(ids, tuple(signed(d) % len(into) for d in node._saved_dims))
+    dims = [signed(d) % len(at.into) for d in at.node._saved_dims]
+    return np.flip(ids, tuple(dims))
 
 
 @MOVES.entry("Roll")
-def roll(node: Any, output: int, slot: int, out: Shape, into: Shape, ids: Ids) -> Ids | None:
+def roll(at: Passage, ids: Ids) -> Ids | None:
     """Positions shifted in a circle, back again."""
-    dims = [signed(d) % len(into) for d in node._saved_dims]
-    back = [-signed(shift) for shift in node._saved_shifts]
+    dims = [signed(d) % len(at.into) for d in at.node._saved_dims]
+    back = [-signed(shift) for shift in at.node._saved_shifts]
     return np.roll(ids, back, dims) if dims else None
+
+
+def _dim(at: Passage) -> int:
+    """The dimension of the input that a node works along."""
+    return signed(at.node._saved_dim) % len(at.into)
+
+
+def _one_placed(ids: Ids, dim: int, size: int, place: int) -> Ids:
+    """The same for one position, whose dimension the output has lost."""
+    return _placed(np.expand_dims(ids, dim), dim, size, range(place, place + 1))
 
 
 def _placed(ids: Ids, dim: int, size: int, where: range) -> Ids:
@@ -134,5 +153,10 @@ def _placed(ids: Ids, dim: int, size: int, where: range) -> Ids:
     shape = list(ids.shape)
     shape[dim] = size
     found = np.full(shape, NO_ROW)
-    found[(slice(None),) * dim + (slice(where.start, where.stop, where.step),)] = ids
+    found[_at(dim, slice(where.start, where.stop, where.step))] = ids
     return found
+
+
+def _at(dim: int, places: slice) -> tuple[slice, ...]:
+    """An index of these places along a dimension."""
+    return (slice(None),) * dim + (places,)

@@ -21,6 +21,8 @@ Following = tuple[tuple[Any, int], ...]  # a node's `next_functions`
 ACCUMULATE = "torch::autograd::AccumulateGrad"
 # types of arguments that say how elements move
 WHOLE, WHOLE_IN_TUPLES = {int, bool, str}, {int, bool}
+# parts of the names of those that say along which dimensions, and how
+NAMES_OF_DIMENSIONS = ("dim", "mode", "training")
 
 # Views and casts: adjoints that keep inner products, so a Gram may be taken before them.
 ISOMETRIES = frozenset(
@@ -134,6 +136,7 @@ def vjp(node: Any, grads: Sequence[Tensor | None]) -> Grads:
     # gradients.
     full = [_zeros(m) if g is None else g for g, m in zip(grads, outputs(node), strict=True)]
     returned = zip(_as_tuple(node.apply(*full)), node.needs_input_grad, strict=False)
+    # `next_functions` has a place per tensor argument, `needs_input_grad` one per argument
     needed = iter([g for g, wanted in returned if wanted])
     return tuple(None if child is None else next(needed, None) for child, _ in node.next_functions)
 
@@ -187,7 +190,9 @@ def _zeros(meta: Any) -> Tensor:
 def _attributes(kind: Any) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Names of a node type's saved tensors (raw), of its other saved arguments, and of those that name dimensions."""
     names = dir(kind)
-    raw = tuple(n for n in names if n.startswith("_raw_saved_"))
-    plain = tuple(n for n in names if n.startswith("_saved_") and f"_raw{n}" not in raw)
-    dims = tuple(n for n in plain if "dim" in n or "mode" in n or "training" in n)
-    return raw, plain, dims
+    raw = [name for name in names if name.startswith("_raw_saved_")]
+    saved = [name for name in names if name.startswith("_saved_")]
+    # a tensor has both forms of its name, and reading the plain one would unpack it
+    plain = [name for name in saved if f"_raw{name}" not in raw]
+    dims = [name for name in plain if any(word in name for word in NAMES_OF_DIMENSIONS)]
+    return tuple(raw), tuple(plain), tuple(dims)

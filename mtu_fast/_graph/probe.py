@@ -186,14 +186,11 @@ def probe_weights(graph: Graph, lengths: Sequence[Tensor], seed: int) -> list[Te
     longest = max((float(length.max()) for length in lengths if len(length)), default=0.0)
     room, spread = (0, 4) if graph.dtype == torch.float16 else (LONGEST, SPREAD)
     found = []
+    tiny = torch.finfo(torch.float64).tiny
     for length in lengths:
         some = torch.randint(spread, (len(length),), generator=generator).to(length.device)
-        short = (
-            (longest / length.clamp(min=torch.finfo(torch.float64).tiny))
-            .log2()
-            .round()
-            .clamp(0, room)
-        )
+        # how many times a row can be doubled until it is as long as the longest
+        short = (longest / length.clamp(min=tiny)).log2().round().clamp(0, room)
         found.append(torch.exp2(some - spread + 1 + short - room))
     return found
 

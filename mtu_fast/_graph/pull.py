@@ -7,6 +7,8 @@ one where it cannot.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
@@ -43,10 +45,15 @@ def local_rows(
     for k, (b, row_map) in enumerate(zip(grads, maps, strict=True)):
         if b is not None and row_map is not None:
             live[k] = b, row_map
-    wanted = [(slot, edge) for slot in slots if (edge := graph.next[i][slot]) is not None]
+    wanted: list[tuple[int, Edge]] = []
+    for slot in slots:
+        edge = graph.next[i][slot]
+        if edge is not None:
+            wanted.append((slot, edge))
 
     def one(parts: list[Tensor]) -> Found:
-        found = {slot: g for slot, _, g in graph.vjp(i, dict(zip(live, parts, strict=True)))}
+        of_outputs = dict(zip(live, parts, strict=True))
+        found = {slot: g for slot, _, g in graph.vjp(i, of_outputs)}
         return [found.get(slot) for slot, _ in wanted]
 
     def several(rows: Tensor) -> Found:
@@ -68,29 +75,44 @@ def pulled(graph: Graph, seeds: Seeds, together: Together) -> Iterator[tuple[int
         add(below, *_under_views(graph, edge, rows, together))
     left: Seeds = {}
     for edge, rows in below.items():
-        node, few = edge[0], rows[0].numel() < len(rows) and not rows.is_complex()
-        if node in graph.leaf:
-            yield graph.leaf[node], Dense(tuple(rows.shape[1:]), rows)
-        elif graph.foreign and not graph.foreign.isdisjoint(graph.region([edge])):
-            left[edge] = rows  # what is not linear must see all of a row at once
-        elif (found := _looked_up(graph, node, rows)) is not None:
-            yield found
-        elif few:
-            yield from _along_few(graph, edge, rows, together)
-        else:
+        alone = _by_itself(graph, edge, rows, together)
+        if alone is None:
             left[edge] = rows
+        else:
+            yield from alone
     for parameter, rows in _all_through(graph, left, together):
-        yield parameter, Dense(tuple(rows.shape[1:]), rows)
+        yield parameter, _dense(rows)
+
+
+def _by_itself(
+    graph: Graph, edge: Edge, rows: Tensor, together: Together
+) -> Iterable[tuple[int, Use]] | None:
+    """The uses below one edge where its rows need not run with the others; None where they must."""
+    node = edge[0]
+    if node in graph.leaf:
+        return [(graph.leaf[node], _dense(rows))]
+    if graph.foreign and not graph.foreign.isdisjoint(graph.region([edge])):
+        return None  # what is not linear must see all of a row at once
+    found = _looked_up(graph, node, rows)
+    if found is not None:
+        return [found]
+    few = rows[0].numel() < len(rows)
+    # an outer product of rows and directions is for real numbers
+    return _along_few(graph, edge, rows, together) if few and not rows.is_complex() else None
+
+
+def _dense(rows: Tensor) -> Dense:
+    """Rows `[R, *shape]` as a use."""
+    return Dense(tuple(rows.shape[1:]), rows)
 
 
 def _under_views(graph: Graph, edge: Edge, rows: Tensor, together: Together) -> tuple[Edge, Tensor]:
     """The rows below the views and casts that an edge leads to, since what is below may be a look-up."""
-    while edge[0] not in graph.leaf and (below := isometry(graph, edge[0])) is not None:
-        i, output = edge
-
-        def one(parts: list[Tensor], i: int = i, output: int = output) -> Found:
-            return [g for _, _, g in graph.vjp(i, {output: parts[0]})]
-
+    while edge[0] not in graph.leaf:
+        below = isometry(graph, edge[0])
+        if below is None:
+            break
+        one = partial(_through_view, graph, edge)
         (found,) = together(edge, one, mapped(one), [rows])
         if found is None:
             break
@@ -98,12 +120,22 @@ def _under_views(graph: Graph, edge: Edge, rows: Tensor, together: Together) -> 
     return edge, rows
 
 
+def _through_view(graph: Graph, edge: Edge, parts: list[Tensor]) -> Found:
+    """The vjp of a view, of one row."""
+    i, output = edge
+    return [g for _, _, g in graph.vjp(i, {output: parts[0]})]
+
+
 def _looked_up(graph: Graph, i: int, rows: Tensor) -> tuple[int, Use] | None:
     """The use of a parameter that the node looks up, alike for all rows; None for another node."""
     below = graph.below(i)
-    way = way_below(graph, below[0]) if len(below) == 1 else None
-    use = None if way is None else explicit(graph.nodes[i], graph.shape(below[0]), rows)
-    if way is None or use is None:
+    if len(below) != 1:
+        return None
+    way = way_below(graph, below[0])
+    if way is None:
+        return None
+    use = explicit(graph.nodes[i], graph.shape(below[0]), rows)
+    if use is None:
         return None
     small = use.rows_bytes() <= use.held and not use.sparse
     return way.parameter, through_chain(graph, way.chain, use.dense() if small else use)
@@ -114,7 +146,9 @@ def _along_few(
 ) -> Iterator[tuple[int, Use]]:
     """Rows that come through an edge of fewer numbers K than rows (a penalty in every loss) lie along K directions."""
     few = rows[0].numel()
-    units = torch.eye(few, dtype=rows.dtype, device=rows.device).view(few, *rows.shape[1:])
+    units = torch.eye(few, dtype=rows.dtype, device=rows.device)
+    units = units.view(few, *rows.shape[1:])
+    # A pass is linear: row r of a parameter is Σ_k rows[r, k] · (what unit k gives).
     for parameter, directions in _all_through(graph, {edge: units}, together):
         shape = tuple(directions.shape[1:])
         use = Common(shape, rows.reshape(-1, few), directions)
@@ -161,7 +195,8 @@ def _size(graph: Graph, nodes: Iterable[int]) -> int:
     """Bytes of the gradients of all outputs of some nodes."""
     total = 0
     for i in nodes:
-        total += sum(m.dtype.itemsize * torch.Size(m.shape).numel() for m in graph.outputs[i])
+        for meta in graph.outputs[i]:
+            total += meta.dtype.itemsize * prod(meta.shape)
     return total
 
 
@@ -170,10 +205,10 @@ def one_by_one(graph: Graph, task: int, factor: float = 1.0) -> Iterator[tuple[i
     leaves, loss = list(graph.leaf), graph.losses[task]
     wanted = [graph.nodes[i].variable for i in leaves]
     found: list[list[Tensor]] = [[] for _ in leaves]
-    for weights in factor * torch.eye(len(loss), dtype=loss.dtype, device=loss.device):
+    units = torch.eye(len(loss), dtype=loss.dtype, device=loss.device)
+    for weights in factor * units:
         grads = torch.autograd.grad([loss], wanted, [weights], retain_graph=True, allow_unused=True)
         for rows, g, p in zip(found, grads, wanted, strict=True):
             rows.append(torch.zeros_like(p) if g is None else densified(g))
     for i, rows in zip(leaves, found, strict=True):
-        stacked = torch.stack(rows)
-        yield graph.leaf[i], Dense(tuple(stacked.shape[1:]), stacked)
+        yield graph.leaf[i], _dense(torch.stack(rows))

@@ -60,7 +60,7 @@ class Probes:
 
 def _chosen(ids: Ids, digit: int, value: int) -> Tensor:
     found = (ids >= 0) & ((ids >> digit & 1) == value)
-    return torch.from_numpy(np.asarray(found))  # a number where the map has no dimensions
+    return torch.from_numpy(np.asarray(found))  # of a map without dimensions it is a bare number
 
 
 class Experiment:
@@ -203,11 +203,14 @@ class _Numbers:
         """One digit more, by the gradients of its two runs; whether rows are still apart."""
         alive_on = None if on is None else on != 0
         alive_off = None if off is None else off != 0
-        if alive_on is not None and alive_off is not None and bool((alive_on & alive_off).any()):
-            return False
-        for alive, value in ((alive_on, 1 << digit), (alive_off, 0)):
-            if alive is not None:
-                self._add(alive, value)
+        if alive_on is not None and alive_off is not None:
+            both = alive_on & alive_off
+            if bool(both.any()):
+                return False
+        if alive_on is not None:
+            self._add(alive_on, 1 << digit)
+        if alive_off is not None:
+            self._add(alive_off, 0)
         return True
 
     def _add(self, alive: Tensor, value: int) -> None:
@@ -222,7 +225,8 @@ class _Numbers:
         """The map of an input of so many dimensions."""
         if self._number is None or self._reached is None:
             return np.full([1] * ndim, NO_ROW)
-        return compact(torch.where(self._reached, self._number, NO_ROW).cpu().numpy())
+        numbers = torch.where(self._reached, self._number, NO_ROW)
+        return compact(numbers.cpu().numpy())
 
 
 def strays(

@@ -8,7 +8,7 @@ itself play no part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -58,7 +58,9 @@ class RowMap:
     def dim(self) -> int | None:
         """The one dimension the row depends on (the first, where it depends on none); None if there are several."""
         varying = [d for d, size in enumerate(self.ids.shape) if size > 1]
-        return None if len(varying) > 1 or not self.shape else varying[0] if varying else 0
+        if len(varying) > 1 or not self.shape:
+            return None
+        return varying[0] if varying else 0
 
     @cached_property
     def along(self) -> Ids:
@@ -73,11 +75,15 @@ class RowMap:
         size = len(self.along)
         if size % self.count:
             return 0
-        known, index, positions = self.along >= 0, np.arange(size), size // self.count
+        known = self.along >= 0
+        index = np.arange(size)
+        positions = size // self.count
+        # the longest run first: a view is cheaper than an exchange of dimensions
         for a in range(positions, 0, -1):
-            if positions % a == 0 and np.array_equal(
-                self.along[known], (index // a % self.count)[known]
-            ):
+            if positions % a:
+                continue
+            expected = index // a % self.count
+            if np.array_equal(self.along[known], expected[known]):
                 return a
         return 0
 
@@ -95,7 +101,9 @@ class RowMap:
         if self.inner:
             if len(x) == self.count * self.inner:
                 return x.view(self.count, self.inner, *x.shape[1:])
-            return x.unflatten(0, (-1, self.count, self.inner)).transpose(0, 1).flatten(1, 2)
+            # [rounds, N, A, …] -> [N, rounds · A, …]: a row comes back once a round
+            rounds = x.unflatten(0, (-1, self.count, self.inner))
+            return rounds.transpose(0, 1).flatten(1, 2)
         where = self._positions_on(x.device)
         inside = (where >= 0).view(*where.shape, *[1] * (x.dim() - 1))
         return torch.where(inside, x[where.clamp(min=0)], 0)
@@ -132,9 +140,10 @@ def merged(one: Ids, other: Ids) -> Ids | Meet:
     """The map of a sum of gradients with these maps, or that two rows meet."""
     if one.shape == other.shape and np.array_equal(one, other):
         return one
-    if bool(((one != other) & (one >= 0) & (other >= 0)).any()):
+    both_there = (one >= 0) & (other >= 0)
+    if bool((both_there & (one != other)).any()):
         return MEET
-    return np.maximum(one, other)
+    return np.maximum(one, other)  # NO_ROW is below every row
 
 
 def compact(ids: Ids, fill: bool = False) -> Ids:
@@ -146,20 +155,24 @@ def compact(ids: Ids, fill: bool = False) -> Ids:
     for d, size in enumerate(ids.shape):
         if size > 1:
             most = ids.max(d, keepdims=True)
-            if bool(((ids == most) | (fill & (ids < 0))).all()):
+            same = ids == most
+            if fill:
+                same |= ids < 0
+            if bool(same.all()):
                 ids = most
     return ids
 
 
 def carried(ids: Ids, along: dict[int, int], into: Sequence[int]) -> Ids | None:
     """The map of an input of which some dimensions `{of ids: of the input}` are carried; None if a row is lost."""
-    if any(size > 1 and d not in along for d, size in enumerate(ids.shape)):
+    varying = [d for d, size in enumerate(ids.shape) if size > 1]
+    if not all(d in along for d in varying):
         return None
-    order = sorted((d for d in along if ids.shape[d] > 1), key=along.__getitem__)
+    order = sorted(varying, key=along.__getitem__)
     shape = [1] * len(into)
     for d in order:
         shape[along[d]] = ids.shape[d]
-    rest = [d for d in range(ids.ndim) if d not in order]
+    rest = [d for d in range(ids.ndim) if d not in varying]  # of size 1 each
     return ids.transpose([*order, *rest]).reshape(shape)
 
 
@@ -168,11 +181,18 @@ def reshaped(ids: Ids, out: Sequence[int], into: Sequence[int]) -> Ids:
     if prod(out) == 0:
         return np.full([1] * len(into), ids.max(initial=NO_ROW))
     # Both shapes as groups of one common, finer shape; where there is none, element by element.
-    ends = sorted({*accumulate(reversed(out), mul), *accumulate(reversed(into), mul), 1})
+    # An end is how many elements lie within so many of the last dimensions.
+    ends = sorted({1, *_ends(out), *_ends(into)})
     if any(b % a for a, b in pairwise(ends)):
-        return compact(np.broadcast_to(ids, tuple(out)).reshape(tuple(into)))
+        full = np.broadcast_to(ids, tuple(out))
+        return compact(full.reshape(tuple(into)))
     fine = [b // a for a, b in pairwise(ends)][::-1]
     return _joined(_split(ids, out, fine), _groups(fine, into))
+
+
+def _ends(shape: Sequence[int]) -> Iterable[int]:
+    """Products of the last sizes of a shape, of one, two, … of them."""
+    return accumulate(reversed(shape), mul)
 
 
 def _split(ids: Ids, shape: Sequence[int], fine: Sequence[int]) -> Ids:
@@ -189,7 +209,8 @@ def _joined(ids: Ids, groups: Sequence[list[int]]) -> Ids:
     joined: list[int] = []
     at = 0
     for group in groups:
-        varies = any(n > 1 for n in ids.shape[at : at + len(group)])
+        own = ids.shape[at : at + len(group)]
+        varies = any(n > 1 for n in own)
         full += group if varies else [1] * len(group)
         joined.append(prod(group) if varies else 1)
         at += len(group)

@@ -16,16 +16,13 @@ def used_up(graph: Graph, model: nn.Module) -> Iterator[None]:
     """Release a graph at the end, with buffers as one ordinary backward would have left them.
 
     A checkpointed region runs again whenever what it saved is read, and its norms in training then
-    count the batch once
-    more: here by several passes, and by what frees the graph. After an error buffers are as they
-    were before.
+    count the batch once more: here by several passes, and by what frees the graph. After an error
+    buffers are as they were before.
     """
-    buffers = [
-        buffer
-        for module in model.modules()
-        if module.training
-        for buffer in module.buffers(recurse=False)
-    ]
+    buffers: list[Tensor] = []
+    for module in model.modules():
+        if module.training:
+            buffers += module.buffers(recurse=False)
     if not buffers or not any(map(recomputes, graph.nodes)):
         yield
         graph.release()
@@ -35,6 +32,7 @@ def used_up(graph: Graph, model: nn.Module) -> Iterator[None]:
         yield
     finally:
         _put(buffers, before)
+    # Once is what one ordinary backward counts; what frees the graph must not count again.
     recompute_once(graph.nodes)
     after = [buffer.clone() for buffer in buffers]
     graph.release()

@@ -56,19 +56,28 @@ def mean_rows(
         for kind, mask in batch.members[task].of.items():
             count = mask.sum() if counts is None else counts[task, kind]
             weights = mask.to(loss.dtype) / count
-            shared = sorted(set(graph.leaf.values()))
-            gradients = _gradients(graph, loss, weights, space, shared)
-            uses: dict[int, Use] = {}
-            for j in shared:
-                g = gradients.pop(space.shared.parameters[j], None)
-                if g is not None:
-                    g = densified(g)
-                    uses[j] = Dense(tuple(g.shape), g[None])
+            uses, outside = _one_row(graph, loss, weights, space)
             mean = (weights.double() @ loss.double())[None]
             role = torch.full((1,), kind, device=loss.device)
-            roles = roles_of(task, torch.full_like(role, -1), role, mean, graph.dtype)
-            found.append(TaskRows.of(roles, uses, {kind: gradients}, space.shared))
+            of_no_sample = torch.full_like(role, -1)
+            roles = roles_of(task, of_no_sample, role, mean, graph.dtype)
+            found.append(TaskRows.of(roles, uses, {kind: outside}, space.shared))
     return found or no_rows(batch, space.shared)
+
+
+def _one_row(
+    graph: Graph, loss: Tensor, weights: Tensor, space: Space
+) -> tuple[dict[int, Use], dict[Tensor, Tensor]]:
+    """The gradient of a weighted loss: uses `[1, …]` of the shared parameters, and by those outside."""
+    shared = sorted(set(graph.leaf.values()))
+    gradients = _gradients(graph, loss, weights, space, shared)
+    uses: dict[int, Use] = {}
+    for j in shared:
+        g = gradients.pop(space.shared.parameters[j], None)
+        if g is not None:
+            g = densified(g)
+            uses[j] = Dense(tuple(g.shape), g[None])
+    return uses, gradients
 
 
 def weighted_gradients(
@@ -120,7 +129,8 @@ def _weighted(
     for (task, loss), piece in zip(batch.losses.items(), w.split(counts), strict=True):
         if loss.numel():
             losses.append(loss)
-            weights.append(loss.new_zeros(len(loss)).index_copy(0, at[task], piece.to(loss)))
+            nothing = loss.new_zeros(len(loss))  # for samples without a label
+            weights.append(nothing.index_copy(0, at[task], piece.to(loss)))
     return _grad(losses, weights, [p for p in parameters if p.requires_grad], retain)
 
 

@@ -39,7 +39,9 @@ class Together:
             rows = self._batched(place, one, batched, parts)
             if rows is not None:
                 return rows
-        found = [one([part[k] for part in parts]) for k in range(len(parts[0]))]
+        found: list[Found] = []
+        for k in range(len(parts[0])):
+            found.append(one([part[k] for part in parts]))
         return [_joined(of_rows, torch.stack) for of_rows in zip(*found, strict=True)]
 
     def _batched(
@@ -64,8 +66,10 @@ class Together:
             dtype = working_dtype(of)
             sizes = of.to(dtype).flatten(1).norm(dim=1)
             error = (of.sum(0, dtype=dtype) - densified(g)).norm()
-            if not bool(error <= 64 * torch.finfo(of.dtype).eps * sizes.sum()):
+            rounding = 64 * torch.finfo(of.dtype).eps * sizes.sum()
+            if not bool(error <= rounding):  # so that NaN is an error, too
                 return False
+            # of a single row that is not zero, any mixture of rows adds up
             told = told and int((sizes > 0).sum()) > 1
         if told:
             self._known[place] = True
@@ -77,9 +81,10 @@ def in_portions(
 ) -> Found:
     """Row numbers in portions that take about `ROOM` bytes, each row taking `size`; what they give joined."""
     step = max(1, min(count, ROOM // max(size, 1)))
-    portions = [
-        several(torch.arange(k, min(k + step, count), device=device)) for k in range(0, count, step)
-    ]
+    portions: list[Found] = []
+    for k in range(0, count, step):
+        numbers = torch.arange(k, min(k + step, count), device=device)
+        portions.append(several(numbers))
     return [_joined(parts, torch.cat) for parts in zip(*portions, strict=True)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from mtu_fast._graph.carry import carry_of, stem
+from mtu_fast._graph.carry import Passage, carry_of, stem
 from mtu_fast._graph.chains import views_of_parameters
 from mtu_fast._graph.graph import Edge, Graph
 from mtu_fast._graph.moves import MOVES, SETTLED
@@ -165,16 +165,17 @@ class Walk:
         """The same for the gradient of one output."""
         i, k = output
         node, op = self.graph.nodes[i], stem(self.graph.names[i])
-        out, into = self.graph.shape(output), self.graph.shape(edge)
+        at = Passage(node, k, slot, self.graph.shape(output), self.graph.shape(edge))
         if op in MOVES:
-            return MOVES[op](node, k, slot, out, into, ids)
+            return MOVES[op](at, ids)
         carry = carry_of(node, op)
-        dims = None if carry is None else carry(node, k, slot, out, into)
+        dims = None if carry is None else carry(at)
         if dims is None:
             return None
-        found = carried(ids, dims, into)
+        found = carried(ids, dims, at.into)
         if found is None:
-            found = carried(compact(ids, fill=True), dims, into)
+            # gaps may hide that the row does not vary along a dimension that is summed over
+            found = carried(compact(ids, fill=True), dims, at.into)
         if found is None and op in SUMS:
             return MEET
         return found

@@ -103,10 +103,9 @@ def summed(b: Tensor, rows: RowMap, shape: tuple[int, ...]) -> Dense | None:
     kept = [1] * (b.dim() - len(shape)) + list(shape)
     del kept[rows.dim]
     over = [1] + [d + 2 for d, size in enumerate(kept) if size == 1]
+    dtype = working_dtype(b)
+    nothing_to_add = all(parts.shape[d] == 1 for d in over)
     # With nothing to add the rows are b itself, but for one that would keep a larger tensor alive.
-    if (
-        all(parts.shape[d] == 1 for d in over)
-        and b.untyped_storage().nbytes() <= b.numel() * b.element_size()
-    ):
-        return Dense(shape, parts.to(working_dtype(b)).reshape(rows.count, *shape))
-    return Dense(shape, parts.sum(over, dtype=working_dtype(b)).view(rows.count, *shape))
+    if nothing_to_add and b.untyped_storage().nbytes() <= b.numel() * b.element_size():
+        return Dense(shape, parts.to(dtype).reshape(rows.count, *shape))
+    return Dense(shape, parts.sum(over, dtype=dtype).view(rows.count, *shape))

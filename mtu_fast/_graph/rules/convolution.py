@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -22,17 +23,24 @@ def convolution(
     if slot == 2:
         # [M, *, O]: the channel comes last, as the bias has it
         return summed(b.flatten(2).mT, rows, shape)
-    stride, padding, dilation, beyond = (
-        # one may be meant for all axes (padding="valid")
-        tuple(numbers) * ((len(shape) - 2) // len(numbers))
-        for numbers in (
-            node._saved_stride,
-            node._saved_padding,
-            node._saved_dilation,
-            node._saved_output_padding,
-        )
+    images = rows.split(node._saved_input.detach(), 0)
+    return Conv(shape, images, rows.split(b, 0), _geometry(node, shape))
+
+
+def _geometry(node: Any, shape: tuple[int, ...]) -> Geometry:
+    """How the kernel of this shape moves over the images."""
+    axes = len(shape) - 2
+    return Geometry(
+        shape,
+        _along(node._saved_stride, axes),
+        _along(node._saved_padding, axes),
+        _along(node._saved_dilation, axes),
+        node._saved_transposed,
+        _along(node._saved_output_padding, axes),
+        node._saved_groups,
     )
-    geometry = Geometry(
-        shape, stride, padding, dilation, node._saved_transposed, beyond, node._saved_groups
-    )
-    return Conv(shape, rows.split(node._saved_input.detach(), 0), rows.split(b, 0), geometry)
+
+
+def _along(numbers: Sequence[int], axes: int) -> tuple[int, ...]:
+    """A number for every axis; one may be meant for all (padding="valid")."""
+    return tuple(numbers) * (axes // len(numbers))

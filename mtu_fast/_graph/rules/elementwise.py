@@ -27,8 +27,8 @@ def sub(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | No
 @rule("MulBackward0")
 def mul(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | None:
     """`out = self · other`."""
-    factor = node._saved_other if slot == 0 else node._saved_self
-    return summed(b * (factor.detach() if isinstance(factor, Tensor) else factor), rows, shape)
+    factor = _plain(node._saved_other if slot == 0 else node._saved_self)
+    return summed(b * factor, rows, shape)
 
 
 @rule("ExpandBackward0")
@@ -46,37 +46,40 @@ def rsub(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | N
 @rule("DivBackward0")
 def div(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | None:
     """`out = self / other`."""
-    other = (
-        node._saved_other.detach() if isinstance(node._saved_other, Tensor) else node._saved_other
-    )
+    other = _plain(node._saved_other)
     b = b / other
-    return summed(b if slot == 0 else b * -(node._saved_self.detach() / other), rows, shape)
+    if slot == 1:
+        b = b * -(node._saved_self.detach() / other)  # d(self/other) = -self/other · d other/other
+    return summed(b, rows, shape)
 
 
 @rule("WhereBackward0")
 def where(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | None:
     """`out = self where condition, else other`."""
     chosen = node._saved_condition
-    return summed(torch.where(chosen if slot == 0 else ~chosen, b, 0), rows, shape)
+    if slot == 1:
+        chosen = ~chosen
+    return summed(torch.where(chosen, b, 0), rows, shape)
 
 
 @rule("PreluKernelBackward0", slots=(1,))
 def prelu(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | None:
     """`out = x where x > 0, else weight · x`."""
-    return summed(b * node._saved_self.detach().clamp(max=0), rows, shape)
+    slope = node._saved_self.detach().clamp(max=0)  # d out/d weight: x where it is negative
+    return summed(b * slope, rows, shape)
 
 
 @rule("RepeatBackward0")
 def repeat(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | None:
     """`out = parameter.repeat(…)`: b `[…, k·D, …]` as `[…, k, D, …]`, summed over every k."""
     sizes = (1,) * (b.dim() - len(shape)) + shape
-    apart = tuple(
-        n for whole, size in zip(b.shape, sizes, strict=True) for n in (whole // size, size)
-    )
-    between = tuple(n for size in sizes for n in (1, size))
-    use = summed(
-        b.reshape(apart), RowMap(reshaped(rows.ids, rows.shape, apart), apart, rows.count), between
-    )
+    apart: list[int] = []  # […, k, D, …]
+    between: list[int] = []  # […, 1, D, …]
+    for whole, size in zip(b.shape, sizes, strict=True):
+        apart += [whole // size, size]
+        between += [1, size]
+    ids = reshaped(rows.ids, rows.shape, apart)
+    use = summed(b.reshape(apart), RowMap(ids, tuple(apart), rows.count), tuple(between))
     return None if use is None else Dense(shape, use.rows.reshape(-1, *shape))
 
 
@@ -87,5 +90,11 @@ def index_put(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Us
     written = b[index]
     if not written.numel():
         return Dense(shape, b.new_zeros(rows.count, *shape))
-    ids = torch.from_numpy(rows.ids.copy()).to(b.device).expand(b.shape)[index].numpy(force=True)
-    return summed(written, RowMap(compact(ids, fill=True), tuple(written.shape), rows.count), shape)
+    of_written = rows.on(b.device).expand(b.shape)[index].numpy(force=True)
+    ids = compact(of_written, fill=True)
+    return summed(written, RowMap(ids, tuple(written.shape), rows.count), shape)
+
+
+def _plain(factor: Any) -> Any:
+    """A saved factor, a tensor or a number, without its graph."""
+    return factor.detach() if isinstance(factor, Tensor) else factor

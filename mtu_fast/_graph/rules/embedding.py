@@ -47,7 +47,8 @@ def _in_table(node: Any, shape: Shape) -> Lookup | None:
 def _gather(shape: Shape, index: Tensor, b: Tensor, of: Lookup) -> Gather:
     """Index `[R, *places]` and b `[R, *places, *entry]` as a use of a table `[V, *entry]`."""
     if of.padding >= 0:
-        b = b * (index != of.padding).view(*index.shape, *[1] * (b.dim() - index.dim()))
+        counts = index != of.padding
+        b = b * counts.view(*index.shape, *[1] * (b.dim() - index.dim()))
     index = index.flatten(1)
     return Gather(shape, index, b.reshape(*index.shape, prod(shape[1:])), sparse=of.sparse)
 
@@ -58,15 +59,21 @@ def embedding_bag(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -
     if rows.dim != 0 or node._saved_mode not in (SUM, MEAN) or node._saved_scale_grad_by_freq:
         return None
     where, bags = node._saved_indices, _bags(node, len(b))
-    factor = (where != signed(node._saved_padding_idx)).to(b.dtype)
+    values = b[bags] * _factors(node, bags, b)[:, None]
+    of_places = rows.along[bags.numpy(force=True)]
+    places = RowMap(of_places[:, None], tuple(values.shape), rows.count)
+    return Gather(shape, places.split(where, 0), places.split(values, 0), sparse=node._saved_sparse)
+
+
+def _factors(node: Any, bags: Tensor, b: Tensor) -> Tensor:
+    """What each place counts in its bag, 0 for padding."""
+    factor = (node._saved_indices != signed(node._saved_padding_idx)).to(b.dtype)
     if node._saved_mode == MEAN:
         counts = b.new_zeros(len(b)).index_add_(0, bags, factor)
-        factor = factor / counts.clamp(min=1)[bags]
+        factor = factor / counts.clamp(min=1)[bags]  # a bag of padding alone has no place
     if node._saved_per_sample_weights is not None:
         factor = factor * node._saved_per_sample_weights.detach()
-    values = b[bags] * factor[:, None]
-    places = RowMap(rows.along[bags.numpy(force=True)][:, None], tuple(values.shape), rows.count)
-    return Gather(shape, places.split(where, 0), places.split(values, 0), sparse=node._saved_sparse)
+    return factor
 
 
 SUM, MEAN = 0, 1  # `_saved_mode`

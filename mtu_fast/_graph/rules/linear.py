@@ -32,7 +32,8 @@ def mm(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | Non
 def mv(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | None:
     """`out = self @ vec`, b `[M]`."""
     each = b[:, None] * node._saved_self.detach()
-    return summed(each, RowMap(rows.ids[:, None], tuple(each.shape), rows.count), shape)
+    of_each = RowMap(rows.ids[:, None], tuple(each.shape), rows.count)
+    return summed(each, of_each, shape)
 
 
 @rule("BmmBackward0")
@@ -46,14 +47,8 @@ def baddbmm(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use 
     """`out[e] = beta·self[e] + alpha·batch1[e] @ batch2[e]`, b `[E, M, O]`."""
     if slot == 0:
         return summed(scaled(b, node._saved_beta), rows, shape)
-    return _batched(
-        node,
-        slot - 1,
-        shape,
-        scaled(b, node._saved_alpha),
-        rows,
-        ("_saved_batch1", "_saved_batch2"),
-    )
+    b = scaled(b, node._saved_alpha)
+    return _batched(node, slot - 1, shape, b, rows, ("_saved_batch1", "_saved_batch2"))
 
 
 @rule("GroupedMmBackward0", slots=(1,))
@@ -64,10 +59,10 @@ def grouped_mm(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> U
         return None
     parts, start = [], 0
     for end in ends.tolist():
-        of_group = _positions(rows.along[start:end], rows.count)
-        parts.append(
-            Outer(shape[1:], of_group.split(a[start:end], 0), of_group.split(b[start:end], 0))
-        )
+        group = slice(start, end)
+        of_group = _positions(rows.along[group], rows.count)
+        left, right = of_group.split(a[group], 0), of_group.split(b[group], 0)
+        parts.append(Outer(shape[1:], left, right))
         start = end
     return Stacked(shape, tuple(parts), tuple(range(len(parts))))
 
@@ -80,10 +75,12 @@ def _batched(
     Which rows they are may differ from one batch entry to the next: tokens that are sent to
     experts.
     """
-    contracted = 2 - side
-    if rows.ids.shape[side + 1] > 1 or rows.ids.shape[contracted] == 1 < rows.ids.shape[0]:
+    contracted = 2 - side  # the dimension of b that the product with the other factor sums over
+    kept, entries = rows.ids.shape[side + 1], rows.ids.shape[0]
+    if kept > 1 or rows.ids.shape[contracted] == 1 < entries:
         return None
     other = getattr(node, saved[contracted - 1]).detach()
+    # [E, rows along the contracted dimension, or one for all]
     ids = np.broadcast_to(rows.ids, (b.shape[0], *rows.ids.shape[1:])).reshape(b.shape[0], -1)
     parts = []
     for e in range(b.shape[0]):
@@ -91,11 +88,9 @@ def _batched(
         sides = [of_entry.split(other[e], contracted - 1), of_entry.split(b[e], contracted - 1)]
         left, right = sides if side == 1 else reversed(sides)
         parts.append(Outer(shape[1:], left, right))
-    return (
-        replace(parts[0], shape=shape)
-        if len(parts) == 1
-        else Stacked(shape, tuple(parts), tuple(range(len(parts))))
-    )
+    if len(parts) == 1:
+        return replace(parts[0], shape=shape)
+    return Stacked(shape, tuple(parts), tuple(range(len(parts))))
 
 
 def _positions(along: Ids, count: int) -> RowMap:

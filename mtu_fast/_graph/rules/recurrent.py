@@ -35,13 +35,10 @@ def lstm(
     if node._saved_mode != LSTM or rows is None or not wanted.keys() <= {1, 2, 3, 4}:
         return {}
     dtype = working_dtype(node._saved_input)
-    W, U, *biases = (t.detach().to(dtype) for t in _weights(node))
-    x, h = _in_order(node, [node._saved_input.to(dtype), node._saved_result0.to(dtype)])
-    dh, end, dc = (None if b is None else b.to(dtype) for b in grads)
-    (dh,) = _in_order(node, [torch.zeros_like(h) if dh is None else dh])
+    x = _in_order(node, node._saved_input.to(dtype))
+    h = _in_order(node, node._saved_result0.to(dtype))
     before = torch.cat([node._saved_hx_.detach().to(dtype)[None], h[:-1]])
-    a = F.linear(x, W, *biases) + F.linear(before, U)
-    gates = _through_time(a, node._saved_cx_.detach().to(dtype), U, dh, end, dc)
+    gates = _gates(node, x, before, grads)
     left = rows.split(gates, 1).flatten(1, 2)  # [R, S, 4H]
     entered = {1: x, 2: before}
     uses: dict[int, Use] = {}
@@ -54,9 +51,22 @@ def lstm(
     return uses
 
 
-def _in_order(node: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors `[S, …]` in the order in which time was walked; a row does not ask for that of its positions."""
-    return [t.detach().flip(0) if node._saved_reverse else t.detach() for t in tensors]
+def _gates(node: Any, x: Tensor, before: Tensor, grads: Sequence[Tensor | None]) -> Tensor:
+    """The gradients a' `[S, N, 4H]` of what enters the gates, from those of the layer's outputs.
+
+    x `[S, N, I]` are the inputs and before `[S, N, H]` the h that each step began with.
+    """
+    W, U, *biases = (t.detach().to(x.dtype) for t in _weights(node))
+    dh, end, dc = (None if b is None else b.to(x.dtype) for b in grads)
+    dh = torch.zeros_like(before) if dh is None else _in_order(node, dh)
+    # oneDNN saves no gates of its own that could be read: the forward's products once more
+    a = F.linear(x, W, *biases) + F.linear(before, U)
+    return _through_time(a, node._saved_cx_.detach().to(x.dtype), U, dh, end, dc)
+
+
+def _in_order(node: Any, t: Tensor) -> Tensor:
+    """A tensor `[S, …]` in the order in which time was walked; a row does not ask for that of its positions."""
+    return t.detach().flip(0) if node._saved_reverse else t.detach()
 
 
 def _weights(node: Any) -> list[Tensor]:
@@ -77,7 +87,9 @@ def _sequences(maps: Sequence[RowMap | None]) -> RowMap | None:
         if both is MEET:
             return None
         found = both
-    return None if found is None else RowMap(found[:, None], known[0].shape[-2:], known[0].count)
+    if found is None:
+        return None
+    return RowMap(found[:, None], known[0].shape[-2:], known[0].count)
 
 
 def _through_time(
@@ -95,10 +107,12 @@ def _through_time(
     for entering, kept in zip(i * g, f, strict=True):
         cells.append(torch.addcmul(entering, kept, cells[-1]))
     shown = torch.stack(cells[1:]).tanh()
-    # Each gate's gradient is a multiple of that of its step's cell, of the output gate's of that of
-    # its h.
-    of_c = torch.stack([g * i * (1 - i), torch.stack(cells[:-1]) * f * (1 - f), i * (1 - g * g)], 2)
-    of_h, slope = shown * o * (1 - o), o * (1 - shown * shown)
+    earlier = torch.stack(cells[:-1])
+    # Each gate's gradient is a multiple of that of its step's cell c = f · earlier + i · g, that of
+    # the output gate one of that of its h = o · tanh(c).
+    of_c = torch.stack([g * i * (1 - i), earlier * f * (1 - f), i * (1 - g * g)], 2)
+    of_h = shown * o * (1 - o)
+    slope = o * (1 - shown * shown)  # dh/dc
     found = a.new_empty(S, N, 4, H)
     above = dh[-1] if end is None else dh[-1] + end
     for t in range(S - 1, -1, -1):
