@@ -118,6 +118,11 @@ def find_cuda(torch: Torch) -> Cuda:
     nvcc = shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
     if nvcc is None:
         return Cuda(absent="nvcc was not found in CUDA_HOME or PATH")
+    return _compiled_by(nvcc)
+
+
+def _compiled_by(nvcc: str) -> Cuda:
+    """The architectures that this compiler serves, or why it serves none."""
     try:
         listed = _run([nvcc, "--list-gpu-arch"]).stdout
     except OSError as error:  # not a program of this machine

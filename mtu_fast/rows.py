@@ -293,22 +293,31 @@ def cat(*rows: Rows) -> Rows:
     if not rows:
         raise ValueError("cat: found no rows, expected at least one.")
     for each in rows:
-        if not isinstance(each, Rows):
-            raise TypeError(
-                f"cat: found {type(each).__name__}, expected Rows as engine.rows returns them."
-            )
-        if each._shared is not rows[0]._shared:
-            raise ValueError(
-                "cat: found rows of different engines, expected one engine: its parameters are the space."
-            )
-        if (
-            each._products.ranks is None
-        ):  # else looked at by all ranks together, before the next exchange
-            check_open(each._parts, each._shared)
+        _check_joined(each, rows[0])
     parts = [part for each in rows for part in each._parts]
+    _check_once(parts)
+    return Rows(rows[0]._shared, parts, rows[0]._products.ranks)
+
+
+def _check_joined(rows: Rows, first: Rows) -> None:
+    """Whether rows may be joined with the first ones."""
+    if not isinstance(rows, Rows):
+        raise TypeError(
+            f"cat: found {type(rows).__name__}, expected Rows as engine.rows returns them."
+        )
+    if rows._shared is not first._shared:
+        raise ValueError(
+            "cat: found rows of different engines, expected one engine: its parameters are the space."
+        )
+    # of several ranks they are looked at by all together, before the next exchange
+    if rows._products.ranks is None:
+        check_open(rows._parts, rows._shared)
+
+
+def _check_once(parts: Sequence[TaskRows]) -> None:
+    """Whether no rows come twice; rows of a subspace may."""
     used_up = [id(part) for part in parts if len(part) and not part.persistent]
     if len(set(used_up)) < len(used_up):
         raise ValueError(
             "cat: found the same rows twice, expected each once: they would count double."
         )
-    return Rows(rows[0]._shared, parts, rows[0]._products.ranks)

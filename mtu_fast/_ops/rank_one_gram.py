@@ -21,17 +21,21 @@ def _check_rank_one(left: Sequence[Tensor], right: Sequence[Tensor], parameters:
             f"{parameters} parameters, one at least."
         )
     blocks = len(left) // parameters
-    for i, (a, b) in enumerate(zip(left, right, strict=True)):
-        # the block of the first parameter, and the first one of this parameter
-        first = i % blocks, i - i % blocks
-        expected = [
-            (*left[first[0]].shape[:1], *side[first[1]].shape[1:]) for side in (left, right)
-        ]
-        if a.dim() != 2 or b.dim() != 2 or [tuple(a.shape), tuple(b.shape)] != expected:
-            raise ValueError(
-                f"the sides of block {i} have shapes {tuple(a.shape)} and {tuple(b.shape)}, expected {expected[0]} and "
-                f"{expected[1]}: [R_i, width], the rows of the first parameter and one width in all blocks of a side."
-            )
+    for i in range(len(left)):
+        _check_block(left, right, blocks, i)
+
+
+def _check_block(left: Sequence[Tensor], right: Sequence[Tensor], blocks: int, i: int) -> None:
+    """As many rows as in this block of the first parameter, as wide as the first block of this parameter."""
+    same_rows, same_width = i % blocks, i - i % blocks
+    rows = left[same_rows].shape[:1]
+    found = [tuple(side[i].shape) for side in (left, right)]
+    expected = [(*rows, *side[same_width].shape[1:]) for side in (left, right)]
+    if any(len(shape) != 2 for shape in found) or found != expected:
+        raise ValueError(
+            f"the sides of block {i} have shapes {found[0]} and {found[1]}, expected {expected[0]} and "
+            f"{expected[1]}: [R_i, width], the rows of the first parameter and one width in all blocks of a side."
+        )
 
 
 @define(
@@ -44,18 +48,40 @@ def rank_one_gram(left: Sequence[Tensor], right: Sequence[Tensor], parameters: i
     R]`.
     """
     blocks = len(left) // parameters
-    sides = [side[j : j + blocks] for j in range(0, len(left), blocks) for side in (left, right)]
-    keys = [tuple(map(memory, side)) for side in sides]
-    last = {key: i for i, key in enumerate(keys)}
-    grams: dict[tuple[tuple[object, ...], ...], Tensor] = {}
-    gram = left[0].new_zeros(*2 * (sum(t.shape[0] for t in left[:blocks]),), dtype=WIDE)
-    for i, (key, side) in enumerate(zip(keys, sides, strict=True)):
-        if key not in grams:
-            grams[key] = _side_gram(side)
-        if i % 2:
-            gram.addcmul_(grams[keys[i - 1]], grams[key])
-            grams = {key: of_side for key, of_side in grams.items() if last[key] > i}
+    sides: list[Sequence[Tensor]] = []
+    for j in range(0, len(left), blocks):
+        sides += [left[j : j + blocks], right[j : j + blocks]]
+    known = _SideGrams(sides)
+    rows = sum(len(t) for t in left[:blocks])
+    gram = left[0].new_zeros(rows, rows, dtype=WIDE)
+    for i in range(0, len(sides), 2):
+        # ⟨a ⊗ b, a' ⊗ b'⟩ = ⟨a, a'⟩ ⟨b, b'⟩
+        gram.addcmul_(known.of(i), known.of(i + 1))
+        known.forget(i + 2)
     return gram
+
+
+class _SideGrams:
+    """The Grams of sides, each of which is multiplied once and held for as long as it comes again."""
+
+    def __init__(self, sides: Sequence[Sequence[Tensor]]) -> None:
+        self._sides = sides
+        self._keys = [tuple(map(memory, side)) for side in sides]
+        self._last = {key: i for i, key in enumerate(self._keys)}
+        self._grams: dict[tuple[tuple[object, ...], ...], Tensor] = {}
+
+    def of(self, i: int) -> Tensor:
+        """The Gram of side i."""
+        key = self._keys[i]
+        if key not in self._grams:
+            self._grams[key] = _side_gram(self._sides[i])
+        return self._grams[key]
+
+    def forget(self, before: int) -> None:
+        """Let go of the Grams of sides that come last before this one."""
+        for key in list(self._grams):
+            if self._last[key] < before:
+                del self._grams[key]
 
 
 def _side_gram(blocks: Sequence[Tensor]) -> Tensor:
@@ -63,12 +89,13 @@ def _side_gram(blocks: Sequence[Tensor]) -> Tensor:
     groups = families(blocks)
     if len(groups) == len(blocks):
         return row_gram(blocks)
-    starts = dict(
-        zip((f[0] for f in groups), offsets([blocks[f[0]] for f in groups]), strict=False)
-    )
-    first = {i: starts[family[0]] for family in groups for i in family}
-    at = torch.cat([torch.arange(len(t), device=t.device) + first[i] for i, t in enumerate(blocks)])
-    return row_gram([blocks[f[0]] for f in groups])[at[:, None], at]
+    once = [blocks[family[0]] for family in groups]
+    start_of: dict[int, int] = {}
+    for family, start in zip(groups, offsets(once), strict=False):  # the last offset is the end
+        start_of.update(dict.fromkeys(family, start))
+    places = [torch.arange(len(t), device=t.device) + start_of[i] for i, t in enumerate(blocks)]
+    at = torch.cat(places)
+    return row_gram(once)[at[:, None], at]
 
 
 @rank_one_gram.fake

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -118,18 +119,15 @@ def join_roles(parts: Sequence[Roles]) -> Roles:
     """Roles of rows laid end to end, tasks matched by name."""
     if len(parts) == 1:
         return parts[0]
-    tasks = tuple(dict.fromkeys(task for part in parts for task in part.tasks))
+    tasks = tuple(dict.fromkeys(chain.from_iterable(part.tasks for part in parts)))
     columns: dict[str, list[Tensor]] = {"task": [_renumbered(part, tasks) for part in parts]}
     for name in ("sample", "kind", "loss"):
         columns[name] = [getattr(part, name) for part in parts]
     ranks = [part.rank for part in parts if part.rank is not None]
     if len(ranks) == len(parts):
         columns["rank"] = ranks
-    return Roles(
-        **{name: torch.cat(column) for name, column in columns.items()},
-        tasks=tasks,
-        dtype=_coarsest(parts),
-    )
+    joined = {name: torch.cat(column) for name, column in columns.items()}
+    return Roles(**joined, tasks=tasks, dtype=_coarsest(parts))
 
 
 def _coarsest(parts: Sequence[Roles]) -> torch.dtype:

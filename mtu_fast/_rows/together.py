@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from math import prod
 
 import torch
@@ -43,30 +42,46 @@ def rank_one_gram(
     products with 1, the products of that side being known; the others are handed back.
     """
     pairs = [_sides(uses) for uses in parameters]
-    of_side = {}
+    biases, others = _biases(pairs, beside)
+    left: list[Tensor] = []
+    right: list[Tensor] = []
+    count = 0
     for at, pair in enumerate(pairs):
-        for side in pair:
-            of_side[tuple(map(memory, side))] = at
-    one = pairs[0][0][0].new_ones(())
-    biases: dict[int, list[_Sides]] = {}
-    others = []
-    for uses in beside:
-        rows = [use.matrix() for use in uses]
-        known = of_side.get(tuple(map(memory, rows)))
-        if known is None:
-            others.append(uses)
-        else:
-            biases.setdefault(known, []).append((rows, [one.expand(len(t), 1) for t in rows]))
-    # A bias right behind its weight: the products of their side need not be held for long.
-    order = []
-    for at, pair in enumerate(pairs):
-        order += [pair, *biases.get(at, ())]
-    left = list(chain.from_iterable(of_left for of_left, _ in order))
-    right = list(chain.from_iterable(of_right for _, of_right in order))
-    return op.rank_one_gram(left, right, len(order)), others
+        # A bias right behind its weight: the products of their side need not be held for long.
+        for of_left, of_right in (pair, *biases.get(at, ())):
+            left += of_left
+            right += of_right
+            count += 1
+    return op.rank_one_gram(left, right, count), others
 
 
 _Sides = tuple[list[Tensor], list[Tensor]]
+
+
+def _biases(
+    pairs: Sequence[_Sides], beside: Sequence[list[Use]]
+) -> tuple[dict[int, list[_Sides]], list[list[Use]]]:
+    """By the pair whose side they are, explicit rows as products with 1; and those that are no side."""
+    of_side: dict[object, int] = {}
+    for at, pair in enumerate(pairs):
+        for side in pair:
+            of_side[_memory(side)] = at
+    one = pairs[0][0][0].new_ones(())
+    found: dict[int, list[_Sides]] = {}
+    others = []
+    for uses in beside:
+        rows = [use.matrix() for use in uses]
+        known = of_side.get(_memory(rows))
+        if known is None:
+            others.append(uses)
+        else:
+            ones = [one.expand(len(t), 1) for t in rows]
+            found.setdefault(known, []).append((rows, ones))
+    return found, others
+
+
+def _memory(side: Sequence[Tensor]) -> object:
+    return tuple(map(memory, side))
 
 
 def _sides(uses: Sequence[Outer]) -> _Sides:

@@ -18,10 +18,10 @@ from torch import Tensor
 from mtu_fast._ops import _library
 from mtu_fast._ops.gram_schmidt import (
     TOLERANCE,
-    _serving,
     condition,
     effective_rank,
     gram_schmidt,
+    serving,
     solve,
 )
 from tests.helpers import matrices
@@ -314,7 +314,7 @@ def test_what_the_cuda_kernels_do_not_reach_goes_to_the_reference(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     G: Any = SimpleNamespace(is_cuda=True, shape=(rows, rows), device="cuda:0")
-    assert _serving(gram_schmidt, G) is (gram_schmidt if kernel else gram_schmidt.reference)
+    assert serving(gram_schmidt, G) is (gram_schmidt if kernel else gram_schmidt.reference)
 
 
 @pytest.mark.parametrize("cond", [6.0, 60.0, 6e2, 6e4])
