@@ -3,11 +3,14 @@
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
 from mtu_fast.errors import NotFiniteError
+from mtu_fast.memory import Memory
 from mtu_fast.methods import (
     FORGET,
     GDRGMA,
     IMTLG,
+    MEMORY,
     MGDA,
+    RESTING,
     RETAIN,
     SUBSPACE,
     AlignedMTL,
@@ -19,6 +22,7 @@ from mtu_fast.methods import (
     GradientAscent,
     GradVac,
     InterferenceAware,
+    LevelledOrthoGrad,
     Mean,
     Method,
     MUNBa,
@@ -35,7 +39,7 @@ from mtu_fast.methods import (
 )
 from mtu_fast.rows import Rows, cat
 from mtu_fast.subspace import Subspace
-from mtu_fast.unlearning.loop import History, unlearn
+from mtu_fast.unlearning.loop import History, Levels, unlearn
 from mtu_fast.unlearning.report import Audit, audit
 
 __version__ = "0.1.0"
@@ -44,7 +48,9 @@ __all__ = [
     "FORGET",
     "GDRGMA",
     "IMTLG",
+    "MEMORY",
     "MGDA",
+    "RESTING",
     "RETAIN",
     "SUBSPACE",
     "AlignedMTL",
@@ -59,8 +65,11 @@ __all__ = [
     "GradientAscent",
     "History",
     "InterferenceAware",
+    "LevelledOrthoGrad",
+    "Levels",
     "MUNBa",
     "Mean",
+    "Memory",
     "Method",
     "NablaTau",
     "NashMTL",

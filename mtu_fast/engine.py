@@ -19,6 +19,7 @@ from mtu_fast._distributed.taking import JoinedTaking
 from mtu_fast._distributed.wrappers import UNSET, Group, check_nodes, unwrapped
 from mtu_fast._graph.explain import Explanation
 from mtu_fast._graph.own import OwnTaking
+from mtu_fast._kept import step
 from mtu_fast._ops._library import announce
 from mtu_fast._rows.batch import Batch
 from mtu_fast._rows.explicit import check_vectors, explicit
@@ -27,6 +28,7 @@ from mtu_fast._rows.task_rows import TaskRows
 from mtu_fast._rows.update import Update, check_method
 from mtu_fast._rows.written import Written
 from mtu_fast.accumulation import Accumulation
+from mtu_fast.memory import Memory, check_memory
 from mtu_fast.methods import Method
 from mtu_fast.rows import Rows
 from mtu_fast.subspace import Subspace, check_subspace
@@ -89,6 +91,7 @@ class Engine:
         forget: Mask = None,
         present: Mapping[str, Tensor] | None = None,
         subspace: Subspace | None = None,
+        memory: Memory | None = None,
     ) -> Update:
         """`.grad += Jᵀ w`, w = method(J Jᵀ): the line that stands for `loss.mean().backward()`.
 
@@ -96,10 +99,11 @@ class Engine:
             losses: unreduced, one value per sample: `[N]`, or `{task: [N]}`.
             method: a method, or weights `[R]`.
             forget: the rows to forget: True, a mask `[N]` (full-task), or `{task: [N]}`
-                (partial-task).
+                (partial-task); boolean, or kinds as `Levels.left` gives them.
             present: `{task: [N]}`, False where a sample has no label for the task and so gives no
                 row.
             subspace: rows kept from earlier steps, which this step's rows join and then fill.
+            memory: the same for retain rows kept as further constraints.
 
         Returns:
             The weights, roles and Gram matrix of this update.
@@ -112,13 +116,14 @@ class Engine:
         """
         check_method(method)
         check_subspace(method, subspace)
+        check_memory(method, memory)
         if isinstance(method, Tensor):
             return self.rows(losses, forget=forget, present=present).backward(method)
         if not method.needs_gram:
             batch = partial(Batch.of, losses, forget, present)
             return self._taking.weighted_backward(batch, method)
         rows = self.rows(losses, forget=forget, per=method.per, present=present)
-        return self._step(rows, method, subspace)
+        return self._step(rows, method, subspace, memory)
 
     def accumulate(
         self,
@@ -129,6 +134,7 @@ class Engine:
         forget: Mask = None,
         present: Mapping[str, Tensor] | None = None,
         subspace: Subspace | None = None,
+        memory: Memory | None = None,
     ) -> Update | None:
         """`.grad += Jᵀ w`, J the rows of all micro-batches since the last step: `backward` of one large batch.
 
@@ -151,6 +157,7 @@ class Engine:
             forget: as for `backward`.
             present: as for `backward`.
             subspace: as for `backward`; looked at in the step only.
+            memory: likewise.
 
         Returns:
             The update of the step; None where `sync` is False.
@@ -164,6 +171,7 @@ class Engine:
         """
         check_method(method)
         check_subspace(method, subspace)
+        check_memory(method, memory)
         if self.ranks > 1:
             raise RuntimeError(
                 "accumulate: found an engine with group=, expected one of a single process; join rows of micro-batches "
@@ -179,7 +187,7 @@ class Engine:
         rows = self._accumulation.take()
         if isinstance(method, Tensor):
             return rows.backward(method)
-        return self._step(rows, method, subspace)
+        return self._step(rows, method, subspace, memory)
 
     @property
     def model(self) -> nn.Module:
@@ -295,11 +303,13 @@ class Engine:
         warn_renamed("engine", "kept", "subspace_rows")
         return self.subspace_rows(vectors, task, dtype)
 
-    def _step(self, rows: Rows, method: Method, subspace: Subspace | None) -> Update:
+    def _step(
+        self, rows: Rows, method: Method, subspace: Subspace | None, memory: Memory | None
+    ) -> Update:
         """The update of rows, with a look at what `.grad` held before."""
         shared = self._space.shared.parameters
         self._written.check(method, shared)
         with torch.autocast(shared[0].device.type, enabled=False):  # of a basis, too
-            update = rows.backward(method) if subspace is None else subspace.step(rows, method)
+            update = step(rows, method, subspace, memory)
         self._written.note(method, shared)
         return update

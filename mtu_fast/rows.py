@@ -12,7 +12,7 @@ from mtu_fast._distributed.products import JoinedProducts
 from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._ops.gram_schmidt import effective_rank
 from mtu_fast._rows.autocast import without_autocast
-from mtu_fast._rows.explicit import explicit
+from mtu_fast._rows.explicit import Grams, explicit, in_memory
 from mtu_fast._rows.grad import accumulate, add, as_autograd_gives
 from mtu_fast._rows.own import OwnProducts
 from mtu_fast._rows.shared import Shared
@@ -21,7 +21,7 @@ from mtu_fast._rows.task_rows import TaskRows, all_roles, uses_of
 from mtu_fast._rows.update import Update, check_meant, check_method
 from mtu_fast._rows.validity import check_open
 from mtu_fast._rows.weights import has_outside
-from mtu_fast.methods import FORGET, Method
+from mtu_fast.methods import FORGET, Method, Roles
 from mtu_fast.methods.base import dependence_tolerance
 
 
@@ -203,6 +203,29 @@ class Rows:
         """Other rows of kind SUBSPACE in the same space, explicit, as `explicit` makes them."""
         part = explicit(self._shared, vectors, task, dtype)
         return Rows(self._shared, [self._products.given(part)], self._products.ranks)
+
+    @without_autocast
+    def taken(self, at: Tensor) -> dict[str, Tensor]:
+        """{name of a parameter: `[K, *shape]`} of the K rows at these indices; for `mtu_fast.Memory`.
+
+        Raises:
+            ValueError: rows of several ranks.
+            RuntimeError: the rows are used up.
+        """
+        if isinstance(self._products, JoinedProducts):
+            raise ValueError(
+                "Memory: found rows of several ranks, expected those of one process: what is kept would have to be "
+                "joined over ranks. Go without memory=, or keep the rows of one rank's engine, group=None."
+            )
+        return self._products.taken(at)
+
+    def remembered(self, vectors: Mapping[str, Tensor], roles: Roles, grams: Grams) -> Rows:
+        """Other rows of kind MEMORY in the same space, explicit, as `in_memory` makes them."""
+        return Rows(self._shared, [in_memory(self._shared, vectors, roles, grams)])
+
+    def groups(self, per: str) -> list[tuple[int, ...]]:
+        """The parameters of each matrix of `gram(per)`, by index."""
+        return [tuple(group) for group in self._shared.groups(per)]
 
     # ---- .grad -----------------------------------------------------------------------------------
 

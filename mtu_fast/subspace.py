@@ -2,57 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtu_fast._arguments import check_share, check_whole, names
-from mtu_fast._ops.gram import row_gram
-from mtu_fast._ops.gram_schmidt import orthonormalize
+from mtu_fast._arguments import names
+from mtu_fast._kept import Form, orthonormal, step
 from mtu_fast._ops.project import project
 from mtu_fast._rows.update import Update
 from mtu_fast.methods import FORGET, RETAIN, Method
-from mtu_fast.methods.base import dependence_tolerance
-from mtu_fast.methods.interference import STALE, basis_weights
 from mtu_fast.rows import Rows, cat
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The arguments of a `Subspace`, checked."""
-
-    size: int | None
-    every: int
-    tasks: tuple[str, ...] | None
-    basis: bool
-    rank: int | None
-    energy: float
-    dtype: torch.dtype | None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.basis, bool):
-            raise TypeError(f"Subspace: basis is {self.basis!r}, expected True or False.")
-        check_whole("Subspace: every", self.every, least=1)
-        for name in ("size", "rank"):
-            if getattr(self, name) is not None:
-                check_whole(f"Subspace: {name}", getattr(self, name), least=1)
-        check_share("Subspace: energy", self.energy)
-        if self.dtype is not None and not _is_floating(self.dtype):
-            raise TypeError(
-                f"Subspace: dtype is {self.dtype!r}, expected a real one as torch.bfloat16, or None."
-            )
-        of_a_basis = (self.rank, self.energy, self.dtype)
-        if not self.basis and of_a_basis != (None, 1.0, None):
-            raise ValueError(
-                "Subspace: rank, energy and dtype are those of a basis; pass basis=True too."
-            )
-
-
-def _is_floating(dtype: object) -> bool:
-    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
 @dataclass(frozen=True)
@@ -123,18 +85,22 @@ class Subspace:
         dtype: torch.dtype | None = None,
     ) -> None:
         named = None if tasks is None else names("Subspace: tasks", tasks)
-        self._settings = Settings(size, every, named, basis, rank, energy, dtype)
+        self._form = Form("Subspace", size, every, basis, rank, energy, dtype)
+        if not basis and dtype is not None:
+            raise ValueError("Subspace: dtype is that of a basis; pass basis=True too.")
+        self._tasks = named
         self.held = Held(size)
 
     @property
     def every(self) -> int:
         """Steps between two batches that are taken in once it is full."""
-        return self._settings.every
+        return self._form.every
 
     @property
     def options(self) -> dict[str, Any]:
         """The arguments, as plain values: what a checkpoint compares."""
-        return asdict(self._settings) | {"dtype": str(self._settings.dtype)}
+        form = asdict(self._form)
+        return form | {"dtype": str(self._form.dtype), "tasks": self._tasks}
 
     def __len__(self) -> int:
         """Rows held, whether or not a basis stands for them."""
@@ -193,10 +159,12 @@ class Subspace:
 
     def step(self, rows: Rows, method: Method) -> Update:
         """`join(rows).update(method)`, then the rows of the step are kept; on an error, of both, nothing is."""
-        joined, after = self.join(rows), self._after(rows)  # before: `backward` uses the rows up
-        update = joined.backward(method, check=False)
-        self.held = after  # finite rows: the Gram and the update are
-        return update
+        return step(rows, method, self)
+
+    def look(self, rows: Rows) -> Callable[[Update], Held]:
+        """What is to be held after a step with these rows, which are looked at before it uses them up."""
+        after = self._after(rows)
+        return lambda update: after
 
     def project(self, gradients: dict[Tensor, Tensor], into: bool = True) -> dict[Tensor, Tensor]:
         """`Qᵀ(Q g)`, the part of {parameter: g} inside the span of the basis, or `g - Qᵀ(Q g)`, the part outside.
@@ -248,7 +216,7 @@ class Subspace:
             raise TypeError(
                 f"Subspace: found {type(rows).__name__}, expected Rows as engine.rows returns them."
             )
-        if self._settings.basis and rows.roles.rank is not None:
+        if self._form.basis and rows.roles.rank is not None:
             raise ValueError(
                 "Subspace: found basis=True with rows of several ranks, expected basis=False: a basis needs all rows "
                 "in one place, while each rank keeps its own."
@@ -257,7 +225,7 @@ class Subspace:
         if held.full and held.age < self.every:
             return held
         held = self._with_batch(held, rows)
-        return self._with_basis(held) if self._settings.basis and held.full else held
+        return self._with_basis(held) if self._form.basis and held.full else held
 
     def _with_batch(self, held: Held, rows: Rows) -> Held:
         """The target tasks' rows taken in, the oldest batches dropped that are not needed any more."""
@@ -272,8 +240,10 @@ class Subspace:
         return replace(held, size=size, age=age, batches=tuple(batches))
 
     def _with_basis(self, held: Held) -> Held:
-        of = self._settings
-        return replace(held, basis=orthonormal(held.batches, of.rank, of.energy, of.dtype))
+        of, first = self._form, held.batches[0]
+        named, _ = orthonormal(held.batches, of.rank, of.energy, of.dtype)
+        basis = first.replaced(named, first.roles.tasks[0], cat(*held.batches).roles.dtype)
+        return replace(held, basis=basis)
 
     def _targets(self, rows: Rows) -> tuple[str, ...]:
         roles = rows.roles
@@ -281,41 +251,13 @@ class Subspace:
             raise ValueError(
                 "Subspace: found mean rows (per='task'), expected a row per sample (per='sample')."
             )
-        tasks = self._settings.tasks
+        tasks = self._tasks
         if tasks is None:
             return tuple(roles.tasks[t] for t in roles.task[roles.kind == FORGET].unique().tolist())
         unknown = [task for task in tasks if task not in roles.tasks]
         if unknown:
             raise ValueError(f"Subspace: tasks names {unknown}, the rows have {list(roles.tasks)}.")
         return tasks
-
-
-def orthonormal(
-    batches: Sequence[Rows], rank: int | None, energy: float, dtype: torch.dtype | None
-) -> Rows:
-    """Rows of kind SUBSPACE that are an orthonormal basis of all rows together, explicit, in `dtype`.
-
-    Args:
-        batches: the rows.
-        rank: the most dimensions.
-        energy: share of Σσ² to be held.
-        dtype: of the basis; None for that of the parameters.
-
-    Returns:
-        K rows.
-    """
-    rows = cat(*batches)
-    J = rows.jacobian()
-    G = torch.stack([row_gram([part.flatten(1)]) for part in J.values()]).sum(0)
-    W, dimension = basis_weights(G, dependence_tolerance(rows.roles.dtype), energy, rank)
-    # columns that are not zero
-    order = W.square().sum(0).argsort(descending=True)[: int(dimension)]
-    vectors = [torch.tensordot(W.T[order].to(part.dtype), part, 1) for part in J.values()]
-    # what that rounded: one round, since they are nearly orthonormal
-    Q, _ = orthonormalize(vectors, STALE)
-    basis = {p: q if dtype is None else q.to(dtype) for p, q in zip(J, Q, strict=True)}
-    named = {name: basis[p] for name, p in rows.parameters.items() if p in basis}
-    return rows.replaced(named, rows.roles.tasks[0], rows.roles.dtype)
 
 
 def _explicit(rows: Rows) -> tuple[Rows, dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtu_fast.methods.base import FORGET, RETAIN
+from mtu_fast.methods.base import FORGET, RESTING, RETAIN
 
 Mask = bool | Tensor | Mapping[str, Tensor] | None
 
@@ -18,15 +18,28 @@ def kinds(forget: Mask, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         forget: None or False (nothing), True (everything), a mask [N] for all tasks (full-task), or
-            `{task: [N]}` for some of them (partial-task).
+            `{task: [N]}` for some of them (partial-task); masks are boolean, or kinds as
+            `Levels.left` gives them.
         losses: what `named_losses` returned.
 
     Raises:
-        TypeError: a mask is not boolean.
+        TypeError: a mask is neither boolean nor of kinds.
         ValueError: a mask of the wrong shape or for an unknown task.
     """
-    masks = _per_task("forget", forget, losses, default=False)
-    return {task: torch.where(mask, FORGET, RETAIN) for task, mask in masks.items()}
+    masks = _per_task("forget", forget, losses, default=False, dtypes=(torch.bool, torch.int64))
+    return {task: _kinds(f"forget[{task!r}]", mask) for task, mask in masks.items()}
+
+
+def _kinds(name: str, mask: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return torch.where(mask, FORGET, RETAIN)
+    known = (mask == RETAIN) | (mask == FORGET) | (mask == RESTING)
+    if not bool(known.all()):
+        raise ValueError(
+            f"{name}: found the numbers {sorted(set(mask.tolist()))}, expected a boolean mask, or the kinds RETAIN "
+            f"({RETAIN}), FORGET ({FORGET}) and RESTING ({RESTING}) as Levels.left gives them."
+        )
+    return mask
 
 
 def presence(
@@ -46,24 +59,28 @@ def presence(
 
 
 def _per_task(
-    name: str, mask: Mask, losses: Mapping[str, Tensor], default: bool
+    name: str,
+    mask: Mask,
+    losses: Mapping[str, Tensor],
+    default: bool,
+    dtypes: tuple[torch.dtype, ...] = (torch.bool,),
 ) -> dict[str, Tensor]:
     if not isinstance(mask, Mapping):
         mask = default if mask is None else mask
-        return {task: _mask(name, mask, loss) for task, loss in losses.items()}
+        return {task: _mask(name, mask, loss, dtypes) for task, loss in losses.items()}
     unknown = [task for task in mask if task not in losses]
     if unknown:
         raise ValueError(f"{name}: found unknown tasks {unknown}, expected some of {list(losses)}.")
     found = {}
     for task, loss in losses.items():
-        found[task] = _mask(f"{name}[{task!r}]", mask.get(task, default), loss)
+        found[task] = _mask(f"{name}[{task!r}]", mask.get(task, default), loss, dtypes)
     return found
 
 
-def _mask(name: str, mask: object, loss: Tensor) -> Tensor:
+def _mask(name: str, mask: object, loss: Tensor, dtypes: tuple[torch.dtype, ...]) -> Tensor:
     if isinstance(mask, bool):
         return torch.full((len(loss),), mask, device=loss.device)
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+    if not isinstance(mask, Tensor) or mask.dtype not in dtypes:
         found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(
             f"{name}: found {found}, expected a boolean tensor [{len(loss)}]: mask.bool(), torch.as_tensor(list), "

@@ -118,6 +118,21 @@ class OwnProducts:
                 found[parameter][slice(*span)] = rows.view(-1, *parameter.shape)
         return found
 
+    def taken(self, at: Tensor) -> dict[str, Tensor]:
+        """{name of a parameter: `[K, *shape]`} of K rows, in memory of its own, of those that a row reaches."""
+        self.check_open()
+        found: dict[str, Tensor] = {}
+        for j, (name, parameter) in enumerate(
+            zip(self._shared.names, self._shared.parameters, strict=True)
+        ):
+            for (start, stop), use in zip(*uses_of(self._parts, j), strict=True):
+                mine = (at >= start) & (at < stop)
+                rows = use.select(at[mine] - start).grounded().rows
+                if name not in found:
+                    found[name] = rows.new_zeros(len(at), *parameter.shape)
+                found[name][mine] = rows.view(-1, *parameter.shape)
+        return found
+
     def outside(self, w: Tensor) -> dict[Tensor, Tensor]:
         """Gradients of the weighted losses by the parameters outside."""
         return outside_gradients(self._parts, w)

@@ -127,7 +127,18 @@ def join_roles(parts: Sequence[Roles]) -> Roles:
     if len(ranks) == len(parts):
         columns["rank"] = ranks
     joined = {name: torch.cat(column) for name, column in columns.items()}
-    return Roles(**joined, tasks=tasks, dtype=_coarsest(parts))
+    return Roles(**joined, tasks=tasks, dtype=_coarsest(parts), memory=_last_in_memory(parts))
+
+
+def _last_in_memory(parts: Sequence[Roles]) -> int:
+    """How many of the rows are in memory, which are to be the last.
+
+    Raises:
+        ValueError: others come after them.
+    """
+    if any(part.memory for part in parts[:-1]):
+        raise ValueError("cat: found rows of a memory before others, expected them last.")
+    return parts[-1].memory
 
 
 def _coarsest(parts: Sequence[Roles]) -> torch.dtype:

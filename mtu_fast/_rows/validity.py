@@ -11,9 +11,15 @@ from mtu_fast._checks.values import all_finite
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import TaskRows
 from mtu_fast.errors import NotFiniteError
-from mtu_fast.methods import FORGET, RETAIN, SUBSPACE, Roles
+from mtu_fast.methods import FORGET, MEMORY, RESTING, RETAIN, SUBSPACE, Roles
 
-KINDS = {RETAIN: "to retain", FORGET: "to forget", SUBSPACE: "kept for the subspace"}
+KINDS = {
+    RETAIN: "to retain",
+    FORGET: "to forget",
+    SUBSPACE: "kept for the subspace",
+    RESTING: "to forget, at rest",
+    MEMORY: "kept in memory",
+}
 NAMED = 8  # rows that an error names at most
 SHORT = 2.0**-1000  # of squares of lengths: below, products lose digits, or are zero
 

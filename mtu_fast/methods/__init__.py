@@ -14,6 +14,7 @@ from mtu_fast.methods.gradient_ascent import GradientAscent
 from mtu_fast.methods.gradvac import GradVac
 from mtu_fast.methods.imtlg import IMTLG
 from mtu_fast.methods.interference import InterferenceAware
+from mtu_fast.methods.levelled import LevelledOrthoGrad
 from mtu_fast.methods.mean import Mean
 from mtu_fast.methods.mgda import MGDA
 from mtu_fast.methods.munba import MUNBa
@@ -22,7 +23,15 @@ from mtu_fast.methods.nashmtl import NashMTL
 from mtu_fast.methods.orthograd import OrthoGrad
 from mtu_fast.methods.pcgrad import PCGrad
 from mtu_fast.methods.random_labels import RandomLabels, random_labels, shuffled_targets
-from mtu_fast.methods.roles import FORGET, RETAIN, SUBSPACE, Roles, mean_weights
+from mtu_fast.methods.roles import (
+    FORGET,
+    MEMORY,
+    RESTING,
+    RETAIN,
+    SUBSPACE,
+    Roles,
+    mean_weights,
+)
 from mtu_fast.methods.sum import Sum
 from mtu_fast.methods.upgrad import UPGrad
 
@@ -30,7 +39,9 @@ __all__ = [
     "FORGET",
     "GDRGMA",
     "IMTLG",
+    "MEMORY",
     "MGDA",
+    "RESTING",
     "RETAIN",
     "SUBSPACE",
     "AlignedMTL",
@@ -43,6 +54,7 @@ __all__ = [
     "GradVac",
     "GradientAscent",
     "InterferenceAware",
+    "LevelledOrthoGrad",
     "MUNBa",
     "Mean",
     "Method",

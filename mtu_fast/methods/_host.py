@@ -19,7 +19,7 @@ Mask = npt.NDArray[np.bool_]
 
 INDEPENDENT = 1e-3  # least residual length of a unit row on those before it
 LARGE = 32  # rows of a matrix that gains nothing by company
-SIGN = np.array([1.0, -1.0, 0.0])  # of RETAIN, FORGET and SUBSPACE rows
+SIGN = np.array([1.0, -1.0, 0.0, 0.0, 0.0])  # of RETAIN and FORGET rows, and all others
 
 
 @dataclass(frozen=True)

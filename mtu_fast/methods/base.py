@@ -12,10 +12,20 @@ from torch import Tensor
 
 from mtu_fast._ops.gram_schmidt import TOLERANCE, solve
 from mtu_fast.methods._identity import identity
-from mtu_fast.methods.roles import FORGET, RETAIN, SUBSPACE, Roles, mean_weights
+from mtu_fast.methods.roles import (
+    FORGET,
+    MEMORY,
+    RESTING,
+    RETAIN,
+    SUBSPACE,
+    Roles,
+    mean_weights,
+)
 
 __all__ = [
     "FORGET",
+    "MEMORY",
+    "RESTING",
     "RETAIN",
     "SUBSPACE",
     "Constraint",
@@ -65,6 +75,9 @@ class Method(ABC):
             "global" (one block), "layer" or "tensor". May be a field.
         needs_gram: False where w does not depend on G, which is then None.
         needs_subspace: whether the method works in a `mtu.Subspace`, which it must then be given.
+        takes_memory: whether the rows of a `mtu.Memory` are constraints of the method.
+        needs_memory: whether it must be given one.
+        needs_levels: whether it is meant for forget rows of which `mtu.Levels` says who rests.
         scale_equivariant: whether losses times S make the update S times as long; a loss scaler,
             which divides `.grad` by S, spoils it where not.
     """
@@ -73,6 +86,9 @@ class Method(ABC):
     granularity: Granularity = "global"
     needs_gram: ClassVar[bool] = True
     needs_subspace: ClassVar[bool] = False
+    takes_memory: ClassVar[bool] = False
+    needs_memory: ClassVar[bool] = False
+    needs_levels: ClassVar[bool] = False
     scale_equivariant: ClassVar[bool] = True
 
     @abstractmethod

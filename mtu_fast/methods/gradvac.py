@@ -13,7 +13,7 @@ from mtu_fast.methods._arguments import check_generator, check_number
 from mtu_fast.methods._gram import signed_gram
 from mtu_fast.methods._orders import visiting_orders
 from mtu_fast.methods.base import Method, dependence_tolerance
-from mtu_fast.methods.roles import FORGET, SUBSPACE, Roles, signs
+from mtu_fast.methods.roles import FORGET, Roles, signs
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,12 @@ class _Memory:
         return torch.nn.functional.pad(self.targets.to(G), (0, more, 0, more))
 
     def memberships(self, roles: Roles) -> Tensor:
-        """1 where row r is of the entry's (kind, task), [R, 2 tasks] float64; zero for subspace rows."""
+        """1 where row r is of the entry's (kind, task), [R, 2 tasks] float64; only retain and forget rows are."""
         known = [self.tasks.index(task) for task in roles.tasks]
         place = torch.tensor(known, dtype=torch.int64, device=roles.task.device)
         entry = 2 * place[roles.task] + (roles.kind == FORGET).long()
         one_hot = torch.nn.functional.one_hot(entry, 2 * len(self.tasks)).double()
-        return one_hot * (roles.kind != SUBSPACE)[:, None]
+        return one_hot * (roles.kind <= FORGET)[:, None]
 
 
 def _vaccinate(

@@ -22,6 +22,7 @@ from mtu_fast.methods._gram import norm, times
 from mtu_fast.methods.base import Constraint, Granularity, Method, dependence_tolerance
 from mtu_fast.methods.roles import (
     FORGET,
+    MEMORY,
     RETAIN,
     SUBSPACE,
     Roles,
@@ -66,7 +67,7 @@ class InterferenceAware(Method):
     rows, U an orthonormal basis of the rows of kind SUBSPACE: gradients of the target tasks kept
     from earlier batches, see `mtu_fast.Subspace`. The target tasks are those with forget rows.
     Without rows of kind SUBSPACE, U is the whole space, and the method is OrthoGrad. Without forget
-    rows the weights are alpha r.
+    rows the weights are alpha r. Rows of a `mtu_fast.Memory` are constraints as the retain rows are.
 
     K, the dimension of U, must exceed the rank of B, or nothing is left of g_f: a warning then
     names both, and the ways out. Looking at them waits for the device, so it happens at the first
@@ -108,6 +109,7 @@ class InterferenceAware(Method):
     granularity: Granularity = "global"
     _calls: _Calls = field(default_factory=_Calls, init=False, repr=False, compare=False)
     needs_subspace = True
+    takes_memory = True
 
     def __post_init__(self) -> None:
         name = "InterferenceAware"
@@ -188,8 +190,8 @@ class InterferenceAware(Method):
         return W, dimension, seen, _constraining(seen, G, constraint, tol)
 
     def _constraints(self, roles: Roles) -> Tensor:
-        """The retain rows that d must be orthogonal to, [R] bool."""
-        retain = roles.kind == RETAIN
+        """The retain rows, of this step and in memory, that d must be orthogonal to, [R] bool."""
+        retain = (roles.kind == RETAIN) | (roles.kind == MEMORY)
         if self.retain == "all":
             return retain
         forgets = (roles.kind == FORGET).to(torch.float64)

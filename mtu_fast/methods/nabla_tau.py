@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast.methods.base import Scheduled
-from mtu_fast.methods.roles import FORGET, RETAIN, Roles, mean_weights
+from mtu_fast.methods.roles import FORGET, RESTING, RETAIN, Roles, mean_weights
 
 REFRESH = 5  # epochs between two looks at the validation data
 LIMIT = 0.3  # share of the training samples that the paper forgets at most
@@ -155,9 +155,10 @@ class NablaTau(Scheduled):
             )
         self._check_known(roles)
         f = mean_weights(roles, FORGET)
+        every = f + mean_weights(roles, RESTING)  # L_t is of all forget rows, as τ_t is of all data
         # Filled on the device: a copy from the host would wait for it.
         tau = torch.stack([f.new_full((), now.tau.get(task, 0.0)) for task in roles.tasks])
-        loss = torch.zeros_like(tau).index_add(0, roles.task, f * roles.loss)
+        loss = torch.zeros_like(tau).index_add(0, roles.task, every * roles.loss)
         below = (tau - loss).clamp(min=0.0)[roles.task]
         return (1.0 - now.alpha) * mean_weights(roles, RETAIN) - 2.0 * now.alpha * below * f
 

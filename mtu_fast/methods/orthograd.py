@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mtu_fast._ops.gram_schmidt import solve
 from mtu_fast.methods._arguments import check_fraction, check_gram, check_granularity
+from mtu_fast.methods._memory import onto
 from mtu_fast.methods.base import Constraint, Granularity, Method, dependence_tolerance
 from mtu_fast.methods.roles import FORGET, RETAIN, Roles, mean_weights, retain_less_forget
 
@@ -20,7 +20,8 @@ class OrthoGrad(Method):
     the mean forget gradient that is orthogonal to every retain row. Means are per task and summed
     over tasks; each retain row, of whatever task, is a constraint of its own. Without forget rows w
     = alpha r, without retain rows -(1 - alpha) f. Dependent and zero retain rows are ordinary
-    input: they are left out of the basis, see `with_rank`.
+    input: they are left out of the basis, see `with_rank`. Rows of a `mtu_fast.Memory` are further
+    constraints, which get no part of r.
 
     Args:
         alpha: weight of the retain gradient, in [0, 1]; 0 is pure orthogonalised ascent.
@@ -37,6 +38,7 @@ class OrthoGrad(Method):
 
     alpha: float = 0.5
     granularity: Granularity = "global"
+    takes_memory = True
 
     def __post_init__(self) -> None:
         check_fraction("OrthoGrad", "alpha", self.alpha)
@@ -47,14 +49,15 @@ class OrthoGrad(Method):
         return self.with_rank(G, roles)[0]
 
     def with_rank(self, G: Tensor, roles: Roles) -> tuple[Tensor, Tensor]:
-        """Weights [..., R] and the rank [...] int64 of the retain rows: how many directions were protected.
+        """Weights [..., R] and the rank [...] int64 of the constraints: how many directions were protected.
 
         A `G` that is no floating tensor, or rows of a dtype without a tolerance, is a TypeError; a
         `G` whose size is not the number of rows in `roles` a ValueError.
         """
         G = check_gram("OrthoGrad", G, roles)
         r, f = mean_weights(roles, RETAIN), mean_weights(roles, FORGET)
-        x, rank = solve(G, G @ f, roles.kind == RETAIN, dependence_tolerance(roles.dtype))
+        tol = dependence_tolerance(roles.dtype)
+        x, rank = onto(G, G @ f, roles.kind == RETAIN, roles, tol)
         return self.alpha * r - (1.0 - self.alpha) * (f - x), rank
 
     def constraint(self, G: Tensor, roles: Roles, w: Tensor) -> Constraint:

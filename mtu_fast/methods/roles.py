@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-RETAIN, FORGET, SUBSPACE = 0, 1, 2
+RETAIN, FORGET, SUBSPACE, RESTING, MEMORY = range(5)
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,16 @@ class Roles:
     Attributes:
         task: [R] int64, index into `tasks`.
         sample: [R] int64, index of the sample within its forward; -1 where the row is a mean.
-        kind: [R] int64, RETAIN, FORGET or SUBSPACE.
+        kind: [R] int64. RETAIN and FORGET rows are the step's; a RESTING one is to be forgotten and
+            past its level, so that it has no weight. SUBSPACE and MEMORY rows are of earlier steps:
+            a `mtu_fast.Subspace` spans where an update may move, a `mtu_fast.Memory` what it must
+            not move along.
         loss: [R] float64, detached loss values.
         tasks: names of the tasks.
         dtype: the precision in which the rows' gradients were computed.
         rank: [R] int64, the rank of the process that holds the row, and whose forward `sample`
             counts in; means over all ranks are held by rank 0. None on one process.
+        memory: how many rows are of kind MEMORY, which are then the last; no wait for the device.
 
     Raises:
         ValueError: the tensors are not vectors of one length.
@@ -36,6 +40,7 @@ class Roles:
     tasks: tuple[str, ...]
     dtype: torch.dtype = torch.float32
     rank: Tensor | None = None
+    memory: int = 0
 
     def __post_init__(self) -> None:
         columns = {"task": self.task, "sample": self.sample, "kind": self.kind, "loss": self.loss}
@@ -59,9 +64,11 @@ class Roles:
 def mean_weights(roles: Roles, kind: int | None) -> Tensor:
     """Weights 1 / count of the rows of `kind` in the row's task, else 0: J^T w is the sum of the tasks' means.
 
+    Forget rows are counted with those that rest: 1 / n_t for each that is left, of n_t.
+
     Args:
         roles: roles of R rows.
-        kind: RETAIN, FORGET or SUBSPACE; None for retain and forget rows together.
+        kind: one of the five; None for retain and forget rows together.
 
     Returns:
         Weights [R], float64, on the device of the roles.
@@ -69,14 +76,18 @@ def mean_weights(roles: Roles, kind: int | None) -> Tensor:
     Raises:
         ValueError: `kind` is none of these.
     """
-    if kind not in (RETAIN, FORGET, SUBSPACE, None):
+    if kind not in (*range(5), None):
         raise ValueError(
-            f"mean_weights: kind is {kind!r}, expected RETAIN (0), FORGET (1), SUBSPACE (2) or None."
+            f"mean_weights: kind is {kind!r}, expected RETAIN (0), FORGET (1), SUBSPACE (2), RESTING (3), MEMORY (4) "
+            "or None."
         )
-    chosen = roles.kind != SUBSPACE if kind is None else roles.kind == kind
-    member = chosen.to(torch.float64)
-    count = member.new_zeros(len(roles.tasks)).index_add(0, roles.task, member)
-    return member / count[roles.task].clamp(min=1.0)
+    chosen = roles.kind <= FORGET if kind is None else roles.kind == kind
+    counted = chosen
+    if kind in (FORGET, RESTING, None):
+        counted = chosen | (roles.kind == RESTING)
+    count = counted.new_zeros(len(roles.tasks), dtype=torch.float64)
+    count = count.index_add(0, roles.task, counted.double())
+    return chosen.to(torch.float64) / count[roles.task].clamp(min=1.0)
 
 
 def retain_less_forget(roles: Roles, alpha: float) -> Tensor:
@@ -86,11 +97,11 @@ def retain_less_forget(roles: Roles, alpha: float) -> Tensor:
 
 
 def signs(roles: Roles) -> Tensor:
-    """1 on retain rows, -1 on forget rows, 0 on subspace rows: [R] float64."""
-    return 1.0 - 2.0 * (roles.kind == FORGET).double() - (roles.kind == SUBSPACE).double()
+    """1 on retain rows, -1 on forget rows, 0 on all others: [R] float64."""
+    return (roles.kind == RETAIN).double() - (roles.kind == FORGET).double()
 
 
 def equal_shares(roles: Roles) -> Tensor:
-    """1/T on retain and -1/T on forget rows, T of them in all, 0 on subspace rows: [R] float64."""
+    """1/T on retain and -1/T on forget rows, T of them in all, 0 on all others: [R] float64."""
     sign = signs(roles)
     return sign / sign.abs().sum().clamp(min=1.0)

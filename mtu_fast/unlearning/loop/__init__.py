@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mtu_fast._checks.parameters import listed
+from mtu_fast.memory import Memory
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace
 from mtu_fast.unlearning.loop.history import History, Record
+from mtu_fast.unlearning.loop.levels import Levels
 from mtu_fast.unlearning.loop.lock import locked
 from mtu_fast.unlearning.loop.progress import Progress
 from mtu_fast.unlearning.loop.run import DivergedError, Run
@@ -22,7 +24,7 @@ from mtu_fast.unlearning.loop.settings import Bound, Settings, check_given
 from mtu_fast.unlearning.loop.state import clear_gradients
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
 
-__all__ = ["DivergedError", "History", "Record", "Scheduled", "unlearn"]
+__all__ = ["DivergedError", "History", "Levels", "Record", "Scheduled", "unlearn"]
 
 
 def unlearn(
@@ -47,6 +49,8 @@ def unlearn(
     clip: float | None = None,
     checkpoint: str | Path | None = None,
     subspace: Subspace | None = None,
+    memory: Memory | None = None,
+    levels: bool | Levels | None = None,
     generators: Iterable[torch.Generator] = (),
     progress: bool = True,
 ) -> History:
@@ -104,6 +108,14 @@ def unlearn(
         subspace: rows kept across steps, for a method that moves in their span
             (`mtu.InterferenceAware`), which gets a `mtu.Subspace()` by default. It holds explicit
             rows, K gradients, from the first checkpoint on.
+        memory: retain rows kept across steps, as further constraints of a method that takes them
+            (`mtu.OrthoGrad`, `mtu.InterferenceAware`, and `mtu.LevelledOrthoGrad`, which gets a
+            `mtu.Memory()` by default).
+        levels: forget samples whose loss is that of data never seen, and tasks whose score is, have
+            no weight in a step: a `mtu.Levels`, or True for the default one. None stands for True
+            where `validation` is given, except with a schedule of the method's own (∇τ). They are
+            measured at the start, unless they are known already. With `forget_losses` a step takes
+            one more forward of its forget batch.
         generators: those that `losses`, `forget_losses`, `score` or the data draw from, beside the
             default ones and those of loaders and method: `mtu.random_labels` takes one. They are
             stored and put back with the rest; a resumed run differs from an uninterrupted one where
@@ -128,6 +140,8 @@ def unlearn(
     shared = listed(params)
     if subspace is None and method.needs_subspace:
         subspace = Subspace()
+    if memory is None and method.needs_memory:
+        memory = Memory()
     settings = Settings(
         model=model,
         optimizer=optimizer,
@@ -149,6 +163,8 @@ def unlearn(
         clip=clip,
         checkpoint=checkpoint,
         subspace=subspace,
+        memory=memory,
+        levels=_levels(levels, method, validation is not None),
         generators=_all(generators),
     )
     if checkpoint is None:
@@ -166,6 +182,19 @@ def _run(settings: Settings, progress: bool) -> History:
             bar.update()
         clear_gradients(settings)
     return run.history
+
+
+def _levels(given: object, method: Method, is_known: bool) -> Levels | None:
+    """The levels of a run: those given, the default ones, or none."""
+    if given is None:
+        given = is_known and not isinstance(method, Scheduled)
+    if isinstance(given, bool):
+        return Levels() if given else None
+    if not isinstance(given, Levels):
+        raise TypeError(
+            f"levels: found {type(given).__name__}, expected a mtu.Levels, True, False or None."
+        )
+    return given
 
 
 def _all(generators: Iterable[torch.Generator]) -> tuple[torch.Generator, ...]:

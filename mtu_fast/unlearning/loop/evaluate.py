@@ -26,6 +26,7 @@ class Measured:
         tasks: all tasks that the losses function knows.
         samples: how many.
         batches: in how many batches.
+        losses: {task: [V]}, the losses of the labelled samples, float64.
     """
 
     loss: dict[str, float]
@@ -33,14 +34,16 @@ class Measured:
     tasks: tuple[str, ...]
     samples: int
     batches: int
+    losses: dict[str, Tensor]
 
 
 class _Sums:
-    """Sums of losses and counts of labelled samples, {task: ...}, on the losses' device."""
+    """Losses and counts of labelled samples, {task: ...}, on the losses' device."""
 
     def __init__(self) -> None:
         self.total: dict[str, Tensor] = {}
         self.count: dict[str, Tensor] = {}
+        self.pieces: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.samples = 0
         self.batches = 0
 
@@ -51,8 +54,17 @@ class _Sums:
             there = present[task]
             self.total[task] = self.total.get(task, 0.0) + loss.double().where(there, 0.0).sum()
             self.count[task] = self.count.get(task, 0.0) + there.sum()
+            self.pieces.setdefault(task, []).append((loss.double(), there))
         self.samples += len(next(iter(losses.values())))
         self.batches += 1
+
+    def losses(self) -> dict[str, Tensor]:
+        found = {}
+        for task, pieces in self.pieces.items():
+            loss, there = map(torch.cat, zip(*pieces, strict=True))
+            if bool(there.any()):
+                found[task] = loss[there]
+        return found
 
     def means(self) -> dict[str, float]:
         found = {}
@@ -99,4 +111,5 @@ def measure(
             scores = {task: -loss for task, loss in means.items()}
         else:
             scores = {task: float(value) for task, value in score(model, loader).items()}
-    return Measured(means, scores, tuple(sums.total), sums.samples, sums.batches)
+    tasks = tuple(sums.total)
+    return Measured(means, scores, tasks, sums.samples, sums.batches, sums.losses())

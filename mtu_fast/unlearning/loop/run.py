@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mtu_fast._checks.losses import labelled
 from mtu_fast.engine import Engine
@@ -17,15 +18,16 @@ from mtu_fast.errors import NotFiniteError
 from mtu_fast.unlearning.loaders import generators_of
 from mtu_fast.unlearning.loop import checkpoint
 from mtu_fast.unlearning.loop.batches import END, Stream
-from mtu_fast.unlearning.loop.gradients import add_gradients
+from mtu_fast.unlearning.loop.gradients import add_gradients, all_of
 from mtu_fast.unlearning.loop.history import History
 from mtu_fast.unlearning.loop.interrupts import held
 from mtu_fast.unlearning.loop.overlap import check_data, check_share
 from mtu_fast.unlearning.loop.schedule import Scheduled
 from mtu_fast.unlearning.loop.settings import Settings
-from mtu_fast.unlearning.loop.state import clear_gradients, mark, put_back, take
+from mtu_fast.unlearning.loop.state import clear_gradients, kept_parts, mark, put_back, take
 from mtu_fast.unlearning.loop.watch import Look, Watch, known
-from mtu_fast.unlearning.randomness import capture, restore
+from mtu_fast.unlearning.modes import evaluating
+from mtu_fast.unlearning.randomness import capture, preserved, restore
 from mtu_fast.unlearning.reading import LossFunction, Side
 
 FINAL = ("level", "drift")  # reasons that hold whatever limits a later call sets
@@ -148,8 +150,9 @@ class Run:
             s.method,
             lambda: self._forward("retain", s.losses, retain),
             lambda: self._forward("forget", on_forget, forget),
-            self.history.targets,
+            lambda losses, present: self._left(forget, losses, present),
             s.subspace,
+            s.memory,
         )
         # one norm over all parameters scales the direction and keeps it orthogonal
         if s.clip is not None:
@@ -158,6 +161,20 @@ class Run:
         s.optimizer.step()
         if s.scheduler is not None:
             s.scheduler.step()
+
+    def _left(
+        self, batch: Any, losses: Mapping[str, Tensor], present: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What of a forget batch is to be forgotten still."""
+        s = self.settings
+        gone = all_of(self.history.targets)(losses, present)
+        if s.levels is None:
+            return gone
+        true = losses
+        if s.forget_losses is not None:  # a step's losses are of other labels than the levels'
+            with preserved(self._generators()), evaluating(s.model):
+                true, _ = labelled(s.losses(s.model, batch))
+        return s.levels.left(true, gone, present)
 
     def _forward(self, side: str, losses: LossFunction, batch: Any) -> Side:
         named, present = labelled(losses(self.settings.model, batch))
@@ -183,6 +200,8 @@ class Run:
         history = self.history
         if not history.records or history.records[-1].step != self.step:
             history.records.append(self.watch.record(history, look, self.step, self.seconds))
+        if self.settings.levels is not None:
+            self.settings.levels.update(look[0].score)
         history.reason = self.watch.verdict(history) or end
         if history.reason == "drift":
             put_back(self.settings, self.good)  # and history.step stays that of the good state
@@ -236,14 +255,13 @@ class Run:
             "forget_place": self.forget.state_dict(),
             "retain_place": self.retain.state_dict(),
         }
-        if self.settings.subspace is not None:
-            state["subspace"] = self.settings.subspace.state_dict()
+        for name, part in kept_parts(self.settings).items():
+            state[name] = part.state_dict()
         return state
 
     def _resume(self, path: str | Path) -> None:
         needed = [name for name in ("scheduler", "method") if _has_state(self.settings, name)]
-        if self.settings.subspace is not None:
-            needed.append("subspace")
+        needed += kept_parts(self.settings)
         state = checkpoint.load(path, self.settings.describe(), needed)
         self.history = _history(path, state["history"])
         self.step, self.seconds = state["step"], state["seconds"]
@@ -268,8 +286,9 @@ class Run:
         """
         try:
             put_back(self.settings, state)
-            if self.settings.subspace is not None:
-                self.settings.subspace.load_state_dict(state["subspace"], self.engine.subspace_rows)
+            for name, part in kept_parts(self.settings).items():
+                of_rows = [] if name == "levels" else [self.engine.subspace_rows]
+                part.load_state_dict(state[name], *of_rows)
             for stream in (self.forget, self.retain):
                 stream.restore(state[f"{stream.name}_place"])
             restore(state["random"], self._generators())

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from mtu_fast._arguments import check_whole
 from mtu_fast._checks.files import check_folder
 from mtu_fast._rows.update import check_method
+from mtu_fast.memory import Memory, check_memory
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace, check_subspace
 from mtu_fast.unlearning.arguments import check_function, check_model
 from mtu_fast.unlearning.loaders import length_of
 from mtu_fast.unlearning.loop.batches import check_loader
+from mtu_fast.unlearning.loop.levels import Levels
 from mtu_fast.unlearning.loop.schedule import Scheduled, check_schedule
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
 
@@ -60,6 +62,8 @@ class Settings:
     clip: float | None
     checkpoint: str | Path | None
     subspace: Subspace | None
+    memory: Memory | None
+    levels: Levels | None
     generators: tuple[torch.Generator, ...]
 
     def __post_init__(self) -> None:
@@ -68,6 +72,8 @@ class Settings:
         self._check_functions()
         check_schedule(self.method)
         check_subspace(self.method, self.subspace)
+        check_memory(self.method, self.memory)
+        self._check_levels()
         for name in ("forget", "retain", "validation", "monitor"):
             loader = getattr(self, name)
             if loader is not None:
@@ -82,6 +88,19 @@ class Settings:
         if self.checkpoint is not None:
             check_folder("checkpoint", self.checkpoint)
             self.method.describe()  # raises where a checkpoint could not tell it from another
+
+    def _check_levels(self) -> None:
+        name = type(self.method).__name__
+        if self.levels is None and self.method.needs_levels:
+            raise ValueError(
+                f"levels: {name} goes by the losses and scores of data never seen; pass validation, and leave levels "
+                "at its default. OrthoGrad with memory=mtu.Memory() is the same without them."
+            )
+        if self.levels is not None and self.validation is None:
+            raise ValueError(
+                f"levels: found {self.levels!r} without validation; pass a loader of data never seen, which they are "
+                "measured on."
+            )
 
     def _check_bounds(self) -> None:
         _bound("clip", self.clip)
@@ -152,6 +171,8 @@ class Settings:
             "clip": self.clip,
             "generators": len(self.generators),
             "subspace": None if self.subspace is None else self.subspace.options,
+            "memory": None if self.memory is None else self.memory.options,
+            "levels": None if self.levels is None else self.levels.options,
             "batches": {"forget": length_of(self.forget), "retain": length_of(self.retain)},
         }
 

@@ -30,8 +30,8 @@ def take(settings: Settings, *, strict: bool) -> dict[str, Any]:
 
 
 def mark(settings: Settings) -> dict[str, Any]:
-    """What `take` takes, and what the subspace holds, to come back to in this process."""
-    held = None if settings.subspace is None else settings.subspace.held
+    """What `take` takes, and what subspace, memory and levels hold, to come back to in this process."""
+    held = {name: part.held for name, part in kept_parts(settings).items()}
     return take(settings, strict=False) | {"held": held}
 
 
@@ -43,8 +43,14 @@ def put_back(settings: Settings, state: Mapping[str, Any]) -> None:
             getattr(settings, name).load_state_dict(copied(state[name], name, strict=False))
     for draw, stands in zip(_drawn(settings), state["draws"], strict=True):
         draw.set_state(stands)
-    if settings.subspace is not None and "held" in state:
-        settings.subspace.held = state["held"]
+    for name, held in state.get("held", {}).items():
+        kept_parts(settings)[name].held = held
+
+
+def kept_parts(settings: Settings) -> dict[str, Any]:
+    """{name: what holds values of earlier steps in `held`}, of those that this run has."""
+    parts = {name: getattr(settings, name) for name in ("subspace", "memory", "levels")}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _drawn(settings: Settings) -> list[torch.Generator]:

@@ -82,6 +82,9 @@ class Watch:
             return None
         held_out = self.validation()
         _finite_scores("validation", held_out, targets)
+        levels = self.settings.levels
+        if levels is not None and not levels.measured:
+            levels.take(held_out)
         return {task: held_out.score[task] for task in targets}
 
     def sizes(self, look: Look) -> dict[str, int | None]:

@@ -1,0 +1,115 @@
+"""What rows kept across steps share, whatever they are kept for: how they are held, and a step with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from mtu_fast._arguments import check_share, check_whole
+from mtu_fast._ops.gram import row_gram
+from mtu_fast._ops.gram_schmidt import orthonormalize
+from mtu_fast._rows.update import Update
+from mtu_fast.methods import Method
+from mtu_fast.methods.base import dependence_tolerance
+from mtu_fast.methods.interference import STALE, basis_weights
+from mtu_fast.rows import Rows, cat
+
+
+@dataclass(frozen=True)
+class Form:
+    """Rows, or an orthonormal basis of them, and of what precision.
+
+    Attributes:
+        owner: what errors call whose it is.
+        size: rows to hold; None for the default.
+        every: steps between two batches that are taken in.
+        basis: whether a basis stands for the rows.
+        rank: the most dimensions of the basis.
+        energy: share of Σσ² of the rows that the basis must hold.
+        dtype: of what is explicit; None for that of the parameters.
+    """
+
+    owner: str
+    size: int | None
+    every: int
+    basis: bool
+    rank: int | None
+    energy: float
+    dtype: torch.dtype | None
+
+    def __post_init__(self) -> None:
+        owner = self.owner
+        if not isinstance(self.basis, bool):
+            raise TypeError(f"{owner}: basis is {self.basis!r}, expected True or False.")
+        check_whole(f"{owner}: every", self.every, least=1)
+        for name in ("size", "rank"):
+            if getattr(self, name) is not None:
+                check_whole(f"{owner}: {name}", getattr(self, name), least=1)
+        check_share(f"{owner}: energy", self.energy)
+        if self.dtype is not None and not _is_floating(self.dtype):
+            raise TypeError(
+                f"{owner}: dtype is {self.dtype!r}, expected a real one as torch.bfloat16, or None."
+            )
+        if not self.basis and (self.rank, self.energy) != (None, 1.0):
+            raise ValueError(f"{owner}: rank and energy are those of a basis; pass basis=True too.")
+
+
+def _is_floating(dtype: object) -> bool:
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
+
+
+class Keeper(Protocol):
+    """Rows of earlier steps: joined to those of a step, of which it keeps some."""
+
+    def join(self, rows: Rows) -> Rows: ...
+
+    def look(self, rows: Rows) -> Callable[[Update], Any]:
+        """What is to be held after a step with these rows, which the step uses up, once its update is known."""
+        ...
+
+    held: Any
+
+
+def step(rows: Rows, method: Method, *kept: Keeper | None) -> Update:
+    """The update of the rows joined to what is kept, then rows of the step are; on an error, of either, nothing is."""
+    keepers = [keeper for keeper in kept if keeper is not None]
+    joined = rows
+    for keeper in keepers:
+        joined = keeper.join(joined)
+    pending = [keeper.look(rows) for keeper in keepers]
+    update = joined.backward(method, check=not keepers)
+    held = [after(update) for after in pending]
+    for keeper, new in zip(keepers, held, strict=True):
+        keeper.held = new  # finite rows: the Gram and the update are
+    return update
+
+
+def orthonormal(
+    batches: Sequence[Rows], rank: int | None, energy: float, dtype: torch.dtype | None
+) -> tuple[dict[str, Any], int]:
+    """An orthonormal basis of all rows together, {name of a parameter: `[K, *shape]`} in `dtype`, and K.
+
+    Args:
+        batches: the rows.
+        rank: the most dimensions.
+        energy: share of Σσ² to be held.
+        dtype: of the basis; None for that of the parameters.
+
+    Returns:
+        K explicit vectors.
+    """
+    rows = cat(*batches)
+    J = rows.jacobian()
+    G = torch.stack([row_gram([part.flatten(1)]) for part in J.values()]).sum(0)
+    W, dimension = basis_weights(G, dependence_tolerance(rows.roles.dtype), energy, rank)
+    # columns that are not zero
+    order = W.square().sum(0).argsort(descending=True)[: int(dimension)]
+    vectors = [torch.tensordot(W.T[order].to(part.dtype), part, 1) for part in J.values()]
+    # what that rounded: one round, since they are nearly orthonormal
+    Q, _ = orthonormalize(vectors, STALE)
+    basis = {p: q if dtype is None else q.to(dtype) for p, q in zip(J, Q, strict=True)}
+    named = {name: basis[p] for name, p in rows.parameters.items() if p in basis}
+    return named, len(order)

@@ -1,0 +1,367 @@
+"""Memory: retain rows kept from earlier steps, which an update must not move along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mtu_fast._arguments import check_whole, names
+from mtu_fast._kept import Form, orthonormal, step
+from mtu_fast._rows.task_rows import join_roles
+from mtu_fast._rows.update import Update
+from mtu_fast.methods import FORGET, RETAIN, Method, Roles, mean_weights
+from mtu_fast.rows import Rows, cat
+
+Keep = Literal["newest", "conflicting"]
+TIMES = 4  # rows held for each retain row of a step, by default
+
+
+@dataclass(frozen=True)
+class Block:
+    """Explicit rows.
+
+    Attributes:
+        vectors: {name of a parameter: `[K, *shape]`}.
+        roles: what they were in the steps that took them.
+        grams: group of parameters -> `[K, K]`, where it is known.
+    """
+
+    vectors: Mapping[str, Tensor]
+    roles: Roles
+    grams: Mapping[tuple[int, ...], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.roles)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a memory holds between two steps; made anew by a step that succeeds, never changed in place.
+
+    Attributes:
+        size: rows to hold; None until the first step says it.
+        age: steps since a batch was taken in.
+        block: the rows, oldest first.
+        rows: they as rows of kind MEMORY, or the basis that stands for them.
+    """
+
+    size: int | None
+    age: int = 0
+    block: Block | None = None
+    rows: Rows | None = None
+
+    def __len__(self) -> int:
+        return 0 if self.block is None else len(self.block)
+
+
+class Memory:
+    """M = {g_1 … g_K}: per-sample gradients of retained samples, kept from earlier steps as rows of kind MEMORY.
+
+    `engine.backward(losses, method, forget=mask, memory=memory)` joins them to the step's rows, as
+    constraints of a method that `takes_memory`, and keeps the step's own retain rows for later.
+    They are explicit, gradients of the point where they were taken: 4 K P bytes in float32. A step
+    with them costs (R + F) K P products more, R and F its own rows: those of kept rows with one
+    another are known from the steps that took them in.
+
+    Args:
+        size: rows to hold, K; by default four times the retain rows of the first step.
+        every: a step's rows are taken in at every so many steps.
+        tasks: the tasks whose rows are kept; by default all.
+        keep: which rows stay where there are more than `size`: the "newest", or those that
+            forgetting would harm most, of largest ⟨g_i, f⟩ / |g_i| with f the mean forget gradient
+            of the step ("conflicting").
+        per_task: whether `size` is divided evenly among the tasks.
+        budget: bytes that the rows may take; K is lower where they would take more.
+        basis: hold an orthonormal basis Q of the rows too, made anew whenever rows are taken in,
+            and let its vectors be the constraints.
+        rank: the most dimensions of the basis.
+        energy: share of Σσ² of the rows that the basis must hold.
+        dtype: of what is held; by default that of the parameters. torch.bfloat16 takes half the
+            memory of float32; the step's own rows stay exact constraints.
+
+    Attributes:
+        held: what is held, a value; a loop of your own that undoes steps assigns the one from
+            before them.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: one out of range, or rank or energy without `basis`.
+    """
+
+    def __init__(
+        self,
+        size: int | None = None,
+        *,
+        every: int = 2,
+        tasks: Iterable[str] | None = None,
+        keep: Keep = "newest",
+        per_task: bool = False,
+        budget: int | None = None,
+        basis: bool = False,
+        rank: int | None = None,
+        energy: float = 1.0,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._tasks = None if tasks is None else names("Memory: tasks", tasks)
+        self._form = Form("Memory", size, every, basis, rank, energy, dtype)
+        if keep not in get_args(Keep):
+            raise ValueError(f"Memory: keep is {keep!r}, expected one of {get_args(Keep)}.")
+        if not isinstance(per_task, bool):
+            raise TypeError(f"Memory: per_task is {per_task!r}, expected True or False.")
+        if budget is not None:
+            check_whole("Memory: budget", budget, least=1)
+        self._keep, self._per_task, self._budget = keep, per_task, budget
+        self.held = Held(size)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments, as plain values: what a checkpoint compares."""
+        chosen = {"tasks": self._tasks, "keep": self._keep, "per_task": self._per_task}
+        form = asdict(self._form) | {"dtype": str(self._form.dtype)}
+        return form | chosen | {"budget": self._budget}
+
+    def __len__(self) -> int:
+        """Rows held, whether or not a basis stands for them."""
+        return len(self.held)
+
+    def __repr__(self) -> str:
+        return f"Memory({len(self)} of {self.size or '?'} rows, {self.memory / 2**20:.1f} MiB)"
+
+    @property
+    def size(self) -> int | None:
+        """Rows to hold; None until the first step says it."""
+        return self.held.size
+
+    @property
+    def memory(self) -> int:
+        """Bytes held."""
+        held = self.held
+        if held.block is None or held.rows is None:
+            return 0
+        rows = sum(v.nbytes for v in held.block.vectors.values())
+        return rows + held.rows.nbytes if self._form.basis else held.rows.nbytes
+
+    def join(self, rows: Rows) -> Rows:
+        """The rows of a step with those held behind them.
+
+        Raises:
+            ValueError: rows of another engine.
+        """
+        return rows if self.held.rows is None else cat(rows, self.held.rows)
+
+    def step(self, rows: Rows, method: Method) -> Update:
+        """`join(rows).backward(method)`, then retain rows of the step are kept; on an error, of both, nothing is."""
+        return step(rows, method, self)
+
+    def look(self, rows: Rows) -> Callable[[Update], Held]:
+        """Take the step's retain rows, if it is time; what is to be held once its update is known.
+
+        Raises:
+            TypeError: something else than rows.
+            ValueError: rows per task or of several ranks, or unknown names in `tasks`.
+            RuntimeError: the rows are used up.
+        """
+        if not isinstance(rows, Rows):
+            raise TypeError(
+                f"Memory: found {type(rows).__name__}, expected Rows as engine.rows returns them."
+            )
+        held = replace(self.held, age=self.held.age + 1)
+        if held.block is not None and held.age < self._form.every:
+            return lambda update: held
+        at = self._retained(rows.roles)
+        if not len(at):
+            return lambda update: held
+        new = Block(self._narrowed(rows.taken(at)), chosen(rows.roles, at), {})
+        return lambda update: self._after(held, rows, at, new, update)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is held, as plain values and tensors."""
+        held = self.held
+        block = None if held.block is None else _state(held.block)
+        return {"size": held.size, "age": held.age, "block": block}
+
+    def load_state_dict(self, state: Mapping[str, Any], kept: Callable[..., Rows]) -> None:
+        """Go on from what `state_dict` gave.
+
+        Args:
+            state: what it gave.
+            kept: `engine.subspace_rows` of an engine of the same parameters, which refuses others.
+        """
+        held = Held(state["size"], state["age"])
+        if state["block"] is not None:
+            block = _block(state["block"])
+            like = kept(block.vectors, block.roles.tasks[0], block.roles.dtype)
+            held = replace(held, block=block, rows=self._standing(like, block))
+        self.held = held
+
+    # ---- what enters and what leaves -------------------------------------------------------------
+
+    def _retained(self, roles: Roles) -> Tensor:
+        """Indices of the rows to take."""
+        if len(roles) and bool((roles.sample < 0).any()):
+            raise ValueError(
+                "Memory: found mean rows (per='task'), expected a row per sample (per='sample')."
+            )
+        wanted = roles.tasks if self._tasks is None else self._tasks
+        unknown = [task for task in wanted if task not in roles.tasks]
+        if unknown:
+            raise ValueError(f"Memory: tasks names {unknown}, the rows have {list(roles.tasks)}.")
+        flags = torch.tensor([task in wanted for task in roles.tasks], device=roles.task.device)
+        return ((roles.kind == RETAIN) & flags[roles.task]).nonzero().flatten()
+
+    def _narrowed(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
+        dtype = self._form.dtype
+        if dtype is None:
+            return vectors
+        return {name: v.to(dtype) for name, v in vectors.items()}
+
+    def _after(self, held: Held, rows: Rows, at: Tensor, new: Block, update: Update) -> Held:
+        """The rows taken in, and those dropped that are too many.
+
+        Args:
+            held: what is held before.
+            rows: the step's, used up.
+            at: which of them are taken.
+            new: they.
+            update: what the step did.
+        """
+        size = self._most(new) if held.size is None else held.size
+        both, place = new, at
+        if held.block is not None:
+            both = _behind(held.block, new)
+            first = len(update.roles) - len(held.block)
+            place = torch.cat([torch.arange(first, len(update.roles), device=at.device), at])
+        stay = _best(self._scores(update, place), both.roles, size, self._per_task)
+        grams = {}
+        if self._form.dtype is None and not self._form.basis:
+            grams = _grams(rows, update, place[stay])
+        vectors = {name: v[stay] for name, v in both.vectors.items()}
+        block = Block(vectors, chosen(both.roles, stay), grams)
+        return Held(size, 0, block, self._standing(rows, block))
+
+    def _most(self, new: Block) -> int:
+        """How many rows to hold, for a step that has these."""
+        size = self._form.size or TIMES * len(new)
+        if self._budget is None:
+            return size
+        each = sum(v.nbytes for v in new.vectors.values()) // len(new)
+        if self._budget < each:
+            raise ValueError(
+                f"Memory: budget is {self._budget} bytes, expected at least {each}, those of one row."
+            )
+        return min(size, self._budget // each)
+
+    def _scores(self, update: Update, place: Tensor) -> Tensor:
+        """`[K]`: those of the largest stay."""
+        if self._keep == "newest" or update.gram is None:
+            return torch.arange(len(place), device=place.device)
+        R = len(update.roles)
+        G = update.gram.reshape(-1, R, R).sum(0)
+        felt = G @ mean_weights(update.roles, FORGET)
+        return (felt / G.diagonal().clamp(min=0.0).sqrt())[place].nan_to_num()
+
+    def _standing(self, rows: Rows, block: Block) -> Rows:
+        """The rows of a block, or the basis that stands for them, in the space of other rows."""
+        kept = rows.remembered(block.vectors, block.roles, block.grams)
+        if not self._form.basis:
+            return kept
+        form = self._form
+        vectors, count = orthonormal([kept], form.rank, form.energy, form.dtype)
+        return rows.remembered(vectors, chosen(block.roles, torch.arange(count)), {})
+
+
+def chosen(roles: Roles, at: Tensor) -> Roles:
+    """Roles of the rows at these indices."""
+    columns = {name: getattr(roles, name)[at] for name in ("task", "sample", "kind", "loss")}
+    return replace(roles, **columns, memory=0)
+
+
+def _behind(old: Block, new: Block) -> Block:
+    """Both blocks, the new one last; zeros where one has no gradient by a parameter."""
+    vectors = {}
+    for name in {**old.vectors, **new.vectors}:
+        like = old.vectors.get(name, new.vectors.get(name))
+        assert like is not None
+        parts = []
+        for block in (old, new):
+            zero = like.new_zeros(()).expand(len(block), *like.shape[1:])
+            parts.append(block.vectors.get(name, zero))
+        vectors[name] = torch.cat(parts)
+    return Block(vectors, join_roles([old.roles, new.roles]), {})
+
+
+def _best(scores: Tensor, roles: Roles, size: int, per_task: bool) -> Tensor:
+    """Indices of the `size` rows of the largest scores, in their order; as many of each task."""
+    if not per_task:
+        return scores.topk(min(size, len(scores))).indices.sort().values
+    found = []
+    for t in range(len(roles.tasks)):
+        mine = (roles.task == t).nonzero().flatten()
+        most = min(max(size // len(roles.tasks), 1), len(mine))
+        found.append(mine[scores[mine].topk(most).indices])
+    return torch.cat(found).sort().values
+
+
+def _grams(rows: Rows, update: Update, place: Tensor) -> dict[tuple[int, ...], Tensor]:
+    """The Gram of the rows at these places of an update, of each of its groups of parameters."""
+    gram = update.gram
+    assert gram is not None
+    per = "total"
+    if gram.dim() == 3:
+        per = "layer" if len(gram) == len(rows.groups("layer")) else "tensor"
+    matrices = gram[..., place[:, None], place].reshape(-1, len(place), len(place))
+    return dict(zip(rows.groups(per), matrices, strict=True))
+
+
+def _state(block: Block) -> dict[str, Any]:
+    roles = block.roles
+    return {
+        "vectors": dict(block.vectors),
+        "task": roles.task,
+        "sample": roles.sample,
+        "loss": roles.loss,
+        "tasks": list(roles.tasks),
+        "dtype": roles.dtype,
+        "grams": [[list(group), gram] for group, gram in block.grams.items()],
+    }
+
+
+def _block(state: Mapping[str, Any]) -> Block:
+    """What `_state` gave."""
+    roles = Roles(
+        task=state["task"],
+        sample=state["sample"],
+        kind=torch.full_like(state["task"], RETAIN),
+        loss=state["loss"],
+        tasks=tuple(state["tasks"]),
+        dtype=state["dtype"],
+    )
+    grams = {tuple(group): gram for group, gram in state["grams"]}
+    return Block(state["vectors"], roles, grams)
+
+
+def check_memory(method: Method | Tensor, memory: object) -> None:
+    """A method that needs a memory has one, and no other than one that takes it is given one.
+
+    Raises:
+        TypeError: something else than a Memory.
+        ValueError: it is missing, or would not be looked at.
+    """
+    name = type(method).__name__
+    if memory is not None and not isinstance(memory, Memory):
+        raise TypeError(f"memory: found {type(memory).__name__}, expected a mtu.Memory.")
+    takes = isinstance(method, Method) and method.takes_memory
+    if isinstance(method, Method) and method.needs_memory and memory is None:
+        raise ValueError(
+            f"memory: {name} moves across retain rows kept from earlier steps, found none; make one before the loop, "
+            "memory = mtu.Memory(), and pass memory=memory. It fills in the first steps."
+        )
+    if memory is not None and not takes:
+        raise ValueError(
+            f"memory: {name} does not look at one, expected memory=None; a method of your own that does says so by "
+            "takes_memory = True."
+        )

@@ -1,0 +1,270 @@
+"""Levels: which samples, and which tasks, are forgotten already, by the losses and scores of data never seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtu_fast._checks.losses import Losses
+from mtu_fast._checks.masks import Mask, kinds, presence
+from mtu_fast.methods import FORGET, RESTING
+from mtu_fast.unlearning.arguments import check_by_task
+from mtu_fast.unlearning.loop.evaluate import Measured, measure
+from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
+
+STALLED = 0.05  # share of the forget rows that are left, at or below which a task does not move
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is known of data never seen, and how far the tasks have come; made anew, never changed in place.
+
+    Attributes:
+        losses: {task: [V]}, the held-out losses, lowest first, float64.
+        score: {task: held-out score}.
+        kappa: {task: factor of the level of a loss}.
+        resting: tasks whose score is down to the held-out one.
+        left: {task: [] int64}, forget rows that had weight since the last update.
+        seen: {task: [] int64}, of so many.
+    """
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    score: dict[str, float] = field(default_factory=dict)
+    kappa: dict[str, float] = field(default_factory=dict)
+    resting: tuple[str, ...] = ()
+    left: dict[str, Tensor] = field(default_factory=dict)
+    seen: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Levels:
+    """f_i = 1[l_i < κ τ_t] · 1[s_t > s*_t] / n_t: forget rows at the level of data never seen lose their weight.
+
+    τ_t is the original model's mean loss on validation data, s*_t its score there, s_t the score on
+    the forget data at the last `update`, n_t the forget rows of task t in the step. A row whose loss
+    has reached κ τ_t rests, and so do all rows of a task whose score has come down to s*_t. What
+    rests has no weight, whatever the method, and gives no mean row. `mtu.unlearn` does all this; a
+    loop of one's own takes three lines:
+
+        levels = mtu.Levels().measure(model, validation, losses, score)           # once, before
+        ...
+            engine.backward(batch_losses, method, forget=levels.left(batch_losses, mask))
+        ...
+            levels.update(score(model, forget))  # at every evaluation, before the first step too
+
+    κ_t is 1 until a run stalls: where at most 5 % of a task's forget rows since the last update had
+    weight, and its score is above s*_t all the same, κ_t is multiplied by `growth`. (Where τ_t is
+    negative, as that of a density may be, the level is τ_t + (κ_t - 1) |τ_t|, which is κ_t τ_t
+    otherwise.) Each process goes by the rows it sees.
+
+    Args:
+        quantiles: each row has a level of its own in place of τ_t: of the n_t forget rows of a step
+            that of rank j, lowest loss first from 0, rests at the (j + ½) / n_t quantile of the
+            held-out losses. Losses of forgotten samples then spread as those of data never seen,
+            which a membership attack looks at.
+        growth: of κ_t, at least 1; 1 leaves κ_t at 1.
+
+    Attributes:
+        held: what is known, a value; a loop of your own that undoes steps assigns the one from
+            before them.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: `growth` is below 1 or not finite.
+
+    Source: ours; the held-out loss as the end of an ascent is that of ∇τ, arXiv 2403.14339.
+    """
+
+    def __init__(self, *, quantiles: bool = False, growth: float = 1.25) -> None:
+        if not isinstance(quantiles, bool):
+            raise TypeError(f"Levels: quantiles is {quantiles!r}, expected True or False.")
+        if isinstance(growth, bool) or not isinstance(growth, int | float):
+            raise TypeError(f"Levels: growth is {growth!r}, expected a number of at least 1.")
+        if not (math.isfinite(growth) and growth >= 1.0):
+            raise ValueError(f"Levels: growth is {growth}, expected a number of at least 1.")
+        self._quantiles, self._growth = quantiles, float(growth)
+        self.held = Held()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments, as plain values: what a checkpoint compares."""
+        return {"quantiles": self._quantiles, "growth": self._growth}
+
+    @property
+    def measured(self) -> bool:
+        """Whether the levels are known."""
+        return bool(self.held.losses)
+
+    @property
+    def tau(self) -> dict[str, float]:
+        """{task: mean held-out loss of the original}."""
+        return {task: float(found.mean()) for task, found in self.held.losses.items()}
+
+    @property
+    def score(self) -> dict[str, float]:
+        """{task: held-out score of the original}, a copy."""
+        return dict(self.held.score)
+
+    @property
+    def kappa(self) -> dict[str, float]:
+        """{task: factor of the level of a loss}, a copy."""
+        return dict(self.held.kappa)
+
+    @property
+    def resting(self) -> tuple[str, ...]:
+        """Tasks that were at their level at the last `update`."""
+        return self.held.resting
+
+    def __repr__(self) -> str:
+        chosen = f"quantiles={self._quantiles}, growth={self._growth:g}"
+        return f"Levels({chosen}, tau={self.tau})" if self.measured else f"Levels({chosen})"
+
+    def measure(
+        self,
+        model: nn.Module,
+        validation: Iterable[Any],
+        losses: LossFunction,
+        score: ScoreFunction | None = None,
+        generators: Iterable[torch.Generator] = (),
+    ) -> Levels:
+        """Losses and scores of the original model on data never seen; forgets what was known before.
+
+        Args:
+            model: the original, measured in evaluation mode.
+            validation: a loader of data never seen.
+            losses: `losses(model, batch)`, as for `mtu.unlearn`.
+            score: `score(model, loader)` gives {task: score}, higher better; minus the mean loss by
+                default.
+            generators: what these functions draw from, beside the default ones.
+
+        Returns:
+            The levels themselves.
+
+        Raises:
+            ValueError: the loader gives no batch, or a loss is not finite.
+        """
+        return self.take(measure("validation", model, validation, losses, score, generators))
+
+    def take(self, found: Measured) -> Levels:
+        """What `measure` measures, measured before."""
+        for task, values in found.losses.items():
+            if not bool(torch.isfinite(values).all()):
+                raise ValueError(f"Levels: a held-out loss of task {task!r} is not finite.")
+        ranked = {task: values.sort().values for task, values in found.losses.items()}
+        self.held = Held(ranked, dict(found.score), dict.fromkeys(ranked, 1.0))
+        return self
+
+    def left(
+        self, losses: Losses, forget: Mask, present: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """{task: [N] int64}: FORGET where a row is still to be forgotten, RESTING where it is, RETAIN elsewhere.
+
+        This is what `forget=` of the engine takes. The losses are those that the levels were
+        measured by, which are not those of a step on wrong labels.
+
+        Args:
+            losses: of the step, [N] or {task: [N]}.
+            forget: the mask that says what is to be forgotten, as for `Engine.backward`.
+            present: {task: [N]}, the samples that have a label.
+
+        Raises:
+            RuntimeError: the levels were not measured.
+            TypeError: losses or masks of the wrong kind.
+            ValueError: they do not fit, or a task with forget rows has no held-out loss.
+        """
+        if not self.measured:
+            raise RuntimeError(
+                "Levels: nothing is known of data never seen; call levels.measure(model, validation, losses) first."
+            )
+        named = {"loss": losses} if isinstance(losses, Tensor) else dict(losses)
+        there = presence(present, named)
+        found, left, seen = {}, dict(self.held.left), dict(self.held.seen)
+        for task, kind in kinds(forget, named).items():
+            gone = (kind == FORGET) & there[task]
+            found[task] = kind
+            if self._is_known(task, gone):
+                still = gone & self._below(task, named[task].detach().double(), gone)
+                found[task] = torch.where(gone & ~still, RESTING, kind)
+                left[task] = left.get(task, 0) + still.sum()
+                seen[task] = seen.get(task, 0) + gone.sum()
+        self.held = replace(self.held, left=left, seen=seen)
+        return found
+
+    def update(self, score: Mapping[str, float]) -> None:
+        """Say how far the tasks have come: {task: score on the forget data}, of the function that `measure` took.
+
+        Raises:
+            TypeError: no mapping.
+            ValueError: a score is not a number.
+        """
+        held, resting, kappa = self.held, [], dict(self.held.kappa)
+        for task, value in check_by_task("Levels.update: score", score).items():
+            if math.isnan(value):
+                raise ValueError(f"Levels.update: the score of task {task!r} is not a number.")
+            if task not in held.score:
+                continue
+            if value <= held.score[task]:
+                resting.append(task)
+            elif self._is_stalled(task):
+                kappa[task] = self._growth * kappa[task]
+        self.held = replace(held, resting=tuple(resting), kappa=kappa, left={}, seen={})
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is known, as plain values and tensors."""
+        held = self.held
+        return {
+            "losses": dict(held.losses),
+            "score": dict(held.score),
+            "kappa": dict(held.kappa),
+            "resting": list(held.resting),
+            "left": dict(held.left),
+            "seen": dict(held.seen),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        names = ("losses", "score", "kappa", "left", "seen")
+        parts = {name: dict(state[name]) for name in names}
+        self.held = Held(resting=tuple(state["resting"]), **parts)
+
+    # ---- a task ----------------------------------------------------------------------------------
+
+    def _is_known(self, task: str, gone: Tensor) -> bool:
+        """Whether there is a level for the task; where there is none, nothing of it may be to forget."""
+        if task in self.held.losses:
+            return True
+        if bool(gone.any()):
+            raise ValueError(
+                f"Levels: no held-out loss for task {task!r}, expected one of {list(self.held.losses)}; is there a "
+                "label for it in the validation data?"
+            )
+        return False
+
+    def _below(self, task: str, loss: Tensor, gone: Tensor) -> Tensor:
+        """Which of the losses [N] are below their level, [N] bool."""
+        if task in self.held.resting:
+            return torch.zeros_like(gone)
+        held_out = self.held.losses[task].to(loss.device)
+        level = held_out.mean()
+        if self._quantiles:
+            level = _matching_quantiles(held_out, loss, gone)
+        return loss < level + (self.held.kappa[task] - 1.0) * level.abs()
+
+    def _is_stalled(self, task: str) -> bool:
+        """Whether hardly a forget row since the last update had weight."""
+        seen = int(self.held.seen.get(task, 0))
+        return seen > 0 and int(self.held.left[task]) <= STALLED * seen
+
+
+def _matching_quantiles(held_out: Tensor, loss: Tensor, gone: Tensor) -> Tensor:
+    """The (j + ½) / n quantile of the held-out losses [V] for the loss of rank j among the n that are `gone`, [N]."""
+    rank = torch.where(gone, loss, math.inf).argsort().argsort()
+    share = (rank + 0.5) / gone.sum().clamp(min=1)
+    place = (share * len(held_out) - 0.5).clamp(0.0, len(held_out) - 1.0)
+    below = place.floor().long()
+    above = (below + 1).clamp(max=len(held_out) - 1)
+    return torch.lerp(held_out[below], held_out[above], place - below)
