@@ -58,7 +58,9 @@ ENTRIES = {
 
 def problem(width: int = 24) -> Problem:
     """Scenes of two digits, and the net of `width` channels that reads them."""
-    return Problem("digits", TASKS, ("left",), lambda: Net(width), scene_losses, scene_scores)
+    return Problem(
+        "digits", TASKS, ("left",), lambda: Net(width), scene_losses, scene_scores, {"left": 10, "right": 10}
+    )  # fmt: skip
 
 
 REQUESTS = problem().requests

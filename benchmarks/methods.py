@@ -67,6 +67,18 @@ def in_subspace(situation: Situation) -> Step:
     return cast(Step, step)
 
 
+def with_memory(situation: Situation) -> Step:
+    """Steps that the retain rows of earlier ones constrain as well."""
+    memory = mtu.Memory()
+
+    def step(losses: Losses, forget: Mask, present: Mask) -> object:
+        return situation.engine.backward(
+            losses, situation.method, forget=forget, present=present, memory=memory
+        )  # fmt: skip
+
+    return cast(Step, step)
+
+
 def epoch(protocol: Protocol, parts: Mapping[str, Dataset]) -> int:
     """Steps of a pass over F."""
     return -(-len(parts["forget"]) // protocol.forget_batch)
@@ -151,7 +163,14 @@ def interference(name: str, order: Order = "joint", retain: Protected = "all") -
 
 # ---- the table -----------------------------------------------------------------------------------
 
+OURS = "Levelled OrthoGrad"
 ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        OURS,
+        lambda alpha: mtu.LevelledOrthoGrad(alpha),
+        family="orthogonal",
+        begin=with_memory,
+    ),
     Entry("Fine-tune", lambda alpha: mtu.FineTune(), "fine_tune", family="descent"),
     Entry("Ascent", lambda alpha: mtu.GradientAscent(), "ascent", family="ascent"),
     Entry("GradDiff", mtu.GradDiff, "graddiff", family="protective"),

@@ -1,15 +1,16 @@
-"""How every method is tried: one training, one way to draw batches, one search, one stop, one judge, on any data.
+"""How every method is tried: one training, one way to draw batches, one stop, one choice, one judge, on any data.
 
 Every method gets the same care: the same number of (alpha, lr) settings, the same batches, plain
 SGD on a direction clipped to one global norm (which keeps orthogonality). A run stops when its mean
-forget score over the target tasks is down to the original's score on validation data, or at the
-step limit. The setting that counts is the one with the lowest UIS on validation data, among those
-that reached the level; test data serve the final table alone.
+forget score over the target tasks is down to the level (the original's score on validation data;
+chance for a class), or at the step limit. The setting that counts is the one with the lowest UIS on
+validation data, among those that reached the level; test data serve the final table alone.
 """
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -27,13 +28,18 @@ Losses = Mapping[str, Tensor]
 Mask = dict[str, Tensor]
 AnyData = TypeVar("AnyData", bound=Dataset)
 Tick = Callable[[int], object]  # told how many epochs or steps are over
+Look = Callable[[int, nn.Module], Mapping[str, Any]]  # (step, model) to what goes into the history
 REPORTED = ("forget", "retain", "test")
 CHUNK = 64  # samples of a forward without gradients
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is unlearned from: the tasks, those of the partial request, the net, its losses {task: [N]} and scores."""
+    """What is unlearned from: the tasks, those of the partial request, the net, its losses {task: [N]} and scores.
+
+    `classes` {task: how many}, of the tasks whose label is one class a sample: only from these can
+    a class be forgotten.
+    """
 
     name: str
     tasks: tuple[str, ...]
@@ -41,6 +47,7 @@ class Problem:
     net: Callable[[], nn.Module]
     losses: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]
     scores: Callable[[nn.Module, Any], dict[str, float]]
+    classes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def requests(self) -> dict[str, tuple[str, ...]]:
@@ -69,7 +76,11 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a method may use for its state: all but the test data."""
+    """What a method may use for its state: all but the test data.
+
+    `level` {target: score at which the task counts as forgotten}; `scores` {task: forget score at
+    the last evaluation}, kept up to date by the run.
+    """
 
     problem: Problem
     protocol: Protocol
@@ -79,6 +90,8 @@ class Situation:
     parts: Mapping[str, Dataset]
     targets: tuple[str, ...]
     generator: torch.Generator
+    level: Mapping[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 # (losses, forget mask, present) to `.grad`
@@ -92,6 +105,11 @@ def plain(situation: Situation) -> Step:
         return situation.engine.backward(losses, situation.method, forget=forget, present=present)
 
     return step
+
+
+def unseen(step: int, model: nn.Module) -> dict[str, Any]:
+    """Nothing is looked at on the way."""
+    return {}
 
 
 def unchanged(batch: Samples, forget: Mask, generator: torch.Generator) -> tuple[Samples, Mask]:
@@ -188,7 +206,10 @@ def divide(training: AnyData, forget: int) -> dict[str, AnyData]:
 
 @dataclass
 class Run:
-    """One unlearning run: its setting, how it went, its model and the scores that decide."""
+    """One unlearning run: its setting, how it went, its model and the scores that decide.
+
+    `seconds`: processor time of the steps, forward to update, without evaluations.
+    """
 
     alpha: float
     lr: float
@@ -197,6 +218,7 @@ class Run:
     history: list[dict[str, Any]]
     model: nn.Module
     uis_validation: float = float("nan")
+    seconds: float = 0.0
 
     def summary(self) -> dict[str, Any]:
         """All but history and model."""
@@ -209,43 +231,71 @@ def draw(
     problem: Problem, parts: Mapping[str, Dataset], targets: tuple[str, ...], protocol: Protocol,
     generator: torch.Generator,
 ) -> tuple[Samples, Mask]:  # fmt: skip
-    """One step's batch, retain samples first, and its mask {task: [N] bool}: True on (forget sample, target task)."""
-    sides = (("retain", protocol.retain_batch), ("forget", protocol.forget_batch))
+    """One step's batch, retain samples first, and its mask {task: [N] bool}: True on (forget sample, target task).
+
+    Retain samples are drawn from `parts["available"]` where only a part of them is still at hand.
+    """
+    kept = parts.get("available", parts["retain"])
     retain, forget = (
-        parts[s][torch.randperm(len(parts[s]), generator=generator)[:n]] for s, n in sides
+        _some(kept, protocol.retain_batch, generator),
+        _some(parts["forget"], protocol.forget_batch, generator),
     )
     last = torch.arange(len(retain) + len(forget)) >= len(retain)
     mask = {task: last if task in targets else torch.zeros_like(last) for task in problem.tasks}
     return concat(retain, forget), mask
 
 
+def _some(data: Dataset, count: int, generator: torch.Generator) -> Samples:
+    return data[torch.randperm(len(data), generator=generator)[:count]]
+
+
 def unlearn(
     problem: Problem, original: nn.Module, parts: Mapping[str, Dataset], targets: tuple[str, ...], entry: Entry,
-    alpha: float, lr: float, level: float, protocol: Protocol, seed: int, tick: Tick,
+    alpha: float, lr: float, level: Mapping[str, float], protocol: Protocol, seed: int, tick: Tick,
+    look: Look = unseen, levels: mtu.Levels | None = None,
 ) -> Run:  # fmt: skip
-    """Unlearn parts["forget"] from the target tasks until their mean forget score is at most `level`."""
+    """Unlearn parts["forget"] from the target tasks until the mean of their forget scores is at most that of `level`.
+
+    `look` (step, model) adds what it finds to the history at every evaluation; `levels` says which
+    forget samples and tasks still weigh.
+    """
     model, generator = copy.deepcopy(original), torch.Generator().manual_seed(seed)
     # batches are the same for every method
     engine, private = mtu.Engine(model), torch.Generator().manual_seed(seed)
-    step = entry.begin(
-        Situation(problem, protocol, engine, model, entry.make(alpha), parts, targets, private)
+    scores = problem.scores(model, parts["forget"])
+    if levels is not None:
+        levels.update(scores)
+    situation = Situation(
+        problem, protocol, engine, model, entry.make(alpha), parts, targets, private, level, scores
     )
+    step = entry.begin(situation)
     # no momentum: it moves the weights even where d is zero
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     watched = ("forget", "retain") if protocol.watch else ("forget",)
-    history: list[dict[str, Any]] = []
+    goal, seconds, history = mean_of(level, targets), 0.0, list[dict[str, Any]]()
     for count in range(protocol.steps + 1):
         if count % protocol.every == 0 or count == protocol.steps:
-            history.append({"step": count} | {s: problem.scores(model, parts[s]) for s in watched})
-            if count == protocol.steps or mean_of(history[-1]["forget"], targets) <= level:
+            found = {split: problem.scores(model, parts[split]) for split in watched}
+            history.append({"step": count} | found | dict(look(count, model)))
+            scores.update(found["forget"])
+            if levels is not None and count:
+                levels.update(scores)
+            if count == protocol.steps or mean_of(scores, targets) <= goal:
                 break
-        batch, mask = entry.prepare(*draw(problem, parts, targets, protocol, generator), private)
+        drawn, mask = draw(problem, parts, targets, protocol, generator)
+        batch, mask = entry.prepare(drawn, mask, private)
+        began = time.process_time()
         optimizer.zero_grad()
-        step(problem.losses(model(batch.image), batch.labels), mask, metrics.present(batch.labels))
+        outputs, there = model(batch.image), metrics.present(batch.labels)
+        if levels is not None:  # by the true labels, where the method has others
+            mask = levels.left(problem.losses(outputs, drawn.labels), mask, there)
+        step(problem.losses(outputs, batch.labels), mask, there)
         nn.utils.clip_grad_norm_(model.parameters(), protocol.clip)
         optimizer.step()
+        seconds += time.process_time() - began
         tick(1)
-    return Run(alpha, lr, mean_of(history[-1]["forget"], targets) <= level, count, history, model)
+    reached = mean_of(scores, targets) <= goal
+    return Run(alpha, lr, reached, count, history, model, seconds=seconds)
 
 
 def mean_of(scores: Mapping[str, float], targets: Sequence[str]) -> float:
@@ -253,24 +303,40 @@ def mean_of(scores: Mapping[str, float], targets: Sequence[str]) -> float:
     return sum(scores[task] for task in targets) / len(targets)
 
 
+def unseen_level(
+    problem: Problem, original: nn.Module, parts: Mapping[str, Dataset], targets: tuple[str, ...]
+) -> dict[str, float]:
+    """{target: the original's score on validation data}, what a forget score comes down to."""
+    found = problem.scores(original, parts["validation"])
+    return {task: found[task] for task in targets}
+
+
+def validate(
+    problem: Problem, original: nn.Module, run: Run, parts: Mapping[str, Dataset], targets: tuple[str, ...],
+    removal: str = "instance",
+) -> float:  # fmt: skip
+    """The UIS of a run with validation data in place of test data: what settings are chosen by."""
+    before = {"forget": problem.scores(original, parts["forget"]),
+              "test": problem.scores(original, parts["validation"])}  # fmt: skip
+    after = {
+        "forget": run.history[-1]["forget"],
+        "test": problem.scores(run.model, parts["validation"]),
+    }
+    return metrics.uis(before, after, targets, removal)
+
+
 def search(
     problem: Problem, original: nn.Module, parts: Mapping[str, Dataset], targets: tuple[str, ...], entry: Entry,
     protocol: Protocol, seed: int, tick: Tick,
 ) -> list[Run]:  # fmt: skip
     """Every setting of a method's family, the one that counts first: level reached, then lowest validation UIS."""
-    before = {"forget": problem.scores(original, parts["forget"]),
-              "test": problem.scores(original, parts["validation"])}  # fmt: skip
-    level = mean_of(before["test"], targets)
+    level = unseen_level(problem, original, parts, targets)
     runs = []
     for alpha, lr in protocol.grids[entry.family]:
         run = unlearn(
             problem, original, parts, targets, entry, alpha, lr, level, protocol, seed, tick
         )
-        after = {
-            "forget": run.history[-1]["forget"],
-            "test": problem.scores(run.model, parts["validation"]),
-        }
-        run.uis_validation = metrics.uis(before, after, targets)
+        run.uis_validation = validate(problem, original, run, parts, targets)
         runs.append(run)
         tick(protocol.steps - run.steps)
     return sorted(runs, key=lambda run: (not run.reached, run.uis_validation))
@@ -284,11 +350,13 @@ def table(problem: Problem, model: nn.Module, parts: Mapping[str, Dataset]) -> T
     return {name: problem.scores(model, parts[name]) for name in REPORTED}
 
 
-def judge(o: Table, u: Table, r: Table, targets: tuple[str, ...]) -> dict[str, Any]:
+def judge(
+    o: Table, u: Table, r: Table, targets: tuple[str, ...], removal: str = "instance"
+) -> dict[str, Any]:
     """Every score of `mtu_fast.unlearning.metrics` that compares the original, an unlearned and the retrained model."""
     tow = metrics.tow(u, r)
     return {
-        "uis": metrics.uis(o, u, targets), "mean_gap": metrics.mean_gap(u, r), "gaps": metrics.gaps(u, r),
+        "uis": metrics.uis(o, u, targets, removal), "mean_gap": metrics.mean_gap(u, r), "gaps": metrics.gaps(u, r),
         "tow": sum(tow.values()) / len(tow), "over_forgotten": metrics.over_forgotten(u, r, targets),
     }  # fmt: skip
 

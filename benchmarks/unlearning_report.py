@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,19 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 
+from benchmarks.methods import OURS
+from benchmarks.unlearning_records import MODELS
+from benchmarks.unlearning_stats import (
+    Name,
+    Paired,
+    Row,
+    goals,
+    groups,
+    label,
+    paired,
+    spread,
+)
+
 # column of a row: heading, factor, decimals
 COLUMNS: dict[str, tuple[str, float, int]] = {
     "uis": ("UIS", 1, 1), "gap": ("gap", 100, 1), "gap_forget": ("gap F", 100, 1), "gap_retain": ("gap R", 100, 1),
@@ -20,108 +32,156 @@ COLUMNS: dict[str, tuple[str, float, int]] = {
     "drift_99": ("drift 99%", 1, 2), "shift": ("shift", 100, 1),
 }  # fmt: skip
 NOTES = (
-    "Mean ± standard deviation over seeds. UIS (lower is better) is against the original; gaps (points, mean and on",
-    "forget, retain and test data) and ToW (1 is best) against the retrained. MIA AUC: how well logistic regression on",
-    "the loss tells F from test data (50 is chance; the retrained model's is the aim), the mean over target tasks: one",
-    "at 30 and one at 70 give 50 too. drift: mean rise of the loss of what is to be kept, and its 99 % quantile.",
-    "shift: of the parameters, in percent. steps*: in some seed no setting brought the forget score down to that of",
-    "validation data. !: in some seed forgot more of a target task than the retrained (over-forgetting). ms: a step by",
-    "mtu_fast on one thread, forward to .grad, the mean over the steps from one refresh (of a subspace or of τ) to the",
-    "next; ref: the time of a step by the slow reference, which refreshes nothing, over it.",
+    "Mean ± standard deviation over seeds; (n): of fewer seeds than asked for. UIS (lower is better) is against the",
+    "original; gaps (points, mean and on forget, retain and test data) and ToW (1 is best) against the retrained. MIA",
+    "AUC: how well logistic regression on the loss tells F from test data (50 is chance; the retrained model's is the",
+    "aim), the mean over target tasks: one at 30 and one at 70 give 50 too. drift: mean rise of the loss of what is to",
+    "be kept, and its 99 % quantile. shift: of the parameters, in percent. steps*: on some seed the setting did not",
+    "bring the forget score down to the level. !: on some seed forgot more of a target task than the retrained one.",
+    "ms, s: a step and the whole way to the level in processor time of one thread, evaluations left out, beside other",
+    "work; ref: the time of a step by the slow reference over ours, timed alone. Settings were chosen on seed 0, those",
+    "of requests other than full and partial with these. Class: of one task; UIS then wants a forget score of 0, while",
+    "a run ends at chance.",
 )
 WIDTH = 14
 
-Rows = list[Mapping[str, Any]]
-
-
-def groups(result: Mapping[str, Any], request: str) -> dict[str, Rows]:
-    """{method: its rows over seeds}, in the order of the table."""
-    found: dict[str, Rows] = {}
-    for row in result["rows"]:
-        if row["request"] == request:
-            found.setdefault(row["method"], []).append(row)
-    return found
-
-
-def spread(rows: Rows, column: str) -> tuple[float, float]:
-    """Mean and standard deviation over seeds (0 for one seed)."""
-    values = [row[column] for row in rows]
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
 
 def text(result: Mapping[str, Any]) -> str:
-    """The result as one plain-text table: a block a request, a line a method."""
+    """The result as plain text: a block a request, a line a method; what is missing; differences and goals."""
     headings = "".join(f"{heading:>{WIDTH}}" for heading, _, _ in COLUMNS.values())
-    width = 2 + max(len(name) for request in result["requests"] for name in groups(result, request))
-    head = f"{'':{width}}{headings}{'steps':>7} {'ms':>8}{'ref':>7}"
+    found = {request: groups(result, request) for request in result["requests"]}
+    names = [label(name) for rows in found.values() for name in rows]
+    width = 2 + max(map(len, names), default=0)
+    head = f"{'':{width}}{headings}{'steps':>7} {'ms':>8}{'s':>8}{'ref':>7}"
     rule = "-" * len(head)
     lines = [head]
     for request, targets in result["requests"].items():
-        lines += [rule, f"{request}-task: forget from {', '.join(targets)}"]
-        lines += [
-            _line(n, width, rows, result["times"][request])
-            for n, rows in groups(result, request).items()
-        ]
-    return "\n".join([*lines, rule, *NOTES])
+        times = result.get("times", {}).get(request, {})
+        lines += [rule, f"{request}: forget from {', '.join(targets)}"]
+        for name, rows in found[request].items():
+            lines.append(_line(name, width, rows, len(result["seeds"]), times))
+    lines += [rule, *NOTES, *missing(result)]
+    for request, rows_of in found.items():
+        lines += comparisons(request, rows_of)
+    return "\n".join(lines)
 
 
-def _line(name: str, width: int, rows: Rows, times: Mapping[str, Mapping[str, float]]) -> str:
-    flag = "!" if name != "retrained" and any(row["over_forgotten"] for row in rows) else ""
+def _line(
+    name: Name,
+    width: int,
+    rows: Sequence[Row],
+    seeds: int,
+    times: Mapping[str, Mapping[str, float]],
+) -> str:
+    over = name[0] != "retrained" and any(row["over_forgotten"] for row in rows)
+    few = f" ({len(rows)})" if len(rows) < seeds else ""
     cells = []
     for column, (_, factor, digits) in COLUMNS.items():
         mean, deviation = (factor * value for value in spread(rows, column))
-        cells.append(f"{mean:.{digits}f} ±{deviation:.{digits}f}")
-    line = f"{name + flag:{width}}" + "".join(f"{cell:>{WIDTH}}" for cell in cells)
-    if name not in times:
+        cells.append(f"{f'{mean:.{digits}f} ±{deviation:.{digits}f}':>{WIDTH}}")
+    line = f"{label(name) + few + ('!' if over else ''):{width}}" + "".join(cells)
+    if name[0] in MODELS:
         return line
     star = " " if all(row["reached"] for row in rows) else "*"
-    ratio = f"{times[name]['ratio']:.1f}x" if "ratio" in times[name] else "-"
-    return f"{line}{spread(rows, 'steps')[0]:7.0f}{star}{times[name]['fast']:8.1f}{ratio:>7}"
+    time = times.get(name[0], {}) if not name[1] else {}
+    ratio = f"{time['ratio']:.1f}x" if "ratio" in time else "-"
+    steps, ms, seconds = (spread(rows, column)[0] for column in ("steps", "ms", "seconds"))
+    return f"{line}{steps:7.0f}{star}{ms:8.0f}{seconds:8.1f}{ratio:>7}"
+
+
+# ---- what the table does not say -----------------------------------------------------------------
+
+
+def missing(result: Mapping[str, Any]) -> Iterator[str]:
+    """What the table is to have and does not, a line a reason."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for gap in result["missing"]:
+        name = label((gap["method"], gap["levels"]))
+        reasons.setdefault((gap["request"], gap["missing"]), []).append(name)
+    if not reasons:
+        return
+    yield ""
+    yield "THIS TABLE IS NOT COMPLETE. Missing:"
+    for (request, reason), names in reasons.items():
+        yield f"  {request}, {reason}: {', '.join(names)}"
+
+
+def comparisons(request: str, found: Mapping[Name, Sequence[Row]]) -> Iterator[str]:
+    """Our method beside the strongest others, paired by seed, and what it was to reach."""
+    ours = found.get((OURS, True), [])
+    others = [name for name in found if name[0] not in (OURS, *MODELS)]
+    if not ours or not others:
+        return
+    yield ""
+    yield f"{request}: {label((OURS, True))} minus the other, paired by seed, with 95 % intervals (Student's t)"
+    others.sort(key=lambda name: spread(found[name], "uis")[0])
+    for name in others:
+        cells = [
+            f"{column} {interval(paired(ours, found[name], column), *COLUMNS[column][1:])}"
+            for column in ("uis", "gap", "drift")
+        ]
+        yield f"  {label(name):40} {'   '.join(cells)}"
+    for goal in goals(found, request):
+        word = "reached" if goal.reached else "NOT REACHED"
+        yield f"  {word}: {goal.what} is {goal.found:.2f}, aimed at {goal.aim:.2f} or less"
+
+
+def interval(found: Paired | None, factor: float, digits: int) -> str:
+    """A paired difference as "mean [low, high] (seeds)"."""
+    if found is None:
+        return "-"
+    mean, low, high = (factor * value for value in (found.mean, found.low, found.high))
+    if found.seeds == 1:
+        return f"{mean:+.{digits}f} (1 seed)"
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}] ({found.seeds} seeds)"
+
+
+# ---- the plot ------------------------------------------------------------------------------------
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
     """UIS, and the gap to retraining, of each method with its standard deviation: a row a request; to a PNG."""
     requests = result["requests"]
-    count = len(groups(result, next(iter(requests))))
-    size = (11, (0.9 + 0.26 * count) * len(requests))
-    figure, axes = plt.subplots(len(requests), 2, figsize=size, squeeze=False, layout="constrained")
+    counts = [len(groups(result, request)) for request in requests]
+    size = (11, sum(0.9 + 0.24 * count for count in counts))
+    figure, axes = plt.subplots(
+        len(requests), 2, figsize=size, squeeze=False, layout="constrained", height_ratios=[2 + n for n in counts]
+    )  # fmt: skip
     for row, (request, targets) in zip(axes, requests.items(), strict=True):
         found = groups(result, request)
         order = sorted(
-            (n for n in found if n != "retrained"), key=lambda n: -spread(found[n], "uis")[0]
+            (n for n in found if n[0] != "retrained"), key=lambda n: -spread(found[n], "uis")[0]
         )
-        for axis, column, label in (
-            (row[0], "uis", "UIS"),
-            (row[1], "gap", "mean gap to retraining in points"),
-        ):
-            factor = COLUMNS[column][1]
-            for y, name in enumerate(order):
-                mean, deviation = (factor * value for value in spread(found[name], column))
-                reached = all(r.get("reached", True) for r in found[name])
-                colour = "0.6" if name == "original" else "#0072b2"
-                axis.errorbar(
-                    mean,
-                    y,
-                    xerr=deviation,
-                    fmt="o",
-                    color=colour,
-                    mfc=colour if reached else "white",
-                )
-            if column == "uis":
-                axis.axvline(
-                    spread(found["retrained"], "uis")[0], color="0.45", linestyle="--", linewidth=1
-                )
-            axis.set(xlabel=f"{label} (lower is better)", xlim=(0, None))
-            axis.set_yticks(range(len(order)), order if axis is row[0] else [])
-            axis.grid(axis="x", alpha=0.25, linewidth=0.6)
-            axis.spines[["top", "right"]].set_visible(False)
-        row[0].set_title(
-            f"{request}-task: forget from {', '.join(targets)}", loc="left", fontsize=10
-        )
+        _bars(row[0], found, order, "uis", "UIS")
+        _bars(row[1], found, order, "gap", "mean gap to retraining in points")
+        row[0].set_yticks(range(len(order)), [label(name) for name in order])
+        row[1].set_yticks(range(len(order)), [])
+        ideal = found.get(("retrained", False))
+        if ideal:
+            at = spread(ideal, "uis")[0]
+            row[0].axvline(at, color="0.45", linestyle="--", linewidth=1)
+        title = f"{request}: forget from {', '.join(targets)}"
+        row[0].set_title(title, loc="left", fontsize=10)
+    incomplete = ", not complete" if result["missing"] else ""
     figure.suptitle(
-        f"Unlearning on {result['data']}, {len(result['seeds'])} seeds "
-        "(hollow: did not forget enough; dashed: retrained)",
+        f"Unlearning on {result['data']}, {len(result['seeds'])} seeds{incomplete} "
+        "(orange: with levels; hollow: did not forget enough; dashed: retrained)",
         fontsize=11,
     )
-    figure.savefig(path, dpi=140)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _bars(
+    axis: Any, found: Mapping[Name, Sequence[Row]], order: Sequence[Name], column: str, title: str
+) -> None:
+    factor = COLUMNS[column][1]
+    for y, name in enumerate(order):
+        mean, deviation = (factor * value for value in spread(found[name], column))
+        reached = all(row.get("reached", True) for row in found[name])
+        colour = "0.6" if name[0] in MODELS else "#c96a00" if name[1] else "#0072b2"
+        inside = colour if reached else "white"
+        axis.errorbar(mean, y, xerr=deviation, fmt="o", color=colour, mfc=inside)
+    axis.set(xlabel=f"{title} (lower is better)", xlim=(0, None))
+    axis.grid(axis="x", alpha=0.25, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)

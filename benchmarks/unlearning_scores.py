@@ -15,16 +15,21 @@ from mtu_fast.unlearning import metrics
 
 def compare(
     problem: Problem, parts: Mapping[str, Dataset], targets: tuple[str, ...], original: nn.Module, model: nn.Module,
-    retrained: nn.Module,
+    retrained: nn.Module, removal: str = "instance",
 ) -> dict[str, Any]:  # fmt: skip
-    """Every score of one model, as one flat row with the score tables beside."""
+    """Every score of one model, as one flat row with the score tables beside.
+
+    Membership is told from `parts["held_out"]`, or the test data where there is none.
+    """
     o, u, r = (table(problem, net, parts) for net in (original, model, retrained))
-    scores = judge(o, u, r, targets)
+    scores = judge(o, u, r, targets, removal)
     gaps = {f"gap_{split}": _mean(scores["gaps"][split].values()) for split in REPORTED}
     before, after = (
         {s: sample_losses(problem, net, parts[s]) for s in REPORTED} for net in (original, model)
     )
     rise = kept_rise(before, after, targets)
+    if "held_out" in parts:
+        after["test"] = sample_losses(problem, model, parts["held_out"])
     return {
         "uis": scores["uis"], "gap": scores["mean_gap"], **gaps, "tow": scores["tow"],
         "auc": attack(after, targets), "drift": rise.mean().item(),

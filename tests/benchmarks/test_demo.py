@@ -93,9 +93,13 @@ def test_a_run_stops_at_the_level_and_says_whether_it_did(
     data: dict[str, Samples], trained: nn.Module
 ) -> None:
     arguments = (DIGITS, trained, data, TASKS, demo.ENTRIES["Ascent"], 0.0, 0.02)
-    at_once = unlearn(*arguments, level=1.0, protocol=TINY.protocol, seed=0, tick=quiet)
+    at_once = unlearn(
+        *arguments, level=dict.fromkeys(TASKS, 1.0), protocol=TINY.protocol, seed=0, tick=quiet
+    )
     assert (at_once.reached, at_once.steps, len(at_once.history)) == (True, 0, 1)
-    never = unlearn(*arguments, level=-1.0, protocol=TINY.protocol, seed=0, tick=quiet)
+    never = unlearn(
+        *arguments, level=dict.fromkeys(TASKS, -1.0), protocol=TINY.protocol, seed=0, tick=quiet
+    )
     assert (never.reached, never.steps) == (False, 4)
     assert [entry["step"] for entry in never.history] == [0, 2, 4]
     assert never.history[0]["forget"] == scene_scores(trained, data["forget"])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -22,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import mtu_fast as mtu
-from benchmarks import cases, methods, nets, unlearning
+from benchmarks import cases, methods, nets, unlearning, unlearning_times
 from benchmarks.cases import Case, Choice
 from benchmarks.data import Dataset, Samples, rooms
 from benchmarks.methods import ENTRIES, METHODS, in_subspace
@@ -246,7 +243,7 @@ def test_a_wrong_choice_is_refused(choice: Choice, message: str) -> None:
 
 # of so small a net the subspace leaves little
 @pytest.mark.filterwarnings("ignore:InterferenceAware")
-@pytest.mark.parametrize("request_name", unlearning.REQUESTS)
+@pytest.mark.parametrize("request_name", unlearning_times.REQUESTS)
 @pytest.mark.parametrize("name", METHODS)
 def test_engine_and_reference_take_the_same_step(
     name: str, request_name: str, parts: dict[str, Samples]
@@ -264,7 +261,7 @@ def test_engine_and_reference_take_the_same_step(
             entry,
             reference=lambda params, losses, forget, alpha: exact(params, losses, forget=forget),
         )
-    competitors = unlearning.sides(TINY, doubled, request_name, entry, model, generator)
+    competitors = unlearning_times.sides(TINY, doubled, request_name, entry, model, generator)
     targets = PROBLEM.requests[request_name]
     batch, mask = entry.prepare(
         *draw(PROBLEM, doubled, targets, TINY.protocol, generator), generator
@@ -299,7 +296,7 @@ def test_every_timed_round_has_one_refresh(
     monkeypatch.setattr(module, refresh, counted)
     monkeypatch.setattr(cases, "load", lambda choice: replace(TINY, rounds=2))
     cases.parts.cache_clear()
-    unlearning.step_times(Choice("rooms"), "partial", name)
+    unlearning_times.step_times(Choice("rooms"), "partial", name)
     cases.parts.cache_clear()
     assert len(calls) == before + 3  # the round that warms up, and two
 
@@ -319,7 +316,7 @@ def test_a_time_is_the_mean_over_a_period(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(METHODS, "uneven", entry)
     monkeypatch.setattr(cases, "load", lambda choice: replace(TINY, rounds=2))
     cases.parts.cache_clear()
-    found = unlearning.step_times(Choice("rooms"), "full", "uneven")[2]
+    found = unlearning_times.step_times(Choice("rooms"), "full", "uneven")[2]
     cases.parts.cache_clear()
     assert len(steps) == 15 and 20 <= found["fast"] < 100
 
@@ -358,120 +355,20 @@ def test_hooks_change_the_batch_and_keep_state_over_a_run(parts: dict[str, Sampl
 
     entry = Entry("tried", lambda alpha: mtu.GradDiff(alpha), prepare=prepare, begin=begin)
     run = unlearn(
-        PROBLEM, PROBLEM.net(), parts, ("depth",), entry, 1.0, 0.1, -1.0, TINY.protocol, 0, quiet
+        PROBLEM,
+        PROBLEM.net(),
+        parts,
+        ("depth",),
+        entry,
+        1.0,
+        0.1,
+        {"depth": -1.0},
+        TINY.protocol,
+        0,
+        quiet,
     )
     assert seen[0][0] == ("depth",) and repr(seen[0][1]) == "GradDiff(alpha=1.0)"
     assert seen[1:] == [False] * run.steps == [False, False]
-
-
-def test_the_benchmark_writes_what_it_prints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(cases, "load", lambda choice: TINY)
-    cases.parts.cache_clear()
-    names = ["OrthoGrad", "Fine-tune"]
-    options = ["--data", "rooms", "--seeds", "2", "--workers", "1", "--out", str(tmp_path)]
-    unlearning.main([*options, "--methods", ",".join(names)])
-    cases.parts.cache_clear()
-    printed = capsys.readouterr().out
-    assert printed.startswith((tmp_path / "unlearning_rooms.txt").read_text())
-    result = json.loads((tmp_path / "unlearning_rooms.json").read_text())
-    with (tmp_path / "unlearning_rooms.csv").open() as file:
-        table: list[dict[str, str]] = list(csv.DictReader(file))
-    assert (tmp_path / "unlearning_rooms.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert [(r["request"], r["method"], r["seed"]) for r in result["rows"]] == [
-        (request, name, seed) for request in ("full", "partial") for name in ("original", "retrained", *names)
-        for seed in (1, 2)
-    ]  # fmt: skip
-    for row, line in zip(result["rows"], table, strict=True):
-        assert float(line["uis"]) == row["uis"] and line["method"] == row["method"]
-        assert np.isfinite([
-            row[column] for column in ("uis", "gap", "tow", "auc", "drift", "drift_99", "shift")
-        ]).all()
-        if row["method"] in names:
-            assert len(row["tried"]) == 2 and 0 <= row["steps"] <= 2
-        elif row["method"] == "original":
-            assert row["shift"] == row["drift"] == row["drift_99"] == 0
-        else:
-            assert row["gap"] == 0 and row["tow"] == 1
-    sections = printed.split("-task: forget from ")[1:]
-    for request, section in zip(("full", "partial"), sections, strict=True):
-        for name in names:
-            text = next(found for found in section.splitlines() if found.startswith(name))
-            mine = [r for r in result["rows"] if r["method"] == name and r["request"] == request]
-            assert f"{statistics.fmean(r['uis'] for r in mine):.1f} ±" in text
-            assert f"{result['times'][request][name]['fast']:.1f}" in text
-            assert result["times"][request][name]["ratio"] > 0
-
-
-def test_times_are_measured_anew_beside_the_rows_that_are_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(cases, "load", lambda choice: TINY)
-    cases.parts.cache_clear()
-    options = ["--data", "rooms", "--out", str(tmp_path)]
-    unlearning.main([*options, "--seeds", "1", "--workers", "1", "--methods", "Fine-tune"])
-    path = tmp_path / "unlearning_rooms.json"
-    first = json.loads(path.read_text())
-    old = first | {"environment": first["environment"] | {"commit": "then"}, "times": {}}
-    for row in old["rows"]:
-        del row["commit"]
-    del old["times_environment"]
-    path.write_text(json.dumps(old))
-    for name in ("csv", "txt", "png"):
-        (tmp_path / f"unlearning_rooms.{name}").unlink()
-    monkeypatch.setattr(unlearning, "train_job", None)
-    monkeypatch.setattr(unlearning, "unlearn_job", None)
-    unlearning.main([*options, "--times"])
-    cases.parts.cache_clear()
-    new = json.loads(path.read_text())
-    assert new["rows"] == old["rows"] and new["environment"] == old["environment"]
-    assert new["times_environment"]["commit"] == first["environment"]["commit"]
-    assert all(new["times"][request]["Fine-tune"]["fast"] > 0 for request in unlearning.REQUESTS)
-    assert (tmp_path / "unlearning_rooms.txt").read_text() in capsys.readouterr().out
-    assert "then" in (tmp_path / "unlearning_rooms.csv").read_text()
-    assert (tmp_path / "unlearning_rooms.png").exists()
-
-
-def test_rows_of_some_methods_are_put_into_the_last_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(cases, "load", lambda choice: TINY)
-    cases.parts.cache_clear()
-    options = ["--data", "rooms", "--out", str(tmp_path), "--seeds", "1", "--workers", "1"]
-    unlearning.main([*options, "--methods", "Fine-tune,Ascent"])
-    path = tmp_path / "unlearning_rooms.json"
-    first = json.loads(path.read_text())
-    for row in first["rows"]:
-        row["uis"], row["commit"] = -1.0, "then"
-    path.write_text(json.dumps(first))
-    unlearning.main([*options, "--update", "--methods", "Ascent"])
-    new = json.loads(path.read_text())
-    order = [(row["request"], row["method"]) for row in new["rows"]]
-    assert order == [(row["request"], row["method"]) for row in first["rows"]]
-    for row in new["rows"]:
-        assert (row["uis"] == -1.0) == (row["commit"] == "then") == (row["method"] == "Fine-tune")
-    assert new["times"] == first["times"]
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        unlearning.main([*options[:-4], "--seeds", "2", "--update", "--methods", "Ascent"])
-    assert "has seeds [1], this run [1, 2]; only the same are joined" in capsys.readouterr().err
-    cases.parts.cache_clear()
-
-
-def test_times_of_methods_that_are_gone_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "unlearning_digits.json").write_text(
-        json.dumps({
-            "data": "digits",
-            "quick": True,
-            "rows": [{"method": "original"}, {"method": "Magic"}],
-        })
-    )
-    with pytest.raises(SystemExit):
-        unlearning.main(["--data", "digits", "--quick", "--times", "--out", str(tmp_path)])
-    assert "has rows of Magic; known are" in capsys.readouterr().err
 
 
 def test_it_runs_as_a_file_from_anywhere(tmp_path: Path) -> None:
@@ -483,25 +380,12 @@ def test_it_runs_as_a_file_from_anywhere(tmp_path: Path) -> None:
     assert done.returncode == 0 and "--times" in done.stdout, done.stderr
 
 
-def test_a_job_gives_the_same_row_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cases, "load", lambda choice: replace(TINY, rounds=1))
-    cases.parts.cache_clear()
-    choice = Choice("rooms")
-    states = {which: unlearning.train_job(choice, 3, which)[2] for which in ("original", "full")}
-    rows = [
-        unlearning.unlearn_job(choice, 3, "full", "PCGrad", states["original"], states["full"])
-        for _ in range(2)
-    ]
-    cases.parts.cache_clear()
-    assert rows[0] == rows[1]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--methods", "Magic"], "Magic; expected some of"),
         (["--seeds", "0"], "at least one"),
-        (["--data", "digits", "--times", "--out", "/nowhere"], "--times: "),
+        (["--requests", "full+half"], "request is 'full+half', expected full"),
         (["--data", "nyuv2"], "needs --root"),
         (["--data", "nyuv2", "--root", "/nowhere"], "is no folder"),
     ],

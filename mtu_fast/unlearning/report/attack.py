@@ -6,8 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mtu_fast.unlearning.report.levels import guessed
 from mtu_fast.unlearning.report.rules import CHANCE, CLEAR, NEAR, WIDE
 from mtu_fast.unlearning.report.words import Finding, finding
+
+CLASS = (
+    "Whether an attacker can tell them from unseen data is not judged: any model without the class treats its data "
+    "unlike others, and how far only a retrained model can say."
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Attack:
 
 def attack(data: Mapping[str, Any]) -> Finding:
     """Whether an attack on a target tells its data apart."""
+    if guessed(data):
+        return finding("unknown", "not judged", CLASS)
     attacks = list(_attacks(data))
     if not attacks:
         return finding("unknown", "not tested", "Membership inference could not be tested.")

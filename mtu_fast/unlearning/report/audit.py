@@ -22,6 +22,7 @@ from mtu_fast.unlearning.report import numbers
 from mtu_fast.unlearning.report.comparisons import comparisons
 from mtu_fast.unlearning.report.cosines import Params, layer_cosines
 from mtu_fast.unlearning.report.histograms import histograms
+from mtu_fast.unlearning.report.levels import chances, loss_aims, shares
 from mtu_fast.unlearning.report.passes import PerTask, Reading, measure, untouched
 from mtu_fast.unlearning.report.plain import plain, records, step_cost
 from mtu_fast.unlearning.report.result import SCHEMA, VERSION, Audit
@@ -94,7 +95,10 @@ def audit(
         relearn_limit: steps after which relearning gives up.
         params: model -> the parameters whose gradients the cosines compare; all that require grad
             by default.
-        removal: "instance" or "class", see `metrics.uis`.
+        removal: "instance" or "class", see `metrics.uis`. For a class, without a retrained model, a
+            forget score is to come down to chance (1 over the number of classes in `labels`, 0
+            without them); of the test score a target may lose the share of the class in `test`;
+            and no membership attack is judged.
         cosine_samples: at most so many samples of the first batch of `forget` and of `retain`, for
             the cosines; later batches are not used. 0 leaves them out.
         title: of the report.
@@ -132,6 +136,9 @@ def audit(
             again = _relearn(models, forget, reading, known, relearn, relearn_limit)
     scores = _scores(models, splits)
     notes = _unlabelled(splits)
+    request = _request(chosen, splits, removal)
+    if removal == "class":
+        request |= {"chance": chances(splits, chosen, notes), "share": shares(splits, chosen)}
     found = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -140,12 +147,14 @@ def audit(
         "made": _now(),
         "versions": _versions(),
         "models": list(models),
-        "request": _request(chosen, splits),
+        "request": request,
         "scores": scores,
         **comparisons(scores, chosen, removal, notes),
         "membership": numbers.attacks(splits, seed, notes),
         "drift": numbers.drifts(splits, _indexed(loaders, notes)),
         "histograms": histograms(splits),
+        "loss_levels": loss_aims(splits, chosen, removal),
+        "mean_losses": _mean_losses(splits["forget"], chosen),
         "distances": numbers.distances(splits),
         "relearn": again,
         "parameter_shift": parameter_shift(original.parameters(), unlearned.parameters()),
@@ -194,11 +203,27 @@ def _cosines(
     return found
 
 
-def _request(targets: Sequence[str], splits: Mapping[str, Split]) -> dict[str, Any]:
+def _request(targets: Sequence[str], splits: Mapping[str, Split], removal: str) -> dict[str, Any]:
     tasks = tuple(splits["forget"].labelled)
     kind = "full" if targets == tasks else "partial"
     samples = {name: split.samples for name, split in splits.items()}
-    return {"kind": kind, "tasks": tasks, "targets": targets, "samples": samples}
+    return {
+        "kind": kind,
+        "removal": removal,
+        "tasks": tasks,
+        "targets": targets,
+        "samples": samples,
+    }
+
+
+def _mean_losses(forget: Split, targets: Sequence[str]) -> dict[str, float]:
+    """{target: the original's mean loss on the data to forget}."""
+    found = {}
+    for task in targets:
+        losses = forget.losses["original"][task]
+        if len(losses):
+            found[task] = float(losses.mean())
+    return found
 
 
 def _indexed(loaders: Mapping[str, object], notes: list[str]) -> dict[str, bool]:

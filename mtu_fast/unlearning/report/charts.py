@@ -40,8 +40,12 @@ def dots(
     high: float,
     describe: str,
     band: Mapping[str, tuple[float, float]] | None = None,
+    levels: Mapping[str, float] | None = None,
 ) -> Markup:
-    """One line per row, one mark per model, on one axis; `band` shades a range in each row (what chance explains)."""
+    """One line per row, one mark per model, on one axis.
+
+    `band` shades a range in each row (what chance explains); `levels` are what a row is to reach.
+    """
     left, width, step = 8 + 7.2 * max(map(len, rows)), 620.0, 34
     x = scale(low, high, left, width - 16)
     bottom = step * len(rows)
@@ -51,8 +55,16 @@ def dots(
         if band is not None:
             shapes.append(_band(x, y, *band[name]))
         shapes.append(el("text", name, x=left - 12, y=y + 4, text_anchor="end"))
+        if levels is not None and name in levels:
+            shapes.append(_level(x(levels[name]), y - 14, y + 14, name, levels[name]))
         shapes += _row_of_dots(x, y, name, values)
     return svg(width, bottom + 30, describe, shapes)
+
+
+def _level(x: float, top: float, bottom: float, name: str, value: float) -> Markup:
+    """A dashed line at what is to be reached."""
+    said = el("title", f"{name}, level to reach: {number(value)}")
+    return el("line", said, x1=x, x2=x, y1=top, y2=bottom, class_="level", stroke_dasharray="4 3")
 
 
 def _band(x: Scale, y: float, low: float, high: float) -> Markup:
@@ -71,8 +83,13 @@ def _row_of_dots(x: Scale, y: float, name: str, values: Mapping[str, float]) -> 
             yield mark(model, x(values[model]), y, said)
 
 
-def histogram(found: Mapping[str, Any], title: str, describe: str) -> Markup:
-    """Counts on a logarithmic axis, so that single samples show: bars for unlearned, an outline for retrained."""
+def histogram(
+    found: Mapping[str, Any], title: str, describe: str, level: float | None = None
+) -> Markup:
+    """Counts on a logarithmic axis, so that single samples show: bars for unlearned, an outline for retrained.
+
+    `level` is the mean change that is to be reached.
+    """
     width, height, left, top, bottom = 300.0, 170.0, 34.0, 24.0, 140.0
     edges, counts = found["edges"], found["counts"]
     most = math.log10(max(10, *map(max, counts.values())))
@@ -92,6 +109,9 @@ def histogram(found: Mapping[str, Any], title: str, describe: str) -> Markup:
     shapes.append(
         el("line", x1=zero, x2=zero, y1=top, y2=bottom, class_="zero", stroke_dasharray="3 3")
     )
+    if level is not None:
+        at = x(min(max(level, edges[0]), edges[-1]))
+        shapes.append(_level(at, top, bottom, title, level))
     shapes += x_axis(x, edges[0], edges[-1], bottom, lines=False, count=3)
     return svg(width, height, describe, shapes)
 
@@ -132,7 +152,9 @@ def heat_map(found: Mapping[str, Any], describe: str) -> Markup:
     """Layers down, task pairs across, cosines as colour and number."""
     pairs = found["pairs"]
     names = [layer or "(the model itself)" for layer in found["layers"]]
-    left, cell, row, top = 14 + 6.6 * max(map(len, names)), 74.0, 22.0, 58.0
+    # the heads of the rows of tasks stand there too, and must not be cut
+    left = 14 + 6.6 * max(len(name) for name in (*names, "forget", "retain"))
+    cell, row, top = 74.0, 22.0, 58.0
     width, height = left + cell * len(pairs) + 8, top + row * len(names) + 8
     shapes = [axes.text("forget", left - 10, 18), axes.text("retain", left - 10, 44)]
     for j, pair in enumerate(pairs):
@@ -183,11 +205,18 @@ def _colour(cosine: float | None) -> tuple[str, float]:
     return tint, 0.75 * min(abs(cosine), 1.0) ** 0.5
 
 
-def lines(series: Mapping[str, Points], title: str, describe: str) -> Markup:
-    """Values over steps, a colour and a dash pattern per series, its name at its end."""
+def lines(
+    series: Mapping[str, Points],
+    title: str,
+    describe: str,
+    levels: Mapping[str, float] | None = None,
+) -> Markup:
+    """Values over steps, a colour and a dash pattern per series, its name at its end; `levels` are to be reached."""
     width, height, left, top, bottom = 300.0, 190.0, 42.0, 24.0, 158.0
     right = width - 12 - 7.0 * max(map(len, series))
     steps, values = _coordinates(series)
+    aims = {name: level for name, level in (levels or {}).items() if name in series}
+    values += aims.values()
     pad = 0.05 * (max(values) - min(values)) or 0.5
     low, high = min(values) - pad, max(values) + pad  # lines do not touch the frame
     x = scale(min(steps), max(steps), left, right)
@@ -199,11 +228,22 @@ def lines(series: Mapping[str, Points], title: str, describe: str) -> Markup:
     heights = _apart([(y(points[-1][1]), name) for name, points in series.items()])
     for i, (name, points) in enumerate(series.items()):
         colour = f"var(--s{i % 5})"
+        if name in aims:
+            shapes.append(_aim(left, right, y(aims[name]), colour, name, aims[name]))
         shapes.append(_polyline(name, points, x, y, colour, DASHES[i % 5]))
         label = el("text", name, x=right + 6, y=heights[name] + 4, style=f"fill: {colour}")
         shapes.append(label)
     shapes += x_axis(x, min(steps), max(steps), bottom, lines=False, count=4)
     return svg(width, height, describe, shapes, axes.text("step", right, height - 2))
+
+
+def _aim(left: float, right: float, y: float, colour: str, name: str, value: float) -> Markup:
+    """A thin dotted line at what a series is to reach."""
+    said = el("title", f"{name}, level to reach: {number(value)}")
+    return el(
+        "line", said, x1=left, x2=right, y1=y, y2=y, style=f"stroke: {colour}", class_="level",
+        stroke_dasharray="1 3",
+    )  # fmt: skip
 
 
 def _coordinates(series: Mapping[str, Points]) -> tuple[list[float], list[float]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtu_fast.unlearning.report import charts, tables
+from mtu_fast.unlearning.report.levels import aims, guessed
 from mtu_fast.unlearning.report.markup import Markup, el, number
 from mtu_fast.unlearning.report.rules import CHANCE
 from mtu_fast.unlearning.report.sections import absent, card
@@ -53,7 +54,9 @@ def _over_forgotten(data: Data) -> Markup | None:
     over = data["over_forgotten"] or beyond
     if not over:
         return None
-    level = "retrained model's" if "retrained" in data["models"] else "original's on unseen data"
+    level = "original's on unseen data"
+    if "retrained" in data["models"]:
+        level = "retrained model's"
     sure = "The difference is within what chance explains for so few samples. "
     if beyond:
         sure = f"For {', '.join(beyond)} the difference is more than chance explains. "
@@ -65,11 +68,22 @@ def _over_forgotten(data: Data) -> Markup | None:
 
 
 def _aim(data: Data) -> str:
+    line = " The dashed lines are the levels."
+    if guessed(data):
+        return (
+            "No retrained model was given; chance is the level to reach for a removed class." + line
+        )
+    if data["request"].get("removal") == "class":
+        return "The retrained model never saw this class: its score is the level to reach." + line
     if "retrained" in data["models"]:
         return (
             "The retrained model never saw these data: its score is the level to reach, not zero."
+            + line
         )
-    return "No retrained model was given; the original's score on unseen data stands for the level to reach."
+    return (
+        "No retrained model was given; the original's score on unseen data stands for the level to reach."
+        + line
+    )
 
 
 def _score_dots(data: Data) -> Markup:
@@ -80,15 +94,17 @@ def _score_dots(data: Data) -> Markup:
         if scores["original"]["forget"][task] is not None:
             rows[task] = {model: scores[model]["forget"][task] for model in data["models"]}
             values += rows[task].values()
+    levels = aims(data)
+    values += levels.values()
     low, high = min(values), max(values[1:])
     if 0.4 < high <= 1:
         high = 1.0
     said = "Forget scores of each model by task; the table below has the numbers."
-    return charts.dots(rows, low, high or 1.0, said)
+    return charts.dots(rows, low, high or 1.0, said, levels=levels)
 
 
 def _attack_figure(data: Data) -> Markup:
-    rows, band = {}, {}
+    rows, band, levels = {}, {}, {}
     for task in data["request"]["tasks"]:
         for by in ("loss", "entropy"):
             found = tables.attack_by(data, task, by)
@@ -97,10 +113,11 @@ def _attack_figure(data: Data) -> Markup:
                 rows[name] = {model: one["auc"] for model, one in found.items()}
                 chance = CHANCE * found["unlearned"]["error"]
                 band[name] = (max(0.5 - chance, 0.0), min(0.5 + chance, 1.0))
+                levels[name] = rows[name].get("retrained", 0.5)
     if not rows:
         return absent("Membership inference could not be made; the notes below say why.")
     said = "AUC of the membership attack by task and model; the shaded range is chance."
-    return el("figure", charts.dots(rows, 0.0, 1.0, said, band))
+    return el("figure", charts.dots(rows, 0.0, 1.0, said, band, levels))
 
 
 def moved(data: Data) -> Markup:
@@ -149,16 +166,28 @@ def _histograms(data: Data, split: str, tasks: Sequence[str]) -> Markup:
         found = data["histograms"][split][task]
         if found:
             drift = data["drift"]["unlearned"][split][task]
-            chart = charts.histogram(found, task, _described(split, task, drift))
+            level = _rise_to(data, task) if split == "forget" else None
+            chart = charts.histogram(found, task, _described(split, task, drift), level)
             panels.append(el("div", chart, class_="panel"))
     if not panels:
         return absent("No sample there has a label.")
     outline = "; outline: retrained" if "retrained" in data["models"] else ""
     said = (
         f"Number of samples (logarithmic) by change of loss, after minus before. Filled: unlearned{outline}. The end "
-        "bars hold what lies beyond; right of the dashed line the loss rose."
+        "bars hold what lies beyond; right of the thin dashed line the loss rose."
     )
+    if split == "forget" and any(_rise_to(data, task) is not None for task in tasks):
+        said += " The bold dashed line is the mean rise that leads to the level to reach."
     return el("figure", el("div", panels, class_="panels"), el("figcaption", said))
+
+
+def _rise_to(data: Data, task: str) -> float | None:
+    """The mean change of a target's loss that leads to the level to reach."""
+    level = data.get("loss_levels", {}).get(task)
+    before = data.get("mean_losses", {}).get(task)
+    if level is None or before is None:
+        return None
+    return float(level - before)
 
 
 def _described(split: str, task: str, drift: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mtu_fast.unlearning.report.levels import guessed
 from mtu_fast.unlearning.report.rules import HARM, SLACK
 from mtu_fast.unlearning.report.words import Finding, finding, score
 
@@ -21,7 +22,7 @@ def kept(data: Mapping[str, Any]) -> Finding:
     falls = {}
     for split, task in _places(data):
         if scores["original"][split][task] is not None:
-            falls[split, task] = _fall(scores, split, task)
+            falls[split, task] = _fall(scores, split, task) - _class(data, split, task)
     split, task = max(falls, key=lambda place: falls[place])
     fall = falls[split, task]
     singles = _singles(data["drift"]["unlearned"]["retain"])
@@ -53,6 +54,13 @@ def _fall(scores: Mapping[str, Any], split: str, task: str) -> float:
     if "retrained" in scores:
         bound = min(bound, scores["retrained"][split][task])
     return float(bound - scores["unlearned"][split][task])
+
+
+def _class(data: Mapping[str, Any], split: str, task: str) -> float:
+    """What a target's test score loses with a class that test data hold, where no retrained model says it."""
+    if split != "test" or not guessed(data):
+        return 0.0
+    return float(data["request"]["share"].get(task) or 0.0)
 
 
 def _no_fall(scores: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mtu_fast.unlearning.report import effects, sections, summary
+from mtu_fast.unlearning.report.levels import of_class
 from mtu_fast.unlearning.report.markup import Markup, el
 from mtu_fast.unlearning.report.style import STYLE
 from mtu_fast.unlearning.report.tables import Data
@@ -29,6 +30,9 @@ TERMS = {
 PARTIAL = (  # what a partial request adds to the first term
     " In a partial request the second part of a task that is no target is the relative change of its own forget score, "
     "|before − after| / before: the data to forget must not move there."
+)
+CLASS = (  # what a removed class changes about UIS
+    " For a removed class the second part is the forget score itself over the original's test score: it should be zero."
 )
 LIMITS = (
     "This report is evidence on the data it was given, not a proof: a stronger attack may find what this one does not, "
@@ -104,9 +108,10 @@ def _notes(notes: Sequence[str]) -> Markup | None:
 def _explanations(audits: Sequence[Data]) -> Markup:
     rules = [el("li", rule) for rule in audits[0]["verdict"]["rules"]]
     partial = any(data["request"]["kind"] == "partial" for data in audits)
+    classes = any(of_class(data["request"]) for data in audits)
     terms = []
     for term, text in TERMS.items():
-        more = PARTIAL if partial and term == "UIS" else None
+        more = [PARTIAL if partial else None, CLASS if classes else None] if term == "UIS" else None
         terms.append(el("li", el("b", term), ": ", text, more))
     return el(
         "section",

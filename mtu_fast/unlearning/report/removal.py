@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from mtu_fast.unlearning.report.levels import aims, guessed
 from mtu_fast.unlearning.report.rules import PART, SHARE, SLACK, WAY
 from mtu_fast.unlearning.report.words import Finding, finding, listed, score
 
@@ -35,25 +36,13 @@ def removal(data: Mapping[str, Any]) -> Finding:
     return finding("good", "removed", detail)
 
 
-def aims(data: Mapping[str, Any]) -> dict[str, float]:
-    """What forgetting aims at for each target: the retrained model's forget score, or the original's test score.
-
-    A target without labels among the data to forget, or among those of its reference, has none.
-    """
-    scores = data["scores"]
-    reference = scores["original"]["test"]
-    if "retrained" in scores:
-        reference = scores["retrained"]["forget"]
-    before = scores["original"]["forget"]
-    found = {}
-    for task in data["request"]["targets"]:
-        if before[task] is not None and reference[task] is not None:
-            found[task] = reference[task]
-    return found
-
-
 def over_forgotten(data: Mapping[str, Any]) -> list[str]:
-    """The targets whose forget score lies below the reference by more than chance explains."""
+    """The targets whose forget score lies below the reference by more than chance explains.
+
+    A removed class has none below chance: a model that never saw the class never guesses it.
+    """
+    if guessed(data):
+        return []
     after = data["scores"]["unlearned"]["forget"]
     found = []
     for task, aim in aims(data).items():

@@ -22,7 +22,8 @@ class Audit:
     Attributes:
         data: every number and word of the report as plain lists, dictionaries, strings and finite
             numbers or None: request, scores, uis, gaps, tow, over_forgotten, membership, drift,
-            histograms, distances, relearn, parameter_shift, cosines, cost, history, notes and
+            histograms, loss_levels, mean_losses,
+            distances, relearn, parameter_shift, cosines, cost, history, notes and
             verdict.
     """
 

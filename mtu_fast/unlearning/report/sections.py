@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtu_fast.unlearning.report import charts, tables
+from mtu_fast.unlearning.report.levels import aims
 from mtu_fast.unlearning.report.markup import Markup, el
 from mtu_fast.unlearning.report.tables import Data
 
@@ -79,10 +80,15 @@ def _heat_map(model: str, found: Data) -> Markup:
 
 def course(data: Data) -> Markup:
     """The history, and the cost."""
-    lead = "How the run went from the original to the unlearned model, and what it cost."
+    lead = (
+        "How the run went from the original to the unlearned model, and what it cost. Dotted lines are the levels to "
+        "reach."
+    )
     panels = []
-    for name, series in _series(data["history"] or ()).items():
-        chart = charts.lines(series, name, f"{name} over steps, by {', '.join(series)}.")
+    levels = {"forget": aims(data), "forget loss": data.get("loss_levels", {})}
+    for name, series in _without_mirrors(_series(data["history"] or ())).items():
+        said = f"{name} over steps, by {', '.join(series)}."
+        chart = charts.lines(series, name, said, levels.get(name))
         panels.append(el("div", chart, class_="panel"))
     plot = absent("No history was given.")
     if panels:
@@ -100,6 +106,25 @@ def _series(records: Sequence[Data]) -> Series:
         for name, task, value in _numbers(record):
             quantity = found.setdefault(name.replace("_", " "), {})
             quantity.setdefault(task, []).append((record["step"], value))
+    return found
+
+
+def _without_mirrors(found: Series) -> Series:
+    """Without scores that are losses with the sign changed, as those of a run that was given no score."""
+    kept = dict(found)
+    for name, series in found.items():
+        losses = found.get(f"{name} loss")
+        if losses is not None and _negated(losses) == series:
+            del kept[name]
+    return kept
+
+
+def _negated(
+    series: Mapping[str, list[tuple[float, float]]],
+) -> dict[str, list[tuple[float, float]]]:
+    found = {}
+    for task, points in series.items():
+        found[task] = [(step, -value) for step, value in points]
     return found
 
 

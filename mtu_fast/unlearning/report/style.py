@@ -77,6 +77,7 @@ svg { display: block; max-width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--ink); font: 12px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; }
 svg text.soft { fill: var(--soft); } svg text.title { font-weight: 600; font-size: 13px; }
 svg .axis { stroke: var(--line); stroke-width: 1; } svg .zero { stroke: var(--soft); stroke-width: 1; }
+svg .level { stroke: var(--ink); stroke-width: 1.6; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 14px 22px; }
 .key { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 0.86rem; color: var(--soft); margin: 4px 0 8px; }
 .key span { display: inline-flex; align-items: center; gap: 6px; }

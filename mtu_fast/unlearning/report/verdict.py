@@ -7,6 +7,7 @@ from typing import Any
 
 from mtu_fast.unlearning.report.attack import attack
 from mtu_fast.unlearning.report.kept import kept
+from mtu_fast.unlearning.report.levels import guessed
 from mtu_fast.unlearning.report.removal import over_forgotten, removal
 from mtu_fast.unlearning.report.rules import RULES
 from mtu_fast.unlearning.report.words import Finding, listed, samples
@@ -39,7 +40,11 @@ def verdict(data: Mapping[str, Any]) -> dict[str, Any]:
     sentences = [_asked(data["request"])]
     for part in parts.values():
         sentences.append(part["detail"])
-    if "retrained" not in data["models"]:
+    if guessed(data):
+        sentences.append(
+            "No retrained model was given, so chance stands for what forgetting the class ideally looks like."
+        )
+    elif "retrained" not in data["models"]:
         sentences.append(
             "No retrained model was given, so what forgetting ideally looks like is estimated from unseen data."
         )

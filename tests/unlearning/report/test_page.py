@@ -192,3 +192,62 @@ def test_a_histogram_of_equal_changes_and_a_flat_line_are_drawn() -> None:
     }
     Document(charts.histogram(found, "t", "d"))
     Document(charts.lines({"a": [(0, 1.0)], "b": [(0, 1.0)]}, "t", "d"))
+
+
+# ---- levels in charts ----------------------------------------------------------------------------
+
+
+def titles(text: str) -> list[str]:
+    return re.findall(r"<title>([^<]*)</title>", text)
+
+
+def test_the_level_to_reach_is_drawn_in_every_chart_of_what_is_forgotten() -> None:
+    course = SimpleNamespace(
+        records=[
+            {"step": s, "forget": {"class": 1 - s / 10}, "forget_loss": {"class": 0.1 + s}}
+            for s in range(3)
+        ]
+    )
+    found = audit(history=course)
+    text = page([found.data])
+    drawn = [said for said in titles(text) if "level to reach" in said]
+    score = found.data["scores"]["retrained"]["forget"]["class"]
+    loss = found.data["loss_levels"]["class"]
+    rise = loss - found.data["mean_losses"]["class"]
+    # dots of scores, and the run's course, which ends there
+    assert drawn.count(f"class, level to reach: {number(score)}") == 2
+    assert drawn.count(f"class, level to reach: {number(loss)}") == 1
+    assert drawn.count(f"class, level to reach: {number(rise)}") == 1
+    for by in ("loss", "entropy"):
+        auc = found.data["membership"]["retrained"]["class"][by]["auc"]
+        assert f"class, {by}, level to reach: {number(auc)}" in drawn
+
+
+def test_a_score_that_is_a_loss_turned_over_is_drawn_once() -> None:
+    def records(sign: float) -> SimpleNamespace:
+        return SimpleNamespace(
+            records=[
+                {"step": s, "forget": {"class": sign * s}, "forget_loss": {"class": float(s)}}
+                for s in range(3)
+            ]
+        )
+
+    mirrored, own = (page([audit(history=records(sign)).data]) for sign in (-1.0, -0.5))
+    assert "forget loss over steps" in mirrored and "forget over steps" not in mirrored
+    assert "forget loss over steps" in own and "forget over steps" in own
+
+
+def test_short_layer_names_leave_room_for_the_heads() -> None:
+    found = {"pairs": [["a", "b"]], "layers": ["0"], "mean": [[0.5]]}
+    picture = charts.heat_map(found, "short")
+    for word in ("forget", "retain"):
+        at = float(re.search(rf'<text x="([\d.]+)"[^>]*>{word}<', picture)[1])  # type: ignore[index]
+        assert at >= 6.2 * len(word)  # it ends there
+
+
+def test_the_page_says_what_a_removed_class_changes() -> None:
+    original, unlearned, _ = nets()
+    text = page([audit(original, unlearned, removal="class", targets=["class"]).data])
+    assert "chance is the level to reach for a removed class" in text
+    assert "For a removed class the second part is the forget score itself" in text
+    assert "For a removed class" not in page([audit(original, unlearned).data])

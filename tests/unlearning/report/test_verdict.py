@@ -169,3 +169,56 @@ def test_scores_that_never_differed_show_nothing() -> None:
     found = verdict(data)
     assert found["removal"]["level"] == "unknown"
     assert found["headline"].startswith("Whether the data are forgotten cannot be told")
+
+
+# ---- a removed class -----------------------------------------------------------------------------
+
+
+def of_class(
+    unlearned: tuple[float, float, float], retrained: bool = False, share: float | None = 0.1
+) -> dict[str, Any]:
+    """Numbers of a class removed from task a, one of ten."""
+    data = numbers(unlearned, retrained, targets=("a",), auc=0.9, other=(1.0, 1.0, 0.8))
+    data["request"] |= {"removal": "class", "chance": {"a": 0.1}, "share": {"a": share}}
+    return data
+
+
+@pytest.mark.parametrize(
+    ("forget", "word"), [(0.0, "removed"), (0.1, "removed"), (0.4, "partly removed"), (0.8, "not removed")]
+)  # fmt: skip
+def test_a_class_is_to_fall_to_chance_not_to_the_score_of_test_data(
+    forget: float, word: str
+) -> None:
+    found = verdict(of_class((forget, 1.0, 0.8)))
+    assert found["removal"]["word"] == word
+    assert "(reference 0.100)" in found["text"] and found["over_forgotten"] == []
+    assert "chance stands for" in found["text"]
+    as_instances = of_class((forget, 1.0, 0.8))
+    as_instances["request"]["removal"] = "instance"
+    assert "(reference 0.800)" in verdict(as_instances)["text"]
+
+
+def test_a_retrained_model_says_what_becomes_of_a_class() -> None:
+    data = of_class((0.0, 1.0, 0.8), retrained=True)
+    data["scores"]["retrained"]["forget"]["a"] = 0.0
+    data["membership"]["retrained"]["a"]["loss"]["auc"] = 0.95
+    found = verdict(data)
+    assert "(reference 0.000)" in found["text"]
+    assert found["removal"]["word"] == "removed" and found["attack"]["word"] == "not told apart"
+    data["membership"]["retrained"]["a"]["loss"]["auc"] = 0.6
+    assert verdict(data)["attack"]["word"] == "told apart"
+
+
+def test_without_one_an_attack_on_a_class_is_not_judged() -> None:
+    found = verdict(of_class((0.0, 1.0, 0.8)))["attack"]
+    assert (found["level"], found["word"]) == ("unknown", "not judged")
+
+
+def test_a_target_s_test_score_may_lose_the_class_that_test_data_hold() -> None:
+    assert verdict(of_class((0.1, 1.0, 0.71)))["kept"]["word"] == "kept"
+    assert verdict(of_class((0.1, 1.0, 0.67)))["kept"]["word"] == "some damage"
+    assert verdict(of_class((0.1, 1.0, 0.71), share=0.0))["kept"]["word"] == "some damage"
+    assert verdict(of_class((0.1, 1.0, 0.71), share=None))["kept"]["word"] == "some damage"
+    other = of_class((0.1, 1.0, 0.8))
+    other["scores"]["unlearned"]["test"]["b"] = 0.71  # no target: all of it is to stay
+    assert verdict(other)["kept"]["word"] == "some damage"

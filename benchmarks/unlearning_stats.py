@@ -1,0 +1,120 @@
+"""What the rows over seeds say together: means, paired differences with intervals, and the goals."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.stats import t as student
+
+from benchmarks.methods import OURS
+from benchmarks.unlearning_records import MODELS
+
+Row = Mapping[str, Any]
+Name = tuple[str, bool]  # method, levels
+LEVEL = 0.95  # of an interval
+LEADERS = 5
+# what the method is to reach: its UIS over that of the strongest other one
+GOALS = {"full": 0.7, "partial": 0.5}
+GAP = 0.5  # its gap to retraining, over OrthoGrad's
+AUC = 0.10  # how far its AUC may be from that of the retrained model
+
+
+def label(name: Name) -> str:
+    """How a line of the table is called."""
+    method, levels = name
+    return f"{method} + levels" if levels else method
+
+
+def groups(result: Mapping[str, Any], request: str) -> dict[Name, list[Row]]:
+    """{(method, levels): its rows over seeds}, in the order of the table."""
+    found: dict[Name, list[Row]] = {}
+    for row in result["rows"]:
+        if row["request"] == request:
+            found.setdefault((row["method"], row["levels"]), []).append(row)
+    return found
+
+
+def spread(rows: Sequence[Row], column: str) -> tuple[float, float]:
+    """Mean and standard deviation over seeds (0 for one seed)."""
+    values = [row[column] for row in rows]
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Paired:
+    """mean(a - b) over the seeds that both have, and the interval that holds it with 95 %, by Student's t.
+
+    `low` and `high` are infinite for one seed.
+    """
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+
+def paired(a: Iterable[Row], b: Iterable[Row], column: str) -> Paired | None:
+    """The difference of two lines, seed by seed; None where they have no seed in common."""
+    other = {row["seed"]: row[column] for row in b}
+    values = [row[column] - other[row["seed"]] for row in a if row["seed"] in other]
+    if not values:
+        return None
+    mean, count = statistics.fmean(values), len(values)
+    if count == 1:
+        return Paired(mean, -float("inf"), float("inf"), 1)
+    error = statistics.stdev(values) / count**0.5
+    half = float(student.ppf((1 + LEVEL) / 2, count - 1)) * error
+    return Paired(mean, mean - half, mean + half, count)
+
+
+def ranked(found: Mapping[Name, Sequence[Row]]) -> list[Name]:
+    """The methods of a request that came down to the level on every seed, the lowest UIS first.
+
+    With as many seeds as any of them has: a mean over fewer is no rank.
+    """
+    methods = {name: rows for name, rows in found.items() if name[0] not in MODELS}
+    most = max((len(rows) for rows in methods.values()), default=0)
+    full = [
+        name
+        for name, rows in methods.items()
+        if len(rows) == most and all(row["reached"] for row in rows)
+    ]
+    return sorted(full, key=lambda name: spread(found[name], "uis")[0])
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One thing that the method is to reach: what it is measured by, what was found, what was aimed at."""
+
+    what: str
+    found: float
+    aim: float
+
+    @property
+    def reached(self) -> bool:
+        """Whether it is."""
+        return self.found <= self.aim
+
+
+def goals(found: Mapping[Name, Sequence[Row]], request: str) -> list[Goal]:
+    """What our method reaches of `GOALS`, `GAP` and `AUC`; those that cannot be told yet are left out."""
+    ours = found.get((OURS, True), [])
+    if not ours or request not in GOALS:
+        return []
+    made: list[Goal] = []
+    for levels, what in ((False, "without levels"), (True, "with levels")):
+        others = [n for n in ranked(found) if n[0] != OURS and n[1] is levels]
+        if others:
+            strongest = spread(found[others[0]], "uis")[0]
+            of = f"UIS over that of {label(others[0])}, the strongest other method {what}"
+            made.append(Goal(of, spread(ours, "uis")[0] / strongest, GOALS[request]))
+    if ("OrthoGrad", False) in found:
+        ratio = spread(ours, "gap")[0] / spread(found["OrthoGrad", False], "gap")[0]
+        made.append(Goal("gap to retraining over OrthoGrad's", ratio, GAP))
+    if ("retrained", False) in found:
+        apart = abs(spread(ours, "auc")[0] - spread(found["retrained", False], "auc")[0])
+        made.append(Goal("AUC, distance to the retrained model's", apart, AUC))
+    return made
