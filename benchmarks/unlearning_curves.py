@@ -54,9 +54,11 @@ def _lines(
             axis.plot(x[-1], y[-1], "o", color=COLOURS[at], markersize=4)
 
 
-def course(run: Row, targets: Sequence[str]) -> tuple[list[int], list[float], list[float]]:
+def course(run: Row, targets: Sequence[str]) -> tuple[list[float], list[float], list[float]]:
     """(steps, mean forget score of the targets in percent, drift) of a run, its end from the table."""
-    steps, gone, drift = [], [], []
+    steps: list[float] = []
+    gone: list[float] = []
+    drift: list[float] = []
     for seen in run["history"]:
         rise = seen.get("drift", run["drift"] if seen is run["history"][-1] else None)
         if rise is None:

@@ -25,7 +25,7 @@ from benchmarks.unlearning_records import Attempt, best, open_store
 from benchmarks.unlearning_report import comparisons
 from benchmarks.unlearning_stats import Paired, goals, paired, ranked
 
-SIZES = {"train": 60, "validation": 30, "test": 40}
+SIZES = {"train": 60, "validation": 30, "test": 90}
 
 
 def split(seed: int) -> dict[str, Dataset]:
@@ -35,7 +35,7 @@ def split(seed: int) -> dict[str, Dataset]:
 
 TINY = Case(
     demo.problem(8),
-    Protocol(epochs=2, batch=20, retain_batch=6, forget_batch=4, steps=4, every=1, watch=False, grids={
+    Protocol(epochs=12, batch=20, retain_batch=6, forget_batch=4, steps=4, every=1, watch=False, grids={
         family: tuple((alpha, 0.1 * lr) for alpha, lr in grid[:2]) for family, grid in cases.DIGITS.items()
     }),
     split, rounds=1,

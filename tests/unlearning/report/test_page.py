@@ -241,7 +241,7 @@ def test_short_layer_names_leave_room_for_the_heads() -> None:
     found = {"pairs": [["a", "b"]], "layers": ["0"], "mean": [[0.5]]}
     picture = charts.heat_map(found, "short")
     for word in ("forget", "retain"):
-        at = float(re.search(rf'<text x="([\d.]+)"[^>]*>{word}<', picture)[1])  # type: ignore[index]
+        at = float(re.search(rf'<text x="([\d.]+)"[^>]*>{word}<', picture)[1])
         assert at >= 6.2 * len(word)  # it ends there
 
 
