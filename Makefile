@@ -52,7 +52,7 @@ check: $(INSTALLED) ## ruff and mypy
 demo: $(INSTALLED) ## unlearning on handwritten digits: a table, out/unlearning.{json,png}, the audit out/unlearning.html
 	$(BIN)/python -m benchmarks.demo
 
-unlearning: $(INSTALLED) ## every method on rendered rooms, against retraining: a table, benchmarks/results (ARGS="--data digits")
+unlearning: $(INSTALLED) ## three methods on rendered rooms, against retraining, in half an hour: out/ (ARGS="--all", ARGS="--data digits")
 	$(BIN)/python -m benchmarks.unlearning $(ARGS)
 
 bench: $(INSTALLED) ## step cost against the plain training step and vmap

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import unlearning_tables
 from benchmarks.peers.table import table as peers_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,8 +159,8 @@ RUNS = [(data, request) for data in ("rooms", "digits") for request in ("full", 
 
 
 def unlearning() -> str:
-    """UIS of every method over the seeds, and a step's time."""
-    results = {data: read_json(f"unlearning_{data}.json") for data in ("rooms", "digits")}
+    """UIS of every method in 100 steps over the seeds, and a step's time."""
+    results = {data: read_json(f"unlearning_{data}_100.json") for data in ("rooms", "digits")}
     times = results["rooms"]["times"]["full"]
     methods = dict.fromkeys(row["method"] for row in results["rooms"]["rows"])
     rows = []
@@ -195,8 +196,9 @@ def conditions() -> str:
     """The conditions of every results file the tables are made from."""
     names = [
         "step_cost_1_task.json", "step_cost_3_tasks.json", "peers.csv", "scaling.csv", "fit.csv", "ops.csv",
-        "unlearning_rooms.json", "unlearning_digits.json",
+        "unlearning_rooms_100.json", "unlearning_digits_100.json",
     ]  # fmt: skip
+    names += [f"unlearning_{data}.json" for data in unlearning_tables.results()]
     rows = [[f"[{name}](../benchmarks/results/{name})", *measured(name)] for name in names]
     return markdown(["results", "measured", "processor", "threads", "torch"], rows, left=5)
 
@@ -207,7 +209,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "fit": fit,
     "scaling": scaling,
     "ops": ops,
-    "unlearning": unlearning,
+    "unlearning": unlearning_tables.every,
+    "unlearning-short": unlearning_tables.short,
+    "unlearning-leaders": unlearning_tables.leaders,
+    "unlearning-differences": unlearning_tables.differences,
+    "unlearning-goals": unlearning_tables.reached,
+    "unlearning-requests": unlearning_tables.requests,
+    "unlearning-missing": unlearning_tables.lacking,
+    "unlearning-100": unlearning,
     "conditions": conditions,
 }
 

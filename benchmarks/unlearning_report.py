@@ -18,6 +18,7 @@ from benchmarks.unlearning_stats import (
     Name,
     Paired,
     Row,
+    gaps,
     goals,
     groups,
     label,
@@ -94,16 +95,11 @@ def _line(
 
 def missing(result: Mapping[str, Any]) -> Iterator[str]:
     """What the table is to have and does not, a line a reason."""
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for gap in result["missing"]:
-        name = label((gap["method"], gap["levels"]))
-        reasons.setdefault((gap["request"], gap["missing"]), []).append(name)
-    if not reasons:
+    if not result["missing"]:
         return
     yield ""
     yield "THIS TABLE IS NOT COMPLETE. Missing:"
-    for (request, reason), names in reasons.items():
-        yield f"  {request}, {reason}: {', '.join(names)}"
+    yield from (f"  {said}" for said in gaps(result["missing"]))
 
 
 def comparisons(request: str, found: Mapping[Name, Sequence[Row]]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,3 +118,24 @@ def goals(found: Mapping[Name, Sequence[Row]], request: str) -> list[Goal]:
         apart = abs(spread(ours, "auc")[0] - spread(found["retrained", False], "auc")[0])
         made.append(Goal("AUC, distance to the retrained model's", apart, AUC))
     return made
+
+
+def gaps(missing: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What is missing, in words: each reason once for each set of methods, with the requests it is said of."""
+    methods: dict[tuple[str, str], dict[str, set[bool]]] = {}
+    for gap in missing:
+        of = methods.setdefault((gap["request"], gap["missing"]), {})
+        of.setdefault(gap["method"], set()).add(gap["levels"])
+    said: dict[tuple[str, str], list[str]] = {}
+    for (request, reason), of in methods.items():
+        names = ", ".join(_both(method, levels) for method, levels in of.items())
+        said.setdefault((reason, names), []).append(request)
+    for (reason, names), asked in said.items():
+        yield f"{' and '.join(asked)}, {reason}: {names}"
+
+
+def _both(method: str, levels: set[bool]) -> str:
+    """A method that lacks both, with levels and without, is named once."""
+    if len(levels) == 2:
+        return method
+    return label((method, True)) if True in levels else f"{method} without levels"

@@ -23,7 +23,7 @@ from benchmarks.requests import Request, arrange, level, parse
 from benchmarks.scenes import make_scenes
 from benchmarks.unlearning_records import Attempt, best, open_store
 from benchmarks.unlearning_report import comparisons
-from benchmarks.unlearning_stats import Paired, goals, paired, ranked
+from benchmarks.unlearning_stats import Paired, gaps, goals, paired, ranked
 
 SIZES = {"train": 60, "validation": 30, "test": 90}
 
@@ -162,7 +162,10 @@ def test_the_benchmark_writes_what_it_prints(
     mine = [r["uis"] for r in result["rows"] if (r["request"], r["method"], r["levels"]) == asked]
     said = next(x for x in printed.splitlines() if x.startswith("OrthoGrad + levels"))
     assert f"{statistics.fmean(mine):.1f} ±{statistics.stdev(mine):.1f}" in said
-    assert "THIS TABLE IS NOT COMPLETE" in printed and "GradDiff + levels" in printed
+    assert (
+        "THIS TABLE IS NOT COMPLETE" in printed
+        and "not run: Fine-tune, Ascent, GradDiff" in printed
+    )
 
 
 @pytest.mark.usefixtures("tiny")
@@ -206,8 +209,8 @@ def test_a_table_of_some_records_says_what_is_missing(
     result = run(tmp_path, "--join")
     printed = capsys.readouterr().out
     assert {row["method"] for row in result["rows"]} == {"original", "retrained", "GradDiff"}
-    assert "full, seeds 1: GradDiff" in printed
-    assert "full, not all settings tried on the seed of the search: Ascent" in printed
+    assert "full, seeds 1: GradDiff without levels" in printed
+    assert "full, not all settings tried on the seed of the search: Ascent without" in printed
     assert "GradDiff (1)" in printed
 
 
@@ -292,3 +295,15 @@ def test_goals_are_what_was_set_and_said_when_they_are_not_reached() -> None:
     text = "\n".join(comparisons("full", found))
     assert text.count("NOT REACHED") == 3 and text.count("  reached") == 1
     assert goals({}, "full") == []
+
+
+def test_what_is_missing_is_said_once() -> None:
+    missing = [
+        {"request": request, "method": method, "levels": levels, "missing": "not run"}
+        for request in ("full", "partial") for method, levels in (("a", False), ("a", True), ("b", True))
+    ]  # fmt: skip
+    missing += [{"request": "full", "method": "c", "levels": False, "missing": "seeds 2, 3"}]
+    assert list(gaps(missing)) == [
+        "full and partial, not run: a, b + levels",
+        "full, seeds 2, 3: c without levels",
+    ]
