@@ -7,6 +7,7 @@
     tests         pytest -m gpu, and beside it the ordinary tests of ops and kernels
     sanitizer     compute-sanitizer: memcheck, and beside it racecheck, over our kernels in every op at small sizes
     ops           microbenchmarks: rows of ops.csv
+    capture       a step in a CUDA graph against the ordinary step
     step cost     whole steps of the ResNet and the transformer: step_cost.json
 
 Nothing is installed or downloaded; the tree itself is not written to. Each stage has its time, plus
@@ -147,11 +148,18 @@ def stages(out: Path, dry: bool) -> list[Stage]:
             ((*python, "-c", FACTS), *([("nvidia-smi",)] if not dry else []), *_nvcc()),
         ),
         Stage("build", 115, (("bash", "-c", _build(dry)),)),
-        Stage("tests", 160, tests),
+        Stage("tests", 150, tests),
         _sanitizer((*ops, "--check", "--quick", *some), dry),
-        Stage("ops", 90, ((*ops, *timed, *some),)),
+        Stage("ops", 80, ((*ops, *timed, *some),)),
+        Stage("capture", 20, (_capture(device, dry),)),
         Stage("step cost", 70, ((*steps, *models, "--tasks", "1", "--repeats", repeats),)),
     ]
+
+
+def _capture(device: str, dry: bool) -> tuple[str, ...]:
+    """A step in a CUDA graph; on the CPU, that steps are the same ops."""
+    sizes = ("--quick", "--models", "mlp", "--tasks", "1") if dry else ("--models", "mlp", "resnet")
+    return (sys.executable, "-m", "benchmarks.capture", "--device", device, *sizes)
 
 
 def _sanitizer(command: tuple[str, ...], dry: bool) -> Stage:

@@ -64,8 +64,8 @@ class Accumulation:
             self._means = Means(shared)
         for part in parts:
             if len(part):
-                (task,), kind = part.roles.tasks, int(part.roles.kind)
-                self._means.add((task, kind), part, int(batch.members[task].of[kind].sum()))
+                (task,), (kind,) = part.roles.tasks, part.outside
+                self._means.add((task, kind), part, batch.members[task].of[kind].sum().double())
 
     def take(self) -> Rows:
         """All rows that are held; nothing is, afterwards.

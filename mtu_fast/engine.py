@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -80,6 +80,8 @@ class Engine:
         self._taking: OwnTaking | JoinedTaking = self._own
         if processes is not None:
             self._taking = JoinedTaking(self._own, ranks_of(processes, self._space))
+        if processes is not None:
+            self._space.ledger.at_once = True  # ranks wait for one another anyway
         self._accumulation = Accumulation()
         self._written = Written()
 
@@ -119,10 +121,12 @@ class Engine:
         check_memory(method, memory)
         if isinstance(method, Tensor):
             return self.rows(losses, forget=forget, present=present).backward(method)
+        absent = method.allows_absent and subspace is None and memory is None
+        batch = self._batch(losses, forget, present, absent)
         if not method.needs_gram:
-            batch = partial(Batch.of, losses, forget, present)
             return self._taking.weighted_backward(batch, method)
-        rows = self.rows(losses, forget=forget, per=method.per, present=present)
+        parts = self._taking.rows(batch, method.per)
+        rows = Rows(self._space.shared, parts, self._taking.ranks)
         return self._step(rows, method, subspace, memory)
 
     def accumulate(
@@ -179,7 +183,7 @@ class Engine:
             )
         per = "sample" if isinstance(method, Tensor) else method.per
         self._accumulation.check(per, self._space.shared)
-        batch = Batch.of(losses, forget, present)
+        batch = self._batch(losses, forget, present)()
         parts = self._taking.rows(lambda: batch, per)
         self._accumulation.add(batch, parts, per, self._space.shared)
         if not sync:
@@ -213,6 +217,16 @@ class Engine:
         nothing is compiled anew; outside it, in evaluation say, what was compiled is used as before.
         """
         return torch.compiler.set_stance("force_eager")
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """A context in which a GPU is waited for, so that what is wrong with a step is raised in the step itself.
+
+            with engine.waiting():
+                engine.backward(losses, method, forget=mask)
+
+        On the CPU it always is. Rows taken outside the context are not looked at again.
+        """
+        return self._space.ledger.waiting()
 
     def discard(self) -> None:
         """Let go of the micro-batches held, where no step is to follow: the last, incomplete ones of an epoch."""
@@ -250,8 +264,7 @@ class Engine:
         """
         if per not in ("sample", "task"):
             raise ValueError(f"rows: per is {per!r}, expected 'sample' or 'task'.")
-        batch = partial(Batch.of, losses, forget, present)
-        parts = self._taking.rows(batch, per)
+        parts = self._taking.rows(self._batch(losses, forget, present), per)
         return Rows(self._space.shared, parts, self._taking.ranks)
 
     def subspace_rows(
@@ -302,6 +315,19 @@ class Engine:
         """`subspace_rows`; deprecated."""
         warn_renamed("engine", "kept", "subspace_rows")
         return self.subspace_rows(vectors, task, dtype)
+
+    def _batch(
+        self,
+        losses: Losses,
+        forget: Mask,
+        present: Mapping[str, Tensor] | None,
+        allows_absent: bool = False,
+    ) -> Callable[[], Batch]:
+        """What makes the batch of a call; what earlier calls are still to raise is raised first."""
+        ledger = self._space.ledger
+        ledger.settle()
+        flags = ledger.flags(self._space.shared.parameters[0].device)
+        return partial(Batch.of, losses, forget, present, flags, allows_absent)
 
     def _step(
         self, rows: Rows, method: Method, subspace: Subspace | None, memory: Memory | None

@@ -172,7 +172,7 @@ class Memory:
         held = replace(self.held, age=self.held.age + 1)
         if held.block is not None and held.age < self._form.every:
             return lambda update: held
-        at = self._retained(rows.roles)
+        at = self._retained(rows)
         if not len(at):
             return lambda update: held
         new = Block(self._narrowed(rows.taken(at)), chosen(rows.roles, at), {})
@@ -200,9 +200,10 @@ class Memory:
 
     # ---- what enters and what leaves -------------------------------------------------------------
 
-    def _retained(self, roles: Roles) -> Tensor:
+    def _retained(self, rows: Rows) -> Tensor:
         """Indices of the rows to take."""
-        if len(roles) and bool((roles.sample < 0).any()):
+        roles = rows.roles
+        if rows.has_means:
             raise ValueError(
                 "Memory: found mean rows (per='task'), expected a row per sample (per='sample')."
             )
@@ -229,6 +230,7 @@ class Memory:
             new: they.
             update: what the step did.
         """
+        update.check()  # what is kept is explicit, and outlives the step
         size = self._most(new) if held.size is None else held.size
         both, place = new, at
         if held.block is not None:

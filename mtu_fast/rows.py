@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mtu_fast._checks.flags import Flags, some_bad
 from mtu_fast._checks.renamed import warn_renamed
 from mtu_fast._distributed.products import JoinedProducts
 from mtu_fast._distributed.ranks import Ranks
@@ -32,6 +33,7 @@ class Rows:
         roles: task, sample, kind and loss of every row, each `[R]`; task-major within a call, calls
             in order. Of an engine with `group=`, the rows of all ranks, rank after rank within a
             task: `gram`, `vjp`, `jvp` and `backward` are then called by all ranks alike.
+        conditions: of the step that the rows were taken in, where they are kept for others.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Rows:
     ) -> None:
         self._shared = shared
         self._parts = list(parts)
+        self.conditions: tuple[Flags, ...] = ()
         self.roles = all_roles(self._parts)
         self._products: OwnProducts | JoinedProducts
         if ranks is None:
@@ -102,6 +105,16 @@ class Rows:
         return self._products.vjp(w)
 
     @without_autocast
+    def wide_vjp(self, w: Tensor) -> dict[Tensor, Tensor]:
+        """`vjp` with products and sums in float64, rounded at the end."""
+        return self._products.vjp(w, wide=True)
+
+    @property
+    def deferred(self) -> bool:
+        """Whether conditions of the rows stay on their device, which runs behind the host."""
+        return self._products.flags.deferred
+
+    @without_autocast
     def jvp(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor:
         """`J d`, the directional derivative of each row's loss, with products and sums in float64.
 
@@ -139,6 +152,21 @@ class Rows:
             RuntimeError: the rows are used up.
         """
         return self._products.jacobian()
+
+    @property
+    def has_means(self) -> bool:
+        """Whether some rows are means over samples."""
+        return any(part.is_mean for part in self._parts if part.count_everywhere)
+
+    def tasks_with(self, kind: int) -> tuple[str, ...]:
+        """The tasks that have rows of a kind, in order."""
+        found = {part.roles.tasks[0] for part in self._parts if part.has(kind)}
+        return tuple(task for task in self.roles.tasks if task in found)
+
+    @property
+    def is_unsound(self) -> bool:
+        """Whether the host knows by now that the rows, or the step they were taken in, were unsound."""
+        return any(flags.is_unsound for flags in (*self._flags(), *self.conditions))
 
     def rank(self) -> Tensor:
         """The effective rank of all rows together: those above the dependence tolerance of their dtype; `[]` int64."""
@@ -254,17 +282,25 @@ class Rows:
         """
         check_method(method)
         if check and not isinstance(method, Tensor):
-            check_meant(method, self.roles)
+            check_meant(method, self._parts)
         self._products.prepare(method)
         solved = solve(self, method, self._shared, has_outside(self._parts))
         found, residual = solved.direction(self, self._shared)
         others = self._products.outside(solved.outside if outside is None else outside)
         self._products.check_finite([*others.values(), *solved.unsure(found)], solved.weights)
         add(found, others)
-        accumulate(self._as_autograd_gives(found))
+        flags = self._flags()
+        accumulate(self._as_autograd_gives(found), some_bad(flags))
         for part in self._parts:
             part.use_up()
-        return Update(solved.weights, self.roles, solved.gram, residual)
+        for each in flags:
+            each.send()
+        return Update(solved.weights, self.roles, solved.gram, residual, flags)
+
+    def _flags(self) -> tuple[Flags, ...]:
+        """Those of the calls that the rows were taken in, and of what was made of them."""
+        found = [*(flags for part in self._parts for flags in part.flags), self._products.flags]
+        return tuple({id(flags): flags for flags in found}.values())
 
     def _as_autograd_gives(self, found: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         for j, parameter in enumerate(self._shared.parameters):

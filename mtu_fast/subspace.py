@@ -132,9 +132,16 @@ class Subspace:
         Raises:
             ValueError: rows of another engine.
         """
+        self._drop_unsound()
         if not self.full:
             return rows
         return cat(rows, *(self.held.batches if self.held.basis is None else [self.held.basis]))
+
+    def _drop_unsound(self) -> None:
+        """Let go of rows of steps that turned out to be unsound after they had been taken in."""
+        sound = tuple(rows for rows in self.held.batches if not rows.is_unsound)
+        if len(sound) < len(self.held.batches):
+            self.held = replace(self.held, batches=sound, basis=None)
 
     def keep(self, rows: Rows) -> bool:
         """Take in the target tasks' rows of a step, if it is time: always until full, then at every `every` calls.
@@ -164,7 +171,13 @@ class Subspace:
     def look(self, rows: Rows) -> Callable[[Update], Held]:
         """What is to be held after a step with these rows, which are looked at before it uses them up."""
         after = self._after(rows)
-        return lambda update: after
+
+        def held(update: Update) -> Held:
+            if after.age == 0 and after.batches:
+                after.batches[-1].conditions = update.flags  # which may turn out not to hold
+            return after
+
+        return held
 
     def project(self, gradients: dict[Tensor, Tensor], into: bool = True) -> dict[Tensor, Tensor]:
         """`Qᵀ(Q g)`, the part of {parameter: g} inside the span of the basis, or `g - Qᵀ(Q g)`, the part outside.
@@ -246,17 +259,17 @@ class Subspace:
         return replace(held, basis=basis)
 
     def _targets(self, rows: Rows) -> tuple[str, ...]:
-        roles = rows.roles
-        if len(roles) and bool((roles.sample < 0).any()):
+        if rows.has_means:
             raise ValueError(
                 "Subspace: found mean rows (per='task'), expected a row per sample (per='sample')."
             )
         tasks = self._tasks
         if tasks is None:
-            return tuple(roles.tasks[t] for t in roles.task[roles.kind == FORGET].unique().tolist())
-        unknown = [task for task in tasks if task not in roles.tasks]
+            return rows.tasks_with(FORGET)
+        unknown = [task for task in tasks if task not in rows.roles.tasks]
         if unknown:
-            raise ValueError(f"Subspace: tasks names {unknown}, the rows have {list(roles.tasks)}.")
+            found = list(rows.roles.tasks)
+            raise ValueError(f"Subspace: tasks names {unknown}, the rows have {found}.")
         return tasks
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import mtu_fast as mtu
 from mtu_fast import reference
-from mtu_fast._rows import refine
 from tests.helpers.checks import (
     assert_rows,
     clear,
@@ -714,68 +712,3 @@ def test_weights_of_the_losses_for_parameters_outside() -> None:
     mtu.Engine(net, body.parameters()).rows(loss).backward(w, outside=mean)
     for p, g in zip(net.parameters(), (*inside, *outside), strict=True):
         torch.testing.assert_close(p.grad, g, rtol=1e-12, atol=1e-12)
-
-
-# ---- waiting for the device ----------------------------------------------------------------------
-
-
-class Waits(TorchDispatchMode):
-    """Counts what makes the host wait for a device: numbers that are read, and shapes that depend on data."""
-
-    NAMES = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "is_nonzero")
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__()
-        self.count = 0
-        for name in ("tolist", "numpy", "cpu"):  # which read memory without being dispatched
-            monkeypatch.setattr(Tensor, name, self._counted(getattr(Tensor, name)))
-
-    def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any) -> Any:
-            self.count += 1
-            return method(*args)
-
-        return counted
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        masked = func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
-        by_mask = masked and any(i is not None and i.dtype == torch.bool for i in args[1])
-        self.count += by_mask or func.overloadpacket.__name__ in self.NAMES
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("tasks", [1, 3])
-@pytest.mark.parametrize("layers", [1, 4])
-@pytest.mark.parametrize(
-    ("method", "waits"), [(mtu.OrthoGrad(0.5), 6), (mtu.PCGrad(), 6)], ids=["OrthoGrad", "PCGrad"]
-)
-def test_a_step_waits_for_the_device_as_often_whatever_the_layers_and_tasks(
-    tasks: int, layers: int, method: Any, waits: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The losses, the kinds, the Gram, the weights of heads and the update are looked at.
-
-    OrthoGrad's condition is, too, and PCGrad looks once more.
-    """
-    hidden = [
-        module for _ in range(layers) for module in (nn.Linear(6, 6), nn.LayerNorm(6), nn.Tanh())
-    ]
-    model = nn.ModuleDict({
-        "body": nn.Sequential(*hidden),
-        **{f"head{t}": nn.Linear(6, 1) for t in range(tasks)},
-    })
-    engine = mtu.Engine(model, params=model["body"].parameters())
-    x, forget = torch.randn(5, 3, 6), torch.arange(5) < 2
-
-    def step() -> None:
-        h = model["body"](x)
-        losses = {f"t{t}": model[f"head{t}"](h).square().sum((1, 2)) for t in range(tasks)}
-        engine.backward(losses, method, forget=forget)
-        model.zero_grad()
-
-    for _checked in range(3):
-        step()
-    # On the CPU numpy looks at the condition first, which is no wait.
-    monkeypatch.setattr(refine, "_is_well_conditioned", lambda *_: False)
-    with Waits(monkeypatch) as found:
-        step()
-    assert found.count == waits

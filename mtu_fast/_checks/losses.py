@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from mtu_fast._checks.flags import AT_ONCE, Flags
 from mtu_fast._checks.masks import presence
-from mtu_fast._checks.values import all_finite
 
 Losses = Tensor | Mapping[str, Tensor]
 
@@ -19,8 +18,12 @@ _UNREDUCED = (
 )
 
 
-def named_losses(losses: Losses) -> dict[str, Tensor]:
+def named_losses(losses: Losses, flags: Flags = AT_ONCE) -> dict[str, Tensor]:
     """Losses as `{task: [N]}` with a graph, of one length, on one device, all finite.
+
+    Args:
+        losses: what the user handed over.
+        flags: of the call.
 
     Raises:
         TypeError: losses are neither a tensor nor a mapping of tensors, or complex.
@@ -41,9 +44,8 @@ def named_losses(losses: Losses) -> dict[str, Tensor]:
         _check_graph(task, loss)
     _check_lengths(named)
     _check_devices(named)
-    if not all_finite([loss.detach() for loss in named.values()]):
-        for task, loss in named.items():
-            _check_finite(task, loss)
+    values = {task: loss.detach() for task, loss in named.items()}
+    flags.check_finite(values.values(), lambda: _not_finite(values))
     return dict(named)
 
 
@@ -149,11 +151,14 @@ def _check_graph(task: str, loss: Tensor) -> None:
     )
 
 
-def _check_finite(task: str, loss: Tensor) -> None:
-    bad = ~torch.isfinite(loss.detach())
-    if bool(bad.any()):
-        raise ValueError(
-            f"losses[{task!r}]: found a non-finite value for samples {bad.nonzero().flatten()[:8].tolist()}, expected "
-            "finite ones. A mean over no labels is 0/0: divide by count.clamp(min=1). A label that is missing must not "
-            "reach the loss as NaN: torch.nan_to_num(label), and say present={task: mask}."
-        )
+def _not_finite(losses: Mapping[str, Tensor]) -> ValueError:
+    """The error of the first task with a non-finite loss."""
+    at = {
+        task: (~loss.isfinite()).nonzero().flatten()[:8].tolist() for task, loss in losses.items()
+    }
+    task = next((task for task, bad in at.items() if bad), next(iter(losses)))
+    return ValueError(
+        f"losses[{task!r}]: found a non-finite value for samples {at[task]}, expected "
+        "finite ones. A mean over no labels is 0/0: divide by count.clamp(min=1). A label that is missing must not "
+        "reach the loss as NaN: torch.nan_to_num(label), and say present={task: mask}."
+    )

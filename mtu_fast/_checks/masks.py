@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtu_fast._checks.flags import AT_ONCE, Flags
 from mtu_fast.methods.base import FORGET, RESTING, RETAIN
 
 Mask = bool | Tensor | Mapping[str, Tensor] | None
 
 
-def kinds(forget: Mask, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def kinds(forget: Mask, losses: Mapping[str, Tensor], flags: Flags = AT_ONCE) -> dict[str, Tensor]:
     """`{task: [N]}` int64, FORGET where the mask says so and RETAIN elsewhere.
 
     Args:
@@ -21,25 +22,29 @@ def kinds(forget: Mask, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
             `{task: [N]}` for some of them (partial-task); masks are boolean, or kinds as
             `Levels.left` gives them.
         losses: what `named_losses` returned.
+        flags: of the call.
 
     Raises:
         TypeError: a mask is neither boolean nor of kinds.
         ValueError: a mask of the wrong shape or for an unknown task.
     """
     masks = _per_task("forget", forget, losses, default=False, dtypes=(torch.bool, torch.int64))
-    return {task: _kinds(f"forget[{task!r}]", mask) for task, mask in masks.items()}
+    return {task: _kinds(f"forget[{task!r}]", mask, flags) for task, mask in masks.items()}
 
 
-def _kinds(name: str, mask: Tensor) -> Tensor:
+def _kinds(name: str, mask: Tensor, flags: Flags) -> Tensor:
     if mask.dtype == torch.bool:
         return torch.where(mask, FORGET, RETAIN)
     known = (mask == RETAIN) | (mask == FORGET) | (mask == RESTING)
-    if not bool(known.all()):
-        raise ValueError(
-            f"{name}: found the numbers {sorted(set(mask.tolist()))}, expected a boolean mask, or the kinds RETAIN "
-            f"({RETAIN}), FORGET ({FORGET}) and RESTING ({RESTING}) as Levels.left gives them."
-        )
+    flags.refuse(~known.all(), lambda: _unknown_kinds(name, mask))
     return mask
+
+
+def _unknown_kinds(name: str, mask: Tensor) -> ValueError:
+    return ValueError(
+        f"{name}: found the numbers {sorted(set(mask.tolist()))}, expected a boolean mask, or the kinds RETAIN "
+        f"({RETAIN}), FORGET ({FORGET}) and RESTING ({RESTING}) as Levels.left gives them."
+    )
 
 
 def presence(
@@ -93,7 +98,18 @@ def _mask(name: str, mask: object, loss: Tensor, dtypes: tuple[torch.dtype, ...]
         raise ValueError(
             f"{name}: found shape {tuple(mask.shape)}, expected [{len(loss)}], one entry per sample."
         )
-    return mask.to(loss.device)
+    return mask.to(loss.device, non_blocking=True)
+
+
+def on_host(mask: Mask, task: str, loss: Tensor, default: bool) -> bool | Tensor | None:
+    """What the host knows of a task's mask, one that was found right: a value for all, a mask `[N]`, or None."""
+    of_task = mask.get(task, default) if isinstance(mask, Mapping) else mask
+    if of_task is None:
+        return default
+    if isinstance(of_task, Tensor):
+        here = of_task.device.type == "cpu" and loss.device.type != "cpu"
+        return of_task if here and of_task.dtype == torch.bool else None
+    return of_task
 
 
 def targeted(targets: Iterable[str] | None, tasks: Iterable[str]) -> tuple[str, ...]:

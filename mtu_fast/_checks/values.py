@@ -22,6 +22,18 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     return bool(torch.stack([torch.isfinite(t).all() for t in real]).all())
 
 
+def some_not_finite(tensors: Iterable[Tensor]) -> Tensor | None:
+    """The same on their device, `[]` bool: nothing is waited for. None where there are no tensors."""
+    dense = [t._values() if t.is_sparse else t for t in tensors]
+    real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in dense]
+    if not real:
+        return None
+    # so that in float64 no sum of finite numbers leaves the range
+    small = [t * 2.0**-64 if t.dtype == torch.float64 else t for t in real]
+    sums = [t.sum(dtype=torch.float64) for t in small]
+    return ~torch.stack(sums).isfinite().all()
+
+
 def check_direction(d: Any, parameters: Mapping[str, Tensor]) -> None:
     """A direction is {parameter: real tensor of its shape}.
 

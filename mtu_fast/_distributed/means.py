@@ -134,7 +134,7 @@ def _mean_row(
     counts = (1,) + (0,) * (ranks.size - 1)
     everywhere = Everywhere(replace(roles, rank=torch.zeros_like(roles.task)), counts)
     if ranks.rank:
-        nothing = TaskRows.of(_no_rows(roles), {}, {}, shared)
+        nothing = TaskRows.of(_no_rows(roles), {}, {}, shared, is_mean=True)
         return replace(nothing, everywhere=everywhere)
     uses: dict[int, Use] = {}
     outside: dict[Tensor, Tensor] = {}
@@ -145,7 +145,7 @@ def _mean_row(
         else:
             outside[parameter] = g.to(parameter.dtype)
     _, kind = role
-    part = TaskRows.of(roles, uses, {kind: outside}, shared)
+    part = TaskRows.of(roles, uses, {kind: outside}, shared, is_mean=True)
     return replace(part, everywhere=everywhere)
 
 

@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
+from mtu_fast._checks.flags import AT_ONCE
 from mtu_fast._distributed.gram import joined_gram
 from mtu_fast._distributed.joining import given, own_rows
 from mtu_fast._distributed.ranks import Ranks
@@ -33,6 +34,7 @@ class JoinedProducts:
 
     Attributes:
         ranks: who takes part.
+        flags: of what is made of the rows; every rank waits for the others anyway.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class JoinedProducts:
     ) -> None:
         self.ranks = ranks
         self._own = OwnProducts(shared, parts, roles)
+        self.flags = AT_ONCE
         self._shared = shared
         self._parts = parts
         self._roles = roles
@@ -60,9 +63,10 @@ class JoinedProducts:
             self.ranks.agreed("rows.gram", partial(self._check_lengths, gram))
         return gram
 
-    def vjp(self, w: Tensor) -> dict[Tensor, Tensor]:
+    def vjp(self, w: Tensor, wide: bool = False) -> dict[Tensor, Tensor]:
         """`Jᵀ w` in the dtypes of the parameters: sums come first, and rounding last."""
-        found = summed(self.ranks, "rows.vjp", lambda: self._vjp(w), self._shared.parameters)
+        own = partial(self._vjp, w, wide)
+        found = summed(self.ranks, "rows.vjp", own, self._shared.parameters)
         return {parameter: d.to(parameter.dtype) for parameter, d in found.items()}
 
     def jvp(self, d: Mapping[Tensor, Tensor], groups: Groups) -> Tensor:
@@ -108,9 +112,9 @@ class JoinedProducts:
         """Which of all rows are this rank's."""
         return own_rows(self._parts, self.ranks)
 
-    def _vjp(self, w: Tensor) -> dict[Tensor, Tensor]:
+    def _vjp(self, w: Tensor, wide: bool = False) -> dict[Tensor, Tensor]:
         """This rank's part of `Jᵀ w`."""
-        return dict(self._own.unrounded(w, self._at()))
+        return dict(self._own.unrounded(w, self._at(), wide))
 
     def _check_lengths(self, gram: Tensor) -> None:
         rows = self._at()

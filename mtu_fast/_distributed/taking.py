@@ -13,7 +13,7 @@ from mtu_fast._distributed.means import Role, summed_means, totals
 from mtu_fast._distributed.ranks import Ranks, attempt
 from mtu_fast._distributed.sums import summed
 from mtu_fast._rows.bare import no_gradients, no_rows
-from mtu_fast._rows.batch import Batch
+from mtu_fast._rows.batch import Batch, Labelled
 from mtu_fast._rows.grad import accumulate, check_finite
 from mtu_fast._rows.space import Space
 from mtu_fast._rows.task_rows import TaskRows, all_roles
@@ -32,7 +32,7 @@ class Own(Protocol):
     ) -> list[TaskRows]: ...
 
     def weighted(
-        self, batch: Batch, at: Mapping[str, Tensor], weights: Tensor, outside: Tensor
+        self, batch: Batch, at: Mapping[str, Labelled], weights: Tensor, outside: Tensor
     ) -> dict[Tensor, Tensor]: ...
 
     def follow_all(self) -> None: ...

@@ -82,6 +82,12 @@ def gather(node: Any, into: Shape) -> Lookup | None:
     return Lookup(_numbered(into, at).gather(dim, at), into)
 
 
+def is_lookup(node: Any, slot: int) -> bool:
+    """Whether an index that the node saved may say how it moves rows to an input."""
+    op = stem(node.name())
+    return (slot == 0 and op in LOOKUPS) or (slot == 1 and op == "IndexAdd")
+
+
 def moved_by_index(node: Any, slot: int, out: Shape, into: Shape, ids: Ids) -> Answer:
     """The map of an input's gradient, from that of the output's; None for a node that is no look-up.
 

@@ -20,12 +20,13 @@ from mtu_fast._graph.taking import (
     weighted_gradients,
 )
 from mtu_fast._rows.bare import no_rows, sample_roles
-from mtu_fast._rows.batch import Batch
+from mtu_fast._rows.batch import Batch, Labelled
 from mtu_fast._rows.grad import accumulate, check_finite
 from mtu_fast._rows.space import Space
 from mtu_fast._rows.task_rows import TaskRows, join_roles
 from mtu_fast._rows.update import Update
 from mtu_fast.methods import Method
+from mtu_fast.methods.base import has_default_outside
 
 
 class OwnTaking:
@@ -74,11 +75,13 @@ class OwnTaking:
         self.follow_all()
         at = ours.labels()
         roles = join_roles(sample_roles(ours, at))
-        weights, outside = method(None, roles), method.outside(roles)
+        weights = method(None, roles)
+        outside = weights if has_default_outside(method) else method.outside(roles)
         found = self.weighted(ours, at, weights, outside)
-        check_finite(found.values())
-        accumulate(found)
-        return Update(weights, roles, None)
+        check_finite(found.values(), ours.flags)
+        accumulate(found, ours.flags.bad)
+        ours.flags.send()
+        return Update(weights, roles, None, flags=(ours.flags,))
 
     # ---- the steps -------------------------------------------------------------------------------
 
@@ -97,7 +100,7 @@ class OwnTaking:
                 return sample_rows(batch, graph, self.plans, self.space)
 
     def weighted(
-        self, batch: Batch, at: Mapping[str, Tensor], weights: Tensor, outside: Tensor
+        self, batch: Batch, at: Mapping[str, Labelled], weights: Tensor, outside: Tensor
     ) -> dict[Tensor, Tensor]:
         """The gradients of the weighted losses."""
         with torch.no_grad(), translated():

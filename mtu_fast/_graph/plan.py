@@ -16,6 +16,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from mtu_fast._graph.chains import Way, way_below
 from mtu_fast._graph.graph import Edge, Graph
 from mtu_fast._graph.reach import Probes
@@ -78,6 +81,19 @@ class Plan:
             if trial.strays(graph, probes):
                 return trial.node
         return None
+
+    def doubts(self, graph: Graph) -> Tensor | None:
+        """The same, `[]` bool on the device: nothing is waited for. None where some node must be looked at."""
+        probes = Probes()
+        found: list[Tensor] = []
+        for trial in self.trials:
+            numbers = trial.doubt(graph, probes)
+            if numbers is None:
+                return None
+            found += numbers
+        if not found:
+            return torch.zeros((), dtype=torch.bool, device=graph.losses[0].device)
+        return (torch.stack([each != 0 for each in found])).any()
 
     def expected(self, task: int) -> Counter[int]:
         """How many uses of each parameter a pass of the task will visit."""

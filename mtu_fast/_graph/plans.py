@@ -7,10 +7,13 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
+from mtu_fast._checks.flags import AT_ONCE, Flags
 from mtu_fast._graph.collect import Collector
 from mtu_fast._graph.explain import Explanation, notes
 from mtu_fast._graph.graph import Graph
@@ -18,12 +21,22 @@ from mtu_fast._graph.hooks import Hooks
 from mtu_fast._graph.plan import Plan, discover
 from mtu_fast._graph.probe import Check, Fault, Uses, blame, lengths_of
 from mtu_fast._graph.sweep import outlives, sweep
+from mtu_fast._rows.batch import Labelled
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.together import is_table
 
+STALE = (
+    "rows: the rows of a step did not add up to what autograd gives, by a plan that had held before; that step added "
+    "nothing to .grad. The plan is dropped: take the step again, and one is made anew and checked at once. A hook or a "
+    "function of your own that acts now and then?"
+)
+MOVED = (
+    "rows: the data of a step moved rows in another way than those before; that step added nothing to .grad. Take it "
+    "again: from now on each batch of this kind is looked at, which waits for the GPU."
+)
 KNOWN = 64  # graph signatures remembered; each holds index vectors only
 
-Kept = Sequence[Tensor | None]  # per task, the rows that are kept, int64; None for all
+Kept = Sequence[Labelled]  # per task, the rows that are kept
 T = TypeVar("T")
 
 
@@ -51,12 +64,22 @@ class _Family:
 
 @dataclass
 class _Known:
-    """The plan of a signature, what there is to say of it, its family, and the steps it has served."""
+    """The plan of a signature, what there is to say of it, its family, and the steps it has served.
+
+    Attributes:
+        measured: whether its check had to measure rounding.
+        moves: whether data ever moved rows in another way than before; it is then looked at each
+            time.
+        bad: whether its last check failed, `[]` bool on a device that runs behind the host.
+    """
 
     plan: Plan
     explanation: Explanation
     family: _Family
     served: Schedule
+    measured: bool = False
+    moves: bool = False
+    bad: Tensor | None = None
 
 
 class Plans:
@@ -84,13 +107,24 @@ class Plans:
         self._checks = 0
         self._hooks = Hooks()
         self._told: set[str] = set()  # nodes with a hook that were warned of
+        self._flags = AT_ONCE
+        self._measured = False  # whether the last check had to measure rounding
 
-    def uses(self, graph: Graph, kept: Kept) -> Uses:
+    def uses(self, graph: Graph, kept: Kept, flags: Flags = AT_ONCE) -> Uses:
         """The uses of each parameter by the kept rows, per task; what is left of the graph is to be released.
+
+        Args:
+            graph: of the losses.
+            kept: the rows.
+            flags: of the call.
+
+        Returns:
+            {parameter: use} per task.
 
         Raises:
             RuntimeError: the rows of the graph do not add up to what autograd gives.
         """
+        self._flags = flags
         hook = self._hooks.first(graph)
         uses = self._plain(graph, kept) if hook is None else self._hooked(graph, kept, hook)
         self._hooks.done()
@@ -108,10 +142,20 @@ class Plans:
         """By what is known of a graph without hooks, if it still holds."""
         if known is None:
             return self._first(graph, kept)
-        node = known.plan.moved(graph)
+        node = self._moved(graph, known)
         if node is None:
             return self._again(graph, kept, known), known
         return self._anew(graph, kept, known, node), known
+
+    def _moved(self, graph: Graph, known: _Known) -> int | None:
+        """The first node that moves rows in another way than the plan has it; None if there is none, or none known."""
+        if not known.plan.trials:
+            return None
+        bad = known.plan.doubts(graph) if self._flags.deferred and not known.moves else None
+        if bad is None:
+            return known.plan.moved(graph)
+        self._flags.refuse(bad, partial(_has_moved, known))
+        return None
 
     def _hooked(self, graph: Graph, kept: Kept, node: int) -> Uses:
         """One backward a row, in each of which the hook sees that row alone; checked in every step."""
@@ -138,8 +182,8 @@ class Plans:
         family = self._families.pop(structure, None) or _Family()
         _keep(self._families, structure, family)
         plan, uses = self._sound(graph, kept, discover(graph), family, check=True)
-        known = _Known(plan, self._explained(graph, plan, uses), family, Schedule(1))
-        return uses, known
+        explanation = self._explained(graph, plan, uses)
+        return uses, _Known(plan, explanation, family, Schedule(1), self._measured)
 
     def _anew(self, graph: Graph, kept: Kept, known: _Known, node: int) -> Uses:
         """A plan in the place of one whose experiments found something else than now, first at this node."""
@@ -154,7 +198,10 @@ class Plans:
     def _again(self, graph: Graph, kept: Kept, known: _Known) -> Uses:
         """By a plan that holds, if a check that may be due does not find a fault."""
         if not known.served.due():
+            self._refuse(known)
             return self._sweep(graph, known.plan, kept, outlives(graph, known.plan))
+        if self._flags.deferred:
+            return self._doubted(graph, known, kept)
         uses, fault = self._checked(graph, known.plan, kept)
         if fault is None:
             return uses
@@ -163,6 +210,26 @@ class Plans:
         why = "the rows of the plan before did not add up to what autograd gives"
         known.explanation = self._explained(graph, known.plan, uses, why)
         return uses
+
+    def _doubted(self, graph: Graph, known: _Known, kept: Kept) -> Uses:
+        """By a plan whose check stays on the device: where it fails, the step adds nothing and the plan is dropped."""
+        check, uses = self._check(graph, known.plan, kept)
+        again = partial(self._sweep, graph, known.plan, kept, True)
+        bad = check.doubt(uses, again, known.measured)
+        known.bad = bad if known.bad is None else known.bad | bad
+        self._refuse(known)
+        return uses
+
+    def _refuse(self, known: _Known) -> None:
+        """A step by a plan that failed its check, of which the host need not know yet, adds nothing."""
+        if known.bad is not None:
+            self._flags.refuse(known.bad, partial(self._drop, known))
+
+    def _drop(self, known: _Known) -> RuntimeError:
+        known.family.failed = True
+        for key in [key for key, each in self._known.items() if each is known]:
+            del self._known[key]
+        return RuntimeError(STALE)
 
     def _sound(
         self, graph: Graph, kept: Kept, plan: Plan, family: _Family, check: bool
@@ -208,15 +275,25 @@ class Plans:
         """One data-gradient pass a task, of its losses times a factor."""
         found, budget = [], self._budget
         for task, rows in enumerate(kept):
-            collector = Collector(plan.expected(task), rows, budget)
+            collector = Collector(plan.expected(task), rows.at, budget)
             last = task == len(kept) - 1
-            sweep(graph, plan, task, collector.visit, keep or not last, factor)
+            weights = torch.full_like(graph.losses[task], factor)
+            if rows.mask is not None:
+                weights = torch.where(rows.mask, weights, 0)
+            sweep(graph, plan, task, collector.visit, keep or not last, weights)
             found.append(collector.finish())
             budget = collector.budget
         return found
 
     def _checked(self, graph: Graph, plan: Plan, kept: Kept) -> tuple[Uses, Fault | None]:
         """The uses by a plan, and what the check finds: the first parameter whose rows do not add up."""
+        check, uses = self._check(graph, plan, kept)
+        fault = check.fault(uses, partial(self._sweep, graph, plan, kept, True))
+        self._measured = check.measured
+        return uses, fault
+
+    def _check(self, graph: Graph, plan: Plan, kept: Kept) -> tuple[Check, Uses]:
+        """The check of a plan, and the uses by it."""
         uses = self._sweep(graph, plan, kept, keep=True)
         lengths = lengths_of(graph, uses, kept)
         # A large vocabulary: its uses hold the gradient of the logits, of which an ordinary backward
@@ -229,9 +306,12 @@ class Plans:
         check = Check(graph, parameters, kept, lengths, self._checks, lenient=plan.alone)
         if again:
             uses = self._sweep(graph, plan, kept, keep=True)
-        return uses, check.fault(
-            uses, lambda factor: self._sweep(graph, plan, kept, keep=True, factor=factor)
-        )
+        return check, uses
+
+
+def _has_moved(known: _Known) -> RuntimeError:
+    known.moves = True
+    return RuntimeError(MOVED)
 
 
 def _keep(known: OrderedDict[Hashable, T], key: Hashable, value: T) -> None:

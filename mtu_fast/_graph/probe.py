@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.nodes import densified
 from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._rows.batch import Labelled
 from mtu_fast._rows.uses import Use
 
 # powers of two that the rows' weights are spread over, beside what makes their lengths alike
@@ -38,40 +38,45 @@ class Check:
     Weights are powers of two, by which a backward rounds nothing: what rows and autograd may differ
     by is the order of the last sums. Where that is not enough, since a gradient is itself a
     difference of larger ones, what rounding does to it is measured, by the same backward and by the
-    same rows under weights with another mantissa.
+    same rows under weights with another mantissa. All is done for every parameter at once, `[P]`.
 
     Args:
         graph: the recorded graph; it is kept.
         parameters: the shared parameters.
-        kept: per task, the rows that there are uses of, int64; None for all.
+        kept: per task, the rows that there are uses of.
         lengths: per task, about how long these rows are.
         seed: of the weights.
         lenient: rows are right by definition, and it is asked whether gradients are linear at all.
+
+    Attributes:
+        measured: whether `fault` had to measure what rounding does.
     """
 
     def __init__(
         self,
         graph: Graph,
         parameters: Sequence[Tensor],
-        kept: Sequence[Tensor | None],
+        kept: Sequence[Labelled],
         lengths: Sequence[Tensor],
         seed: int,
         lenient: bool = False,
     ) -> None:
         self._graph, self._parameters, self._kept, self._lenient = graph, parameters, kept, lenient
+        self.measured = False
         self._weights: list[Tensor] = []
         given = probe_weights(graph, lengths, seed)
         for loss, rows, w in zip(graph.losses, kept, given, strict=True):
-            # rows that are not kept weigh nothing
-            whole = w if rows is None else w.new_zeros(len(loss)).index_copy(0, rows, w)
-            self._weights.append(whole)
+            self._weights.append(rows.spread(w, loss))
         self._truth = _backward(graph, parameters, self._weights, 1.0)
-        self._sizes = {j: _norm(g) for j, g in self._truth.items()}
-        squares = [size**2 for size in self._sizes.values() if isfinite(size)]
-        self._slack = min(8 * torch.finfo(graph.dtype).eps, 2.0**-7)
-        self._floor = self._slack * sum(squares) ** 0.5 / 32
-        self._noise: list[dict[int, float]] = []
-        self._noise_of_rows: list[dict[int, float]] = []
+        self._sizes = self._stacked([self._norm(self._truth.get(j)) for j in self._all])
+        slack = min(8 * torch.finfo(graph.dtype).eps, 2.0**-7)
+        self._bound = slack * self._sizes
+        squares = torch.where(self._sizes.isfinite(), self._sizes, 0.0).square()
+        self._floor = slack * squares.sum().sqrt() / 32
+
+    @property
+    def _all(self) -> range:
+        return range(len(self._parameters))
 
     def fault(self, uses: Uses, again: Callable[[float], Uses]) -> Fault | None:
         """The first parameter whose rows do not add up, None if all do.
@@ -80,96 +85,132 @@ class Check:
             uses: per task, the use of each parameter.
             again: the same of the losses times a factor.
         """
-        for j in range(len(self._parameters)):
-            size = self._sizes.get(j, 0.0)
-            if not isfinite(size):
-                continue  # a row has no finite gradient: the Gram names it
-            error = _distance(self._combined(uses, j), self._truth.get(j))
-            if self._passes(error, size) or self._is_rounding(j, error, size):
-                continue
-            if self._linear(j, size) and error <= self._rounding_of_rows(j, uses, again):
-                continue
-            return Fault(j, error, size)
-        return None
+        errors = self._errors(uses)
+        holds = self._is_order_of_sums(errors)
+        if bool(holds.all()):
+            return None
+        self.measured = True
+        linear, rounding = self._rounding()
+        holds |= linear & (errors <= self._bound + rounding)
+        if not bool(holds.all()):
+            holds |= linear & (errors <= self._rounding_of_rows(uses, again))
+        if bool(holds.all()):
+            return None
+        j = int((~holds).nonzero()[0])
+        return Fault(j, float(errors[j]), float(self._sizes[j]))
 
-    def _passes(self, error: float, size: float) -> bool:
-        """Whether the error is that of the order of sums."""
-        bound = self._slack * size
-        if error <= bound:
-            return True
+    def doubt(self, uses: Uses, again: Callable[[float], Uses], measure: bool) -> Tensor:
+        """Whether there is such a parameter, `[]` bool: nothing is waited for.
+
+        Args:
+            uses: per task, the use of each parameter.
+            again: the same of the losses times a factor.
+            measure: whether to measure what rounding does; without it, too much is doubted.
+        """
+        errors = self._errors(uses)
+        holds = self._is_order_of_sums(errors)
+        if measure:
+            linear, rounding = self._rounding()
+            most = torch.maximum(self._bound + rounding, self._rounding_of_rows(uses, again))
+            holds |= linear & (errors <= most)
+        return ~holds.all()
+
+    def _errors(self, uses: Uses) -> Tensor:
+        of_each = (self._distance(self._combined(uses, j), self._truth.get(j)) for j in self._all)
+        return self._stacked(list(of_each))
+
+    def _is_order_of_sums(self, errors: Tensor) -> Tensor:
+        """Whether the errors are those of the order of sums, or no row has a finite gradient: the Gram names it."""
         # What is lost or counted twice is no rounding, however small its parameter's gradient is
         # beside others.
-        return error <= bound + self._floor and (self._lenient or error <= size / 8)
+        small = errors <= self._bound + self._floor
+        if not self._lenient:
+            small &= errors <= self._sizes / 8
+        return small | (errors <= self._bound) | ~self._sizes.isfinite()
 
-    def _is_rounding(self, j: int, error: float, size: float) -> bool:
-        """Whether the gradient of a parameter rounds as much as that."""
-        if not self._linear(j, size):
-            return False
-        others = [distances.get(j, 0.0) for distances in self._noise[1:]]
-        return error <= self._slack * size + self._times(j) * max(others)
+    def _rounding(self) -> tuple[Tensor, Tensor]:
+        """Whether twice the losses have twice the gradient, and how much rounding moves it.
 
-    def _linear(self, j: int, size: float) -> bool:
-        """Whether twice the losses have twice the gradient: random numbers and bounds are no rounding."""
-        if not self._noise:
-            # at the lower end of float16 twice as much has a digit more
-            twice = 1.0 if self._graph.dtype == torch.float16 else 2.0
-            self._noise = [self._rounded_by(factor) for factor in (twice, *UNLIKE)]
-        return self._noise[0].get(j, 0.0) <= self._slack * size + self._floor
+        Random numbers and bounds are no rounding.
+        """
+        # at the lower end of float16 twice as much has a digit more
+        twice = 1.0 if self._graph.dtype == torch.float16 else 2.0
+        linear = self._rounded_by(twice) <= self._bound + self._floor
+        moved = [self._rounded_by(factor) for factor in UNLIKE]
+        return linear, self._times() * torch.stack(moved).amax(0)
 
-    def _rounding_of_rows(self, j: int, uses: Uses, again: Callable[[float], Uses]) -> float:
-        """How much the rows of a parameter may err by rounding: sums in another order cancel less well."""
-        if not self._noise_of_rows:
-            for factor in UNLIKE:
-                self._noise_of_rows.append(self._rows_rounded_by(factor, uses, again(factor)))
-        return self._times(j) * max(distances[j] for distances in self._noise_of_rows)
+    def _rounding_of_rows(self, uses: Uses, again: Callable[[float], Uses]) -> Tensor:
+        """How much the rows may err by rounding: sums in another order cancel less well."""
+        moved = [self._rows_rounded_by(factor, uses, again(factor)) for factor in UNLIKE]
+        return self._times() * torch.stack(moved).amax(0)
 
-    def _times(self, j: int) -> float:
+    def _times(self) -> Tensor:
         """The fewer numbers, the more two roundings may differ in size."""
-        return 4 + 12 / self._parameters[j].numel() ** 0.5
+        zero = self._sizes.new_zeros(())
+        return torch.stack([zero + (4 + 12 / p.numel() ** 0.5) for p in self._parameters])
 
-    def _rows_rounded_by(self, factor: float, uses: Uses, again: Uses) -> dict[int, float]:
-        """How far the weighted sum of the rows moves, by parameter index, under losses times a factor."""
-        share = float(torch.tensor(factor, dtype=self._graph.losses[0].dtype))  # as it is rounded
-        found: dict[int, float] = {}
-        for j in range(len(self._parameters)):
+    def _rows_rounded_by(self, factor: float, uses: Uses, again: Uses) -> Tensor:
+        """How far the weighted sum of the rows moves under losses times a factor."""
+        share = _rounded(factor, self._graph.losses[0])
+        found = []
+        for j in self._all:
             total = self._combined(again, j)
             if total is not None:
                 total = total.to(working_dtype(total)) / share
-            found[j] = _distance(total, self._combined(uses, j))
-        return found
+            found.append(self._distance(total, self._combined(uses, j)))
+        return self._stacked(found)
 
-    def _rounded_by(self, factor: float) -> dict[int, float]:
-        """How far each gradient moves, by parameter index, under weights times a factor.
+    def _rounded_by(self, factor: float) -> Tensor:
+        """How far each gradient moves under weights times a factor.
 
         The gradients are let go before the next factor: four of them would be the peak of a step.
         """
-        share = float(torch.tensor(factor, dtype=self._graph.losses[0].dtype))  # as it is rounded
+        share = _rounded(factor, self._graph.losses[0])
         grads = _backward(self._graph, self._parameters, self._weights, factor)
-        found = {}
-        for j in self._truth.keys() | grads.keys():
+        found = []
+        for j in self._all:
             g = grads.pop(j, None)
             if g is not None and factor != 1:
                 g = g.to(working_dtype(g)) / share
-            found[j] = _distance(g, self._truth.get(j))
-        return found
+            found.append(self._distance(g, self._truth.get(j)))
+        return self._stacked(found)
 
     def _combined(self, uses: Uses, j: int) -> Tensor | None:
         """`Σ w row` of a parameter over all tasks; None if there are no rows."""
         total: Tensor | None = None
         for of_task, w, rows in zip(uses, self._weights, self._kept, strict=True):
             if j in of_task:
-                given = w if rows is None else w[rows]
-                part = of_task[j].vjp(given.to(torch.float64))
+                given = w if rows.at is None else w[rows.at]
+                part = of_task[j].vjp(given.to(torch.float32))  # which holds powers of two
                 total = part if total is None else total + part
         return total
 
+    def _stacked(self, numbers: Sequence[Tensor | None]) -> Tensor:
+        """Numbers `[]` as `[P]`; None stands for zero."""
+        zero = self._weights[0].new_zeros((), dtype=torch.float64)
+        return torch.stack([zero if each is None else each for each in numbers])
 
-def lengths_of(graph: Graph, uses: Uses, kept: Sequence[Tensor | None]) -> list[Tensor]:
+    @staticmethod
+    def _norm(g: Tensor | None) -> Tensor | None:
+        return None if g is None else torch.linalg.vector_norm(g, dtype=torch.float64)
+
+    def _distance(self, one: Tensor | None, other: Tensor | None) -> Tensor | None:
+        """`‖one - other‖`, None standing for zero."""
+        if one is None or other is None:
+            return self._norm(other if one is None else one)
+        return self._norm(one.view_as(other).to(working_dtype(other)) - other)
+
+
+def _rounded(factor: float, like: Tensor) -> Tensor:
+    """A factor as it is rounded in a dtype, `[]`."""
+    return like.new_full((), factor)
+
+
+def lengths_of(graph: Graph, uses: Uses, kept: Sequence[Labelled]) -> list[Tensor]:
     """Per task, about how long each of the kept rows is, float64."""
     found = []
     for loss, of_task, rows in zip(graph.losses, uses, kept, strict=True):
-        count = len(loss) if rows is None else len(rows)
-        squares = loss.new_zeros(count, dtype=torch.float64)
+        squares = loss.new_zeros(rows.count(loss), dtype=torch.float64)
         for use in of_task.values():
             squares += use.lengths().square()
         found.append(squares.nan_to_num(0, 0, 0).sqrt())
@@ -183,12 +224,14 @@ def probe_weights(graph: Graph, lengths: Sequence[Tensor], seed: int) -> list[Te
     whether it is lost is what is asked.
     """
     generator = torch.Generator().manual_seed(seed)
-    longest = max((float(length.max()) for length in lengths if len(length)), default=0.0)
+    largest = [length.max() for length in lengths if len(length)]
+    longest = torch.stack(largest).max() if largest else 0.0
     room, spread = (0, 4) if graph.dtype == torch.float16 else (LONGEST, SPREAD)
     found = []
     tiny = torch.finfo(torch.float64).tiny
     for length in lengths:
-        some = torch.randint(spread, (len(length),), generator=generator).to(length.device)
+        some = torch.randint(spread, (len(length),), generator=generator)
+        some = some.to(length.device, non_blocking=True)
         # how many times a row can be doubled until it is as long as the longest
         short = (longest / length.clamp(min=tiny)).log2().round().clamp(0, room)
         found.append(torch.exp2(some - spread + 1 + short - room))
@@ -229,21 +272,8 @@ def _backward(
     live = {j: parameters[j] for j in sorted(set(graph.leaf.values()))}
     given = []
     for loss, w in zip(graph.losses, weights, strict=True):
-        share = torch.tensor(factor, dtype=loss.dtype, device=loss.device)
-        given.append(w.to(loss) * share)
+        given.append(w.to(loss) * _rounded(factor, loss))
     grads = torch.autograd.grad(
         graph.losses, list(live.values()), given, retain_graph=True, allow_unused=True
     )
     return {j: densified(g) for j, g in zip(live, grads, strict=True) if g is not None}
-
-
-def _norm(g: Tensor) -> float:
-    return float(torch.linalg.vector_norm(g, dtype=torch.float64))
-
-
-def _distance(one: Tensor | None, other: Tensor | None) -> float:
-    """`‖one - other‖`, None standing for zero."""
-    if one is None or other is None:
-        there = other if one is None else one
-        return 0.0 if there is None else _norm(there)
-    return _norm(one.view_as(other).to(working_dtype(other)) - other)

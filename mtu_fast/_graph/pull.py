@@ -200,14 +200,13 @@ def _size(graph: Graph, nodes: Iterable[int]) -> int:
     return total
 
 
-def one_by_one(graph: Graph, task: int, factor: float = 1.0) -> Iterator[tuple[int, Use]]:
-    """The rows of a task, times a factor, by one ordinary backward each: what a row is by definition."""
+def one_by_one(graph: Graph, task: int, weights: Tensor) -> Iterator[tuple[int, Use]]:
+    """The rows of a task, times weights `[N]`, by one ordinary backward each: what a row is by definition."""
     leaves, loss = list(graph.leaf), graph.losses[task]
     wanted = [graph.nodes[i].variable for i in leaves]
     found: list[list[Tensor]] = [[] for _ in leaves]
-    units = torch.eye(len(loss), dtype=loss.dtype, device=loss.device)
-    for weights in factor * units:
-        grads = torch.autograd.grad([loss], wanted, [weights], retain_graph=True, allow_unused=True)
+    for of_row in weights.diag():
+        grads = torch.autograd.grad([loss], wanted, [of_row], retain_graph=True, allow_unused=True)
         for rows, g, p in zip(found, grads, wanted, strict=True):
             rows.append(torch.zeros_like(p) if g is None else densified(g))
     for i, rows in zip(leaves, found, strict=True):

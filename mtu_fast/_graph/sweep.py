@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
+from torch import Tensor
 
 from mtu_fast._graph.chains import Way, through_chain
 from mtu_fast._graph.graph import Graph
@@ -24,9 +24,7 @@ BY_DATA = frozenset(
 Visit = Callable[[int, Use], None]
 
 
-def sweep(
-    graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool, factor: float = 1.0
-) -> None:
+def sweep(graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool, weights: Tensor) -> None:
     """Call `visit(parameter, use)` for every site of the plan.
 
     Weight gradients are not computed. Sites without a rule, and those whose saved tensors are
@@ -39,22 +37,22 @@ def sweep(
         visit: what to do with a use.
         keep: whether the graph outlives the pass; needed on the first pass and where `outlives`
             says so.
-        factor: what the losses are multiplied by.
+        weights: what the losses are multiplied by, `[N]`.
     """
     if plan.alone:
-        for parameter, row_use in one_by_one(graph, task, factor):
+        for parameter, row_use in one_by_one(graph, task, weights):
             visit(parameter, row_use)
     else:
-        _Sweep(graph, plan, task, visit, keep, factor).run()
+        _Sweep(graph, plan, task, visit, keep, weights).run()
 
 
 class _Sweep:
     """One pass, and what is left for after it: by node, its sites and output gradients."""
 
     def __init__(
-        self, graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool, factor: float
+        self, graph: Graph, plan: Plan, task: int, visit: Visit, keep: bool, weights: Tensor
     ) -> None:
-        self._weights = torch.full_like(graph.losses[task], factor)
+        self._weights = weights
         self._graph, self._plan, self._visit, self._keep = graph, plan, visit, keep
         self._task, self._maps = task, plan.maps[task]
         self._late: dict[int, tuple[list[Site], Grads]] = {}

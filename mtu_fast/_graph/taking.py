@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.nodes import densified
 from mtu_fast._graph.plans import Plans
 from mtu_fast._rows.bare import no_rows
-from mtu_fast._rows.batch import Batch, roles_of
+from mtu_fast._rows.batch import Batch, Labelled, roles_of
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.space import Space
 from mtu_fast._rows.task_rows import TaskRows
@@ -29,11 +30,13 @@ def sample_rows(batch: Batch, graph: Graph, plans: Plans, space: Space) -> list[
     """
     _check_hooks(graph, space.shared)
     outside = {task: _outside(batch, task, graph, space) for task in batch.losses}
-    labelled = [batch.labelled(task) for task in batch.losses]
+    kept = [batch.labelled(task) for task in batch.losses]
     found = []
-    for task, at, uses in zip(batch.losses, labelled, plans.uses(graph, labelled), strict=True):
-        roles = batch.roles(task, at, graph.dtype)
-        found.append(TaskRows.of(roles, uses, outside[task], space.shared))
+    of_tasks = plans.uses(graph, kept, batch.flags)
+    for task, of_task, uses in zip(batch.losses, kept, of_tasks, strict=True):
+        roles = batch.roles(task, of_task, graph.dtype)
+        rows = TaskRows.of(roles, uses, outside[task], space.shared, [batch.flags])
+        found.append(replace(rows, kinds=batch.kinds(task)))
     return found
 
 
@@ -61,7 +64,10 @@ def mean_rows(
             role = torch.full((1,), kind, device=loss.device)
             of_no_sample = torch.full_like(role, -1)
             roles = roles_of(task, of_no_sample, role, mean, graph.dtype)
-            found.append(TaskRows.of(roles, uses, {kind: outside}, space.shared))
+            rows = TaskRows.of(
+                roles, uses, {kind: outside}, space.shared, [batch.flags], is_mean=True
+            )
+            found.append(rows)
     return found or no_rows(batch, space.shared)
 
 
@@ -81,7 +87,7 @@ def _one_row(
 
 
 def weighted_gradients(
-    batch: Batch, at: Mapping[str, Tensor], weights: Tensor, outside: Tensor, space: Space
+    batch: Batch, at: Mapping[str, Labelled], weights: Tensor, outside: Tensor, space: Space
 ) -> dict[Tensor, Tensor]:
     """Gradients of `Σ w · loss`, by the shared parameters and by those outside.
 
@@ -96,7 +102,7 @@ def weighted_gradients(
         {parameter: gradient} of those that are reached.
     """
     shared, others = space.shared.parameters, list(space.outside.values())
-    if torch.equal(weights, outside):
+    if weights is outside or (not batch.flags.deferred and torch.equal(weights, outside)):
         return _weighted(batch, at, weights, [*shared, *others], retain=False)
     found = _weighted(batch, at, outside, others, retain=True)
     return found | _weighted(batch, at, weights, shared, retain=False)
@@ -107,7 +113,9 @@ def _outside(
 ) -> dict[int, dict[Tensor, Tensor]]:
     """kind -> gradients of the summed losses of that kind by the parameters outside."""
     loss, found = batch.losses[task], {}
-    for kind, mask in batch.members[task].of.items():
+    if not any(id(p) in space.outside for p in graph.leaves):
+        return {}
+    for kind, mask in batch.sample_members[task].of.items():
         found[kind] = _gradients(graph, loss, mask.to(loss.dtype), space, ())
     return found
 
@@ -122,15 +130,14 @@ def _gradients(
 
 
 def _weighted(
-    batch: Batch, at: Mapping[str, Tensor], w: Tensor, parameters: Sequence[Tensor], retain: bool
+    batch: Batch, at: Mapping[str, Labelled], w: Tensor, parameters: Sequence[Tensor], retain: bool
 ) -> dict[Tensor, Tensor]:
     losses, weights = [], []
-    counts = [len(at[task]) for task in batch.losses]
+    counts = [at[task].count(loss) for task, loss in batch.losses.items()]
     for (task, loss), piece in zip(batch.losses.items(), w.split(counts), strict=True):
         if loss.numel():
             losses.append(loss)
-            nothing = loss.new_zeros(len(loss))  # for samples without a label
-            weights.append(nothing.index_copy(0, at[task], piece.to(loss)))
+            weights.append(at[task].spread(piece.to(loss), loss))
     return _grad(losses, weights, [p for p in parameters if p.requires_grad], retain)
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mtu_fast._graph import nodes as node_ops
-from mtu_fast._graph.foreign import moved, settled
+from mtu_fast._graph.foreign import foreign, moved, settled
 from mtu_fast._graph.graph import Graph
-from mtu_fast._graph.lookups import moved_by_index
+from mtu_fast._graph.lookups import is_lookup, moved_by_index
 from mtu_fast._graph.reach import Probes, Reached, reach, strays
 from mtu_fast._graph.rowmap import MEET, Ids, Meet, compact
 
@@ -28,6 +28,13 @@ class Trial:
     maps: tuple[Ids | None, ...]
     found: Mapping[int, Ids]
     count: int
+
+    def doubt(self, graph: Graph, probes: Probes) -> list[Tensor] | None:
+        """The same as `strays`, as numbers on the device that are 0 where it does not; None where only a look tells."""
+        node = graph.nodes[self.node]
+        if foreign(node) or any(is_lookup(node, slot) for slot in self.found):
+            return None
+        return strays(node, self.maps, self.found, self.count, probes)
 
     def strays(self, graph: Graph, probes: Probes) -> bool:
         """Whether the node of another graph of the same signature moves rows to other places."""

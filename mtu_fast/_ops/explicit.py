@@ -65,6 +65,15 @@ def row_inner(rows: Tensor, d: Tensor) -> Tensor:
     return found
 
 
+def rows_sum(rows: Tensor, w: Tensor) -> Tensor:
+    """`Σ_r w[r] rows[r]` in the dtype of w: rows `[R, P]` are converted a piece at a time -> `[P]`."""
+    found = w.new_empty(rows.shape[1])
+    step = max(1, PIECE // max(len(rows), 1))
+    for start in range(0, rows.shape[1], step):
+        found[start : start + step] = w @ rows[:, start : start + step].to(w.dtype)
+    return found
+
+
 def outer_inner(left: Tensor, right: Tensor, d: Tensor) -> Tensor:
     """`Σ_s left[r, s] · d right[r, s]`: left `[R, S, A]`, right `[R, S, B]`, d float64 `[A, B]` -> float64 `[R]`."""
     found = d.new_zeros(len(left))

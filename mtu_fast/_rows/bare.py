@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
-from mtu_fast._rows.batch import Batch, roles_of
+from mtu_fast._rows.batch import Batch, Labelled, roles_of
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import TaskRows
 from mtu_fast.methods import Roles
@@ -19,7 +18,7 @@ def no_rows(batch: Batch, shared: Shared) -> list[TaskRows]:
     for task, loss in batch.losses.items():
         nothing = torch.zeros(0, dtype=torch.int64, device=loss.device)
         roles = roles_of(task, nothing, nothing, loss[:0], loss.dtype)
-        found.append(TaskRows.of(roles, {}, {}, shared))
+        found.append(TaskRows.of(roles, {}, {}, shared, [batch.flags]))
     return found
 
 
@@ -27,10 +26,10 @@ def no_gradients(batch: Batch, shared: Shared) -> list[TaskRows]:
     """The rows of a batch as far as their roles, where no graph was looked at."""
     found = []
     for roles in sample_roles(batch, batch.labels()):
-        found.append(TaskRows.of(roles, {}, {}, shared))
+        found.append(TaskRows.of(roles, {}, {}, shared, [batch.flags]))
     return found
 
 
-def sample_roles(batch: Batch, at: Mapping[str, Tensor]) -> list[Roles]:
+def sample_roles(batch: Batch, at: Mapping[str, Labelled]) -> list[Roles]:
     """Roles of the rows of each task, where no graph was looked at."""
     return [batch.roles(task, at[task], loss.dtype) for task, loss in batch.losses.items()]

@@ -45,7 +45,7 @@ def explicit(
         tasks=(task,),
         dtype=dtype,
     )
-    return TaskRows.explicit(roles, uses, shared)
+    return TaskRows.explicit(roles, uses, shared, SUBSPACE)
 
 
 def in_memory(
@@ -67,7 +67,7 @@ def in_memory(
     for name, v in vectors.items():
         uses[shared.names.index(name)] = Dense(tuple(v.shape[1:]), v)
     kind = torch.full_like(roles.kind, MEMORY)
-    part = TaskRows.explicit(replace(roles, kind=kind, memory=len(kind)), uses, shared)
+    part = TaskRows.explicit(replace(roles, kind=kind, memory=len(kind)), uses, shared, MEMORY)
     part.grams.update(grams)
     return part
 

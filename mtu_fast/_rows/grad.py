@@ -7,23 +7,23 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from mtu_fast._checks.values import all_finite
+from mtu_fast._checks.flags import AT_ONCE, Flags
 from mtu_fast._rows.uses import Gather, Use
 from mtu_fast.errors import NotFiniteError
 
 
-def check_finite(tensors: Iterable[Tensor]) -> None:
-    """Nothing of an update is infinite or undefined.
+def check_finite(tensors: Iterable[Tensor], flags: Flags = AT_ONCE) -> None:
+    """Nothing of an update is infinite or undefined; a NotFiniteError where something is."""
+    flags.check_finite(tensors, not_finite)
 
-    Raises:
-        NotFiniteError: something is.
-    """
-    if not all_finite(tensors):
-        raise NotFiniteError(
-            "backward: the update is not finite; .grad is untouched. Look for overflow in half precision, for weights "
-            "that are not finite, or for a gradient that is not finite though its loss is; the last spoils whole-batch "
-            "backwards even where `present` leaves the sample out (0 times infinity), so guard it in the loss."
-        )
+
+def not_finite() -> NotFiniteError:
+    """The error of an update that is infinite or undefined."""
+    return NotFiniteError(
+        "backward: the update is not finite; .grad is untouched. Look for overflow in half precision, for weights "
+        "that are not finite, or for a gradient that is not finite though its loss is; the last spoils whole-batch "
+        "backwards even where `present` leaves the sample out (0 times infinity), so guard it in the loss."
+    )
 
 
 def as_autograd_gives(d: Tensor, uses: Iterable[Use]) -> Tensor:
@@ -48,8 +48,16 @@ def add(a: dict[Tensor, Tensor], b: Mapping[Tensor, Tensor]) -> None:
         a[parameter] = a[parameter] + g if parameter in a else g
 
 
-def accumulate(gradients: Mapping[Tensor, Tensor]) -> None:
-    """`.grad += gradient` for every parameter, and then what hooks are to do with it, as after `backward()`."""
+def accumulate(gradients: Mapping[Tensor, Tensor], bad: Tensor | None = None) -> None:
+    """`.grad += gradient` for every parameter, and then what hooks are to do with it, as after `backward()`.
+
+    Args:
+        gradients: {parameter: gradient}.
+        bad: `[]` bool on the device, where zeros are added in their place; None where that is not
+            asked.
+    """
+    if bad is not None:
+        gradients = {parameter: _unless(bad, g) for parameter, g in gradients.items()}
     owned: set[int] = set()
     for parameter, g in gradients.items():
         if parameter.grad is None:
@@ -61,6 +69,16 @@ def accumulate(gradients: Mapping[Tensor, Tensor]) -> None:
     for parameter in gradients:
         for hook in (parameter._post_accumulate_grad_hooks or {}).values():
             hook(parameter)
+
+
+def _unless(bad: Tensor, g: Tensor) -> Tensor:
+    """The gradient, or zeros."""
+    if not g.is_sparse:
+        return torch.where(bad, 0, g)
+    values = torch.where(bad, 0, g._values())
+    return torch.sparse_coo_tensor(
+        g._indices(), values, g.shape, is_coalesced=g.is_coalesced(), check_invariants=False
+    )
 
 
 def _own(parameter: Tensor, g: Tensor, owned: set[int]) -> Tensor:

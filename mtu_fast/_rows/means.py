@@ -26,9 +26,9 @@ class Means:
         self._shared = shared
         self._tasks: list[str] = []
         self._means: dict[Key, TaskRows] = {}
-        self._counts: dict[Key, int] = {}
+        self._counts: dict[Key, Tensor] = {}
 
-    def add(self, key: Key, part: TaskRows, count: int) -> None:
+    def add(self, key: Key, part: TaskRows, count: Tensor) -> None:
         """Take in the mean row of `count` samples.
 
         Raises:
@@ -38,11 +38,11 @@ class Means:
         if task not in self._tasks:
             self._tasks.append(task)
         before = self._means.get(key)
-        total = self._counts.get(key, 0) + count
-        self._counts[key] = total
         if before is None:
-            self._means[key] = part
+            self._means[key], self._counts[key] = part, count
             return
+        total = self._counts[key] + count
+        self._counts[key] = total
         check_open([before, part], self._shared)
         self._means[key] = _mean(before, part, count / total, self._shared)
 
@@ -52,7 +52,7 @@ class Means:
         return [self._means[key] for key in order]
 
 
-def _mean(before: TaskRows, new: TaskRows, share: float, shared: Shared) -> TaskRows:
+def _mean(before: TaskRows, new: TaskRows, share: Tensor, shared: Shared) -> TaskRows:
     roles = replace(before.roles, loss=before.roles.loss.lerp(new.roles.loss, share))
     uses: dict[int, Use] = {}
     for j in before.uses.keys() | new.uses.keys():
@@ -61,7 +61,7 @@ def _mean(before: TaskRows, new: TaskRows, share: float, shared: Shared) -> Task
     outside = {}
     for kind in before.outside.keys() | new.outside.keys():
         outside[kind] = _lerped(before.outside.get(kind, {}), new.outside.get(kind, {}), share)
-    return TaskRows.of(roles, uses, outside, shared)
+    return TaskRows.of(roles, uses, outside, shared, [*before.flags, *new.flags], is_mean=True)
 
 
 def _rows(part: TaskRows, j: int) -> Tensor | None:
@@ -69,13 +69,13 @@ def _rows(part: TaskRows, j: int) -> Tensor | None:
 
 
 def _lerped(
-    before: dict[Tensor, Tensor], new: dict[Tensor, Tensor], share: float
+    before: dict[Tensor, Tensor], new: dict[Tensor, Tensor], share: Tensor
 ) -> dict[Tensor, Tensor]:
     parameters = before.keys() | new.keys()
     return {p: _lerp(before.get(p), new.get(p), share) for p in parameters}
 
 
-def _lerp(before: Tensor | None, new: Tensor | None, share: float) -> Tensor:
+def _lerp(before: Tensor | None, new: Tensor | None, share: Tensor) -> Tensor:
     """`before + share (new − before)`; a parameter that one of them does not reach has gradient zero there."""
     if before is not None and new is not None:
         return before + (new - before) * share  # lerp knows no sparse gradients

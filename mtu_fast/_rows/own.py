@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mtu_fast._checks.flags import Flags
 from mtu_fast._checks.values import check_direction
-from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._ops._blocks import WIDE, working_dtype
 from mtu_fast._rows.grad import check_finite
 from mtu_fast._rows.gram import add_gram
 from mtu_fast._rows.shared import Shared
@@ -32,6 +33,7 @@ class OwnProducts:
 
     Attributes:
         ranks: None; `JoinedProducts` has those whose rows are joined.
+        flags: of what is made of the rows.
     """
 
     ranks = None
@@ -40,6 +42,7 @@ class OwnProducts:
         self._shared = shared
         self._parts = parts
         self._roles = roles
+        self.flags: Flags = shared.ledger.flags(roles.loss.device)
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
@@ -62,27 +65,31 @@ class OwnProducts:
         gram = self._roles.loss.new_zeros(len(groups), len(self), len(self))
         for g, group in enumerate(groups):
             add_gram(gram[g], self._parts, group, self._shared.precision)
-        check_gram(gram, self._roles)
-        check_lengths(gram, self._parts, self._roles)
+        check_gram(gram, self._roles, self.flags)
+        check_lengths(gram, self._parts, self._roles, self.flags)
         return gram
 
-    def vjp(self, w: Tensor) -> dict[Tensor, Tensor]:
-        """`Jᵀ w` in the dtypes of the parameters."""
-        return {parameter: d.to(parameter.dtype) for parameter, d in self.unrounded(w)}
+    def vjp(self, w: Tensor, wide: bool = False) -> dict[Tensor, Tensor]:
+        """`Jᵀ w` in the dtypes of the parameters; `wide` is that of `unrounded`."""
+        found = self.unrounded(w, wide=wide)
+        return {parameter: d.to(parameter.dtype) for parameter, d in found}
 
-    def unrounded(self, w: Tensor, at: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def unrounded(
+        self, w: Tensor, at: Tensor | None = None, wide: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """(parameter, its part of `Jᵀ w`), in the precision of its sums.
 
         Args:
             w: weights of all rows.
             at: which of them are this process's; None for all.
+            wide: products and sums in float64, whatever the rows are in.
 
         Yields:
             A pair for each parameter that a row reaches.
         """
         self.check_open()
         of_parameters = spread(w, self._shared, len(self._roles), self._roles.loss)
-        weights = _Weights(of_parameters, at)
+        weights = _Weights(of_parameters, at, wide)
         for j, parameter in enumerate(self._shared.parameters):
             spans, uses = uses_of(self._parts, j)
             if uses:
@@ -135,15 +142,11 @@ class OwnProducts:
 
     def outside(self, w: Tensor) -> dict[Tensor, Tensor]:
         """Gradients of the weighted losses by the parameters outside."""
-        return outside_gradients(self._parts, w)
+        return outside_gradients(self._parts, w, self.flags)
 
     def check_finite(self, update: Sequence[Tensor], weights: Tensor) -> None:
-        """Weights and update are finite.
-
-        Raises:
-            NotFiniteError: they are not.
-        """
-        check_finite([weights, *update])
+        """Weights and update are finite; a NotFiniteError where they are not."""
+        check_finite([weights, *update], self.flags)
 
     def given(self, part: TaskRows) -> TaskRows:
         """Explicit rows beside these."""
@@ -153,14 +156,15 @@ class OwnProducts:
 class _Weights:
     """Weights of all parameters, narrowed once for all that share a dtype and span, not once each."""
 
-    def __init__(self, spread: Sequence[Tensor], rows: Tensor | None) -> None:
+    def __init__(self, spread: Sequence[Tensor], rows: Tensor | None, wide: bool) -> None:
         self._spread = spread
+        self._wide = wide
         self._rows = rows
         self._narrowed: dict[tuple[int, Span, torch.dtype], Tensor] = {}
 
     def of(self, j: int, span: Span, use: Use) -> Tensor:
         """The weights of parameter j for a span of rows, in the dtype the use works in."""
-        dtype = working_dtype(use.tensors[-1])
+        dtype = WIDE if self._wide else working_dtype(use.tensors[-1])
         key = (id(self._spread[j]), span, dtype)
         if key not in self._narrowed:
             w = self._spread[j]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from mtu_fast._checks.flags import Ledger
 from mtu_fast._ops._arguments import check_blocks
 
 PER = ("total", "layer", "tensor")
@@ -13,11 +14,12 @@ PER = ("total", "layer", "tensor")
 
 @dataclass(frozen=True)
 class Shared:
-    """The shared parameters of an engine, and how exact the products of a Gram must be."""
+    """The shared parameters of an engine, how exact the products of a Gram must be, and what is still to be raised."""
 
     names: tuple[str, ...]
     parameters: tuple[Tensor, ...]
     precision: str = "highest"
+    ledger: Ledger = field(default_factory=Ledger, compare=False)
 
     def __post_init__(self) -> None:
         check_blocks(self.precision)

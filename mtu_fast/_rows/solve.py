@@ -13,15 +13,18 @@ from mtu_fast._ops.gram import inexact
 from mtu_fast._rows.refine import Direction, Space, refined, sensitive
 from mtu_fast._rows.shared import Shared
 from mtu_fast.methods import Method, Roles
-from mtu_fast.methods.base import Constraint
+from mtu_fast.methods.base import Constraint, has_constraint
 
 
 class Source(Space, Protocol):
-    """Rows, as far as a method needs them."""
+    """Rows, as far as a method needs them; deferred: whether a look at a number waits for the device."""
 
     roles: Roles
 
+    @property
+    def deferred(self) -> bool: ...
     def gram(self, per: str = "total") -> Tensor: ...
+    def wide_vjp(self, w: Tensor) -> Direction: ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Solved:
         gram: the Gram matrix that w was made from; None where none was needed.
         per: "total", "layer" or "tensor", the groups of the Gram.
         constraint: what must hold of `Jᵀ w` and is to be refined; None where nothing is.
+        wide: sum `Jᵀ w` in float64, so that there is nothing to refine.
     """
 
     weights: Tensor
@@ -41,9 +45,12 @@ class Solved:
     gram: Tensor | None = None
     per: str = "total"
     constraint: Constraint | None = None
+    wide: bool = False
 
     def direction(self, rows: Source, shared: Shared) -> tuple[Direction, Tensor | None]:
         """`Jᵀ w`, and what is left of the constraint; None where that was not measured."""
+        if self.wide:
+            return rows.wide_vjp(self.weights), None
         if self.gram is None or self.constraint is None:
             return rows.vjp(self.weights), None
         places = shared.places(self.per)
@@ -76,10 +83,13 @@ def solve(rows: Source, method: Method | Tensor, shared: Shared, has_outside: bo
         per = "total" if method.granularity == "global" else method.granularity
         gram = rows.gram(per)
     weights = method(gram, rows.roles)
-    constraint = None
+    constraint, wide = None, False
     if gram is not None:
         exact = not inexact(gram.device, rows.roles.dtype, shared.precision)
-        if not exact or rows.roles.dtype.itemsize < gram.dtype.itemsize:
+        narrow = rows.roles.dtype.itemsize < gram.dtype.itemsize
+        # A look at the condition would wait for the device, and cost more than wider sums.
+        wide = exact and narrow and rows.deferred and has_constraint(method)
+        if not wide and (narrow or not exact):
             constraint = sensitive(method, gram, rows.roles, weights, exact)
     outside = method.outside(rows.roles) if has_outside else weights
-    return Solved(weights, outside, gram, per, constraint)
+    return Solved(weights, outside, gram, per, constraint, wide)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from mtu_fast._checks.flags import Ledger
 from mtu_fast._checks.parameters import listed
 from mtu_fast._rows.shared import Shared
 
@@ -20,6 +21,7 @@ class Space:
         precision: see `Engine`.
 
     Attributes:
+        ledger: what the calls of the engine are still to raise.
         shared: the shared parameters that require grad.
         outside: all others of the model, by identity.
 
@@ -36,6 +38,7 @@ class Space:
             )
         self.model = model
         self._given = listed(params)
+        self.ledger = Ledger()
         self._precision = precision
         names = self._names()
         self._check_given(names)
@@ -111,5 +114,6 @@ class Space:
         live = [p for p in chosen.values() if p.requires_grad]
         self._chosen = set(chosen)
         self._inside = {id(p) for p in live}
-        self.shared = Shared(tuple(names[id(p)] for p in live), tuple(live), self._precision)
+        of_live = tuple(names[id(p)] for p in live)
+        self.shared = Shared(of_live, tuple(live), self._precision, self.ledger)
         self.outside = {id(p): p for p in own if id(p) not in self._inside}

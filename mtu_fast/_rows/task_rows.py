@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from mtu_fast._checks.flags import Flags
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.uses import Dense, Use
 from mtu_fast.methods import SUBSPACE, Roles
@@ -44,6 +45,9 @@ class TaskRows:
             are not used up.
         grams: group of parameters -> Gram of these rows, where they are persistent.
         everywhere: the rows of all ranks that these are a part of; None on one process.
+        flags: of the calls they were taken in.
+        is_mean: whether the row is the mean of one over its samples.
+        kinds: those of the rows; None where they are to be asked of `roles`.
     """
 
     roles: Roles
@@ -54,18 +58,28 @@ class TaskRows:
     persistent: bool = False
     grams: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     everywhere: Everywhere | None = None
+    flags: tuple[Flags, ...] = ()
+    is_mean: bool = False
+    kinds: frozenset[int] | None = None
 
     @staticmethod
     def of(
-        roles: Roles, uses: dict[int, Use], outside: dict[int, dict[Tensor, Tensor]], shared: Shared
+        roles: Roles,
+        uses: dict[int, Use],
+        outside: dict[int, dict[Tensor, Tensor]],
+        shared: Shared,
+        flags: Sequence[Flags] = (),
+        is_mean: bool = False,
     ) -> TaskRows:
         """Rows taken now."""
-        return TaskRows(roles, uses, outside, (shared.versions(), _versions(uses)))
+        versions = shared.versions(), _versions(uses)
+        return TaskRows(roles, uses, outside, versions, flags=tuple(flags), is_mean=is_mean)
 
     @staticmethod
-    def explicit(roles: Roles, uses: dict[int, Use], shared: Shared) -> TaskRows:
-        """Persistent rows that are given as vectors."""
-        return replace(TaskRows.of(roles, uses, {}, shared), persistent=True)
+    def explicit(roles: Roles, uses: dict[int, Use], shared: Shared, kind: int) -> TaskRows:
+        """Persistent rows of a kind that are given as vectors."""
+        rows = TaskRows.of(roles, uses, {}, shared)
+        return replace(rows, persistent=True, kinds=frozenset((kind,)))
 
     def to_subspace(self) -> TaskRows:
         """The same rows as rows of a subspace, for later steps."""
@@ -79,6 +93,8 @@ class TaskRows:
             versions=self.versions,
             persistent=True,
             everywhere=everywhere,
+            flags=self.flags,
+            kinds=frozenset((SUBSPACE,)),
         )
 
     def use_up(self) -> None:
@@ -93,6 +109,18 @@ class TaskRows:
     def is_dense(self) -> bool:
         """Whether all rows are explicit."""
         return all(isinstance(use, Dense) for use in self.uses.values())
+
+    def has(self, kind: int) -> bool:
+        """Whether there are rows of a kind, on any rank."""
+        if self.kinds is not None and self.everywhere is None:
+            return kind in self.kinds
+        roles = self.roles if self.everywhere is None else self.everywhere.roles
+        return bool((roles.kind == kind).any())
+
+    @property
+    def count_everywhere(self) -> int:
+        """The number of rows on all ranks."""
+        return len(self) if self.everywhere is None else len(self.everywhere.roles)
 
     def __len__(self) -> int:
         return len(self.roles)
@@ -149,7 +177,11 @@ def _coarsest(parts: Sequence[Roles]) -> torch.dtype:
 def _renumbered(roles: Roles, tasks: tuple[str, ...]) -> Tensor:
     """`roles.task` as indices into other tasks."""
     places = [tasks.index(task) for task in roles.tasks]
-    return torch.tensor(places, device=roles.task.device)[roles.task]
+    first = places[0] if places else 0
+    if places == list(range(first, first + len(places))):
+        return roles.task + first
+    # numbers that are written there, not brought there
+    return torch.stack([roles.task.new_full((), place) for place in places])[roles.task]
 
 
 def _of_subspace(roles: Roles) -> Roles:

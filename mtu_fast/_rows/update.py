@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from mtu_fast._checks.flags import Flags, some_bad
 from mtu_fast._ops.gram_schmidt import effective_rank
+from mtu_fast._rows.task_rows import TaskRows
 from mtu_fast.methods import RETAIN, SUBSPACE, Method, Roles
 from mtu_fast.methods.base import HOW_TO_WRITE_ONE, check_flags, dependence_tolerance
 
@@ -21,13 +24,16 @@ class Update:
         gram: G `[R, R]` or `[L, R, R]`, float64; None where no Gram was needed.
         residual: the largest `|J_r d| / (|J_r| |d|)` left of what the method constrains, `[]` or
             `[L]`; None where it was not measured: rows that are well conditioned or of float64,
-            or a method that constrains nothing.
+            or a method that constrains nothing. None on a GPU with fast float64, where `Jᵀ w` is
+            summed in float64 instead.
+        flags: the conditions of the step that only its device knows yet.
     """
 
     weights: Tensor
     roles: Roles
     gram: Tensor | None
     residual: Tensor | None = None
+    flags: tuple[Flags, ...] = field(default=(), compare=False)
 
     def __repr__(self) -> str:
         rank = "none needed" if self.rank is None else self.rank.tolist()
@@ -42,6 +48,22 @@ class Update:
         return effective_rank(
             self.gram * retain * retain[:, None], dependence_tolerance(self.roles.dtype)
         )
+
+    @property
+    def unsound(self) -> Tensor | None:
+        """Whether the step was unsound and added nothing, `[]` bool on the device; None where it surely was not."""
+        return some_bad(self.flags)
+
+    def check(self) -> None:
+        """Wait for the device, and raise what was wrong with the step: on the CPU that was raised in the step itself.
+
+        Raises:
+            ValueError: losses or weights that are not as described.
+            RuntimeError: something was not finite, or the plan of the graph did not hold.
+        """
+        errors = [error for flags in self.flags for error in flags.settled()]
+        if errors:
+            raise errors[0]
 
 
 def check_method(method: object) -> None:
@@ -64,20 +86,22 @@ def check_method(method: object) -> None:
         )
 
 
-def check_meant(method: Method, roles: Roles) -> None:
+def check_meant(method: Method, parts: Sequence[TaskRows]) -> None:
     """The rows are such as the method is meant for.
 
     Raises:
         ValueError: sample rows for a method of mean rows, or no subspace for one that needs it.
     """
-    name, own = type(method).__name__, roles.kind != SUBSPACE
-    if method.per == "task" and bool((own & (roles.sample >= 0)).any()):
+    name = type(method).__name__
+    own = [part for part in parts if part.count_everywhere and not part.persistent]
+    if method.per == "task" and not all(part.is_mean for part in own):
         raise ValueError(
             f"backward: {name} works on mean rows, one per task and role, found rows per sample; take them by "
             "engine.rows(..., per='task'), or call engine.backward(losses, method). rows.backward(method, check=False) "
             "does not ask."
         )
-    if method.needs_subspace and bool(own.all()):
+    in_subspace = any(part.has(SUBSPACE) for part in parts if part.persistent)
+    if method.needs_subspace and not in_subspace:
         raise ValueError(
             f"backward: {name} moves in a subspace of rows kept from earlier steps, found none among these; call "
             "subspace.step(rows, method) with a mtu.Subspace() made before the loop."

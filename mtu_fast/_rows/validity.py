@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mtu_fast._checks.values import all_finite
+from mtu_fast._checks.flags import AT_ONCE, Flags
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import TaskRows
 from mtu_fast.errors import NotFiniteError
 from mtu_fast.methods import FORGET, MEMORY, RESTING, RETAIN, SUBSPACE, Roles
+from mtu_fast.methods.roles import ABSENT
 
 KINDS = {
     RETAIN: "to retain",
@@ -19,6 +20,7 @@ KINDS = {
     SUBSPACE: "kept for the subspace",
     RESTING: "to forget, at rest",
     MEMORY: "kept in memory",
+    ABSENT: "without a label",
 }
 NAMED = 8  # rows that an error names at most
 SHORT = 2.0**-1000  # of squares of lengths: below, products lose digits, or are zero
@@ -47,55 +49,60 @@ def check_open(parts: Sequence[TaskRows], shared: Shared) -> None:
         )
 
 
-def check_gram(gram: Tensor, roles: Roles) -> None:
-    """A Gram `[L, R, R]` is finite.
+def check_gram(gram: Tensor, roles: Roles, flags: Flags = AT_ONCE) -> None:
+    """A Gram `[L, R, R]` is finite; a NotFiniteError that names the rows where it is not."""
+    flags.check_finite([gram], lambda: _not_finite(gram, roles))
 
-    Raises:
-        NotFiniteError: it is not; names the rows.
-    """
-    if all_finite([gram]):
-        return
+
+def _not_finite(gram: Tensor, roles: Roles) -> NotFiniteError:
     squares = gram.diagonal(dim1=-2, dim2=-1)
     bad = (~torch.isfinite(squares)).any(0).nonzero().flatten()
-    raise NotFiniteError(
+    return NotFiniteError(
         f"rows: the gradient of (task, sample) {_named(bad, roles)} is not finite although its loss is (an overflow in "
         "half precision, a square root or norm at zero, zero times infinity?); .grad is untouched. Guard it in the "
         "loss, for example (x.square().sum() + eps).sqrt(), rescale the loss, or leave these rows out by `present`."
     )
 
 
-def check_lengths(gram: Tensor, parts: Sequence[TaskRows], roles: Roles) -> None:
+def check_lengths(
+    gram: Tensor, parts: Sequence[TaskRows], roles: Roles, flags: Flags = AT_ONCE
+) -> None:
     """No row of float64 is so short that its square underflows: a method would not see it.
 
-    Raises:
-        ValueError: one is; names the rows.
+    A ValueError names those that are.
     """
     if roles.dtype != gram.dtype:
         return  # the squares of shorter formats are far from the end of float64's range
     short = gram.diagonal(dim1=-2, dim2=-1).sum(0) < SHORT
-    if not bool(short.any()):
+    if not flags.deferred and not bool(short.any()):
         return
-    alive = torch.cat([_alive(part, mine) for part, mine in _of_parts(parts, short)])
-    bad = (short & alive).nonzero().flatten()
-    if len(bad):
-        raise ValueError(
-            f"rows: the gradient of (task, sample) {_named(bad, roles)} is not zero, but shorter than 1e-150, so that "
-            "its inner products underflow; .grad is untouched. Multiply the losses by a power of two, for example "
-            "2.0**200."
-        )
+    of_parts = _of_parts(parts, short)
+    alive = [_alive(part, None if flags.deferred else mine) for part, mine in of_parts]
+    bad = short & torch.cat(alive)
+    flags.refuse(bad.any(), lambda: _too_short(bad.nonzero().flatten(), roles))
+
+
+def _too_short(bad: Tensor, roles: Roles) -> ValueError:
+    return ValueError(
+        f"rows: the gradient of (task, sample) {_named(bad, roles)} is not zero, but shorter than 1e-150, so that "
+        "its inner products underflow; .grad is untouched. Multiply the losses by a power of two, for example "
+        "2.0**200."
+    )
 
 
 def _of_parts(parts: Sequence[TaskRows], of_rows: Tensor) -> Iterator[tuple[TaskRows, Tensor]]:
     yield from zip(parts, of_rows.split([len(part) for part in parts]), strict=True)
 
 
-def _alive(part: TaskRows, chosen: Tensor) -> Tensor:
-    """Which of the chosen rows are not zero, [R] bool."""
-    found = torch.zeros_like(chosen)
-    at = chosen.nonzero().flatten()
-    if len(at):
-        for use in part.uses.values():
-            found[at] |= (use.select(at).matrix() != 0).any(1)
+def _alive(part: TaskRows, chosen: Tensor | None) -> Tensor:
+    """Which of the chosen rows, or of all (None), are not zero, [R] bool."""
+    found = torch.zeros(len(part), dtype=torch.bool, device=part.roles.kind.device)
+    at = None if chosen is None else chosen.nonzero().flatten()
+    for use in part.uses.values():
+        if at is None:
+            found |= use.alive()
+        elif len(at):
+            found[at] |= use.select(at).alive()
     return found
 
 

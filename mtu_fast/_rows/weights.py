@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtu_fast._rows.grad import check_finite
+from mtu_fast._checks.flags import AT_ONCE, Flags
+from mtu_fast._checks.values import all_finite
+from mtu_fast._rows.grad import not_finite
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import TaskRows
 
@@ -61,12 +63,15 @@ def has_outside(parts: Sequence[TaskRows]) -> bool:
     return any(gradients for part in parts for gradients in part.outside.values())
 
 
-def outside_gradients(parts: Sequence[TaskRows], w: Tensor) -> dict[Tensor, Tensor]:
+def outside_gradients(
+    parts: Sequence[TaskRows], w: Tensor, flags: Flags = AT_ONCE
+) -> dict[Tensor, Tensor]:
     """`Σ w_group · gradient of the group's summed losses`, over the groups (kind, task) of every part.
 
     Args:
         parts: R rows.
         w: weights `[R]`, equal within a group.
+        flags: of the call.
 
     Returns:
         {parameter outside: gradient}.
@@ -85,17 +90,24 @@ def outside_gradients(parts: Sequence[TaskRows], w: Tensor) -> dict[Tensor, Tens
             if not gradients:
                 continue
             others = part.roles.kind != kind
-            weight = mine.masked_fill(others, -inf).amax()
-            differs.append(weight != mine.masked_fill(others, inf).amin())
+            largest = mine.masked_fill(others, -inf).amax()
+            differs.append(largest > mine.masked_fill(others, inf).amin())
+            # a kind that only the device knows to have no rows
+            weight = torch.where(others.all(), 0.0, largest) if flags.deferred else largest
             _add(found, gradients, weight)
-    if differs and bool(torch.stack(differs).any()):  # one wait for the device, whatever the groups
-        check_finite([w])
-        raise ValueError(
-            "weights differ between rows of one kind and task, but the engine has parameters outside `params`, "
-            "whose gradients are known per kind and task only; say what those get by backward(w, outside=weights "
-            "[R]) or a method whose outside() is equal within them, or take rows with per='task'."
-        )
+    if differs:
+        flags.refuse(torch.stack(differs).any(), lambda: _differ(w))
     return found
+
+
+def _differ(w: Tensor) -> Exception:
+    if not all_finite([w]):
+        return not_finite()
+    return ValueError(
+        "weights differ between rows of one kind and task, but the engine has parameters outside `params`, "
+        "whose gradients are known per kind and task only; say what those get by backward(w, outside=weights "
+        "[R]) or a method whose outside() is equal within them, or take rows with per='task'."
+    )
 
 
 def _check_outside(w: object, rows: int) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
+from mtu_fast._later import runs_behind
 from mtu_fast.methods import Method
 
 
@@ -67,4 +68,6 @@ def _is_as_marked(grad: Tensor | None, mark: _Mark) -> bool:
     if grad is None or mark.grad() is not grad or grad._version != mark.version:
         return False
     values = grad._values() if grad.is_sparse else grad
+    if runs_behind(values.device):
+        return True  # a look would wait for it
     return bool(values.any())  # .data.zero_() leaves the version as it is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +55,19 @@ def take(engine: Engine, micro: Micro, *, sync: bool, scaler: Any = None) -> Upd
         check_scalable(micro.method)
         losses = _scaled(losses, scaler)
     try:
+        return _accumulate(engine, micro, losses, sync, waits=is_scaled)
+    except NotFiniteError:
+        if not is_scaled:
+            raise
+        _tell(engine)
+        return None
+
+
+def _accumulate(
+    engine: Engine, micro: Micro, losses: Losses, sync: bool, waits: bool
+) -> Update | None:
+    """`engine.accumulate`; a scaler must know at once whether the step was sound."""
+    with engine.waiting() if waits else nullcontext():
         return engine.accumulate(
             losses,
             micro.method,
@@ -62,11 +76,6 @@ def take(engine: Engine, micro: Micro, *, sync: bool, scaler: Any = None) -> Upd
             present=micro.present,
             subspace=micro.subspace,
         )
-    except NotFiniteError:
-        if not is_scaled:
-            raise
-        _tell(engine)
-        return None
 
 
 def check_scalable(method: Method) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtu_fast._later import is_host
 from mtu_fast.methods._fair_host import fair_weights as fair_weights_on_host
 from mtu_fast.methods._gram import UnitRows, times, unit_rows
 from mtu_fast.methods._host import solved
@@ -73,7 +74,7 @@ def _iterated(rows: UnitRows, a: float, tol: float) -> Tensor:
 
 def _at_rest(before: Tensor, u: Tensor, cancel: Tensor) -> bool:
     """Whether no matrix on the CPU needs another step; a GPU would be waited for."""
-    if u.device.type != "cpu":
+    if not is_host(u.device):
         return False
     rests = ((u - before).abs() <= RESTS * u).all(-1, keepdim=True)
     return bool((rests | cancel).all())

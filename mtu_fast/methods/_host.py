@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mtu_fast._later import is_host
 from mtu_fast.methods.roles import Roles
 
 Array = npt.NDArray[np.floating[Any]]
@@ -70,7 +71,7 @@ def solved(
     Returns:
         Weights, those of forget rows turned back.
     """
-    if G.device.type != "cpu":
+    if not is_host(G.device):
         return otherwise(G)
     sign = SIGN[roles.kind.numpy()]
     if G.ndim == 2:

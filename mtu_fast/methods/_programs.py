@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtu_fast._later import is_host
 from mtu_fast.methods._gram import UnitRows, norm, times
 
 # 11 to 20 reach rounding; nearly 30 where x and s vanish together, as between orthogonal rows
@@ -46,7 +47,7 @@ def complementary(M: Tensor, q: Tensor) -> Tensor:
         x, s = point
         gap = (x * s).mean(-1, keepdim=True)
         open_ = gap > DONE
-        if q.device.type == "cpu" and not bool(open_.any()):  # a GPU would be waited for
+        if is_host(q.device) and not bool(open_.any()):
             break
         missing = s - times(M, x) - q
         factor = torch.linalg.cholesky_ex(M + torch.diag_embed((s / x).clamp(min=FLOOR)))[0]

@@ -78,6 +78,9 @@ class Method(ABC):
         takes_memory: whether the rows of a `mtu.Memory` are constraints of the method.
         needs_memory: whether it must be given one.
         needs_levels: whether it is meant for forget rows of which `mtu.Levels` says who rests.
+        allows_absent: whether rows of kind ABSENT do it no harm. Where a mask `present` lies on a
+            GPU, such a method is given a row of zeros for a sample without a label; for another one
+            the GPU is waited for, and the row left out.
         scale_equivariant: whether losses times S make the update S times as long; a loss scaler,
             which divides `.grad` by S, spoils it where not.
     """
@@ -89,6 +92,7 @@ class Method(ABC):
     takes_memory: ClassVar[bool] = False
     needs_memory: ClassVar[bool] = False
     needs_levels: ClassVar[bool] = False
+    allows_absent: ClassVar[bool] = False
     scale_equivariant: ClassVar[bool] = True
 
     @abstractmethod
@@ -227,6 +231,16 @@ def dependence_tolerance(dtype: torch.dtype) -> float:
         known = ", ".join(map(str, TOLERANCE))
         raise TypeError(f"rows are {dtype}, expected one of {known}; convert the losses.")
     return TOLERANCE[dtype]
+
+
+def has_constraint(method: Method) -> bool:
+    """Whether something may hold of its updates exactly."""
+    return type(method).constraint is not Method.constraint
+
+
+def has_default_outside(method: Method) -> bool:
+    """Whether parameters outside get the weights themselves, where the method needs no Gram matrix."""
+    return type(method).outside is Method.outside
 
 
 def check_flags(method: Method) -> None:

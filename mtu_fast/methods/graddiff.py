@@ -31,6 +31,7 @@ class GradDiff(Method):
 
     alpha: float = 0.5
     needs_gram = False
+    allows_absent = True
 
     def __post_init__(self) -> None:
         check_fraction("GradDiff", "alpha", self.alpha)

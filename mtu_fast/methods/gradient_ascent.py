@@ -22,6 +22,7 @@ class GradientAscent(Method):
     """
 
     needs_gram = False
+    allows_absent = True
 
     def __call__(self, G: Tensor | None, roles: Roles) -> Tensor:
         """Weights [R], float64; `G` is not read."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast._arguments import check_share, check_whole
+from mtu_fast._later import Later, runs_behind
 from mtu_fast._ops.gram_schmidt import effective_rank, solve, whiten
 from mtu_fast.methods._arguments import (
     check_at_least_zero,
@@ -54,9 +55,10 @@ class Interference(NamedTuple):
 
 @dataclass
 class _Calls:
-    """Calls of a method so far."""
+    """Calls of a method so far, and a look at one of them whose outcome is still on its way from the device."""
 
     count: int = 0
+    look: tuple[Interference, Later] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ class InterferenceAware(Method):
     rows the weights are alpha r. Rows of a `mtu_fast.Memory` are constraints as the retain rows are.
 
     K, the dimension of U, must exceed the rank of B, or nothing is left of g_f: a warning then
-    names both, and the ways out. Looking at them waits for the device, so it happens at the first
-    call and every 50 calls.
+    names both, and the ways out. They are looked at in the first call and every 50 calls; on a GPU
+    the warning comes in a later call, once they are known.
 
     Args:
         alpha: weight of the retain gradient, in [0, 1].
@@ -129,10 +131,22 @@ class InterferenceAware(Method):
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R]; errors and warnings as in the class."""
         found = self.measure(G, roles)
-        if self._calls.count % CHECK_EVERY == 0 and self.order == "joint" and not self.ridge:
-            _warn_if_nothing_is_left(found)
+        self._look(found)
         self._calls.count += 1
         return found.weights
+
+    def _look(self, found: Interference) -> None:
+        """Warn where nothing is left, every so many calls; on a GPU in a later call, once that is known."""
+        calls = self._calls
+        if calls.count % CHECK_EVERY == 0 and self.order == "joint" and not self.ridge:
+            if not runs_behind(found.weights.device):
+                _warn_if_nothing_is_left(found)
+            elif not calls.look:
+                calls.look = found, Later(_squeezed(found).any())
+        elif calls.look and calls.look[1].is_there:
+            if calls.look[1].value:
+                _warn_if_nothing_is_left(calls.look[0])
+            calls.look = None
 
     def measure(self, G: Tensor, roles: Roles) -> Interference:
         """The weights with the ranks behind them.
@@ -258,9 +272,14 @@ def _remove(B: Tensor, c: Tensor, tol: float, ridge: float) -> Tensor:
     return c
 
 
+def _squeezed(found: Interference) -> Tensor:
+    """The blocks whose subspace has no room beside the constraints."""
+    return (found.dimension <= found.rank) & (found.dimension > 0) & ~found.share.isnan()
+
+
 def _warn_if_nothing_is_left(found: Interference) -> None:
     """Name K, rank(B) and what is left of g_f where the subspace has no room beside the constraints."""
-    squeezed = (found.dimension <= found.rank) & (found.dimension > 0) & ~found.share.isnan()
+    squeezed = _squeezed(found)
     if not bool(squeezed.any()):
         return
     K, rank, share = (t[squeezed][0].item() for t in (found.dimension, found.rank, found.share))
@@ -272,5 +291,5 @@ def _warn_if_nothing_is_left(found: Interference) -> None:
         f"so ‖d‖/‖g_f‖ = {share:.2g}: little or nothing is unlearned. Ways out: keep more rows, mtu.Subspace(size=K) "
         f"with K at least {2 * rank}; fewer retain samples per step; retain='target' (the other tasks are then "
         "unprotected); or ridge=0.1 (retain rows are then only nearly protected).",
-        stacklevel=4,
+        stacklevel=5,
     )

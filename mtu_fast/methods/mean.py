@@ -18,6 +18,7 @@ class Mean(Method):
     """
 
     needs_gram = False
+    allows_absent = True
 
     def __call__(self, G: Tensor | None, roles: Roles) -> Tensor:
         """Weights [R], float64; `G` is not read."""

@@ -39,6 +39,7 @@ class OrthoGrad(Method):
     alpha: float = 0.5
     granularity: Granularity = "global"
     takes_memory = True
+    allows_absent = True
 
     def __post_init__(self) -> None:
         check_fraction("OrthoGrad", "alpha", self.alpha)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-RETAIN, FORGET, SUBSPACE, RESTING, MEMORY = range(5)
+RETAIN, FORGET, SUBSPACE, RESTING, MEMORY, ABSENT = range(6)
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class Roles:
         kind: [R] int64. RETAIN and FORGET rows are the step's; a RESTING one is to be forgotten and
             past its level, so that it has no weight. SUBSPACE and MEMORY rows are of earlier steps:
             a `mtu_fast.Subspace` spans where an update may move, a `mtu_fast.Memory` what it must
-            not move along.
+            not move along. An ABSENT one
+            is a row of zeros in the place of a sample without a label, where only a GPU knows which
+            those are (`Method.allows_absent`).
         loss: [R] float64, detached loss values.
         tasks: names of the tasks.
         dtype: the precision in which the rows' gradients were computed.

@@ -20,6 +20,7 @@ class Sum(Method):
 
     per = "task"
     needs_gram = False
+    allows_absent = True
 
     def __call__(self, G: Tensor | None, roles: Roles) -> Tensor:
         """Weights [R], float64; `G` is not read."""

@@ -17,7 +17,7 @@ from benchmarks import gpu_check
 from benchmarks.gpu_check import Stage
 from mtu_fast._ops import _library
 
-NAMES = ["environment", "build", "tests", "sanitizer", "ops", "step cost"]
+NAMES = ["environment", "build", "tests", "sanitizer", "ops", "capture", "step cost"]
 LARGEST = 16 << 20
 
 

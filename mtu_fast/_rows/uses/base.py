@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast._ops._blocks import WIDE, working_dtype
-from mtu_fast._ops.explicit import row_inner
+from mtu_fast._ops.explicit import row_inner, rows_sum
 from mtu_fast._ops.gram import BUFFER
 
 TINY = torch.finfo(WIDE).tiny
@@ -145,6 +145,15 @@ class Use(ABC):
             squares += part.to(WIDE).square().sum(1)
         return squares.sqrt()
 
+    def alive(self) -> Tensor:
+        """Which rows are not zero, bool `[R]`; a tile of them at a time."""
+        step = max(BUFFER // max(self.count * self.unit, 1), 1) * self.unit
+        found = torch.zeros(self.count, dtype=torch.bool, device=self.tensors[0].device)
+        for start in range(0, prod(self.shape), step):
+            part = self.columns(start, min(start + step, prod(self.shape)))
+            found |= (part != 0).any(1)
+        return found
+
     def rows_pay(self) -> bool:
         """Whether a Gram and a combination cost less where the rows are formed and kept for both."""
         return False
@@ -183,15 +192,20 @@ class Dense(Use):
         dtype = working_dtype(self.rows)
         if w is None:
             return self.rows.to(dtype).sum(0)
-        return (w.to(dtype) @ self.matrix().to(dtype)).view(self.shape)
+        dtype = torch.promote_types(dtype, w.dtype)
+        if dtype == self.rows.dtype:
+            return (w.to(dtype) @ self.matrix()).view(self.shape)
+        return rows_sum(self.matrix(), w.to(dtype)).view(self.shape)
 
     def inner(self, d: Tensor) -> Tensor:
         return row_inner(self.matrix(), d.flatten())
 
 
 def weigh(t: Tensor, w: Tensor | None, beside: Tensor | None = None) -> Tensor:
-    """`w[r] t[r]` in the working dtype, in one pass over t; with what stands `beside` added to it."""
+    """`w[r] t[r]` in the working dtype, or that of w if it is wider; with what stands `beside` added to it."""
     dtype = working_dtype(t)
+    if w is not None:
+        dtype = torch.promote_types(dtype, w.dtype)
     t = t.to(dtype)
     if w is None:
         return t

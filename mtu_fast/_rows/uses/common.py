@@ -62,7 +62,8 @@ class Common(Use):
         # In float64: these are few numbers, and may cancel, as where a method removes what rows
         # have in common.
         share = self.scale.to(WIDE).sum(0) if w is None else w.to(WIDE) @ self.scale.to(WIDE)
-        return (share.to(self.dtype) @ self.flat.to(self.dtype)).view(self.shape)
+        dtype = self.dtype if w is None else torch.promote_types(self.dtype, w.dtype)
+        return (share.to(dtype) @ self.flat.to(dtype)).view(self.shape)
 
     def inner(self, d: Tensor) -> Tensor:
         return self.scale.to(WIDE) @ row_inner(self.flat, d.flatten())

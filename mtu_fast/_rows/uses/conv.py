@@ -54,7 +54,8 @@ class Conv(Use):
         return conv_rows(self.x, self.b[:, :, first:last], part).flatten(1)
 
     def weighted(self, w: Tensor | None) -> Tensor:
-        x, b = self.x.to(self.dtype), weigh(self.b, w)
+        b = weigh(self.b, w)
+        x = self.x.to(b.dtype)
         return conv_weight_gradient(x.flatten(0, 1), b.flatten(0, 1), self.geometry)
 
     def inner(self, d: Tensor) -> Tensor:

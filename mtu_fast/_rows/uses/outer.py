@@ -56,9 +56,11 @@ class Outer(Use):
     def weighted(self, w: Tensor | None) -> Tensor:
         # The weights go to the smaller side; positions and rows are one contraction: a single GEMM.
         if self.left.shape[2] <= self.right.shape[2]:
-            left, right = weigh(self.left, w), self.right.to(self.dtype)
+            left = weigh(self.left, w)
+            right = self.right.to(left.dtype)
         else:
-            left, right = self.left.to(self.dtype), weigh(self.right, w)
+            right = weigh(self.right, w)
+            left = self.left.to(right.dtype)
         return (left.flatten(0, 1).T @ right.flatten(0, 1)).view(self.shape)
 
     def inner(self, d: Tensor) -> Tensor:

@@ -99,7 +99,8 @@ class Stacked(_Parts):
         return torch.cat([there[e].matrix() if e in there else none for e in wanted], 1)
 
     def weighted(self, w: Tensor | None) -> Tensor:
-        found = self.tensors[0].new_zeros(self.shape, dtype=self.dtype)
+        dtype = self.dtype if w is None else torch.promote_types(self.dtype, w.dtype)
+        found = self.tensors[0].new_zeros(self.shape, dtype=dtype)
         for e, part in zip(self.at, self.parts, strict=True):
             found[e] = part.weighted(w)
         return found

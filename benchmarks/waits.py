@@ -1,0 +1,203 @@
+"""What a step asks of its host: waits for the device, ops, and time at tiny width, beside the plain training step.
+
+    python -m benchmarks.waits [--models mlp transformer] [--tasks 1 3] [--repeats K]
+
+    waits     what makes the host wait where the device runs behind it: numbers that are read, shapes that depend on
+              data, copies from Python's numbers
+    ops       calls of torch's dispatcher, which on a GPU are launches or host work
+    host      the step's time over that of the plain step, on models so small that nothing else is left
+    µs        the same as microseconds beyond the plain step, for each parameter tensor
+
+Counted on the CPU, as if it ran behind the host (`behind`): the fourth step, in which no plan is
+made or checked. Ops are those that the CPU's kernels leave; on a GPU views cost no launch, and plain
+torch has others. Times are medians of interleaved rounds on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import median
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.models import MODELS, Case, build
+from benchmarks.peers.ways import ours, plain
+from mtu_fast import _later
+
+READING = frozenset((
+    "_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "_unique2", "unique_dim",
+    "unique_consecutive", "bincount", "_linalg_eigh", "_linalg_svd", "lift_fresh",
+))  # fmt: skip
+METHODS = frozenset(("tolist", "numpy", "__array__", "cpu"))  # which read memory without an op
+INDEXED = frozenset(("index", "index_put", "index_put_", "_index_put_impl_"))
+BEFORE = 3  # steps in which a plan is made and checked
+
+
+@contextmanager
+def behind(device: str = "cpu") -> Iterator[None]:
+    """A context in which a type of device is taken to run behind the host."""
+    _later.BEHIND.add(device)
+    try:
+        yield
+    finally:
+        _later.BEHIND.discard(device)
+
+
+class Record(TorchDispatchMode):
+    """The ops of what runs in the context, and which of them wait for the device.
+
+    Attributes:
+        ops: name, shapes and dtypes of each op, in order.
+        waits: those that wait, by name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[tuple[object, ...]] = []
+        self.waits: Counter[str] = Counter()
+        self._methods = _Methods(self.waits)
+
+    def __enter__(self) -> Record:
+        self._methods.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self._methods.__exit__(kind, error, trace)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if name in READING or _by_data(name, args, kwargs or {}):
+            self.waits[name] += 1
+        self.ops.append((str(func), *map(_described, args)))
+        return func(*args, **(kwargs or {}))
+
+
+class _Methods(TorchFunctionMode):
+    """Counts the methods of tensors that read their memory without an op."""
+
+    def __init__(self, waits: Counter[str]) -> None:
+        super().__init__()
+        self._waits = waits
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in METHODS:
+            self._waits[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _by_data(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the shape of what the op gives depends on numbers."""
+    if name == "repeat_interleave":
+        return kwargs.get("output_size") is None
+    return name in INDEXED and any(i is not None and i.dtype == torch.bool for i in args[1])
+
+
+def _described(value: Any) -> object:
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype, value.stride()
+    if isinstance(value, list | tuple):
+        return tuple(map(_described, value))
+    return value
+
+
+def recorded(step: Callable[[], object]) -> Record:
+    """The ops and waits of a step."""
+    with Record() as record:
+        step()
+    return record
+
+
+class Host(NamedTuple):
+    """What a step asks of the host.
+
+    waits: of one step. ops: over those of the plain step. time: over the plain step's. extra: µs
+    beyond it, for each parameter tensor.
+    """
+
+    waits: int
+    ops: float
+    time: float
+    extra: float
+
+
+def measure(case: Case, repeats: int) -> Host:
+    """One case's step beside the plain step."""
+    mine, base = ours(case).step, plain(case).step
+    with behind():
+        for _ in range(BEFORE):
+            mine()
+        record = recorded(mine)
+        ratio, extra = _times(mine, base, repeats)
+    tensors = sum(1 for _ in case.model.parameters())
+    return Host(
+        record.waits.total(), len(record.ops) / len(recorded(base).ops), ratio, extra / tensors
+    )
+
+
+def _times(
+    step: Callable[[], object], base: Callable[[], object], repeats: int
+) -> tuple[float, float]:
+    """The ratio of the steps' times, and their difference in µs: medians over rounds."""
+    ratios, extra = [], []
+    for _ in range(repeats):
+        took = []
+        for each in (step, base):
+            start = time.perf_counter()
+            each()
+            took.append(time.perf_counter() - start)
+        ratios.append(took[0] / took[1])
+        extra.append((took[0] - took[1]) * 1e6)
+    return median(ratios), median(extra)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what the arguments ask for and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--tasks", nargs="+", type=int, default=[1, 3])
+    parser.add_argument("--repeats", type=int, default=31)
+    args = parser.parse_args(argv)
+    if min(*args.tasks, args.repeats) < 1:
+        parser.error("--tasks and --repeats take numbers from 1")
+    torch.set_num_threads(1)
+    print("| model | tasks | waits | ops over plain | host over plain | extra µs a parameter |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for model in args.models:
+        for tasks in args.tasks:
+            found = measure(build(model, tasks, quick=True), args.repeats)
+            numbers = f"{found.waits} | {found.ops:.1f} | {found.time:.1f} | {found.extra:.0f}"
+            print(f"| {model} | {tasks} | {numbers} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

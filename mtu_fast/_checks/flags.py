@@ -1,0 +1,154 @@
+"""What only a step's device knows: whether the step is sound.
+
+On the CPU a condition is looked at where it is found, and its error is raised there. A GPU runs
+behind the host, and a look would wait for it. There the condition stays on the device as a flag: a
+step adds nothing to `.grad` where one of its flags is set, and the error is raised once the flag
+has arrived at the host, in a later call of the engine or by `Update.check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from mtu_fast._checks.values import all_finite, some_not_finite
+from mtu_fast._later import Later, runs_behind
+
+Failure = Callable[[], Exception]  # the error to raise; called where the condition failed
+
+
+class Flags:
+    """The conditions of one call.
+
+    Args:
+        ledger: where those that stay on the device are read later; None to look at each as it
+            comes.
+    """
+
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self._ledger = ledger
+        self._bad: list[Tensor] = []
+        self._failures: list[Failure] = []
+        self._told: Later | None = None
+
+    @property
+    def deferred(self) -> bool:
+        """Whether conditions stay on the device."""
+        return self._ledger is not None
+
+    def refuse(self, bad: Tensor, failure: Failure) -> None:
+        """Where `bad` `[]` holds, the call is unsound: `failure()` is raised, now or once it is known."""
+        if self._ledger is not None:
+            self._bad.append(bad)
+            self._failures.append(failure)
+            self._told = None
+            self._ledger.open(self)
+        elif bool(bad):
+            raise failure()
+
+    def check_finite(self, tensors: Iterable[Tensor], failure: Failure) -> None:
+        """Refuse what is infinite or undefined."""
+        if self.deferred:
+            bad = some_not_finite(tensors)
+            if bad is not None:
+                self.refuse(bad, failure)
+        elif not all_finite(tensors):
+            raise failure()
+
+    @property
+    def bad(self) -> Tensor | None:
+        """Whether a condition fails, `[]` bool on the device; None where none was left there."""
+        return torch.stack(self._bad).any() if self._bad else None
+
+    def send(self) -> None:
+        """Let the flags come to the host; nothing waits for them."""
+        if self._bad and self._told is None and not _is_captured(self._bad[0]):
+            self._told = Later(torch.stack(self._bad).any())
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the host knows all flags."""
+        return not self._bad or (self._told is not None and self._told.is_there)
+
+    @property
+    def is_unsound(self) -> bool:
+        """Whether one of them is set, as far as the host knows."""
+        return self._told is not None and self._told.is_there and self._told.value
+
+    def settled(self) -> list[Exception]:
+        """The errors of the conditions that failed, which then are not raised again; waits for the device."""
+        if self._ledger is not None:
+            self._ledger.close(self)
+        conditions = zip(self._bad, self._failures, strict=True)
+        return [failure() for bad, failure in conditions if bool(bad)]
+
+
+AT_ONCE = Flags()
+
+
+class Ledger:
+    """The flags of an engine's calls that were not read yet.
+
+    Attributes:
+        at_once: look at every condition as it comes, whatever the device.
+    """
+
+    def __init__(self, at_once: bool = False) -> None:
+        self.at_once = at_once
+        self._open: list[Flags] = []
+
+    def __reduce__(self) -> tuple[type[Ledger], tuple[bool]]:
+        return Ledger, (self.at_once,)  # a copy has made no calls
+
+    def flags(self, device: torch.device) -> Flags:
+        """Those of a new call."""
+        return AT_ONCE if self.at_once or not runs_behind(device) else Flags(self)
+
+    def open(self, flags: Flags) -> None:
+        """These are to be read."""
+        if not any(each is flags for each in self._open):
+            self._open.append(flags)
+
+    def close(self, flags: Flags) -> None:
+        """These were read."""
+        self._open = [each for each in self._open if each is not flags]
+
+    def settle(self) -> None:
+        """Raise the first error of earlier calls that the host knows of; nothing is waited for.
+
+        Raises:
+            Exception: of the kind that would have been raised in the call.
+        """
+        errors: list[Exception] = []
+        for flags in list(self._open):
+            flags.send()
+            if flags.is_there:
+                errors += flags.settled() if flags.is_unsound else []
+                self.close(flags)
+        if errors:
+            text = f"found in an earlier call, which added nothing to .grad: {errors[0]}"
+            raise type(errors[0])(text) from errors[0]
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A context in which conditions are looked at as they come."""
+        before, self.at_once = self.at_once, True
+        try:
+            yield
+        finally:
+            self.at_once = before
+
+
+def some_bad(flags: Iterable[Flags]) -> Tensor | None:
+    """Whether a condition of some calls fails, `[]` bool on their device; None where none was left there."""
+    found = {id(each): each for each in flags}
+    bad = [each.bad for each in found.values()]
+    there = [each for each in bad if each is not None]
+    return torch.stack(there).any() if there else None
+
+
+def _is_captured(t: Tensor) -> bool:
+    return t.is_cuda and torch.cuda.is_current_stream_capturing()
