@@ -21,7 +21,7 @@ from mtu_fast.rules import RULES, RowMap, Use, rule, summed
 
 
 class ExpScale(torch.autograd.Function):
-    """`out = x · exp(g)`, x `[N, S, D]` and g `[D]`."""
+    """`out = x · exp(g)`, x `[N, ..., D]` and g `[D]`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, g: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class ExpScale(torch.autograd.Function):
     def backward(ctx: Any, b: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of x and g."""
         x, g = ctx.saved_tensors
-        return b * g.exp(), (b * x * g.exp()).sum((0, 1))
+        return b * g.exp(), (b * x * g.exp()).flatten(0, -2).sum(0)
 
 
 def exp_scale(node: Any, slot: int, shape: tuple[int, ...], b: Tensor, rows: RowMap) -> Use | None:

@@ -46,39 +46,16 @@ def causal_lm(
     return _reduced(logits, following, torch.cat([counts[:, 1:], last], 1), reduction)
 
 
-def seq2seq(
-    logits: Tensor, labels: Tensor, *, ignore_index: int = IGNORED, reduction: str = "mean"
-) -> Tensor:
-    """`L_n = −1/|C_n| Σ_{s ∈ C_n} log softmax(logits[n, s])[labels[n, s]]`, C_n the positions whose label counts.
-
-    For a decoder whose inputs are already shifted, as those of an encoder-decoder model are.
-
-    Args:
-        logits: `[N, S, V]` of the decoder.
-        labels: `[N, S]` int64, `ignore_index` where one does not count.
-        ignore_index: the label of positions that do not count.
-        reduction: "mean" or "sum" over the positions of a sample.
-
-    Returns:
-        `[N]`; 0 for a sample of which no position counts.
-
-    Raises:
-        TypeError: logits that are not floating, or labels that are not int64.
-        ValueError: shapes that do not fit, labels beyond the vocabulary, or an unknown reduction.
-    """
-    counts = _counts("seq2seq", logits, labels, None, ignore_index, reduction)
-    return _reduced(logits, labels, counts, reduction)
-
-
 def token_classification(
     logits: Tensor, labels: Tensor, *, ignore_index: int = IGNORED, reduction: str = "mean"
 ) -> Tensor:
     """`L_n = −1/|C_n| Σ_{s ∈ C_n} log softmax(logits[n, s])[labels[n, s]]`, C_n the tokens that have a label.
 
-    For taggers, and for masked language models.
+    For taggers, for masked language models, and by its other name `seq2seq` for decoders whose
+    inputs are already shifted, as those of encoder-decoder models are.
 
     Args:
-        logits: `[N, S, classes]`.
+        logits: `[N, S, classes]`, of any floating dtype; computed in float32 at least.
         labels: `[N, S]` int64, `ignore_index` where a token has none.
         ignore_index: the label of tokens that do not count.
         reduction: "mean" or "sum" over the tokens of a sample.
@@ -92,6 +69,9 @@ def token_classification(
     """
     counts = _counts("token_classification", logits, labels, None, ignore_index, reduction)
     return _reduced(logits, labels, counts, reduction)
+
+
+seq2seq = token_classification
 
 
 def _counts(

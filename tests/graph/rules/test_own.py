@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import mtu_fast as mtu
+from examples.own_rule import ExpScale
 from mtu_fast import rules
 from tests.helpers.checks import assert_rows, trained, truth_of
 
@@ -23,20 +24,6 @@ def put_back() -> Iterator[None]:
     yield
     rules.RULES.clear()
     rules.RULES.update(known)
-
-
-class ExpScale(torch.autograd.Function):
-    """`x · exp(g)`, x `[N, D]` and g `[D]`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, g: Tensor) -> Tensor:
-        ctx.save_for_backward(x, g)
-        return x * g.exp()
-
-    @staticmethod
-    def backward(ctx: Any, b: Tensor) -> tuple[Tensor, Tensor]:
-        x, g = ctx.saved_tensors
-        return b * g.exp(), (b * x * g.exp()).sum(0)
 
 
 class LookUpTimes(torch.autograd.Function):
