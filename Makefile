@@ -18,8 +18,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 SOURCES := setup.py pyproject.toml mtu_fast/_build.py $(shell find csrc -type f)
-CORE := tests/test_engine.py tests/test_rows.py tests/methods/test_orthograd.py tests/ops/test_gram.py tests/ops/test_gram_schmidt.py tests/reference
-FAST := tests/test_engine.py tests/test_rows.py tests/test_imports.py tests/rows tests/reference tests/methods $(addprefix tests/ops/test_,gram.py row_gram.py gram_schmidt.py project.py)
+CORE := tests/engine tests/test_rows.py tests/methods/test_orthograd.py tests/ops/gram tests/ops/test_gram_schmidt.py tests/reference
+FAST := tests/engine tests/test_rows.py tests/test_imports.py tests/rows tests/reference tests/methods tests/ops/gram $(addprefix tests/ops/test_,row_gram.py gram_schmidt.py project.py)
 
 .PHONY: help setup test test-fast test-without-extension test-floor check wheels demo unlearning bench peers scaling scaling-ranks compare ops ops-bench gpu-check docs clean
 

@@ -1,6 +1,6 @@
 """The oldest Python and torch that are promised: the extension compiled by them, and tests of the core.
 
-python -m tools.floor tests/test_engine.py ...    the arguments are pytest's
+python -m tools.floor tests/engine ...    the arguments are pytest's
 
 The environment is out/floor, and is used again. Where that torch cannot be had, the reason is
 printed and the exit status is 0.

@@ -1,0 +1,104 @@
+"""Grams of convolutions: every route, shared inputs, and the choice of a route."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mtu_fast._ops import _tiles, routes
+from mtu_fast._ops import gram as op
+from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._ops._prices import CUDA_KERNELS, OF_KERNELS, PLAIN_TORCH
+from tests.helpers.truth import relative_error
+from tests.ops.gram.blocks import (
+    CONVS,
+    check,
+    conv_blocks,
+    conv_truth,
+    draw,
+    geometry,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("route", ["ghost", "direct"])
+@pytest.mark.parametrize("small_tiles", [False, True])
+def test_conv_gram(
+    name: str, route: str, dtype: torch.dtype, small_tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g, size = CONVS[name]
+    if route == "ghost" and not g.plain:
+        # the only route there
+        assert op.conv_route(*conv_blocks(g, [(2, 1, size)], dtype), g) == "direct"
+        return
+    monkeypatch.setattr(op, "conv_route", lambda x, b, geometry: route)
+    if small_tiles:
+        monkeypatch.setattr(_tiles, "TILE", 60)
+        monkeypatch.setattr(_tiles, "BUFFER", 60)
+    xs, bs = conv_blocks(g, [(3, 1, size), (2, 2, size)], dtype)
+    work = working_dtype(xs[0])
+    check(
+        f"conv {route}, {name}, {dtype}",
+        op.conv_gram(xs, bs, g),
+        conv_truth(xs, bs, g),
+        conv_truth(xs, bs, g, work),
+    )
+
+
+@pytest.mark.parametrize("route", ["ghost", "direct"])
+@pytest.mark.parametrize("small_tiles", [False, True])
+def test_conv_gram_of_shared_inputs_and_unequal_images(
+    route: str, small_tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three tasks on one forward, two on another with images of another size, and channels-last memory."""
+    monkeypatch.setattr(op, "conv_route", lambda x, b, geometry: route)
+    if small_tiles:
+        monkeypatch.setattr(_tiles, "TILE", 60)
+    g = geometry((4, 3, 3, 2), padding=1, stride=(2, 1))
+    (x, y), (b, c) = conv_blocks(g, [(3, 1, (5, 4)), (2, 2, (3, 6))], torch.float64)
+    xs, bs = (
+        [x, y, x, y, x],
+        [b, c, draw(*b.shape, seed=3), draw(*c.shape, seed=4), draw(*b.shape, seed=5)],
+    )
+    check(
+        f"conv {route}, shared",
+        op.conv_gram(xs, bs, g),
+        conv_truth(xs, bs, g),
+        conv_truth(xs, bs, g),
+    )
+    last = [t.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) for t in xs]
+    assert relative_error(op.conv_gram(last, bs, g), op.conv_gram(xs, bs, g)) <= 1e-14
+
+
+def test_conv_route_prefers_what_is_cheaper() -> None:
+    g, tiny = geometry((64, 64, 3, 3), padding=1), [(2, 1, (2, 2))]
+    assert op.conv_route(*conv_blocks(g, tiny, torch.float32), g) == "ghost"
+    h, large = geometry((4, 3, 3, 3), padding=1), [(2, 1, (40, 40))]
+    assert op.conv_route(*conv_blocks(h, large, torch.float32), h) == "direct"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "meta"])
+def test_without_a_kernel_plain_torch_is_charged(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(op.outer_ghost, "why_no_kernel", lambda device: "none was built")
+    assert op.prices(torch.device(device)) == PLAIN_TORCH
+    monkeypatch.setattr(op.outer_ghost, "why_no_kernel", lambda device: "")
+    if device in OF_KERNELS:
+        assert op.prices(torch.device(device)) == OF_KERNELS[device]
+
+
+def test_on_a_gpu_patches_are_charged_for_each_tap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """6272 positions: products of 49-tap patches cost five times those of nine taps, and more than the rows."""
+    monkeypatch.setattr(routes, "prices", lambda device: CUDA_KERNELS)
+    for kernel, route in ((3, "ghost"), (7, "direct")):
+        g = geometry((64, 64, kernel, kernel), padding=kernel // 2)
+        assert op.conv_route(*conv_blocks(g, [(32, 1, (14, 14))], torch.float32), g) == route
+
+
+@pytest.mark.skipif(not op.conv_ghost.has_kernel("CPU"), reason="the kernel's own rule")
+def test_images_that_the_kernel_cuts_go_direct() -> None:
+    dilated = geometry((64, 256, 3, 3), padding=6, dilation=6)
+    for size, route in (((16, 16), "ghost"), ((17, 17), "direct")):
+        assert op.conv_route(*conv_blocks(dilated, [(1, 1, size)], torch.float32), dilated) == route
