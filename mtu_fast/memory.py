@@ -259,12 +259,13 @@ class Memory:
 
     def _scores(self, update: Update, place: Tensor) -> Tensor:
         """`[K]`: those of the largest stay."""
-        if self._keep == "newest" or update.gram is None:
+        if self._keep == "newest" or update.gram is None or update.seen is None:
             return torch.arange(len(place), device=place.device)
-        R = len(update.roles)
+        R = len(update.seen)
         G = update.gram.reshape(-1, R, R).sum(0)
-        felt = G @ mean_weights(update.roles, FORGET)
-        return (felt / G.diagonal().clamp(min=0.0).sqrt())[place].nan_to_num()
+        felt = G @ mean_weights(update.seen, FORGET)
+        scores = felt / G.diagonal().clamp(min=0.0).sqrt()
+        return scores[update.places(place)].nan_to_num()
 
     def _standing(self, rows: Rows, block: Block) -> Rows:
         """The rows of a block, or the basis that stands for them, in the space of other rows."""
@@ -315,7 +316,7 @@ def _grams(rows: Rows, update: Update, place: Tensor) -> dict[tuple[int, ...], T
     per = "total"
     if gram.dim() == 3:
         per = "layer" if len(gram) == len(rows.groups("layer")) else "tensor"
-    matrices = gram[..., place[:, None], place].reshape(-1, len(place), len(place))
+    matrices = update.gram_of(place).reshape(-1, len(place), len(place))
     return dict(zip(rows.groups(per), matrices, strict=True))
 
 

@@ -17,7 +17,7 @@ from mtu_fast._rows.explicit import Grams, explicit, in_memory
 from mtu_fast._rows.grad import accumulate, add, as_autograd_gives
 from mtu_fast._rows.own import OwnProducts
 from mtu_fast._rows.shared import Shared
-from mtu_fast._rows.solve import solve
+from mtu_fast._rows.solve import Source, solve
 from mtu_fast._rows.task_rows import TaskRows, all_roles, uses_of
 from mtu_fast._rows.update import Update, check_meant, check_method
 from mtu_fast._rows.validity import check_open
@@ -284,10 +284,15 @@ class Rows:
         if check and not isinstance(method, Tensor):
             check_meant(method, self._parts)
         self._products.prepare(method)
-        solved = solve(self, method, self._shared, has_outside(self._parts))
-        found, residual = solved.direction(self, self._shared)
-        others = self._products.outside(solved.outside if outside is None else outside)
-        self._products.check_finite([*others.values(), *solved.unsure(found)], solved.weights)
+        pooled = self._products.pooled(method)
+        seen: Source = self if pooled is None else pooled
+        solved = solve(seen, method, self._shared, has_outside(self._parts))
+        found, residual = solved.direction(seen, self._shared)
+        weights, of_losses = solved.weights, solved.outside
+        if pooled is not None:
+            weights, of_losses = pooled.pool.spread(weights), pooled.pool.spread(of_losses)
+        others = self._products.outside(of_losses if outside is None else outside)
+        self._products.check_finite([*others.values(), *solved.unsure(found)], weights)
         add(found, others)
         flags = self._flags()
         accumulate(self._as_autograd_gives(found), some_bad(flags))
@@ -295,7 +300,8 @@ class Rows:
             part.use_up()
         for each in flags:
             each.send()
-        return Update(solved.weights, self.roles, solved.gram, residual, flags)
+        into = None if pooled is None else pooled.pool.into
+        return Update(weights, self.roles, solved.gram, residual, flags, seen.roles, into)
 
     def _flags(self) -> tuple[Flags, ...]:
         """Those of the calls that the rows were taken in, and of what was made of them."""

@@ -51,10 +51,31 @@ Tensor ghost(std::vector<Tensor>& x, std::vector<Tensor>& b, const cpu::Walk& wa
   return out;
 }
 
-Tensor direct(std::vector<Tensor>& x, std::vector<Tensor>& b, const cpu::Walk& walk) {
+// The rows of G: as many as `into` names, each at least once, or all.
+int64_t rows_of_gram(const char* op, const std::vector<Tensor>& x, const std::vector<int64_t>& into) {
+  int64_t all = 0;
+  for (const Tensor& t : x) all += t.size(0);
+  if (into.empty()) return all;
+  STD_TORCH_CHECK(static_cast<int64_t>(into.size()) == all, op, ": into: expected a row of the Gram for each of ", all,
+                  " rows, got ", into.size());
+  std::vector<bool> named(all, false);
+  int64_t R = 0;
+  for (int64_t row : into) {
+    STD_TORCH_CHECK(-1 <= row && row < all, op, ": into: expected rows from 0 to ", all - 1, ", or -1, got ", row);
+    if (row < 0) continue;
+    named[row] = true;
+    R = std::max(R, row + 1);
+  }
+  STD_TORCH_CHECK(std::count(named.begin(), named.end(), true) == R, op, ": into: expected every row of the Gram below ",
+                  R, " at least once");
+  return R;
+}
+
+Tensor direct(const char* op, std::vector<Tensor>& x, std::vector<Tensor>& b, const cpu::Walk& walk,
+              const std::vector<int64_t>& into) {
+  const int64_t R = rows_of_gram(op, x, into);
   std::vector<cpu::Block> images, gradients;
   std::vector<cpu::Direct::Pair> pairs(x.size());
-  int64_t R = 0;
   const auto gather = [&](std::vector<Tensor>& side, std::vector<cpu::Block>& blocks, auto which) {
     const std::vector<size_t> first = firsts(side);
     for (size_t i = 0; i < side.size(); ++i) {
@@ -64,9 +85,8 @@ Tensor direct(std::vector<Tensor>& x, std::vector<Tensor>& b, const cpu::Walk& w
   };
   gather(x, images, &cpu::Direct::Pair::x);
   gather(b, gradients, &cpu::Direct::Pair::b);
-  for (const Tensor& t : x) R += t.size(0);
   Tensor out = torch::stable::new_empty(x[0], {R, R}, ScalarType::Double);
-  cpu::Direct gram(images, gradients, pairs, walk);
+  cpu::Direct gram(images, gradients, pairs, walk, into);
   const auto grain = [](int64_t most, int64_t work) { return std::max<int64_t>(1, most / (work + 1)); };  // about 50 us
   torch::stable::parallel_for(0, gram.wide_rows(), grain(100'000, gram.width()),
                               [&](int64_t begin, int64_t end) { gram.pack(begin, end); });
@@ -77,10 +97,11 @@ Tensor direct(std::vector<Tensor>& x, std::vector<Tensor>& b, const cpu::Walk& w
 }
 
 // `precision` is a permission; these kernels are at its highest always.
-Tensor outer_direct(std::vector<Tensor> left, std::vector<Tensor> right, std::string precision) {
+Tensor outer_direct(std::vector<Tensor> left, std::vector<Tensor> right, std::string precision,
+                    std::vector<int64_t> into) {
   check_precision("outer_direct", precision);
   check_sides("outer_direct", left, right, 0);
-  return direct(left, right, {});
+  return direct("outer_direct", left, right, {}, into);
 }
 
 Tensor outer_ghost(std::vector<Tensor> left, std::vector<Tensor> right, std::string precision) {
@@ -108,12 +129,13 @@ void check_tables(const char* op, const std::vector<Tensor>& b, const cpu::Walk&
 }
 
 Tensor conv_direct(std::vector<Tensor> x, std::vector<Tensor> b, std::vector<int64_t> kernel, std::vector<int64_t> stride,
-                   std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string precision) {
+                   std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string precision,
+                   std::vector<int64_t> into) {
   check_precision("conv_direct", precision);
   const cpu::Walk walk{std::move(kernel), std::move(stride), std::move(padding), std::move(dilation)};
   check_images("conv_direct", x, b, walk);
   check_tables("conv_direct", b, walk, true);
-  return direct(x, b, walk);
+  return direct("conv_direct", x, b, walk, into);
 }
 
 Tensor conv_ghost(std::vector<Tensor> x, std::vector<Tensor> b, std::vector<int64_t> kernel, std::vector<int64_t> stride,

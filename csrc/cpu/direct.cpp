@@ -105,7 +105,8 @@ Form<T> best() {
 
 }  // namespace
 
-Direct::Direct(const std::vector<Block>& x, const std::vector<Block>& b, const std::vector<Pair>& pairs, const Walk& walk) {
+Direct::Direct(const std::vector<Block>& x, const std::vector<Block>& b, const std::vector<Pair>& pairs, const Walk& walk,
+               const std::vector<int64_t>& into) {
   std::vector<int64_t> grids(x.size());
   for (const Pair& pair : pairs) grids[pair.x] = pair.b;
   Sides both = sides(x, b, grids, walk);
@@ -120,11 +121,22 @@ Direct::Direct(const std::vector<Block>& x, const std::vector<Block>& b, const s
   const bool turned = tall_.columns < wide_.columns && tall_.taps[0].size() == 1;  // patches are never packed whole
   if (turned) std::swap(tall_, wide_);
   uses_.resize(tall_.rows.size());
+  int64_t given = 0;
   for (const Pair& pair : pairs) {
     const int64_t of_x = first_row(x, pair.x), of_b = first_row(b, pair.b);
-    for (int64_t r = 0; r < x[pair.x].size[0]; ++r) {
+    for (int64_t r = 0; r < x[pair.x].size[0]; ++r, ++given) {
+      const int64_t row = into.empty() ? given : into[given];
+      if (row < 0) continue;
+      rows_ = std::max(rows_, row + 1);
       positions_ += (turned ? wide_ : tall_).rows[r + of_x].positions;
-      uses_[r + (turned ? of_b : of_x)].push_back({rows_++, r + (turned ? of_x : of_b)});
+      uses_[r + (turned ? of_b : of_x)].push_back({row, r + (turned ? of_x : of_b)});
+    }
+  }
+  std::vector<bool> formed(rows_, false);
+  for (std::vector<Use>& of_row : uses_) {  // in the order in which tiles are formed
+    for (Use& use : of_row) {
+      use.adds = formed[use.row];
+      formed[use.row] = true;
     }
   }
   is_double_ ? plan<double>() : plan<float>();
@@ -203,8 +215,9 @@ void Direct::form_tile(int64_t top, int64_t down, int64_t left, int64_t across, 
       for (const Use& use : uses_[t]) {
         const T* b = packed + (wide_.rows[use.wide].first * wide_panels_ + left * positions + start) * WIDTH<T>;
         T* out = tile + use.row * down * across * BLOCK<T>;
+        const bool more = use.adds || start > 0;
         for (int64_t j = 0; j < across; ++j, b += positions * WIDTH<T>) {
-          for (int64_t i = 0; i < down; ++i, out += BLOCK<T>) form(panels + i * depth * HEIGHT, b, depth, start > 0, out);
+          for (int64_t i = 0; i < down; ++i, out += BLOCK<T>) form(panels + i * depth * HEIGHT, b, depth, more, out);
         }
       }
       start += depth;

@@ -55,6 +55,9 @@ class JoinedProducts:
         """Before a method is asked for weights: it draws the same numbers everywhere."""
         self.ranks.same_generator(method)
 
+    def pooled(self, method: object) -> None:
+        """Nothing: rows of several ranks are met one by one."""
+
     def gram(self, groups: Groups) -> Tensor:
         """`[L, R, R]`, finite, of rows that are long enough for it; the same bits on every rank."""
         gram = joined_gram(self.ranks, self._parts, self._shared, groups)

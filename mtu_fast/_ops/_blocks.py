@@ -8,6 +8,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from mtu_fast._ops._pooling import Into, rows_of_gram
+
 WIDE = torch.float64
 
 
@@ -16,8 +18,8 @@ def working_dtype(t: Tensor) -> torch.dtype:
     return torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else t.dtype
 
 
-def square(blocks: Sequence[Tensor]) -> Tensor:
-    r = sum(t.shape[0] for t in blocks)
+def square(blocks: Sequence[Tensor], into: Into = ()) -> Tensor:
+    r = rows_of_gram(into, sum(t.shape[0] for t in blocks))
     return blocks[0].new_empty(r, r, dtype=WIDE)
 
 

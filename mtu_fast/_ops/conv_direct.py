@@ -14,6 +14,7 @@ from mtu_fast._ops._blocks import WIDE, square
 from mtu_fast._ops._convolution import Geometry, plain_rows
 from mtu_fast._ops._library import define
 from mtu_fast._ops._pixels import WALK
+from mtu_fast._ops._pooling import Into, check_into, rows_of_gram, summed_rows
 from mtu_fast._ops.row_gram import row_gram
 
 
@@ -22,10 +23,12 @@ def gram_by_rows(
     b: Sequence[Tensor],
     geometry: Geometry,
     form: Callable[[Tensor, Tensor, Geometry], Tensor],
+    into: Into = (),
 ) -> Tensor:
     """`conv_gram` of rows formed by `form`, a tile of output channels at a time where they can be told apart."""
     r = sum(t.shape[0] for t in x)
-    gram = x[0].new_zeros(r, r, dtype=WIDE)
+    met = rows_of_gram(into, r)
+    gram = x[0].new_zeros(met, met, dtype=WIDE)
     channels = b[0].shape[2]
     step = (
         max(1, _tiles.BUFFER // max(r * prod(geometry.weight[1:]), 1))
@@ -40,23 +43,37 @@ def gram_by_rows(
             else geometry
         )
         tiles = [form(x_i, b_i[:, :, start:stop], part) for x_i, b_i in zip(x, b, strict=True)]
-        gram += row_gram([t.flatten(1) for t in tiles])
+        gram += row_gram(summed_rows([t.flatten(1) for t in tiles], into))
     return gram
 
 
-@define(f"conv_direct(Tensor[] x, Tensor[] b, {WALK}, str precision) -> Tensor", check=check_images)
+def _check_direct(
+    x: Sequence[Tensor], b: Sequence[Tensor], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], precision: str, into: Into = (),
+) -> None:  # fmt: skip
+    check_images(x, b, kernel, stride, padding, dilation, precision)
+    check_into(into, sum(t.shape[0] for t in x))
+
+
+@define(
+    f"conv_direct(Tensor[] x, Tensor[] b, {WALK}, str precision, int[] into=[]) -> Tensor",
+    check=_check_direct,
+)
 def conv_direct(
     x: Sequence[Tensor], b: Sequence[Tensor], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], precision: str,
+    dilation: Sequence[int], precision: str, into: Into = (),
 ) -> Tensor:  # fmt: skip
-    """`conv_gram` of one group, forward, by rows, a tile of them at a time."""
+    """`conv_gram` of one group, forward, by rows, a tile of them at a time; `into` as in `outer_direct`."""
     weight = (b[0].shape[2], x[0].shape[2], *kernel)
     geometry = Geometry(
         weight, tuple(stride), tuple(padding), tuple(dilation), False, (0,) * len(kernel), 1
     )
-    return gram_by_rows(x, b, geometry, plain_rows)
+    return gram_by_rows(x, b, geometry, plain_rows, into)
 
 
 @conv_direct.fake
-def _(x: Sequence[Tensor], *_: object) -> Tensor:
-    return square(x)
+def _(
+    x: Sequence[Tensor], b: Sequence[Tensor], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], precision: str, into: Into = (),
+) -> Tensor:  # fmt: skip
+    return square(x, into)

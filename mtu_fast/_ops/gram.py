@@ -29,6 +29,7 @@ from torch import Tensor
 
 from mtu_fast._ops._arguments import check_sides
 from mtu_fast._ops._convolution import Geometry
+from mtu_fast._ops._pooling import Into, summed_gram
 from mtu_fast._ops._tiles import BUFFER
 from mtu_fast._ops.conv_direct import conv_direct, gram_by_rows
 from mtu_fast._ops.conv_ghost import conv_ghost
@@ -72,26 +73,36 @@ __all__ = [
 
 
 def outer_gram(
-    left: Sequence[Tensor], right: Sequence[Tensor], precision: str = "highest"
+    left: Sequence[Tensor], right: Sequence[Tensor], precision: str = "highest", into: Into = ()
 ) -> Tensor:
-    """`G = J Jᵀ` of rows `Σ_s left ⊗ right`: blocks left `[R_i, S_i, A]`, right `[R_i, S_i, B]` -> float64 `[R, R]`."""
+    """`G = J Jᵀ` of rows `Σ_s left ⊗ right`: blocks left `[R_i, S_i, A]`, right `[R_i, S_i, B]` -> float64 `[R, R]`.
+
+    Rows with one number in `into` are summed, see `_pooling`.
+    """
     check_sides(left, right, precision)
-    route = outer_route(left, right)
-    if route == "rank one":
-        return rank_one_gram([t[:, 0] for t in left], [t[:, 0] for t in right], 1)
+    route = outer_route(left, right, into)
+    if route == "direct":
+        return outer_direct(left, right, precision, into)
     if route == "ghost":
-        return outer_ghost(left, right, precision)
-    return outer_direct(left, right, precision)
+        return summed_gram(outer_ghost(left, right, precision), into)
+    return summed_gram(rank_one_gram([t[:, 0] for t in left], [t[:, 0] for t in right], 1), into)
 
 
 def conv_gram(
-    x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, precision: str = "highest"
+    x: Sequence[Tensor],
+    b: Sequence[Tensor],
+    geometry: Geometry,
+    precision: str = "highest",
+    into: Into = (),
 ) -> Tensor:
-    """`G = J Jᵀ` of convolution weight gradients: blocks x `[R_i, F, C, *]`, b `[R_i, F, O, *]` -> float64 `[R, R]`."""
+    """`G = J Jᵀ` of convolution weight gradients: blocks x `[R_i, F, C, *]`, b `[R_i, F, O, *]` -> float64 `[R, R]`.
+
+    Rows with one number in `into` are summed, see `_pooling`.
+    """
     check_sides(x, b, precision, axes=len(geometry.kernel))
     walk = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
     if not geometry.plain:
-        return gram_by_rows(x, b, geometry, conv_rows)
-    if conv_route(x, b, geometry) == "ghost":
-        return conv_ghost(x, b, *walk, precision)
-    return conv_direct(x, b, *walk, precision)
+        return gram_by_rows(x, b, geometry, conv_rows, into)
+    if conv_route(x, b, geometry, into) == "ghost":
+        return summed_gram(conv_ghost(x, b, *walk, precision), into)
+    return conv_direct(x, b, *walk, precision, into)

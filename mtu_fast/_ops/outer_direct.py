@@ -10,24 +10,39 @@ from mtu_fast._ops import _tiles
 from mtu_fast._ops._arguments import check_sides
 from mtu_fast._ops._blocks import WIDE, square
 from mtu_fast._ops._library import define
+from mtu_fast._ops._pooling import Into, check_into, rows_of_gram, summed_rows
 from mtu_fast._ops.explicit import outer_rows
 from mtu_fast._ops.row_gram import row_gram
 
 
-@define("outer_direct(Tensor[] left, Tensor[] right, str precision) -> Tensor", check=check_sides)
-def outer_direct(left: Sequence[Tensor], right: Sequence[Tensor], precision: str) -> Tensor:
-    """`outer_gram` by rows, a tile of them at a time."""
+def _check_direct(
+    left: Sequence[Tensor], right: Sequence[Tensor], precision: str, into: Into = ()
+) -> None:
+    check_sides(left, right, precision)
+    check_into(into, sum(t.shape[0] for t in left))
+
+
+@define(
+    "outer_direct(Tensor[] left, Tensor[] right, str precision, int[] into=[]) -> Tensor",
+    check=_check_direct,
+)
+def outer_direct(
+    left: Sequence[Tensor], right: Sequence[Tensor], precision: str, into: Into = ()
+) -> Tensor:
+    """`outer_gram` by rows, a tile of them at a time; rows with one number in `into` are summed (`_pooling`)."""
     r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
-    gram = left[0].new_zeros(r, r, dtype=WIDE)
+    met = rows_of_gram(into, r)
+    gram = left[0].new_zeros(met, met, dtype=WIDE)
     step = max(1, _tiles.BUFFER // max(r * b, 1))
     for start in range(0, a, step):
         tiles = [
-            outer_rows(p[:, :, start : start + step], q) for p, q in zip(left, right, strict=True)
+            outer_rows(p[:, :, start : start + step], q).flatten(1)
+            for p, q in zip(left, right, strict=True)
         ]
-        gram += row_gram([t.flatten(1) for t in tiles])
+        gram += row_gram(summed_rows(tiles, into))
     return gram
 
 
 @outer_direct.fake
-def _(left: Sequence[Tensor], right: Sequence[Tensor], precision: str) -> Tensor:
-    return square(left)
+def _(left: Sequence[Tensor], right: Sequence[Tensor], precision: str, into: Into = ()) -> Tensor:
+    return square(left, into)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtu_fast._ops._blocks import WIDE, distinct, families
 from mtu_fast._ops._convolution import Geometry
+from mtu_fast._ops._pooling import Into, rows_of_gram
 from mtu_fast._ops._prices import OF_KERNELS, PLAIN_TORCH, Prices
 from mtu_fast._ops._route_costs import Forming, RouteCosts, cost_of
 from mtu_fast._ops.outer_ghost import outer_ghost
@@ -40,12 +41,12 @@ def inexact(device: torch.device, dtype: torch.dtype, precision: str) -> bool:
 # ---- outer products ------------------------------------------------------------------------------
 
 
-def outer_route(left: Sequence[Tensor], right: Sequence[Tensor]) -> str:
+def outer_route(left: Sequence[Tensor], right: Sequence[Tensor], into: Into = ()) -> str:
     """`"rank one"` (rows of one position), or `"ghost"` or `"direct"`, whichever costs least for these blocks."""
-    return "rank one" if all(t.shape[1] == 1 for t in left) else outer_cost(left, right).route
+    return "rank one" if all(t.shape[1] == 1 for t in left) else outer_cost(left, right, into).route
 
 
-def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor]) -> RouteCosts:
+def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor], into: Into = ()) -> RouteCosts:
     """What the Gram of these blocks, of more than one position, and a combination cost by each route."""
     r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
     price = prices(left[0].device)
@@ -56,7 +57,8 @@ def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor]) -> RouteCosts:
         (price.product * n + price.widen) * n * width
         for n, width in zip(apart, (a, b), strict=True)
     )
-    formed = Forming(r, positions, (a, apart[0]), (b, apart[1]), left[0].dtype == WIDE)
+    met = rows_of_gram(into, r)
+    formed = Forming(met, positions, (a, apart[0]), (b, apart[1]), left[0].dtype == WIDE)
     return cost_of(price, ghost, formed, fused=True, calls=0.0)
 
 
@@ -92,20 +94,25 @@ def rows_pay_for_table(
 # ---- convolutions --------------------------------------------------------------------------------
 
 
-def conv_route(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> str:
+def conv_route(
+    x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, into: Into = ()
+) -> str:
     """`"ghost"` (the pixel Gram, shifted) or `"direct"` (rows), whichever costs less."""
-    return conv_cost(x, b, geometry).route
+    return conv_cost(x, b, geometry, into).route
 
 
-def conv_cost(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> RouteCosts:
+def conv_cost(
+    x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, into: Into = ()
+) -> RouteCosts:
     """What the Gram of these blocks and a combination cost by each route."""
     price = prices(x[0].device)
     r, p, taps = sum(t.shape[0] for t in x), prod(geometry.weight), prod(geometry.kernel)
     pixels_out = sum(_positions(t) for t in b)
     seen, own = (sum(_positions(b[family[0]]) for family in families(side)) for side in (x, b))
     outputs = geometry.weight[1 if geometry.transposed else 0]
+    met = rows_of_gram(into, r)
     form = Forming(
-        r, pixels_out, (p // max(outputs, 1), seen), (outputs, own), x[0].dtype == WIDE, taps > 1
+        met, pixels_out, (p // max(outputs, 1), seen), (outputs, own), x[0].dtype == WIDE, taps > 1
     )
     calls = 0.0 if geometry.pointwise else r * price.weight_gradient(p)
     return cost_of(

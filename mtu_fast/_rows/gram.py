@@ -9,8 +9,10 @@ from math import prod
 import torch
 from torch import Tensor
 
+from mtu_fast._ops._pooling import Into, summed_gram
 from mtu_fast._ops.gram import row_gram
 from mtu_fast._rows import products, together
+from mtu_fast._rows.pool import Pool
 from mtu_fast._rows.task_rows import Spans, TaskRows, uses_of
 from mtu_fast._rows.uses import Outer, Use
 
@@ -23,45 +25,69 @@ class _Waiting:
     rank_one: dict[Spans, list[list[Outer]]] = field(default_factory=dict)
 
 
-def add_gram(gram: Tensor, parts: Sequence[TaskRows], group: Sequence[int], precision: str) -> None:
+@dataclass(frozen=True)
+class _Sum:
+    """The Gram that products are added to: of all rows, or of rows of which some are summed."""
+
+    gram: Tensor
+    pool: Pool | None
+
+    def into(self, spans: Spans) -> Into:
+        """Which of their rows in the Gram each of these rows is; nothing where that is itself."""
+        return () if self.pool is None else self.pool.of(spans)[0]
+
+    def add(self, spans: Spans, part: Tensor) -> None:
+        """Add the Gram of these rows, summed as `into` says."""
+        if part.shape == self.gram.shape:
+            self.gram.add_(part)
+            return
+        if self.pool is not None:
+            at = self.pool.of(spans)[1]
+        else:
+            at = torch.cat([torch.arange(*span, device=part.device) for span in spans])
+        self.gram[at[:, None], at] += part
+
+
+def add_gram(
+    gram: Tensor,
+    parts: Sequence[TaskRows],
+    group: Sequence[int],
+    precision: str,
+    pool: Pool | None = None,
+) -> None:
     """Add the Gram of a group of parameters to `gram`.
 
     Args:
-        gram: float64 `[R, R]`.
+        gram: float64 `[R, R]`; `[V, V]` with a pool.
         parts: the R rows.
         group: indices of the parameters.
         precision: see `Engine`.
+        pool: which of the rows are summed; None for none.
     """
     known = _add_known(gram, parts, group)
-    waiting = _Waiting()
+    waiting, found = _Waiting(), _Sum(gram, pool)
+    last = sum(map(len, parts))
     for j in group:
         spans, uses = uses_of(parts, j)
         if not uses:
             continue
-        reaches_the_last = spans[-1][1] == len(gram)
-        held = known if reaches_the_last else 0
+        held = known if spans[-1][1] == last else 0
         if held and prod(uses[-1].shape) <= together.SMALL:
             uses = [use.grounded() for use in uses]
         if together.small(uses):
             waiting.small.setdefault(spans, []).append(uses)
-        elif held:
-            _add(gram, spans, products.gram(uses, precision, held))
-        elif outers := together.rank_one(uses):
+        elif not held and (outers := together.rank_one(uses)):
             waiting.rank_one.setdefault(spans, []).append(outers)
         else:
-            _add(gram, spans, products.gram(uses, precision))
-    _add_waiting(gram, waiting, known)
-
-
-def _add_waiting(gram: Tensor, waiting: _Waiting, known: int) -> None:
-    small = waiting.small
-    for spans, outers in waiting.rank_one.items():
-        part, small[spans] = together.rank_one_gram(outers, small.get(spans, []))
-        _add(gram, spans, part)
-    for spans, many in small.items():
-        held = known if spans[-1][1] == len(gram) else 0
+            found.add(spans, products.gram(uses, precision, held, found.into(spans)))
+    for spans, several in waiting.rank_one.items():
+        beside = waiting.small.get(spans, [])
+        part, waiting.small[spans] = together.rank_one_gram(several, beside)
+        found.add(spans, summed_gram(part, found.into(spans)))
+    for spans, many in waiting.small.items():
+        held = known if spans[-1][1] == last else 0
         for rows in together.side_by_side(many):
-            _add(gram, spans, row_gram(rows, held))
+            found.add(spans, summed_gram(row_gram(rows, held), found.into(spans)))
 
 
 def _add_known(gram: Tensor, parts: Sequence[TaskRows], group: Sequence[int]) -> int:
@@ -81,11 +107,3 @@ def _add_known(gram: Tensor, parts: Sequence[TaskRows], group: Sequence[int]) ->
         last.grams[key] = found
     gram[-len(last) :, -len(last) :] += last.grams[key]
     return len(last)
-
-
-def _add(gram: Tensor, spans: Spans, part: Tensor) -> None:
-    if part.shape == gram.shape:
-        gram += part
-        return
-    at = torch.cat([torch.arange(*span, device=gram.device) for span in spans])
-    gram[at[:, None], at] += part

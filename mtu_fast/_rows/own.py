@@ -8,19 +8,18 @@ import torch
 from torch import Tensor
 
 from mtu_fast._checks.flags import Flags
-from mtu_fast._checks.values import check_direction
+from mtu_fast._checks.values import all_finite, check_direction
 from mtu_fast._ops._blocks import WIDE, working_dtype
 from mtu_fast._rows.grad import check_finite
 from mtu_fast._rows.gram import add_gram
+from mtu_fast._rows.pool import Groups, Pool, Pooled, pool_for
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import Span, TaskRows, uses_of
 from mtu_fast._rows.uses import Use
-from mtu_fast._rows.validity import check_gram, check_lengths, check_open
+from mtu_fast._rows.validity import check_gram, check_lengths, check_open, has_short_rows
 from mtu_fast._rows.vjp import vjp
 from mtu_fast._rows.weights import outside_gradients, spread
-from mtu_fast.methods import Roles
-
-Groups = Sequence[Sequence[int]]  # the parameters of each group
+from mtu_fast.methods import Method, Roles
 
 
 class OwnProducts:
@@ -61,12 +60,28 @@ class OwnProducts:
 
     def gram(self, groups: Groups) -> Tensor:
         """`[L, R, R]`, finite, of rows that are long enough for it."""
-        self.check_open()
-        gram = self._roles.loss.new_zeros(len(groups), len(self), len(self))
-        for g, group in enumerate(groups):
-            add_gram(gram[g], self._parts, group, self._shared.precision)
+        gram = self._gram(groups, len(self), None)
         check_gram(gram, self._roles, self.flags)
         check_lengths(gram, self._parts, self._roles, self.flags)
+        return gram
+
+    def pooled(self, method: Method | Tensor) -> Pooled | None:
+        """What a method is to be given in place of all rows; None where it is to be given them."""
+        pool = None if self.flags.deferred else pool_for(method, self._roles)
+        return None if pool is None else Pooled(self, self._shared, pool)
+
+    def gram_of_sums(self, groups: Groups, pool: Pool) -> Tensor:
+        """`[L, V, V]` of the rows of a pool, the rows of each added up."""
+        gram = self._gram(groups, len(pool.roles), pool)
+        if not all_finite([gram]) or has_short_rows(gram, pool.roles):
+            self.gram(groups)  # of all rows: its errors name those at fault
+        return gram
+
+    def _gram(self, groups: Groups, rows: int, pool: Pool | None) -> Tensor:
+        self.check_open()
+        gram = self._roles.loss.new_zeros(len(groups), rows, rows)
+        for g, group in enumerate(groups):
+            add_gram(gram[g], self._parts, group, self._shared.precision, pool)
         return gram
 
     def vjp(self, w: Tensor, wide: bool = False) -> dict[Tensor, Tensor]:

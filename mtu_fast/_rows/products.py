@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mtu_fast._ops import gram as op
 from mtu_fast._ops._blocks import WIDE
+from mtu_fast._ops._pooling import Into, rows_of_gram, summed_gram, summed_rows
 from mtu_fast._rows.merge import aligned, by_block, parts_of, sum_of
 from mtu_fast._rows.uses import Common, Conv, Dense, Gather, Outer, Stacked, Use
 
@@ -23,22 +24,31 @@ U = TypeVar("U", bound=Use)
 # elements of explicit rows that are written, added to and multiplied before they leave the cache
 ROWS_IN_CACHE = 1 << 20
 Kind = object  # what two uses must have in common to be multiplied by one op
+OfKind = tuple[list[int], list[Use]]  # which of the uses have parts of a kind, and those
 
 
-def gram(uses: Sequence[Use], precision: str = "highest", known: int = 0) -> Tensor:
-    """`G = J Jᵀ` of one parameter over the rows of several uses, float64 `[ΣR, ΣR]`; `precision` as in `ops.gram`.
+def gram(
+    uses: Sequence[Use], precision: str = "highest", known: int = 0, into: Into = ()
+) -> Tensor:
+    """`G = J Jᵀ` of one parameter over the rows of several uses, float64 `[R, R]`; `precision` as in `ops.gram`.
 
     Kinds of factors go to their ops, kind by kind and pair by pair; what has no op meets as
     explicit rows, a tile of them at a time where uses share their space. Products of the last
-    `known` rows with one another, which are explicit, are left out.
+    `known` rows with one another, which are explicit, are left out. Rows with one number in `into`
+    are summed: before they are multiplied where they are formed, which is then less work.
     """
     if not aligned(uses):
-        return op.row_gram([u.grounded().matrix() for u in uses], known)
+        return summed_gram(op.row_gram([u.grounded().matrix() for u in uses], known), into)
     if known:
-        return _tiled_gram(uses, known)
+        return _tiled_gram(uses, known, into)
     kinds = _apart(uses)
     if len(kinds) == 1:
-        return _gram_alike(uses, precision)
+        return _gram_alike(uses, precision, into)
+    return summed_gram(_gram_of_kinds(uses, kinds, precision), into)
+
+
+def _gram_of_kinds(uses: Sequence[Use], kinds: Sequence[OfKind], precision: str) -> Tensor:
+    """Each kind with itself, and every two with one another."""
     counts = [u.count for u in uses]
     found = uses[0].tensors[-1].new_zeros(sum(counts), sum(counts), dtype=WIDE)
     rows = torch.arange(len(found), device=found.device).split(counts)
@@ -70,7 +80,7 @@ def _kind(use: Use) -> Kind:
     return use.geometry if isinstance(use, Conv) else type(use)
 
 
-def _apart(uses: Sequence[Use]) -> list[tuple[list[int], list[Use]]]:
+def _apart(uses: Sequence[Use]) -> list[OfKind]:
     """The parts of aligned uses, kind by kind: which of the uses have any, and those.
 
     Kinds are told apart where they have a product of their own. Others are one kind, that of
@@ -111,21 +121,23 @@ def _rows_pay(uses: Sequence[Use]) -> bool:
 # ---- uses of one kind ----------------------------------------------------------------------------
 
 
-def _gram_alike(uses: Sequence[Use], precision: str) -> Tensor:
+def _gram_alike(uses: Sequence[Use], precision: str, into: Into = ()) -> Tensor:
     """`gram` of aligned uses of one kind."""
     kind = type(uses[0])
+    if kind in _FORMING and only(kind, uses):
+        return _FORMING[kind](uses, precision, into)
     if kind in _GRAMS and only(kind, uses):
-        return _GRAMS[kind](uses, precision)
-    return _tiled_gram(uses)
+        return summed_gram(_GRAMS[kind](uses, precision), into)
+    return _tiled_gram(uses, 0, into)
 
 
-def _outer_gram(uses: Sequence[Outer], precision: str) -> Tensor:
-    return op.outer_gram([u.left for u in uses], [u.right for u in uses], precision)
+def _outer_gram(uses: Sequence[Outer], precision: str, into: Into) -> Tensor:
+    return op.outer_gram([u.left for u in uses], [u.right for u in uses], precision, into)
 
 
-def _conv_gram(uses: Sequence[Conv], precision: str) -> Tensor:
+def _conv_gram(uses: Sequence[Conv], precision: str, into: Into) -> Tensor:
     geometry = uses[0].geometry
-    return op.conv_gram([u.x for u in uses], [u.b for u in uses], geometry, precision)
+    return op.conv_gram([u.x for u in uses], [u.b for u in uses], geometry, precision, into)
 
 
 def _gather_gram(uses: Sequence[Gather], precision: str) -> Tensor:
@@ -149,22 +161,27 @@ def _stacked_gram(uses: Sequence[Stacked], precision: str) -> Tensor:
     return found
 
 
-def _tiled_gram(uses: Sequence[Use], known: int = 0) -> Tensor:
+def _tiled_gram(uses: Sequence[Use], known: int = 0, into: Into = ()) -> Tensor:
     """`gram` of aligned uses of any kinds, a tile of explicit rows at a time."""
     R, width = sum(u.count for u in uses), prod(uses[0].shape)
     unit = lcm(*(u.unit for u in uses))
     tile = ROWS_IN_CACHE if uses[0].tensors[-1].is_cpu else op.BUFFER
     step = max(tile // max(R * unit, 1), 1) * unit
-    found = uses[0].tensors[-1].new_zeros(R, R, dtype=WIDE)
+    met = rows_of_gram(into, R)
+    found = uses[0].tensors[-1].new_zeros(met, met, dtype=WIDE)
     for start in range(0, width, max(step, 1)):
         stop = min(start + step, width)
-        found += op.row_gram([u.columns(start, stop) for u in uses], known)
+        rows = [u.columns(start, stop) for u in uses]
+        found += op.row_gram(summed_rows(rows, into), known)
     return found
 
 
-_GRAMS: dict[type[Use], Callable[[Sequence[Any], str], Tensor]] = {
+# Ops that form rows, and sum them where they do.
+_FORMING: dict[type[Use], Callable[[Sequence[Any], str, Into], Tensor]] = {
     Outer: _outer_gram,
     Conv: _conv_gram,
+}
+_GRAMS: dict[type[Use], Callable[[Sequence[Any], str], Tensor]] = {
     Gather: _gather_gram,
     Common: _common_gram,
     Stacked: _stacked_gram,

@@ -19,7 +19,8 @@ from mtu_fast.methods.base import Constraint, has_constraint
 class Source(Space, Protocol):
     """Rows, as far as a method needs them; deferred: whether a look at a number waits for the device."""
 
-    roles: Roles
+    @property
+    def roles(self) -> Roles: ...
 
     @property
     def deferred(self) -> bool: ...

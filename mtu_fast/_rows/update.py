@@ -21,12 +21,16 @@ class Update:
     Attributes:
         weights: w `[R]`, or `[L, R]` for a method that works per layer or tensor.
         roles: what each row is.
-        gram: G `[R, R]` or `[L, R, R]`, float64; None where no Gram was needed.
+        gram: G `[R, R]` or `[L, R, R]`, float64, of the rows `seen`; None where no Gram was needed.
         residual: the largest `|J_r d| / (|J_r| |d|)` left of what the method constrains, `[]` or
             `[L]`; None where it was not measured: rows that are well conditioned or of float64,
             or a method that constrains nothing. None on a GPU with fast float64, where `Jᵀ w` is
             summed in float64 instead.
         flags: the conditions of the step that only its device knows yet.
+        seen: what each row of `gram` is: `roles`, or, of many rows on the CPU, with those that the
+            method sees by their mean alone as one row per task (`Method.averages_forget`).
+        into: which row of `gram` each row is, or is part of, int64 `[R]`, -1 for one
+            at rest; None where it is itself.
     """
 
     weights: Tensor
@@ -34,19 +38,31 @@ class Update:
     gram: Tensor | None
     residual: Tensor | None = None
     flags: tuple[Flags, ...] = field(default=(), compare=False)
+    seen: Roles | None = None
+    into: Tensor | None = None
 
     def __repr__(self) -> str:
         rank = "none needed" if self.rank is None else self.rank.tolist()
         return f"Update({len(self.roles)} rows, rank of the retain rows: {rank})"
 
+    def gram_of(self, rows: Tensor) -> Tensor:
+        """The Gram `[..., K, K]` of these rows, int64 `[K]`, none of which is part of a mean."""
+        at = self.places(rows)
+        assert self.gram is not None
+        return self.gram[..., at[:, None], at]
+
+    def places(self, rows: Tensor) -> Tensor:
+        """Where these rows are in `gram`."""
+        return rows if self.into is None else self.into[rows]
+
     @property
     def rank(self) -> Tensor | None:
         """Effective rank of the retain rows: how many directions were protected; None without a Gram."""
-        if self.gram is None:
+        if self.gram is None or self.seen is None:
             return None
-        retain = (self.roles.kind == RETAIN).to(self.gram.dtype)
+        retain = (self.seen.kind == RETAIN).to(self.gram.dtype)
         return effective_rank(
-            self.gram * retain * retain[:, None], dependence_tolerance(self.roles.dtype)
+            self.gram * retain * retain[:, None], dependence_tolerance(self.seen.dtype)
         )
 
     @property

@@ -73,7 +73,7 @@ def check_lengths(
     """
     if roles.dtype != gram.dtype:
         return  # the squares of shorter formats are far from the end of float64's range
-    short = gram.diagonal(dim1=-2, dim2=-1).sum(0) < SHORT
+    short = _short(gram)
     if not flags.deferred and not bool(short.any()):
         return
     of_parts = _of_parts(parts, short)
@@ -88,6 +88,15 @@ def _too_short(bad: Tensor, roles: Roles) -> ValueError:
         "its inner products underflow; .grad is untouched. Multiply the losses by a power of two, for example "
         "2.0**200."
     )
+
+
+def has_short_rows(gram: Tensor, roles: Roles) -> bool:
+    """Whether rows of float64 are zero, or squares of their lengths underflow."""
+    return roles.dtype == gram.dtype and bool(_short(gram).any())
+
+
+def _short(gram: Tensor) -> Tensor:
+    return gram.diagonal(dim1=-2, dim2=-1).sum(0) < SHORT
 
 
 def _of_parts(parts: Sequence[TaskRows], of_rows: Tensor) -> Iterator[tuple[TaskRows, Tensor]]:

@@ -81,6 +81,9 @@ class Method(ABC):
         allows_absent: whether rows of kind ABSENT do it no harm. Where a mask `present` lies on a
             GPU, such a method is given a row of zeros for a sample without a label; for another one
             the GPU is waited for, and the row left out.
+        averages_forget: whether forget rows enter by nothing but their mean, task by task: w is the
+            same, up to rounding, where the method sees that mean as one row, whose weight is then
+            divided evenly. Of many rows they are summed before products are taken (`Update.seen`).
         scale_equivariant: whether losses times S make the update S times as long; a loss scaler,
             which divides `.grad` by S, spoils it where not.
     """
@@ -93,6 +96,7 @@ class Method(ABC):
     needs_memory: ClassVar[bool] = False
     needs_levels: ClassVar[bool] = False
     allows_absent: ClassVar[bool] = False
+    averages_forget: ClassVar[bool] = False
     scale_equivariant: ClassVar[bool] = True
 
     @abstractmethod

@@ -112,6 +112,7 @@ class InterferenceAware(Method):
     _calls: _Calls = field(default_factory=_Calls, init=False, repr=False, compare=False)
     needs_subspace = True
     takes_memory = True
+    averages_forget = True
 
     def __post_init__(self) -> None:
         name = "InterferenceAware"

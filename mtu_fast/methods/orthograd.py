@@ -40,6 +40,7 @@ class OrthoGrad(Method):
     granularity: Granularity = "global"
     takes_memory = True
     allows_absent = True
+    averages_forget = True
 
     def __post_init__(self) -> None:
         check_fraction("OrthoGrad", "alpha", self.alpha)

@@ -358,3 +358,60 @@ def test_the_kernel_checks_its_own_arguments(call: Callable[[], Tensor], message
     """Whoever calls it by the dispatcher alone."""
     with pytest.raises(RuntimeError, match=message):
         call()
+
+
+# ---- rows that are summed ------------------------------------------------------------------------
+
+INTO = [[0, 1, 2, 3, 4], [0, 0, 1, 1, 0], [-1, 0, -1, 1, 1], [1, 0, 1, 0, 1], [-1] * 5, [0] * 5]
+
+
+def summing(into: list[int]) -> Tensor:
+    """S `[V, R]`, ones where a row goes."""
+    S = torch.zeros(max(into) + 1, len(into), dtype=torch.float64)
+    for r, row in enumerate(into):
+        if row >= 0:
+            S[row, r] = 1.0
+    return S
+
+
+@pytest.mark.parametrize("into", INTO, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 5, 3), (4, 130, 7), (200, 3, 40), (0, 4, 4)], ids=str)
+@pytest.mark.parametrize("function", named([outer_direct]))
+def test_summed_rows_of_outer_products(
+    function: Callable[..., Tensor],
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    into: list[int],
+) -> None:
+    """S G Sᵀ, also where tasks share an activation and a row's positions are summed in several turns."""
+    s, a, b = shape
+    shared = integers(2, s, a, dtype=dtype)
+    left = [shared, integers(1, s, a, dtype=dtype), shared]
+    right = [integers(t.shape[0], s, b, dtype=dtype) for t in left]
+    S = summing(into)
+    assert torch.equal(function(left, right, "highest", into), S @ outer_exact(left, right) @ S.T)
+
+
+@pytest.mark.parametrize("into", INTO, ids=str)
+@pytest.mark.parametrize("function", named([conv_direct]))
+def test_summed_rows_of_convolutions(function: Callable[..., Tensor], into: list[int]) -> None:
+    x = [integers(2, 1, 3, 6, 6), integers(3, 1, 3, 6, 6)]
+    b = [integers(t.shape[0], 1, 4, 6, 6) for t in x]
+    S = summing(into)
+    assert torch.equal(function(x, b, *walk(), into), S @ conv_exact(x, b, walk()) @ S.T)
+
+
+@pytest.mark.parametrize(
+    "into", [[0, 1], [0, 0, 0, 0, 5], [0, 0, 2, 2, 2], [-2, 0, 0, 0, 0], [0] * 6], ids=str
+)
+@pytest.mark.parametrize("checked", [True, False], ids=["checked", "the kernel alone"])
+def test_rows_of_the_gram_without_a_row(into: list[int], checked: bool) -> None:
+    left, right = [integers(5, 2, 3)], [integers(5, 2, 4)]
+    outer: Any = outer_direct if checked else outer_direct.overload
+    with pytest.raises((ValueError, RuntimeError), match="into: "):
+        outer(left, right, "highest", into)
+    x, b = [integers(5, 1, 2, 4, 4)], [integers(5, 1, 2, 4, 4)]
+    conv: Any = conv_direct if checked else conv_direct.overload
+    with pytest.raises((ValueError, RuntimeError), match="into: "):
+        conv(x, b, *walk(), into)

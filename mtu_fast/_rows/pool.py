@@ -1,0 +1,146 @@
+"""Rows that a method sees by their mean alone: summed before products are taken, where there are many.
+
+With S the `[V, R]` matrix that keeps a row, or takes the mean of a task's rows to forget, the method is given S G Sᵀ
+in place of G, and its weights w of the V rows weigh the R rows by Sᵀ w. `Jᵀ Sᵀ w` is the same
+update: of 192 rows of which half are to be forgotten, a quarter of the products is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mtu_fast._ops._pooling import Into
+from mtu_fast._rows.refine import Direction
+from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.task_rows import Spans
+from mtu_fast.methods import FORGET, RESTING, Method, Roles
+
+MANY = 32  # rows: of fewer, products cost no more than the sums that would save them
+SAVED = 0.8  # of the rows: where more are left, likewise
+
+Groups = Sequence[Sequence[int]]  # the parameters of each group
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Which of V rows each of R rows is, or is part of.
+
+    Attributes:
+        into: int64 `[R]`, below V; -1 for a row that is left out: at rest, it has no weight.
+        counts: float64 `[V]`, how many rows each is the mean of, those at rest among them.
+        roles: of the V rows.
+    """
+
+    into: Tensor
+    counts: Tensor
+    roles: Roles
+    _of_spans: dict[Spans, tuple[Into, Tensor]] = field(default_factory=dict, repr=False)
+
+    def of(self, spans: Spans) -> tuple[Into, Tensor]:
+        """For the rows of these spans: which of their own rows each is summed into, and which of all those are."""
+        if spans not in self._of_spans:
+            whole = torch.cat([self.into[slice(*span)] for span in spans])
+            there = whole[whole >= 0].unique()
+            place = torch.full((len(self.counts) + 1,), -1)  # the last of a row that is left out
+            place[there] = torch.arange(len(there))
+            self._of_spans[spans] = place[whole].tolist(), there
+        return self._of_spans[spans]
+
+    def spread(self, w: Tensor) -> Tensor:
+        """`Sᵀ w`: weights `[..., V]` as weights `[..., R]`."""
+        found = (w / self.counts)[..., self.into]
+        return torch.where(self.into >= 0, found, 0.0)
+
+    def mean(self, of_rows: Tensor) -> Tensor:
+        """`S x`: numbers of rows `[..., R]` as those of their means `[..., V]`."""
+        found = of_rows.new_zeros(*of_rows.shape[:-1], len(self.counts))
+        kept = self.into >= 0
+        return found.index_add_(-1, self.into[kept], of_rows[..., kept]) / self.counts
+
+
+def pool_for(method: Method | Tensor, roles: Roles) -> Pool | None:
+    """The rows that a method is to see; None where that is all of them.
+
+    On the CPU only: on a GPU the number of rows to forget would have to be waited for.
+    """
+    if isinstance(method, Tensor) or not method.averages_forget or len(roles) < MANY:
+        return None
+    if roles.task.device.type != "cpu":
+        return None
+    pooled = (roles.kind == FORGET) | (roles.kind == RESTING)
+    members = torch.bincount(roles.task[pooled], minlength=len(roles.tasks)).tolist()
+    of_task: dict[int, int] = {}
+    into: list[int] = []
+    first: list[int] = []
+    counts: list[int] = []
+    for r, (kind, task) in enumerate(zip(roles.kind.tolist(), roles.task.tolist(), strict=True)):
+        row = of_task.get(task, len(first)) if kind == FORGET else len(first)
+        into.append(-1 if kind == RESTING else row)
+        if into[-1] == len(first):
+            first.append(r)
+            counts.append(members[task] if kind == FORGET else 1)
+        if kind == FORGET:
+            of_task[task] = row
+    if len(first) > SAVED * len(roles):
+        return None
+    return _pool(torch.tensor(into), torch.tensor(first), roles.loss.new_tensor(counts), roles)
+
+
+def _pool(into: Tensor, first: Tensor, counts: Tensor, roles: Roles) -> Pool:
+    kept = into >= 0
+    own = torch.bincount(into[kept], minlength=len(first))
+    loss = torch.zeros_like(counts).index_add_(0, into[kept], roles.loss[kept]) / own
+    sample = roles.sample[first].masked_fill(roles.kind[first] == FORGET, -1)  # a mean
+    seen = replace(roles, task=roles.task[first], sample=sample, kind=roles.kind[first], loss=loss)
+    return Pool(into, counts, seen)
+
+
+class Products(Protocol):
+    """Products with all R rows, and the Gram of rows of which some are summed."""
+
+    def gram_of_sums(self, groups: Groups, pool: Pool) -> Tensor: ...
+    def vjp(self, w: Tensor, wide: bool = False) -> Direction: ...
+    def jvp(self, d: Mapping[Tensor, Tensor], groups: Groups) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The V rows: what a method is given in place of all R."""
+
+    products: Products
+    shared: Shared
+    pool: Pool
+
+    @property
+    def deferred(self) -> bool:
+        """Never: rows of a GPU are not pooled."""
+        return False
+
+    @property
+    def roles(self) -> Roles:
+        """What each of the V rows is."""
+        return self.pool.roles
+
+    def gram(self, per: str = "total") -> Tensor:
+        """`S G Sᵀ`, `[V, V]` or `[L, V, V]`."""
+        sums = self.products.gram_of_sums(self.shared.groups(per), self.pool)
+        gram = sums / (self.pool.counts[:, None] * self.pool.counts)
+        return gram[0] if per == "total" else gram
+
+    def vjp(self, w: Tensor) -> Direction:
+        """`Jᵀ Sᵀ w`."""
+        return self.products.vjp(self.pool.spread(w))
+
+    def wide_vjp(self, w: Tensor) -> Direction:
+        """`Jᵀ Sᵀ w`, summed in float64."""
+        return self.products.vjp(self.pool.spread(w), wide=True)
+
+    def jvp(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor:
+        """`S J d`."""
+        found = self.pool.mean(self.products.jvp(d, self.shared.groups(per)))
+        return found[0] if per == "total" else found
