@@ -78,6 +78,13 @@ def lora(_: Path) -> None:
     forgets(run("lora"))
 
 
+def language_model(_: Path) -> None:
+    pytest.importorskip("transformers")
+    forgets(run("language_model"))
+    pytest.importorskip("peft")
+    forgets(run("language_model", "--fact", "birthplace", "--lora"), times=3)
+
+
 def hf_trainer(_: Path) -> None:
     pytest.importorskip("accelerate")
     forgets(run("hf_trainer"))
@@ -99,7 +106,7 @@ SHOWN: dict[str, Callable[[Path], None]] = {
     check.__name__: check
     for check in (
         full_task, partial_task, multitask_training, gradient_accumulation, own_method, own_rule,
-        audit_report, lora, hf_trainer, several_processes,
+        audit_report, lora, language_model, hf_trainer, several_processes,
     )
 }  # fmt: skip
 

@@ -26,6 +26,7 @@ from mtu_fast.unlearning.metrics.tables import (
     uis,
 )
 from mtu_fast.unlearning.metrics.tasks import mean_iou, top1
+from mtu_fast.unlearning.metrics.text import rouge_l, truth_ratio
 
 __all__ = [
     "QUANTILES",
@@ -49,9 +50,11 @@ __all__ = [
     "pixel_accuracy",
     "present",
     "relearn_steps",
+    "rouge_l",
     "segmentation_loss",
     "top1",
     "tow",
+    "truth_ratio",
     "uis",
     "valid_pixels",
 ]

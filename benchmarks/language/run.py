@@ -1,0 +1,158 @@
+"""A small Llama that forgets people, or their birthplaces, by full fine-tuning and by LoRA: table and plot.
+
+    python -m benchmarks.language.run [--seeds 3] [--methods NPO,OrthoGrad] [--workers 2] [--quick]
+                                      [--out DIR]
+
+The model memorises facts about invented people and places (`facts.py`) in three tasks: to answer a
+question, to say a category, to go on with the next sentence. Requests: "people", all facts of eight
+of forty people, from all tasks; "birthplace", one kind of fact about them, from the two tasks that
+state it, while the category and their other facts are kept. Places are never seen in unlearning
+("general"). The protocol is that of `benchmarks.protocol`: the same training, batches, clipping,
+stop and number of settings for every method, against retraining from scratch.
+
+It writes `language.json`, `.csv` (a row a seed, mode, request and method), `.txt` and `.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks import protocol
+from benchmarks.environment import environment
+from benchmarks.language.case import MODES, REQUESTS, adapted, load, sizes_of, targets, to_retrain
+from benchmarks.language.methods import METHODS
+from benchmarks.language.report import plot, text
+from benchmarks.language.scores import judge
+from benchmarks.unlearning import FIRST, Job, Row, State, do, net_of, one_thread
+
+REFERENCES = ("original", "retrained")
+
+
+def train_job(seed: int, quick: bool, which: str) -> tuple[int, str, State]:
+    """Train the original of a seed, or the ideal of a request."""
+    case = load(seed, quick)
+    if which == "original":
+        model = protocol.train(
+            case.problem, case.parts[REQUESTS[0]]["train"], case.sizes.protocol, seed, _silent
+        )
+    else:
+        request = "full" if which == REQUESTS[0] else "partial"
+        parts = to_retrain(case.parts[which])
+        model = protocol.retrain(case.problem, parts, request, case.sizes.protocol, seed, _silent)
+    return seed, which, model.state_dict()
+
+
+def unlearn_job(
+    seed: int, quick: bool, mode: str, request: str, name: str, original: State, ideal: State
+) -> Row:
+    """Search one method's settings, and score the run that counts; originals and retrained as they are."""
+    case = load(seed, quick)
+    before, retrained = net_of(case, original), net_of(case, ideal)
+    row: Row = {"seed": seed, "mode": mode, "request": request, "method": name}
+    if name in REFERENCES:
+        model = before if name == "original" else retrained
+        return row | judge(case, request, model, retrained)
+    start = time.perf_counter()
+    if mode == "lora":
+        before = adapted(before, case.sizes.rank)
+    runs = protocol.search(
+        case.problem,
+        before,
+        case.parts[request],
+        targets(request),
+        METHODS[name],
+        case.protocol(mode),
+        seed,
+        _silent,
+    )
+    steps = sum(run.steps for run in runs)
+    row |= runs[0].summary() | {"tried": [run.summary() for run in runs]}
+    row["ms"] = 1e3 * (time.perf_counter() - start) / max(1, steps)
+    return row | judge(case, request, runs[0].model, retrained)
+
+
+def _silent(_count: int) -> None:
+    """Progress is shown by the process that hands out the jobs."""
+
+
+def experiment(seeds: Sequence[int], quick: bool, names: Sequence[str], workers: int) -> Any:
+    """All rows and settings as one dictionary, ready for JSON."""
+    start = time.perf_counter()
+    trainings: list[Job] = []
+    for seed in seeds:
+        trainings += [(train_job, (seed, quick, which)) for which in ("original", *REQUESTS)]
+    nets = {(seed, which): state for seed, which, state in do(trainings, workers, "train")}
+    order = []
+    for request in REQUESTS:
+        order += [("full", request, name) for name in REFERENCES]
+        order += [(mode, request, name) for mode in MODES for name in names]
+    runs: list[Job] = []
+    for seed in seeds:
+        for mode, request, name in order:
+            states: tuple[dict[str, Tensor], ...] = (nets[seed, "original"], nets[seed, request])
+            runs.append((unlearn_job, (seed, quick, mode, request, name, *states)))
+    rows = do(runs, workers, "unlearn")
+    rows.sort(
+        key=lambda row: (order.index((row["mode"], row["request"], row["method"])), row["seed"])
+    )
+    with one_thread():
+        where = environment()
+    return {
+        "seeds": list(seeds),
+        "environment": where,
+        "minutes": (time.perf_counter() - start) / 60,
+        "workers": workers,
+        "sizes": asdict(sizes_of(quick)),
+        "rows": rows,
+    }
+
+
+def write(result: dict[str, Any], folder: Path) -> list[Path]:
+    """CSV, JSON, plot and the table as text; the paths written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"language.{kind}" for kind in ("csv", "json", "png", "txt")]
+    names = list(dict.fromkeys(key for row in result["rows"] for key in row if key != "tried"))
+    with paths[0].open("w", newline="") as file:
+        table = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        table.writerows(result["rows"])
+    paths[1].write_text(json.dumps(result, indent=1) + "\n")
+    plot(result, paths[2])
+    paths[3].write_text(text(result) + "\n")
+    return paths
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Parse the options, run, print the table, write the results; return them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=FIRST, help="the first seed")
+    parser.add_argument("--methods", default=",".join(METHODS), help=", ".join(METHODS))
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--quick", action="store_true", help="less of everything")
+    parser.add_argument("--out", type=Path, help="benchmarks/results, or out with --quick")
+    options = parser.parse_args(arguments)
+    names = [name for name in options.methods.split(",") if name]
+    if unknown := sorted(set(names) - set(METHODS)):
+        parser.error(f"--methods: {', '.join(unknown)}; expected some of {', '.join(METHODS)}")
+    seeds = range(options.first, options.first + options.seeds)
+    result = experiment(seeds, options.quick, names, options.workers)
+    out = options.out or Path("out" if options.quick else "benchmarks/results")
+    written = ", ".join(str(path) for path in write(result, out))
+    print(f"{text(result)}\n\nwritten: {written}")
+    return result
+
+
+if __name__ == "__main__":
+    main()

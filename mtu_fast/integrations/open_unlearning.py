@@ -1,0 +1,167 @@
+"""A trainer in the form of open-unlearning: a class by its name in a config, batches `{"forget": ..., "retain": ...}`.
+
+    # src/trainer/unlearn/surgery.py, registered beside the others
+    from mtu_fast.integrations.open_unlearning import Surgery
+    from trainer.unlearn.base import UnlearnTrainer
+
+    class OrthoGrad(Surgery, UnlearnTrainer): ...
+
+    # configs/trainer/OrthoGrad.yaml
+    handler: OrthoGrad
+    method_args: {method: OrthoGrad, options: {alpha: 0.5}}
+
+Where its other trainers return one scalar from `compute_loss`, this one's step takes one loss a
+sample and works on their gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtu_fast import methods
+from mtu_fast.integrations.transformers import Batch, Unlearning, language_model_losses
+from mtu_fast.losses import causal_lm, npo
+from mtu_fast.methods import Method
+
+SIDES = ("retain", "forget")
+FILL = {"input_ids": 0, "attention_mask": 0, "labels": -100}  # behind the end of a shorter side
+FORGET_LOSSES = ("nll", "npo")
+
+
+class Surgery(Unlearning):
+    """Stands before a `Trainer` among the bases; a step is the method on both sides' samples.
+
+    Args:
+        args: for the `Trainer`.
+        method: the name of a method of `mtu_fast.methods`, or a method.
+        options: its arguments, where it is a name: `{"alpha": 0.5}`.
+        forget_loss: "nll", the mean over a sample's tokens, or "npo", `mtu_fast.losses.npo` beside a
+            frozen copy of the model, made at the first step; methods ascend either.
+        beta: of NPO.
+        kwargs: for the `Trainer`, and for `Unlearning`.
+
+    Raises:
+        ValueError: an unknown method or forget loss.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        method: str | Method,
+        options: Mapping[str, Any] | None = None,
+        forget_loss: str = "nll",
+        beta: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        if forget_loss not in FORGET_LOSSES:
+            raise ValueError(f"forget_loss: found {forget_loss!r}, expected 'nll' or 'npo'.")
+        self._frozen: nn.Module | None = None
+        self._forgotten: Tensor | None = None
+        self._beta = beta
+        kwargs.setdefault("losses", self._npo if forget_loss == "npo" else language_model_losses)
+        super().__init__(*args, method=method_of(method, options or {}), **kwargs)
+
+    def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Tensor:
+        """Rows of both sides in one forward, and at the step the update.
+
+        Args:
+            model: as the `Trainer` wraps it.
+            inputs: `{"forget": {input_ids, attention_mask, labels}, "retain": the same}`.
+            args: for `Unlearning.training_step`.
+            kwargs: for `Unlearning.training_step`.
+
+        Returns:
+            The mean loss, to be logged.
+
+        Raises:
+            ValueError: a batch of another form.
+        """
+        batch = joined(inputs, self.forget_column)
+        trainer: Any = self
+        self._forgotten = batch[self.forget_column].to(trainer.args.device)
+        return super().training_step(model, batch, *args, **kwargs)
+
+    def _npo(self, model: Any, batch: Batch) -> Tensor:
+        """NPO's losses of what is to be forgotten, the mean over tokens of what is to be kept."""
+        if self._frozen is None:
+            trainer: Any = self
+            self._frozen = copy.deepcopy(trainer.model).eval().requires_grad_(False)
+        given = {name: value for name, value in batch.items() if name != "labels"}
+        labels = batch["labels"]
+        with torch.no_grad():
+            held = causal_lm(self._frozen(**given).logits, labels, reduction="sum")
+        summed = causal_lm(model(**given).logits, labels, reduction="sum")
+        counts = (labels[:, 1:] != -100).sum(1).clamp(min=1)
+        preferred = npo(summed, held, beta=self._beta)
+        return torch.where(self._forgotten, preferred, summed / counts)
+
+
+def method_of(method: str | Method, options: Mapping[str, Any]) -> Method:
+    """The method of this name with these arguments.
+
+    Args:
+        method: a name in `mtu_fast.methods`, or a method.
+        options: {argument: value}.
+
+    Returns:
+        The method.
+
+    Raises:
+        ValueError: no method has this name, or options beside a method.
+        TypeError: an argument it does not take.
+    """
+    if not isinstance(method, str):
+        if options:
+            raise ValueError("options: found some beside a method, expected them within it.")
+        return method
+    kinds = {name: found for name, found in vars(methods).items() if _is_method(found)}
+    if method not in kinds:
+        raise ValueError(f"method: found {method!r}, expected one of {', '.join(sorted(kinds))}.")
+    return kinds[method](**options)
+
+
+def _is_method(found: Any) -> bool:
+    if not isinstance(found, type) or found in (Method, methods.Scheduled):
+        return False
+    return issubclass(found, Method)
+
+
+def joined(inputs: Mapping[str, Any], column: str) -> Batch:
+    """Both sides as one batch, what is to be retained first; the shorter side is padded behind its end.
+
+    Args:
+        inputs: `{"forget": ..., "retain": ...}`, each with `[N, S]` input_ids, attention_mask,
+            labels.
+        column: the name of the mask.
+
+    Returns:
+        The batch, with the mask `[N]` bool, True where a sample is to be forgotten.
+
+    Raises:
+        ValueError: a side or a tensor is missing.
+    """
+    for side in SIDES:
+        given = inputs.get(side)
+        if not isinstance(given, Mapping) or not FILL.keys() <= given.keys():
+            found = sorted(given) if isinstance(given, Mapping) else sorted(inputs)
+            raise ValueError(
+                f"Surgery: {side}: found a batch of {found}, expected forget and retain, each with input_ids, "
+                "attention_mask and labels, as open-unlearning's ForgetRetainDataset and its collator give."
+            )
+    batch: Batch = {}
+    for name, fill in FILL.items():
+        sides = [inputs[side][name] for side in SIDES]
+        longest = max(side.shape[1] for side in sides)
+        batch[name] = torch.cat([_padded(side, longest, fill) for side in sides])
+    retain, both = len(inputs["retain"]["labels"]), len(batch["labels"])
+    batch[column] = torch.arange(both) >= retain
+    return batch
+
+
+def _padded(values: Tensor, length: int, fill: int) -> Tensor:
+    return nn.functional.pad(values, (0, length - values.shape[1]), value=fill)

@@ -1,0 +1,188 @@
+"""A trainer in open-unlearning's form, on the real `Trainer`, against the plain loop on the joined batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import mtu_fast as mtu
+from mtu_fast.losses import causal_lm, npo
+from tests.helpers.truth import relative_error
+from tests.integrations.small import RATE, VOCAB, build, hf, moved, weights
+from tests.integrations.test_trainer import settings
+
+pytest.importorskip("accelerate")
+
+from mtu_fast.integrations.open_unlearning import Surgery, joined, method_of
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+COUNT = 6
+
+
+class Base(hf.Trainer):
+    """What their trainers derive from: a Trainer with arguments of its own, and scalars in `compute_loss`."""
+
+    def __init__(self, *args: Any, evaluators: Any = None, template_args: Any = None, **kw: Any):
+        self.evaluators, self.template_args = evaluators, template_args
+        super().__init__(*args, **kw)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a scalar was asked for")
+
+
+class OrthoGrad(Surgery, Base):
+    """What a user writes."""
+
+
+HANDLERS = {OrthoGrad.__name__: OrthoGrad}
+
+
+class Sides(Dataset[dict[str, dict[str, Tensor]]]):
+    """Pairs of a forget and a retain text; those to retain are longer."""
+
+    def __init__(self, count: int = COUNT, seed: int = 3) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.texts = {
+            side: torch.randint(1, VOCAB, (count, length), generator=generator)
+            for side, length in (("forget", 5), ("retain", 7))
+        }
+
+    def __len__(self) -> int:
+        return len(self.texts["forget"])
+
+    def __getitem__(self, i: int) -> dict[str, dict[str, Tensor]]:
+        found = {}
+        for side, texts in self.texts.items():
+            labels = texts[i].clone()
+            labels[: 1 + i % 2] = -100  # questions of different lengths
+            mask = torch.ones_like(labels)
+            found[side] = {"input_ids": texts[i], "labels": labels, "attention_mask": mask}
+        return found
+
+
+def collate(items: list[Any]) -> Any:
+    """Theirs goes into nested dictionaries."""
+    if isinstance(items[0], Mapping):
+        return {name: collate([item[name] for item in items]) for name in items[0]}
+    return torch.stack(items)
+
+
+def load(config: dict[str, Any], folder: Path, **more: Any) -> Any:
+    """A trainer from a config as theirs: a handler, method_args, and the arguments of training."""
+    handler = HANDLERS[config["handler"]]
+    return handler(
+        model=more.pop("model", None) or build(),
+        args=settings(folder, remove_unused_columns=False, **more),
+        train_dataset=Sides(),
+        data_collator=collate,
+        evaluators=None,
+        template_args={},
+        **config["method_args"],
+    )
+
+
+CONFIG = {"handler": "OrthoGrad", "method_args": {"method": "OrthoGrad", "options": {"alpha": 0.3}}}
+
+
+def plain_losses(model: nn.Module, reduction: str = "mean") -> tuple[Tensor, Tensor]:
+    """Losses of both sides, each in a forward of its own: retain, forget."""
+    data = Sides()
+    whole = collate([data[i] for i in range(len(data))])
+    found = []
+    for side in ("retain", "forget"):
+        batch = whole[side]
+        logits = model(input_ids=batch["input_ids"]).logits
+        found.append(causal_lm(logits, batch["labels"], reduction=reduction))
+    return found[0], found[1]
+
+
+def plain_step(model: nn.Module, losses: Tensor, method: mtu.Method) -> Tensor:
+    start = weights(model)
+    mask = torch.arange(2 * COUNT) >= COUNT
+    mtu.Engine(model).backward(losses, method, forget=mask)
+    torch.optim.SGD(model.parameters(), lr=RATE).step()
+    return moved(model, start)
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_a_step_is_that_of_the_plain_loop(accumulated: int, tmp_path: Path) -> None:
+    model = build()
+    expected = plain_step(model, torch.cat(plain_losses(model)), mtu.OrthoGrad(0.3))
+    more = {
+        "per_device_train_batch_size": COUNT // accumulated,
+        "gradient_accumulation_steps": accumulated,
+    }
+    trainer = load(CONFIG, tmp_path, **more)
+    start = weights(trainer.model)
+    trainer.train()
+    assert trainer.method == mtu.OrthoGrad(0.3)
+    assert relative_error(moved(trainer.model, start), expected) <= 1e-6
+
+
+def test_npo_beside_a_frozen_copy(tmp_path: Path) -> None:
+    """Two steps, so that the model and its frozen copy differ."""
+    model = build()
+    frozen = copy.deepcopy(model)
+    begin = weights(model)
+    for _ in range(2):
+        model.zero_grad()
+        retain, _ = plain_losses(model)
+        preferred = npo(plain_losses(model, "sum")[1], plain_losses(frozen, "sum")[1], beta=0.5)
+        plain_step(model, torch.cat([retain, preferred]), mtu.GradDiff(0.4))
+    expected = moved(model, begin)
+
+    own = {"method": "GradDiff", "options": {"alpha": 0.4}, "forget_loss": "npo", "beta": 0.5}
+    trainer = load({"handler": "OrthoGrad", "method_args": own}, tmp_path, max_steps=2)
+    start = weights(trainer.model)
+    trainer.train()
+    assert relative_error(moved(trainer.model, start), expected) <= 1e-5
+
+
+def test_the_shorter_side_is_padded_behind_its_end() -> None:
+    data = Sides(2)
+    batch = joined(collate([data[0], data[1]]), "forget")
+    assert batch["input_ids"].shape == (4, 7)
+    assert batch["forget"].tolist() == [False, False, True, True]
+    assert (batch["labels"][2:, 5:] == -100).all() and (batch["attention_mask"][2:, 5:] == 0).all()
+
+
+def test_a_method_by_its_name() -> None:
+    assert method_of("GradDiff", {"alpha": 0.2}) == mtu.GradDiff(0.2)
+    assert method_of(mtu.PCGrad(), {}) == mtu.PCGrad()
+    with pytest.raises(ValueError, match=r"found 'Orthograd', expected one of .*OrthoGrad"):
+        method_of("Orthograd", {})
+    with pytest.raises(ValueError, match="options"):
+        method_of(mtu.PCGrad(), {"alpha": 0.5})
+    with pytest.raises(ValueError, match="Method"):
+        method_of("Method", {})
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"input_ids": torch.ones(2, 3)},
+        {"forget": {"input_ids": torch.ones(2, 3)}, "retain": {}},
+        {"forget": {"original": {}, "alternate": {}}, "retain": {}},
+    ],
+)
+def test_a_batch_of_another_form_is_refused(batch: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected forget and retain"):
+        joined(batch, "forget")
+
+
+def test_an_unknown_forget_loss_is_refused(tmp_path: Path) -> None:
+    own = {"method": "OrthoGrad", "forget_loss": "dpo"}
+    with pytest.raises(ValueError, match="forget_loss: found 'dpo'"):
+        load({"handler": "OrthoGrad", "method_args": own}, tmp_path)
