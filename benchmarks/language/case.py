@@ -22,10 +22,10 @@ MODES = ("full", "lora")
 
 # (alpha, learning rate) by family, equally many in each; adapters start at zero, and are moved faster
 FULL: dict[str, Grid] = {
-    "protective": ((0.5, 0.5), (0.7, 1.0)),
-    "ascent": ((0.0, 0.1), (0.0, 0.3)),
-    "orthogonal": ((0.3, 0.5), (0.5, 1.0)),
-    "subspace": ((0.1, 0.5), (0.3, 1.0)),
+    "protective": ((0.7, 1.0), (0.9, 1.0)),
+    "ascent": ((0.0, 0.03), (0.0, 0.1)),
+    "orthogonal": ((0.5, 1.0), (0.7, 1.0)),
+    "subspace": ((0.3, 1.0), (0.5, 1.0)),
 }
 FASTER = 4.0
 GRIDS = {
@@ -51,8 +51,8 @@ class Sizes:
             peak=6e-3,
             retain_batch=16,
             forget_batch=8,
-            steps=40,
-            every=4,
+            steps=60,
+            every=2,
             clip=0.1,
             watch=False,
             kept=2,

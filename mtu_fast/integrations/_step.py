@@ -14,7 +14,7 @@ from mtu_fast._checks.masks import Mask
 from mtu_fast._rows.update import Update, check_method
 from mtu_fast.engine import Engine
 from mtu_fast.errors import NotFiniteError
-from mtu_fast.methods import Method
+from mtu_fast.methods import FORGET, RETAIN, Method
 from mtu_fast.subspace import Subspace
 
 
@@ -33,6 +33,18 @@ class Micro(NamedTuple):
         if isinstance(self.losses, Tensor):
             return self.losses.detach().mean()
         return torch.stack([loss.detach().mean() for loss in self.losses.values()]).sum()
+
+
+def sides(update: Update) -> dict[str, float]:
+    """{"forget_loss", "retain_loss": mean over an update's rows}, by task where there are several: what loops log."""
+    roles, found = update.roles, {}
+    for side, kind in (("forget", FORGET), ("retain", RETAIN)):
+        for index, task in enumerate(roles.tasks):
+            chosen = (roles.kind == kind) & (roles.task == index)
+            if bool(chosen.any()):
+                name = f"{side}_loss" if len(roles.tasks) == 1 else f"{task}_{side}_loss"
+                found[name] = float(roles.loss[chosen].mean())
+    return found
 
 
 def take(engine: Engine, micro: Micro, *, sync: bool, scaler: Any = None) -> Update | None:

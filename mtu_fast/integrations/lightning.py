@@ -43,6 +43,11 @@ class Unlearning:
         return None
 
     @property
+    def sides(self) -> dict[str, float]:
+        """Both sides' mean losses in the last step, for `self.log_dict`; empty before the first."""
+        return {} if self.update is None else _step.sides(self.update)
+
+    @property
     def engine(self) -> Engine:
         """The engine of this module, made when first asked for."""
         if self._engine is None:

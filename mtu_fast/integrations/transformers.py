@@ -26,6 +26,7 @@ from mtu_fast._rows.update import Update, check_method
 from mtu_fast.engine import Engine
 from mtu_fast.integrations import _step
 from mtu_fast.integrations._pairs import Collate, pairs
+from mtu_fast.integrations._schedule import schedule_of, validation_losses
 from mtu_fast.losses import causal_lm
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace
@@ -57,7 +58,9 @@ class Unlearning:
     What the arguments of training say holds: gradient accumulation (rows are held until the step,
     see `Engine.accumulate`), bf16, gradient checkpointing, clipping by the global norm, schedules,
     logging, evaluation, saving and resuming. Under `torch_compile` the training forward runs
-    eagerly, so that its graph can be read. Evaluation is the `Trainer`'s own.
+    eagerly, so that its graph can be read. Evaluation is the `Trainer`'s own. A scheduled method
+    (`mtu.NablaTau`) takes its schedule from `forget_dataset`, `train_dataset` and `eval_dataset`:
+    its epochs are passes over the data to forget, and training ends with the last of them.
 
     Args:
         args: for the `Trainer`.
@@ -101,6 +104,7 @@ class Unlearning:
         self._is_said = False
         super().__init__(*args, **kwargs)
         trainer: Any = self
+        self._schedule = schedule_of(trainer, method, trainer.train_dataset, forget_dataset)
         if forget_dataset is not None:
             trainer.train_dataset = pairs(trainer.train_dataset, forget_dataset)
             trainer.data_collator = Collate(trainer.data_collator, forget_column)
@@ -139,6 +143,8 @@ class Unlearning:
         model.train()
         if callable(getattr(trainer.optimizer, "train", None)):
             trainer.optimizer.train()
+        if self._schedule is not None:
+            self._schedule.before(trainer.state.global_step, lambda: validation_losses(trainer))
         batch = dict(trainer._prepare_inputs(inputs))
         forget = self._mask(batch)
         with self._readable(), trainer.compute_loss_context_manager():
@@ -149,6 +155,7 @@ class Unlearning:
         update = _step.take(self.engine, micro, sync=sync, scaler=accelerator.scaler)
         if sync:
             self.update = update
+            self._end_of_schedule()
         return micro.mean / trainer.current_gradient_accumulation_steps
 
     def prediction_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
@@ -166,6 +173,19 @@ class Unlearning:
         parent: Any = super()
         known = {name: value for name, value in inputs.items() if name != self.forget_column}
         return parent.prediction_step(model, known, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The `Trainer`'s, with both sides' mean losses in the last step, for TensorBoard, W&B and others.
+
+        Args:
+            logs: what the `Trainer` logs.
+            args: for the `Trainer`.
+            kwargs: for the `Trainer`.
+        """
+        parent: Any = super()
+        if self.update is not None and "loss" in logs:
+            logs = logs | _step.sides(self.update)
+        parent.log(logs, *args, **kwargs)
 
     # ---- hooks of the Trainer --------------------------------------------------------------------
 
@@ -192,6 +212,11 @@ class Unlearning:
         for generator, held in zip(self.method.generators(), state["random"], strict=True):
             generator.set_state(held)
         self._state, self._engine = state["subspace"], None
+
+    def _end_of_schedule(self) -> None:
+        trainer: Any = self
+        if self._schedule is not None and self._schedule.is_last(trainer.state.global_step):
+            trainer.control.should_training_stop = True
 
     def _own_state(self) -> dict[str, Any]:
         return {

@@ -166,6 +166,22 @@ def test_resume_to_the_bit(tmp_path: Path) -> None:
     assert torch.equal(*found)
 
 
+def test_both_sides_are_logged() -> None:
+    class Logged(Automatic):
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.log_dict(self.sides)
+
+    module, data = Logged(mtu.OrthoGrad(0.5)), Texts()
+    assert module.sides == {}
+    with torch.no_grad():
+        losses = losses_of(module.net, {"input_ids": data.tokens, "labels": data.tokens})
+    forget = torch.tensor([bool(data[i]["forget"]) for i in range(COUNT)])
+    _, trainer = fit(module)
+    logged = trainer.callback_metrics
+    assert float(logged["forget_loss"]) == pytest.approx(float(losses[forget].mean()), rel=1e-5)
+    assert float(logged["retain_loss"]) == pytest.approx(float(losses[~forget].mean()), rel=1e-5)
+
+
 def test_what_is_added_to_the_loss_is_refused() -> None:
     module = Automatic(mtu.OrthoGrad(0.5))
     module.penalty = 0.1

@@ -82,4 +82,5 @@ def test_the_table_is_there() -> None:
         "Trainer",
         "Accelerate",
         "Lightning",
+        "`mtu.unlearn`",
     }

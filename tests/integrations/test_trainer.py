@@ -206,6 +206,83 @@ def test_logging_and_evaluation(tmp_path: Path) -> None:
     assert evaluated["eval_loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
+class Caught(hf.TrainerCallback):
+    """What TensorBoard's and W&B's callbacks are given."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        """Keep it."""
+        self.logs.append(dict(logs))
+
+
+def test_callbacks_are_given_both_sides(tmp_path: Path) -> None:
+    model, data, caught = build(), Texts(), Caught()
+    with torch.no_grad():
+        losses = causal_lm(model(input_ids=data.tokens).logits, data.tokens)
+    trained(tmp_path, model, {"callbacks": [caught]}, logging_steps=1)
+    forget = torch.tensor([bool(data[i]["forget"]) for i in range(COUNT)])
+    first = caught.logs[0]
+    assert first["forget_loss"] == pytest.approx(float(losses[forget].mean()), rel=1e-5)
+    assert first["retain_loss"] == pytest.approx(float(losses[~forget].mean()), rel=1e-5)
+    assert "forget_loss" not in caught.logs[-1]  # that is the summary of the run
+
+
+TAU = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 500}
+
+
+def tau_trainer(folder: Path, **more: Any) -> Any:
+    """12 items to retain, 3 batches a pass; 4 to forget, one; so E = int(6 · 3 / 2) = 9 epochs of one step."""
+    return Unlearner(
+        build(),
+        settings(folder, **(TAU | more)),
+        method=mtu.NablaTau(),
+        train_dataset=Texts(12, seed=2, column=False),
+        forget_dataset=Texts(4, seed=3, column=False),
+        eval_dataset=Texts(5, seed=4, column=False),
+    )
+
+
+def test_the_schedule_of_nabla_tau(tmp_path: Path) -> None:
+    trainer = tau_trainer(tmp_path)
+    with torch.no_grad():
+        tokens = trainer.eval_dataset.tokens
+        tau = float(causal_lm(trainer.model(input_ids=tokens).logits, tokens).mean())
+    seen = []
+    method = trainer.method
+    begin = type(method).start_epoch
+
+    def start_epoch(self: Any, epoch: int, validation: Any) -> None:
+        begin(self, epoch, validation)
+        seen.append((epoch, self.alpha, dict(self.tau)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(method), "start_epoch", start_epoch)
+        trainer.train()
+    assert trainer.state.global_step == 9 and [epoch for epoch, _, _ in seen] == list(range(9))
+    alphas = [alpha for _, alpha, _ in seen]
+    assert alphas == pytest.approx([5 / 3 * 4 / 16 * (1 - epoch / 9) for epoch in range(9)])
+    assert seen[0][2]["loss"] == pytest.approx(tau, rel=1e-6)
+    assert seen[4][2] == seen[0][2] != seen[5][2]  # looked at again after five epochs
+
+
+def test_the_schedule_is_resumed_to_the_bit(tmp_path: Path) -> None:
+    saved = {"save_strategy": "steps", "save_steps": 4}
+    whole = tau_trainer(tmp_path, **saved)
+    whole.train()
+    resumed = tau_trainer(tmp_path, **saved)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.state.global_step == 9
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+
+
+def test_a_schedule_without_its_data_is_refused(tmp_path: Path) -> None:
+    for own in ({}, {"forget_dataset": Texts(4, column=False)}):
+        with pytest.raises(ValueError, match="NablaTau takes its schedule from"):
+            trained(tmp_path, own={"method": mtu.NablaTau(), **own})
+
+
 @dataclass(frozen=True)
 class Kept(mtu.InterferenceAware):
     """A method with a state and random numbers of its own: how often it was asked."""

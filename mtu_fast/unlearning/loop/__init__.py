@@ -120,7 +120,8 @@ def unlearn(
             default ones and those of loaders and method: `mtu.random_labels` takes one. They are
             stored and put back with the rest; a resumed run differs from an uninterrupted one where
             one is missing here.
-        progress: a progress bar, if tqdm is installed.
+        progress: a progress bar in a terminal or notebook, if tqdm is installed; elsewhere a line on
+            stderr every half minute, and one at the end.
 
     Returns:
         What happened, evaluation by evaluation, and why it stopped.

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import builtins
 import copy
+import itertools
 import json
 import math
+import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import mtu_fast as mtu
-from mtu_fast.unlearning.loop import DivergedError
+from mtu_fast.unlearning.loop import DivergedError, progress
 from tests.unlearning.loop.scene import (
     NAMES,
     data,
@@ -524,11 +529,55 @@ def test_neither_bar_nor_plot_is_needed(monkeypatch: pytest.MonkeyPatch) -> None
         history.plot()
 
 
-def test_the_bar_counts_steps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_counts_steps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = trained(net())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run(model, **sides(), max_steps=6, every=3, progress=True)
     shown = capsys.readouterr().err
     assert "6/6" in shown and "forget -" in shown and "retain -" in shown
+
+
+def test_a_log_has_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten steps, of 11 seconds each by this clock: a line every third one, and one at the end."""
+    clock = itertools.count(0, 11)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    run(trained(net()), **sides(), max_steps=10, every=5, progress=True)
+    shown = capsys.readouterr().err
+    lines = shown.splitlines()
+    assert "\r" not in shown and 4 <= len(lines) <= 5
+    assert all(re.match(r"unlearn: step \d+/10, forget -.*, retain -", line) for line in lines)
+    assert lines[-1].startswith("unlearn: step 10/10") and lines[-1].endswith("max_steps")
+
+
+def test_nothing_is_shown_unless_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    run(trained(net()), **sides(), max_steps=2, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+class Endless(IterableDataset[Any]):
+    """Batches again and again, without an end."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.cycle(self.batches)
+
+
+def test_a_retain_stream_without_an_end() -> None:
+    """With a monitor, evaluations do not read it; steps are those of the loader gone through anew."""
+    given = sides()
+    given |= {side: list(given[side]) for side in ("forget", "retain")}
+    ends, endless = trained(net()), trained(net())
+    run(ends, **given, max_steps=7)
+    stream = DataLoader(Endless(given["retain"]), batch_size=None)
+    history = run(endless, **(given | {"retain": stream}), monitor=given["retain"], max_steps=7)
+    assert history.reason == "max_steps" and history.step == 7
+    torch.testing.assert_close(parameters(endless), parameters(ends), rtol=0, atol=0)
 
 
 def test_the_direction_is_clipped_as_a_whole() -> None:
