@@ -21,7 +21,7 @@ SOURCES := setup.py pyproject.toml mtu_fast/_build.py $(shell find csrc -type f)
 CORE := tests/engine tests/test_rows.py tests/methods/test_orthograd.py tests/ops/gram tests/ops/test_gram_schmidt.py tests/reference
 FAST := tests/engine tests/test_rows.py tests/test_imports.py tests/rows tests/reference tests/methods tests/ops/gram $(addprefix tests/ops/test_,row_gram.py gram_schmidt.py project.py)
 
-.PHONY: help setup test test-fast test-without-extension test-floor check wheels demo unlearning bench peers scaling scaling-ranks compare ops ops-bench gpu-check docs clean
+.PHONY: help setup test test-fast test-without-extension test-floor check wheels demo language unlearning bench peers scaling scaling-ranks compare ops ops-bench gpu-check docs clean
 
 help: ## this table
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ check: $(INSTALLED) ## ruff and mypy
 
 demo: $(INSTALLED) ## unlearning on handwritten digits: a table, out/unlearning.{json,png}, the audit out/unlearning.html
 	$(BIN)/python -m benchmarks.demo
+
+language: $(INSTALLED) ## a small Llama that forgets people or one kind of fact, in minutes: benchmarks/results/language.* (ARGS="--quick")
+	$(BIN)/python -m benchmarks.language.run $(ARGS)
 
 unlearning: $(INSTALLED) ## three methods on rendered rooms, against retraining, in half an hour: out/ (ARGS="--all", ARGS="--data digits")
 	$(BIN)/python -m benchmarks.unlearning $(ARGS)

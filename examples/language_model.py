@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -58,6 +58,7 @@ def tokenizer_of(facts: list[tuple[str, dict[str, Text]]]) -> Tokenizer:
     """Byte pairs, learned from all texts."""
     found = Tokenizer(models.BPE())
     found.pre_tokenizer = pre_tokenizers.Metaspace()
+    found.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=["<pad>", "<end>"], show_progress=False
     )
@@ -71,12 +72,12 @@ def encode(tokenizer: Tokenizer, texts: list[Text]) -> tuple[Tensor, Tensor]:
     for given, said in texts:
         prompt = tokenizer.encode(given).ids
         rows.append((prompt, [*tokenizer.encode(said).ids, END]))
-    length = max(len(prompt) + len(said) for prompt, said in rows)
+    length = max(len(prompt) + len(answer) for prompt, answer in rows)
     tokens, labels = torch.full((len(rows), length), PAD), torch.full((len(rows), length), -100)
-    for n, (prompt, said) in enumerate(rows):
-        end = len(prompt) + len(said)
-        tokens[n, :end] = torch.tensor(prompt + said)
-        labels[n, len(prompt) : end] = tokens[n, len(prompt) : end]
+    for n, (prompt, answer) in enumerate(rows):
+        start, end = len(prompt), len(prompt) + len(answer)
+        tokens[n, :end] = torch.tensor(prompt + answer)
+        labels[n, start:end] = tokens[n, start:end]
     return tokens, labels
 
 
@@ -97,7 +98,7 @@ def memorise(model: Any, data: dict[str, tuple[Tensor, Tensor]], steps: int) -> 
     every = torch.arange(len(data["answer"][0]))
     for _ in range(steps):
         optimizer.zero_grad()
-        sum(loss.mean() for loss in losses_of(model, data, every).values()).backward()
+        torch.stack(list(losses_of(model, data, every).values())).mean().backward()
         optimizer.step()
 
 
@@ -113,8 +114,8 @@ def say(model: Any, tokenizer: Tokenizer, question: str) -> str:
     prompt = torch.tensor([tokenizer.encode(question).ids])
     mask = torch.ones_like(prompt)
     out = model.generate(input_ids=prompt, attention_mask=mask, max_new_tokens=8, do_sample=False)
-    words = [tokenizer.id_to_token(i) for i in out[0, prompt.shape[1] :].tolist() if i > END]
-    return "".join(words).replace("▁", " ").strip()
+    said = [i for i in out[0, prompt.shape[1] :].tolist() if i > END]
+    return str(tokenizer.decode(said)).strip()
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:

