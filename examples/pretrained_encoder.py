@@ -39,9 +39,11 @@ def messages() -> tuple[list[str], dict[str, Tensor]]:
     written = []
     for topic, said in product(topics, SAID):
         written += [(said.format(subject), topics.index(topic)) for subject in SUBJECTS[topic]]
-    topic = torch.tensor([label for _, label in written])
-    author = torch.randint(AUTHORS, (len(written),))
-    return [text for text, _ in written], {"topic": topic, "author": author}
+    labels = {
+        "topic": torch.tensor([label for _, label in written]),
+        "author": torch.randint(AUTHORS, (len(written),)),
+    }
+    return [text for text, _ in written], labels
 
 
 class Reader(nn.Module):

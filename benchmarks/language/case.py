@@ -140,8 +140,7 @@ def _samples(texts: Texts, told: dict[str, list[Fact]]) -> dict[str, Samples]:
 
 
 def _problem(texts: Texts, sizes: Sizes) -> Problem:
-    ask = texts.tokenizer.token_to_id("▁?")
-    net = partial(model.Reader, len(texts), ask, sizes.width, sizes.layers)
+    net = partial(model.Reader, len(texts), texts.ask, sizes.width, sizes.layers)
     return Problem("language", model.TASKS, model.STATES, net, model.losses, likelihood)
 
 

@@ -15,7 +15,6 @@ from mtu_fast.losses import causal_lm
 
 TASKS = ("answer", "category", "next")
 STATES = ("answer", "next")  # the tasks whose text states a fact
-ASKS = "?"
 
 
 class Reader(nn.Module):

@@ -39,6 +39,11 @@ class Texts:
         """The number of tokens."""
         return self.tokenizer.get_vocab_size()
 
+    @property
+    def ask(self) -> int:
+        """The token that ends a question."""
+        return self._ids("?")[-1]
+
     def samples(self, facts: Sequence[Fact]) -> Samples:
         """N facts: `image` [N, 2, S] the tokens of question and answer, and of the two sentences.
 
@@ -84,7 +89,8 @@ class Texts:
         return self.tokenizer.decode(kept)
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text).ids
+        found: list[int] = self.tokenizer.encode(text).ids
+        return found
 
     def _positions(self, fact: Fact) -> int:
         """Of its longest text, a wrong answer even."""

@@ -61,7 +61,7 @@ class Surgery(Unlearning):
         if forget_loss not in FORGET_LOSSES:
             raise ValueError(f"forget_loss: found {forget_loss!r}, expected 'nll' or 'npo'.")
         self._frozen: nn.Module | None = None
-        self._forgotten: Tensor | None = None
+        self._forgotten = torch.zeros(0, dtype=torch.bool)
         self._beta = beta
         kwargs.setdefault("losses", self._npo if forget_loss == "npo" else language_model_losses)
         super().__init__(*args, method=method_of(method, options or {}), **kwargs)
