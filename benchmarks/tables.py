@@ -182,6 +182,17 @@ def _uis(rows: Sequence[Mapping[str, Any]], request: str, method: str) -> str:
     return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}{star}"
 
 
+# ---- reliability ---------------------------------------------------------------------------------
+
+
+def reliability() -> str:
+    """What was tried, how often, and how often it held."""
+    rows = []
+    for row in read_csv("reliability.csv"):
+        rows.append([row["trial"], row["seen"], f"{int(row['tried']):,}", f"{int(row['held']):,}"])
+    return markdown(["trial", "seen", "tried", "held"], rows, left=2)
+
+
 # ---- where they stand ----------------------------------------------------------------------------
 
 
@@ -218,6 +229,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "unlearning-missing": unlearning_tables.lacking,
     "unlearning-100": unlearning,
     "conditions": conditions,
+    "reliability": reliability,
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from mtu_fast._arguments import check_share, check_whole
+from mtu_fast._arguments import MOST, check_dtype, check_flag, check_share, check_whole
 from mtu_fast._ops.gram import row_gram
 from mtu_fast._ops.gram_schmidt import orthonormalize
 from mtu_fast._rows.update import Update
@@ -42,23 +42,16 @@ class Form:
 
     def __post_init__(self) -> None:
         owner = self.owner
-        if not isinstance(self.basis, bool):
-            raise TypeError(f"{owner}: basis is {self.basis!r}, expected True or False.")
-        check_whole(f"{owner}: every", self.every, least=1)
+        check_flag(f"{owner}: basis", self.basis)
+        check_whole(f"{owner}: every", self.every, 1, MOST)
         for name in ("size", "rank"):
             if getattr(self, name) is not None:
-                check_whole(f"{owner}: {name}", getattr(self, name), least=1)
+                check_whole(f"{owner}: {name}", getattr(self, name), 1, MOST)
         check_share(f"{owner}: energy", self.energy)
-        if self.dtype is not None and not _is_floating(self.dtype):
-            raise TypeError(
-                f"{owner}: dtype is {self.dtype!r}, expected a real one as torch.bfloat16, or None."
-            )
+        if self.dtype is not None:
+            check_dtype(f"{owner}: dtype", self.dtype)
         if not self.basis and (self.rank, self.energy) != (None, 1.0):
             raise ValueError(f"{owner}: rank and energy are those of a basis; pass basis=True too.")
-
-
-def _is_floating(dtype: object) -> bool:
-    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
 class Keeper(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtu_fast._arguments import check_whole
+from mtu_fast._arguments import check_dtype, check_flag, check_one_of, check_whole, names
 from mtu_fast._checks.losses import Losses
 from mtu_fast._checks.masks import Mask
 from mtu_fast._checks.renamed import warn_renamed
@@ -176,6 +176,7 @@ class Engine:
         check_method(method)
         check_subspace(method, subspace)
         check_memory(method, memory)
+        check_flag("sync", sync)
         if self.ranks > 1:
             raise RuntimeError(
                 "accumulate: found an engine with group=, expected one of a single process; join rows of micro-batches "
@@ -262,8 +263,7 @@ class Engine:
             RuntimeError: the graph is gone or out of date, or does not give the gradients that
                 autograd gives.
         """
-        if per not in ("sample", "task"):
-            raise ValueError(f"rows: per is {per!r}, expected 'sample' or 'task'.")
+        check_one_of("rows: per", per, ("sample", "task"))
         parts = self._taking.rows(self._batch(losses, forget, present), per)
         return Rows(self._space.shared, parts, self._taking.ranks)
 
@@ -280,10 +280,15 @@ class Engine:
         With `group=`, each rank gives vectors of its own, as many as it has.
 
         Raises:
+            TypeError: vectors that are no mapping of tensors, a task that can be no name, or a dtype
+                that is none of floating numbers.
             ValueError: an unknown name, or a shape that is not [K, *shape of the parameter] with
                 one K for all.
         """
         shared = self._space.shared
+        names("subspace_rows: task", [task])
+        if dtype is not None:
+            check_dtype("subspace_rows: dtype", dtype)
 
         def given() -> TaskRows:
             check_vectors(vectors, shared)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import check_flag, names
 from mtu_fast._checks.flags import Flags, some_bad
 from mtu_fast._checks.renamed import warn_renamed
 from mtu_fast._distributed.products import JoinedProducts
@@ -214,16 +215,12 @@ class Rows:
     def _chosen(self, tasks: Iterable[str] | None) -> set[str]:
         if tasks is None:
             return set(self.roles.tasks)
-        if isinstance(tasks, str) or not isinstance(tasks, Iterable):
-            raise TypeError(
-                f"to_subspace: tasks is {tasks!r}, expected several names, for example ('a',)."
-            )
-        wanted = set(tasks)
+        wanted = set(names("to_subspace: tasks", tasks))
         unknown = wanted - set(self.roles.tasks)
-        if unknown or not wanted:
-            found = f"unknown tasks {sorted(map(str, unknown))}" if unknown else "no task"
+        if unknown:
             raise ValueError(
-                f"to_subspace: tasks: found {found}, expected some of {list(self.roles.tasks)}."
+                f"to_subspace: tasks: found unknown tasks {sorted(map(str, unknown))}, expected some of "
+                f"{list(self.roles.tasks)}."
             )
         return wanted
 
@@ -281,6 +278,7 @@ class Rows:
                 finite; `.grad` is untouched on any error.
         """
         check_method(method)
+        check_flag("backward: check", check)
         if check and not isinstance(method, Tensor):
             check_meant(method, self._parts)
         self._products.prepare(method)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtu_fast._arguments import names
+from mtu_fast._arguments import check_flag, check_function, held_in, names
+from mtu_fast._checks.values import check_direction
 from mtu_fast._kept import Form, orthonormal, step
 from mtu_fast._ops.project import project
 from mtu_fast._rows.update import Update
@@ -186,12 +187,16 @@ class Subspace:
         with dtype=torch.bfloat16, 1e-6 with float32.
 
         Raises:
+            TypeError: something else than {parameter: real tensor}.
+            ValueError: a key that is none of the parameters, or a tensor of another shape or device.
             RuntimeError: the subspace is not `basis=True`, or not full yet.
         """
+        check_flag("project: into", into)
         if self.held.basis is None:
             raise RuntimeError(
                 f"Subspace: project needs a basis, found {self!r}; make it with basis=True and fill it."
             )
+        check_direction(gradients, self.held.basis.parameters, "gradients")
         rows = self.held.basis.jacobian()
         zero = [gradients.get(p, torch.zeros_like(p)) for p in rows]
         return dict(zip(rows, project(zero, list(rows.values()), into), strict=True))
@@ -218,7 +223,13 @@ class Subspace:
         Args:
             state: what it gave.
             kept: `engine.subspace_rows` of an engine of the same parameters, which refuses others.
+
+        Raises:
+            TypeError: a state that is no mapping, or `kept` is no function.
+            ValueError: a state in which a part is missing.
         """
+        held_in("Subspace: state", state, "size", "age", "batches", "basis")
+        check_function("Subspace: kept", kept, "vectors, task, dtype")
         batches = tuple(kept(**batch) for batch in state["batches"])
         basis = None if state["basis"] is None else kept(**state["basis"])
         self.held = Held(state["size"], state["age"], batches, basis)

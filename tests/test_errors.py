@@ -565,12 +565,12 @@ def test_an_unknown_kind_of_rows(bench: Bench) -> None:
     refused(
         bench,
         ValueError,
-        "per is 'batch', expected 'sample' or 'task'",
+        "per: found 'batch', expected one of 'sample', 'task'",
         lambda l: bench.engine.rows(l, per="batch"),
     )
     rows = bench.engine.rows(bench.losses())
     with pytest.raises(
-        ValueError, match="per is 'module', expected one of 'total', 'layer', 'tensor'"
+        ValueError, match="per: found 'module', expected one of 'total', 'layer', 'tensor'"
     ):
         rows.gram(per="module")
 

@@ -63,7 +63,7 @@ def test_names_are_those_of_the_matrices(per: str) -> None:
         mine = [p for key, p in model.named_parameters() if name in (key, key.rpartition(".")[0])]
         size = sum(float(d[p].square().sum()) for p in mine if p in d)
         assert float(w @ G @ w) == pytest.approx(size, rel=1e-10)
-    with pytest.raises(ValueError, match="per is 'module'"):
+    with pytest.raises(ValueError, match="per: found 'module'"):
         rows.names("module")
 
 
@@ -141,15 +141,13 @@ def test_jvp_names_what_it_was_given_instead() -> None:
         rows.jvp({torch.zeros(3): torch.zeros(3)})
     with pytest.raises(ValueError, match="found 'weight' as a key"):
         rows.jvp({"weight": torch.zeros(3)})  # type: ignore[dict-item]
-    with pytest.raises(
-        ValueError, match=rf"{name} is given shape \(2,\), expected \({p.shape[0]}, "
-    ):
+    with pytest.raises(ValueError, match=rf"{name}: found shape \(2,\), expected \({p.shape[0]}, "):
         rows.jvp({p: torch.zeros(2)})
-    with pytest.raises(TypeError, match=f"{name} is given float, expected a real tensor"):
+    with pytest.raises(TypeError, match=f"{name}: found float, expected a tensor"):
         rows.jvp({p: 1.0})  # type: ignore[dict-item]
-    with pytest.raises(TypeError, match=f"{name} is given torch.complex64"):
+    with pytest.raises(TypeError, match=f"{name}: found torch.complex64"):
         rows.jvp({p: torch.zeros(p.shape, dtype=torch.complex64)})
-    with pytest.raises(ValueError, match="per is 'module'"):
+    with pytest.raises(ValueError, match="per: found 'module'"):
         rows.jvp({}, per="module")
     rows.backward(random_weights(2 * N))
     with pytest.raises(RuntimeError, match="used these rows up"):
@@ -293,7 +291,7 @@ def test_what_outside_returns_has_a_weight_for_each_row(given: Any, found: str) 
     method = Reading()
     method.outside = lambda roles: given  # type: ignore[method-assign]
     net, loss = two_layers()
-    with pytest.raises(ValueError, match=rf"outside: found {found}, expected weights \[5\]"):
+    with pytest.raises((TypeError, ValueError), match=f"outside: found {found}, expected"):
         mtu.Engine(net, params=net[0].parameters()).backward(loss, method)
 
 

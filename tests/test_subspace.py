@@ -403,9 +403,9 @@ def test_errors_tell_kept_rows_from_those_of_the_step() -> None:
         (
             {"basis": True, "dtype": float},
             TypeError,
-            "dtype is <class 'float'>, expected a real one",
+            "dtype: found <class 'float'>, expected a real dtype",
         ),
-        ({"basis": True, "dtype": torch.int32}, TypeError, "dtype is torch.int32"),
+        ({"basis": True, "dtype": torch.int32}, TypeError, "dtype: found torch.int32"),
         ({"rank": 3}, ValueError, "basis=True"),
         ({"dtype": torch.bfloat16}, ValueError, "basis=True"),
     ],

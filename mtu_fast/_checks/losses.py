@@ -49,11 +49,12 @@ def named_losses(losses: Losses, flags: Flags = AT_ONCE) -> dict[str, Tensor]:
     return dict(named)
 
 
-def labelled(given: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def labelled(given: Any, called: str = "losses") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Losses {task: [N]} and the masks {task: [N]} of labelled samples, from what a losses function returned.
 
     Args:
         given: losses [N] or {task: [N]}, or a pair of them and {task: [N] bool}.
+        called: the argument that the function is.
 
     Raises:
         TypeError: neither losses nor such a pair.
@@ -64,15 +65,15 @@ def labelled(given: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     named = _named(losses)
     if not _is_mapping_of_tensors(named):
         raise TypeError(
-            f"losses: found {type(losses).__name__}, expected that losses(model, batch) returns a tensor [N], "
+            f"{called}: found {type(losses).__name__}, expected that {called}(model, batch) returns a tensor [N], "
             "{task: [N]}, or a pair (losses, {task: [N] bool}) where labels are missing."
         )
     shapes = {task: tuple(loss.shape) for task, loss in named.items()}
     distinct = set(shapes.values())
     if len(distinct) != 1 or len(distinct.pop()) != 1:
         raise ValueError(
-            f"losses: found shapes {shapes}, expected one value per sample [N] for every task: reduction='none', then "
-            "loss.flatten(1).mean(1). Samples without a label keep their place; return (losses, {task: mask})."
+            f"{called}: found shapes {shapes}, expected one value per sample [N] for every task: reduction='none', "
+            "then loss.flatten(1).mean(1). Samples without a label keep their place; return (losses, {task: mask})."
         )
     return dict(named), presence(present, named)
 

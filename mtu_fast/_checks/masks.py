@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import names
 from mtu_fast._checks.flags import AT_ONCE, Flags
 from mtu_fast.methods.base import FORGET, RESTING, RETAIN
 
@@ -120,22 +120,10 @@ def targeted(targets: Iterable[str] | None, tasks: Iterable[str]) -> tuple[str, 
         ValueError: none, or names that are no tasks.
     """
     every = tuple(tasks)
-    named = every if targets is None else _names(targets)
+    named = every if targets is None else names("targets", targets)
     unknown = [name for name in named if name not in every]
-    if unknown or not named:
-        found = f"unknown tasks {unknown}" if unknown else "no task"
+    if unknown:
         raise ValueError(
-            f"targets: found {found}, expected at least one of the tasks {list(every)}, or None for all."
+            f"targets: found unknown tasks {unknown}, expected some of the tasks {list(every)}, or None for all."
         )
     return tuple(task for task in every if task in named)
-
-
-def _names(targets: Any) -> tuple[str, ...]:
-    if isinstance(targets, str):
-        raise TypeError(
-            f"targets: found the string {targets!r}, expected several names, ({targets!r},) for this one."
-        )
-    if not isinstance(targets, Iterable):
-        found = type(targets).__name__
-        raise TypeError(f"targets: found {found}, expected names of tasks, or None for all.")
-    return tuple(targets)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import check_tensors
+
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether nothing in these is infinite or undefined; one wait for their device, whatever their number."""
@@ -34,7 +36,7 @@ def some_not_finite(tensors: Iterable[Tensor]) -> Tensor | None:
     return ~torch.stack(sums).isfinite().all()
 
 
-def check_direction(d: Any, parameters: Mapping[str, Tensor]) -> None:
+def check_direction(d: Any, parameters: Mapping[str, Tensor], called: str = "jvp") -> None:
     """A direction is {parameter: real tensor of its shape}.
 
     Raises:
@@ -43,16 +45,16 @@ def check_direction(d: Any, parameters: Mapping[str, Tensor]) -> None:
     """
     if not isinstance(d, Mapping):
         raise TypeError(
-            f"jvp: found {type(d).__name__}, expected {{parameter: tensor of its shape}}."
+            f"{called}: found {type(d).__name__}, expected {{parameter: tensor of its shape}}."
         )
     names = {id(parameter): name for name, parameter in parameters.items()}
     for parameter, t in d.items():
         if id(parameter) not in names:
             raise ValueError(
-                f"jvp: found {_described(parameter)} as a key, expected parameters of the engine, as rows.vjp(w) has "
-                "them for keys; by name they are rows.parameters[name]."
+                f"{called}: found {_described(parameter)} as a key, expected parameters of the engine, as rows.vjp(w) "
+                "has them for keys; by name they are rows.parameters[name]."
             )
-        _check_part(names[id(parameter)], parameter, t)
+        _check_part(f"{called}: {names[id(parameter)]}", parameter, t)
 
 
 def _described(key: Any) -> str:
@@ -60,18 +62,11 @@ def _described(key: Any) -> str:
 
 
 def _check_part(name: str, parameter: Tensor, t: Any) -> None:
-    expected = tuple(parameter.shape)
-    if not isinstance(t, Tensor):
-        found = type(t).__name__
-        raise TypeError(f"jvp: {name} is given {found}, expected a real tensor {expected}.")
-    if t.is_complex():
-        raise TypeError(f"jvp: {name} is given {t.dtype}, expected a real tensor {expected}.")
+    check_tensors(**{name: t})
     if t.shape != parameter.shape:
         raise ValueError(
-            f"jvp: {name} is given shape {tuple(t.shape)}, expected {expected}, that of the parameter; of several "
-            "directions give one at a time."
+            f"{name}: found shape {tuple(t.shape)}, expected {tuple(parameter.shape)}, that of the parameter; of "
+            "several directions give one at a time."
         )
     if t.device != parameter.device:
-        raise ValueError(
-            f"jvp: {name} is given on {t.device}, expected {parameter.device} as the parameter."
-        )
+        raise ValueError(f"{name}: found {t.device}, expected {parameter.device} as the parameter.")

@@ -12,6 +12,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import check_one_of
+
 PRECISIONS = ("highest", "high", "medium")
 MOST_ELEMENTS = 1 << 40  # of a block or a result: more than a machine holds
 MOST_STEP = (1 << 31) - 1  # a kernel's taps, stride, padding or dilation along an axis
@@ -32,10 +34,7 @@ def check_blocks(precision: str, **sides: Sequence[Tensor]) -> None:
             sparse block.
         ValueError: an unknown precision, several devices, or sizes beyond what a machine holds.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"precision: found {precision!r}, expected one of {', '.join(map(repr, PRECISIONS))}."
-        )
+    check_one_of("precision", precision, PRECISIONS)
     for name, side in sides.items():
         for i, block in enumerate(side):
             check_numbers(f"{name}[{i}]", block)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import check_tensors
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import TaskRows
 from mtu_fast._rows.uses import Dense, Use
@@ -87,9 +88,7 @@ def check_vectors(vectors: Any, shared: Shared) -> None:
         )
     counts = set()
     for name, v in vectors.items():
-        if not isinstance(v, Tensor):
-            found = type(v).__name__
-            raise TypeError(f"subspace_rows: vectors[{name!r}] is {found}, expected a tensor.")
+        check_tensors(**{f"subspace_rows: vectors[{name!r}]": v})
         shape = None
         if name in parameters:
             shape = parameters[name].shape

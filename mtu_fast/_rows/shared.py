@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from mtu_fast._arguments import check_one_of
 from mtu_fast._checks.flags import Ledger
 from mtu_fast._ops._arguments import check_blocks
 
@@ -52,10 +53,9 @@ class Shared:
 
     def keys(self, per: str) -> list[str]:
         """The name of each parameter's group."""
+        check_one_of("per", per, PER)
         if per == "total":
             return [""] * len(self.names)
         if per == "layer":
             return [name.rpartition(".")[0] for name in self.names]
-        if per == "tensor":
-            return list(self.names)
-        raise ValueError(f"per is {per!r}, expected one of {', '.join(map(repr, PER))}.")
+        return list(self.names)

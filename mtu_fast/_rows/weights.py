@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import check_tensors
 from mtu_fast._checks.flags import AT_ONCE, Flags
 from mtu_fast._checks.values import all_finite
 from mtu_fast._rows.grad import not_finite
@@ -26,8 +27,8 @@ def spread(w: Tensor, shared: Shared, rows: int, like: Tensor) -> list[Tensor]:
         like: a tensor of the dtype and device wanted.
 
     Raises:
-        TypeError: no real tensor.
-        ValueError: another shape, a sparse tensor, or one on meta.
+        TypeError: no real dense tensor.
+        ValueError: another shape, or a tensor on meta.
     """
     _check_kind(w, rows)
     counts = {per: len(shared.groups(per)) for per in ("layer", "tensor")}
@@ -50,12 +51,7 @@ def _check_kind(w: Any, rows: int) -> None:
     if not isinstance(w, Tensor):
         found = type(w).__name__
         raise TypeError(f"weights: found {found}, expected a real tensor [{rows}], one per row.")
-    if w.is_complex():
-        raise TypeError(f"weights: found {w.dtype}, expected a real tensor [{rows}], one per row.")
-    if w.is_meta:
-        raise ValueError("weights: found a tensor on meta, which holds no values.")
-    if w.layout != torch.strided:
-        raise ValueError(f"weights: found layout {w.layout}, expected a dense tensor [{rows}].")
+    check_tensors(weights=w)
 
 
 def has_outside(parts: Sequence[TaskRows]) -> bool:
@@ -77,6 +73,7 @@ def outside_gradients(
         {parameter outside: gradient}.
 
     Raises:
+        TypeError: no real dense tensor.
         ValueError: weights of another shape, or that differ within a group.
     """
     if not has_outside(parts):
@@ -110,10 +107,12 @@ def _differ(w: Tensor) -> Exception:
     )
 
 
-def _check_outside(w: object, rows: int) -> None:
-    if not isinstance(w, Tensor) or w.shape[-1:] != (rows,):
-        found = f"shape {tuple(w.shape)}" if isinstance(w, Tensor) else type(w).__name__
-        raise ValueError(f"outside: found {found}, expected weights [{rows}], one per row.")
+def _check_outside(w: Any, rows: int) -> None:
+    check_tensors(outside=w)
+    if w.shape[-1:] != (rows,):
+        raise ValueError(
+            f"outside: found shape {tuple(w.shape)}, expected weights [{rows}], one per row."
+        )
     if w.dim() != 1:
         raise ValueError(
             "weights per layer say nothing of parameters outside; use a method instead."

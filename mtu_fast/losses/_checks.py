@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import check_dense, check_one_of, check_tensors, check_whole
+
 REDUCTIONS = ("mean", "sum")
 
 
@@ -21,6 +23,7 @@ def check_logits(name: str, logits: Tensor) -> None:
             f"{name}: logits: found {found}, expected a floating tensor [N, S, V]; of a transformers model, take "
             "model(...).logits."
         )
+    check_dense(f"{name}: logits", logits)
     if logits.dim() != 3:
         raise ValueError(
             f"{name}: logits: found shape {tuple(logits.shape)}, expected [N, S, V]: samples, positions, classes."
@@ -31,7 +34,7 @@ def check_labels(name: str, logits: Tensor, labels: Tensor, ignore_index: int) -
     """Whether each label counts, `[N, S]` bool.
 
     Raises:
-        TypeError: labels that are not int64.
+        TypeError: labels that are not int64, or an ignore_index that is no whole number.
         ValueError: labels of another shape, or beyond the classes.
     """
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
@@ -39,7 +42,9 @@ def check_labels(name: str, logits: Tensor, labels: Tensor, ignore_index: int) -
         raise TypeError(
             f"{name}: labels: found {found}, expected int64 [N, S]; convert by .long()."
         )
+    check_dense(f"{name}: labels", labels)
     check_shape(name, "labels", labels, logits)
+    check_whole(f"{name}: ignore_index", ignore_index, -(2**63), 2**63 - 1)
     counts = labels != ignore_index
     classes = logits.shape[2]
     beyond = counts & ((labels < 0) | (labels >= classes))
@@ -70,19 +75,18 @@ def check_reduction(name: str, reduction: str) -> None:
     Raises:
         ValueError: it is not.
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(
-            f"{name}: reduction is {reduction!r}, expected 'mean' or 'sum' over the positions of a sample."
-        )
+    check_one_of(f"{name}: reduction", reduction, REDUCTIONS, " over the positions of a sample")
 
 
 def counted(name: str, mask: Tensor | None, logits: Tensor) -> Tensor:
     """The positions that a mask (of ones, or True) lets count, `[N, S]` bool; all where there is none.
 
     Raises:
+        TypeError: something else than a dense tensor.
         ValueError: a mask of another shape.
     """
     if mask is None:
         return torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+    check_tensors(attention_mask=mask)
     check_shape(name, "attention_mask", mask, logits)
     return mask.to(torch.bool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from mtu_fast._arguments import check_positive, check_tensors
 from mtu_fast.losses import _checks
 from mtu_fast.losses._chunked import divergences
 from mtu_fast.losses.tokens import reduced
@@ -63,16 +64,20 @@ def npo(losses: Tensor, frozen: Tensor, *, beta: float = 0.1) -> Tensor:
         `[N]`, at most 0.
 
     Raises:
+        TypeError: losses that are no floating tensors, or β that is no number.
         ValueError: shapes that differ, or β that is not positive.
 
     Source: Zhang et al., "Negative Preference Optimization: From Catastrophic Collapse to Effective
     Unlearning", arXiv 2404.05868.
     """
+    check_tensors(losses=losses, frozen=frozen)
+    for name, value in (("losses", losses), ("frozen", frozen)):
+        if not value.is_floating_point():
+            raise TypeError(f"npo: {name}: found {value.dtype}, expected a floating tensor [N].")
     if losses.shape != frozen.shape or losses.dim() != 1:
         raise ValueError(
             f"npo: found losses {tuple(losses.shape)} and frozen {tuple(frozen.shape)}, expected [N] both: sums over "
             "the tokens of each sample."
         )
-    if not beta > 0:
-        raise ValueError(f"npo: beta is {beta}, expected a number above 0.")
-    return 2.0 / beta * functional.logsigmoid(beta * (losses - frozen.detach()))
+    check_positive("npo: beta", beta)
+    return 2.0 / beta * functional.logsigmoid(float(beta) * (losses - frozen.detach()))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import check_positive
 from mtu_fast.methods._gram import signed_gram
 from mtu_fast.methods.base import Method, dependence_tolerance
 from mtu_fast.methods.roles import Roles, equal_shares, signs
@@ -30,7 +30,7 @@ class AlignedMTL(Method):
             (number of rows that take part).
 
     Raises:
-        TypeError: `preference` is not a mapping.
+        TypeError: `preference` is not a mapping to numbers.
         ValueError: a weight is negative or not finite.
 
     Source: Senushkin et al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023,
@@ -52,10 +52,7 @@ class AlignedMTL(Method):
         own = dict(self.preference)  # a later change of the caller's is none of ours
         object.__setattr__(self, "preference", own)
         for task, weight in own.items():
-            if not (isfinite(weight) and weight >= 0):
-                raise ValueError(
-                    f"AlignedMTL: preference[{task!r}] is {weight}, expected a finite weight, at least 0."
-                )
+            check_positive(f"AlignedMTL: preference[{task!r}]", weight, zero=True)
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].
@@ -80,9 +77,10 @@ class AlignedMTL(Method):
             return equal_shares(roles)
         missing = [task for task in roles.tasks if task not in self.preference]
         if missing:
+            named = ", ".join(map(str, self.preference)) or "no task"
             raise ValueError(
-                f"AlignedMTL: preference names {', '.join(self.preference) or 'no task'}, but there are rows of "
-                f"{', '.join(missing)}; give every task a weight."
+                f"AlignedMTL: preference names {named}, but there are rows of {', '.join(map(str, missing))}; give "
+                "every task a weight."
             )
         sign = signs(roles)
         wanted = sign.new_tensor([self.preference[task] for task in roles.tasks])

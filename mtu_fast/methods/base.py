@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import check_mapping, is_one_of, shown
 from mtu_fast._ops.gram_schmidt import TOLERANCE, solve
 from mtu_fast.methods._identity import identity
 from mtu_fast.methods.roles import (
@@ -137,8 +138,8 @@ class Method(ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-        if state:
+        """Go on from what `state_dict` gave; anything but a mapping is a TypeError."""
+        if check_mapping("state", state, "what state_dict() gave"):
             name = type(self).__name__
             raise NotImplementedError(f"{name}: found a state, but no load_state_dict to take it.")
 
@@ -231,9 +232,11 @@ def dependence_tolerance(dtype: torch.dtype) -> float:
     Raises:
         TypeError: `dtype` is none of these.
     """
-    if dtype not in TOLERANCE:
+    if not isinstance(dtype, torch.dtype) or dtype not in TOLERANCE:
         known = ", ".join(map(str, TOLERANCE))
-        raise TypeError(f"rows are {dtype}, expected one of {known}; convert the losses.")
+        raise TypeError(
+            f"dtype: rows are {shown(dtype)}, expected one of {known}; convert the losses."
+        )
     return TOLERANCE[dtype]
 
 
@@ -256,7 +259,7 @@ def check_flags(method: Method) -> None:
     known = {"per": get_args(Per), "granularity": get_args(Granularity)}
     for name, words in known.items():
         value = getattr(method, name)
-        if value not in words:
+        if not is_one_of(value, words):
             expected = ", ".join(map(repr, words))
             raise TypeError(
                 f"{type(method).__name__}: {name} is {value!r}, expected one of {expected}."

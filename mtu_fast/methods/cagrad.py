@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mtu_fast._arguments import check_positive
 from mtu_fast.methods import _ball, _pivoting
-from mtu_fast.methods._arguments import check_at_least_zero, check_gram
+from mtu_fast.methods._arguments import check_gram
 from mtu_fast.methods._gram import unit_rows
 from mtu_fast.methods._host import Array, LiveRows, solved
 from mtu_fast.methods.base import Method, dependence_tolerance
@@ -42,7 +43,7 @@ class CAGrad(Method):
     per = "task"
 
     def __post_init__(self) -> None:
-        check_at_least_zero("CAGrad", "c", self.c, "; 0 is the mean row")
+        check_positive("CAGrad: c", self.c, zero=True)  # 0 is the mean row
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].

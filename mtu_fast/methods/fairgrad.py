@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mtu_fast.methods._arguments import check_gram, check_number
+from mtu_fast._arguments import check_real, shown
+from mtu_fast.methods._arguments import check_gram
 from mtu_fast.methods._bargaining import fair_weights
 from mtu_fast.methods.base import Method, dependence_tolerance
 from mtu_fast.methods.roles import Roles, signs
@@ -44,11 +45,11 @@ class FairGrad(Method):
 
     def __post_init__(self) -> None:
         expected = f"a number from {LEAST} to {MOST:g}"
-        check_number("FairGrad", "a", self.a, expected)
+        check_real("FairGrad: a", self.a, expected)
         if not LEAST <= self.a <= MOST:
             raise ValueError(
-                f"FairGrad: a is {self.a}, expected {expected}; a = 0 is mtu.Sum(), and a larger one comes near "
-                "max-min fairness already."
+                f"FairGrad: a: found {shown(self.a)}, expected {expected}; a = 0 is mtu.Sum(), and a larger one comes "
+                "near max-min fairness already."
             )
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:

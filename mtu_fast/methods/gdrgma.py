@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import check_number, check_positive
 from mtu_fast.methods._arguments import check_gram, check_granularity
 from mtu_fast.methods._gram import pair_gram
 from mtu_fast.methods.base import Granularity, Method
@@ -34,6 +34,7 @@ class GDRGMA(Method):
         threshold: retain loss at which λ is one half.
 
     Raises:
+        TypeError: `slope` or `threshold` is no number.
         ValueError: `granularity` is unknown, `slope` is negative, or a number is not finite.
 
     Source: Lin et al., "GDR-GMA: Machine Unlearning via Direction-Rectified and Magnitude-Adjusted
@@ -48,11 +49,8 @@ class GDRGMA(Method):
 
     def __post_init__(self) -> None:
         check_granularity("GDRGMA", self.granularity)
-        if not (isfinite(self.slope) and self.slope >= 0 and isfinite(self.threshold)):
-            raise ValueError(
-                f"GDRGMA: slope is {self.slope} and threshold {self.threshold}, expected finite numbers, slope at "
-                "least 0; the original code has 100 and 0.02."
-            )
+        check_positive("GDRGMA: slope", self.slope, zero=True)
+        check_number("GDRGMA: threshold", self.threshold)
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtu_fast.methods._arguments import check_generator, check_number
+from mtu_fast._arguments import check_generator, check_real, held_in, shown
 from mtu_fast.methods._gram import signed_gram
 from mtu_fast.methods._orders import visiting_orders
 from mtu_fast.methods.base import Method, dependence_tolerance
@@ -52,12 +52,12 @@ class GradVac(Method):
 
     def __post_init__(self) -> None:
         expected = "a number in [0, 1]"
-        check_number("GradVac", "beta", self.beta, expected)
+        check_real("GradVac: beta", self.beta, expected)
         if not 0.0 <= self.beta <= 1.0:
             raise ValueError(
-                f"GradVac: beta is {self.beta}, expected {expected}: how far targets move a step."
+                f"GradVac: beta: found {shown(self.beta)}, expected {expected}: how far targets move a step."
             )
-        check_generator("GradVac", self.generator)
+        check_generator("GradVac: generator", self.generator)
         object.__setattr__(self, "_memory", _Memory())
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
@@ -97,6 +97,7 @@ class GradVac(Method):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
+        held_in("GradVac: state", state, "tasks", "targets", "generator")
         self._memory.tasks = tuple(state["tasks"])
         targets = state["targets"]
         self._memory.targets = None if targets is None else targets.clone()

@@ -9,15 +9,13 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from mtu_fast._arguments import check_share, check_whole
+from mtu_fast._arguments import MOST, check_one_of, check_positive, check_share, check_whole
 from mtu_fast._later import Later, runs_behind
 from mtu_fast._ops.gram_schmidt import effective_rank, solve, whiten
 from mtu_fast.methods._arguments import (
-    check_at_least_zero,
     check_fraction,
     check_gram,
     check_granularity,
-    check_one_of,
 )
 from mtu_fast.methods._gram import norm, times
 from mtu_fast.methods.base import Constraint, Granularity, Method, dependence_tolerance
@@ -117,12 +115,12 @@ class InterferenceAware(Method):
     def __post_init__(self) -> None:
         name = "InterferenceAware"
         check_fraction(name, "alpha", self.alpha)
-        check_one_of(name, "order", self.order, ORDERS)
-        check_one_of(name, "retain", self.retain, get_args(Protected))
+        check_one_of(f"{name}: order", self.order, ORDERS)
+        check_one_of(f"{name}: retain", self.retain, get_args(Protected))
         check_share(f"{name}: energy", self.energy)
         if self.rank is not None:
-            check_whole(f"{name}: rank", self.rank, least=1)
-        check_at_least_zero(name, "ridge", self.ridge)
+            check_whole(f"{name}: rank", self.rank, 1, MOST)
+        check_positive(f"{name}: ridge", self.ridge, zero=True)
         if self.ridge and self.order != "joint":
             raise ValueError(
                 f"InterferenceAware: ridge is {self.ridge} with order {self.order!r}; it softens order='joint' only."

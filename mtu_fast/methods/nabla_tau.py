@@ -11,8 +11,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import (
+    MOST,
+    check_function,
+    check_mapping,
+    check_number,
+    check_whole,
+    held_in,
+)
 from mtu_fast.methods.base import Scheduled
-from mtu_fast.methods.roles import FORGET, RESTING, RETAIN, Roles, mean_weights
+from mtu_fast.methods.roles import FORGET, RESTING, RETAIN, Roles, check_roles, mean_weights
 
 REFRESH = 5  # epochs between two looks at the validation data
 LIMIT = 0.3  # share of the training samples that the paper forgets at most
@@ -98,19 +106,19 @@ class NablaTau(Scheduled):
             retain_batches: batches of a pass over the latter.
 
         Raises:
+            TypeError: a number that is not whole.
             ValueError: a number below 1, or so large a forget share that alpha₀ exceeds 1.
         """
-        if min(forget, retain, forget_batches, retain_batches) < 1:
-            raise ValueError(
-                f"NablaTau: found {forget} samples in {forget_batches} batches to forget, {retain} in {retain_batches} "
-                "to retain, expected at least 1 of each."
-            )
+        check_whole("NablaTau: forget", forget, 1, MOST)
+        check_whole("NablaTau: retain", retain, 1, MOST)
+        check_whole("NablaTau: forget_batches", forget_batches, 1, MOST)
+        check_whole("NablaTau: retain_batches", retain_batches, 1, MOST)
         share = forget / (forget + retain)
         if 5 * share > 3:
             raise ValueError(
-                f"NablaTau: {forget} of {forget + retain} samples are to be forgotten ({share:.0%}), which gives the "
-                f"retain rows a negative weight 1 - 5/3 · {share:.2f}; the paper goes to 30 %. Retrain on the "
-                f"{retain} that stay instead."
+                f"NablaTau: forget: {forget} of {forget + retain} samples are to be forgotten ({share:.0%}), which "
+                f"gives the retain rows a negative weight 1 - 5/3 · {share:.2f}; the paper goes to 30 %. Retrain on "
+                f"the {retain} that stay instead."
             )
         if share > LIMIT:
             warnings.warn(
@@ -128,8 +136,12 @@ class NablaTau(Scheduled):
             validation: gives {task: mean validation loss}; called only where it is needed.
 
         Raises:
+            TypeError: `epoch` is no whole number, or `validation` no function that gives {task: number}.
+            ValueError: `epoch` is below 0, or a loss is not finite.
             RuntimeError: `prepare` was not called before.
         """
+        check_whole("NablaTau: epoch", epoch, 0, MOST)
+        check_function("NablaTau: validation", validation, "")
         now = self._now
         if now.epochs is None:
             raise RuntimeError(
@@ -137,7 +149,7 @@ class NablaTau(Scheduled):
             )
         now.alpha = now.start * max(0.0, 1.0 - epoch / now.epochs)
         if epoch % REFRESH == 0 or not now.tau:
-            now.tau = {task: float(loss) for task, loss in validation().items()}
+            now.tau = _checked(validation())
 
     def __call__(self, G: Tensor | None, roles: Roles) -> Tensor:
         """Weights [R], float64; `G` is not read.
@@ -146,6 +158,7 @@ class NablaTau(Scheduled):
             RuntimeError: the hooks were not called before.
             ValueError: a task with forget rows has no τ.
         """
+        check_roles(roles)
         now = self._now
         if now.epochs is None or not now.tau:
             raise RuntimeError(
@@ -180,5 +193,16 @@ class NablaTau(Scheduled):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
+        held_in("NablaTau: state", state, "start", "alpha", "epochs", "tau")
         self._now.start, self._now.alpha = float(state["start"]), float(state["alpha"])
         self._now.epochs, self._now.tau = state["epochs"], dict(state["tau"])
+
+
+def _checked(losses: object) -> dict[str, float]:
+    """What `validation` gave: {task: finite number}."""
+    found = {}
+    for task, loss in check_mapping("NablaTau: validation", losses, "{task: loss}").items():
+        value = loss.item() if isinstance(loss, Tensor) and loss.numel() == 1 else loss
+        check_number(f"NablaTau: validation[{task!r}]", value)
+        found[task] = float(value)
+    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtu_fast.methods._arguments import check_generator
+from mtu_fast._arguments import check_generator
 from mtu_fast.methods._gram import signed_gram
 from mtu_fast.methods._orders import visiting_orders
 from mtu_fast.methods.base import Method
@@ -37,7 +37,7 @@ class PCGrad(Method):
     per = "task"
 
     def __post_init__(self) -> None:
-        check_generator("PCGrad", self.generator)
+        check_generator("PCGrad: generator", self.generator)
 
     def __call__(self, G: Tensor, roles: Roles) -> Tensor:
         """Weights [..., R] float64 from the Gram matrix [..., R, R].

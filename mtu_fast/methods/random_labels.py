@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import check_dense, check_generator, check_tensors, check_whole
 from mtu_fast.methods._arguments import check_fraction
 from mtu_fast.methods.base import Method
 from mtu_fast.methods.roles import FORGET, RETAIN, Roles, mean_weights
@@ -59,7 +60,7 @@ def random_labels(target: Tensor, classes: int, generator: torch.Generator | Non
         Labels [...] of the dtype and on the device of `target`.
 
     Raises:
-        TypeError: `target` is not an integer tensor.
+        TypeError: `target` is not an integer tensor, `classes` no whole number, or `generator` is none.
         ValueError: fewer than two classes.
     """
     if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
@@ -67,10 +68,9 @@ def random_labels(target: Tensor, classes: int, generator: torch.Generator | Non
         raise TypeError(
             f"random_labels: target is {found}, expected integer classes; shuffled_targets takes the rest."
         )
-    if classes < 2:
-        raise ValueError(
-            f"random_labels: classes is {classes}, expected at least 2: there is no other label to draw."
-        )
+    check_tensors(target=target)
+    check_whole("random_labels: classes", classes, 2, 2**63 - 1)
+    check_generator("random_labels: generator", generator)
     device = target.device if generator is None else generator.device
     step = torch.randint(1, classes, target.shape, generator=generator, device=device).to(target)
     real = (target >= 0) & (target < classes)
@@ -92,13 +92,15 @@ def shuffled_targets(target: Tensor, generator: torch.Generator | None = None) -
         The targets [N, ...], each sample with that of another.
 
     Raises:
-        TypeError: `target` is no tensor.
+        TypeError: `target` is no dense tensor, or `generator` is none.
         ValueError: fewer than two samples.
     """
     if not isinstance(target, Tensor):
         raise TypeError(
             f"shuffled_targets: found {type(target).__name__}, expected a tensor target [N, ...]."
         )
+    check_dense("shuffled_targets: target", target)
+    check_generator("shuffled_targets: generator", generator)
     if target.dim() == 0 or len(target) < 2:
         raise ValueError(
             f"shuffled_targets: target has shape {tuple(target.shape)}, expected [N, ...] with N >= 2: a sample needs "

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import check_dense, check_dtype, shown
+
 RETAIN, FORGET, SUBSPACE, RESTING, MEMORY, ABSENT = range(6)
 
 
@@ -32,7 +34,8 @@ class Roles:
 
     Raises:
         ValueError: the tensors are not vectors of one length.
-        TypeError: `task`, `sample`, `kind` or `rank` is not int64.
+        TypeError: `task`, `sample`, `kind` or `rank` is not int64, `loss` no real tensor, `tasks` no
+            names, or `dtype` none of floating numbers.
     """
 
     task: Tensor
@@ -48,12 +51,21 @@ class Roles:
         columns = {"task": self.task, "sample": self.sample, "kind": self.kind, "loss": self.loss}
         if self.rank is not None:
             columns["rank"] = self.rank
+        for name, column in columns.items():
+            _check_column(name, column)
+        if not isinstance(self.tasks, tuple):
+            raise TypeError(f"Roles: tasks: found {shown(self.tasks)}, expected a tuple of names.")
+        check_dtype("Roles: dtype", self.dtype)
         shapes = {name: tuple(column.shape) for name, column in columns.items()}
         if self.task.ndim != 1 or len(set(shapes.values())) != 1:
             raise ValueError(
                 f"Roles: shapes are {shapes}, expected vectors [R] of one length, an entry per row."
             )
         for name, column in columns.items():
+            if column.device != self.task.device:
+                raise ValueError(
+                    f"Roles: {name} is on {column.device}, task on {self.task.device}; move them to one device."
+                )
             if name != "loss" and column.dtype != torch.int64:
                 raise TypeError(
                     f"Roles: {name} is {column.dtype}, expected torch.int64; convert it by .long()."
@@ -61,6 +73,26 @@ class Roles:
 
     def __len__(self) -> int:
         return self.task.shape[0]
+
+
+def _check_column(name: str, column: object) -> None:
+    if not isinstance(column, Tensor):
+        raise TypeError(f"Roles: {name}: found {type(column).__name__}, expected a tensor [R].")
+    check_dense(f"Roles: {name}", column, meta=True)  # of shapes alone
+    if column.is_complex():
+        raise TypeError(f"Roles: {name}: found {column.dtype}, expected real numbers.")
+
+
+def check_roles(roles: object) -> None:
+    """These are roles.
+
+    Raises:
+        TypeError: they are something else.
+    """
+    if not isinstance(roles, Roles):
+        raise TypeError(
+            f"roles: found {type(roles).__name__}, expected the roles of rows, rows.roles."
+        )
 
 
 def mean_weights(roles: Roles, kind: int | None) -> Tensor:
@@ -78,10 +110,12 @@ def mean_weights(roles: Roles, kind: int | None) -> Tensor:
     Raises:
         ValueError: `kind` is none of these.
     """
-    if kind not in (*range(5), None):
+    check_roles(roles)
+    known = isinstance(kind, int) and not isinstance(kind, bool) and kind in range(5)
+    if kind is not None and not known:
         raise ValueError(
-            f"mean_weights: kind is {kind!r}, expected RETAIN (0), FORGET (1), SUBSPACE (2), RESTING (3), MEMORY (4) "
-            "or None."
+            f"mean_weights: kind: found {shown(kind)}, expected RETAIN (0), FORGET (1), SUBSPACE (2), RESTING (3), "
+            "MEMORY (4) or None."
         )
     chosen = roles.kind <= FORGET if kind is None else roles.kind == kind
     counted = chosen
@@ -100,6 +134,7 @@ def retain_less_forget(roles: Roles, alpha: float) -> Tensor:
 
 def signs(roles: Roles) -> Tensor:
     """1 on retain rows, -1 on forget rows, 0 on all others: [R] float64."""
+    check_roles(roles)
     return (roles.kind == RETAIN).double() - (roles.kind == FORGET).double()
 
 

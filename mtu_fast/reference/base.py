@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import is_one_of, shown
+from mtu_fast.reference._options import check_option
+
 Rows = Mapping[str, Tensor]
 Pair = tuple[float | Tensor, float | Tensor]
 
@@ -69,6 +72,12 @@ class Reference(ABC):
             raise ValueError(f"two references for {called}: {known}, {cls.__module__}")
         METHODS[called] = cls
 
+    def __post_init__(self) -> None:
+        if not type(self).__module__.startswith(__package__):
+            return  # of somebody else's, who names options as they like
+        for name in self.options():
+            check_option(type(self).__name__, name, getattr(self, name))
+
     @classmethod
     def options(cls) -> list[str]:
         """Names of the options."""
@@ -110,9 +119,9 @@ def made(name: str, options: Mapping[str, Any]) -> Reference:
         ValueError: no method has this name.
         TypeError: the method has no such option.
     """
-    if name not in METHODS:
+    if not is_one_of(name, METHODS):
         raise ValueError(
-            f"reference.backward: method is {name!r}, expected one of {', '.join(sorted(METHODS))}."
+            f"reference.backward: method is {shown(name)}, expected one of {', '.join(sorted(METHODS))}."
         )
     known = METHODS[name].options()
     unknown = sorted(set(options) - set(known))

@@ -1,11 +1,15 @@
-"""Kinds of the arguments of `unlearn`, `audit` and the scores: an error names the argument."""
+"""Kinds of the arguments of `unlearn` and `audit`: an error names the argument."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+
+# that can be iterated, but not over batches
+NO_LOADERS = (str, bytes, Tensor, np.ndarray, Mapping, set, frozenset)
 
 
 def check_model(name: str, value: object) -> None:
@@ -18,45 +22,6 @@ def check_model(name: str, value: object) -> None:
         raise TypeError(f"{name}: found {type(value).__name__}, expected a torch.nn.Module.")
 
 
-def check_function(name: str, value: object, takes: str) -> None:
-    """It can be called.
-
-    Args:
-        name: of the argument.
-        value: what was given.
-        takes: what it is called with, for the error.
-
-    Raises:
-        TypeError: it cannot be called.
-    """
-    if not callable(value):
-        raise TypeError(f"{name}: found {type(value).__name__}, expected a function of ({takes}).")
-
-
-def check_tensors(**values: object) -> None:
-    """All are tensors.
-
-    Raises:
-        TypeError: one is not.
-    """
-    for name, value in values.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{name}: found {type(value).__name__}, expected a tensor; torch.as_tensor({name}) makes one of a list."
-            )
-
-
-def check_by_task(name: str, value: object) -> Mapping[str, Any]:
-    """What a user's function returned for each task.
-
-    Raises:
-        TypeError: it is no mapping.
-    """
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{name}: found {type(value).__name__}, expected {{task: ...}}.")
-    return value
-
-
 def check_names(tasks: Iterable[object]) -> None:
     """Tasks have strings for names.
 
@@ -66,3 +31,36 @@ def check_names(tasks: Iterable[object]) -> None:
     odd = [task for task in tasks if not isinstance(task, str)]
     if odd:
         raise TypeError(f"losses: found tasks named {odd}, expected strings: {{str(task): loss}}.")
+
+
+def check_optimizer(name: str, value: object) -> None:
+    """It is an optimizer.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(value, torch.optim.Optimizer):
+        raise TypeError(f"{name}: found {type(value).__name__}, expected a torch.optim.Optimizer.")
+
+
+def check_loader(name: str, loader: object) -> None:
+    """A loader can be iterated again and again, by several iterators at a time.
+
+    Raises:
+        TypeError: it cannot be iterated, or only once.
+        ValueError: its iterators share their workers.
+    """
+    if isinstance(loader, NO_LOADERS) or not isinstance(loader, Iterable):
+        raise TypeError(
+            f"{name}: found {type(loader).__name__}, expected a DataLoader or a list of batches."
+        )
+    if isinstance(loader, Iterator):
+        raise TypeError(
+            f"{name}: found {type(loader).__name__}, which can be iterated once only, expected a DataLoader or a list "
+            "of batches: each pass takes a fresh iterator."
+        )
+    if getattr(loader, "persistent_workers", False):
+        raise ValueError(
+            f"{name}: persistent_workers=True gives all iterators the same workers, so that an evaluation would start "
+            "the current pass anew; build this loader with persistent_workers=False."
+        )

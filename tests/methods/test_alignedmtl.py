@@ -76,7 +76,7 @@ def test_directions_below_the_tolerance_are_left_out(
 def test_refuses_preferences_that_do_not_fit() -> None:
     with pytest.raises(TypeError, match=r"preference is list, expected \{task: weight\}"):
         AlignedMTL([1.0, 2.0])
-    with pytest.raises(ValueError, match=r"preference\['a'\] is -1.0"):
+    with pytest.raises(ValueError, match=r"preference\['a'\]: found -1.0"):
         AlignedMTL({"a": -1.0})
     with pytest.raises(
         ValueError, match="preference names a, but there are rows of b; give every task a weight"

@@ -57,7 +57,7 @@ def test_mean_weights_of_no_rows() -> None:
 
 
 def test_mean_weights_refuses_an_unknown_kind() -> None:
-    with pytest.raises(ValueError, match="kind is 7"):
+    with pytest.raises(ValueError, match="kind: found 7"):
         mean_weights(roles([RETAIN]), 7)
 
 
@@ -127,7 +127,7 @@ def test_refuses_a_gram_of_integers(method: Method) -> None:
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan"), float("inf")])
 def test_refuses_alpha_outside_the_unit_interval(make: type, alpha: float) -> None:
     with pytest.raises(
-        ValueError, match=r"alpha is .*expected a number in \[0, 1\].*learning rate"
+        ValueError, match=r"alpha: found .*expected a number in \[0, 1\].*learning rate"
     ):
         make(alpha=alpha)
 
@@ -135,29 +135,29 @@ def test_refuses_alpha_outside_the_unit_interval(make: type, alpha: float) -> No
 @pytest.mark.parametrize("make", [OrthoGrad, GradDiff])
 @pytest.mark.parametrize("alpha", ["0.5", None, True])
 def test_refuses_an_alpha_that_is_no_number(make: type, alpha: object) -> None:
-    with pytest.raises(TypeError, match="expected a number"):
+    with pytest.raises(TypeError, match=r"expected a (finite )?number"):
         make(alpha=alpha)
 
 
 def test_refuses_an_unknown_granularity() -> None:
     with pytest.raises(
-        ValueError, match="granularity is 'layers', expected one of 'global', 'layer', 'tensor'"
+        ValueError, match="granularity: found 'layers', expected one of 'global', 'layer', 'tensor'"
     ):
         OrthoGrad(granularity="layers")
 
 
 def test_refuses_a_seed_for_a_generator() -> None:
-    with pytest.raises(TypeError, match=r"generator is int.*manual_seed"):
+    with pytest.raises(TypeError, match=r"generator: found int.*manual_seed"):
         PCGrad(generator=3)
 
 
 @pytest.mark.parametrize("c", [-0.1, float("nan"), float("inf")])
 def test_cagrad_refuses_a_ball_of_no_radius(c: float) -> None:
-    with pytest.raises(ValueError, match=r"c is .*at least 0"):
+    with pytest.raises(ValueError, match=r"c: found .*at least 0"):
         CAGrad(c=c)
 
 
 @pytest.mark.parametrize("c", ["0.5", None, True])
 def test_cagrad_refuses_a_c_that_is_no_number(c: object) -> None:
-    with pytest.raises(TypeError, match="expected a number"):
+    with pytest.raises(TypeError, match=r"expected a (finite )?number"):
         CAGrad(c=c)

@@ -276,5 +276,5 @@ def test_hooks_of_a_schedule_that_nothing_would_call() -> None:
 
 def test_a_copy_with_another_field_is_another_method() -> None:
     assert replace(mtu.OrthoGrad(0.3), alpha=0.4) == mtu.OrthoGrad(0.4)
-    with pytest.raises(ValueError, match=r"alpha is 1\.4"):
+    with pytest.raises(ValueError, match=r"alpha: found 1\.4"):
         replace(mtu.OrthoGrad(0.3), alpha=1.4)

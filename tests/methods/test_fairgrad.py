@@ -70,9 +70,9 @@ def test_rows_that_cannot_agree_have_no_weights(a: float) -> None:
 
 
 @pytest.mark.parametrize(("a", "error", "text"), [
-    (0.0, ValueError, r"a is 0.0, expected a number from 0.2 to 10; a = 0 is mtu.Sum\(\)"),
-    (50.0, ValueError, "a is 50.0"), (float("nan"), ValueError, "a is nan"), ("2", TypeError, "a is '2'"),
-    (True, TypeError, "a is True"),
+    (0.0, ValueError, r"a: found 0.0, expected a number from 0.2 to 10; a = 0 is mtu.Sum\(\)"),
+    (50.0, ValueError, "a: found 50.0"), (float("nan"), ValueError, "a: found nan"), ("2", TypeError, "a: found '2'"),
+    (True, TypeError, "a: found True"),
 ])  # fmt: skip
 def test_refuses_other_exponents(a: float, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):

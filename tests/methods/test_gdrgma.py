@@ -107,7 +107,7 @@ def test_a_step_is_that_of_the_reference(
 
 
 def test_refuses_other_granularities_and_numbers() -> None:
-    with pytest.raises(ValueError, match="granularity is 'channel'"):
+    with pytest.raises(ValueError, match="granularity: found 'channel'"):
         GDRGMA("channel")
-    with pytest.raises(ValueError, match=r"slope is -1\.0"):
+    with pytest.raises(ValueError, match=r"slope: found -1\.0"):
         GDRGMA(slope=-1.0)

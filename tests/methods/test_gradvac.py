@@ -169,9 +169,9 @@ def test_refuses_a_batch_of_another_shape() -> None:
 
 
 def test_refuses_what_is_no_share_and_no_generator() -> None:
-    with pytest.raises(ValueError, match=r"beta is 1.5, expected a number in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"beta: found 1.5, expected a number in \[0, 1\]"):
         GradVac(beta=1.5)
-    with pytest.raises(TypeError, match="beta is 'fast'"):
+    with pytest.raises(TypeError, match="beta: found 'fast'"):
         GradVac(beta="fast")
-    with pytest.raises(TypeError, match="generator is int"):
+    with pytest.raises(TypeError, match="generator: found int"):
         GradVac(generator=3)

@@ -261,18 +261,18 @@ def test_a_residue_by_definition_is_no_constraint() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"alpha": 2.0}, ValueError, "alpha is 2.0"),
-        ({"order": "both"}, ValueError, "order is 'both', expected one of 'joint'"),
-        ({"retain": "none"}, ValueError, "retain is 'none'"),
+        ({"alpha": 2.0}, ValueError, "alpha: found 2.0"),
+        ({"order": "both"}, ValueError, "order: found 'both', expected one of 'joint'"),
+        ({"retain": "none"}, ValueError, "retain: found 'none'"),
         ({"energy": 0.0}, ValueError, "energy: found 0.0"),
         ({"energy": "all"}, TypeError, "energy: found 'all'"),
         ({"rank": 0}, ValueError, "rank: found 0"),
         ({"rank": 2.5}, TypeError, "rank: found 2.5"),
-        ({"ridge": -1.0}, ValueError, "ridge is -1.0"),
-        ({"ridge": float("nan")}, ValueError, "ridge is nan"),
-        ({"ridge": "soft"}, TypeError, "ridge is 'soft'"),
+        ({"ridge": -1.0}, ValueError, "ridge: found -1.0"),
+        ({"ridge": float("nan")}, ValueError, "ridge: found nan"),
+        ({"ridge": "soft"}, TypeError, "ridge: found 'soft'"),
         ({"ridge": 0.1, "order": "project-first"}, ValueError, "softens order='joint' only"),
-        ({"granularity": "channel"}, ValueError, "granularity is 'channel'"),
+        ({"granularity": "channel"}, ValueError, "granularity: found 'channel'"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], error: type[Exception], says: str) -> None:

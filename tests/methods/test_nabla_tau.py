@@ -143,5 +143,5 @@ def test_errors() -> None:
     retained = _roles([0.1, 0.2, 0.4, 9, 9, 1.5])
     retained.kind[5] = RETAIN  # task b has no forget rows, and so needs no τ
     assert torch.equal(_prepared(a=0.8)(None, retained), _prepared(a=0.8, b=7.0)(None, retained))
-    with pytest.raises(ValueError, match="0 samples in 1 batches to forget"):
+    with pytest.raises(ValueError, match="forget: found 0, expected at least 1"):
         NablaTau().prepare(forget=0, retain=1, forget_batches=1, retain_batches=1)

@@ -84,9 +84,9 @@ def test_draws_come_from_the_generator_alone() -> None:
 def test_errors() -> None:
     with pytest.raises(TypeError, match=r"target is torch.float32.*shuffled_targets"):
         random_labels(torch.zeros(3), 4)
-    with pytest.raises(ValueError, match="classes is 1, expected at least 2"):
+    with pytest.raises(ValueError, match="classes: found 1, expected at least 2"):
         random_labels(torch.zeros(3, dtype=torch.int64), 1)
     with pytest.raises(ValueError, match=r"shape \(1, 4\).*N >= 2"):
         shuffled_targets(torch.zeros(1, 4))
-    with pytest.raises(ValueError, match=r"RandomLabels: alpha is 1\.5"):
+    with pytest.raises(ValueError, match=r"RandomLabels: alpha: found 1\.5"):
         RandomLabels(alpha=1.5)

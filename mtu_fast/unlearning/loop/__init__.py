@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtu_fast._arguments import check_flag, shown
 from mtu_fast._checks.parameters import listed
 from mtu_fast.memory import Memory
 from mtu_fast.methods import Method
@@ -138,6 +139,7 @@ def unlearn(
         DivergedError: a RuntimeError; a loss or gradient was not finite.
     """
     check_given(method)
+    check_flag("progress", progress)
     shared = listed(params)
     if subspace is None and method.needs_subspace:
         subspace = Subspace()
@@ -203,4 +205,6 @@ def _all(generators: Iterable[torch.Generator]) -> tuple[torch.Generator, ...]:
         raise TypeError(
             "generators: found one torch.Generator, expected several, (generator,) for this one."
         )
+    if isinstance(generators, str | Tensor) or not isinstance(generators, Iterable):
+        raise TypeError(f"generators: found {shown(generators)}, expected several torch.Generator.")
     return tuple(generators)

@@ -11,29 +11,6 @@ from mtu_fast.unlearning.randomness import capture, restore
 END: Final = object()
 
 
-def check_loader(name: str, loader: object) -> None:
-    """A loader can be iterated again and again, by several iterators at a time.
-
-    Raises:
-        TypeError: it cannot be iterated, or only once.
-        ValueError: its iterators share their workers.
-    """
-    if not isinstance(loader, Iterable):
-        raise TypeError(
-            f"{name}: found {type(loader).__name__}, expected a DataLoader or a list of batches."
-        )
-    if isinstance(loader, Iterator):
-        raise TypeError(
-            f"{name}: found {type(loader).__name__}, which can be iterated once only, expected a DataLoader or a list "
-            "of batches: each pass takes a fresh iterator."
-        )
-    if getattr(loader, "persistent_workers", False):
-        raise ValueError(
-            f"{name}: persistent_workers=True gives all iterators the same workers, so that an evaluation would start "
-            "the current pass anew; build this loader with persistent_workers=False."
-        )
-
-
 class Stream:
     """One side of the data, a batch at a time; every pass is a fresh iterator of the loader.
 

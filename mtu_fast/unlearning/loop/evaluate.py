@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
 
+from mtu_fast._arguments import check_mapping, shown
 from mtu_fast._checks.losses import labelled
 from mtu_fast.unlearning.loaders import generators_of, one_pass
 from mtu_fast.unlearning.modes import evaluating
@@ -75,6 +76,17 @@ class _Sums:
         return found
 
 
+def _scores(given: object) -> dict[str, float]:
+    """What a score function gave: {task: number}."""
+    scores = {}
+    for task, value in check_mapping("score", given, "{task: number}").items():
+        number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        if isinstance(number, Tensor) or not isinstance(number, SupportsFloat):
+            raise TypeError(f"score: found {shown(number)} for task {task!r}, expected a number.")
+        scores[task] = float(number)
+    return scores
+
+
 def measure(
     name: str,
     model: nn.Module,
@@ -98,6 +110,7 @@ def measure(
         What was measured.
 
     Raises:
+        TypeError: `score` does not give {task: number}.
         ValueError: the loader gives no batch, or far more than it says.
     """
     sums = _Sums()
@@ -110,6 +123,6 @@ def measure(
         if score is None:
             scores = {task: -loss for task, loss in means.items()}
         else:
-            scores = {task: float(value) for task, value in score(model, loader).items()}
+            scores = _scores(score(model, loader))
     tasks = tuple(sums.total)
     return Measured(means, scores, tasks, sums.samples, sums.batches, sums.losses())

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtu_fast._arguments import check_mapping
 from mtu_fast._checks.losses import Losses
 from mtu_fast._checks.masks import Mask, kinds, presence
 from mtu_fast.methods import FORGET, RESTING
-from mtu_fast.unlearning.arguments import check_by_task
 from mtu_fast.unlearning.loop.evaluate import Measured, measure
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
 
@@ -202,7 +202,7 @@ class Levels:
             ValueError: a score is not a number.
         """
         held, resting, kappa = self.held, [], dict(self.held.kappa)
-        for task, value in check_by_task("Levels.update: score", score).items():
+        for task, value in check_mapping("Levels.update: score", score).items():
             if math.isnan(value):
                 raise ValueError(f"Levels.update: the score of task {task!r} is not a number.")
             if task not in held.score:

@@ -149,7 +149,7 @@ class Run:
             self.engine,
             s.method,
             lambda: self._forward("retain", s.losses, retain),
-            lambda: self._forward("forget", on_forget, forget),
+            lambda: self._forward("forget", on_forget, forget, _named(s)),
             lambda losses, present: self._left(forget, losses, present),
             s.subspace,
             s.memory,
@@ -176,8 +176,8 @@ class Run:
                 true, _ = labelled(s.losses(s.model, batch))
         return s.levels.left(true, gone, present)
 
-    def _forward(self, side: str, losses: LossFunction, batch: Any) -> Side:
-        named, present = labelled(losses(self.settings.model, batch))
+    def _forward(self, side: str, losses: LossFunction, batch: Any, called: str = "losses") -> Side:
+        named, present = labelled(losses(self.settings.model, batch), called)
         for task, loss in named.items():
             bad = ~torch.isfinite(loss.detach())
             if not bool(bad.any()):
@@ -306,6 +306,11 @@ class Run:
         # replaying a pass may draw from any
         found = [*generators_of(s.forget, s.retain), *s.generators]
         return list({id(generator): generator for generator in found}.values())
+
+
+def _named(settings: Settings) -> str:
+    """Which argument gives the losses of forget batches."""
+    return "losses" if settings.forget_losses is None else "forget_losses"
 
 
 def _has_state(settings: Settings, name: str) -> bool:

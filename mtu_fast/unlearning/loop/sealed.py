@@ -138,6 +138,14 @@ def read(path: str | Path) -> Any:
 def _check_sum(path: str | Path, file: BinaryIO) -> None:
     size = os.fstat(file.fileno()).st_size
     left = size - LENGTH
+    file.seek(max(left, 0))
+    end = file.read(LENGTH)
+    if left < 0 or not end.startswith(SEAL):
+        raise ValueError(
+            f"checkpoint: {path} is no checkpoint of this version of mtu.unlearn, or it was cut short: its "
+            f"{size} bytes do not end with a checksum. Put back a copy, or remove it to begin anew."
+        )
+    file.seek(0)
     found = hashlib.sha256()
     while left > 0:
         data = file.read(min(CHUNK, left))
@@ -145,12 +153,6 @@ def _check_sum(path: str | Path, file: BinaryIO) -> None:
             break
         found.update(data)
         left -= len(data)
-    end = file.read(LENGTH)
-    if size < LENGTH or not end.startswith(SEAL):
-        raise ValueError(
-            f"checkpoint: {path} is no checkpoint of this version of mtu.unlearn, or it was cut short: its "
-            f"{size} bytes do not end with a checksum. Put back a copy, or remove it to begin anew."
-        )
     if end != SEAL + found.digest():
         raise ValueError(
             f"checkpoint: {path} is damaged: its {size} bytes do not have the checksum they were written with. "

@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtu_fast._arguments import check_whole
+from mtu_fast._arguments import check_function, check_positive, check_whole
 from mtu_fast._checks.files import check_folder
 from mtu_fast._rows.update import check_method
 from mtu_fast.memory import Memory, check_memory
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace, check_subspace
-from mtu_fast.unlearning.arguments import check_function, check_model
+from mtu_fast.unlearning.arguments import check_loader, check_model, check_optimizer
 from mtu_fast.unlearning.loaders import length_of
-from mtu_fast.unlearning.loop.batches import check_loader
 from mtu_fast.unlearning.loop.levels import Levels
 from mtu_fast.unlearning.loop.schedule import Scheduled, check_schedule
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
@@ -76,7 +75,7 @@ class Settings:
         self._check_levels()
         for name in ("forget", "retain", "validation", "monitor"):
             loader = getattr(self, name)
-            if loader is not None:
+            if loader is not None or name in ("forget", "retain"):
                 check_loader(name, loader)
         check_whole("every", self.every, 1)
         for name in ("max_steps", "epochs"):
@@ -111,6 +110,8 @@ class Settings:
             _bound(f"max_drift[{task!r}]", bound)
 
     def _check_end(self) -> None:
+        if self.scheduler is not None:
+            check_function("scheduler.step", getattr(self.scheduler, "step", None), "")
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise TypeError(
                 "scheduler: ReduceLROnPlateau waits for a score; expected one that is stepped every step."
@@ -135,10 +136,7 @@ class Settings:
             check_function("score", self.score, "model, loader")
 
     def _check_optimizer(self) -> None:
-        if not isinstance(self.optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                f"optimizer: found {type(self.optimizer).__name__}, expected a torch.optim.Optimizer."
-            )
+        check_optimizer("optimizer", self.optimizer)
         mine = set(map(id, self.model.parameters()))
         for group in self.optimizer.param_groups:
             if not mine.isdisjoint(map(id, group["params"])):
@@ -199,13 +197,9 @@ class Settings:
 
 
 def _bound(name: str, value: Any) -> None:
-    if value is None:
-        return
-    message = f"{name}: found {value!r}, expected a positive number, or None for no bound."
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(message)
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(message)
+    """A positive number, or None for no bound."""
+    if value is not None:
+        check_positive(name, value)
 
 
 def _rates(group: Mapping[str, Any]) -> str:

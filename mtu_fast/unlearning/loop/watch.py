@@ -28,8 +28,10 @@ class Watch:
     def look(self) -> Look:
         """Losses and scores on the data to forget, and on the retained data that is monitored."""
         s = self.settings
-        watched = s.retain if s.monitor is None else s.monitor
-        return self._on("forget", s.forget), self._on("retain", watched)
+        forget = self._on("forget", s.forget)
+        if s.monitor is None:
+            return forget, self._on("retain", s.retain)
+        return forget, self._on("monitor", s.monitor)
 
     def validation(self) -> Measured:
         """Losses and scores on data never seen."""

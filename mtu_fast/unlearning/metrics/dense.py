@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mtu_fast.unlearning.arguments import check_by_task, check_tensors
+from mtu_fast._arguments import check_mapping, check_tensors, check_whole
 
 # ---- which pixels count --------------------------------------------------------------------------
 
@@ -50,9 +50,13 @@ def present(labels: Mapping[str, Tensor], ignore: int = -1) -> dict[str, Tensor]
 
     Returns:
         {task: [N] bool}.
+
+    Raises:
+        TypeError: no mapping of tensors, or `ignore` is no whole number.
     """
+    _check_ignore(ignore)
     found = {}
-    for task, target in check_by_task("labels", labels).items():
+    for task, target in check_mapping("labels", labels).items():
         check_tensors(labels=target)
         counts = valid_pixels(target) if target.is_floating_point() else target != ignore
         found[task] = counts.reshape(len(counts), -1).any(1)
@@ -83,6 +87,7 @@ def segmentation_loss(logits: Tensor, target: Tensor, ignore: int = -1) -> Tenso
             "segmentation_loss needs logits [N, C, H, W] and target [N, H, W]; "
             f"got {tuple(logits.shape)} and {tuple(target.shape)}"
         )
+    _check_ignore(ignore)
     losses = functional.cross_entropy(logits, target, ignore_index=ignore, reduction="none")
     return _mean(losses, target != ignore)
 
@@ -97,7 +102,7 @@ def depth_loss(depth: Tensor, target: Tensor) -> Tensor:
     Returns:
         Losses [N].
     """
-    _check("depth_loss", depth, target, channels=1)
+    _check("depth_loss", "depth", depth, target, channels=1)
     return _mean((depth - target).abs().squeeze(1), valid_pixels(target))
 
 
@@ -111,7 +116,7 @@ def normal_loss(normal: Tensor, target: Tensor) -> Tensor:
     Returns:
         Losses [N].
     """
-    _check("normal_loss", normal, target, channels=3)
+    _check("normal_loss", "normal", normal, target, channels=3)
     return _mean(1.0 - (normal * target).sum(1), valid_pixels(target))
 
 
@@ -140,10 +145,11 @@ def pixel_accuracy(predicted: Tensor, target: Tensor, ignore: int = -1) -> float
         ValueError: the shapes differ, or no pixel counts.
     """
     check_tensors(predicted=predicted, target=target)
+    _check_ignore(ignore)
     if predicted.shape != target.shape:
         raise ValueError(
-            f"pixel_accuracy needs one shape; got {tuple(predicted.shape)} and {tuple(target.shape)} "
-            "(logits need argmax first)"
+            f"pixel_accuracy: predicted and target need one shape; got {tuple(predicted.shape)} and "
+            f"{tuple(target.shape)} (logits need argmax first)"
         )
     counts = target != ignore
     _check_any("pixel_accuracy", counts)
@@ -162,7 +168,7 @@ def depth_scores(depth: Tensor, target: Tensor) -> dict[str, float]:
     Returns:
         The errors (lower better) and the share (higher better), over all valid pixels at once.
     """
-    _check("depth_scores", depth, target, channels=1)
+    _check("depth_scores", "depth", depth, target, channels=1)
     counts = valid_pixels(target)
     _check_any("depth_scores", counts)
     d = depth.squeeze(1)[counts].double()
@@ -188,7 +194,7 @@ def normal_scores(normal: Tensor, target: Tensor) -> dict[str, float]:
     Returns:
         The angles (lower better) and the shares (higher better), over all valid pixels at once.
     """
-    _check("normal_scores", normal, target, channels=3)
+    _check("normal_scores", "normal", normal, target, channels=3)
     counts = valid_pixels(target)
     _check_any("normal_scores", counts)
     n = normal.movedim(1, -1)[counts].double()
@@ -203,11 +209,15 @@ def normal_scores(normal: Tensor, target: Tensor) -> dict[str, float]:
     return found
 
 
-def _check(name: str, predicted: Tensor, target: Tensor, channels: int) -> None:
-    check_tensors(predicted=predicted, target=target)
+def _check_ignore(ignore: int) -> None:
+    check_whole("ignore", ignore, -(2**63), 2**63 - 1)
+
+
+def _check(name: str, called: str, predicted: Tensor, target: Tensor, channels: int) -> None:
+    check_tensors(**{called: predicted, "target": target})
     if target.dim() != 4 or target.shape[1] != channels or predicted.shape != target.shape:
         raise ValueError(
-            f"{name} needs prediction and target [N, {channels}, H, W]; "
+            f"{name} needs {called} and target [N, {channels}, H, W]; "
             f"got {tuple(predicted.shape)} and {tuple(target.shape)}"
         )
 

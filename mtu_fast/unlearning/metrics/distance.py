@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtu_fast.unlearning.arguments import check_tensors
+from mtu_fast._arguments import check_tensors
 
 
 def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
@@ -60,7 +60,8 @@ def _check(name: str, a: Tensor, b: Tensor) -> None:
     check_tensors(reference=a, logits=b)
     if a.dim() < 2 or a.shape != b.shape:
         raise ValueError(
-            f"{name}: found shapes {tuple(a.shape)} and {tuple(b.shape)}, expected [N, C, ...] both."
+            f"{name}: reference and logits: found shapes {tuple(a.shape)} and {tuple(b.shape)}, expected "
+            "[N, C, ...] both."
         )
     for z in (a, b):
         bad = (~torch.isfinite(z.detach()).flatten(1).all(1)).nonzero().flatten().tolist()

@@ -7,10 +7,11 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mtu_fast.unlearning.arguments import check_tensors
+from mtu_fast._arguments import check_dense, check_tensors, check_whole, shown
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -60,6 +61,7 @@ def drift(
         ValueError: shapes that differ, N = 0, or a loss that is not finite.
     """
     check_tensors(before=before, after=after)
+    check_whole("drift: worst", worst, 0)
     if before.dim() != 1 or before.shape != after.shape or not len(before):
         raise ValueError(
             f"drift: before has shape {tuple(before.shape)} and after {tuple(after.shape)}, expected [N] both, the "
@@ -69,7 +71,7 @@ def drift(
     bad = (~torch.isfinite(change)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
-            f"drift: the losses of samples {bad[:8]} are not finite, expected finite ones."
+            f"drift: before and after: the losses of samples {bad[:8]} are not finite, expected finite ones."
         )
     order = change.argsort(descending=True, stable=True)
     ranked = change[order]
@@ -104,6 +106,7 @@ def _worst_class(change: Tensor, labels: Tensor | Sequence[Hashable]) -> tuple[H
 def _classes(labels: Tensor | Sequence[Hashable], samples: int) -> tuple[list[Hashable], Tensor]:
     """The classes there are, and which of them each sample is of, [N]."""
     if isinstance(labels, Tensor):
+        check_dense("drift: labels", labels)
         if labels.shape != (samples,) or labels.is_floating_point() or labels.is_complex():
             raise ValueError(
                 f"drift: labels are {labels.dtype} {tuple(labels.shape)}, expected integers [{samples}], a class per "
@@ -111,6 +114,10 @@ def _classes(labels: Tensor | Sequence[Hashable], samples: int) -> tuple[list[Ha
             )
         classes, member = labels.long().unique(return_inverse=True)
         return classes.tolist(), member
+    if not isinstance(labels, Sequence | np.ndarray):
+        raise TypeError(
+            f"drift: labels: found {shown(labels)}, expected a tensor or a list of classes."
+        )
     if len(labels) != samples:
         raise ValueError(
             f"drift: found {len(labels)} labels, expected {samples}, a class per sample."

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtu_fast.unlearning.arguments import check_tensors
+from mtu_fast._arguments import check_tensors, check_whole
 
 FEWEST = 4  # samples per class: below, a split says nothing
 
@@ -54,6 +54,7 @@ def membership(forget: Tensor, test: Tensor, *, splits: int = 10, seed: int = 0)
 
     Raises:
         ImportError: scikit-learn is missing.
+        TypeError: no real tensors, or splits or seed that are not whole numbers.
         ValueError: not vectors, a value that is not finite, fewer than 4 samples on a side, or
             fewer than 2 splits.
     """
@@ -64,8 +65,8 @@ def membership(forget: Tensor, test: Tensor, *, splits: int = 10, seed: int = 0)
             f"membership: found {len(sides[0])} forget and {len(sides[1])} test samples, expected at least {FEWEST} of "
             "each (10 or more to mean something)."
         )
-    if splits < 2:
-        raise ValueError(f"membership: splits is {splits}, expected at least 2; 10 is usual.")
+    check_whole("membership: splits", splits, 2)
+    check_whole("membership: seed", seed, 0, 2**32 - 1)
     draw = np.random.default_rng(seed)
     # sorted, so that the result does not depend on the order of the samples
     drawn = [np.sort(draw.choice(side, n, replace=False)) for side in sides]
@@ -137,10 +138,10 @@ def _auc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def _vector(name: str, x: Tensor) -> np.ndarray:
-    if not isinstance(x, Tensor) or x.dim() != 1:
-        found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    check_tensors(**{f"membership: {name}": x})
+    if x.dim() != 1:
         raise ValueError(
-            f"membership: {name} is {found}, expected a tensor [N], one number per sample."
+            f"membership: {name} has shape {tuple(x.shape)}, expected [N], one number per sample."
         )
     bad = (~torch.isfinite(x)).nonzero().flatten().tolist()
     if bad:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtu_fast._arguments import check_function, check_number, check_whole
 from mtu_fast._checks.losses import labelled
+from mtu_fast.unlearning.arguments import check_loader, check_model, check_optimizer
 
 
 def relearn_steps(
@@ -48,16 +49,24 @@ def relearn_steps(
         `limit`.
 
     Raises:
-        TypeError: what `losses` gives is not as described.
+        TypeError: an argument of the wrong kind, or what `losses` gives is not as described.
         ValueError: the same, there is no batch, `limit` or `every` is below 1, or `level` or a
             score is not finite.
     """
-    if limit < 1 or every < 1 or not math.isfinite(level):
-        raise ValueError(
-            f"relearn_steps: limit is {limit}, every {every}, level {level}; expected at least 1, and a finite level."
-        )
+    check_model("relearn_steps: model", model)
+    check_loader("relearn_steps: forget", forget)
+    for name, function, takes in (
+        ("losses", losses, "model, batch"),
+        ("score", score, "model"),
+        ("optimizer", optimizer, "parameters"),
+    ):
+        check_function(f"relearn_steps: {name}", function, takes)
+    check_whole("relearn_steps: limit", limit, 1)
+    check_whole("relearn_steps: every", every, 1)
+    check_number("relearn_steps: level", level)
     model = _trainable_copy(model)
     steps = optimizer(model.parameters())
+    check_optimizer("relearn_steps: optimizer", steps)
     batches = chain.from_iterable(repeat(forget))
     if next(iter(forget), None) is None:
         raise ValueError(
@@ -82,10 +91,11 @@ def _trainable_copy(model: nn.Module) -> nn.Module:
 
 
 def _finite(score: float, step: int) -> float:
-    if not math.isfinite(score):
-        raise ValueError(
-            f"relearn_steps: the score after {step} steps is {score}; lower the learning rate."
-        )
+    check_number(
+        f"relearn_steps: score after {step} steps",
+        score,
+        "a finite number; lower the learning rate",
+    )
     return score
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 from torch import Tensor
 
+from mtu_fast._arguments import check_one_of, check_tensors, shown
 from mtu_fast._checks.masks import targeted
-from mtu_fast.unlearning.arguments import check_tensors
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -55,7 +55,7 @@ def uis(
             or one of the original's that divides is not positive.
     """
     check_removal(removal)
-    _check_same(original, unlearned, ("forget", "test"))
+    _check_same(("forget", "test"), original=original, unlearned=unlearned)
     tasks = tuple(original["test"])
     chosen = targeted(targets, tasks)
     total = 0.0
@@ -88,8 +88,7 @@ def check_removal(removal: str) -> None:
     Raises:
         ValueError: it is not.
     """
-    if removal not in REMOVALS:
-        raise ValueError(f"removal: found {removal!r}, expected one of {REMOVALS}.")
+    check_one_of("removal", removal, REMOVALS)
 
 
 def gaps(unlearned: Scores, retrained: Scores) -> dict[str, dict[str, float]]:
@@ -106,9 +105,7 @@ def gaps(unlearned: Scores, retrained: Scores) -> dict[str, dict[str, float]]:
         TypeError: no score tables.
         ValueError: no split, splits or tasks differ, or a score is not finite.
     """
-    _check_table(unlearned)
-    _check_table(retrained)
-    _check_same(unlearned, retrained, tuple(dict.fromkeys((*unlearned, *retrained))))
+    _check_same(unlearned=unlearned, retrained=retrained)
     found: dict[str, dict[str, float]] = {}
     for split, row in unlearned.items():
         found[split] = {}
@@ -151,8 +148,7 @@ def tow(unlearned: Scores, retrained: Scores) -> dict[str, float]:
         TypeError: no score tables.
         ValueError: no split, splits or tasks differ, or a score is not finite or outside 0..1.
     """
-    _check_table(unlearned)
-    _check_table(retrained)
+    _check_same(unlearned=unlearned, retrained=retrained)
     _check_shares("unlearned", unlearned)
     _check_shares("retrained", retrained)
     distance = gaps(unlearned, retrained)
@@ -192,7 +188,7 @@ def over_forgotten(
         TypeError: targets are one string, or no score tables.
         ValueError: unknown targets, the split is missing, tasks differ, or a score is not finite.
     """
-    _check_same(unlearned, retrained, ("forget",))
+    _check_same(("forget",), unlearned=unlearned, retrained=retrained)
     chosen = targeted(targets, unlearned["forget"])
     return tuple(task for task in chosen if unlearned["forget"][task] < retrained["forget"][task])
 
@@ -214,13 +210,11 @@ def parameter_shift(original: Iterable[Tensor], unlearned: Iterable[Tensor]) -> 
         TypeError: they are no tensors.
         ValueError: the parameters do not match one to one, or all original ones are zero.
     """
-    before, after = list(original), list(unlearned)
-    for p in (*before, *after):
-        check_tensors(parameters=p)
+    before, after = _tensors("original", original), _tensors("unlearned", unlearned)
     if [p.shape for p in before] != [p.shape for p in after]:
         raise ValueError(
-            f"the two models' parameters must match one to one; got {len(before)} and {len(after)} tensors, "
-            "or other shapes or another order"
+            f"parameter_shift: original and unlearned must match one to one; got {len(before)} and {len(after)} "
+            "tensors, or other shapes or another order"
         )
     moved, size = 0.0, 0.0
     for p, q in zip(before, after, strict=True):
@@ -234,6 +228,17 @@ def parameter_shift(original: Iterable[Tensor], unlearned: Iterable[Tensor]) -> 
     return math.sqrt(moved / size)
 
 
+def _tensors(name: str, given: Any) -> list[Tensor]:
+    if isinstance(given, Tensor) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"parameter_shift: {name}: found {shown(given)}, expected the parameters, model.parameters()."
+        )
+    found = list(given)
+    for p in found:
+        check_tensors(**{f"parameter_shift: {name}": p})
+    return found
+
+
 def _ratio(part: float, whole: float, name: str) -> float:
     if whole <= 0:
         raise ValueError(
@@ -243,36 +248,51 @@ def _ratio(part: float, whole: float, name: str) -> float:
     return part / whole
 
 
-def _check_same(a: Scores, b: Scores, splits: Sequence[str]) -> None:
-    """Both tables hold these splits, at least one, every split the same tasks, and every score is finite."""
-    if not splits:
-        raise ValueError("the score tables are empty, expected {split: {task: score}}")
+def _check_same(splits: Sequence[str] | None = None, **tables: Scores) -> None:
+    """All tables hold these splits (by default those of any), each the same tasks, and every score is finite."""
+    for name, table in tables.items():
+        _check_table(name, table)
+    found = dict.fromkeys(split for table in tables.values() for split in table)
+    if splits is None and not found:
+        raise ValueError(
+            f"{' and '.join(tables)}: the score tables are empty, expected {{split: {{task: score}}}}"
+        )
     tasks: set[str] = set()
-    for split in splits:
-        for table in (a, b):
-            _check_table(table)
+    for split in found if splits is None else splits:
+        for name, table in tables.items():
             if split not in table:
-                raise ValueError(f"split {split!r} is missing: the table has {sorted(table)}")
+                raise ValueError(
+                    f"{' and '.join(tables)}: split {split!r} is missing: the table {name} has {list(table)}"
+                )
             tasks = tasks or set(table[split])
-            _check_row(split, table[split], tasks)
+            _check_row(name, split, table[split], tasks)
 
 
-def _check_table(table: Scores) -> None:
+def _check_table(name: str, table: Scores) -> None:
     if isinstance(table, Mapping) and all(isinstance(row, Mapping) for row in table.values()):
         return
     raise TypeError(
-        f"score table: found {type(table).__name__} {table!r:.60}, expected {{split: {{task: score}}}}."
+        f"{name}: score table: found {type(table).__name__} {shown(table)}, expected {{split: {{task: score}}}}."
     )
 
 
-def _check_row(split: str, row: Mapping[str, float], tasks: set[str]) -> None:
+def _check_row(name: str, split: str, row: Mapping[str, float], tasks: set[str]) -> None:
     if set(row) != tasks or not tasks:
-        raise ValueError(f"split {split!r} has tasks {sorted(row)}, another has {sorted(tasks)}")
-    for task, score in row.items():
-        if not isinstance(score, SupportsFloat):
-            raise TypeError(
-                f"score of task {task!r}: found {type(score).__name__} on {split}, expected a number."
-            )
-    bad = [task for task, score in row.items() if not math.isfinite(score)]
+        raise ValueError(
+            f"{name}: split {split!r} has tasks {list(row)}, another has {sorted(map(str, tasks))}"
+        )
+    bad = [task for task, score in row.items() if not math.isfinite(_number(name, task, score))]
     if bad:
-        raise ValueError(f"split {split!r} has a score that is not finite for {bad}")
+        raise ValueError(f"{name}: split {split!r} has a score that is not finite for {bad}")
+
+
+def _number(name: str, task: str, score: Any) -> float:
+    """A score as a number: a Python or numpy one, or a tensor of one element."""
+    try:
+        if isinstance(score, SupportsFloat):
+            return float(score)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        pass  # of several elements, or too large
+    raise TypeError(
+        f"{name}: score of task {task!r}: found {type(score).__name__} {shown(score)}, expected a number."
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtu_fast.unlearning.arguments import check_tensors
+from mtu_fast._arguments import check_tensors, check_whole
 
 
 def top1(logits: Tensor, target: Tensor) -> float:
@@ -23,6 +23,8 @@ def top1(logits: Tensor, target: Tensor) -> float:
         ValueError: the shapes do not match, or N = 0.
     """
     check_tensors(logits=logits, target=target)
+    if target.is_floating_point():
+        raise TypeError(f"top1: target: found {target.dtype}, expected whole numbers.")
     if logits.dim() != 2 or target.shape != logits.shape[:1] or len(target) == 0:
         raise ValueError(
             f"top1 needs logits [N, C] and target [N], N > 0; got {_shape(logits)} and {_shape(target)}"
@@ -46,10 +48,15 @@ def mean_iou(predicted: Tensor, target: Tensor, classes: int, ignore: int = -1) 
         The mean intersection over union, in 0..1.
 
     Raises:
-        TypeError: an argument is no tensor.
+        TypeError: an argument is no tensor of whole numbers, or no whole number.
         ValueError: the shapes differ, a class is out of range, or no pixel counts.
     """
     check_tensors(predicted=predicted, target=target)
+    check_whole("mean_iou: classes", classes, 1, 2**15)
+    check_whole("mean_iou: ignore", ignore, -(2**63), 2**63 - 1)
+    for name, value in (("predicted", predicted), ("target", target)):
+        if value.is_floating_point():
+            raise TypeError(f"mean_iou: {name}: found {value.dtype}, expected whole numbers.")
     if predicted.shape != target.shape:
         raise ValueError(
             f"predicted and target need one shape; got {_shape(predicted)} and {_shape(target)}"

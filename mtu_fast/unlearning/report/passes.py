@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mtu_fast._arguments import check_function, check_mapping, check_tensors
 from mtu_fast._checks.losses import labelled
 from mtu_fast._checks.masks import presence
-from mtu_fast.unlearning.arguments import check_by_task, check_function, check_tensors
 from mtu_fast.unlearning.loaders import generators_of
 from mtu_fast.unlearning.metrics import entropy, kl_divergence, logit_distance
 from mtu_fast.unlearning.modes import evaluating
@@ -103,7 +103,7 @@ def _add_batch(
     if reading.outputs is not None:
         outputs = {}
         for model, net in models.items():
-            outputs[model] = check_by_task("outputs", reading.outputs(net, batch))
+            outputs[model] = check_mapping("outputs", reading.outputs(net, batch))
         for task, at in kept.items():
             if task in outputs["original"]:
                 _add_outputs(parts, task, outputs, at)
@@ -131,7 +131,7 @@ def _same(one: PerTask, other: PerTask) -> bool:
 
 
 def _add_labels(parts: Parts, labels: object, there: PerTask) -> None:
-    by_task = check_by_task("labels", labels)
+    by_task = check_mapping("labels", labels)
     for task, mask in there.items():
         if task in by_task:
             parts.add_labels(task, _classes(f"labels[{task!r}]", by_task[task], mask))

@@ -67,12 +67,18 @@ def copy(whole: Path, folder: Path) -> Path:
 
 
 def test_a_file_that_was_cut_short(whole: Path, tmp_path: Path) -> None:
+    """At every length, the longest first."""
     content, path = whole.read_bytes(), tmp_path / "cut.pt"
-    lengths = {*range(64), *range(0, len(content), 211), *range(len(content) - 64, len(content))}
-    for length in sorted(lengths):
-        path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"checkpoint: .*cut.pt (is no checkpoint|is damaged)"):
+    path.write_bytes(content)
+    read = []
+    for length in range(len(content) - 1, -1, -1):
+        os.truncate(path, length)
+        try:
             sealed.read(path)
+            read.append(length)
+        except ValueError as error:  # pytest.raises would take longer than the reading
+            assert "cut.pt is no checkpoint" in str(error) or "cut.pt is damaged" in str(error)
+    assert not read
     path.write_bytes(content[: len(content) // 2])
     Scene(path).refused(r"cut.pt is no checkpoint .*, or it was cut short: its \d+ bytes")
 

@@ -83,14 +83,14 @@ def test_classes_are_balanced_and_few_samples_mean_fewer_splits() -> None:
     ("forget", "test", "splits", "message"),
     [
         (torch.zeros(3), torch.zeros(50), 10, "found 3 forget and 50 test"),
-        (torch.zeros(20, 1), torch.zeros(20), 10, r"forget is shape \(20, 1\)"),
+        (torch.zeros(20, 1), torch.zeros(20), 10, r"forget has shape \(20, 1\)"),
         (
             torch.zeros(20),
             torch.tensor([0.0] * 19 + [math.nan]),
             10,
             r"test is not finite for samples \[19\]",
         ),
-        (torch.zeros(20), torch.zeros(20), 1, "splits is 1"),
+        (torch.zeros(20), torch.zeros(20), 1, "splits: found 1"),
     ],
 )
 def test_what_is_refused(forget: Tensor, test: Tensor, splits: int, message: str) -> None:

@@ -80,9 +80,9 @@ def test_uis_needs_positive_scores_where_it_divides(bad: float) -> None:
 def test_targets_are_several_known_names(of: Any) -> None:
     with pytest.raises(ValueError, match=r"targets: found unknown tasks \['depth'\].*\['a', 'b'\]"):
         of(ORIGINAL, UNLEARNED, targets=["a", "depth"])
-    with pytest.raises(ValueError, match="targets: found no task, expected at least one"):
+    with pytest.raises(ValueError, match="targets: found no name, expected at least one"):
         of(ORIGINAL, UNLEARNED, targets=[])
-    with pytest.raises(TypeError, match=r"the string 'ab', expected several names, \('ab',\)"):
+    with pytest.raises(TypeError, match=r"targets: found 'ab', expected several names"):
         of(ORIGINAL, UNLEARNED, targets="ab")
     assert of(ORIGINAL, UNLEARNED, targets=iter("ba")) == of(ORIGINAL, UNLEARNED)
 
