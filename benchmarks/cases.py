@@ -12,8 +12,9 @@ import torch
 from benchmarks import demo
 from benchmarks.data import Dataset, cityscapes, nyuv2, rooms
 from benchmarks.nets import DenseNet, dense_losses, dense_scores
-from benchmarks.protocol import Grid, Problem, Protocol, divide
+from benchmarks.protocol import Grid, Problem, Protocol
 from benchmarks.scenes import make_scenes
+from benchmarks.training import divide
 
 GENTLE = 0.25  # of a learning rate: every setting is tried with it as well
 

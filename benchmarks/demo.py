@@ -36,16 +36,14 @@ from benchmarks.protocol import (
     Problem,
     Protocol,
     Run,
-    divide,
     draw,
     judge,
     mean_of,
-    retrain,
     search,
     table,
-    train,
 )
 from benchmarks.scenes import TASKS, Net, make_scenes, scene_losses, scene_scores
+from benchmarks.training import divide, retrain, train
 from mtu_fast import reference
 from mtu_fast.unlearning import metrics
 

@@ -1,4 +1,4 @@
-"""How every method is tried: one training, one way to draw batches, one stop, one choice, one judge, on any data.
+"""How every method is tried: one way to draw batches, one stop, one choice, one judge, on any data.
 
 Every method gets the same care: the same number of (alpha, lr) settings, the same batches, plain
 SGD on a direction clipped to one global norm (which keeps orthogonality). A run stops when its mean
@@ -13,7 +13,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ Table = dict[str, dict[str, float]]  # {split: {task: score}}
 Grid = tuple[tuple[float, float], ...]  # (alpha, lr)
 Losses = Mapping[str, Tensor]
 Mask = dict[str, Tensor]
-AnyData = TypeVar("AnyData", bound=Dataset)
 Tick = Callable[[int], object]  # told how many epochs or steps are over
 Look = Callable[[int, nn.Module], Mapping[str, Any]]  # (step, model) to what goes into the history
 REPORTED = ("forget", "retain", "test")
@@ -138,67 +137,6 @@ class Entry:
     prepare: Callable[[Samples, Mask, torch.Generator], tuple[Samples, Mask]] = unchanged
     begin: Callable[[Situation], Step] = plain
     period: Callable[[Protocol, Mapping[str, Dataset]], int] = lambda protocol, parts: 1
-
-
-# ---- training ------------------------------------------------------------------------------------
-
-
-def train(
-    problem: Problem, data: Dataset, protocol: Protocol, seed: int, tick: Tick,
-    present: Mapping[str, Tensor] | None = None,
-) -> nn.Module:  # fmt: skip
-    """A net trained on `data` from the initial weights of `seed`; `present` {task: [N] bool}: labels that exist."""
-    torch.manual_seed(seed)
-    model, generator = problem.net(), torch.Generator().manual_seed(seed)
-    known = {task: torch.ones(len(data), dtype=torch.bool) for task in problem.tasks} | dict(
-        present or {}
-    )
-    optimizer = torch.optim.Adam(model.parameters())
-    total = protocol.epochs * -(-len(data) // protocol.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, protocol.peak, total_steps=total)
-    for _ in range(protocol.epochs):
-        for index in torch.randperm(len(data), generator=generator).split(protocol.batch):
-            batch = data[index]
-            losses, there = (
-                problem.losses(model(batch.image), batch.labels),
-                metrics.present(batch.labels),
-            )
-            there = {task: mask & known[task][index] for task, mask in there.items()}
-            weights = {task: mask / mask.sum().clamp(min=1) for task, mask in there.items()}
-            optimizer.zero_grad()
-            torch.stack([losses[task] @ weights[task] for task in problem.tasks]).sum().backward()
-            optimizer.step()
-            schedule.step()
-        tick(1)
-    return model
-
-
-def retrain(
-    problem: Problem,
-    parts: Mapping[str, Dataset],
-    request: str,
-    protocol: Protocol,
-    seed: int,
-    tick: Tick,
-) -> nn.Module:
-    """The ideal: trained from the same start without F (full), or without F's labels of the target tasks (partial)."""
-    if request == "full":
-        return train(problem, parts["retain"], protocol, seed, tick)
-    known = torch.arange(len(parts["train"])) >= len(parts["forget"])
-    return train(
-        problem,
-        parts["train"],
-        protocol,
-        seed,
-        tick,
-        dict.fromkeys(problem.requests[request], known),
-    )
-
-
-def divide(training: AnyData, forget: int) -> dict[str, AnyData]:
-    """{train, forget, retain}: the first `forget` training samples are F."""
-    return {"train": training, "forget": training.subset(slice(0, forget)),
-            "retain": training.subset(slice(forget, len(training)))}  # fmt: skip
 
 
 # ---- unlearning ----------------------------------------------------------------------------------

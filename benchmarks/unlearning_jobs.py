@@ -16,6 +16,7 @@ from benchmarks.environment import environment
 from benchmarks.methods import METHODS
 from benchmarks.protocol import Run, chunks, sample_losses
 from benchmarks.requests import Parts, Request, arrange, level
+from benchmarks.training import retrain, train
 from benchmarks.unlearning_records import MODELS, SEARCHED, Attempt, Store
 from benchmarks.unlearning_scores import compare, kept_rise
 
@@ -28,12 +29,12 @@ def net_job(store: Store, request: Request | None, seed: int) -> None:
         return
     case, parts = cases.load(store.choice), cases.parts(store.choice, seed)
     if request is None:
-        model = protocol.train(case.problem, parts["train"], case.protocol, seed, _silent)
+        model = train(case.problem, parts["train"], case.protocol, seed, _silent)
     else:
         last = arrange(parts, request, case.problem, seed)[-1]
         kind = "full" if request.kind == "full" else "partial"
         gone = {**last, "forget": last["gone"]}
-        model = protocol.retrain(case.problem, gone, kind, case.protocol, seed, _silent)
+        model = retrain(case.problem, gone, kind, case.protocol, seed, _silent)
     store.put_net(net_name(request), seed, model.state_dict())
 
 

@@ -12,8 +12,9 @@ from torch import nn
 import mtu_fast as mtu
 from benchmarks import demo
 from benchmarks.data import Samples, concat
-from benchmarks.protocol import Protocol, draw, search, train, unlearn
+from benchmarks.protocol import Protocol, draw, search, unlearn
 from benchmarks.scenes import TASKS, Net, scene_scores
+from benchmarks.training import train
 
 TINY = demo.Setting(
     Protocol(epochs=12, batch=8, retain_batch=8, forget_batch=4, steps=4, grids={

@@ -31,14 +31,13 @@ from benchmarks.protocol import (
     Problem,
     Protocol,
     Situation,
-    divide,
     draw,
     mean_losses,
     plain,
-    retrain,
     sample_losses,
     unlearn,
 )
+from benchmarks.training import divide, retrain
 from benchmarks.unlearning_scores import attack, kept_rise
 from mtu_fast import reference, subspace
 from mtu_fast.unlearning import metrics

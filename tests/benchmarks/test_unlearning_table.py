@@ -18,9 +18,10 @@ from benchmarks import cases, demo, protocol, unlearning, unlearning_jobs
 from benchmarks.cases import Case, Choice
 from benchmarks.data import Dataset
 from benchmarks.methods import OURS
-from benchmarks.protocol import Protocol, divide
+from benchmarks.protocol import Protocol
 from benchmarks.requests import Request, arrange, level, parse
 from benchmarks.scenes import make_scenes
+from benchmarks.training import divide
 from benchmarks.unlearning_records import Attempt, best, open_store
 from benchmarks.unlearning_report import comparisons
 from benchmarks.unlearning_stats import Paired, gaps, goals, paired, ranked
