@@ -75,11 +75,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a method may use for its state: all but the test data.
-
-    `level` {target: score at which the task counts as forgotten}; `scores` {task: forget score at
-    the last evaluation}, kept up to date by the run.
-    """
+    """What a method may use for its state: all but the test data."""
 
     problem: Problem
     protocol: Protocol
@@ -89,8 +85,6 @@ class Situation:
     parts: Mapping[str, Dataset]
     targets: tuple[str, ...]
     generator: torch.Generator
-    level: Mapping[str, float] = field(default_factory=dict)
-    scores: dict[str, float] = field(default_factory=dict)
 
 
 # (losses, forget mask, present) to `.grad`
@@ -200,11 +194,8 @@ def unlearn(
     model, generator = copy.deepcopy(original), torch.Generator().manual_seed(seed)
     # batches are the same for every method
     engine, private = mtu.Engine(model), torch.Generator().manual_seed(seed)
-    scores = problem.scores(model, parts["forget"])
-    if levels is not None:
-        levels.update(scores)
     situation = Situation(
-        problem, protocol, engine, model, entry.make(alpha), parts, targets, private, level, scores
+        problem, protocol, engine, model, entry.make(alpha), parts, targets, private
     )
     step = entry.begin(situation)
     # no momentum: it moves the weights even where d is zero
@@ -215,8 +206,8 @@ def unlearn(
         if count % protocol.every == 0 or count == protocol.steps:
             found = {split: problem.scores(model, parts[split]) for split in watched}
             history.append({"step": count} | found | dict(look(count, model)))
-            scores.update(found["forget"])
-            if levels is not None and count:
+            scores = found["forget"]
+            if levels is not None:
                 levels.update(scores)
             if count == protocol.steps or mean_of(scores, targets) <= goal:
                 break

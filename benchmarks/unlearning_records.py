@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,16 +152,11 @@ def searched(request: Request) -> Request:
     return Request("full" if request.kind == "full" else "partial")
 
 
-def settings(case: Case, family: str) -> Sequence[tuple[float, float]]:
-    """The (alpha, lr) that a method of this family is tried with."""
-    return case.protocol.grids[family]
-
-
 def tries(
     case: Case, request: Request, method: str, levels: bool, seed: int, family: str
 ) -> Iterator[Attempt]:
     """Every setting of a method on the seed that settings are chosen on."""
-    for alpha, lr in settings(case, family):
+    for alpha, lr in case.protocol.grids[family]:
         yield Attempt(request, method, levels, seed, alpha, lr)
 
 
