@@ -23,8 +23,10 @@ AUC = 0.10  # how far its AUC may be from that of the retrained model
 
 
 def label(name: Name) -> str:
-    """How a line of the table is called."""
+    """How a line of the table is called; what is left of our method without levels is OrthoGrad with a memory."""
     method, levels = name
+    if method == OURS:
+        return OURS if levels else "OrthoGrad + memory"
     return f"{method} + levels" if levels else method
 
 
@@ -138,4 +140,4 @@ def _both(method: str, levels: set[bool]) -> str:
     """A method that lacks both, with levels and without, is named once."""
     if len(levels) == 2:
         return method
-    return label((method, True)) if True in levels else f"{method} without levels"
+    return label((method, True)) if True in levels else f"{label((method, False))} without levels"
