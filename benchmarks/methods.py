@@ -67,6 +67,9 @@ def in_subspace(situation: Situation) -> Step:
     return cast(Step, step)
 
 
+REMEMBERED = 4  # rows of a full memory for each retain row of a step; every second step's are kept
+
+
 def with_memory(situation: Situation) -> Step:
     """Steps that the retain rows of earlier ones constrain as well."""
     memory = mtu.Memory()
@@ -139,6 +142,18 @@ def slow_interference(
     )
 
 
+def slow_levelled(params: Sequence[Tensor], losses: Losses, forget: Mask, alpha: float) -> None:
+    """The reference at levels that nothing has reached, with random rows as a full memory."""
+    size, retain = (
+        sum(p.numel() for p in params),
+        sum(int((~mask).sum()) for mask in forget.values()),
+    )
+    kept = _random_rows(REMEMBERED * retain, size, params[0].dtype)
+    reference.backward(
+        params, losses, "levelled_orthograd", forget=forget, subspace=kept, alpha=alpha
+    )
+
+
 def slow_nabla_tau(params: Sequence[Tensor], losses: Losses, forget: Mask, alpha: float) -> None:
     """The reference at any threshold."""
     reference.backward(
@@ -167,9 +182,11 @@ OURS = "Levelled OrthoGrad"
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         OURS,
-        lambda alpha: mtu.LevelledOrthoGrad(alpha),
+        mtu.LevelledOrthoGrad,
+        slow_levelled,
         family="orthogonal",
         begin=with_memory,
+        period=lambda protocol, parts: 2 * REMEMBERED,
     ),
     Entry("Fine-tune", lambda alpha: mtu.FineTune(), "fine_tune", family="descent"),
     Entry("Ascent", lambda alpha: mtu.GradientAscent(), "ascent", family="ascent"),
