@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtu_fast.unlearning.arguments import check_tensors
+from mtu_fast._arguments import check_tensors
 
 
 def truth_ratio(true: Tensor, wrong: Tensor) -> Tensor:
