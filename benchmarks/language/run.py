@@ -27,7 +27,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import mtu_fast as mtu
-from benchmarks import protocol
+from benchmarks import protocol, training
 from benchmarks.environment import environment
 from benchmarks.language.case import (
     MODES,
@@ -54,13 +54,13 @@ def train_job(seed: int, quick: bool, which: str) -> tuple[int, str, State]:
     """Train the original of a seed, or the ideal of a request."""
     case = load(seed, quick)
     if which == "original":
-        model = protocol.train(
+        model = training.train(
             case.problem, case.parts[REQUESTS[0]]["train"], case.sizes.protocol, seed, _silent
         )
     else:
         request = "full" if which == REQUESTS[0] else "partial"
         parts = to_retrain(case.parts[which])
-        model = protocol.retrain(case.problem, parts, request, case.sizes.protocol, seed, _silent)
+        model = training.retrain(case.problem, parts, request, case.sizes.protocol, seed, _silent)
     return seed, which, model.state_dict()
 
 
