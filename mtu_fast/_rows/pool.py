@@ -68,7 +68,7 @@ def pool_for(method: Method | Tensor, roles: Roles) -> Pool | None:
 
     On the CPU only: on a GPU the number of rows to forget would have to be waited for.
     """
-    if isinstance(method, Tensor) or not method.averages_forget or len(roles) < MANY:
+    if isinstance(method, Tensor) or len(roles) < MANY or not _averages(type(method)):
         return None
     if roles.task.device.type != "cpu":
         return None
@@ -89,6 +89,17 @@ def pool_for(method: Method | Tensor, roles: Roles) -> Pool | None:
     if len(first) > SAVED * len(roles):
         return None
     return _pool(torch.tensor(into), torch.tensor(first), roles.loss.new_tensor(counts), roles)
+
+
+def _averages(kind: type[Method]) -> bool:
+    """What the class says; one that makes weights in another way than the class that said so must say it again."""
+    for each in kind.__mro__:
+        own = vars(each)
+        if "averages_forget" in own:
+            return bool(own["averages_forget"])
+        if any(callable(f) and (name == "__call__" or name[:2] != "__") for name, f in own.items()):
+            return False
+    return False
 
 
 def _pool(into: Tensor, first: Tensor, counts: Tensor, roles: Roles) -> Pool:

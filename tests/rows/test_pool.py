@@ -244,6 +244,33 @@ def test_a_row_that_is_not_finite_is_named(many: Callable[[bool], None]) -> None
     assert model.weight.grad is None
 
 
+class ByLoss(mtu.OrthoGrad):
+    """Weights of a method that averages, changed by what only rows have."""
+
+    def outside(self, roles: Roles) -> Tensor:
+        return super().outside(roles)
+
+    def with_rank(self, G: Tensor, roles: Roles) -> tuple[Tensor, Tensor]:
+        w, rank = super().with_rank(G, roles)
+        return w * (roles.loss < roles.loss.median()), rank
+
+
+class Said(ByLoss):
+    averages_forget = True
+
+
+def test_a_class_that_changes_weights_says_anew_that_it_averages(
+    many: Callable[[bool], None],
+) -> None:
+    many(True)
+    case = build("mlp", 1, True, sizes=Sizes(samples=N))
+    engine = mtu.Engine(case.model, list(case.params.values()))
+    for method, rows in ((ByLoss(), N), (Said(), N // 2 + 1), (mtu.OrthoGrad(), N // 2 + 1)):
+        case.model.zero_grad()
+        update = engine.backward(case.losses(), method, forget=halves(0))
+        assert update.gram is not None and len(update.gram) == rows
+
+
 def averaging() -> list[type[mtu.Method]]:
     found = [getattr(mtu.methods, name) for name in mtu.methods.__all__]
     return [m for m in found if isinstance(m, type) and getattr(m, "averages_forget", False)]
