@@ -18,6 +18,7 @@ import mtu_fast as mtu
 from mtu_fast import reference
 from mtu_fast._rows import refine
 from mtu_fast._rows import solve as solve_file
+from mtu_fast._rows.own import OwnProducts
 from tests.helpers import matrices
 from tests.helpers.checks import clear
 from tests.helpers.truth import relative_error
@@ -53,18 +54,18 @@ class Spoiled:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(refine, "CONDITION_EXACT", math.inf)
         self.patch, self.pushes, self.combines = monkeypatch, 0, 0
-        self.gram, push, combine = mtu.Rows.gram, mtu.Rows.jvp, mtu.Rows.vjp
+        self.gram, push, combine = mtu.Rows.gram, OwnProducts.jvp, OwnProducts.vjp
 
-        def counted_push(rows: mtu.Rows, *args: Any, **kwargs: Any) -> Tensor:
+        def counted_push(rows: OwnProducts, *args: Any) -> Tensor:
             self.pushes += 1
-            return push(rows, *args, **kwargs)
+            return push(rows, *args)
 
-        def counted_combine(rows: mtu.Rows, w: Tensor) -> dict[Tensor, Tensor]:
+        def counted_combine(rows: OwnProducts, *args: Any) -> dict[Tensor, Tensor]:
             self.combines += 1
-            return combine(rows, w)
+            return combine(rows, *args)
 
-        monkeypatch.setattr(mtu.Rows, "jvp", counted_push)
-        monkeypatch.setattr(mtu.Rows, "vjp", counted_combine)
+        monkeypatch.setattr(OwnProducts, "jvp", counted_push)
+        monkeypatch.setattr(OwnProducts, "vjp", counted_combine)
 
     def noise(self, relative: float, seed: int, inexact: bool = True) -> None:
         def gram(rows: mtu.Rows, per: str = "total") -> Tensor:
