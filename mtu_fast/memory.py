@@ -114,6 +114,11 @@ class Memory:
             raise TypeError(f"Memory: per_task is {per_task!r}, expected True or False.")
         if budget is not None:
             check_whole("Memory: budget", budget, least=1)
+        if keep == "conflicting" and basis:
+            raise ValueError(
+                "Memory: found keep='conflicting' with basis=True, expected keep='newest': what rows feel of a step is "
+                "not known where a basis stands for them."
+            )
         self._keep, self._per_task, self._budget = keep, per_task, budget
         self.held = Held(size)
 
@@ -127,6 +132,9 @@ class Memory:
     def __len__(self) -> int:
         """Rows held, whether or not a basis stands for them."""
         return len(self.held)
+
+    def __bool__(self) -> bool:
+        return True  # an empty one is one, too
 
     def __repr__(self) -> str:
         return f"Memory({len(self)} of {self.size or '?'} rows, {self.memory / 2**20:.1f} MiB)"

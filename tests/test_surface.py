@@ -254,6 +254,26 @@ SURFACE: dict[str, tuple[Callable[[Scene, Any], object], str, list[Any]]] = {
         [5, "x", mtu.OrthoGrad],
     ),
     "unlearn(optimizer)": (lambda s, v: s.unlearn(optimizer=v), "optimizer", [5, "SGD"]),
+    "backward(memory)": (
+        lambda s, v: s.backward(mtu.OrthoGrad(0.5), memory=v),
+        "memory",
+        [5, "x", mtu.Subspace()],
+    ),
+    "Memory(size)": (lambda s, v: mtu.Memory(v), "size", [0, -1, 1.5, "x", True]),
+    "Memory(every)": (lambda s, v: mtu.Memory(every=v), "every", [0, 1.5, None, "x"]),
+    "Memory(tasks)": (lambda s, v: mtu.Memory(tasks=v), "tasks", [5, "a"]),
+    "Memory(keep)": (lambda s, v: mtu.Memory(keep=v), "keep", [5, "all", None]),
+    "Memory(per_task)": (lambda s, v: mtu.Memory(per_task=v), "per_task", ["x", 1, None]),
+    "Memory(budget)": (lambda s, v: mtu.Memory(budget=v), "budget", [0, 1.5, "x"]),
+    "Levels(quantiles)": (lambda s, v: mtu.Levels(quantiles=v), "quantiles", ["x", 1, None]),
+    "Levels(growth)": (
+        lambda s, v: mtu.Levels(growth=v),
+        "growth",
+        [0.5, "x", float("nan"), True],
+    ),
+    "Levels.update": (lambda s, v: mtu.Levels().update(v), "score", [5, "x", 0.5]),
+    "unlearn(levels)": (lambda s, v: s.unlearn(levels=v), "levels", [5, "x", True]),
+    "unlearn(memory)": (lambda s, v: s.unlearn(memory=v), "memory", [5, "x"]),
     "unlearn(checkpoint)": (lambda s, v: s.unlearn(checkpoint=v), "checkpoint", [5, 1.5]),
 }
 CASES = [(name, i) for name, (_, _, wrong) in SURFACE.items() for i in range(len(wrong))]

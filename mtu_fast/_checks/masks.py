@@ -12,6 +12,7 @@ from mtu_fast._checks.flags import AT_ONCE, Flags
 from mtu_fast.methods.base import FORGET, RESTING, RETAIN
 
 Mask = bool | Tensor | Mapping[str, Tensor] | None
+KIND = torch.int8  # of kinds in the place of a mask: no indices, and no mask of numbers by mistake
 
 
 def kinds(forget: Mask, losses: Mapping[str, Tensor], flags: Flags = AT_ONCE) -> dict[str, Tensor]:
@@ -28,7 +29,7 @@ def kinds(forget: Mask, losses: Mapping[str, Tensor], flags: Flags = AT_ONCE) ->
         TypeError: a mask is neither boolean nor of kinds.
         ValueError: a mask of the wrong shape or for an unknown task.
     """
-    masks = _per_task("forget", forget, losses, default=False, dtypes=(torch.bool, torch.int64))
+    masks = _per_task("forget", forget, losses, default=False, dtypes=(torch.bool, KIND))
     return {task: _kinds(f"forget[{task!r}]", mask, flags) for task, mask in masks.items()}
 
 
@@ -37,7 +38,7 @@ def _kinds(name: str, mask: Tensor, flags: Flags) -> Tensor:
         return torch.where(mask, FORGET, RETAIN)
     known = (mask == RETAIN) | (mask == FORGET) | (mask == RESTING)
     flags.refuse(~known.all(), lambda: _unknown_kinds(name, mask))
-    return mask
+    return mask.long()
 
 
 def _unknown_kinds(name: str, mask: Tensor) -> ValueError:

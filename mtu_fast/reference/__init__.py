@@ -19,6 +19,7 @@ from mtu_fast.reference.graddiff import graddiff
 from mtu_fast.reference.gradient_ascent import gradient_ascent
 from mtu_fast.reference.interference import interference_aware
 from mtu_fast.reference.jacobian import flatten, jacobian, unflatten
+from mtu_fast.reference.levelled import levelled_orthograd
 from mtu_fast.reference.mean import mean
 from mtu_fast.reference.mgda import mgda
 from mtu_fast.reference.nabla_tau import nabla_tau
@@ -44,6 +45,7 @@ __all__ = [
     "independent",
     "interference_aware",
     "jacobian",
+    "levelled_orthograd",
     "mean",
     "mgda",
     "nabla_tau",

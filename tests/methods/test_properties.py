@@ -133,8 +133,9 @@ def test_gradvac_is_the_papers_loop(drawn: Drawn, beta: float) -> None:
 S = 65536.0  # what a loss scaler begins with
 LINEAR: list[Method] = [
     methods.Mean(), methods.Sum(), methods.FineTune(), methods.GradientAscent(), methods.RandomLabels(0.3),
-    methods.GradDiff(0.3), methods.OrthoGrad(0.3), methods.InterferenceAware(0.3), methods.PCGrad(), methods.GradVac(),
-    methods.MGDA(), methods.CAGrad(), methods.IMTLG(), methods.AlignedMTL(), methods.DualProj(), methods.UPGrad(),
+    methods.GradDiff(0.3), methods.OrthoGrad(0.3), methods.LevelledOrthoGrad(0.3), methods.InterferenceAware(0.3),
+    methods.PCGrad(), methods.GradVac(), methods.MGDA(), methods.CAGrad(), methods.IMTLG(), methods.AlignedMTL(),
+    methods.DualProj(), methods.UPGrad(),
 ]  # fmt: skip
 DEGREES: list[tuple[Method, float]] = [
     *((method, 1.0) for method in LINEAR), (methods.MUNBa(), 0.0), (methods.NashMTL(), 0.0),

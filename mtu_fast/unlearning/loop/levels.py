@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtu_fast._arguments import check_mapping
 from mtu_fast._checks.losses import Losses
-from mtu_fast._checks.masks import Mask, kinds, presence
+from mtu_fast._checks.masks import KIND, Mask, kinds, presence
 from mtu_fast.methods import FORGET, RESTING
 from mtu_fast.unlearning.loop.evaluate import Measured, measure
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
@@ -161,7 +161,7 @@ class Levels:
     def left(
         self, losses: Losses, forget: Mask, present: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """{task: [N] int64}: FORGET where a row is still to be forgotten, RESTING where it is, RETAIN elsewhere.
+        """{task: [N] int8}: FORGET where a row is still to be forgotten, RESTING where it is, RETAIN elsewhere.
 
         This is what `forget=` of the engine takes. The losses are those that the levels were
         measured by, which are not those of a step on wrong labels.
@@ -186,13 +186,17 @@ class Levels:
         for task, kind in kinds(forget, named).items():
             gone = (kind == FORGET) & there[task]
             found[task] = kind
-            if self._is_known(task, gone):
-                still = gone & self._below(task, named[task].detach().double(), gone)
-                found[task] = torch.where(gone & ~still, RESTING, kind)
-                left[task] = left.get(task, 0) + still.sum()
-                seen[task] = seen.get(task, 0) + gone.sum()
+            if not self._is_known(task, gone):
+                continue
+            if task in self.held.resting:
+                found[task] = torch.where(gone, RESTING, kind)
+                continue
+            still = gone & self._below(task, named[task].detach().double(), gone)
+            found[task] = torch.where(gone & ~still, RESTING, kind)
+            left[task] = left.get(task, 0) + still.sum()
+            seen[task] = seen.get(task, 0) + gone.sum()
         self.held = replace(self.held, left=left, seen=seen)
-        return found
+        return {task: kind.to(KIND) for task, kind in found.items()}
 
     def update(self, score: Mapping[str, float]) -> None:
         """Say how far the tasks have come: {task: score on the forget data}, of the function that `measure` took.
@@ -246,8 +250,6 @@ class Levels:
 
     def _below(self, task: str, loss: Tensor, gone: Tensor) -> Tensor:
         """Which of the losses [N] are below their level, [N] bool."""
-        if task in self.held.resting:
-            return torch.zeros_like(gone)
         held_out = self.held.losses[task].to(loss.device)
         level = held_out.mean()
         if self._quantiles:
@@ -263,7 +265,7 @@ class Levels:
 def _matching_quantiles(held_out: Tensor, loss: Tensor, gone: Tensor) -> Tensor:
     """The (j + ½) / n quantile of the held-out losses [V] for the loss of rank j among the n that are `gone`, [N]."""
     rank = torch.where(gone, loss, math.inf).argsort().argsort()
-    share = (rank + 0.5) / gone.sum().clamp(min=1)
+    share = (rank.to(loss) + 0.5) / gone.sum().clamp(min=1)
     place = (share * len(held_out) - 0.5).clamp(0.0, len(held_out) - 1.0)
     below = place.floor().long()
     above = (below + 1).clamp(max=len(held_out) - 1)
