@@ -225,6 +225,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "unlearning-leaders": unlearning_tables.leaders,
     "unlearning-differences": unlearning_tables.differences,
     "unlearning-goals": unlearning_tables.reached,
+    "unlearning-binds": unlearning_tables.binding,
     "unlearning-requests": unlearning_tables.requests,
     "unlearning-missing": unlearning_tables.lacking,
     "unlearning-100": unlearning,

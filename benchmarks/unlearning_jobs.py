@@ -54,7 +54,9 @@ def attempt_job(store: Store, attempt: Attempt) -> None:
     before = _net(case, store, None, attempt.seed)
     record: dict[str, Any] = {"date": environment()["date"], "torch": torch.__version__}
     model = before
-    if attempt.method not in MODELS:
+    if attempt.method == "original":
+        record["level"] = aim(case, before, rounds[-1], attempt)
+    elif attempt.method not in MODELS:
         run = _run(case, before, rounds, attempt)
         model, record = run.model, record | _summary(run, attempt)
     if attempt.seed != SEARCHED:
@@ -82,19 +84,25 @@ def _run(case: Case, original: nn.Module, rounds: list[Parts], attempt: Attempt)
 
 def _round(case: Case, model: nn.Module, parts: Parts, attempt: Attempt) -> Run:
     problem, targets = case.problem, attempt.request.targets(case.problem)
-    unseen = protocol.unseen_level(problem, model, parts, targets)
-    aim = level(problem, attempt.request, unseen)
     look = protocol.unseen
     if attempt.seed != SEARCHED:
         look = Drift(case, model, parts, targets)
     run = protocol.unlearn(
-        problem, model, parts, targets, METHODS[attempt.method], attempt.alpha, attempt.lr, aim, case.protocol,
+        problem, model, parts, targets, METHODS[attempt.method], attempt.alpha, attempt.lr,
+        aim(case, model, parts, attempt), case.protocol,
         attempt.seed, _silent, look, levels(case, model, parts, attempt) if attempt.levels else None,
     )  # fmt: skip
     run.uis_validation = protocol.validate(
         problem, model, run, parts, targets, attempt.request.removal
     )
     return run
+
+
+def aim(case: Case, model: nn.Module, parts: Parts, attempt: Attempt) -> dict[str, float]:
+    """{target: score that a run comes down to}."""
+    targets = attempt.request.targets(case.problem)
+    unseen = protocol.unseen_level(case.problem, model, parts, targets)
+    return level(case.problem, attempt.request, unseen)
 
 
 def levels(case: Case, model: nn.Module, parts: Parts, attempt: Attempt) -> mtu.Levels:

@@ -16,10 +16,11 @@ Row = Mapping[str, Any]
 Name = tuple[str, bool]  # method, levels
 LEVEL = 0.95  # of an interval
 LEADERS = 5
+FEWEST = 3  # seeds of a mean that is ranked
 # what the method is to reach: its UIS over that of the strongest other one
 GOALS = {"full": 0.7, "partial": 0.5}
 GAP = 0.5  # its gap to retraining, over OrthoGrad's
-AUC = 0.10  # how far its AUC may be from that of the retrained model
+AUC = 0.10  # how far its AUC may be from that of the retrained model, mean over seeds
 
 
 def label(name: Name) -> str:
@@ -72,19 +73,55 @@ def paired(a: Iterable[Row], b: Iterable[Row], column: str) -> Paired | None:
     return Paired(mean, mean - half, mean + half, count)
 
 
+def distance(a: Iterable[Row], b: Iterable[Row], column: str) -> float | None:
+    """The mean of |a - b| over the seeds that both have; None without any."""
+    other = {row["seed"]: row[column] for row in b}
+    values = [abs(row[column] - other[row["seed"]]) for row in a if row["seed"] in other]
+    return statistics.fmean(values) if values else None
+
+
+def stop_gap(found: Mapping[Name, Sequence[Row]], rows: Iterable[Row]) -> float | None:
+    """The gap on the forget data of a model that is at the level in every target, and as the retrained one elsewhere.
+
+    (1/T) Σ |level - retrained model's forget score| over the targets, T all tasks, mean over the
+    seeds of `rows`: what the stop alone makes of it, whatever the method. None where the level was
+    not recorded.
+    """
+    seeds = {row["seed"] for row in rows}
+    ideal = {row["seed"]: row["scores"]["forget"] for row in found.get(("retrained", False), [])}
+    values = []
+    for row in found.get(("original", False), []):
+        scores = ideal.get(row["seed"])
+        if scores is not None and "level" in row and row["seed"] in seeds:
+            apart = [abs(level - scores[task]) for task, level in row["level"].items()]
+            values.append(sum(apart) / len(scores))
+    return statistics.fmean(values) if values else None
+
+
+def common(*lines: Iterable[Row]) -> list[list[Row]]:
+    """The lines' rows on the seeds that all of them have."""
+    rows = [list(line) for line in lines]
+    seeds = set.intersection(*({row["seed"] for row in line} for line in rows))
+    return [[row for row in line if row["seed"] in seeds] for line in rows]
+
+
 def ranked(found: Mapping[Name, Sequence[Row]]) -> list[Name]:
     """The methods of a request that came down to the level on every seed, the lowest UIS first.
 
-    With as many seeds as any of them has: a mean over fewer is no rank.
+    On the seeds that they have in common; those of fewer than `FEWEST` seeds, where others have as
+    many, are left out.
     """
     methods = {name: rows for name, rows in found.items() if name[0] not in MODELS}
-    most = max((len(rows) for rows in methods.values()), default=0)
-    full = [
-        name
+    least = min(FEWEST, max((len(rows) for rows in methods.values()), default=0))
+    there = {
+        name: rows
         for name, rows in methods.items()
-        if len(rows) == most and all(row["reached"] for row in rows)
-    ]
-    return sorted(full, key=lambda name: spread(found[name], "uis")[0])
+        if len(rows) >= least and all(row["reached"] for row in rows)
+    }
+    if not there:
+        return []
+    shared = dict(zip(there, common(*there.values()), strict=True))
+    return sorted(there, key=lambda name: spread(shared[name], "uis")[0])
 
 
 @dataclass(frozen=True)
@@ -110,15 +147,14 @@ def goals(found: Mapping[Name, Sequence[Row]], request: str) -> list[Goal]:
     for levels, what in ((False, "without levels"), (True, "with levels")):
         others = [n for n in ranked(found) if n[0] != OURS and n[1] is levels]
         if others:
-            strongest = spread(found[others[0]], "uis")[0]
-            of = f"UIS over that of {label(others[0])}, the strongest other method {what}"
-            made.append(Goal(of, spread(ours, "uis")[0] / strongest, GOALS[request]))
+            of = f"UIS over that of {label(others[0])}, the strongest other method run {what}"
+            made.append(Goal(of, _over(ours, found[others[0]], "uis"), GOALS[request]))
     if ("OrthoGrad", False) in found:
-        ratio = spread(ours, "gap")[0] / spread(found["OrthoGrad", False], "gap")[0]
-        made.append(Goal("gap to retraining over OrthoGrad's", ratio, GAP))
-    if ("retrained", False) in found:
-        apart = abs(spread(ours, "auc")[0] - spread(found["retrained", False], "auc")[0])
-        made.append(Goal("AUC, distance to the retrained model's", apart, AUC))
+        over = _over(ours, found["OrthoGrad", False], "gap")
+        made.append(Goal("gap to retraining over OrthoGrad's", over, GAP))
+    apart = distance(ours, found.get(("retrained", False), []), "auc")
+    if apart is not None:
+        made.append(Goal("AUC, distance to the retrained model's, mean over seeds", apart, AUC))
     return made
 
 
@@ -141,3 +177,11 @@ def _both(method: str, levels: set[bool]) -> str:
     if len(levels) == 2:
         return method
     return label((method, True)) if True in levels else f"{label((method, False))} without levels"
+
+
+def _over(a: Sequence[Row], b: Sequence[Row], column: str) -> float:
+    """The mean of a over that of b, on the seeds that both have."""
+    mine, other = common(a, b)
+    if not mine:
+        return float("nan")
+    return spread(mine, column)[0] / spread(other, column)[0]

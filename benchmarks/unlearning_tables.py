@@ -14,6 +14,7 @@ from benchmarks.unlearning_stats import (
     LEADERS,
     Name,
     Row,
+    distance,
     gaps,
     goals,
     groups,
@@ -21,6 +22,7 @@ from benchmarks.unlearning_stats import (
     paired,
     ranked,
     spread,
+    stop_gap,
 )
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -118,6 +120,23 @@ def reached() -> str:
                 word,
             ])
     return markdown(["", "", "found", "at most", "reached"], rows, left=2)
+
+
+def binding() -> str:
+    """The gap to retraining by what makes it: the stop, and what a method does to the retained and to unseen data."""
+    columns = ("gap_forget", "gap_retain", "gap_test")
+    rows = []
+    for data, request, result, found in blocks():
+        for name in ((OURS, True), ("OrthoGrad", False), ("OrthoGrad", True)):
+            if name in found:
+                cells = [cell(found[name], column, result) for column in columns]
+                apart = distance(found[name], found.get(("retrained", False), ()), "auc")
+                auc = "-" if apart is None else f"{100 * apart:.0f}"
+                least = stop_gap(found, found[name])
+                stop = "-" if least is None else f"{100 * least:.1f}"
+                rows.append([f"{data}, {request}", label(name), stop, *cells, auc])
+    head = ["", "", "gap of the stop", *(COLUMNS[column][0] for column in columns), "AUC, distance"]
+    return markdown(head, rows, left=2)
 
 
 def requests() -> str:

@@ -24,7 +24,7 @@ from benchmarks.scenes import make_scenes
 from benchmarks.training import divide
 from benchmarks.unlearning_records import Attempt, best, open_store
 from benchmarks.unlearning_report import comparisons
-from benchmarks.unlearning_stats import Paired, gaps, goals, paired, ranked
+from benchmarks.unlearning_stats import Paired, gaps, goals, paired, ranked, stop_gap
 
 SIZES = {"train": 60, "validation": 30, "test": 90}
 
@@ -278,6 +278,11 @@ def test_only_complete_lines_that_reached_the_level_are_ranked() -> None:
         ("a", False): rows("a", False, [3.0, 2.0]),
     }
     assert ranked(found) == [("b", True), ("a", False)]
+    # three seeds are enough, and then those in common decide: 1, 1, 1 against 2, 2, 2
+    found["many", True] = rows("many", True, [1.0, 1.0, 1.0, 90.0, 90.0])
+    found["three", True] = rows("three", True, [2.0, 2.0, 2.0])
+    assert ranked(found) == [("many", True), ("three", True)]
+    assert ranked({}) == []
 
 
 def test_goals_are_what_was_set_and_said_when_they_are_not_reached() -> None:
@@ -293,9 +298,30 @@ def test_goals_are_what_was_set_and_said_when_they_are_not_reached() -> None:
     ]
     assert [g.reached for g in made] == [True, False, False, False]
     assert [g.aim for g in goals(found, "partial")][:2] == [0.5, 0.5]
+    # one of 30 and one of 70 points are not the retrained model's 50
+    found[OURS, True][0]["auc"], found[OURS, True][1]["auc"] = 0.3, 0.7
+    assert goals(found, "full")[-1].found == pytest.approx(0.2)
     text = "\n".join(comparisons("full", found))
     assert text.count("NOT REACHED") == 3 and text.count("  reached") == 1
+    # of another seed there is nothing to compare with
+    found["OrthoGrad", True].append(found["OrthoGrad", True][0] | {"seed": 9, "uis": 99.0})
+    assert goals(found, "full")[1].found == pytest.approx(0.8)
     assert goals({}, "full") == []
+
+
+def test_the_gap_of_the_stop_is_that_of_a_model_at_the_level() -> None:
+    scores = {"forget": {"a": 0.6, "b": 0.9}}
+    found = {
+        ("retrained", False): rows("retrained", False, [0.0, 0.0], scores=scores),
+        ("original", False): rows("original", False, [0.0, 0.0], level={"a": 0.8}),
+    }
+    found["original", False][1]["level"] = {"a": 0.8, "b": 0.7}
+    # a mean over both tasks: 0.2 / 2, and (0.2 + 0.2) / 2
+    assert stop_gap(found, found["original", False]) == pytest.approx(0.15)
+    assert stop_gap(found, found["original", False][:1]) == pytest.approx(0.1)
+    for row in found["original", False]:
+        del row["level"]
+    assert stop_gap(found, found["original", False]) is None
 
 
 def test_what_is_missing_is_said_once() -> None:
