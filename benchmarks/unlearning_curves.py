@@ -34,7 +34,7 @@ def plot_curves(result: Mapping[str, Any], path: Path) -> None:
         _ideal(row, found, targets)
         _dress(row, request)
     figure.suptitle(
-        f"Unlearning on {result['data']}: the five lowest UIS, a line a seed, its end marked "
+        f"Unlearning on {result['data']}: the lowest UIS of those run, a line a seed, its end marked "
         "(star: retrained)"
     )
     figure.savefig(path, dpi=120)
