@@ -14,6 +14,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -36,18 +37,37 @@ class Sizes(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Seconds of a step, median; bytes of uses that a rank sends in a step, mean over ranks; those of the model."""
+    """Seconds of a step and of its phases, medians; bytes of uses that a rank sends in a step, mean over ranks.
+
+    Attributes:
+        seconds: of the step.
+        rows: of the forward and of taking rows.
+        gram: of the Gram matrix: exchange and products.
+        update: of weights, direction and `.grad`.
+        sent: bytes.
+        model: bytes of the model.
+    """
 
     seconds: float
+    rows: float
+    gram: float
+    update: float
     sent: float
     model: float
 
 
-def step_of(engine: mtu.Engine, model: nn.Module, x: torch.Tensor) -> None:
-    """One step of OrthoGrad, half of the samples to be forgotten."""
+def step_of(engine: mtu.Engine, model: nn.Module, x: torch.Tensor) -> list[float]:
+    """One step of OrthoGrad, half of the samples to be forgotten; seconds of its phases."""
+    times = [time.perf_counter()]
     losses = model(x).square().mean((1, 2))
-    engine.backward(losses, mtu.OrthoGrad(0.5), forget=torch.arange(len(x)) % 2 == 0)
+    rows = engine.rows(losses, forget=torch.arange(len(x)) % 2 == 0)
+    times.append(time.perf_counter())
+    G = rows.gram()
+    times.append(time.perf_counter())
+    rows.backward(mtu.OrthoGrad(0.5)(G, rows.roles))
+    times.append(time.perf_counter())
     model.zero_grad()
+    return [after - before for before, after in pairwise(times)]
 
 
 def measured(sizes: Sizes, samples: int, rank: int, ranks: int) -> Result:
@@ -58,17 +78,17 @@ def measured(sizes: Sizes, samples: int, rank: int, ranks: int) -> Result:
     group = dist.group.WORLD if ranks > 1 else None
     engine = mtu.Engine(model, group=group)
     x = torch.randn(samples, sizes.positions, sizes.width)
-    seconds = []
+    steps = []
     for _ in range(3 + sizes.steps):
         dist.barrier()
-        start = time.perf_counter()
-        step_of(engine, model, x)
-        seconds.append(time.perf_counter() - start)
+        steps.append(step_of(engine, model, x))
     sent = 0.0
     if engine._taking.ranks is not None:
-        sent = engine._taking.ranks.sent["rows.gram: uses"] / len(seconds)
+        sent = engine._taking.ranks.sent["rows.gram: uses"] / len(steps)
     held = min(sizes.positions * 2 * sizes.width, sizes.width**2) * 4 * samples * sizes.layers
-    return Result(median(seconds[3:]), sent, held * (ranks - 1) / ranks)
+    seconds = median(map(sum, steps[3:]))
+    rows, gram, update = (median(of_phase) for of_phase in zip(*steps[3:], strict=True))
+    return Result(seconds, rows, gram, update, sent, held * (ranks - 1) / ranks)
 
 
 def run(rank: int, ranks: int, folder: str, sizes: Sizes) -> None:
@@ -110,11 +130,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = vars(parser.parse_args(arguments))
     ranks = options.pop("ranks")
     found = compared(ranks, Sizes(**options))
-    print(f"{'':8}{'ms a step':>12}{'over one':>10}{'MiB sent':>10}{'model':>8}")
+    heads = "".join(f"{head:>10}" for head in ("rows", "gram", "update", "over one", "MiB sent"))
+    print(f"{'':8}{'ms a step':>12}{heads}{'model':>8}")
     for name, result in found.items():
         ratio = result.seconds / found["one"].seconds
         sent, model = result.sent / 2**20, result.model / 2**20
-        print(f"{name:8}{1e3 * result.seconds:12.1f}{ratio:10.2f}{sent:10.3f}{model:8.3f}")
+        phases = "".join(f"{1e3 * s:10.1f}" for s in (result.rows, result.gram, result.update))
+        print(f"{name:8}{1e3 * result.seconds:12.1f}{phases}{ratio:10.2f}{sent:10.3f}{model:8.3f}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,17 @@ from mtu_fast._arguments import check_dtype, check_flag, check_one_of, check_who
 from mtu_fast._checks.losses import Losses
 from mtu_fast._checks.masks import Mask
 from mtu_fast._checks.renamed import warn_renamed
-from mtu_fast._distributed.ranks import ranks_of
+from mtu_fast._distributed.crew import crew_of
+from mtu_fast._distributed.same import SameTaking
 from mtu_fast._distributed.taking import JoinedTaking
-from mtu_fast._distributed.wrappers import UNSET, Group, check_nodes, unwrapped
+from mtu_fast._distributed.wrappers import (
+    UNSET,
+    Group,
+    check_nodes,
+    check_wire,
+    taking_of,
+    unwrapped,
+)
 from mtu_fast._graph.explain import Explanation
 from mtu_fast._graph.own import OwnTaking
 from mtu_fast._kept import step
@@ -51,6 +59,10 @@ class Engine:
             ranks, and `.grad` is the sum over them. By default that of a `DistributedDataParallel`
             model; None for the rows of this rank only.
 
+        wire: torch.bfloat16 halves the bytes of float32 that ranks send for the Gram, which is then
+            that of rows rounded to 8 bits: G errs by some 2⁻⁸ |J_r| |J_s|, a constraint by as much
+            as `update.residual` says. By default what travels is exact.
+
     Parameters in the graph that are not the model's (another module, a learned loss weight) are
     left alone: pass one module that holds them all.
 
@@ -70,18 +82,22 @@ class Engine:
         memory_budget: int = 0,
         precision: str = "highest",
         group: Group = UNSET,
+        wire: torch.dtype | None = None,
     ) -> None:
         announce()
         check_whole("memory_budget", memory_budget, least=0)
-        model, processes = unwrapped(model, group)
-        self._space = Space(model, params, precision)
-        check_names = None if processes is None else check_nodes
-        self._own = OwnTaking(self._space, memory_budget, check_names)
-        self._taking: OwnTaking | JoinedTaking = self._own
-        if processes is not None:
-            self._taking = JoinedTaking(self._own, ranks_of(processes, self._space))
-        if processes is not None:
+        check_wire(wire)
+        model, ranks, units, slicer = unwrapped(model, group)
+        self._space = Space(model, params, precision, None if ranks is None else ranks.slices)
+        check_names = None if ranks is None else check_nodes
+        self._own = OwnTaking(self._space, memory_budget, check_names, units, slicer)
+        self._taking: OwnTaking | JoinedTaking | SameTaking = self._own
+        if ranks is not None:
+            ranks.outside = lambda: list(self._space.outside.values())
+            ranks.wire = wire
             self._space.ledger.at_once = True  # ranks wait for one another anyway
+            self._taking = taking_of(self._own, ranks, units, slicer)
+        self._crew = crew_of(ranks, batches_differ=slicer is None)
         self._accumulation = Accumulation()
         self._written = Written()
 
@@ -177,10 +193,10 @@ class Engine:
         check_subspace(method, subspace)
         check_memory(method, memory)
         check_flag("sync", sync)
-        if self.ranks > 1:
+        if self._taking.ranks is not None:
             raise RuntimeError(
-                "accumulate: found an engine with group=, expected one of a single process; join rows of micro-batches "
-                "by mtu.cat(*rows)."
+                "accumulate: found an engine of several ranks, expected one of a single process; join rows of "
+                "micro-batches by mtu.cat(*rows)."
             )
         per = "sample" if isinstance(method, Tensor) else method.per
         self._accumulation.check(per, self._space.shared)
@@ -202,8 +218,7 @@ class Engine:
     @property
     def parameters(self) -> dict[str, Tensor]:
         """{name: parameter}, what the method works on."""
-        shared = self._space.shared
-        return dict(zip(shared.names, shared.parameters, strict=True))
+        return self._space.shared.named()
 
     @staticmethod
     def eager() -> AbstractContextManager[Any]:
@@ -339,8 +354,9 @@ class Engine:
     ) -> Update:
         """The update of rows, with a look at what `.grad` held before."""
         shared = self._space.shared.parameters
-        self._written.check(method, shared)
+        seen = () if self._space.shared.owners else shared
+        self._written.check(method, seen)
         with torch.autocast(shared[0].device.type, enabled=False):  # of a basis, too
             update = step(rows, method, subspace, memory)
-        self._written.note(method, shared)
+        self._written.note(method, seen)
         return update

@@ -10,12 +10,12 @@ from torch import Tensor
 from mtu_fast._arguments import check_flag, names
 from mtu_fast._checks.flags import Flags, some_bad
 from mtu_fast._checks.renamed import warn_renamed
-from mtu_fast._distributed.products import JoinedProducts
+from mtu_fast._distributed.choice import Products, products_of
 from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._ops.gram_schmidt import effective_rank
 from mtu_fast._rows.autocast import without_autocast
 from mtu_fast._rows.explicit import Grams, explicit, in_memory
-from mtu_fast._rows.grad import accumulate, add, as_autograd_gives
+from mtu_fast._rows.grad import add, as_autograd_gives
 from mtu_fast._rows.own import OwnProducts
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.solve import Source, solve
@@ -44,11 +44,9 @@ class Rows:
         self._parts = list(parts)
         self.conditions: tuple[Flags, ...] = ()
         self.roles = all_roles(self._parts)
-        self._products: OwnProducts | JoinedProducts
-        if ranks is None:
-            self._products = OwnProducts(shared, self._parts, self.roles)
-        else:
-            self._products = JoinedProducts(shared, self._parts, self.roles, ranks)
+        self._products: Products = OwnProducts(shared, self._parts, self.roles)
+        if ranks is not None:
+            self._products = products_of(shared, self._parts, self.roles, ranks)
 
     def __len__(self) -> int:
         return len(self.roles)
@@ -103,12 +101,12 @@ class Rows:
             ValueError: weights of the wrong shape.
             RuntimeError: the rows are used up, or parameters changed since.
         """
-        return self._products.vjp(w)
+        return self._products.shown(self._products.vjp(w))
 
     @without_autocast
     def wide_vjp(self, w: Tensor) -> dict[Tensor, Tensor]:
         """`vjp` with products and sums in float64, rounded at the end."""
-        return self._products.vjp(w, wide=True)
+        return self._products.shown(self._products.vjp(w, wide=True))
 
     @property
     def deferred(self) -> bool:
@@ -137,7 +135,7 @@ class Rows:
             RuntimeError: the rows are used up, or parameters changed since.
         """
         groups = self._shared.groups(per)
-        found = self._products.jvp(d, groups)
+        found = self._products.jvp(self._products.from_user(d), groups)
         return found[0] if per == "total" else found
 
     @without_autocast
@@ -176,7 +174,7 @@ class Rows:
     @property
     def parameters(self) -> dict[str, Tensor]:
         """{name: parameter}, the space the rows lie in."""
-        return dict(zip(self._shared.names, self._shared.parameters, strict=True))
+        return self._shared.named()
 
     @property
     def nbytes(self) -> int:
@@ -237,7 +235,7 @@ class Rows:
             ValueError: rows of several ranks.
             RuntimeError: the rows are used up.
         """
-        if isinstance(self._products, JoinedProducts):
+        if self._products.ranks is not None:
             raise ValueError(
                 "Memory: found rows of several ranks, expected those of one process: what is kept would have to be "
                 "joined over ranks. Go without memory=, or keep the rows of one rank's engine, group=None."
@@ -283,9 +281,9 @@ class Rows:
             check_meant(method, self._parts)
         self._products.prepare(method)
         pooled = self._products.pooled(method)
-        seen: Source = self if pooled is None else pooled
+        seen: Source = self._products.source(self) if pooled is None else pooled
         solved = solve(seen, method, self._shared, has_outside(self._parts))
-        found, residual = solved.direction(seen, self._shared)
+        found, residual = solved.direction(seen, self._shared, self._products.squares)
         weights, of_losses = solved.weights, solved.outside
         if pooled is not None:
             weights, of_losses = pooled.pool.spread(weights), pooled.pool.spread(of_losses)
@@ -293,7 +291,7 @@ class Rows:
         self._products.check_finite([*others.values(), *solved.unsure(found)], weights)
         add(found, others)
         flags = self._flags()
-        accumulate(self._as_autograd_gives(found), some_bad(flags))
+        self._products.accumulate(self._as_autograd_gives(found), some_bad(flags))
         for part in self._parts:
             part.use_up()
         for each in flags:

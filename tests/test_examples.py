@@ -112,11 +112,24 @@ def several_processes(_: Path) -> None:
     assert "1 ranks, 8 rows" in done.stdout and "are equal on all ranks" in done.stdout
 
 
+def sharded_unlearning(folder: Path) -> None:
+    """With one process; with two it runs by torchrun, in tests/distributed."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    done = subprocess.run(
+        [sys.executable, *command, str(FOLDER / "sharded_unlearning.py"), str(folder / "run.pt")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "1 processes" in done.stdout and (folder / "run.pt").is_file()
+
+
 SHOWN: dict[str, Callable[[Path], None]] = {
     check.__name__: check
     for check in (
         full_task, partial_task, multitask_training, gradient_accumulation, own_method, own_rule,
         audit_report, lora, language_model, pretrained_encoder, hf_trainer, several_processes,
+        sharded_unlearning,
     )
 }  # fmt: skip
 

@@ -27,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "unlearning": {
         "_arguments",
+        "_distributed",
         "_kept",
         "engine",
         "rows",

@@ -1,7 +1,7 @@
 """`G = J Jᵀ` of the rows of all ranks.
 
-Every parameter has one rank that multiplies all rows' gradients of it. The others send theirs
-there, factors or rows as they hold them: each use travels once, each pair of rows is multiplied
+Every parameter but the largest (`flat.py`) has one rank that multiplies all rows' gradients of it.
+The others send theirs there, factors or rows as they hold them: each use travels once, each pair of rows is multiplied
 once, and the work and the bytes of a rank do not grow with the number of ranks. The sum over
 parameters is a sum over ranks.
 
@@ -13,7 +13,7 @@ on average over ranks, U being the bytes its uses take and L the number of matri
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -21,7 +21,8 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from mtu_fast._distributed.packing import Parcel, Parts, packed, unpacked
+from mtu_fast._distributed import flat
+from mtu_fast._distributed.packing import Parcel, Parts, packed, rounded, unpacked
 from mtu_fast._distributed.ranks import Ranks, attempt
 from mtu_fast._rows.gram import add_gram
 from mtu_fast._rows.merge import aligned
@@ -33,6 +34,8 @@ from mtu_fast._rows.validity import check_open
 WHAT = "rows.gram"
 # Bytes that a rank takes in at a time, from all others together; a larger parameter goes alone.
 ROUND = 1 << 26
+# Bytes of factors of one parameter, of all ranks together, above which they go around in a ring.
+HELD = 1 << 30
 _NONE, _APART = 0, 1  # in place of a space: no use of the parameter, uses in several spaces
 
 
@@ -79,25 +82,89 @@ class _Meeting:
         rows = sum(len(stub) for stub in self._stubs)
         shape = (len(groups), rows, rows)
         self._gram = torch.zeros(shape, dtype=torch.float64, device=self._device)
+        self._error: Exception | None = None
 
     def gram(self, uses: dict[int, Parts], to_ground: set[int]) -> Tensor:
         """The sum over parameters; uses as `joined_gram` found them."""
         made = attempt(lambda: self._parcels(uses, to_ground))
         parcels: dict[int, Parcel] = made.value or {}
         mine = [parcels[j].nbytes if j in parcels else 0 for j in range(len(uses))]
-        sizes = self._ranks.told(WHAT, made.error, mine)
-        error = None
-        for chosen in _rounds(sizes):
+        dense = [int(flat.is_dense(of_parameter)) for of_parameter in uses.values()]
+        told = self._ranks.told(WHAT, made.error, [*mine, *dense])
+        sizes = [of_rank[: len(uses)] for of_rank in told]
+        large = self._large(sizes, [of_rank[len(uses) :] for of_rank in told])
+        for chosen in _rounds(sizes, large):
             of_peers = self._exchange(parcels, chosen, sizes)
-            owned = chosen[self._ranks.rank]
-            if error is None:
-                error = attempt(partial(self._multiply, owned, uses, of_peers)).error
-        return self._summed(error)
+            self._try(partial(self._multiply, chosen[self._ranks.rank], uses, of_peers))
+        for j, is_dense in large.items():
+            if is_dense:
+                self._by_columns(j, uses[j])
+            else:
+                self._around(j, uses[j], parcels.get(j), [of_rank[j] for of_rank in sizes])
+        return self._summed(self._error)
+
+    def _try(self, function: Callable[[], None]) -> None:
+        """After an error nothing is multiplied; it is told at the end."""
+        if self._error is None:
+            self._error = attempt(function).error
+
+    def _large(
+        self, sizes: Sequence[Sequence[int]], dense: Sequence[Sequence[int]]
+    ) -> dict[int, bool]:
+        """Parameters of which no rank takes in all uses, and whether these are explicit rows."""
+        found = {}
+        for j, of_ranks in enumerate(zip(*sizes, strict=True)):
+            is_dense = all(of_rank[j] for of_rank in dense)
+            holders = sum(size > 0 for size in of_ranks)
+            if holders > 1 and sum(of_ranks) > (ROUND if is_dense else HELD):
+                found[j] = is_dense
+        return found
+
+    def _by_columns(self, j: int, uses: Parts) -> None:
+        def multiply(found: dict[int, Parts]) -> None:
+            by_rank = {(j, rank): of_rank for rank, of_rank in found.items()}
+            own = by_rank.pop((j, self._ranks.rank), {})
+            self._try(partial(self._multiply, [j], {j: own}, by_rank))
+
+        flat.by_columns(self._ranks, uses, multiply, self._device)
+
+    def _around(self, j: int, uses: Parts, parcel: Parcel | None, sizes: Sequence[int]) -> None:
+        own = self._ranks.rank
+
+        def multiply(rank: int, theirs: Parts) -> None:
+            self._try(partial(self._multiply_pair, j, {own: uses, rank: theirs}))
+
+        self._try(partial(self._multiply_pair, j, {own: uses}))
+        flat.around(self._ranks, parcel, sizes, multiply, self._device)
+
+    def _multiply_pair(self, j: int, of_ranks: dict[int, Parts]) -> None:
+        """Add the products of one rank's rows with themselves, or of two ranks' with one another."""
+        size, gram = self._ranks.size, self._gram[self._group_of[j]]
+        starts = torch.tensor([0, *map(len, self._stubs)]).cumsum(0).tolist()
+        laid, at, of = [], [], []
+        for i, stub in enumerate(self._stubs):
+            k, rank = divmod(i, size)
+            if rank in of_ranks and k in of_ranks[rank]:
+                laid.append(replace(stub, uses={j: of_ranks[rank][k]}))
+                at.append(torch.arange(starts[i], starts[i] + len(stub), device=gram.device))
+                of.append(torch.full((len(stub),), rank, device=gram.device))
+        if not laid:
+            return
+        rows, owner = torch.cat(at), torch.cat(of)
+        found = gram.new_zeros(len(rows), len(rows))
+        add_gram(found, laid, [j], self._shared.precision)
+        if len(of_ranks) > 1:  # the products of each with itself are known
+            found *= owner[:, None] != owner
+        gram[rows[:, None], rows] += found
 
     def _parcels(self, uses: dict[int, Parts], to_ground: set[int]) -> dict[int, Parcel]:
         for j in to_ground:
             uses[j] = {k: use.grounded() for k, use in uses[j].items()}
-        return {j: packed(of_parameter) for j, of_parameter in uses.items() if of_parameter}
+        wire = self._ranks.wire
+        if wire is not None:  # this rank's own enter as those of others do
+            for j, of_parameter in uses.items():
+                uses[j] = rounded(of_parameter, wire)
+        return {j: packed(of_parameter, wire) for j, of_parameter in uses.items() if of_parameter}
 
     def _exchange(
         self,
@@ -187,8 +254,8 @@ def _to_ground(spaces: Sequence[Sequence[int]]) -> set[int]:
     return found
 
 
-def _rounds(sizes: Sequence[Sequence[int]]) -> list[list[list[int]]]:
-    """Which parameters each rank multiplies, round after round; the same on every rank.
+def _rounds(sizes: Sequence[Sequence[int]], large: Collection[int] = ()) -> list[list[list[int]]]:
+    """Which parameters each rank multiplies, round after round; the same on every rank. Not the large ones.
 
     The largest go first, each to the rank with the fewest bytes so far. One that a single rank has
     stays there.
@@ -197,7 +264,7 @@ def _rounds(sizes: Sequence[Sequence[int]]) -> list[list[list[int]]]:
     load = [0] * len(sizes)
     totals = [sum(of_ranks) for of_ranks in zip(*sizes, strict=True)]
     for j in sorted(range(len(totals)), key=lambda j: (-totals[j], j)):
-        holders = [rank for rank, of_rank in enumerate(sizes) if of_rank[j]]
+        holders = [rank for rank, of_rank in enumerate(sizes) if of_rank[j] and j not in large]
         if len(holders) > 1:
             holders = list(range(len(load)))
         if holders:

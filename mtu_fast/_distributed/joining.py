@@ -57,7 +57,7 @@ def joined(ranks: Ranks, taken: Outcome, space: Space, what: str = WHAT) -> list
     check_spaces([each.space for each in told])
     own = {part.roles.tasks[0]: part for part in parts}
     found, counts = [], []
-    for task, (of_ranks, dtype) in _all_tasks(told).items():
+    for task, (of_ranks, dtype) in _all_tasks(told, ranks.wire).items():
         found.append(own[task] if task in own else _none_of(task, dtype, space.shared))
         counts.append((of_ranks, dtype))
     everywhere = _everywhere(ranks, [part.roles for part in found], counts, what)
@@ -106,17 +106,24 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _all_tasks(told: Sequence[_Told]) -> dict[str, Counted]:
-    """Task -> rows on each rank, and the lowest precision on a rank that has some."""
+def _all_tasks(told: Sequence[_Told], wire: torch.dtype | None) -> dict[str, Counted]:
+    """Task -> rows on each rank, and the lowest precision on a rank that has some, or on the wire."""
     tasks = dict.fromkeys(task for each in told for task in each.tasks)
-    return {task: _counted([each.tasks.get(task, (0, "")) for each in told]) for task in tasks}
+    found = {task: _counted([each.tasks.get(task, (0, "")) for each in told]) for task in tasks}
+    if wire is None:
+        return found
+    return {task: (counts, _coarser(dtype, wire)) for task, (counts, dtype) in found.items()}
+
+
+def _coarser(*dtypes: torch.dtype) -> torch.dtype:
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _counted(of_ranks: Sequence[tuple[int, str]]) -> Counted:
     counts = tuple(count for count, _ in of_ranks)
     names = {name for count, name in of_ranks if count} or {name for _, name in of_ranks if name}
     dtypes: list[torch.dtype] = [getattr(torch, name) for name in sorted(names)]
-    return counts, max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    return counts, _coarser(*dtypes)
 
 
 def _none_of(task: str, dtype: torch.dtype, shared: Shared) -> TaskRows:

@@ -12,6 +12,7 @@ from torch import Tensor
 from mtu_fast._checks.values import all_finite
 from mtu_fast._distributed.alike import check_spaces, fingerprint
 from mtu_fast._distributed.ranks import Outcome, Ranks, check_errors, described
+from mtu_fast._distributed.slices import Slices
 from mtu_fast._distributed.sums import in_buckets
 from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._rows.shared import Shared
@@ -86,6 +87,57 @@ def summed_means(
     return found
 
 
+def sliced_means(
+    ranks: Ranks, slices: Slices, taken: Outcome, roles: Sequence[Role], space: Space
+) -> list[TaskRows]:
+    """The mean rows over all ranks, of which each holds its slice of the parameters.
+
+    Args:
+        ranks: who takes part.
+        slices: how parameters are held.
+        taken: this rank's shares of the mean rows, or the error it ended in.
+        roles: (task, kind) of every mean row.
+        space: the parameters.
+
+    Returns:
+        A part for each of the roles.
+
+    Raises:
+        Exception: of the kind that one of the ranks found.
+    """
+    shares: list[TaskRows] = [part for part in taken.value or [] if len(part)]
+    error = taken.error or _not_finite(shares)
+    parameters = [*space.shared.parameters, *ranks.outside()]
+    own = {_role(part): _gradients(part, space.shared) for part in shares}
+    losses = {_role(part): part.roles.loss for part in shares}
+    shares.clear()
+    dtype = _lowest(ranks, error, taken.value or [])
+    found = []
+    for role in roles:
+        share = own.pop(role, {})
+        given = (list(share), iter(share.items()))
+        sums = slices.scattered(f"{WHAT}: means", lambda: given, parameters, ranks)  # noqa: B023
+        loss = ranks.sum(f"{WHAT}: means", losses.get(role, _no_loss(space)))
+        found.append(_sliced_row(ranks, role, sums, loss, dtype, space.shared))
+    return found
+
+
+def _sliced_row(
+    ranks: Ranks,
+    role: Role,
+    sums: Mapping[Tensor, Tensor],
+    loss: Tensor,
+    dtype: torch.dtype,
+    shared: Shared,
+) -> TaskRows:
+    """A mean row as a part: this rank's slice of it."""
+    roles = _mean_roles(role, loss, dtype)
+    everywhere = Everywhere(
+        replace(roles, rank=torch.zeros_like(roles.task)), (1,) * ranks.size, sliced=True
+    )
+    return replace(_part_of(roles, sums, role, shared), everywhere=everywhere)
+
+
 def _lowest(ranks: Ranks, error: Exception | None, shares: Sequence[TaskRows]) -> torch.dtype:
     """The lowest precision that a rank's graph computes in, if no rank has found an error."""
     mine = max((_DTYPES.index(part.roles.dtype) for part in shares), default=0)
@@ -136,17 +188,21 @@ def _mean_row(
     if ranks.rank:
         nothing = TaskRows.of(_no_rows(roles), {}, {}, shared, is_mean=True)
         return replace(nothing, everywhere=everywhere)
+    return replace(_part_of(roles, sums, role, shared), everywhere=everywhere)
+
+
+def _part_of(roles: Roles, sums: Mapping[Tensor, Tensor], role: Role, shared: Shared) -> TaskRows:
+    """A mean row from its gradients."""
     uses: dict[int, Use] = {}
     outside: dict[Tensor, Tensor] = {}
     inside = {parameter: j for j, parameter in enumerate(shared.parameters)}
     for parameter, g in sums.items():
         if parameter in inside:
-            uses[inside[parameter]] = Dense(tuple(parameter.shape), g[None])
+            uses[inside[parameter]] = Dense(tuple(g.shape), g[None])
         else:
             outside[parameter] = g.to(parameter.dtype)
     _, kind = role
-    part = TaskRows.of(roles, uses, {kind: outside}, shared, is_mean=True)
-    return replace(part, everywhere=everywhere)
+    return TaskRows.of(roles, uses, {kind: outside}, shared, is_mean=True)
 
 
 def _mean_roles(role: Role, loss: Tensor, dtype: torch.dtype) -> Roles:

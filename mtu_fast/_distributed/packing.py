@@ -53,25 +53,46 @@ class Parcel:
         return found
 
 
-def packed(parts: Parts) -> Parcel:
-    """The uses of one parameter as a parcel."""
+def rounded(parts: Parts, wire: torch.dtype) -> Parts:
+    """The uses with their numbers as they arrive where they travel in another dtype."""
+    found: Parts = {}
+    for k, use in parts.items():
+        found[k] = use.with_tensors(*(_rounded(t, wire) for t in use.tensors))
+    return found
+
+
+def _rounded(t: Tensor, wire: torch.dtype) -> Tensor:
+    return t.to(wire).to(t.dtype) if _travels_as(t, wire) == wire else t
+
+
+def _travels_as(t: Tensor, wire: torch.dtype | None) -> torch.dtype:
+    """The shorter of a dtype and that of the wire; whole numbers as they are."""
+    shorter = wire is not None and t.is_floating_point() and t.dtype.itemsize > wire.itemsize
+    return wire if shorter and wire is not None else t.dtype
+
+
+def packed(parts: Parts, wire: torch.dtype | None = None) -> Parcel:
+    """The uses of one parameter as a parcel, their numbers in the dtype of the wire."""
     body = io.BytesIO()
     pickler = _Pickler(body)
     pickler.dump(parts)
-    specs = [(tuple(t.shape), t.dtype) for t in pickler.tensors]
+    sent = [t.to(_travels_as(t, wire)) for t in pickler.tensors]
+    specs = []
+    for t, travels in zip(pickler.tensors, sent, strict=True):
+        specs.append((tuple(t.shape), travels.dtype, t.dtype))
     words = pickle.dumps((body.getvalue(), specs))
     head = len(words).to_bytes(8, "little") + words
-    return Parcel(head.ljust(_aligned(len(head)), b"\0"), tuple(pickler.tensors))
+    return Parcel(head.ljust(_aligned(len(head)), b"\0"), tuple(sent))
 
 
 def unpacked(found: Tensor) -> Parts:
-    """The uses in the bytes of a parcel; their tensors are views of them."""
+    """The uses in the bytes of a parcel; their tensors are views of them where they came in their own dtype."""
     length = int.from_bytes(_read(found, 0, 8), "little")
     body, specs = pickle.loads(_read(found, 8, 8 + length))
     start, tensors = _aligned(8 + length), []
-    for shape, dtype in specs:
-        size = torch.Size(shape).numel() * dtype.itemsize
-        tensors.append(found[start : start + size].view(dtype).view(shape))
+    for shape, travels, dtype in specs:
+        size = torch.Size(shape).numel() * travels.itemsize
+        tensors.append(found[start : start + size].view(travels).view(shape).to(dtype))
         start += _aligned(size)
     parts: Parts = _Unpickler(io.BytesIO(body), tensors).load()
     return parts

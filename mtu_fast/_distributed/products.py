@@ -14,7 +14,7 @@ from mtu_fast._distributed.joining import given, own_rows
 from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._distributed.sums import summed
 from mtu_fast._rows.grad import check_finite
-from mtu_fast._rows.own import Groups, OwnProducts
+from mtu_fast._rows.own import Groups, OwnProducts, Whole
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import TaskRows, join_roles
 from mtu_fast._rows.validity import check_gram, check_lengths
@@ -23,7 +23,7 @@ from mtu_fast.errors import NotFiniteError
 from mtu_fast.methods import Roles
 
 
-class JoinedProducts:
+class JoinedProducts(Whole):
     """Products with the rows of all ranks, of which this one holds a part.
 
     Args:

@@ -16,12 +16,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mtu_fast._rows.space import Space
+from mtu_fast._rows.space import Leaves
 from mtu_fast.errors import NotFiniteError
 
 T = TypeVar("T")
 
 _KINDS: tuple[type[Exception], ...] = (NotFiniteError, TypeError, ValueError, RuntimeError)
+
+
+# of torch 2.13 and later; the name before it is deprecated there
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class Outcome(NamedTuple):
@@ -39,35 +43,28 @@ def attempt(function: Callable[[], Any]) -> Outcome:
         return Outcome(None, error)
 
 
-def ranks_of(group: dist.ProcessGroup, space: Space) -> Ranks:
-    """The ranks of an engine's process group."""
-    device = space.shared.parameters[0].device
-    return Ranks(group, device, lambda: list(space.outside.values()))
-
-
 class Ranks:
     """The ranks of a process group.
 
     Args:
         group: two or more processes, this one among them.
         device: where the model is.
-        outside: gives the parameters outside the shared ones, in one order on all ranks.
 
     Attributes:
+        outside: gives the parameters outside the shared ones, in one order on all ranks.
         rank: this process's number in the group.
         size: their number W.
+        slices: how the model's parameters are held, where ranks hold slices of them.
+        wire: the dtype in which uses travel; None for their own.
         sent: collective -> bytes that this rank has sent, where a ring carries it: an all-gather of
             b bytes a rank sends (W - 1) b, a sum or a reduction of b bytes 2 (W - 1) / W b.
     """
 
-    def __init__(
-        self,
-        group: dist.ProcessGroup,
-        device: torch.device,
-        outside: Callable[[], Sequence[Tensor]],
-    ) -> None:
+    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
         self._group = group
-        self.outside = outside
+        self.outside: Callable[[], Sequence[Tensor]] = list
+        self.slices: Leaves | None = None
+        self.wire: torch.dtype | None = None
         self._wire = device if dist.get_backend(group) == "nccl" else torch.device("cpu")
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
@@ -100,6 +97,14 @@ class Ranks:
         self.sent[what] += 2 * (self.size - 1) * wire.nbytes // self.size
         self._run(what, lambda: dist.all_reduce(wire, group=self._group))
         return wire.to(t.device)
+
+    def scattered(self, what: str, pieces: Tensor) -> Tensor:
+        """Of `[W, n]` the sum over ranks of this rank's line, `[n]`."""
+        wire = self._copied(pieces)
+        found = torch.empty_like(wire[0])
+        self.sent[what] += (self.size - 1) * wire.nbytes // self.size
+        self._run(what, lambda: _reduce_scatter(found, wire.flatten(), group=self._group))
+        return found.to(pieces.device)
 
     def sum_at(self, what: str, t: Tensor, rank: int) -> Tensor:
         """The sum of a dense tensor over ranks, right on one of them."""

@@ -61,7 +61,7 @@ def in_buckets(
 ) -> Gradients:
     """Gradients of some parameters, zero where this rank has none, reduced over ranks in few calls."""
     found: Gradients = {}
-    for bucket in _buckets(parameters):
+    for bucket in buckets(parameters):
         pieces = [_flat(mine.get(parameter), parameter, dtype) for parameter in bucket]
         whole = reduce(pieces[0] if len(pieces) == 1 else torch.cat(pieces))
         split = whole.split([parameter.numel() for parameter in bucket])
@@ -78,7 +78,7 @@ def _flat(g: Tensor | None, parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return g.to(dtype).reshape(-1)
 
 
-def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     some: list[Tensor] = []
     for parameter in parameters:
         if some and sum(p.numel() for p in some) + parameter.numel() > BUCKET:

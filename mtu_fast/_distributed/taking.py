@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from mtu_fast._distributed.alike import check_alike, check_dense
 from mtu_fast._distributed.joining import in_order_of, joined, own_rows
-from mtu_fast._distributed.means import Role, summed_means, totals
+from mtu_fast._distributed.means import Role, sliced_means, summed_means, totals
 from mtu_fast._distributed.ranks import Ranks, attempt
+from mtu_fast._distributed.slices import Given, Slices
 from mtu_fast._distributed.sums import summed
+from mtu_fast._distributed.units import Units
 from mtu_fast._rows.bare import no_gradients, no_rows
 from mtu_fast._rows.batch import Batch, Labelled
 from mtu_fast._rows.grad import accumulate, check_finite
@@ -19,6 +21,8 @@ from mtu_fast._rows.space import Space
 from mtu_fast._rows.task_rows import TaskRows, all_roles
 from mtu_fast._rows.update import Update
 from mtu_fast.methods import Method
+
+T = TypeVar("T")
 
 
 class Own(Protocol):
@@ -46,14 +50,17 @@ class JoinedTaking:
     Args:
         own: what this rank does alone.
         ranks: who takes part.
+        units: where parameters are gathered while rows are taken.
 
     Attributes:
         ranks: who takes part.
         size: their number.
     """
 
-    def __init__(self, own: Own, ranks: Ranks) -> None:
+    def __init__(self, own: Own, ranks: Ranks, units: Units | None = None) -> None:
         self.ranks = ranks
+        self._units = units
+        self._slices = ranks.slices if isinstance(ranks.slices, Slices) else None
         self.size = ranks.size
         self._own = own
         self._space = own.space
@@ -89,11 +96,30 @@ class JoinedTaking:
             check_finite(gradients.values())
             return gradients
 
-        parameters = [*self._space.shared.parameters, *self.ranks.outside()]
-        found = summed(self.ranks, "engine.backward", own, parameters)
-        check_finite(found.values())
-        accumulate(found)
+        self._add(own)
         return Update(weights, roles, None)
+
+    def _add(self, own: Callable[[], dict[Tensor, Tensor]]) -> None:
+        """Add gradients, summed over ranks, to `.grad`."""
+        parameters = [*self._space.shared.parameters, *self.ranks.outside()]
+        slices, what = self._slices, "engine.backward"
+        if slices is None:
+            found = summed(self.ranks, what, own, parameters)
+            check_finite(found.values())
+            accumulate(found)
+            return
+
+        def given() -> Given:
+            gradients = self._during(own)
+            return list(gradients), iter(gradients.items())
+
+        found = slices.scattered(what, given, parameters, self.ranks)
+        self.ranks.agreed(what, lambda: check_finite(found.values()))
+        slices.accumulate(found)
+
+    def _during(self, function: Callable[[], T]) -> T:
+        """What a function gives that runs a backward; parameters are gathered as it needs them."""
+        return function() if self._units is None else self._units.during(function)
 
     def _samples(self, batch: Callable[[], Batch]) -> list[TaskRows]:
         def take() -> list[TaskRows]:
@@ -101,7 +127,7 @@ class JoinedTaking:
             check_dense(found, self._space.shared)
             return found
 
-        return joined(self.ranks, attempt(take), self._space)
+        return joined(self.ranks, attempt(lambda: self._during(take)), self._space)
 
     def _means(self, batch: Callable[[], Batch]) -> list[TaskRows]:
         """The mean rows of all ranks' batches together."""
@@ -115,8 +141,14 @@ class JoinedTaking:
         if not counts:
             nothing = attempt(lambda: no_rows(batches[0], self._space.shared))
             return joined(self.ranks, nothing, self._space)
-        taken = attempt(lambda: self._own.take(batches[0], "task", counts))
-        return summed_means(self.ranks, taken, list(counts), self._space)
+
+        def take() -> list[TaskRows]:
+            return self._own.take(batches[0], "task", counts)
+
+        taken = attempt(lambda: self._during(take))
+        if self._slices is None:
+            return summed_means(self.ranks, taken, list(counts), self._space)
+        return sliced_means(self.ranks, self._slices, taken, list(counts), self._space)
 
     def _followed(self, batch: Callable[[], Batch]) -> Batch:
         """The batch, once the model was looked at."""
@@ -125,6 +157,6 @@ class JoinedTaking:
 
     def _check_alike(self) -> None:
         """Before the first step, all ranks hold the same numbers."""
-        if not self._is_alike:
+        if not self._is_alike and self._slices is None:
             check_alike(self.ranks, self._space.model.parameters())
             self._is_alike = True

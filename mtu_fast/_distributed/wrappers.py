@@ -5,10 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from enum import Enum
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
+import torch
 import torch.distributed as dist
 from torch import nn
+
+from mtu_fast._distributed import fsdp, tensor_parallel
+from mtu_fast._distributed.crew import Crew, RankedCrew
+from mtu_fast._distributed.ranks import Ranks
+from mtu_fast._distributed.same import DTensorSlicer, SameTaking
+from mtu_fast._distributed.slices import Slices
+from mtu_fast._distributed.taking import JoinedTaking, Own
+from mtu_fast._distributed.units import Units
 
 
 class Unset(Enum):
@@ -21,21 +30,36 @@ UNSET: Literal[Unset.UNSET] = Unset.UNSET
 Group: TypeAlias = "dist.ProcessGroup | Literal[Unset.UNSET] | None"
 
 _INSTEAD = (
-    "Use torch.nn.parallel.DistributedDataParallel, or one copy of the model on every rank with "
-    "mtu.Engine(model, group=process_group)"
+    "Use torch.nn.parallel.DistributedDataParallel; torch.distributed.fsdp.fully_shard (FSDP2) where a "
+    "copy on every rank does not fit; or mtu.Engine(model, group=process_group) for copies without a wrapper"
 )
 # class -> what to call it; found by name, so that nothing is imported for the question
 _REFUSED = {
     ("torch.distributed.fsdp", "FullyShardedDataParallel"): "FSDP1 (FullyShardedDataParallel)",
-    ("torch.distributed.fsdp", "FSDPModule"): "FSDP2 (fully_shard)",
     ("torch.distributed.pipelining", "_PipelineStageBase"): "a pipeline stage",
     ("deepspeed", "DeepSpeedEngine"): "DeepSpeed",
     ("deepspeed", "PipelineEngine"): "DeepSpeed's pipeline",
 }
 
 
-def unwrapped(model: Any, group: Group) -> tuple[Any, dist.ProcessGroup | None]:
-    """The model without its wrapper, and the processes whose rows are joined; None for one alone.
+class Unwrapped(NamedTuple):
+    """A model without its wrapper.
+
+    Attributes:
+        model: the model.
+        ranks: whose rows are joined; None for this process alone.
+        units: where its parameters are gathered for a pass.
+        slicer: cuts gradients, where all ranks see one batch and each has a slice of every row.
+    """
+
+    model: Any
+    ranks: Ranks | None = None
+    units: Units | None = None
+    slicer: DTensorSlicer | None = None
+
+
+def unwrapped(model: Any, group: Group) -> Unwrapped:
+    """The model without its wrapper, and the processes whose rows are joined.
 
     Args:
         model: what the engine was given.
@@ -47,19 +71,72 @@ def unwrapped(model: Any, group: Group) -> tuple[Any, dist.ProcessGroup | None]:
     """
     _check_group(group)
     if not (dist.is_available() and dist.is_initialized()):
-        return model, None
+        return Unwrapped(model)
     if (name := _refused(model)) is not None:
         raise ValueError(
             f"model: found {name}, which the engine does not support: rows of all ranks would need "
             f"what only other ranks hold. {_INSTEAD}."
         )
+    if isinstance(model, nn.Module) and any(map(fsdp.is_fsdp, model.modules())):
+        return _of_fsdp(model, group)
+    if isinstance(model, nn.Module) and any(map(_is_sharded, model.parameters())):
+        return _of_tensor_parallel(model, group)
     model, own = _without_ddp(model)
     chosen = own if group is UNSET else group
     if chosen is None:
         if group is UNSET:
             _warn()
-        return model, None
-    return model, chosen if dist.get_world_size(chosen) > 1 else None
+        return Unwrapped(model)
+    if dist.get_world_size(chosen) == 1:
+        return Unwrapped(model)
+    return Unwrapped(model, _ranks(model, chosen))
+
+
+def _ranks(model: nn.Module, group: dist.ProcessGroup) -> Ranks:
+    return Ranks(group, next(model.parameters()).device)
+
+
+def _of_fsdp(model: nn.Module, group: Group) -> Unwrapped:
+    """A model of FSDP2, whose mesh says who takes part."""
+    groups, roots = fsdp.groups_of(model)
+    mesh = fsdp.mesh_of(groups)
+    processes = fsdp.processes_of(mesh)
+    if group is None or (group is not UNSET and _members(group) != _members(processes)):
+        raise ValueError(
+            "group: found another than the ranks of the FSDP2 model's mesh, expected that: its "
+            "parameters are in slices on these ranks. Leave group= out."
+        )
+    ranks = _ranks(model, processes)
+    shards, copies = ranks, None
+    if mesh.ndim == 2:
+        copies, shards = (_ranks(model, mesh.get_group(d)) for d in (0, 1))
+    ranks.slices = Slices(fsdp.held(groups), shards, copies)
+    return Unwrapped(model, ranks, Units(groups, roots, ranks))
+
+
+def _of_tensor_parallel(model: nn.Module, group: Group) -> Unwrapped:
+    """A model of `parallelize_module`, on one mesh of one dimension."""
+    cut = [p for p in model.parameters() if _is_sharded(p)]
+    mesh = tensor_parallel.mesh_of(cut)
+    processes: dist.ProcessGroup = mesh.get_group()
+    if group is UNSET and mesh.size() != dist.get_world_size():
+        raise ValueError(
+            f"model: found tensor parallel on {mesh.size()} of {dist.get_world_size()} ranks (data parallel beside "
+            "it?), which the engine does not join. Use one of the two on all ranks; or "
+            "group=mesh.get_group() where the other ranks are no part of this training."
+        )
+    if group is None or (group is not UNSET and _members(group) != _members(processes)):
+        raise ValueError(
+            "group: found another than the ranks of the model's mesh, expected that: its parameters are in "
+            "slices on these ranks. Leave group= out, or pass mesh.get_group()."
+        )
+    ranks = Ranks(processes, cut[0].device)
+    ranks.slices = Slices(tensor_parallel.held(cut), ranks)
+    return Unwrapped(model, ranks, None, DTensorSlicer())
+
+
+def _members(group: dist.ProcessGroup) -> list[int]:
+    return dist.get_process_group_ranks(group)
 
 
 def _check_group(group: Any) -> None:
@@ -78,6 +155,16 @@ def _check_group(group: Any) -> None:
         )
 
 
+def check_wire(wire: object) -> None:
+    """Uses travel as they are, or in bfloat16, which has the range of float32.
+
+    Raises:
+        ValueError: another dtype.
+    """
+    if wire not in (None, torch.bfloat16):
+        raise ValueError(f"wire: found {wire!r}, expected torch.bfloat16, or None for exact rows.")
+
+
 def _refused(model: Any) -> str | None:
     """What wraps the model and is not supported, in words."""
     modules = model.modules() if isinstance(model, nn.Module) else [model]
@@ -86,8 +173,6 @@ def _refused(model: Any) -> str | None:
             for (package, name), words in _REFUSED.items():
                 if base.__name__ == name and base.__module__.startswith(package):
                     return words
-    if isinstance(model, nn.Module) and any(map(_is_sharded, model.parameters())):
-        return "parameters that are DTensors (tensor parallel)"
     return None
 
 
@@ -153,3 +238,32 @@ def check_nodes(names: Iterable[str]) -> None:
             "backward passes waits for all ranks, which take passes of their own. Set it to eval, "
             "or use nn.BatchNorm or GroupNorm."
         )
+
+
+def taking_of(
+    own: Own, ranks: Ranks, units: Units | None, slicer: DTensorSlicer | None
+) -> JoinedTaking | SameTaking:
+    """How rows are taken over ranks: each rank's batch, or one batch of all."""
+    if slicer is None:
+        return JoinedTaking(own, ranks, units)
+    assert isinstance(ranks.slices, Slices)
+    return SameTaking(own, ranks, ranks.slices)
+
+
+def crew_of_model(model: nn.Module) -> Crew:
+    """Who looks at a model: the ranks of a DistributedDataParallel one, else this process.
+
+    Raises:
+        ValueError: the model is in slices.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return Crew()
+    if any(map(fsdp.is_fsdp, model.modules())) or any(map(_is_sharded, model.parameters())):
+        raise ValueError(
+            "unlearned: found a model in slices (FSDP2, tensor parallel), expected a whole one: load "
+            "its full state into a plain model, or into one of DistributedDataParallel."
+        )
+    group = model.process_group if isinstance(model, nn.parallel.DistributedDataParallel) else None
+    if group is None or dist.get_world_size(group) == 1:
+        return Crew()
+    return RankedCrew(_ranks(model, group))

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.utils.hooks import RemovableHandle
 
+from mtu_fast._graph.fetch import Mode, hooks_do
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.nodes import outputs
 
@@ -43,7 +44,8 @@ class Hooks:
             self._since = _next_number()
         elif all(node._sequence_nr() >= self._since for node in graph.nodes):
             return None
-        return first_hook(graph)
+        with hooks_do(Mode.NONE):
+            return first_hook(graph)
 
     def done(self) -> None:
         """Handles that were made since `first` are our own: a sweep's."""

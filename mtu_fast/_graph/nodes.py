@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+
+from mtu_fast._graph.fetch import Mode, fetch, hooks_do
 
 Grads = tuple[Tensor | None, ...]
 Following = tuple[tuple[Any, int], ...]  # a node's `next_functions`
@@ -113,6 +115,26 @@ def recompute_once(nodes: Sequence[Any]) -> None:
             getattr(node, found[0].replace("_raw", "", 1))
 
 
+def storages(node: Any) -> set[int]:
+    """Numbers of the storages of the tensors that a node saved as they are."""
+    found: set[int] = set()
+    for t in _saved(node):
+        if isinstance(t, Tensor) and t.layout == torch.strided:
+            found.add(t.untyped_storage()._cdata)
+    return found
+
+
+def _saved(node: Any) -> list[Any]:
+    if _is_python(node):
+        return list(node.saved_tensors)
+    found: list[Any] = []
+    kind: Any = type(node)
+    for attribute in _attributes(kind)[0]:
+        if all(saved.unpack_hook is None for saved in _as_tuple(getattr(node, attribute))):
+            found += _as_tuple(getattr(node, attribute.replace("_raw", "", 1)))
+    return found
+
+
 def _unpacking(node: Any) -> tuple[str, Any] | None:
     """A saved tensor of the node that is not held as it is, by the attribute's name, and what brings it back."""
     if _is_python(node):
@@ -130,6 +152,7 @@ def vjp(node: Any, grads: Sequence[Tensor | None]) -> Grads:
 
     Only outside a backward pass: within one, a node returns what that pass needs and no more.
     """
+    fetch(partial(storages, node))
     if not _is_python(node):
         return _as_tuple(node(*grads))
     # A Python node returns a gradient per argument of its forward, and wants no undefined
@@ -157,7 +180,7 @@ def release(losses: Sequence[Tensor], until: Sequence[GradientEdge]) -> None:
     with torch.enable_grad():
         end = _Nothing.apply(*losses)
     # of a hook that needs a gradient: the rest is freed with the losses
-    with suppress(TypeError, AttributeError):
+    with hooks_do(Mode.HOLLOW), suppress(TypeError, AttributeError):
         torch.autograd.grad(end, until, allow_unused=True)
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mtu_fast._graph.autograd_errors import translated
 from mtu_fast._graph.compiled import SLOW, is_compiled
+from mtu_fast._graph.fetch import Fetcher, fetching
 from mtu_fast._graph.graph import Graph
+from mtu_fast._graph.nodes import recomputes
 from mtu_fast._graph.plans import Plans, frames_within
+from mtu_fast._graph.slicing import Slicer, sliced_rows
 from mtu_fast._graph.statistics import used_up
 from mtu_fast._graph.taking import (
     Counts,
@@ -36,6 +40,8 @@ class OwnTaking:
         space: the parameters.
         memory_budget: see `Engine`.
         check_names: raises an error where a graph has a node that it must not have.
+        fetcher: brings back parameters that are not there as a whole.
+        slicer: cuts gradients of parameters of which each process has a slice.
 
     Attributes:
         space: the parameters.
@@ -52,11 +58,15 @@ class OwnTaking:
         space: Space,
         memory_budget: int,
         check_names: Callable[[Iterable[str]], None] | None = None,
+        fetcher: Fetcher | None = None,
+        slicer: Slicer | None = None,
     ) -> None:
         self.space = space
         self.plans = Plans(space.shared, memory_budget)
         self._budget = memory_budget
         self._check_names = check_names
+        self._fetcher = fetcher
+        self._slicer = slicer
         self._is_said = False
 
     # ---- what an engine asks for -----------------------------------------------------------------
@@ -93,18 +103,28 @@ class OwnTaking:
             graph = self._graph(batch)
             if self._check_names is not None:
                 self._check_names(graph.names)
-            with used_up(graph, self.space.model):
+            if self._slicer is not None:
+                return self._slices(batch, graph, per, self._slicer)
+            with fetching(self._fetcher), used_up(graph, self.space.model):
+                if self._fetcher is not None and any(map(recomputes, graph.nodes)):
+                    self._fetcher.keep_all()
                 if per == "task":
                     return mean_rows(batch, graph, self.space, counts)
                 self._warn_of_compiled(graph.names)
-                return sample_rows(batch, graph, self.plans, self.space)
+                return sample_rows(batch, graph, self.plans.uses, self.space)
+
+    def _slices(self, batch: Batch, graph: Graph, per: str, slicer: Slicer) -> list[TaskRows]:
+        """This process's slices of rows; the graph is freed with the losses."""
+        if per == "task":
+            return mean_rows(batch, graph, self.space, None, slicer)
+        return sample_rows(batch, graph, partial(sliced_rows, slicer=slicer), self.space, slicer)
 
     def weighted(
         self, batch: Batch, at: Mapping[str, Labelled], weights: Tensor, outside: Tensor
     ) -> dict[Tensor, Tensor]:
         """The gradients of the weighted losses."""
         with torch.no_grad(), translated():
-            found = weighted_gradients(batch, at, weights, outside, self.space)
+            found = weighted_gradients(batch, at, weights, outside, self.space, self._slicer)
         if not batch.is_empty and found.keys().isdisjoint(self.space.shared.parameters):
             self._graph(batch)  # raises if the losses reach none of them
         return found

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from mtu_fast._graph.chains import isometry, through_chain, way_below
+from mtu_fast._graph.fetch import fetch
 from mtu_fast._graph.graph import Edge, Graph
-from mtu_fast._graph.nodes import Grads, densified
+from mtu_fast._graph.nodes import Grads, densified, storages
 from mtu_fast._graph.rowmap import RowMap
 from mtu_fast._graph.rules.embedding import explicit
 from mtu_fast._graph.together import Each, Found, Together, in_portions, mapped
@@ -160,6 +161,8 @@ def _all_through(graph: Graph, seeds: Seeds, together: Together) -> Iterator[tup
     if not seeds:
         return
     region = graph.region(seeds)
+    for i in region:
+        fetch(partial(storages, graph.nodes[i]), keep=True)  # several passes, from within units
     leaves = [i for i in region if i in graph.leaf]
     one = _backward(graph, seeds, leaves)
     batched = _backward(graph, seeds, leaves, batched=True)

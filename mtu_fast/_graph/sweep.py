@@ -8,8 +8,9 @@ from functools import partial
 from torch import Tensor
 
 from mtu_fast._graph.chains import Way, through_chain
+from mtu_fast._graph.fetch import fetch
 from mtu_fast._graph.graph import Graph
-from mtu_fast._graph.nodes import Grads, recomputes
+from mtu_fast._graph.nodes import Grads, recomputes, storages
 from mtu_fast._graph.plan import Plan, Site
 from mtu_fast._graph.pull import Seeds, add, local_rows, one_by_one, pulled
 from mtu_fast._graph.rules import RULES
@@ -142,13 +143,15 @@ class _Sweep:
         if not sites:
             return {}
         i = sites[0].node
+        node = self._graph.nodes[i]
+        fetch(partial(storages, node))
         served = RULES.get(self._graph.names[i])
         # The rules are for real products; a vjp of torch's conjugates and takes real parts as it
         # must.
         if served is None or any(b is not None and b.is_complex() for b in grads):
             return {}
         wanted = {site.slot: self._graph.shape(site.edge) for site in sites}
-        return served(self._graph.nodes[i], wanted, grads, self._maps[i])
+        return served(node, wanted, grads, self._maps[i])
 
     def _hand_over(self, way: Way, use: Use) -> None:
         """The use in the space of its parameter."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from mtu_fast._checks.flags import Flags
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.nodes import densified
-from mtu_fast._graph.plans import Plans
+from mtu_fast._graph.plans import Kept
+from mtu_fast._graph.probe import Uses
+from mtu_fast._graph.slicing import Slicer
 from mtu_fast._rows.bare import no_rows
 from mtu_fast._rows.batch import Batch, Labelled, roles_of
 from mtu_fast._rows.shared import Shared
@@ -18,21 +21,34 @@ from mtu_fast._rows.space import Space
 from mtu_fast._rows.task_rows import TaskRows
 from mtu_fast._rows.uses import Dense, Use
 
+UsesOf = Callable[[Graph, Kept, Flags], Uses]
 Counts = Mapping[tuple[str, int], int]  # (task, kind) -> samples
 
 
-def sample_rows(batch: Batch, graph: Graph, plans: Plans, space: Space) -> list[TaskRows]:
+def sample_rows(
+    batch: Batch, graph: Graph, uses_of: UsesOf, space: Space, slicer: Slicer | None = None
+) -> list[TaskRows]:
     """A row per (task, sample) that has a label.
+
+    Args:
+        batch: the losses.
+        graph: theirs.
+        uses_of: gives the uses of the rows of a graph.
+        space: the parameters.
+        slicer: cuts gradients of parameters of which this process has a slice.
+
+    Returns:
+        The rows of each task.
 
     Raises:
         RuntimeError: a parameter has a hook on its gradient, or the rows do not add up to what
             autograd gives.
     """
     _check_hooks(graph, space.shared)
-    outside = {task: _outside(batch, task, graph, space) for task in batch.losses}
+    outside = {task: _outside(batch, task, graph, space, slicer) for task in batch.losses}
     kept = [batch.labelled(task) for task in batch.losses]
     found = []
-    of_tasks = plans.uses(graph, kept, batch.flags)
+    of_tasks = uses_of(graph, kept, batch.flags)
     for task, of_task, uses in zip(batch.losses, kept, of_tasks, strict=True):
         roles = batch.roles(task, of_task, graph.dtype)
         rows = TaskRows.of(roles, uses, outside[task], space.shared, [batch.flags])
@@ -41,7 +57,11 @@ def sample_rows(batch: Batch, graph: Graph, plans: Plans, space: Space) -> list[
 
 
 def mean_rows(
-    batch: Batch, graph: Graph, space: Space, counts: Counts | None = None
+    batch: Batch,
+    graph: Graph,
+    space: Space,
+    counts: Counts | None = None,
+    slicer: Slicer | None = None,
 ) -> list[TaskRows]:
     """The mean row of each (task, kind), by an ordinary backward each: exact on any graph.
 
@@ -50,6 +70,7 @@ def mean_rows(
         graph: theirs.
         space: the parameters.
         counts: what to divide the sums by, where the batch is a part of a larger one.
+        slicer: cuts gradients of parameters of which this process has a slice.
 
     Returns:
         A row each, or this batch's share of it.
@@ -59,7 +80,7 @@ def mean_rows(
         for kind, mask in batch.members[task].of.items():
             count = mask.sum() if counts is None else counts[task, kind]
             weights = mask.to(loss.dtype) / count
-            uses, outside = _one_row(graph, loss, weights, space)
+            uses, outside = _one_row(graph, loss, weights, space, slicer)
             mean = (weights.double() @ loss.double())[None]
             role = torch.full((1,), kind, device=loss.device)
             of_no_sample = torch.full_like(role, -1)
@@ -72,11 +93,11 @@ def mean_rows(
 
 
 def _one_row(
-    graph: Graph, loss: Tensor, weights: Tensor, space: Space
+    graph: Graph, loss: Tensor, weights: Tensor, space: Space, slicer: Slicer | None
 ) -> tuple[dict[int, Use], dict[Tensor, Tensor]]:
     """The gradient of a weighted loss: uses `[1, …]` of the shared parameters, and by those outside."""
     shared = sorted(set(graph.leaf.values()))
-    gradients = _gradients(graph, loss, weights, space, shared)
+    gradients = _gradients(graph, loss, weights, space, shared, slicer)
     uses: dict[int, Use] = {}
     for j in shared:
         g = gradients.pop(space.shared.parameters[j], None)
@@ -87,7 +108,12 @@ def _one_row(
 
 
 def weighted_gradients(
-    batch: Batch, at: Mapping[str, Labelled], weights: Tensor, outside: Tensor, space: Space
+    batch: Batch,
+    at: Mapping[str, Labelled],
+    weights: Tensor,
+    outside: Tensor,
+    space: Space,
+    slicer: Slicer | None = None,
 ) -> dict[Tensor, Tensor]:
     """Gradients of `Σ w · loss`, by the shared parameters and by those outside.
 
@@ -97,36 +123,51 @@ def weighted_gradients(
         weights: w `[R]` for the shared parameters.
         outside: w `[R]` for the others.
         space: the parameters.
+        slicer: cuts gradients of parameters of which this process has a slice.
 
     Returns:
         {parameter: gradient} of those that are reached.
     """
     shared, others = space.shared.parameters, list(space.outside.values())
     if weights is outside or (not batch.flags.deferred and torch.equal(weights, outside)):
-        return _weighted(batch, at, weights, [*shared, *others], retain=False)
-    found = _weighted(batch, at, outside, others, retain=True)
-    return found | _weighted(batch, at, weights, shared, retain=False)
+        found = _weighted(batch, at, weights, [*shared, *others], retain=False)
+    else:
+        found = _weighted(batch, at, outside, others, retain=True)
+        found |= _weighted(batch, at, weights, shared, retain=False)
+    return _cut(found, slicer)
+
+
+def _cut(gradients: dict[Tensor, Tensor], slicer: Slicer | None) -> dict[Tensor, Tensor]:
+    """This process's slices of gradients."""
+    if slicer is None:
+        return gradients
+    return {p: slicer(g, p) for p, g in gradients.items()}
 
 
 def _outside(
-    batch: Batch, task: str, graph: Graph, space: Space
+    batch: Batch, task: str, graph: Graph, space: Space, slicer: Slicer | None
 ) -> dict[int, dict[Tensor, Tensor]]:
     """kind -> gradients of the summed losses of that kind by the parameters outside."""
     loss, found = batch.losses[task], {}
     if not any(id(p) in space.outside for p in graph.leaves):
         return {}
     for kind, mask in batch.sample_members[task].of.items():
-        found[kind] = _gradients(graph, loss, mask.to(loss.dtype), space, ())
+        found[kind] = _gradients(graph, loss, mask.to(loss.dtype), space, (), slicer)
     return found
 
 
 def _gradients(
-    graph: Graph, loss: Tensor, weights: Tensor, space: Space, shared: Sequence[int]
+    graph: Graph,
+    loss: Tensor,
+    weights: Tensor,
+    space: Space,
+    shared: Sequence[int],
+    slicer: Slicer | None,
 ) -> dict[Tensor, Tensor]:
     """Gradients of the weighted loss by some shared parameters and by those outside that the graph reaches."""
     outside = [p for p in graph.leaves if id(p) in space.outside]
     wanted = [*(space.shared.parameters[j] for j in shared), *outside]
-    return _grad([loss], [weights], wanted, retain=True)
+    return _cut(_grad([loss], [weights], wanted, retain=True), slicer)
 
 
 def _weighted(

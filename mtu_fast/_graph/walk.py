@@ -31,8 +31,8 @@ OfOutputs = tuple[Ids | None, ...]  # the same for one node, with gaps where no 
 
 # whose adjoint adds up what an input broadcasts, whatever the data
 SUMS = frozenset(("Add", "Sub", "Rsub", "Expand"))
-# what a module's full backward hooks hang on: hands everything on
-PASSES = "BackwardHookFunctionBackward"
+# what full backward hooks of modules, and those of FSDP2, hang on: hands everything on
+PASSES = frozenset(("BackwardHookFunctionBackward", "RegisterPostBackwardFunctionBackward"))
 
 
 class Walk:
@@ -145,7 +145,7 @@ class Walk:
 
     def structure(self, i: int, came: OfOutputs, slot: int, edge: Edge) -> Answer:
         """What structure says of one input: its map, or that rows meet; None where it is silent."""
-        if self.graph.names[i] == PASSES:
+        if self.graph.names[i] in PASSES:
             nothing = np.full([1] * len(self.graph.shape(edge)), NO_ROW)
             return nothing if came[slot] is None else came[slot]
         total: Ids | None = None

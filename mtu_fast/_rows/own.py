@@ -10,10 +10,12 @@ from torch import Tensor
 from mtu_fast._checks.flags import Flags
 from mtu_fast._checks.values import all_finite, check_direction
 from mtu_fast._ops._blocks import WIDE, working_dtype
-from mtu_fast._rows.grad import check_finite
+from mtu_fast._rows.grad import accumulate, check_finite
 from mtu_fast._rows.gram import add_gram
 from mtu_fast._rows.pool import Groups, Pool, Pooled, pool_for
+from mtu_fast._rows.refine import squares_of
 from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.solve import Source
 from mtu_fast._rows.task_rows import Span, TaskRows, uses_of
 from mtu_fast._rows.uses import Use
 from mtu_fast._rows.validity import check_gram, check_lengths, check_open, has_short_rows
@@ -22,7 +24,33 @@ from mtu_fast._rows.weights import outside_gradients, spread
 from mtu_fast.methods import Method, Roles
 
 
-class OwnProducts:
+class Whole:
+    """Directions where every process holds whole parameters: as they are."""
+
+    def source(self, rows: Source) -> Source:
+        """What a method is asked of: the rows themselves."""
+        return rows
+
+    def shown(self, d: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """A direction as users see it: as it is."""
+        return d
+
+    def from_user(self, d: Mapping[Tensor, Tensor]) -> Mapping[Tensor, Tensor]:
+        """A direction that a user gives: as it is."""
+        return d
+
+    def squares(
+        self, d: Mapping[Tensor, Tensor], blocks: Mapping[Tensor, int], G: Tensor
+    ) -> Tensor:
+        """`|d|²` of every block."""
+        return squares_of(d, blocks, G)
+
+    def accumulate(self, found: Mapping[Tensor, Tensor], bad: Tensor | None = None) -> None:
+        """`.grad += gradient`; zeros where `bad`."""
+        accumulate(found, bad)
+
+
+class OwnProducts(Whole):
     """Products with the rows of this process.
 
     Args:

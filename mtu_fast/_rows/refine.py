@@ -8,7 +8,7 @@ removes it up to a share ε · cond² of itself. A pass is one vjp and one jvp.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +29,7 @@ PIVOT = 1e-1
 PASSES = 3
 
 Direction = dict[Tensor, Tensor]
+Squares = Callable[[Mapping[Tensor, Tensor], Mapping[Tensor, int], Tensor], Tensor]
 
 
 class Space(Protocol):
@@ -89,6 +90,7 @@ def refined(
     G: Tensor,
     blocks: Mapping[Tensor, int],
     per: str,
+    squares: Squares,
 ) -> tuple[Direction, Tensor]:
     """`Jᵀ w`, its constrained part d by `d ← d - Jᵀ c(J d)`, and the largest `|J_a d| / (|J_a| |d|)` that is left.
 
@@ -104,6 +106,7 @@ def refined(
         G: the Gram matrix that w was made from, `[R, R]` or `[L, R, R]`.
         blocks: {parameter: index of its block}; 0 where there is one.
         per: "total", "layer" or "tensor", the blocks.
+        squares: gives `|d|²` of every block.
 
     Returns:
         {parameter: tensor of its shape}, and the residual `[]` or `[L]`.
@@ -112,7 +115,7 @@ def refined(
     scale = torch.where(constraint.active & (length > 0), length.reciprocal(), 0.0)
 
     def measured(d: Direction) -> tuple[Tensor, Tensor, Tensor]:
-        Jd, size = rows.jvp(d, per), _sizes(d, blocks, G)
+        Jd, size = rows.jvp(d, per), squares(d, blocks, G).sqrt()
         return Jd, size, (scale * Jd).abs().amax(-1) / torch.where(size > 0, size, 1.0)
 
     d = rows.vjp(constraint.part)
@@ -137,9 +140,9 @@ def _length(G: Tensor) -> Tensor:
     return G.diagonal(dim1=-2, dim2=-1).clamp(min=0.0).sqrt()
 
 
-def _sizes(d: Direction, blocks: Mapping[Tensor, int], G: Tensor) -> Tensor:
-    """`|d|` of every block, as many as G has."""
+def squares_of(d: Mapping[Tensor, Tensor], blocks: Mapping[Tensor, int], G: Tensor) -> Tensor:
+    """`|d|²` of every block, as many as G has."""
     found = G.new_zeros(G.shape[:-2].numel())
     for p, t in d.items():
         found[blocks[p]] += torch.linalg.vector_norm(t, dtype=G.dtype).square()
-    return found.sqrt().view(G.shape[:-2])
+    return found.view(G.shape[:-2])

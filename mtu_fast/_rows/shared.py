@@ -15,12 +15,21 @@ PER = ("total", "layer", "tensor")
 
 @dataclass(frozen=True)
 class Shared:
-    """The shared parameters of an engine, how exact the products of a Gram must be, and what is still to be raised."""
+    """The shared parameters of an engine, how exact the products of a Gram must be, and what is still to be raised.
+
+    Attributes:
+        names: theirs, in the model.
+        parameters: what the graph of a forward has for them.
+        precision: see `Engine`.
+        ledger: what the calls of the engine are still to raise.
+        owners: the model's own, where it holds slices of them.
+    """
 
     names: tuple[str, ...]
     parameters: tuple[Tensor, ...]
     precision: str = "highest"
     ledger: Ledger = field(default_factory=Ledger, compare=False)
+    owners: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         check_blocks(self.precision)
@@ -34,7 +43,11 @@ class Shared:
 
     def versions(self) -> tuple[int, ...]:
         """Changes whenever a parameter is written in place."""
-        return tuple(p._version for p in self.parameters)
+        return tuple(p._version for p in self.owners or self.parameters)
+
+    def named(self) -> dict[str, Tensor]:
+        """{name: parameter}, as the model has them."""
+        return dict(zip(self.names, self.owners or self.parameters, strict=True))
 
     def groups(self, per: str) -> list[list[int]]:
         """Indices of the parameters of each group: all, those of one module, or one."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast._ops.gram import inexact
-from mtu_fast._rows.refine import Direction, Space, refined, sensitive
+from mtu_fast._rows.refine import Direction, Space, Squares, refined, sensitive
 from mtu_fast._rows.shared import Shared
 from mtu_fast.methods import Method, Roles
 from mtu_fast.methods.base import Constraint, has_constraint
@@ -48,14 +48,16 @@ class Solved:
     constraint: Constraint | None = None
     wide: bool = False
 
-    def direction(self, rows: Source, shared: Shared) -> tuple[Direction, Tensor | None]:
+    def direction(
+        self, rows: Source, shared: Shared, squares: Squares
+    ) -> tuple[Direction, Tensor | None]:
         """`Jᵀ w`, and what is left of the constraint; None where that was not measured."""
         if self.wide:
             return rows.wide_vjp(self.weights), None
         if self.gram is None or self.constraint is None:
             return rows.vjp(self.weights), None
         places = shared.places(self.per)
-        return refined(rows, self.weights, self.constraint, self.gram, places, self.per)
+        return refined(rows, self.weights, self.constraint, self.gram, places, self.per, squares)
 
     def unsure(self, d: Direction) -> Iterator[Tensor]:
         """What may be infinite in `Jᵀ w` although G and w, which are float64, are finite."""

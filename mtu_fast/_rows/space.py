@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from mtu_fast._checks.flags import Ledger
 from mtu_fast._checks.parameters import listed
 from mtu_fast._rows.shared import Shared
+
+
+class Leaves:
+    """What the graph of a forward has for the parameters of a model: these themselves."""
+
+    def leaf(self, parameter: Tensor) -> Tensor:
+        """What a parameter is in the graph."""
+        return parameter
+
+    def owners(self, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The model's own parameters where they are others, else nothing."""
+        return ()
 
 
 class Space:
@@ -19,9 +32,11 @@ class Space:
         params: the shared parameters, frozen ones among them from the moment they require grad;
             None for all.
         precision: see `Engine`.
+        leaves: what stands for the model's parameters in the graph.
 
     Attributes:
         ledger: what the calls of the engine are still to raise.
+        model: the module.
         shared: the shared parameters that require grad.
         outside: all others of the model, by identity.
 
@@ -31,13 +46,20 @@ class Space:
             is unknown.
     """
 
-    def __init__(self, model: nn.Module, params: Iterable[Tensor] | None, precision: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Iterable[Tensor] | None,
+        precision: str,
+        leaves: Leaves | None = None,
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(
                 f"model: found {type(model).__name__}, expected a module; see `params` for a choice."
             )
         self.model = model
-        self._given = listed(params)
+        self._leaves = leaves or Leaves()
+        self._given = self._in_graph(listed(params))
         self.ledger = Ledger()
         self._precision = precision
         names = self._names()
@@ -106,14 +128,21 @@ class Space:
         return id(p) not in self.outside and id(p) not in self._chosen
 
     def _names(self) -> dict[int, str]:
-        return {id(p): name for name, p in self.model.named_parameters()}
+        leaf = self._leaves.leaf
+        return {id(leaf(p)): name for name, p in self.model.named_parameters()}
+
+    def _in_graph(self, given: list[Any] | None) -> list[Any] | None:
+        if given is None:
+            return None
+        return [self._leaves.leaf(p) if isinstance(p, Tensor) else p for p in given]
 
     def _look(self, names: dict[int, str]) -> None:
-        own = list(self.model.parameters())
+        own = [self._leaves.leaf(p) for p in self.model.parameters()]
         chosen = {id(p): p for p in (own if self._given is None else self._given)}
         live = [p for p in chosen.values() if p.requires_grad]
         self._chosen = set(chosen)
         self._inside = {id(p) for p in live}
-        of_live = tuple(names[id(p)] for p in live)
-        self.shared = Shared(of_live, tuple(live), self._precision, self.ledger)
+        inside = tuple(names[id(p)] for p in live)
+        owners = self._leaves.owners(live)
+        self.shared = Shared(inside, tuple(live), self._precision, self.ledger, owners)
         self.outside = {id(p): p for p in own if id(p) not in self._inside}

@@ -25,10 +25,12 @@ class Everywhere:
     Attributes:
         roles: what each row is.
         counts: how many each rank holds.
+        sliced: every rank holds all of them, and of each its slice of the parameters.
     """
 
     roles: Roles
     counts: tuple[int, ...]
+    sliced: bool = False
 
 
 @dataclass

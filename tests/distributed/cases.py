@@ -214,16 +214,16 @@ def task_rows() -> None:
 
 @case
 def empty_batch() -> None:
-    for sizes in ((0, 3, 2), (3, 0, 0)):
+    for sizes in ((0, 3, 2, 1), (3, 0, 0, 0)):
         check_rows(*both(pair(), per_rank(sizes=sizes)))
         check_rows(*both(pair(), per_rank(sizes=sizes), per="task"))
 
 
 @case
 def no_sample_anywhere() -> None:
-    ours, truth = both(pair(), per_rank(sizes=(0, 0, 0)))
+    ours, truth = both(pair(), per_rank(sizes=(0, 0, 0, 0)))
     assert len(ours) == len(truth) == 0 and ours.gram().shape == (0, 0)
-    ours, _ = both(pair(), per_rank(sizes=(0, 0, 0)), per="task")
+    ours, _ = both(pair(), per_rank(sizes=(0, 0, 0, 0)), per="task")
     assert len(ours) == 0
 
 
@@ -370,11 +370,11 @@ def ordinary_backward_goes_on() -> None:
         step(it, per_rank(i), mtu.OrthoGrad(0.3))
         for model in (it.inside, it.plain):
             model.zero_grad()
-        data = mine(per_rank(7, sizes=(4, 4, 4)))
+        data = mine(per_rank(7, sizes=(4, 4, 4, 4)))
         sum(loss.mean() for loss in data.losses(it.model).values()).backward()
         for p in it.inside.parameters():
             same_everywhere(p.grad)
-        whole = joined(per_rank(7, sizes=(4, 4, 4)))
+        whole = joined(per_rank(7, sizes=(4, 4, 4, 4)))
         sum(loss.mean() for loss in whole.losses(it.plain).values()).backward()
         same_grads(it.inside, it.plain)
 
@@ -459,23 +459,6 @@ def settings_of_ddp_are_refused() -> None:
 
 
 @case
-def sharded_models_are_refused() -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
-
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    sharded = net()
-    fully_shard(sharded, mesh=mesh)
-    with raises(ValueError, "FSDP2", "DistributedDataParallel"):
-        mtu.Engine(sharded)
-    columns = nn.Sequential(nn.Linear(6, 6))
-    parallelize_module(columns, mesh, {"0": ColwiseParallel()})
-    with raises(ValueError, "DTensor", "tensor parallel"):
-        mtu.Engine(columns, group=None)
-
-
-@case
 def other_wrappers_are_refused() -> None:
     """Known by their names: none of them can be made here."""
     for module, name, word, base in (
@@ -487,23 +470,6 @@ def other_wrappers_are_refused() -> None:
         inside = nn.Sequential(wrapper()) if base is nn.Module else wrapper()
         with raises(ValueError, word, "DistributedDataParallel"):
             mtu.Engine(inside)
-
-
-@case
-def unlearn_is_refused() -> None:
-    model = nn.parallel.DistributedDataParallel(net())
-    assert mtu.Engine(model).ranks == dist.get_world_size()
-    with raises(ValueError, "one process"):
-        mtu.unlearn(
-            model,
-            torch.optim.SGD(model.parameters(), lr=0.1),
-            forget=[mine(per_rank(0))],
-            retain=[mine(per_rank(1))],
-            losses=lambda model, batch: batch.losses(model),
-            method=mtu.OrthoGrad(),
-            max_steps=2,
-            progress=False,
-        )
 
 
 @case
@@ -640,12 +606,15 @@ def many_rounds() -> None:
     """A parameter at a time, and sums of few numbers, give the same."""
     from mtu_fast._distributed import gram, sums
 
-    before = gram.ROUND, sums.BUCKET
+    before = gram.ROUND, sums.BUCKET, gram.HELD
     gram.ROUND, sums.BUCKET = 64, 8
     try:
         check_rows(*both(pair(), per_rank()))
+        gram.HELD = 64  # factors go around in a ring
+        check_rows(*both(pair(), per_rank()))
+        check_rows(*both(pair(), per_rank(sizes=(0, 3, 2, 1))))
     finally:
-        gram.ROUND, sums.BUCKET = before
+        gram.ROUND, sums.BUCKET, gram.HELD = before
 
 
 @case
@@ -688,6 +657,38 @@ def lower_precision() -> None:
             assert g.dtype == h.dtype == dtype
             assert float((g - h).norm()) <= bound * float(h.norm())
             same_everywhere(g.float())
+
+
+@case
+def bfloat16_on_the_wire() -> None:
+    """Half the bytes; G is that of rounded rows, the same bits everywhere, and what is left is measured."""
+    data = mine(per_rank())
+    data.x = data.x.float()
+    sent, grams, cosines = [], [], []
+    for wire in (None, torch.bfloat16):
+        model = net().float()
+        engine = mtu.Engine(model, model.shared, group=dist.group.WORLD, wire=wire)
+        rows = rows_of(engine, model, data)
+        grams.append(rows.gram())
+        same_everywhere(grams[-1])
+        ranks = engine._taking.ranks
+        assert ranks is not None
+        sent.append(ranks.sent["rows.gram: uses"])
+        length = grams[0].diagonal().sqrt()
+        update = rows.backward(mtu.OrthoGrad(0.0), check=False)
+        constraint = mtu.OrthoGrad(0.0).constraint(grams[0], update.roles, update.weights)
+        assert constraint is not None
+        left = (grams[0] @ update.weights.double()).abs()[constraint.active]
+        size = (update.weights @ grams[0] @ update.weights).sqrt()
+        cosines.append(float((left / length[constraint.active] / size).max()))
+    length = grams[0].diagonal().sqrt()
+    error = float(((grams[1] - grams[0]).abs() / length[:, None] / length).max())
+    assert 0 < error <= 2.0**-7
+    assert cosines[0] < 1e-4 and cosines[1] < 0.2
+    heads = 2048 * len(model.shared)  # of the parcels, which are small here
+    assert sent[1] < sent[0] and sent[1] <= sent[0] / 2 + heads
+    with raises(ValueError, "expected torch.bfloat16"):
+        mtu.Engine(net(), group=None, wire=torch.float16)
 
 
 @case

@@ -12,6 +12,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+import tests.distributed.parallel  # noqa: F401  its cases
+import tests.distributed.running  # noqa: F401  its cases
+import tests.distributed.sharded  # noqa: F401  its cases
 from tests.distributed.cases import CASES
 
 TIMEOUT = 60  # seconds for a collective

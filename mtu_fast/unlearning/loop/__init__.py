@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from mtu_fast._arguments import check_flag, shown
 from mtu_fast._checks.parameters import listed
+from mtu_fast._distributed.crew import Crew
+from mtu_fast.engine import Engine
 from mtu_fast.memory import Memory
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace
@@ -74,6 +77,12 @@ def unlearn(
     device is deterministic); longer limits continue a run that is over. Whatever is raised on the
     way, by a user's function or by Ctrl-C, leaves model, optimizer, scheduler, method, subspace
     and generators as they were at the last evaluation within all bounds, and no gradients.
+
+    On several ranks, the model a DistributedDataParallel or FSDP2 one, a run is that of one process
+    with the ranks' batches together: each rank passes loaders of its share, as many batches on each
+    (`DistributedSampler`; the loop calls its `set_epoch`). Losses, scores and levels are those of all
+    samples, a `score` of one's own the mean over ranks by samples. The first rank writes the
+    checkpoint, whole, shows progress and reads it again, on that or another number of ranks.
 
     Args:
         model: unlearned in place.
@@ -170,16 +179,39 @@ def unlearn(
         levels=_levels(levels, method, validation is not None),
         generators=_all(generators),
     )
+    engine = Engine(settings.model, settings.params)
+    crew = engine._crew
+    if crew is None:
+        raise ValueError(
+            "model: found a tensor parallel model, expected one that is whole on every rank, or of FSDP2: all ranks "
+            "share one batch, which the loop does not know. Write the loop yourself around engine.backward."
+        )
     if checkpoint is None:
-        return _run(settings, progress)
+        return _run(settings, engine, crew, progress)
+    if crew.size > 1:
+        with _alone_on(checkpoint, crew):
+            return _run(settings, engine, crew, progress)
     with locked(checkpoint):
         remove_leftovers(checkpoint)
-        return _run(settings, progress)
+        return _run(settings, engine, crew, progress)
 
 
-def _run(settings: Settings, progress: bool) -> History:
-    run = Run(settings)
-    with run.undoing(), Progress(run, progress) as bar:
+@contextmanager
+def _alone_on(checkpoint: str | Path, crew: Crew) -> Iterator[None]:
+    """The ranks of this run alone use the checkpoint, which the first one writes."""
+    with ExitStack() as stack:
+
+        def take() -> None:
+            stack.enter_context(locked(checkpoint))
+            remove_leftovers(checkpoint)
+
+        crew.first("unlearn: checkpoint", take)
+        yield
+
+
+def _run(settings: Settings, engine: Engine, crew: Crew, progress: bool) -> History:
+    run = Run(settings, engine, crew)
+    with run.undoing(), Progress(run, progress and crew.rank == 0) as bar:
         while not run.history.reason:
             run.advance()
             bar.update()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from mtu_fast.unlearning.loaders import generators_of
+from mtu_fast.unlearning.loaders import generators_of, sampler_of
 from mtu_fast.unlearning.randomness import capture, restore
 
 END: Final = object()
@@ -46,7 +46,7 @@ class Stream:
         """
         if self._iterator is None:
             self._begun, self._given = capture(generators_of(self.loader)), 0
-            self._iterator = iter(self.loader)
+            self._iterator = self._pass()
         batch = next(self._iterator, END)
         if batch is not END:
             self._given += 1
@@ -62,6 +62,13 @@ class Stream:
             )
         self.passes += 1
         return END
+
+    def _pass(self) -> Iterator[Any]:
+        """A fresh iterator; a sampler that counts passes (DistributedSampler) is told which."""
+        set_epoch = getattr(sampler_of(self.loader), "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(self.passes)
+        return iter(self.loader)
 
     def again(self) -> Any:
         """The next batch, of a new pass where one ends."""
@@ -94,7 +101,7 @@ class Stream:
         self._iterator = None
         if state["open"]:
             self.restore(state)
-            self._iterator = iter(self.loader)
+            self._iterator = self._pass()
             for at in range(self._given):
                 if next(self._iterator, END) is END:
                     raise RuntimeError(

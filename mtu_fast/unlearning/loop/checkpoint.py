@@ -10,7 +10,7 @@ from mtu_fast.unlearning.loop import sealed
 from mtu_fast.unlearning.loop.contents import check_contents
 from mtu_fast.unlearning.loop.copies import copied
 
-FORMAT = 3
+FORMAT = 4
 
 
 def save(path: str | Path, state: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ STATE: Kinds = {
     "retain_place": Mapping,
     "step": int,
     "seconds": (int, float),
+    "others": Sequence,
 }
 HISTORY: Kinds = {
     "tasks": Sequence,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 
 from mtu_fast._arguments import check_mapping, shown
 from mtu_fast._checks.losses import labelled
+from mtu_fast._distributed.crew import Crew
 from mtu_fast.unlearning.loaders import generators_of, one_pass
 from mtu_fast.unlearning.modes import evaluating
 from mtu_fast.unlearning.randomness import preserved
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction, Side
+
+ALONE = Crew()
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,11 @@ class _Sums:
                 found[task] = loss[there]
         return found
 
-    def means(self) -> dict[str, float]:
-        found = {}
-        for task, total in self.total.items():
-            count = int(self.count[task])
-            if count:
-                found[task] = float(total) / count
-        return found
+    def totals(self) -> dict[str, float]:
+        return {task: float(total) for task, total in self.total.items()}
+
+    def counts(self) -> dict[str, int]:
+        return {task: int(count) for task, count in self.count.items()}
 
 
 def _scores(given: object) -> dict[str, float]:
@@ -94,8 +96,12 @@ def measure(
     losses: LossFunction,
     score: ScoreFunction | None,
     generators: Iterable[torch.Generator] = (),
+    crew: Crew = ALONE,
 ) -> Measured:
     """Mean loss and score per task of a model on a loader; no random generator is affected.
+
+    Over ranks, each with a loader of its share: losses of all samples, and scores that are means
+    over samples.
 
     Args:
         name: what errors call the loader.
@@ -105,24 +111,84 @@ def measure(
         score: see `unlearn`.
         generators: those that the functions or the data draw from, beside the loader's and the
             default ones.
+        crew: who takes part.
 
     Returns:
-        What was measured.
+        What was measured; the same on every rank.
 
     Raises:
         TypeError: `score` does not give {task: number}.
         ValueError: the loader gives no batch, or far more than it says.
     """
-    sums = _Sums()
-    with preserved([*generators_of(loader), *generators]), evaluating(model):
-        for batch in one_pass(name, loader):
-            sums.add(labelled(losses(model, batch)))
-        if not sums.batches:
-            raise ValueError(f"{name}: the loader gave no batch.")
-        means = sums.means()
-        if score is None:
-            scores = {task: -loss for task, loss in means.items()}
+
+    def own() -> tuple[_Sums, dict[str, float] | None]:
+        sums = _Sums()
+        with preserved([*generators_of(loader), *generators]), evaluating(model):
+            for batch in one_pass(name, loader):
+                sums.add(labelled(losses(model, batch)))
+            if not sums.batches:
+                raise ValueError(f"{name}: the loader gave no batch.")
+            if score is None:
+                return sums, None
+            return sums, _scores(score(model, loader))
+
+    sums, scores = crew.agreed(f"unlearn: evaluation of {name}", own)
+    found = sums.losses()
+    if crew.size > 1:
+        found = {task: loss.cpu() for task, loss in found.items()}
+    mine = _Share(sums.totals(), sums.counts(), sums.samples, scores, found)
+    shares = crew.objects(f"unlearn: evaluation of {name}", mine)
+    means = _means(shares)
+    joined = (
+        {task: -loss for task, loss in means.items()} if scores is None else _joined_scores(shares)
+    )
+    samples = sum(share.samples for share in shares)
+    return Measured(means, joined, tuple(sums.total), samples, sums.batches, _losses(shares))
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one rank measured: sums of losses, labelled samples and scores {task: ...}, all samples, their losses."""
+
+    totals: dict[str, float]
+    counts: dict[str, int]
+    samples: int
+    scores: dict[str, float] | None
+    losses: dict[str, Tensor]
+
+
+def _means(shares: Sequence[_Share]) -> dict[str, float]:
+    found = {}
+    for task in shares[0].totals:
+        count = sum(share.counts.get(task, 0) for share in shares)
+        if count:
+            found[task] = math.fsum(share.totals.get(task, 0.0) for share in shares) / count
+    return found
+
+
+def _joined_scores(shares: Sequence[_Share]) -> dict[str, float]:
+    """Means of the ranks' scores, by their labelled samples."""
+    if len(shares) == 1:
+        return shares[0].scores or {}
+    found: dict[str, float] = {}
+    for task in dict.fromkeys(task for share in shares for task in share.scores or ()):
+        weighted = []
+        for share in shares:
+            if share.scores is not None and task in share.scores and share.counts.get(task):
+                weighted.append((share.scores[task], share.counts[task]))
+        total = sum(count for _, count in weighted)
+        if total:
+            found[task] = math.fsum(value * count for value, count in weighted) / total
         else:
-            scores = _scores(score(model, loader))
-    tasks = tuple(sums.total)
-    return Measured(means, scores, tasks, sums.samples, sums.batches, sums.losses())
+            found[task] = math.nan
+    return found
+
+
+def _losses(shares: Sequence[_Share]) -> dict[str, Tensor]:
+    if len(shares) == 1:
+        return shares[0].losses
+    found: dict[str, list[Tensor]] = {}
+    for share in shares:
+        for task, losses in share.losses.items():
+            found.setdefault(task, []).append(losses)
+    return {task: torch.cat(pieces) for task, pieces in found.items()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,23 @@ import torch
 from torch import Tensor
 
 from mtu_fast._checks.losses import labelled
+from mtu_fast._distributed.crew import Crew
 from mtu_fast.engine import Engine
 from mtu_fast.errors import NotFiniteError
 from mtu_fast.unlearning.loaders import generators_of
 from mtu_fast.unlearning.loop import checkpoint
 from mtu_fast.unlearning.loop.batches import END, Stream
+from mtu_fast.unlearning.loop.crews import (
+    check_loaders,
+    check_parts,
+    describe,
+    joined,
+    own,
+)
 from mtu_fast.unlearning.loop.gradients import add_gradients, all_of
 from mtu_fast.unlearning.loop.history import History
 from mtu_fast.unlearning.loop.interrupts import held
+from mtu_fast.unlearning.loop.levels import Held, Levels
 from mtu_fast.unlearning.loop.overlap import check_data, check_share
 from mtu_fast.unlearning.loop.schedule import Scheduled
 from mtu_fast.unlearning.loop.settings import Settings
@@ -44,6 +55,11 @@ class DivergedError(RuntimeError):
 class Run:
     """A run of `unlearn`, begun or resumed when it is made.
 
+    Args:
+        settings: what was asked for.
+        engine: of the model.
+        crew: the ranks of the engine.
+
     Attributes:
         settings: what was asked for.
         history: what happened; its `reason` is set when the run is over.
@@ -51,25 +67,25 @@ class Run:
         good: the state of all that steps change at the last evaluation within all bounds.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, engine: Engine, crew: Crew) -> None:
         self.settings = settings
-        self.watch = Watch(settings)
-        check_data(settings.forget, settings.retain, settings.validation)
-        self.engine = Engine(settings.model, settings.params)
-        if self.engine.ranks > 1:
-            raise ValueError(
-                f"model: found DistributedDataParallel on {self.engine.ranks} ranks, expected a model of one process: "
-                "evaluations and stopping are not joined over ranks. Write the loop yourself around engine.backward, "
-                "which joins them."
-            )
+        self.engine = engine
+        self.crew = crew
+        self.watch = Watch(settings, crew)
+        crew.agreed(
+            "unlearn", lambda: check_data(settings.forget, settings.retain, settings.validation)
+        )
+        check_parts(crew, settings)
+        check_loaders(crew, settings)
         self.schedule = settings.method if isinstance(settings.method, Scheduled) else None
         self.forget = Stream("forget", settings.forget)
         self.retain = Stream("retain", settings.retain)
         self.step = 0
         self.seconds = 0.0
         self.good: dict[str, Any] = {}
-        if settings.checkpoint is not None and Path(settings.checkpoint).exists():
-            self._resume(settings.checkpoint)
+        path = settings.checkpoint
+        if path is not None and crew.first("unlearn: checkpoint", Path(path).exists):
+            self._resume(path)
         else:
             self._begin()
 
@@ -177,6 +193,11 @@ class Run:
         return s.levels.left(true, gone, present)
 
     def _forward(self, side: str, losses: LossFunction, batch: Any, called: str = "losses") -> Side:
+        return self.crew.agreed(
+            f"unlearn: losses of {side}", lambda: self._forward_alone(side, losses, batch, called)
+        )
+
+    def _forward_alone(self, side: str, losses: LossFunction, batch: Any, called: str) -> Side:
         named, present = labelled(losses(self.settings.model, batch), called)
         for task, loss in named.items():
             bad = ~torch.isfinite(loss.detach())
@@ -190,6 +211,20 @@ class Run:
             named[task] = loss.masked_fill(bad, 0.0)  # without a label it gives no row
         return named, present
 
+    def _levels_of_all(self, levels: Levels) -> Held:
+        """What levels hold, with the rows that all ranks have seen."""
+        mine = levels.held
+        if self.crew.size == 1:
+            return mine
+        counts = [{task: int(n) for task, n in part.items()} for part in (mine.left, mine.seen)]
+        left: Counter[str] = Counter()
+        seen: Counter[str] = Counter()
+        for of_left, of_seen in self.crew.objects("unlearn: levels", counts):
+            left.update(of_left)
+            seen.update(of_seen)
+        tensors = [{t: torch.tensor(n) for t, n in part.items()} for part in (left, seen)]
+        return replace(mine, left=tensors[0], seen=tensors[1])
+
     # ---- between steps ---------------------------------------------------------------------------
 
     def _evaluate(self, end: str, look: Look) -> None:
@@ -198,9 +233,11 @@ class Run:
         if undefined:
             raise self._diverged(f"after step {self.step}, {undefined} is not finite.")
         history = self.history
+        seconds = self.crew.objects("unlearn: evaluation", self.seconds)[0]
         if not history.records or history.records[-1].step != self.step:
-            history.records.append(self.watch.record(history, look, self.step, self.seconds))
+            history.records.append(self.watch.record(history, look, self.step, seconds))
         if self.settings.levels is not None:
+            self.settings.levels.held = self._levels_of_all(self.settings.levels)
             self.settings.levels.update(look[0].score)
         history.reason = self.watch.verdict(history) or end
         if history.reason == "drift":
@@ -218,7 +255,7 @@ class Run:
         # first, since it makes the subspace explicit, and `good` is to hold no other
         state = self._state()
         self.good = mark(self.settings)
-        checkpoint.save(path, state)
+        self.crew.first("unlearn: checkpoint", lambda: checkpoint.save(path, state))
 
     def _diverged(self, what: str) -> DivergedError:
         self.history.reason = "not finite"
@@ -246,8 +283,8 @@ class Run:
 
     def _state(self) -> dict[str, Any]:
         """All that a checkpoint holds."""
-        state = take(self.settings, strict=True) | {
-            "settings": self.settings.describe(),
+        state = self.crew.whole(take(self.settings, strict=True)) | {
+            "settings": describe(self.crew, self.settings),
             "history": self.history.to_dict(),
             "step": self.step,
             "seconds": self.seconds,
@@ -257,12 +294,18 @@ class Run:
         }
         for name, part in kept_parts(self.settings).items():
             state[name] = part.state_dict()
-        return state
+        return joined(self.crew, state, list(kept_parts(self.settings)))
 
     def _resume(self, path: str | Path) -> None:
         needed = [name for name in ("scheduler", "method") if _has_state(self.settings, name)]
-        needed += kept_parts(self.settings)
-        state = checkpoint.load(path, self.settings.describe(), needed)
+        kept = list(kept_parts(self.settings))
+        needed += kept
+        described = describe(self.crew, self.settings)
+        state = self.crew.first(
+            "unlearn: checkpoint", lambda: checkpoint.load(path, described, needed)
+        )
+        state = own(self.crew, state, kept)
+        state |= self.crew.cut(self.settings.model, self.settings.optimizer, state)
         self.history = _history(path, state["history"])
         self.step, self.seconds = state["step"], state["seconds"]
         # what a part refuses comes to light when others have their new state already

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mtu_fast._checks.masks import targeted
+from mtu_fast._distributed.crew import Crew
 from mtu_fast.unlearning.arguments import check_names
 from mtu_fast.unlearning.loaders import length_of
 from mtu_fast.unlearning.loop.evaluate import Measured, measure
@@ -19,10 +20,11 @@ Look = tuple[Measured, Measured]  # of the data to forget, of the retained data
 
 
 class Watch:
-    """Evaluations of the model of a run."""
+    """Evaluations of the model of a run, over all of its ranks."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, crew: Crew) -> None:
         self.settings = settings
+        self._crew = crew
         self._samples: dict[str, int] = {}
 
     def look(self) -> Look:
@@ -40,7 +42,7 @@ class Watch:
 
     def _on(self, name: str, loader: Iterable[Any]) -> Measured:
         s = self.settings
-        found = measure(name, s.model, loader, s.losses, s.score, s.generators)
+        found = measure(name, s.model, loader, s.losses, s.score, s.generators, self._crew)
         before = self._samples.setdefault(name, found.samples)
         if found.samples != before:
             warnings.warn(

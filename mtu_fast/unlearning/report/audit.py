@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from mtu_fast._arguments import check_whole
 from mtu_fast._checks.masks import targeted
+from mtu_fast._distributed.wrappers import crew_of_model
 from mtu_fast.unlearning.arguments import check_model, check_names
 from mtu_fast.unlearning.loaders import sampler_of
 from mtu_fast.unlearning.metrics import parameter_shift, relearn_steps
@@ -61,6 +62,10 @@ def audit(
     seed: int = 0,
 ) -> Audit:
     """What was removed, and what else moved: every score, sample by sample where it matters.
+
+    On several ranks (`unlearned` a DistributedDataParallel model), each with loaders of its share,
+    samples are those of all ranks, scores means over ranks by samples, cosines those of the first
+    rank's batch, and every rank has the same audit.
 
     The models are put in eval mode and back; their parameters, buffers, `.grad`, modes and torch's
     random state are as before in the end. Each loader is read once by all models together, so that
@@ -123,13 +128,21 @@ def audit(
         check_model(name, model)
     loaders = {"forget": forget, "retain": retain, "test": test}
     reading = Reading(losses, score, outputs, labels, present)
+    crew = crew_of_model(unlearned)
+    if crew.size > 1 and relearn is not None:
+        raise ValueError(
+            "relearn: found it on several ranks, expected None: relearning is that of one process."
+        )
     with untouched(models.values(), loaders.values()):
-        splits = {name: measure(name, models, loader, reading) for name, loader in loaders.items()}
+        splits = {}
+        for name, loader in loaders.items():
+            splits[name] = measure(name, models, loader, reading, crew)
         chosen = targeted(targets, _tasks(splits))
         cosines = None
         if cosine_samples:
             batches = next(iter(forget)), next(iter(retain))
-            cosines = _cosines(models, batches, reading, chosen, cosine_samples, params)
+            mine = _cosines(models, batches, reading, chosen, cosine_samples, params)
+            cosines = crew.objects("audit: cosines", mine)[0]
         again = None
         known = [task for task in chosen if splits["forget"].labelled[task]]
         if relearn and known:

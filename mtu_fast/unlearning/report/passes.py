@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from mtu_fast._arguments import check_function, check_mapping, check_tensors
 from mtu_fast._checks.losses import labelled
 from mtu_fast._checks.masks import presence
+from mtu_fast._distributed.crew import Crew
 from mtu_fast.unlearning.loaders import generators_of
 from mtu_fast.unlearning.metrics import entropy, kl_divergence, logit_distance
 from mtu_fast.unlearning.modes import evaluating
@@ -55,9 +57,23 @@ class Reading:
 
 
 def measure(
-    name: str, models: Mapping[str, nn.Module], loader: Iterable[Any], reading: Reading
+    name: str,
+    models: Mapping[str, nn.Module],
+    loader: Iterable[Any],
+    reading: Reading,
+    crew: Crew,
 ) -> Split:
     """Every sample of the loader under every model; one pass, so that a shuffling loader still gives pairs.
+
+    Args:
+        name: of the loader, for errors.
+        models: all.
+        loader: of batches; on several ranks of this one's share.
+        reading: how both are read.
+        crew: who takes part.
+
+    Returns:
+        What was measured on all ranks, rank after rank.
 
     Raises:
         TypeError: the loader can be read only once, or a function does not return what it should.
@@ -71,11 +87,13 @@ def measure(
             f"{name}: found an iterator, expected a loader or list that can be read again; use list(...)."
         )
     # one pass for all models: under any order of the loader, samples are paired
-    parts, samples = Parts(), 0
-    for batch in loader:
-        samples += _add_batch(parts, batch, samples, models, reading)
-    if not samples:
-        raise ValueError(f"{name}: found no sample, expected at least one batch.")
+    mine = crew.agreed(f"audit: {name}", lambda: _share(name, models, loader, reading))
+    parts, samples, weights = Parts(), 0, []
+    for share, count in crew.objects(f"audit: {name}", mine):
+        weights.append({task: len(at) for task, at in share.joined("index").items()})
+        share.shift(samples)
+        parts.take(share)
+        samples += count
     split = parts.split(samples, models)
     known = split.labelled
     if not any(known.values()):
@@ -83,8 +101,36 @@ def measure(
             f"{name}: no sample has a label for any of the tasks {list(known)}, expected some."
         )
     for model, net in models.items():
-        split.scores[model] = _scores(name, model, reading.score(net, loader), known)
+        own = crew.agreed(f"audit: {name}", partial(reading.score, net, loader))
+        given = crew.objects(f"audit: {name}", own)
+        whole = given[0] if crew.size == 1 else _mean(given, weights)
+        split.scores[model] = _scores(name, model, whole, known)
     return split
+
+
+def _share(
+    name: str, models: Mapping[str, nn.Module], loader: Iterable[Any], reading: Reading
+) -> tuple[Parts, int]:
+    """What this rank's loader gives, and its number of samples."""
+    parts, samples = Parts(), 0
+    for batch in loader:
+        samples += _add_batch(parts, batch, samples, models, reading)
+    if not samples:
+        raise ValueError(f"{name}: found no sample, expected at least one batch.")
+    return parts, samples
+
+
+def _mean(given: Sequence[Any], weights: Sequence[Mapping[str, int]]) -> Any:
+    """The ranks' scores, weighted by their labelled samples."""
+    if not all(isinstance(of_rank, Mapping) for of_rank in given):
+        return given[0]
+    found = {}
+    for task in dict.fromkeys(task for of_rank in given for task in of_rank):
+        shares = [(of_rank[task], count[task]) for of_rank, count in zip(given, weights, strict=True)
+                  if task in of_rank and count.get(task)]  # fmt: skip
+        total = sum(count for _, count in shares)
+        found[task] = math.nan if not total else sum(v * count for v, count in shares) / total
+    return found
 
 
 def _add_batch(

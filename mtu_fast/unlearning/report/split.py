@@ -83,6 +83,21 @@ class Parts:
                 found[task] = list(chain.from_iterable(pieces))
         return found
 
+    def shift(self, by: int) -> None:
+        """Places of samples in the loaders of all ranks, laid end to end."""
+        for pieces in self._found.get(("index", ""), {}).values():
+            for piece in pieces:
+                piece += by
+
+    def take(self, other: Parts) -> None:
+        """The pieces of another rank behind these."""
+        for key, tasks in other._found.items():
+            mine = self._found.setdefault(key, {})
+            for task, pieces in tasks.items():
+                mine.setdefault(task, []).extend(pieces)
+        for task, classes in other._labels.items():
+            self._labels.setdefault(task, []).extend(classes)
+
     def joined(self, quantity: str, model: str = "") -> dict[str, Tensor]:
         """{task: all pieces as one vector}."""
         pieces = self._found.get((quantity, model), {})

@@ -1,0 +1,119 @@
+"""Who takes part in a run: one process, or ranks that agree on every number before they decide anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from mtu_fast._distributed.ranks import Ranks
+from mtu_fast._distributed.slices import Slices
+
+T = TypeVar("T")
+
+
+class Crew:
+    """One process.
+
+    Attributes:
+        rank: its number.
+        size: how many there are.
+    """
+
+    rank = 0
+    size = 1
+
+    def objects(self, what: str, mine: T) -> list[T]:
+        """The values of all ranks, plain ones or tensors, in their order."""
+        return [mine]
+
+    def agreed(self, what: str, function: Callable[[], T]) -> T:
+        """What a function gives on this rank, if it raises on none."""
+        return function()
+
+    def first(self, what: str, function: Callable[[], T]) -> T:
+        """What a function gives on the first rank, which alone calls it."""
+        return function()
+
+    def whole(self, state: Any) -> Any:
+        """A state with whole tensors in the place of slices."""
+        return state
+
+    def cut(self, model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A state with slices in the place of whole tensors, as model and optimizer hold them."""
+        return state
+
+
+class RankedCrew(Crew):
+    """Ranks.
+
+    Args:
+        ranks: who takes part.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.rank = ranks.rank
+        self.size = ranks.size
+        self._ranks = ranks
+        self._slices = ranks.slices if isinstance(ranks.slices, Slices) else None
+
+    def objects(self, what: str, mine: T) -> list[T]:
+        """The values of all ranks, plain ones or tensors, in their order."""
+        return self._ranks.objects(what, mine)
+
+    def agreed(self, what: str, function: Callable[[], T]) -> T:
+        """What a function gives on this rank, if it raises on none.
+
+        Raises:
+            Exception: of the kind that it raised on a rank, which is named.
+        """
+        return self._ranks.agreed(what, function)
+
+    def first(self, what: str, function: Callable[[], T]) -> T:
+        """What a function gives on the first rank, which alone calls it.
+
+        Raises:
+            Exception: of the kind that it raised there.
+        """
+        found = self._ranks.agreed(what, lambda: function() if self.rank == 0 else None)
+        first: T = self._ranks.objects(what, found)[0]
+        return first
+
+    def whole(self, state: Any) -> Any:
+        """A state with whole tensors in the place of slices; all ranks call it with states alike."""
+        if isinstance(state, Mapping):
+            return type(state)({key: self.whole(part) for key, part in state.items()})  # type: ignore[call-arg]
+        if isinstance(state, list | tuple):
+            return type(state)(map(self.whole, state))
+        return state.full_tensor().cpu() if hasattr(state, "full_tensor") else state
+
+    def cut(self, model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A state with slices in the place of whole tensors, as model and optimizer hold them."""
+        slices = self._slices
+        if slices is None:
+            return state
+        named = dict(model.named_parameters())
+        found = {}
+        for name, t in state["model"].items():
+            found[name] = slices.as_held(named[name], t) if name in named else t
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        of_parameters = {}
+        for i, parts in state["optimizer"]["state"].items():
+            p = held[i]
+            of_parameters[i] = {
+                key: slices.as_held(p, t) if isinstance(t, Tensor) and t.shape == p.shape else t
+                for key, t in parts.items()
+            }
+        return {
+            **state,
+            "model": found,
+            "optimizer": {**state["optimizer"], "state": of_parameters},
+        }
+
+
+def crew_of(ranks: Ranks | None, batches_differ: bool) -> Crew | None:
+    """The crew of an engine; None where its ranks share one batch, which a run's loop does not know."""
+    if ranks is None:
+        return Crew()
+    return RankedCrew(ranks) if batches_differ else None

@@ -1,0 +1,95 @@
+"""Large parameters of which no rank takes in all uses: a rank's memory is the same, however many ranks there are.
+
+Rows that are explicit are cut by columns: each rank has 1/W of the columns of all R rows, and sums
+its share of the products. Factors cannot be cut, since each product needs both sides: they go around
+in a ring, so that a rank has its own and those of one other. Every pair of ranks meets once.
+
+    bytes a rank sends: explicit rows  U (W - 1) / W
+                        factors        U W / 2 at most
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mtu_fast._distributed.packing import Parcel, Parts, packed, unpacked
+from mtu_fast._distributed.ranks import Ranks
+from mtu_fast._rows.uses import Dense
+
+WHAT = "rows.gram: uses"
+# (rank -> its uses of a parameter) are multiplied: all pairs, or those of two ranks
+Multiply = Callable[[dict[int, Parts]], None]
+MultiplyPair = Callable[[int, Parts], None]
+
+
+def is_dense(uses: Parts) -> bool:
+    """Whether all uses are explicit rows."""
+    return all(isinstance(use, Dense) for use in uses.values())
+
+
+def by_columns(ranks: Ranks, uses: Parts, multiply: Multiply, device: torch.device) -> None:
+    """Each rank multiplies its columns of the explicit rows of all ranks.
+
+    Args:
+        ranks: who takes part.
+        uses: this rank's of one parameter, explicit; none is possible.
+        multiply: takes the columns of all ranks' rows, {rank: uses}.
+        device: where they are wanted.
+    """
+    pieces: list[Tensor] = []
+    mine: Parts = {}
+    for rank in range(ranks.size):
+        cut: Parts = {k: _columns(use.matrix(), rank, ranks.size) for k, use in uses.items()}
+        if rank == ranks.rank:
+            mine = cut
+            pieces.append(_NOTHING)
+        else:
+            pieces.append(packed(cut, ranks.wire).bytes_of() if cut else _NOTHING)
+    sizes = ranks.gathered(WHAT, [len(piece) for piece in pieces])
+    came = ranks.exchanged(WHAT, pieces, [of_rank[ranks.rank] for of_rank in sizes], device)
+    found = {rank: unpacked(piece) for rank, piece in enumerate(came) if len(piece)}
+    if mine:
+        found[ranks.rank] = mine
+    multiply(found)
+
+
+_NOTHING = torch.empty(0, dtype=torch.uint8)
+
+
+def _columns(rows: Tensor, rank: int, size: int) -> Dense:
+    width = -(-rows.shape[1] // size)
+    own = rows[:, rank * width : (rank + 1) * width].contiguous()
+    return Dense((own.shape[1],), own)
+
+
+def around(
+    ranks: Ranks,
+    parcel: Parcel | None,
+    sizes: Sequence[int],
+    multiply: MultiplyPair,
+    device: torch.device,
+) -> None:
+    """Uses go around: each rank multiplies its own with those of one rank after another.
+
+    Args:
+        ranks: who takes part.
+        parcel: this rank's uses of one parameter; None where it has none.
+        sizes: bytes of each rank's parcel.
+        multiply: takes a rank and its uses.
+        device: where they are wanted.
+    """
+    size, own = ranks.size, ranks.rank
+    mine = _NOTHING if parcel is None else parcel.bytes_of()
+    for step in range(1, size // 2 + 1):
+        to, of = (own + step) % size, (own - step) % size
+        # half way round each pair would meet twice: the lower rank of it does the work
+        halfway = 2 * step == size
+        sends, takes = not halfway or to < own, not halfway or own < of
+        pieces = [mine if rank == to and sends else _NOTHING for rank in range(size)]
+        expected = [sizes[rank] if rank == of and takes else 0 for rank in range(size)]
+        came = ranks.exchanged(WHAT, pieces, expected, device)
+        if len(came[of]):
+            multiply(of, unpacked(came[of]))

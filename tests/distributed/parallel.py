@@ -1,0 +1,189 @@
+"""Tensor parallel models beside the same model on one process: one batch on all ranks. Run by `worker`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+import mtu_fast as mtu
+from tests.distributed.cases import case, close, nabla_tau, raises, same_everywhere
+from tests.distributed.sharded import check_rows
+
+
+class Layers(nn.Module):
+    """Two tasks; products cut along either side, a norm, and heads outside `params`; 2, 3 and 4 ranks divide all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(12, 6)
+        self.norm = nn.LayerNorm(6)
+        self.up = nn.Linear(6, 12)
+        self.down = nn.Linear(12, 6)
+        self.heads = nn.ModuleDict({"a": nn.Linear(6, 12), "b": nn.Linear(6, 2)})
+
+    def forward(self, words: Tensor) -> dict[str, Tensor]:
+        h = self.norm(self.table(words))
+        h = (h + self.down(torch.tanh(self.up(h)))).mean(1)
+        return {task: head(h).square().sum(1) for task, head in self.heads.items()}
+
+    @property
+    def shared(self) -> list[Tensor]:
+        modules = (self.table, self.norm, self.up, self.down)
+        return [p for module in modules for p in module.parameters()]
+
+
+def layers() -> Layers:
+    torch.manual_seed(5)
+    return Layers().double()
+
+
+PLAN = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+
+
+class Both:
+    """A model over the ranks, and its copy on this process alone."""
+
+    def __init__(self, everything: bool = False, **plan: Any) -> None:
+        self.model, self.plain = layers(), layers()
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        parallelize_module(self.model, mesh, PLAN | plan)
+        params = (None, None) if everything else (self.model.shared, self.plain.shared)
+        self.engine = mtu.Engine(self.model, params[0])
+        self.alone = mtu.Engine(self.plain, params[1], group=None)
+
+    def rows(self, seed: int, **more: Any) -> tuple[mtu.Rows, mtu.Rows]:
+        words, mask = data(seed)
+        present = {"b": torch.arange(5) != 2}
+        ours = self.engine.rows(self.model(words), forget=mask, present=present, **more)
+        return ours, self.alone.rows(self.plain(words), forget=mask, present=present, **more)
+
+    def step(self, seed: int, method: Any, **more: Any) -> None:
+        words, mask = data(seed)
+        other = more.pop("plain", {})
+        again = copy.deepcopy(method)
+        update = self.engine.backward(self.model(words), method, forget=mask, **more)
+        truth = self.alone.backward(self.plain(words), again, forget=mask, **other)
+        close(update.weights, truth.weights)
+
+
+def data(seed: int) -> tuple[Tensor, Tensor]:
+    words = torch.randint(12, (5, 3), generator=torch.Generator().manual_seed(seed))
+    return words, torch.arange(5) % 2 == 0
+
+
+def same(one: nn.Module, other: nn.Module, grads: bool = True) -> None:
+    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+        a, b = (p.grad, q.grad) if grads else (p.detach(), q.detach())
+        assert (a is None) == (b is None), name
+        if a is not None and b is not None:
+            assert isinstance(a, DTensor) == isinstance(p.data, DTensor), name
+            close(a.full_tensor() if isinstance(a, DTensor) else a, b)
+
+
+@case
+def tp_rows() -> None:
+    it = Both()
+    for i in range(3):
+        check_rows(*it.rows(i))
+    check_rows(*Both(everything=True).rows(7))
+
+
+@case
+def tp_of_every_kind() -> None:
+    """A table cut by words; a head whose output is gathered."""
+    more = {"table": RowwiseParallel(input_layouts=Replicate())}
+    for plan in (more, {"heads.a": ColwiseParallel(output_layouts=Replicate())}):
+        check_rows(*Both(**plan).rows(1))
+
+
+@case
+def tp_mean_rows() -> None:
+    it = Both()
+    for i in range(2):
+        check_rows(*it.rows(i, per="task"))
+
+
+@case
+def tp_one_backward_leaves_the_same() -> None:
+    for method in (mtu.OrthoGrad(0.3), mtu.OrthoGrad(0.3, "layer"), mtu.Mean(), mtu.PCGrad(),
+                   mtu.UPGrad(), mtu.GradDiff(0.4), mtu.GradVac()):  # fmt: skip
+        it = Both()
+        it.step(1, method)
+        same(it.model, it.plain)
+
+
+@case
+def tp_ten_steps() -> None:
+    methods = (mtu.OrthoGrad(0.3), mtu.PCGrad(), mtu.UPGrad(), mtu.GradDiff(0.4), nabla_tau())
+    for i, method in enumerate(methods):
+        train(Both(), (torch.optim.SGD, torch.optim.AdamW)[i % 2], method)
+    for kind in (torch.optim.SGD, torch.optim.AdamW):
+        ours, plain = mtu.Subspace(size=8, every=2), mtu.Subspace(size=8, every=2)
+        method = mtu.InterferenceAware()
+        train(Both(), kind, method, subspace=ours, plain={"subspace": plain})
+        assert len(ours) == len(plain) >= 8
+
+
+def train(it: Both, kind: Any, method: Any, **more: Any) -> None:
+    optimizers = [
+        kind(model.parameters(), lr=1e-2, foreach=False) for model in (it.model, it.plain)
+    ]
+    for i in range(10):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        it.step(i, method, **dict(more))
+        for optimizer in optimizers:
+            optimizer.step()
+    same(it.model, it.plain, grads=False)
+    for p in it.model.parameters():
+        if not isinstance(p.data, DTensor):
+            same_everywhere(p.detach())
+
+
+@case
+def tp_an_error_of_other_batches() -> None:
+    it = Both()
+    words, _ = data(dist.get_rank())
+    mesh_free = layers()  # a forward of the model itself would wait for equal shapes
+    losses = mesh_free(words[: 5 - dist.get_rank()])
+    with raises(ValueError, "same batch"):
+        it.engine.rows(losses)
+
+
+@case
+def tp_refusals() -> None:
+    size = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (size,))
+    model = layers()
+    parallelize_module(model, mesh, PLAN)
+    with raises(ValueError, "Leave group= out"):
+        mtu.Engine(model, group=None)
+    two = init_device_mesh("cpu", (1, size), mesh_dim_names=("dp", "tp"))
+    both = layers()
+    parallelize_module(both, two["tp"], PLAN)
+    for module in (both.up, both.down):
+        fully_shard(module, mesh=two["dp"])
+    with raises(ValueError, "tensor parallel"):
+        mtu.Engine(both)
+    wide = nn.Linear(4, 4)
+    wide.weight = nn.Parameter(distribute_tensor(wide.weight.detach(), two, [Replicate()] * 2))
+    with raises(ValueError, "one mesh of one dimension"):
+        mtu.Engine(wide)
+    if size == 4:
+        part = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+        beside = layers()
+        parallelize_module(beside, part["tp"], PLAN)
+        with raises(ValueError, "2 of 4 ranks"):
+            mtu.Engine(beside)

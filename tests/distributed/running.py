@@ -1,0 +1,235 @@
+"""`unlearn` and `audit` on several ranks beside one process with the ranks' batches together. Run by `worker`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
+
+import mtu_fast as mtu
+from mtu_fast.unlearning.loop import DivergedError
+from tests.distributed.cases import case, close, raises, same_everywhere
+from tests.distributed.sharded import whole
+
+Batch = Sequence[Tensor]
+SIZE = 24  # samples that 2, 3 and 4 ranks can share
+
+
+def data(seed: int) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(SIZE, 5, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (SIZE,), generator=generator)
+    return TensorDataset(x, y)
+
+
+def model_of() -> nn.Module:
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+
+
+def losses(model: nn.Module, batch: Batch) -> Tensor:
+    x, y = batch
+    return nn.functional.cross_entropy(model(x), y, reduction="none")
+
+
+def accuracy(model: nn.Module, loader: Any) -> dict[str, float]:
+    right = [(model(x).argmax(1) == y).double() for x, y in loader]
+    return {"loss": float(torch.cat(right).mean())}
+
+
+def shares(seed: int, group: Any = None) -> DataLoader[Any]:
+    samples = data(seed)
+    size, rank = dist.get_world_size(group), dist.get_rank(group)
+    sampler: Any = DistributedSampler(samples, size, rank, shuffle=False)
+    return DataLoader(samples, batch_size=2, sampler=sampler)
+
+
+def together(seed: int, size: int) -> list[Batch]:
+    """The ranks' batches of each step as one."""
+    x, y = data(seed).tensors
+    found: list[Batch] = []
+    for i in range(0, SIZE, 2 * size):
+        at = [i + r + j for r in range(size) for j in (0, size)]
+        found.append((x[at], y[at]))
+    return found
+
+
+def run(model: nn.Module, load: Any, method: Any, steps: int, **more: Any) -> mtu.History:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    return mtu.unlearn(
+        model,
+        optimizer,
+        forget=load(1),
+        retain=load(2),
+        validation=load(3),
+        losses=losses,
+        score=accuracy,
+        method=method,
+        max_steps=steps,
+        every=3,
+        progress=False,
+        levels=False,
+        **more,
+    )
+
+
+def same_run(ours: mtu.History, truth: mtu.History) -> None:
+    assert ours.reason == truth.reason and ours.step == truth.step
+    for one, other in zip(ours.records, truth.records, strict=True):
+        for name in ("forget", "retain", "forget_loss", "retain_loss", "drift"):
+            a, b = getattr(one, name), getattr(other, name)
+            assert a.keys() == b.keys()
+            assert all(abs(a[task] - b[task]) <= 1e-10 for task in a), (name, a, b)
+
+
+def wrapped(kind: str, group: Any = None) -> nn.Module:
+    model = model_of()
+    if kind == "ddp":
+        return nn.parallel.DistributedDataParallel(model, process_group=group)
+    fully_shard(model[0])
+    fully_shard(model)
+    return model
+
+
+def parameters_of(model: nn.Module) -> list[Tensor]:
+    return [whole(p.detach()) for p in model.parameters()]
+
+
+@case
+def unlearn_as_on_one_process() -> None:
+    size = dist.get_world_size()
+    for kind in ("ddp", "fsdp"):
+        for method in (mtu.OrthoGrad(0.5), mtu.PCGrad()):
+            model, plain = wrapped(kind), model_of()
+            ours = run(model, shares, method, 7)
+            truth = mtu_alone(plain, method, 7, size)
+            same_run(ours, truth)
+            for p, q in zip(parameters_of(model), plain.parameters(), strict=True):
+                close(p, q.detach())
+                same_everywhere(p)
+
+
+def mtu_alone(plain: nn.Module, method: Any, steps: int, size: int) -> mtu.History:
+    """Of one process, which is meant."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return run(plain, lambda seed: together(seed, size), method, steps)
+
+
+def folder() -> Path:
+    found: list[Any] = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found, 0)
+    return Path(found[0])
+
+
+@case
+def unlearn_resumes() -> None:
+    """As many ranks go on to the same bits; the whole model lies in one file."""
+    for kind, method, rows in (
+        ("ddp", mtu.InterferenceAware(), True),
+        ("fsdp", mtu.InterferenceAware(), True),
+        ("fsdp", mtu.GradDiff(0.5), False),
+    ):
+        path = folder() / "run.pt"
+        straight, again = wrapped(kind), wrapped(kind)
+        run(straight, shares, method, 9, checkpoint=folder() / "other.pt", **subspace(rows))
+        run(again, shares, method, 6, checkpoint=path, **subspace(rows))
+        again = wrapped(kind)
+        history = run(again, shares, method, 9, checkpoint=path, **subspace(rows))
+        assert history.step == 9 and [r.step for r in history.records] == [0, 3, 6, 9]
+        for p, q in zip(parameters_of(again), parameters_of(straight), strict=True):
+            close(p, q)
+
+
+def subspace(wanted: bool = True) -> dict[str, Any]:
+    return {"subspace": mtu.Subspace(size=6, every=2)} if wanted else {}
+
+
+@case
+def unlearn_resumes_on_fewer_ranks() -> None:
+    size = dist.get_world_size()
+    group = dist.new_group(list(range(size - 1)))
+    path = folder() / "run.pt"
+    method = mtu.InterferenceAware()
+    run(wrapped("ddp"), shares, method, 6, checkpoint=path, **subspace())
+    if dist.get_rank() < size - 1:
+        model = wrapped("ddp", group)
+        history = run(
+            model, lambda seed: shares(seed, group), method, 9, checkpoint=path, **subspace()
+        )
+        assert history.step == 9 and [r.step for r in history.records] == [0, 3, 6, 9]
+    dist.barrier()
+
+
+@case
+def unlearn_a_loss_that_is_not_finite_on_one_rank() -> None:
+    model = wrapped("ddp")
+
+    def bad(net: nn.Module, batch: Batch) -> Tensor:
+        found = losses(net, batch)
+        return found * torch.nan if net.training and dist.get_rank() == 1 else found
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with raises(DivergedError, "rank 1"):
+        mtu.unlearn(
+            model,
+            optimizer,
+            forget=shares(1),
+            retain=shares(2),
+            losses=bad,
+            method=mtu.OrthoGrad(),
+            max_steps=2,
+            progress=False,
+        )
+
+
+@case
+def unlearn_of_unequal_shares() -> None:
+    model = wrapped("ddp")
+    batches = together(1, 1)[: 3 + dist.get_rank()]
+    with raises(ValueError, "forget", "DistributedSampler"):
+        run(model, lambda seed: batches if seed == 1 else shares(seed), mtu.OrthoGrad(), 2)
+
+
+@case
+def audit_over_ranks() -> None:
+    size = dist.get_world_size()
+    model, plain = wrapped("ddp"), model_of()
+    more: dict[str, Any] = {"losses": losses, "score": accuracy, "cosine_samples": 0}
+    names = dict(zip(("forget", "retain", "test"), (1, 2, 3), strict=True))
+    ours = mtu.audit(model_of(), model, **{n: shares(s) for n, s in names.items()}, **more)
+    truth = mtu.audit(
+        model_of(), plain, **{n: rank_by_rank(s, size) for n, s in names.items()}, **more
+    )
+    for part in ("scores", "membership", "drift", "request"):
+        near(ours.data[part], truth.data[part])
+
+
+def rank_by_rank(seed: int, size: int) -> list[Batch]:
+    """The samples of the first rank, then those of the next."""
+    x, y = data(seed).tensors
+    return [(x[r::size], y[r::size]) for r in range(size)]
+
+
+def near(one: Any, other: Any) -> None:
+    """Equal but for rounding, and for what a sampler leaves unknown."""
+    if isinstance(one, dict):
+        for key in one.keys() & other.keys() - {"index", "worst"}:
+            near(one[key], other[key])
+    elif isinstance(one, list):
+        for a, b in zip(one, other, strict=True):
+            near(a, b)
+    elif isinstance(one, float) and isinstance(other, float):
+        assert abs(one - other) <= 1e-8, (one, other)
+    else:
+        assert one == other, (one, other)
