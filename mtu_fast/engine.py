@@ -29,6 +29,7 @@ from mtu_fast._graph.explain import Explanation
 from mtu_fast._graph.own import OwnTaking
 from mtu_fast._kept import step
 from mtu_fast._ops._library import announce
+from mtu_fast._rows.autocast import no_autocast
 from mtu_fast._rows.batch import Batch
 from mtu_fast._rows.explicit import check_vectors, explicit
 from mtu_fast._rows.space import Space
@@ -356,7 +357,7 @@ class Engine:
         shared = self._space.shared.parameters
         seen = () if self._space.shared.owners else shared
         self._written.check(method, seen)
-        with torch.autocast(shared[0].device.type, enabled=False):  # of a basis, too
+        with no_autocast(shared[0].device):  # of a basis, too
             update = step(rows, method, subspace, memory)
         self._written.note(method, seen)
         return update

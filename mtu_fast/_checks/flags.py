@@ -33,6 +33,7 @@ class Flags:
         self._bad: list[Tensor] = []
         self._failures: list[Failure] = []
         self._told: Later | None = None
+        self._any: Tensor | None = None
 
     @property
     def deferred(self) -> bool:
@@ -44,7 +45,7 @@ class Flags:
         if self._ledger is not None:
             self._bad.append(bad)
             self._failures.append(failure)
-            self._told = None
+            self._told = self._any = None
             self._ledger.open(self)
         elif bool(bad):
             raise failure()
@@ -61,12 +62,20 @@ class Flags:
     @property
     def bad(self) -> Tensor | None:
         """Whether a condition fails, `[]` bool on the device; None where none was left there."""
-        return torch.stack(self._bad).any() if self._bad else None
+        if self._any is None and self._bad:
+            self._any = torch.stack(self._bad).any()
+        return self._any
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether a CUDA graph is being captured."""
+        return bool(self._bad) and _is_captured(self._bad[0])
 
     def send(self) -> None:
         """Let the flags come to the host; nothing waits for them."""
-        if self._bad and self._told is None and not _is_captured(self._bad[0]):
-            self._told = Later(torch.stack(self._bad).any())
+        bad = self.bad
+        if bad is not None and self._told is None and not self.is_captured:
+            self._told = Later(bad)
 
     @property
     def is_there(self) -> bool:
@@ -122,6 +131,8 @@ class Ledger:
         Raises:
             Exception: of the kind that would have been raised in the call.
         """
+        if self._open and self._open[0].is_captured:
+            return  # what is captured must not ask either
         errors: list[Exception] = []
         for flags in list(self._open):
             flags.send()

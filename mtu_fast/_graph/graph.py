@@ -72,7 +72,13 @@ class Graph:
         found = [False] * len(self.nodes)
         # from the parameters up: what is below a node is numbered after it
         for i in reversed(range(len(self.nodes))):
-            found[i] = i in self.leaf or any(found[node] for node, _ in self.below(i))
+            if i in self.leaf:
+                found[i] = True
+                continue
+            for edge in self.next[i]:
+                if edge is not None and found[edge[0]]:
+                    found[i] = True
+                    break
         return found
 
     @cached_property

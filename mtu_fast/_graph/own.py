@@ -23,6 +23,7 @@ from mtu_fast._graph.taking import (
     sample_rows,
     weighted_gradients,
 )
+from mtu_fast._rows.autocast import no_autocast
 from mtu_fast._rows.bare import no_rows, sample_roles
 from mtu_fast._rows.batch import Batch, Labelled
 from mtu_fast._rows.grad import accumulate, check_finite
@@ -99,7 +100,7 @@ class OwnTaking:
         """The rows of a batch, or its share of mean rows of `counts` samples; its graph is used up."""
         if batch.is_empty:
             return no_rows(batch, self.space.shared)
-        with torch.no_grad(), torch.autocast(batch.device.type, enabled=False), translated():
+        with torch.no_grad(), no_autocast(batch.device), translated():
             graph = self._graph(batch)
             if self._check_names is not None:
                 self._check_names(graph.names)

@@ -66,6 +66,7 @@ class Plan:
     together: dict[object, bool] = field(default_factory=dict)
     alone: bool = False
     hooked: str = ""
+    _counted: dict[tuple[int, int], Counter[int]] = field(default_factory=dict)
 
     @staticmethod
     def row_by_row(graph: Graph, hooked: str = "") -> Plan:
@@ -97,6 +98,12 @@ class Plan:
 
     def expected(self, task: int) -> Counter[int]:
         """How many uses of each parameter a pass of the task will visit."""
+        key = task, len(self.local)
+        if key not in self._counted:
+            self._counted[key] = self._count(task)
+        return self._counted[key]
+
+    def _count(self, task: int) -> Counter[int]:
         found: Counter[int] = Counter()
         for i in self.maps[task]:
             for site in self.sites[i]:

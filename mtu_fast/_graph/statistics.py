@@ -19,10 +19,7 @@ def used_up(graph: Graph, model: nn.Module) -> Iterator[None]:
     count the batch once more: here by several passes, and by what frees the graph. After an error
     buffers are as they were before.
     """
-    buffers: list[Tensor] = []
-    for module in model.modules():
-        if module.training:
-            buffers += module.buffers(recurse=False)
+    buffers = _written(model)
     if not buffers or not any(map(recomputes, graph.nodes)):
         yield
         graph.release()
@@ -37,6 +34,22 @@ def used_up(graph: Graph, model: nn.Module) -> Iterator[None]:
     after = [buffer.clone() for buffer in buffers]
     graph.release()
     _put(buffers, after)
+
+
+def _written(model: nn.Module) -> list[Tensor]:
+    """The buffers of modules in training."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    left = [model]
+    while left:
+        module = left.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        left += [child for child in module._modules.values() if child is not None]
+        if module.training:
+            found |= {id(b): b for b in module._buffers.values() if b is not None}
+    return list(found.values())
 
 
 def _put(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:

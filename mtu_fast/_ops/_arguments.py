@@ -80,7 +80,8 @@ def check_size(name: str, block: Tensor) -> None:
     Raises:
         ValueError: there are more.
     """
-    if prod(max(size, 1) for size in block.shape) > MOST_ELEMENTS:
+    elements = block.numel() or prod([max(size, 1) for size in block.shape])
+    if elements > MOST_ELEMENTS:
         raise ValueError(
             f"{name} has shape {tuple(block.shape)}, expected at most 2**40 elements, sizes of 0 aside."
         )

@@ -18,6 +18,11 @@ def working_dtype(t: Tensor) -> torch.dtype:
     return torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else t.dtype
 
 
+def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """`t.to(dtype)`, which costs as much as an op where there is nothing to do."""
+    return t if t.dtype == dtype else t.to(dtype)
+
+
 def square(blocks: Sequence[Tensor], into: Into = ()) -> Tensor:
     r = rows_of_gram(into, sum(t.shape[0] for t in blocks))
     return blocks[0].new_empty(r, r, dtype=WIDE)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, update_wrapper, wraps
+from functools import cache, cached_property, update_wrapper, wraps
 from importlib import import_module, resources, util
 from pkgutil import iter_modules
 from types import ModuleType
@@ -64,7 +64,7 @@ class Op(Generic[P, T]):
 
         return checked
 
-    @property
+    @cached_property
     def overload(self) -> Any:
         """The dispatcher's entry, `torch.ops.mtu_fast.<name>.default` (what `opcheck` takes)."""
         return getattr(getattr(torch.ops, NAMESPACE), self.name).default
@@ -73,6 +73,11 @@ class Op(Generic[P, T]):
         """Run the op's kernel for the device of its arguments, or the reference where there is none."""
         if self.check is not None:
             self.check(*args, **kwargs)
+        result: T = self.overload(*args, **kwargs)
+        return result
+
+    def unchecked(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same without the first look at the arguments: whatever serves looks at them itself."""
         result: T = self.overload(*args, **kwargs)
         return result
 

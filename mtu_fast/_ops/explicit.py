@@ -67,8 +67,10 @@ def row_inner(rows: Tensor, d: Tensor) -> Tensor:
 
 def rows_sum(rows: Tensor, w: Tensor) -> Tensor:
     """`Σ_r w[r] rows[r]` in the dtype of w: rows `[R, P]` are converted a piece at a time -> `[P]`."""
-    found = w.new_empty(rows.shape[1])
     step = max(1, PIECE // max(len(rows), 1))
+    if rows.shape[1] <= step:
+        return w @ rows.to(w.dtype)
+    found = w.new_empty(rows.shape[1])
     for start in range(0, rows.shape[1], step):
         found[start : start + step] = w @ rows[:, start : start + step].to(w.dtype)
     return found

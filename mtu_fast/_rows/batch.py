@@ -162,10 +162,11 @@ class Batch:
         return found
 
     def kinds(self, task: str) -> frozenset[int] | None:
-        """The kinds of a task's rows; None where only a GPU knows."""
-        if self.flags.deferred and self._known(task) is None:
+        """The kinds of a task's rows; None where the host does not know."""
+        there = self._known(task)
+        if there is None:
             return None
-        return frozenset(self.sample_members[task].of)
+        return frozenset(kind for kind, some in zip((RETAIN, FORGET), there, strict=False) if some)
 
     def counts(self) -> dict[tuple[str, int], int]:
         """{(task, kind): samples that give a row}, of those that have any."""

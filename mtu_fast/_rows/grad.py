@@ -57,7 +57,8 @@ def accumulate(gradients: Mapping[Tensor, Tensor], bad: Tensor | None = None) ->
             asked.
     """
     if bad is not None:
-        gradients = {parameter: _unless(bad, g) for parameter, g in gradients.items()}
+        zeros = {g.dtype: g.new_zeros(()) for g in gradients.values() if not g.is_sparse}
+        gradients = {p: _unless(bad, g, zeros) for p, g in gradients.items()}
     owned: set[int] = set()
     for parameter, g in gradients.items():
         if parameter.grad is None:
@@ -71,10 +72,10 @@ def accumulate(gradients: Mapping[Tensor, Tensor], bad: Tensor | None = None) ->
             hook(parameter)
 
 
-def _unless(bad: Tensor, g: Tensor) -> Tensor:
+def _unless(bad: Tensor, g: Tensor, zeros: Mapping[torch.dtype, Tensor]) -> Tensor:
     """The gradient, or zeros."""
     if not g.is_sparse:
-        return torch.where(bad, 0, g)
+        return torch.where(bad, zeros[g.dtype], g)
     values = torch.where(bad, 0, g._values())
     return torch.sparse_coo_tensor(
         g._indices(), values, g.shape, is_coalesced=g.is_coalesced(), check_invariants=False
@@ -85,7 +86,9 @@ def _own(parameter: Tensor, g: Tensor, owned: set[int]) -> Tensor:
     """The gradient in memory that is its parameter's alone: autograd may hand out one twice, or expanded."""
     if g.is_sparse:
         return g
-    if g.stride() != parameter.stride() or g.untyped_storage().data_ptr() in owned:
+    where = g.untyped_storage().data_ptr()
+    if where in owned or g.stride() != parameter.stride():
         g = torch.empty_like(parameter).copy_(g).detach()
-    owned.add(g.untyped_storage().data_ptr())
+        where = g.untyped_storage().data_ptr()
+    owned.add(where)
     return g

@@ -87,7 +87,7 @@ def add_gram(
     for spans, many in waiting.small.items():
         held = known if spans[-1][1] == last else 0
         for rows in together.side_by_side(many):
-            found.add(spans, summed_gram(row_gram(rows, held), found.into(spans)))
+            found.add(spans, summed_gram(row_gram.unchecked(rows, held), found.into(spans)))
 
 
 def _add_known(gram: Tensor, parts: Sequence[TaskRows], group: Sequence[int]) -> int:

@@ -35,7 +35,8 @@ def merge(uses: Sequence[Use]) -> Use:
 
 def aligned(uses: Sequence[Use]) -> bool:
     """Whether the uses share one chain and shape, so that they meet on this side of it."""
-    return all(u.chain == uses[0].chain and u.shape == uses[0].shape for u in uses)
+    first = uses[0]
+    return all(use.shape == first.shape and use.chain == first.chain for use in uses[1:])
 
 
 def parts_of(use: Use) -> tuple[Use, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtu_fast._checks.flags import Flags
 from mtu_fast._checks.values import all_finite, check_direction
-from mtu_fast._ops._blocks import WIDE, working_dtype
+from mtu_fast._ops._blocks import WIDE, cast, working_dtype
 from mtu_fast._rows.grad import accumulate, check_finite
 from mtu_fast._rows.gram import add_gram
 from mtu_fast._rows.pool import Groups, Pool, Pooled, pool_for
@@ -115,7 +115,7 @@ class OwnProducts(Whole):
     def vjp(self, w: Tensor, wide: bool = False) -> dict[Tensor, Tensor]:
         """`Jᵀ w` in the dtypes of the parameters; `wide` is that of `unrounded`."""
         found = self.unrounded(w, wide=wide)
-        return {parameter: d.to(parameter.dtype) for parameter, d in found}
+        return {parameter: cast(d, parameter.dtype) for parameter, d in found}
 
     def unrounded(
         self, w: Tensor, at: Tensor | None = None, wide: bool = False

@@ -59,7 +59,9 @@ def sensitive(method: Method, G: Tensor, roles: Roles, w: Tensor, exact: bool) -
     if exact and _is_well_conditioned(constraint.gram, constraint.active):
         return None
     limit, dependent = (CONDITION_EXACT, 0.0) if exact else (CONDITION, torch.inf)
-    estimate = condition(constraint.gram, _length(G), constraint.tol, dependent)
+    active = constraint.active
+    inside = torch.where(active[:, None] & active, constraint.gram, 0.0)
+    estimate = condition(inside, _length(G), constraint.tol, dependent)
     return constraint if bool((estimate > limit).any()) else None
 
 

@@ -43,7 +43,7 @@ class Shared:
 
     def versions(self) -> tuple[int, ...]:
         """Changes whenever a parameter is written in place."""
-        return tuple(p._version for p in self.owners or self.parameters)
+        return tuple([p._version for p in self.owners or self.parameters])
 
     def named(self) -> dict[str, Tensor]:
         """{name: parameter}, as the model has them."""

@@ -55,7 +55,7 @@ class TaskRows:
     roles: Roles
     uses: dict[int, Use]
     outside: dict[int, dict[Tensor, Tensor]]
-    versions: tuple[tuple[int, ...], tuple[int, ...]]
+    versions: tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
     spent: bool = field(default=False)
     persistent: bool = False
     grams: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
@@ -190,5 +190,5 @@ def _of_subspace(roles: Roles) -> Roles:
     return replace(roles, kind=torch.full_like(roles.kind, SUBSPACE))
 
 
-def _versions(uses: dict[int, Use]) -> tuple[int, ...]:
-    return tuple(version for use in uses.values() for version in use.versions)
+def _versions(uses: dict[int, Use]) -> tuple[tuple[int, ...], ...]:
+    return tuple([use.versions for use in uses.values()])

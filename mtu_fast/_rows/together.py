@@ -52,7 +52,7 @@ def rank_one_gram(
             left += of_left
             right += of_right
             count += 1
-    return op.rank_one_gram(left, right, count), others
+    return op.rank_one_gram.unchecked(left, right, count), others
 
 
 _Sides = tuple[list[Tensor], list[Tensor]]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtu_fast._ops._blocks import same
 from mtu_fast._rows.merge import parts_of
-from mtu_fast._rows.uses import Chain, Conv, Gather, Outer, Use, weigh
+from mtu_fast._rows.uses import Chain, Conv, Gather, Outer, Several, Use, weigh
 
 # A use with its weights; None where they are in the use already.
 Weighted = tuple[Use, Tensor | None]
@@ -24,6 +24,8 @@ def vjp(uses: Sequence[Use], weights: Sequence[Tensor]) -> Tensor:
     Uses that share an activation (one forward under several tasks) add up their weighted output
     gradients first.
     """
+    if len(uses) == 1 and not isinstance(uses[0], Several):
+        return uses[0].vjp(weights[0])
     parts: list[Weighted] = []
     for use, w in zip(uses, weights, strict=True):
         for each in parts_of(use):

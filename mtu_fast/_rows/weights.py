@@ -31,16 +31,16 @@ def spread(w: Tensor, shared: Shared, rows: int, like: Tensor) -> list[Tensor]:
         ValueError: another shape, or a tensor on meta.
     """
     _check_kind(w, rows)
+    if w.shape == (rows,):
+        return [w.detach().to(like)] * len(shared.names)
     counts = {per: len(shared.groups(per)) for per in ("layer", "tensor")}
     is_per_group = w.dim() == 2 and len(w) in counts.values()
-    if w.shape[-1:] != (rows,) or not (w.dim() == 1 or is_per_group):
+    if w.shape[-1:] != (rows,) or not is_per_group:
         raise ValueError(
             f"weights: found shape {tuple(w.shape)}, expected [{rows}], one per row, or "
             f"[{counts['layer']}, {rows}] per layer, [{counts['tensor']}, {rows}] per tensor."
         )
     w = w.detach().to(like)
-    if w.dim() == 1:
-        return [w] * len(shared.names)
     per = "layer" if len(w) == counts["layer"] else "tensor"
     of_group = w.unbind()
     places = shared.places(per)

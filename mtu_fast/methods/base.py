@@ -198,8 +198,8 @@ class Constraint:
     Attributes:
         part: weights of d, [..., R].
         active: the rows a, [R] bool.
-        gram: Gram matrix of the active rows as a correction sees them, [..., R, R], zeros
-            elsewhere.
+        gram: Gram matrix of the active rows as a correction sees them, [..., R, R]; elsewhere it is
+            not read.
         tol: what `dependence_tolerance` gives for the rows.
         lift: a correction has the weights `lift x` with `gram x = J_a d`, [..., R, R]; None where
             they are x.

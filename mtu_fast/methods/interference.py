@@ -184,7 +184,7 @@ class InterferenceAware(Method):
         tol = dependence_tolerance(roles.dtype)
         part = w - self.alpha * mean_weights(roles, RETAIN)
         if self.order == "project-first" or not bool(kept.any()):
-            return Constraint(part, active, G * (active[:, None] & active), tol)
+            return Constraint(part, active, G, tol)
         if self.order == "orthogonalize-first" or self.ridge:
             return None
         W, _, _, B = self._inside(G, kept, active, tol)

@@ -66,8 +66,7 @@ class OrthoGrad(Method):
         """What is left of the forget gradient, w - alpha r, is orthogonal to every retain row."""
         retain = roles.kind == RETAIN
         part = w - self.alpha * mean_weights(roles, RETAIN)
-        inside = G * (retain[:, None] & retain)
-        return Constraint(part, retain, inside, dependence_tolerance(roles.dtype))
+        return Constraint(part, retain, G, dependence_tolerance(roles.dtype))
 
     def outside(self, roles: Roles) -> Tensor:
         """Weights alpha r - (1 - alpha) f, [R]: the weights before orthogonalisation.

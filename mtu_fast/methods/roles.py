@@ -121,9 +121,11 @@ def mean_weights(roles: Roles, kind: int | None) -> Tensor:
     counted = chosen
     if kind in (FORGET, RESTING, None):
         counted = chosen | (roles.kind == RESTING)
+    if len(roles.tasks) == 1:
+        return chosen.double() / counted.sum().clamp(min=1)
     count = counted.new_zeros(len(roles.tasks), dtype=torch.float64)
     count = count.index_add(0, roles.task, counted.double())
-    return chosen.to(torch.float64) / count[roles.task].clamp(min=1.0)
+    return chosen.double() / count[roles.task].clamp(min=1.0)
 
 
 def retain_less_forget(roles: Roles, alpha: float) -> Tensor:

@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from mtu_fast._ops._blocks import WIDE, working_dtype
+from mtu_fast._ops._blocks import WIDE, cast, working_dtype
 from mtu_fast._ops.explicit import row_inner, rows_sum
 from mtu_fast._ops.gram import BUFFER
 
@@ -74,7 +74,7 @@ class Use(ABC):
     @property
     def versions(self) -> tuple[int, ...]:
         """Changes whenever something that this use keeps alive is written to in place."""
-        return tuple(t._version for t in self.tensors)
+        return tuple([t._version for t in self.tensors])
 
     def select(self, rows: Tensor) -> Use:
         """The use of some rows only; rows int64 `[R']`."""
@@ -192,10 +192,12 @@ class Dense(Use):
         dtype = working_dtype(self.rows)
         if w is None:
             return self.rows.to(dtype).sum(0)
-        dtype = torch.promote_types(dtype, w.dtype)
+        if w.dtype != dtype:
+            dtype = torch.promote_types(dtype, w.dtype)
+        w = cast(w, dtype)
         if dtype == self.rows.dtype:
-            return (w.to(dtype) @ self.matrix()).view(self.shape)
-        return rows_sum(self.matrix(), w.to(dtype)).view(self.shape)
+            return (w @ self.matrix()).view(self.shape)
+        return rows_sum(self.matrix(), w).view(self.shape)
 
     def inner(self, d: Tensor) -> Tensor:
         return row_inner(self.matrix(), d.flatten())
@@ -204,10 +206,10 @@ class Dense(Use):
 def weigh(t: Tensor, w: Tensor | None, beside: Tensor | None = None) -> Tensor:
     """`w[r] t[r]` in the working dtype, or that of w if it is wider; with what stands `beside` added to it."""
     dtype = working_dtype(t)
-    if w is not None:
-        dtype = torch.promote_types(dtype, w.dtype)
-    t = t.to(dtype)
     if w is None:
-        return t
-    w = w.to(dtype).view(-1, *[1] * (t.dim() - 1))
+        return cast(t, dtype)
+    if w.dtype != dtype:
+        dtype = torch.promote_types(dtype, w.dtype)
+    t = cast(t, dtype)
+    w = cast(w, dtype).view(-1, *[1] * (t.dim() - 1))
     return t * w if beside is None else torch.addcmul(beside, t, w)

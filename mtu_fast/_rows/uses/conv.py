@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._ops._blocks import cast, working_dtype
 from mtu_fast._ops._convolution import Geometry, conv_weight_gradient
 from mtu_fast._ops.explicit import conv_inner, conv_rows
 from mtu_fast._ops.gram import conv_cost
@@ -55,7 +55,7 @@ class Conv(Use):
 
     def weighted(self, w: Tensor | None) -> Tensor:
         b = weigh(self.b, w)
-        x = self.x.to(b.dtype)
+        x = cast(self.x, b.dtype)
         return conv_weight_gradient(x.flatten(0, 1), b.flatten(0, 1), self.geometry)
 
     def inner(self, d: Tensor) -> Tensor:

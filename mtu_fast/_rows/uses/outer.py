@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._ops._blocks import cast, working_dtype
 from mtu_fast._ops.explicit import outer_inner, outer_rows
 from mtu_fast._ops.gram import outer_cost
 from mtu_fast._rows.uses.base import Use, weigh
@@ -57,10 +57,10 @@ class Outer(Use):
         # The weights go to the smaller side; positions and rows are one contraction: a single GEMM.
         if self.left.shape[2] <= self.right.shape[2]:
             left = weigh(self.left, w)
-            right = self.right.to(left.dtype)
+            right = cast(self.right, left.dtype)
         else:
             right = weigh(self.right, w)
-            left = self.left.to(right.dtype)
+            left = cast(self.left, right.dtype)
         return (left.flatten(0, 1).T @ right.flatten(0, 1)).view(self.shape)
 
     def inner(self, d: Tensor) -> Tensor:
