@@ -57,8 +57,7 @@ def accumulate(gradients: Mapping[Tensor, Tensor], bad: Tensor | None = None) ->
             asked.
     """
     if bad is not None:
-        zeros = {g.dtype: g.new_zeros(()) for g in gradients.values() if not g.is_sparse}
-        gradients = {p: _unless(bad, g, zeros) for p, g in gradients.items()}
+        gradients = _all_unless(bad, gradients)
     owned: set[int] = set()
     for parameter, g in gradients.items():
         if parameter.grad is None:
@@ -70,6 +69,11 @@ def accumulate(gradients: Mapping[Tensor, Tensor], bad: Tensor | None = None) ->
     for parameter in gradients:
         for hook in (parameter._post_accumulate_grad_hooks or {}).values():
             hook(parameter)
+
+
+def _all_unless(bad: Tensor, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+    zeros = {g.dtype: g.new_zeros(()) for g in gradients.values() if not g.is_sparse}
+    return {p: _unless(bad, g, zeros) for p, g in gradients.items()}
 
 
 def _unless(bad: Tensor, g: Tensor, zeros: Mapping[torch.dtype, Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -86,13 +86,19 @@ def solve(rows: Source, method: Method | Tensor, shared: Shared, has_outside: bo
         per = "total" if method.granularity == "global" else method.granularity
         gram = rows.gram(per)
     weights = method(gram, rows.roles)
-    constraint, wide = None, False
-    if gram is not None:
-        exact = not inexact(gram.device, rows.roles.dtype, shared.precision)
-        narrow = rows.roles.dtype.itemsize < gram.dtype.itemsize
-        # A look at the condition would wait for the device, and cost more than wider sums.
-        wide = exact and narrow and rows.deferred and has_constraint(method)
-        if not wide and (narrow or not exact):
-            constraint = sensitive(method, gram, rows.roles, weights, exact)
     outside = method.outside(rows.roles) if has_outside else weights
-    return Solved(weights, outside, gram, per, constraint, wide)
+    solved = Solved(weights, outside, gram, per)
+    return solved if gram is None else _refining(solved, gram, rows, method, shared)
+
+
+def _refining(solved: Solved, gram: Tensor, rows: Source, method: Method, shared: Shared) -> Solved:
+    """The same with what is done against rounding."""
+    exact = not inexact(gram.device, rows.roles.dtype, shared.precision)
+    narrow = rows.roles.dtype.itemsize < gram.dtype.itemsize
+    if exact and not narrow:
+        return solved
+    if exact and rows.deferred:
+        # A look at the condition would wait for the device, and cost more than wider sums.
+        return replace(solved, wide=has_constraint(method))
+    constraint = sensitive(method, gram, rows.roles, solved.weights, exact)
+    return replace(solved, constraint=constraint)

@@ -109,8 +109,7 @@ def check_meant(method: Method, parts: Sequence[TaskRows]) -> None:
         ValueError: sample rows for a method of mean rows, or no subspace for one that needs it.
     """
     name = type(method).__name__
-    own = [part for part in parts if part.count_everywhere and not part.persistent]
-    if method.per == "task" and not all(part.is_mean for part in own):
+    if method.per == "task" and _of_samples(parts):
         raise ValueError(
             f"backward: {name} works on mean rows, one per task and role, found rows per sample; take them by "
             "engine.rows(..., per='task'), or call engine.backward(losses, method). rows.backward(method, check=False) "
@@ -122,3 +121,9 @@ def check_meant(method: Method, parts: Sequence[TaskRows]) -> None:
             f"backward: {name} moves in a subspace of rows kept from earlier steps, found none among these; call "
             "subspace.step(rows, method) with a mtu.Subspace() made before the loop."
         )
+
+
+def _of_samples(parts: Sequence[TaskRows]) -> bool:
+    """Whether there are rows of a sample each, those kept from earlier steps aside."""
+    own = [part for part in parts if part.count_everywhere and not part.persistent]
+    return not all(part.is_mean for part in own)
