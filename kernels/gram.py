@@ -54,12 +54,13 @@ def _row_gram(
     COUNT: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, OPERAND: tl.constexpr, EXACT: tl.constexpr,
     ONE_TILE: tl.constexpr,
 ):  # fmt: skip
+    # 64 bits: products of row numbers and strides leave 32
     split, i, j = (
         tl.program_id(0).to(tl.int64),
         tl.program_id(1).to(tl.int64),
         tl.program_id(2).to(tl.int64),
     )
-    if i <= j:
+    if i <= j:  # tiles on and above the diagonal; each is written with its mirror image
         row, column = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
         x_at = _row_pointers(blocks, starts, strides, row, COUNT)
         y_at = _row_pointers(blocks, starts, strides, column, COUNT)

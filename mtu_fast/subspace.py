@@ -198,6 +198,7 @@ class Subspace:
             )
         check_direction(gradients, self.held.basis.parameters, "gradients")
         rows = self.held.basis.jacobian()
+        # a parameter without a gradient is a part of the inner products all the same
         zero = [gradients.get(p, torch.zeros_like(p)) for p in rows]
         return dict(zip(rows, project(zero, list(rows.values()), into), strict=True))
 
@@ -254,10 +255,12 @@ class Subspace:
     def _with_batch(self, held: Held, rows: Rows) -> Held:
         """The target tasks' rows taken in, the oldest batches dropped that are not needed any more."""
         targets = self._targets(rows)
+        # twice the retain rows of a step: a span of more dimensions than the constraints take
         size = held.size or max(1, 2 * int((rows.roles.kind == RETAIN).sum()))
         batches = list(held.batches)
         if targets:
             batches.append(rows.to_subspace(targets))
+        # whole batches go: what the others hold is still enough
         while sum(map(len, batches[1:])) >= size:
             batches.pop(0)
         age = 0 if targets else held.age

@@ -55,6 +55,7 @@ def plain_rows(x: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
     if not x.numel() or not b.numel():  # the vendor's call refuses some of these
         return x.new_zeros(x.shape[0], *geometry.weight, dtype=dtype)
     if geometry.pointwise:  # one product per row for all of them
+        # the pixels that the taps fall on, one a position
         seen = x[(slice(None),) * 3 + tuple(slice(None, None, step) for step in geometry.stride)]
         left, right = (t.to(dtype).transpose(1, 2).flatten(2) for t in (b, seen))
         return torch.bmm(left, right.mT).view(x.shape[0], *geometry.weight)

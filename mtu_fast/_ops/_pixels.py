@@ -33,6 +33,8 @@ def patch_gram(
     pixels = by_pixel(x).flatten(0, 1) @ by_pixel(y).flatten(0, 1).T
     pixels = pixels.view(n, *x.shape[3:], m, *y.shape[3:])
     out = pixels.new_zeros(n, *grid_x, m, *grid_y)
+    # Patches overlap, so products of pixels are made once and read once a tap, at the same tap in
+    # both patches.
     for delta in product(*(range(k) for k in walk.kernel)):
         here, there = zip(
             *(windows(delta, axis, x.shape[3 + axis], grid_x[axis], walk) for axis in range(d)),

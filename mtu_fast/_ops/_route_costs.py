@@ -59,6 +59,7 @@ class Forming(NamedTuple):
             (tall, far), (wide, near) = self.right, self.left
         height, lanes = PANELS[0], PANELS[1] // (8 if self.double else 4)
         down, across = -(-tall // height), -(-wide // lanes)
+        # broken panels take as long as whole ones
         whole = down * height * across * lanes / self.columns
         tiles = -(-across // max(TILE_PANELS[0], TILE_PANELS[1] // self.rows))
         laid_out = price.pack * (near * wide + far * tall * tiles)

@@ -35,6 +35,7 @@ def gram_by_rows(
         if geometry.plain
         else channels
     )
+    # output channels are parts of a row side by side: Gram matrices of parts add up
     for start in range(0, channels, step):
         stop = min(start + step, channels)
         part = (

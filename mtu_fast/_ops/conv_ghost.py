@@ -26,7 +26,9 @@ def conv_ghost(
     walk = Walk(tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
     starts = offsets(x)
     gram = x[0].new_zeros(starts[-1], starts[-1], dtype=WIDE)
+    # widened once, since each meets every other
     gradients = {i: by_pixel(t) for i, t in enumerate(b)}
+    # several tasks on one input share its patch Gram
     for family, other in combinations_with_replacement(families(x), 2):
         rows, columns = x[family[0]], x[other[0]]
         grid, far_grid = b[family[0]].shape[3:], b[other[0]].shape[3:]

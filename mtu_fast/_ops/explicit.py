@@ -50,6 +50,7 @@ def _tap_by_tap(geometry: Geometry, positions: int) -> bool:
 def gather_rows(index: Tensor, values: Tensor, size: int) -> Tensor:
     """`Σ_s e_index[r, s] ⊗ values[r, s]`: index `[R, S]`, values `[R, S, D]` -> `[R, size, D]`."""
     r, _, d = values.shape
+    # row r of the result has entries r · size …: one index for all rows
     offset = torch.arange(r, device=index.device)[:, None] * size
     out = values.new_zeros(r * size, d, dtype=working_dtype(values))
     out.index_add_(0, (index + offset).flatten(), values.to(out.dtype).flatten(0, 1))
@@ -94,6 +95,7 @@ def conv_inner(x: Tensor, b: Tensor, geometry: Geometry, d: Tensor) -> Tensor:
             x[some].to(WIDE).flatten(0, 1), d, None, geometry.stride, geometry.padding, geometry.dilation,
             geometry.transposed, geometry.output_padding, geometry.groups,
         )  # fmt: skip
+        # the adjoint of the weight gradient: ⟨∂/∂W, d⟩ = ⟨conv(x, d), b⟩
         found[some] = (y.view(b[some].shape) * b[some].to(WIDE)).flatten(1).sum(1)
     return found
 

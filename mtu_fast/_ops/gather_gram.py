@@ -28,6 +28,7 @@ def gather_gram(
     """
     r = sum(t.shape[0] for t in index)
     gram = values[0].new_zeros(r, r, dtype=WIDE)
+    # entries that no row reads are zeros of every row
     used, flat = torch.unique(torch.cat([t.flatten() for t in index]), return_inverse=True)
     compact = [
         c.view_as(t) for c, t in zip(flat.split([t.numel() for t in index]), index, strict=True)
@@ -37,6 +38,7 @@ def gather_gram(
         size = min(step, used.numel() - start)
         tiles = []
         for where, value in zip(compact, values, strict=True):
+            # a look-up outside the tile is clamped into it, and its value is zero
             inside = (where >= start) & (where < start + size)
             tiles.append(
                 gather_rows(

@@ -34,6 +34,7 @@ def outer_direct(
     met = rows_of_gram(into, r)
     gram = left[0].new_zeros(met, met, dtype=WIDE)
     step = max(1, _tiles.BUFFER // max(r * b, 1))
+    # columns of the left side are parts of a row side by side: Gram matrices of parts add up
     for start in range(0, a, step):
         tiles = [
             outer_rows(p[:, :, start : start + step], q).flatten(1)

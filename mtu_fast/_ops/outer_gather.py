@@ -55,10 +55,12 @@ def outer_gather(
             for lo, hi in strips(mine.shape[0], mine.shape[1] * q * t):
                 for start in range(0, mine.shape[1], step):
                     part = mine[lo:hi, start : start + step].to(WIDE)
+                    # [rows · positions, Q · T]: the products of right sides with values
                     shared = part.flatten(0, 1) @ theirs
                     for i in family:
                         entries = left[i][lo:hi, start : start + step].index_select(2, at)
                         tile = shared * entries.flatten(0, 1)
+                        # summed over T, then over positions
                         met = tile.view(len(shared), q, t).sum(2).view(*part.shape[:2], q).sum(1)
                         found[starts[i] + lo : starts[i] + hi, ends[j] : ends[j + 1]] += met
     return found

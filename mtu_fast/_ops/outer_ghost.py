@@ -25,6 +25,7 @@ from mtu_fast._ops._tiles import strips
 @define("outer_ghost(Tensor[] left, Tensor[] right, str precision) -> Tensor", check=check_sides)
 def outer_ghost(left: Sequence[Tensor], right: Sequence[Tensor], precision: str) -> Tensor:
     """`outer_gram` by products of positions, `Σ_{s,u} (left_rs · left_qu) (right_rs · right_qu)`."""
+    # the side that is shared more widely is multiplied once a family
     if len(distinct(right)) < len(distinct(left)):
         left, right = right, left
     starts = offsets(left)
@@ -38,6 +39,7 @@ def outer_ghost(left: Sequence[Tensor], right: Sequence[Tensor], precision: str)
             cut = lo if family is other and len(family) == 1 else 0
             shared = a[lo:hi].flatten(0, 1) @ c[cut:].flatten(0, 1).T  # [strip·S, Q·U]
             for i, j in pairs(family, other):
+                # ⟨a ⊗ b, c ⊗ d⟩ = ⟨a, c⟩ ⟨b, d⟩, summed over both positions
                 tile = summed_products(wide[i][lo:hi], wide[j][cut:], shared)
                 place(gram, tile, starts[i] + lo, starts[j] + cut)
     return gram

@@ -136,6 +136,7 @@ def project_op(g: Sequence[Tensor], Q: Sequence[Tensor], into: bool) -> list[Ten
     """The op behind `project`, in plain torch: g_l `[M, P_l]` and Q_l `[K, P_l]`, a tile at a time -> like g_l."""
     m, k = g[0].shape[0], Q[0].shape[0]
     step = max(1, TILE // max(m + k, 1))
+    # c = g Qᵀ must be whole, over all parameters, before anything is taken off
     c = g[0].new_zeros(m, k, dtype=WIDE)
     for vectors, rows in zip(g, Q, strict=True):
         for start in range(0, rows.shape[1], step):

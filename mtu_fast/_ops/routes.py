@@ -51,7 +51,9 @@ def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor], into: Into = ())
     r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
     price = prices(left[0].device)
     positions = sum(t.shape[0] * t.shape[1] for t in left)
+    # a side that several blocks share is multiplied once
     apart = [sum(t.shape[0] * t.shape[1] for t in distinct(side)) for side in (left, right)]
+    # every pair of positions is a product of two products, summed
     ghost = price.reduce * positions**2
     ghost += sum(
         (price.product * n + price.widen) * n * width
@@ -78,6 +80,7 @@ def rows_pay_for_table(
     looked_up = sum(t.numel() for t in index)
     rows = sum(t.shape[0] for t in values)
 
+    # entries that are not looked up are not formed
     occurring = min(entries, looked_up)
     gather = (price.row_product * rows + price.row) * rows * occurring * width
     # A meeting of two positions is a product, and an entry that goes with it, each written and

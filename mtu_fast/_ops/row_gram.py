@@ -31,8 +31,10 @@ def row_gram(rows: Sequence[Tensor], known: int = 0) -> Tensor:
     gram = rows[0].new_zeros(total, total, dtype=WIDE)
     step = max(1, _tiles.TILE // max(total, 1))
     for start in range(0, rows[0].shape[1], step):
+        # widened a tile at a time: float64 copies of all rows would be twice their memory
         wide = [t[:, start : start + step].to(WIDE) for t in rows]
         tile = wide[0] if len(wide) == 1 else torch.cat(wide)
+        # known rows stand last, so their products with one another are the corner left out
         gram[:fresh].addmm_(tile[:fresh], tile.T)
     gram[fresh:, :fresh] = gram[:fresh, fresh:].T
     return gram

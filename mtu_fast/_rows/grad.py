@@ -35,6 +35,7 @@ def as_autograd_gives(d: Tensor, uses: Iterable[Use]) -> Tensor:
         indices.append(use.index.flatten())
     if not indices:
         return d
+    # what is not looked up is zero of the sum
     entries = torch.cat(indices).unique()
     values = d[entries]
     return torch.sparse_coo_tensor(
@@ -63,6 +64,7 @@ def accumulate(gradients: Mapping[Tensor, Tensor], bad: Tensor | None = None) ->
         if parameter.grad is None:
             parameter.grad = _own(parameter, g.detach(), owned)
         elif parameter.grad.is_sparse:
+            # in place a sparse gradient takes no dense one
             parameter.grad = g.detach() + parameter.grad
         else:
             parameter.grad.add_(g.detach())

@@ -23,6 +23,7 @@ def merge(uses: Sequence[Use]) -> Use:
     if len(uses) == 1:
         return first
     if not aligned(uses):
+        # behind unequal chains they meet in the parameter's own space only
         rows = reduce(torch.add, (u.grounded().rows for u in uses))
         return Dense(tuple(rows.shape[1:]), rows)
     kinds: dict[type[Use], list[Use]] = {}
@@ -87,6 +88,7 @@ def _merge_lookups(uses: Sequence[Gather]) -> Gather:
 
 
 def _merge_directions(uses: Sequence[Common]) -> Common:
+    # S D + T E = [S T] [D; E]
     scale = torch.cat([u.scale for u in uses], 1)
     direction = torch.cat([u.direction for u in uses])
     return replace(uses[0], scale=scale, direction=direction)

@@ -146,6 +146,7 @@ def _gather_gram(uses: Sequence[Gather], precision: str) -> Tensor:
 
 def _common_gram(uses: Sequence[Common], precision: str) -> Tensor:
     """S (D Dᵀ) Sᵀ, the scales S block-diagonal over the uses."""
+    # J = S D: a row of one use is made of that use's directions only
     scale = torch.block_diag(*(u.scale.to(WIDE) for u in uses))
     return scale @ op.row_gram([u.flat for u in uses]) @ scale.T
 
@@ -164,6 +165,7 @@ def _stacked_gram(uses: Sequence[Stacked], precision: str) -> Tensor:
 def _tiled_gram(uses: Sequence[Use], known: int = 0, into: Into = ()) -> Tensor:
     """`gram` of aligned uses of any kinds, a tile of explicit rows at a time."""
     R, width = sum(u.count for u in uses), prod(uses[0].shape)
+    # every use must be cut at whole units of its own
     unit = lcm(*(u.unit for u in uses))
     tile = ROWS_IN_CACHE if uses[0].tensors[-1].is_cpu else op.BUFFER
     step = max(tile // max(R * unit, 1), 1) * unit
@@ -208,6 +210,7 @@ def _cross_gram(uses: Sequence[Use], others: Sequence[Use], precision: str) -> T
 
 def _along(common: Common, others: Sequence[Use]) -> Tensor:
     """Inner products of rows along directions with other rows: S (D J'ᵀ)."""
+    # directions are few, so rows of the others need not be formed
     inner = [torch.cat([u.inner(d.to(WIDE)) for u in others]) for d in common.direction]
     return common.scale.to(WIDE) @ torch.stack(inner)
 

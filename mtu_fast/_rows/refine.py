@@ -126,6 +126,7 @@ def refined(
         correction = rows.vjp(constraint.correction(Jd))
         tried = {p: t - correction.pop(p) for p, t in d.items()}  # one direction less is alive
         Jd_tried, size_tried, left = measured(tried)
+        # a d that is as long but for rounding is no longer
         slack = 1.0 + max((torch.finfo(t.dtype).eps for t in d.values()), default=0.0)
         better = (2.0 * left < residual) & (size_tried <= slack * size)
         if not bool(better.any()):
@@ -133,6 +134,7 @@ def refined(
         d = {p: torch.where(better.reshape(-1)[blocks[p]], tried.pop(p), t) for p, t in d.items()}
         Jd = torch.where(better[..., None], Jd_tried, Jd)
         size, residual = torch.where(better, size_tried, size), torch.where(better, left, residual)
+    # what the constraint does not bind is added last, and was never corrected
     rest = rows.vjp(w - constraint.part)
     return {p: t + rest[p] for p, t in d.items()}, residual
 

@@ -178,6 +178,7 @@ def _coarsest(parts: Sequence[Roles]) -> torch.dtype:
 
 def _renumbered(roles: Roles, tasks: tuple[str, ...]) -> Tensor:
     """`roles.task` as indices into other tasks."""
+    # by name: calls may have their tasks in another order
     places = [tasks.index(task) for task in roles.tasks]
     first = places[0] if places else 0
     if places == list(range(first, first + len(places))):

@@ -75,6 +75,7 @@ def _biases(
         if known is None:
             others.append(uses)
         else:
+            # one number for all: the products of ones are made once
             ones = [one.expand(len(t), 1) for t in rows]
             found.setdefault(known, []).append((rows, ones))
     return found, others

@@ -87,6 +87,7 @@ def outside_gradients(
             if not gradients:
                 continue
             others = part.roles.kind != kind
+            # weights are equal where the largest and the least are
             largest = mine.masked_fill(others, -inf).amax()
             differs.append(largest > mine.masked_fill(others, inf).amin())
             # a kind that only the device knows to have no rows

@@ -127,4 +127,5 @@ def _scaled(losses: Losses, scaler: Any) -> Losses:
 def _tell(engine: Engine) -> None:
     """An infinite `.grad`, by which the scaler skips the step and lowers its scale, as after an ordinary backward."""
     for p in engine.parameters.values():
+        # what GradScaler looks for; the update itself was refused before .grad was written
         p.grad = torch.full_like(p, float("inf"))

@@ -45,6 +45,8 @@ class _TokenLoss(torch.autograd.Function):
         norm, found = _positions(logits), _positions(logits)
         for at in _chunks(logits):
             z = _wide(logits[:, at])
+            # −log p_y = logsumexp(z) − z_y; the norm is kept, so that the backward needs no second
+            # sum
             norm[:, at] = z.logsumexp(-1)
             found[:, at] = norm[:, at] - z.gather(-1, target[:, at, None]).squeeze(-1)
         ctx.save_for_backward(logits, target, counts, norm)
@@ -59,6 +61,7 @@ class _TokenLoss(torch.autograd.Function):
         for at in _chunks(logits):
             p = (_wide(logits[:, at]) - norm[:, at, None]).exp_()
             picked = target[:, at, None]
+            # ∂/∂z (−log p_y) = p − e_y
             p.scatter_(-1, picked, p.gather(-1, picked) - 1)
             gradient[:, at] = _weighted(p, b[:, at], counts[:, at])
         return gradient, None, None
@@ -83,6 +86,7 @@ class _Divergence(torch.autograd.Function):
         logits, frozen, counts = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         for at in _chunks(logits):
+            # ∂/∂z KL(q ‖ softmax(z)) = p − q
             p = _wide(logits[:, at]).softmax(-1).sub_(_wide(frozen[:, at]).softmax(-1))
             gradient[:, at] = _weighted(p, b[:, at], counts[:, at])
         return gradient, None, None

@@ -41,6 +41,7 @@ def causal_lm(
         ValueError: shapes that do not fit, labels beyond the vocabulary, or an unknown reduction.
     """
     counts = _counts("causal_lm", logits, labels, attention_mask, ignore_index, reduction)
+    # labels are moved and not logits, which are V times as large
     last = torch.zeros_like(counts[:, :1])  # after the last position comes nothing
     following = torch.cat([labels[:, 1:], labels[:, :1]], 1)
     return _reduced(logits, following, torch.cat([counts[:, 1:], last], 1), reduction)
@@ -95,4 +96,5 @@ def _reduced(logits: Tensor, target: Tensor, counts: Tensor, reduction: str) -> 
 def reduced(values: Tensor, counts: Tensor, reduction: str) -> Tensor:
     """Values `[N, S]` of positions, 0 where one does not count, as their mean or sum `[N]`."""
     total = values.sum(1)
+    # a sample without a position has a sum of 0, and 0 over 1 is its mean
     return total if reduction == "sum" else total / counts.sum(1).clamp(min=1)

@@ -22,6 +22,7 @@ def push(rows: UnitRows, u: Tensor, c: float, tolerance: float) -> Tensor:
     """
     b, size = cosines(rows, u)
     x, a = least_norm(rows)
+    # n(low) ≤ c ≤ n(high) from here on
     low, high = _bracket(rows, b, a, norm(rows.E, x), c, tolerance)
     for _round in range(ROUNDS):
         low, high = _narrow(rows.E, b, a, low, high, c)
@@ -67,6 +68,7 @@ def _narrow(
     start, end, n_start, n_end = (
         value.gather(-1, at) for value in (heights, n) for at in (left, right)
     )
+    # n is convex: the chord lies above it and meets c too early, a tangent below it and too late
     chord = start + (end - start) * ((c - n_start) / (n_end - n_start).clamp(min=TINY)).clamp(
         0.0, 1.0
     )

@@ -57,6 +57,7 @@ def _iterated(rows: UnitRows, a: float, tol: float) -> Tensor:
     """The weights [..., R] of signed rows by a fixed number of steps on their device."""
     C, live = rows.E, rows.live
     length = torch.where(live, -rows.length.log(), 0.0)
+    # in units of the geometric mean length, so that powers of lengths stay in range
     mean = length.sum(-1, keepdim=True) / live.sum(-1, keepdim=True).clamp(min=1)
     length = torch.where(live, length - mean, 0.0)
     u = torch.ones_like(length)
@@ -99,16 +100,19 @@ def _newton(C: Tensor, b: Tensor, u: Tensor, q: float) -> Tensor:
     Cu = times(C, u)
     quadratic = (u * Cu).sum(-1, keepdim=True)
     linear = (b * u ** (1.0 - q)).sum(-1, keepdim=True)
+    # the least of t²/2 uᵀC u - Σ b (t u)^(1-q)/(1-q): t^(1+q) = linear / quadratic
     t = (linear / quadratic.clamp(min=1e-30)) ** (1.0 / (1.0 + q))
     u, Cu = t * u, t * Cu
     price = b * u**-q
     d = _solve(C + torch.diag_embed(q * price / u), price - Cu)
+    # a step that could not be solved for is none
     d = torch.where(d.isfinite(), d, torch.zeros_like(d))
     return (u + _step_length(C, b, u, Cu, d, q) * d).clamp(max=LARGEST)
 
 
 def _solve(H: Tensor, rhs: Tensor) -> Tensor:
     """H⁻¹ rhs for a positive definite H, by Cholesky after scaling to unit diagonal; nothing is checked."""
+    # the diagonal spans many orders where some u is nearly 0
     scale = H.diagonal(dim1=-2, dim2=-1).rsqrt()
     ridge = torch.diag_embed(torch.full_like(rhs, 1e-15 * H.shape[-1]))
     L, _ = torch.linalg.cholesky_ex(H * scale[..., None] * scale[..., None, :] + ridge)
@@ -126,6 +130,7 @@ def _step_length(C: Tensor, b: Tensor, u: Tensor, Cu: Tensor, d: Tensor, q: floa
     slope = (d * times(C, d)).sum(-1, keepdim=True)
     relative = d / u
     pull = d * b * u**-q
+    # u + t d must stay positive
     last = 0.99 / (-relative).amax(-1, keepdim=True).clamp(min=1e-3)
     # [..., K]
     t = torch.minimum(2.0 ** torch.arange(*SEARCH, dtype=u.dtype, device=u.device), last)

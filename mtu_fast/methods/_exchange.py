@@ -8,8 +8,8 @@ the wrong rows fewer, ½ xᵀM x + qᵀx is brought down one row at a time, whic
 
 A singular M is solved with a ridge ρ on its diagonal, and the ridge is taken back by repetition:
 M x + ρ (x - x') + q = s with the x' of the time before, whose fixed points solve the problem
-without it (the proximal point method). The ridge falls from time to time, so that each begins with
-nearly the active rows that it ends with.
+without it (the proximal point method). The first time has a high ridge, whose exchanges are few and
+end with nearly the active rows of the solution; all others a low one, which little is taken back of.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ DESCENTS = 5  # solutions on the way down, beside the number of rows
 SMALL = 24  # rows: fewer are solved for as they are, without the inverse
 ROUNDING = 1e-13  # of x and s, which are of order 1
 RESIDUAL = 1e-12  # of s on active rows, beside the largest x: more is no solution
-HIGHEST, LOWEST = 1e-2, 1e-8  # ridges: exchanges are few; far above rounding
-FALL = 1e-2  # of the ridge from one time to the next
-REPEATS = 40  # times; four to seven are the rule
+FIRST, LATER = 1e-2, 1e-8  # ridges: exchanges are few; far above rounding
+REPEATS = 40  # times; three to five are the rule
 RESTS = 2e-15  # ρ |x - x'|, what the ridge leaves in s, beside the largest x
 
 
@@ -44,34 +43,43 @@ def complementary(M: Array, q: Array, dependent: bool = False) -> Array | None:
         x [n].
     """
     x, active = np.zeros_like(q), np.asarray(q < 0)
-    return _alone(M, q, x, active, HIGHEST if dependent else 0.0)
+    return _alone(M, q, x, active, FIRST if dependent else 0.0)
 
 
 def several(M: Array, q: Array, dependent: bool = False) -> Array | None:
     """`complementary` for every q of [K, n] at once: x [K, n]; None where one does not end."""
     x, active = np.zeros_like(q), np.asarray(q < 0)
-    rests = _together(M, q, x, active, HIGHEST if dependent else 0.0)
+    rests = _together(M, q, x, active, FIRST if dependent else 0.0)
     for i in np.flatnonzero(~rests):
-        found = _alone(M, q[i], x[i], active[i], LOWEST if dependent else 0.0)
+        # with a ridge, exchanges from these rows have been tried
+        found = _alone(M, q[i], x[i], active[i], LATER if dependent else 0.0, downhill=dependent)
         if found is None:
             return None
         x[i] = found
     return x
 
 
-def _alone(M: Array, q: Array, x: Array, active: Mask, ridge: float) -> Array | None:
-    """The solution [n] with falling ridges, from an x' and some rows that may be active; None if without end."""
+def _alone(
+    M: Array, q: Array, x: Array, active: Mask, ridge: float, downhill: bool = False
+) -> Array | None:
+    """The solution [n] with one ridge, then the low one, from an x' and some rows that may be active.
+
+    None if that does not end. `downhill`: the first time goes down at once.
+    """
     for _time in range(REPEATS):
         A = M + ridge * np.eye(len(q)) if ridge else M
         right = q - ridge * x
-        found = _exchanged(A, right, active) or _descended(A, right, x)
+        found = None if downhill else _exchanged(A, right, active)
+        if found is None:
+            found = _descended(A, right, x)
         if found is None:
             return None
+        downhill = False
         before = x
         x, active = found
         if _at_rest(ridge, before, x):
             return x
-        ridge = max(FALL * ridge, LOWEST)
+        ridge = LATER
     return None
 
 
@@ -81,14 +89,16 @@ def _together(M: Array, q: Array, x: Array, active: Mask, ridge: float) -> Mask:
     going = np.arange(len(q))
     for _time in range(REPEATS):
         A = M + ridge * np.eye(len(M))
-        found, sides, ended = _each(A, q[going] - ridge * x[going], active[going])
+        # with a ridge the inverse is too inexact for what is asked of s
+        inverse = np.linalg.inv(A) if len(A) >= SMALL and not ridge else None
+        found, sides, ended = _each(A, inverse, q[going] - ridge * x[going], active[going])
         done = ended & _at_rest(ridge, x[going], found)
         x[going[ended]], active[going[ended]] = found[ended], sides[ended]
         rests[going[done]] = True
         going = going[ended & ~done]
         if not len(going):
             break
-        ridge = max(FALL * ridge, LOWEST)
+        ridge = LATER
     return rests
 
 
@@ -158,9 +168,8 @@ def _leave(x: Array, active: Mask, at: Index, found: Array, down: Mask) -> None:
     np.maximum(x, 0.0, out=x)
 
 
-def _each(M: Array, q: Array, active: Mask) -> tuple[Array, Mask, Mask]:
+def _each(M: Array, inverse: Array | None, q: Array, active: Mask) -> tuple[Array, Mask, Mask]:
     """`_exchanged` for every q and active of [K, n] at once, and for which of [K] it has ended."""
-    inverse = np.linalg.inv(M) if len(M) >= SMALL else M
     x, sides, ended = np.zeros_like(q), active.copy(), np.zeros(len(q), dtype=bool)
     going = np.arange(len(q))
     fewest, patience = np.full(len(q), len(M) + 1), np.full(len(q), PATIENCE)
@@ -181,12 +190,12 @@ def _each(M: Array, q: Array, active: Mask) -> tuple[Array, Mask, Mask]:
     return x, sides, ended
 
 
-def _solve_active(M: Array, inverse: Array, q: Array, active: Mask) -> tuple[Array, Array]:
+def _solve_active(M: Array, inverse: Array | None, q: Array, active: Mask) -> tuple[Array, Array]:
     """x and s = M x + q of [K, n], with s = 0 on the active rows and x = 0 elsewhere.
 
-    Solved on the active rows or on the others, whichever are fewer.
+    Solved on the active rows or, by the inverse, on the others, whichever are fewer.
     """
-    if len(M) < SMALL:
+    if inverse is None:
         x = _on_rows(M, q, active)
         return x, x @ M + q
     many = 2 * active.sum(1) > len(M)

@@ -20,9 +20,11 @@ def fair_weights(rows: LiveRows, a: float, tol: float) -> Array | None:
         return w
     scale = -np.log(rows.length)
     mean = scale.mean()
+    # in units of the geometric mean length: powers of lengths stay in range
     scale = scale - mean
     u: Array = np.ones(len(E))
     for step in range(STEPS):
+        # q = 1 is a problem without lengths, and a good start for every other
         q = 1.0 if step < SETTLE else 1.0 / a
         if u @ E @ u <= (tol * u.max()) ** 2:
             return w  # the rows cancel: no direction suits them all
@@ -63,4 +65,5 @@ def _step_length(E: Array, u: Array, Eu: Array, price: Array, d: Array, q: float
     k = down[-1]
     if k + 1 == len(t) or value[k + 1] == value[k]:
         return float(t[k])
+    # the secant through the two heights beside the zero
     return float(t[k] + (t[k + 1] - t[k]) * value[k] / (value[k] - value[k + 1]))

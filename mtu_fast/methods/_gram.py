@@ -58,6 +58,7 @@ def unit_rows(G: Tensor, sign: Tensor) -> UnitRows:
     live = taking & (squares > 0)
     length = torch.where(live, squares, 1.0).sqrt()
     unit = torch.where(live, sign / length, 0.0)
+    # G may be unsymmetric by rounding: one half is both
     lower = (G * unit[..., None] * unit[..., None, :]).tril()
     E = lower + lower.tril(-1).mT + torch.diag_embed((~live).to(G))
     return UnitRows(E, length, live, taking & ~live)
@@ -66,6 +67,7 @@ def unit_rows(G: Tensor, sign: Tensor) -> UnitRows:
 def pair_gram(G: Tensor, r: Tensor, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """<J^T r, J^T r>, <J^T r, J^T f>, <J^T f, J^T f>: [...] each, of two combinations [R] of the rows."""
     rows = torch.stack([r, f])  # [2, R]
+    # ⟨Jᵀr, Jᵀf⟩ = rᵀG f
     small = rows @ G @ rows.t()
     return small[..., 0, 0], small[..., 0, 1], small[..., 1, 1]
 

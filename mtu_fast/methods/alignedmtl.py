@@ -63,12 +63,14 @@ class AlignedMTL(Method):
         G, sign = signed_gram("AlignedMTL", G, roles)
         if not len(roles):
             return G.new_zeros(G.shape[:-1])
+        # J = A Σ Bᵀ has G = A Σ² Aᵀ: V is A, and the eigenvalues are the squares of Σ
         values, V = torch.linalg.eigh(G)  # [..., R], [..., R, R]
         largest = values[..., -1:].clamp(min=0.0)
         counts = values > dependence_tolerance(roles.dtype) ** 2 * largest
         lowest = torch.where(counts, values, torch.inf).amin(-1, keepdim=True)
         ratio = torch.where(counts, (lowest / values).sqrt(), 0.0)
         p = sign * self.outside(roles)
+        # V diag(ratio) Vᵀ p, without a matrix
         return sign * (V * (ratio * (p @ V))[..., None, :]).sum(-1)
 
     def outside(self, roles: Roles) -> Tensor:

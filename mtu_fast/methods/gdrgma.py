@@ -66,6 +66,7 @@ class GDRGMA(Method):
         along_f = torch.where(ff > 0, conflict / ff, 0.0)
         along_r = torch.where(rr > 0, conflict / rr, 0.0)
         upright = r - along_f[..., None] * f
+        # as in the code: of the r that is rectified already
         rectified = f - along_r[..., None] * upright
         share = self.forget_share(roles)
         return (1.0 - share) * upright + share * rectified

@@ -154,6 +154,7 @@ def _vaccinate(
     square = G.diagonal(dim1=-2, dim2=-1)
     for j in orders.unbind(1):
         at = j[:, None].expand(*square.shape, 1)
+        # rows i of C are coefficients of the changed rows, whose Gram is C G Cᵀ
         left = ((C @ G) * C).sum(-1)  # ‖J^T c_i‖²
         other = square[..., j]
         there = (left > tol**2 * square) & (other > 0)
@@ -162,6 +163,7 @@ def _vaccinate(
         target = targets.gather(-1, at)[..., 0]
         sine = (1.0 - cosine**2).sqrt()
         wanted = (1.0 - target**2).clamp(min=0.0).sqrt()
+        # the multiple of row j that brings the cosine to its target, by the law of sines
         step = (left / other).sqrt() * (target * sine / wanted - cosine)
         rise = there & (cosine < target) & (wanted > tol)
         C = C.scatter_add(-1, at, torch.where(rise, step, 0.0)[..., None])

@@ -57,6 +57,7 @@ def _on_host(rows: LiveRows, tol: float) -> Array:
         return w
     v = _equal(rows, tol) / rows.length
     total = v.sum()
+    # a sum that is rounding of larger terms counts as none
     size = max(np.abs(v).sum(), 1.0 / rows.length.min())
     if abs(total) > tol * size:
         w[rows.live] = v / total
@@ -67,6 +68,7 @@ def _equal(rows: LiveRows, tol: float) -> Array:
     """C⁺ 1 [n] of the unit rows."""
     if not rows.dependent:
         return np.linalg.solve(rows.E, np.ones(len(rows.E)))
+    # C⁺ = V Λ⁺ Vᵀ, and Vᵀ 1 is the sum of the columns
     values, V = np.linalg.eigh(rows.E)
     counts = values > tol**2 * values[-1]
     inverse = np.zeros_like(values)
@@ -80,6 +82,7 @@ def _any(G: Tensor, roles: Roles, tol: float) -> Tensor:
     rows = unit_rows(G, sign)
     values, V = torch.linalg.eigh(rows.E)  # [..., R], [..., R, R]
     inverse = torch.where(values > tol**2 * values[..., -1:], 1.0 / values, 0.0)
+    # V.sum(-2) is Vᵀ 1
     u = (V * (inverse * V.sum(-2))[..., None, :]).sum(-1)  # V Λ⁺ Vᵀ 1
     D = torch.where(rows.live, 1.0 / rows.length, 0.0)
     v = D * u

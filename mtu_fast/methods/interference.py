@@ -166,6 +166,7 @@ class InterferenceAware(Method):
             inside = _across(G, times(W, times(seen.mT, f)), constraint, tol)[0]
         else:
             inside = times(W, times(seen.mT, across))
+        # chosen on the device: to ask would be to wait
         bare = ~kept.any()  # no subspace is known: the whole space
         d = torch.where(bare, across, inside)
         rank = torch.where(bare, own_rank, effective_rank(B @ B.mT, tol))
@@ -207,6 +208,7 @@ class InterferenceAware(Method):
         retain = (roles.kind == RETAIN) | (roles.kind == MEMORY)
         if self.retain == "all":
             return retain
+        # a task with a forget row is a target
         forgets = (roles.kind == FORGET).to(torch.float64)
         target = forgets.new_zeros(len(roles.tasks)).index_add(0, roles.task, forgets) > 0
         return retain & target[roles.task]
@@ -237,10 +239,12 @@ def basis_weights(
         return T.mT, kept.sum(-1)
     values, vectors = torch.linalg.eigh(G)
     values, vectors = values.flip(-1), vectors.flip(-1)  # largest first
+    # an eigenvector is needed where those before it hold too little
     before = values.cumsum(-1) - values
     kept = (values > tol * tol * values[..., :1]) & (before < energy * values.sum(-1, keepdim=True))
     if rank is not None:
         kept &= torch.arange(values.shape[-1], device=G.device) < rank
+    # λ^(-1/2): Wᵀ G W = Λ^(-1/2) Λ Λ^(-1/2) = 1
     return vectors * torch.where(kept, values.rsqrt(), 0.0)[..., None, :], kept.sum(-1)
 
 
@@ -253,6 +257,7 @@ def _across(G: Tensor, w: Tensor, constraint: Tensor, tol: float) -> tuple[Tenso
 def _constraining(seen: Tensor, G: Tensor, constraint: Tensor, tol: float) -> Tensor:
     """B [..., R, K]: the constraint rows in the coordinates of U; zero where they have nothing there but rounding."""
     length = G.diagonal(dim1=-2, dim2=-1)[..., None]
+    # a row outside the span has rounding there, which is no constraint
     there = seen.square().sum(-1, keepdim=True) > tol * tol * length
     return torch.where(there, seen, 0.0) * constraint[:, None]
 
@@ -265,6 +270,7 @@ def _remove(B: Tensor, c: Tensor, tol: float, ridge: float) -> Tensor:
         diagonal = A.diagonal(dim1=-2, dim2=-1)
         mean = diagonal.sum(-1) / (diagonal > 0).sum(-1).clamp(min=1)
         A = A + torch.diag_embed((ridge * mean)[..., None] * (diagonal > 0))
+        # Woodbury: (I + BᵀB/μ)⁻¹ = I - Bᵀ(B Bᵀ + μ)⁻¹B
         return c - times(B.mT, solve(A, times(B, c), every, RIDGED)[0])
     for _twice in range(2):
         c = c - times(B.mT, solve(A, times(B, c), every, tol)[0])

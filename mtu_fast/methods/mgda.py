@@ -51,6 +51,7 @@ class MGDA(Method):
 def _on_device(G: Tensor, roles: Roles) -> Tensor:
     sign = signs(roles)
     rows = unit_rows(G, sign)
+    # x weighs unit rows; a x weighs the rows, and sums to 1
     x, a = _programs.least_norm(rows)
     zero = rows.zero.double()
     count = zero.sum(-1, keepdim=True)

@@ -46,6 +46,7 @@ class MUNBa(Method):
         rr, rf, ff = pair_gram(G, r, f)
         share = 1.0 + rf / (rr * ff).sqrt()  # 1 + cosine; not a number where a side is zero
         bargain = share > dependence_tolerance(roles.dtype) ** 2
+        # g_11 + g_12 √(g_11 / g_22) = g_11 (1 + cosine)
         up = torch.where(bargain, (rr * share).rsqrt(), 1.0)
         down = torch.where(bargain, (ff * share).rsqrt(), FALLBACK)
         return up[..., None] * r + down[..., None] * f

@@ -59,6 +59,7 @@ class OrthoGrad(Method):
         G = check_gram("OrthoGrad", G, roles)
         r, f = mean_weights(roles, RETAIN), mean_weights(roles, FORGET)
         tol = dependence_tolerance(roles.dtype)
+        # G f holds the inner products of the mean forget gradient with every row
         x, rank = onto(G, G @ f, roles.kind == RETAIN, roles, tol)
         return self.alpha * r - (1.0 - self.alpha) * (f - x), rank
 

@@ -59,6 +59,7 @@ def _project_all(G: Tensor, orders: Tensor) -> Tensor:
     C = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device).expand(G.shape)
     diagonal = G.diagonal(dim1=-2, dim2=-1)
     for j in orders.unbind(1):  # j [R]: whom each row meets
+        # ⟨projected row i, g_j⟩; g_j itself is never projected
         conflict = (C * G[..., j, :]).sum(-1).clamp(max=0.0)  # (G c_i)_j
         norm = diagonal[..., j]
         step = torch.where(norm > 0, conflict / norm, 0.0)

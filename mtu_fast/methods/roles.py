@@ -125,6 +125,7 @@ def mean_weights(roles: Roles, kind: int | None) -> Tensor:
         return chosen.double() / counted.sum().clamp(min=1)
     count = counted.new_zeros(len(roles.tasks), dtype=torch.float64)
     count = count.index_add(0, roles.task, counted.double())
+    # a task without such rows has weights of 0, not 0/0
     return chosen.double() / count[roles.task].clamp(min=1.0)
 
 

@@ -35,6 +35,7 @@ def cagrad(gradients: Tensor, c: float = 0.5) -> Tensor:
     high = low + radius * float(gradients.norm(dim=1).max())
     best = mean
     for _halving in range(60):
+        # low can be had and high cannot
         middle = (low + high) / 2
         d = nearest(gradients, mean, middle)
         if d is not None and float(torch.dist(d, mean)) <= radius:

@@ -34,6 +34,7 @@ def nearest(gradients: Tensor, g: Tensor, height: float, tol: float = 1e-11) -> 
         rows = gradients[S]
         d = g
         if S:
+            # the shortest way from g to the rows' planes
             d = g + torch.linalg.pinv(rows, rtol=1e-12) @ (height - rows @ g)
         inside = bool((gradients @ d >= height - slack).all())
         if inside and (best is None or torch.dist(d, g) < torch.dist(best, g)):

@@ -20,6 +20,7 @@ def fair_weights(gradients: Tensor, a: float, tol: float = 1e-13) -> list[float]
     equations are the gradient of.
     """
     G = (gradients @ gradients.t()).tolist()
+    # where g_i is alone: ‖g_i‖² w = w^(-1/a)
     w = [row[i] ** (-a / (1 + a)) for i, row in enumerate(G)]
     for _sweep in range(SWEEPS):
         before = list(w)
@@ -38,6 +39,7 @@ def _root(square: float, rest: float, q: float) -> float:
     for _halving in range(80):
         middle = (low + high) / 2
         w = float(10**middle)
+        # compared by logarithms, in which w^(-q) has no overflow
         if square * w + rest > 0 and log(square * w + rest) > -q * middle * log(10):
             high = middle
         else:

@@ -54,6 +54,7 @@ def gradvac(
             cosine = float((g @ gradients[j] / (length * other)).clamp(-1, 1))
             sine, reach = (1 - cosine**2) ** 0.5, (1 - wanted**2) ** 0.5
             if cosine < wanted and reach > tol:
+                # by the law of sines: g + step · g_j has the cosine wanted
                 step = length * (wanted * sine - cosine * reach) / (other * reach)
                 g = g + step * gradients[j]
             known[pair] = wanted + beta * (cosine - wanted)

@@ -46,6 +46,7 @@ def interference_aware(
     if len(subspace):
         U = basis(subspace, energy, rank, stale)
     if order == "joint":
+        # in coordinates of U, so that both hold at once
         d = U.t() @ constrained(U @ f, held @ U.t(), held, ridge, tol)
     elif order == "project-first":
         d = project_out(U.t() @ (U @ f), held, tol)
@@ -74,6 +75,7 @@ def constrained(c: Tensor, B: Tensor, held: Tensor, ridge: float, tol: float) ->
     if not ridge or not len(B):
         return project_out(c, B, tol)
     mu = ridge * B.square().sum(1).mean()
+    # the gradient of |c' − c|² + |B c'|²/μ is zero
     return torch.linalg.solve(torch.eye(len(c), dtype=c.dtype) + B.t() @ B / mu, c)
 
 

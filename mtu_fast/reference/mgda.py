@@ -23,6 +23,7 @@ def mgda(gradients: Tensor) -> Tensor:
         return gradients.sum(0)
     best = gradients[0]
     for first, *others in subsets(len(gradients))[1:]:
+        # the affine hull is first + edges @ weights
         edges = (gradients[others] - gradients[first]).t()  # [P, |S| - 1]
         weights = -torch.linalg.pinv(edges, rtol=1e-12) @ gradients[first]
         d = gradients[first] + edges @ weights

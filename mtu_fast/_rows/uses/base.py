@@ -99,10 +99,12 @@ class Use(ABC):
 
     def vjp(self, w: Tensor | None) -> Tensor:
         """`Σ_r w_r row_r` in the shape of the parameter; w `[R]`, or None for the plain sum."""
+        # A is linear: applied to the sum, once
         return self.chain.apply(self.weighted(w))
 
     def jvp(self, d: Tensor) -> Tensor:
         """`J d`, the inner product of each row with d of the parameter's shape; float64 `[R]`."""
+        # ⟨A row, d⟩ = ⟨row, Aᵀ d⟩
         return self.inner(self.chain.pull(d, self.shape))
 
     def dense(self) -> Dense:

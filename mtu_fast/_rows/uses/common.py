@@ -66,4 +66,5 @@ class Common(Use):
         return (share.to(dtype) @ self.flat.to(dtype)).view(self.shape)
 
     def inner(self, d: Tensor) -> Tensor:
+        # ⟨S D, d⟩ = S ⟨D, d⟩: directions meet d once for all rows
         return self.scale.to(WIDE) @ row_inner(self.flat, d.flatten())

@@ -47,6 +47,7 @@ class Conv(Use):
         return prod(self.geometry.weight[1:]) if self.geometry.plain else prod(self.shape)
 
     def columns(self, start: int, stop: int) -> Tensor:
+        # groups and transposed kernels do not have output channels first
         if not self.geometry.plain:
             return self.matrix()
         first, last = start // self.unit, stop // self.unit

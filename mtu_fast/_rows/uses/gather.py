@@ -45,6 +45,7 @@ class Gather(Use):
 
     def weighted(self, w: Tensor | None) -> Tensor:
         values = weigh(self.values, w)
+        # rows are summed where they are looked up; no row of the table's size is formed
         found = values.new_zeros(self.shape[0], self.unit).index_add_(
             0, self.index.flatten(), values.flatten(0, 1)
         )

@@ -70,6 +70,7 @@ class Outer(Use):
         """`‖left_r‖ ‖right_r‖` of one position; of several the length of some signed sums of the row's entries."""
         if self.left.shape[1] == 1:
             return (norms(self.left) * norms(self.right)).squeeze(1)
+        # signs go to the wider side, which leaves the smaller product
         few, many = self.left, self.right
         if few.shape[2] > many.shape[2]:
             few, many = many, few
