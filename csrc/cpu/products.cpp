@@ -10,7 +10,7 @@ namespace {
 
 template <class T>
 MTU_FAST_INLINE void widen(const T* from, const int64_t* offset, int64_t step, int64_t channels, double* to) {
-  bool near = true;
+  bool near = true;  // neighbours in memory: a channel of the panel is read at once
   for (int64_t l = 0; l < LANES; ++l) near &= offset[l] == offset[0] + l;
   if (near) {
     from += offset[0];
@@ -23,7 +23,7 @@ MTU_FAST_INLINE void widen(const T* from, const int64_t* offset, int64_t step, i
     const int64_t end = std::min(begin + LANES, channels);
     for (int64_t l = 0; l < LANES; ++l) {
       const T* own = from + std::max<int64_t>(offset[l], 0);
-      if (offset[l] < 0) {
+      if (offset[l] < 0) {  // a lane without a position
         for (int64_t k = begin; k < end; ++k) to[k * LANES + l] = 0;
       } else if (step == 1) {
         for (int64_t k = begin; k < end; ++k) to[k * LANES + l] = wide(own[k]);

@@ -17,10 +17,8 @@ int64_t product(const Sizes& sizes) {
 // Coordinates below `sizes`, row by row.
 template <class F>
 void each(const Sizes& sizes, const F& visit) {
-  int64_t n = 1;
-  for (int64_t size : sizes) n *= size;
   Sizes at(sizes.size(), 0);
-  for (; n > 0; --n) {
+  for (int64_t left = product(sizes); left > 0; --left) {
     visit(at);
     for (size_t a = sizes.size(); a-- > 0;) {
       if (++at[a] < sizes[a]) break;
@@ -41,7 +39,8 @@ void append(std::vector<Segment>& segments, int64_t from, int64_t to, int64_t le
   segments.push_back({from, to, length});
 }
 
-// Where the padded box keeps a coordinate.
+// Where the padded box keeps a coordinate. Coordinates with the same remainder by the stride form a plane, so that the
+// pixels under one tap at neighbouring positions are neighbours, whatever the stride.
 struct Layout {
   Sizes stride, pitch, plane;
   int64_t size = 1;
@@ -107,7 +106,10 @@ Box box(const Walk& walk, const Sizes& image, const Sizes& corner, const Sizes& 
   for (size_t a = 0; a < axes; ++a) counts[a] = used[a].size();
   each(counts, [&](const Sizes& i) {
     Sizes pixel(axes);
-    for (size_t a = 0; a < axes; ++a) at[a] = used[a][i[a]], pixel[a] = at[a] + begin[a];
+    for (size_t a = 0; a < axes; ++a) {
+      at[a] = used[a][i[a]];
+      pixel[a] = at[a] + begin[a];
+    }
     const int64_t place = layout.place(at);
     number[place] = out.pixels.size();
     append(out.spread, out.pixels.size(), place);
@@ -118,9 +120,12 @@ Box box(const Walk& walk, const Sizes& image, const Sizes& corner, const Sizes& 
     out.shift.push_back(layout.place(at));
   });
   each(size, [&](const Sizes& o) {
-    int64_t first = 0;
+    int64_t first = 0;  // the place under the first tap, from which shifts are counted
     Sizes position(axes);
-    for (size_t a = 0; a < axes; ++a) first += o[a] * layout.pitch[a], position[a] = o[a] + corner[a];
+    for (size_t a = 0; a < axes; ++a) {
+      first += o[a] * layout.pitch[a];
+      position[a] = o[a] + corner[a];
+    }
     append(out.gather, first, out.positions.size());
     out.positions.push_back(std::move(position));
     out.span = first + 1;
@@ -182,9 +187,15 @@ Padded padded(const Walk& walk, const Sizes& image, const Sizes& grid, const Siz
   const int64_t stride = by[last];
   Sizes extent(axes), at(axes);
   std::vector<std::vector<bool>> met(axes);
-  for (size_t a = 0; a < axes; ++a) extent[a] = extent_of(walk, a, grid[a]), met[a] = reached(walk, a, grid[a]);
+  for (size_t a = 0; a < axes; ++a) {
+    extent[a] = extent_of(walk, a, grid[a]);
+    met[a] = reached(walk, a, grid[a]);
+  }
   const Layout layout(by, extent);
-  out.step = stride * pitch[last], out.grid_step = grid_pitch[last], out.size = layout.size, out.span = 1;
+  out.step = stride * pitch[last];
+  out.grid_step = grid_pitch[last];
+  out.size = layout.size;
+  out.span = 1;
   for (size_t a = 0; a < axes; ++a) out.span += (grid[a] - 1) * layout.pitch[a];
   each(walk.kernel, [&](const Sizes& tap) {
     for (size_t a = 0; a < axes; ++a) at[a] = tap[a] * walk.dilation[a];
@@ -209,10 +220,13 @@ Padded padded(const Walk& walk, const Sizes& image, const Sizes& grid, const Siz
     }
   });
   Sizes rows = grid;
-  rows[last] = 1;
+  rows[last] = 1;  // positions of a line are one segment
   each(rows, [&](const Sizes& row) {
     int64_t from = 0, to = 0;
-    for (size_t a = 0; a < last; ++a) from += row[a] * grid_pitch[a], to += row[a] * layout.pitch[a];
+    for (size_t a = 0; a < last; ++a) {
+      from += row[a] * grid_pitch[a];
+      to += row[a] * layout.pitch[a];
+    }
     append(out.positions, from, to, grid[last], out.grid_step);
   });
   return out;
@@ -222,6 +236,7 @@ std::vector<Box> boxes(const Walk& walk, const Sizes& image, const Sizes& grid, 
   std::vector<Box> found;
   if (product(grid) == 0) return found;
   Sizes size = grid, counts(grid.size());
+  // halving the longest axis keeps boxes near to cubes, whose rims overlap least
   while (too_large(walk, image, size, most) && product(size) > 1) {
     int64_t& longest = *std::max_element(size.begin(), size.end());
     longest = (longest + 1) / 2;
