@@ -58,7 +58,8 @@ class Engine:
             GPU may make use of it; on the CPU products of rows are float64 throughout.
         group: the process group whose ranks hold a copy of the model each: rows are those of all
             ranks, and `.grad` is the sum over them. By default that of a `DistributedDataParallel`
-            model; None for the rows of this rank only.
+            model, or the mesh of an FSDP2 or tensor parallel one; None for the rows of this rank
+            only.
 
         wire: torch.bfloat16 halves the bytes of float32 that ranks send for the Gram, which is then
             that of rows rounded to 8 bits: G errs by some 2⁻⁸ |J_r| |J_s|, a constraint by as much
@@ -71,7 +72,7 @@ class Engine:
         TypeError: `model` is no module, `params` are no tensors or complex ones, `memory_budget` is
             not a whole number, or `group` is no process group.
         ValueError: no parameter requires grad, one of `params` is not the model's, `memory_budget`
-            is negative, `precision` is unknown, the model is sharded, or this process is not one
+            is negative, `precision` is unknown, the wrapper is not supported, or this process is not one
             of the group.
     """
 
