@@ -15,6 +15,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,44 @@ def _uis(rows: Sequence[Mapping[str, Any]], request: str, method: str) -> str:
     return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}{star}"
 
 
+LANGUAGE = {
+    "gap": ("gap to retrained", 100, 1),
+    "em_forget": ("exact, F", 100, 0),
+    "em_retain": ("exact, R", 100, 0),
+    "em_general": ("exact, G", 100, 0),
+    "rouge_forget": ("ROUGE-L, F", 100, 0),
+    "truth_forget": ("truth ratio, F", 100, 0),
+    "auc": ("MIA", 100, 0),
+    "category_forget": ("category, F", 100, 0),
+    "ppl_retain": ("perplexity, R", 1, 2),
+    "steps": ("steps", 1, 0),
+}
+
+
+def language(request: str) -> str:
+    """What a small Llama still knows after it was to forget people, or their birthplaces: means over seeds."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for row in read_json("language.json")["rows"]:
+        if row["request"] == request:
+            found.setdefault((row["mode"], row["method"]), []).append(row)
+    rows = []
+    for (mode, method), of in found.items():
+        star = "" if all(row.get("reached", True) for row in of) else "*"
+        rows.append([f"{method}{', LoRA' if mode == 'lora' else ''}{star}", *_language_cells(of)])
+    return markdown([request, *[heading for heading, _, _ in LANGUAGE.values()]], rows)
+
+
+def _language_cells(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = []
+    for column, (_, factor, decimals) in LANGUAGE.items():
+        if column not in rows[0]:
+            found.append("")
+            continue
+        mean = statistics.fmean(row[column] for row in rows)
+        found.append(f"{factor * mean:.{decimals}f}")
+    return found
+
+
 # ---- reliability ---------------------------------------------------------------------------------
 
 
@@ -209,6 +248,7 @@ def conditions() -> str:
         "step_cost_1_task.json", "step_cost_3_tasks.json", "peers.csv", "scaling.csv", "fit.csv", "ops.csv",
         "unlearning_rooms_100.json", "unlearning_digits_100.json",
     ]  # fmt: skip
+    names += ["language.json"]
     names += [f"unlearning_{data}.json" for data in unlearning_tables.results()]
     rows = [[f"[{name}](../benchmarks/results/{name})", *measured(name)] for name in names]
     return markdown(["results", "measured", "processor", "threads", "torch"], rows, left=5)
@@ -229,6 +269,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "unlearning-requests": unlearning_tables.requests,
     "unlearning-missing": unlearning_tables.lacking,
     "unlearning-100": unlearning,
+    "language-people": partial(language, "people"),
+    "language-birthplace": partial(language, "birthplace"),
     "conditions": conditions,
     "reliability": reliability,
 }

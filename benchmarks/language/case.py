@@ -25,7 +25,6 @@ FULL: dict[str, Grid] = {
     "protective": ((0.7, 1.0), (0.9, 1.0)),
     "ascent": ((0.0, 0.03), (0.0, 0.1)),
     "orthogonal": ((0.5, 1.0), (0.7, 1.0)),
-    "subspace": ((0.3, 1.0), (0.5, 1.0)),
 }
 FASTER = 4.0
 GRIDS = {
@@ -55,7 +54,6 @@ class Sizes:
             every=2,
             clip=0.1,
             watch=False,
-            kept=2,
         )
     )
 
@@ -64,7 +62,6 @@ QUICK = Sizes(
     people=12, forgotten=4, unseen=4, places=4, width=32, layers=1, rank=4,
     protocol=Protocol(
         epochs=6, peak=6e-3, retain_batch=6, forget_batch=4, steps=2, every=2, clip=0.1, watch=False,
-        kept=1,
     ),
 )  # fmt: skip
 

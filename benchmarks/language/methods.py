@@ -69,7 +69,6 @@ ENTRIES: tuple[Entry, ...] = (
         begin=_PREFERENCE.begin,
     ),
     GENERAL["OrthoGrad"],
-    GENERAL["Interference-aware"],
     GENERAL[OURS],
 )
 METHODS = {entry.name: entry for entry in ENTRIES}

@@ -92,7 +92,7 @@ def text(result: Mapping[str, Any]) -> str:
         for key, rows in groups(result, request).items():
             name = name_of(*key) + ("" if reached(rows) else "*")
             lines.append(f"{name:{width}}" + "".join(f"{cell:>9}" for cell in cells(rows)))
-    made = f"{result['minutes']:.0f} minutes, {result['workers']} processes of one thread."
+    made = f"{result['processor_minutes']:.1f} minutes of one processor, all seeds together."
     return "\n".join([*lines, "-" * len(head), *NOTES, made])
 
 
