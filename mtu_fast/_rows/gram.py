@@ -69,17 +69,9 @@ def add_gram(
     last = sum(map(len, parts))
     for j in group:
         spans, uses = uses_of(parts, j)
-        if not uses:
-            continue
-        held = known if spans[-1][1] == last else 0
-        if held and prod(uses[-1].shape) <= together.SMALL:
-            uses = [use.grounded() for use in uses]
-        if together.small(uses):
-            waiting.small.setdefault(spans, []).append(uses)
-        elif not held and (outers := together.rank_one(uses)):
-            waiting.rank_one.setdefault(spans, []).append(outers)
-        else:
-            found.add(spans, products.gram(uses, precision, held, found.into(spans)))
+        if uses:
+            held = known if spans[-1][1] == last else 0
+            _add_uses(found, waiting, spans, uses, precision, held)
     for spans, several in waiting.rank_one.items():
         beside = waiting.small.get(spans, [])
         part, waiting.small[spans] = together.rank_one_gram(several, beside)
@@ -88,6 +80,20 @@ def add_gram(
         held = known if spans[-1][1] == last else 0
         for rows in together.side_by_side(many):
             found.add(spans, summed_gram(row_gram.unchecked(rows, held), found.into(spans)))
+
+
+def _add_uses(
+    found: _Sum, waiting: _Waiting, spans: Spans, uses: list[Use], precision: str, held: int
+) -> None:
+    """Add the products of one parameter, or let them wait for others that go in one call with them."""
+    if held and prod(uses[-1].shape) <= together.SMALL:
+        uses = [use.grounded() for use in uses]
+    if together.small(uses):
+        waiting.small.setdefault(spans, []).append(uses)
+    elif not held and (outers := together.rank_one(uses)):
+        waiting.rank_one.setdefault(spans, []).append(outers)
+    else:
+        found.add(spans, products.gram(uses, precision, held, found.into(spans)))
 
 
 def _add_known(gram: Tensor, parts: Sequence[TaskRows], group: Sequence[int]) -> int:

@@ -72,23 +72,22 @@ def pool_for(method: Method | Tensor, roles: Roles) -> Pool | None:
         return None
     if roles.task.device.type != "cpu":
         return None
-    pooled = (roles.kind == FORGET) | (roles.kind == RESTING)
-    members = torch.bincount(roles.task[pooled], minlength=len(roles.tasks)).tolist()
-    of_task: dict[int, int] = {}
-    into: list[int] = []
-    first: list[int] = []
-    counts: list[int] = []
-    for r, (kind, task) in enumerate(zip(roles.kind.tolist(), roles.task.tolist(), strict=True)):
-        row = of_task.get(task, len(first)) if kind == FORGET else len(first)
-        into.append(-1 if kind == RESTING else row)
-        if into[-1] == len(first):
-            first.append(r)
-            counts.append(members[task] if kind == FORGET else 1)
-        if kind == FORGET:
-            of_task[task] = row
-    if len(first) > SAVED * len(roles):
-        return None
-    return _pool(torch.tensor(into), torch.tensor(first), roles.loss.new_tensor(counts), roles)
+    into, first = _places(roles)
+    return None if len(first) > SAVED * len(roles) else _pool(into, first, roles)
+
+
+def _places(roles: Roles) -> tuple[Tensor, Tensor]:
+    """Of each row, which of V it is, or -1; and of each of the V rows, the first of those it is made of."""
+    R, forget = len(roles), roles.kind == FORGET
+    opening = torch.full((len(roles.tasks),), R)  # of each task, the first row to forget
+    at = forget.nonzero().flatten()
+    opening.scatter_reduce_(0, roles.task[at], at, "amin")
+    opens = ~forget & (roles.kind != RESTING)
+    opens[opening[opening < R]] = True
+    number = opens.cumsum(0) - 1
+    of_task = number[opening.clamp(max=R - 1)][roles.task]
+    into = torch.where(forget, of_task, torch.where(opens, number, -1))
+    return into, opens.nonzero().flatten()
 
 
 def _averages(kind: type[Method]) -> bool:
@@ -102,13 +101,15 @@ def _averages(kind: type[Method]) -> bool:
     return False
 
 
-def _pool(into: Tensor, first: Tensor, counts: Tensor, roles: Roles) -> Pool:
-    kept = into >= 0
+def _pool(into: Tensor, first: Tensor, roles: Roles) -> Pool:
+    task, kind, kept = roles.task[first], roles.kind[first], into >= 0
     own = torch.bincount(into[kept], minlength=len(first))
-    loss = torch.zeros_like(counts).index_add_(0, into[kept], roles.loss[kept]) / own
-    sample = roles.sample[first].masked_fill(roles.kind[first] == FORGET, -1)  # a mean
-    seen = replace(roles, task=roles.task[first], sample=sample, kind=roles.kind[first], loss=loss)
-    return Pool(into, counts, seen)
+    loss = roles.loss.new_zeros(len(first)).index_add_(0, into[kept], roles.loss[kept]) / own
+    # those at rest count in the mean, with gradients of 0
+    resting = torch.bincount(roles.task[roles.kind == RESTING], minlength=len(roles.tasks))
+    counts = (own + torch.where(kind == FORGET, resting[task], 0)).double()
+    sample = roles.sample[first].masked_fill(kind == FORGET, -1)
+    return Pool(into, counts, replace(roles, task=task, sample=sample, kind=kind, loss=loss))
 
 
 class Products(Protocol):

@@ -92,7 +92,9 @@ def with_memory(**how: Any) -> Step:
         kinds = torch.where(halves(at), FORGET, RETAIN)
         kinds[:6] = torch.where(kinds[:6] == FORGET, RESTING, RETAIN)
         named = losses()
-        return engine.backward(named, method, forget=dict.fromkeys(named, kinds), memory=memory)
+        return engine.backward(
+            named, method, forget=dict.fromkeys(named, kinds.to(torch.int8)), memory=memory
+        )
 
     return step
 
