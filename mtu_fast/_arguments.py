@@ -126,6 +126,17 @@ def check_one_of(name: str, value: Any, known: Sequence[str], why: str = "") -> 
         raise ValueError(f"{name}: found {shown(value)}, expected one of {words}{why}.")
 
 
+def check_text(**values: object) -> None:
+    """All are strings.
+
+    Raises:
+        TypeError: one is not.
+    """
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{name}: found {shown(value)}, expected a string.")
+
+
 def names(name: str, value: Any) -> tuple[Any, ...]:
     """Several names.
 

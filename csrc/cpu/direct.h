@@ -25,7 +25,7 @@ class Direct {
   // Tensors that occur more than once are given once: pairs say which ones each block of rows is made of. `into` is the
   // row of G that each row is added to, -1 for none; empty where every row is one of G.
   Direct(const std::vector<Block>& x, const std::vector<Block>& b, const std::vector<Pair>& pairs, const Walk& walk,
-         const std::vector<int64_t>& into);
+         const std::vector<int64_t>& into = {});
 
   int64_t wide_rows() const { return slots_ == 0 ? 0 : wide_.rows.size(); }
   int64_t width() const;  // elements of a wide row, about

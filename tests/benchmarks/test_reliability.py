@@ -26,7 +26,7 @@ def test_what_grows_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     objects = reliability.held_objects
 
     def leaking() -> int:
-        kept.extend([] for _ in range(100))
+        kept.extend([] for _ in range(10_000))
         return objects()
 
     monkeypatch.setattr(reliability, "MODELS", ("mlp",))

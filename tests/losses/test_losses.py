@@ -290,7 +290,7 @@ def test_errors_name_the_fix() -> None:
         ours.causal_lm(logits, labels[:, 1:])
     with pytest.raises(ValueError, match="expected 0 to 10"):
         ours.seq2seq(logits, labels.clamp(min=0) + V)
-    with pytest.raises(ValueError, match="'mean' or 'sum'"):
+    with pytest.raises(ValueError, match="expected one of 'mean', 'sum'"):
         ours.token_classification(logits, labels, reduction="none")
     with pytest.raises(ValueError, match="as the logits"):
         ours.kl_to_frozen(logits, frozen[:, 1:])

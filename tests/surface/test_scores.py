@@ -126,6 +126,11 @@ CALLS: dict[str, Call] = {
         {"logits": (TOKENS, "tensor"), "frozen": (TOKENS.detach(), "tensor"), **ATTENTION}
         | {"reduction": ("mean", "word")},
     ),
+    "truth_ratio": (
+        metrics.truth_ratio,
+        {"true": (VALUES, "tensor"), "wrong": (VALUES[:, None], "tensor")},
+    ),
+    "rouge_l": (metrics.rouge_l, {"said": ("a b", "text"), "reference": ("b c", "text")}),
     "npo": (
         losses.npo,
         {"losses": (VALUES, "tensor"), "frozen": (VALUES, "tensor"), "beta": (0.1, "positive")},

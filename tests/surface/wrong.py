@@ -49,6 +49,7 @@ WRONG: dict[str, list[Any]] = {
     "index": [*NO_NUMBER, NAN, INF, 1.5, 2**70, HUGE],
     "flag": [object(), "x", None, 0, 1, NAN, [], torch.tensor(True), torch.ones(2), np.ones(2)],
     "word": [object(), "unknown", None, 5, NAN, [], ["mean"], torch.ones(2), np.ones(2)],
+    "text": [object(), b"x", None, 5, NAN, [], ["x"], torch.ones(2), np.ones(2)],
     "of rows": [object(), "x", True, 7, -1, 0.0, NAN, [], torch.ones(2), np.ones(2)],
     "generator": [object(), "x", 5, True, NAN, [], torch.ones(2), torch.Generator],
     "function": [object(), "x", 5, NAN, [], {}, torch.ones(2)],

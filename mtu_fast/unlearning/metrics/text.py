@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtu_fast._arguments import check_tensors
+from mtu_fast._arguments import check_tensors, check_text
 
 
 def truth_ratio(true: Tensor, wrong: Tensor) -> Tensor:
@@ -51,8 +51,12 @@ def rouge_l(said: str, reference: str) -> float:
     Returns:
         0..1; 0 where either is empty.
 
+    Raises:
+        TypeError: no strings.
+
     Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004.
     """
+    check_text(said=said, reference=reference)
     ours, theirs = said.split(), reference.split()
     common = _common(ours, theirs)
     if common == 0:

@@ -32,7 +32,7 @@ def test_conv_gram(
         # the only route there
         assert op.conv_route(*conv_blocks(g, [(2, 1, size)], dtype), g) == "direct"
         return
-    monkeypatch.setattr(op, "conv_route", lambda x, b, geometry: route)
+    monkeypatch.setattr(op, "conv_route", lambda x, b, geometry, into: route)
     if small_tiles:
         monkeypatch.setattr(_tiles, "TILE", 60)
         monkeypatch.setattr(_tiles, "BUFFER", 60)
@@ -52,7 +52,7 @@ def test_conv_gram_of_shared_inputs_and_unequal_images(
     route: str, small_tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three tasks on one forward, two on another with images of another size, and channels-last memory."""
-    monkeypatch.setattr(op, "conv_route", lambda x, b, geometry: route)
+    monkeypatch.setattr(op, "conv_route", lambda x, b, geometry, into: route)
     if small_tiles:
         monkeypatch.setattr(_tiles, "TILE", 60)
     g = geometry((4, 3, 3, 2), padding=1, stride=(2, 1))

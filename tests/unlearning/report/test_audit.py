@@ -160,7 +160,7 @@ def test_models_are_left_as_they_were_after_an_error_too() -> None:
 
 def test_the_kind_of_removal_is_checked_before_any_work() -> None:
     with pytest.raises(
-        ValueError, match=r"removal: found 'clazz', expected one of \('instance', 'class'\)"
+        ValueError, match=r"removal: found 'clazz', expected one of 'instance', 'class'"
     ):
         audit(removal="clazz", losses=lambda model, batch: pytest.fail("a batch was read"))
 
@@ -338,8 +338,8 @@ def by_model(model: Net, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Ten
     [
         ({"forget": iter(loader("forget"))}, TypeError, "forget: found an iterator"),
         ({"retain": []}, ValueError, "retain: found no sample"),
-        ({"targets": []}, ValueError, "at least one of the tasks"),
-        ({"targets": "class"}, TypeError, "the string 'class', expected several names"),
+        ({"targets": []}, ValueError, "targets: found no name, expected at least one"),
+        ({"targets": "class"}, TypeError, "targets: found 'class', expected several names"),
         ({"targets": ["class", "color"]}, ValueError, r"unknown tasks \['color'\]"),
         (
             {"losses": lambda m, b: {"class": torch.zeros(())}},
