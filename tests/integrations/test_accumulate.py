@@ -282,6 +282,6 @@ def test_a_copy_of_the_engine_has_written_nothing() -> None:
 
 def test_several_ranks_are_refused() -> None:
     model, x, engine = scene()
-    vars(engine)["_taking"] = SimpleNamespace(size=2, ranks=None)
+    vars(engine)["_taking"] = SimpleNamespace(size=2, ranks=object())
     with pytest.raises(RuntimeError, match="expected one of a single process"):
         engine.accumulate(model(x), mtu.OrthoGrad(), sync=True)
