@@ -96,10 +96,11 @@ def orthonormal(
     """
     rows = cat(*batches)
     J = rows.jacobian()
-    G = torch.stack([row_gram([part.flatten(1)]) for part in J.values()]).sum(0)
+    flat = [part[..., None].flatten(1) for part in J.values()]  # a number has rows [K, 1]
+    G = torch.stack([row_gram([part]) for part in flat]).sum(0)
     W, dimension = basis_weights(G, dependence_tolerance(rows.roles.dtype), energy, rank)
-    # columns that are not zero
-    order = W.square().sum(0).argsort(descending=True)[: int(dimension)]
+    # columns that are not zero; of rows that all are, one vector of zeros, which spans as little
+    order = W.square().sum(0).argsort(descending=True)[: max(int(dimension), 1)]
     vectors = [torch.tensordot(W.T[order].to(part.dtype), part, 1) for part in J.values()]
     # what that rounded: one round, since they are nearly orthonormal
     Q, _ = orthonormalize(vectors, STALE)

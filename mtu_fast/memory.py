@@ -170,7 +170,8 @@ class Memory:
 
         Raises:
             TypeError: something else than rows.
-            ValueError: rows per task or of several ranks, or unknown names in `tasks`.
+            ValueError: rows per task or of several ranks, unknown names in `tasks`, or a budget
+                below the bytes of one row.
             RuntimeError: the rows are used up.
         """
         if not isinstance(rows, Rows):
@@ -184,6 +185,8 @@ class Memory:
         if not len(at):
             return lambda update: held
         new = Block(self._narrowed(rows.taken(at)), chosen(rows.roles, at), {})
+        if held.block is None:
+            held = replace(held, size=self._most(new))
         return lambda update: self._after(held, rows, at, new, update)
 
     def state_dict(self) -> dict[str, Any]:
@@ -239,19 +242,19 @@ class Memory:
             update: what the step did.
         """
         update.check()  # what is kept is explicit, and outlives the step
-        size = self._most(new) if held.size is None else held.size
+        assert held.size is not None
         both, place = new, at
         if held.block is not None:
             both = _behind(held.block, new)
             first = len(update.roles) - len(held.block)
             place = torch.cat([torch.arange(first, len(update.roles), device=at.device), at])
-        stay = _best(self._scores(update, place), both.roles, size, self._per_task)
+        stay = _best(self._scores(update, place), both.roles, held.size, self._per_task)
         grams = {}
         if self._form.dtype is None and not self._form.basis:
             grams = _grams(rows, update, place[stay])
         vectors = {name: v[stay] for name, v in both.vectors.items()}
         block = Block(vectors, chosen(both.roles, stay), grams)
-        return Held(size, 0, block, self._standing(rows, block))
+        return Held(held.size, 0, block, self._standing(rows, block))
 
     def _most(self, new: Block) -> int:
         """How many rows to hold, for a step that has these."""
@@ -314,7 +317,9 @@ def _best(scores: Tensor, roles: Roles, size: int, per_task: bool) -> Tensor:
         mine = (roles.task == t).nonzero().flatten()
         most = min(max(size // len(roles.tasks), 1), len(mine))
         found.append(mine[scores[mine].topk(most).indices])
-    return torch.cat(found).sort().values
+    each = torch.cat(found)
+    best = scores[each].topk(min(size, len(each))).indices  # where tasks are more than rows to hold
+    return each[best].sort().values
 
 
 def _grams(rows: Rows, update: Update, place: Tensor) -> dict[tuple[int, ...], Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import mtu_fast as mtu
 from mtu_fast import reference
@@ -147,8 +147,23 @@ def test_a_budget_is_kept() -> None:
         backward(net, engine, memory, seed)
         assert len(memory) <= RETAINED + 4
     assert len(memory) == memory.size == RETAINED + 4
-    with pytest.raises(ValueError, match="budget is 5 bytes, expected at least"):
-        backward(net, engine, mtu.Memory(budget=5), 0)
+    for size in (None, 4):
+        with pytest.raises(ValueError, match="budget is 5 bytes, expected at least"):
+            backward(net, engine, mtu.Memory(size, budget=5), 0)
+        assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("size", [1, 3, 50])
+@pytest.mark.parametrize("per_task", [True, False])
+def test_a_budget_bounds_the_size_that_is_asked_for(size: int, per_task: bool) -> None:
+    net, engine = build()
+    P = sum(p.numel() for p in net.backbone.parameters())
+    for rows in (1, 4):
+        memory = mtu.Memory(size, budget=8 * P * rows + 7, every=1, per_task=per_task)
+        for seed in range(3):
+            backward(net, engine, memory, seed)
+            assert memory.size == min(size, rows)
+            assert memory.size - per_task <= len(memory) <= memory.size
 
 
 def test_as_many_of_each_task() -> None:
@@ -223,6 +238,46 @@ def test_float32_rows_are_protected_as_without_a_memory(seed: int) -> None:
 
 
 # ---- steps that fail, and steps that go on --------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """A layer and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 4)
+        self.scale = nn.Parameter(torch.tensor(1.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        loss: Tensor = (torch.tanh(self.layer(x)) * self.scale).square().sum(1)
+        return loss
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_basis_of_numbers_and_of_rows_of_zeros(silent: bool) -> None:
+    """A parameter of no dimensions is a part of the basis; rows of zeros span nothing."""
+    torch.manual_seed(0)
+    net = Scaled().double()
+    engine, memory, params = mtu.Engine(net), mtu.Memory(every=1, basis=True), trained(net)
+    mask, kept = torch.arange(N) < 3, torch.zeros(0, 25, dtype=torch.float64)
+    for seed in range(4):
+        loss = net(batch(seed))
+        if silent:
+            loss = torch.where(mask, loss, 0 * loss)
+        J = matrix(truth_of({"loss": loss}, params))
+        clear(params)
+        engine.backward(loss, mtu.OrthoGrad(0.0), forget=mask, memory=memory)
+        assert memory.held.rows is not None
+        basis = matrix(dict(enumerate(memory.held.rows.jacobian().values())))
+        fixed = torch.cat([J[~mask], kept])
+        Q = torch.linalg.svd(fixed, full_matrices=False)
+        Q = Q.Vh[Q.S > 1e-9]
+        f = J[mask].mean(0)
+        assert relative_error(grad_vector(params), f @ Q.T @ Q - f) <= 1e-9
+        kept = basis
+        with torch.no_grad():
+            for p in params:
+                p.mul_(1.001)
 
 
 def test_a_step_that_fails_keeps_nothing() -> None:

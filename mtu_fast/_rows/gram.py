@@ -102,7 +102,7 @@ def _add_known(gram: Tensor, parts: Sequence[TaskRows], group: Sequence[int]) ->
     They are kept of a part that is persistent and explicit, from its first step on.
     """
     last = parts[-1]
-    if len(parts) == 1 or not last.persistent or not last.is_dense():
+    if len(parts) == 1 or not len(last) or not last.persistent or not last.is_dense():
         return 0
     key = tuple(group)
     if key not in last.grams:

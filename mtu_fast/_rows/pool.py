@@ -73,7 +73,8 @@ def pool_for(method: Method | Tensor, roles: Roles) -> Pool | None:
     if roles.task.device.type != "cpu":
         return None
     into, first = _places(roles)
-    return None if len(first) > SAVED * len(roles) else _pool(into, first, roles)
+    left = 0 < len(first) <= SAVED * len(roles)  # of none: all are at rest
+    return _pool(into, first, roles) if left else None
 
 
 def _places(roles: Roles) -> tuple[Tensor, Tensor]:

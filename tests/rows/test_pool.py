@@ -246,6 +246,22 @@ def test_a_row_that_is_not_finite_is_named(many: Callable[[bool], None]) -> None
     assert model.weight.grad is None
 
 
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(), mtu.OrthoGrad(granularity="layer")])
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_where_all_rows_rest_nothing_moves(method: mtu.Method, tasks: int) -> None:
+    case = build("mlp", tasks, True, sizes=Sizes(samples=2 * N))
+    engine = mtu.Engine(case.model, list(case.params.values()))
+    resting = torch.full((2 * N,), RESTING, dtype=torch.int8)
+    for at_rest in (2 * N, N, 2 * N):  # all rows are many: pooled where some are left
+        kinds = torch.where(torch.arange(2 * N) < at_rest, resting, FORGET)
+        case.model.zero_grad()
+        named = case.losses()
+        update = engine.backward(named, method, forget=dict.fromkeys(named, kinds))
+        assert len(update.roles) == tasks * 2 * N
+        moved = [bool(p.grad.any()) for p in case.params.values() if p.grad is not None]
+        assert any(moved) == (at_rest < 2 * N)
+
+
 class ByLoss(mtu.OrthoGrad):
     """Weights of a method that averages, changed by what only rows have."""
 
