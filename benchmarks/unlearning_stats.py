@@ -98,6 +98,22 @@ def stop_gap(found: Mapping[Name, Sequence[Row]], rows: Iterable[Row]) -> float 
     return statistics.fmean(values) if values else None
 
 
+def stop_uis(found: Mapping[Name, Sequence[Row]], rows: Iterable[Row]) -> float | None:
+    """The UIS of a model that is at the level in every target, and as the original everywhere else.
+
+    100/T Σ ½ |test score of the original - level| / test score over the targets, T all tasks, mean
+    over the seeds of `rows`: a level is a score on validation data, UIS goes by test data. None
+    where the level was not recorded.
+    """
+    seeds, values = {row["seed"] for row in rows}, []
+    for row in found.get(("original", False), []):
+        if "level" in row and row["seed"] in seeds:
+            test = row["scores"]["test"]
+            apart = [abs(test[task] - level) / test[task] for task, level in row["level"].items()]
+            values.append(50 * sum(apart) / len(test))
+    return statistics.fmean(values) if values else None
+
+
 def common(*lines: Iterable[Row]) -> list[list[Row]]:
     """The lines' rows on the seeds that all of them have."""
     rows = [list(line) for line in lines]

@@ -23,6 +23,7 @@ from benchmarks.unlearning_stats import (
     ranked,
     spread,
     stop_gap,
+    stop_uis,
 )
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -123,20 +124,31 @@ def reached() -> str:
 
 
 def binding() -> str:
-    """The gap to retraining by what makes it: the stop, and what a method does to the retained and to unseen data."""
-    columns = ("gap_forget", "gap_retain", "gap_test")
+    """UIS and gap by what makes them: the stop, and what a method does to the retained and to unseen data."""
     rows = []
     for data, request, result, found in blocks():
-        for name in ((OURS, True), ("OrthoGrad", False), ("OrthoGrad", True)):
+        names = [(OURS, True), *[name for name in ranked(found) if name[0] != OURS][:2]]
+        for name in dict.fromkeys([*names, ("OrthoGrad", False)]):
             if name in found:
-                cells = [cell(found[name], column, result) for column in columns]
-                apart = distance(found[name], found.get(("retrained", False), ()), "auc")
-                auc = "-" if apart is None else f"{100 * apart:.0f}"
-                least = stop_gap(found, found[name])
-                stop = "-" if least is None else f"{100 * least:.1f}"
-                rows.append([f"{data}, {request}", label(name), stop, *cells, auc])
-    head = ["", "", "gap of the stop", *(COLUMNS[column][0] for column in columns), "AUC, distance"]
-    return markdown(head, rows, left=2)
+                cells = _bound(found, name, result)
+                rows.append([f"{data}, {request}", label(name), *cells])
+    head = ["", "", "UIS of the stop", "UIS", "gap of the stop", "gap F", "gap R", "gap T"]
+    return markdown([*head, "AUC, distance"], rows, left=2)
+
+
+def _bound(found: Found, name: Name, result: Result) -> list[str]:
+    """One line of `binding`."""
+    mine = found[name]
+    uis, least = stop_uis(found, mine), stop_gap(found, mine)
+    apart = distance(mine, found.get(("retrained", False), ()), "auc")
+    gaps_of = [cell(mine, column, result) for column in ("gap_forget", "gap_retain", "gap_test")]
+    return [
+        "-" if uis is None else f"{uis:.1f}",
+        cell(mine, "uis", result),
+        "-" if least is None else f"{100 * least:.1f}",
+        *gaps_of,
+        "-" if apart is None else f"{100 * apart:.0f}",
+    ]
 
 
 def requests() -> str:

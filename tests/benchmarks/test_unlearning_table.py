@@ -24,7 +24,8 @@ from benchmarks.scenes import make_scenes
 from benchmarks.training import divide
 from benchmarks.unlearning_records import Attempt, best, open_store
 from benchmarks.unlearning_report import comparisons
-from benchmarks.unlearning_stats import Paired, gaps, goals, paired, ranked, stop_gap
+from benchmarks.unlearning_stats import Paired, gaps, goals, paired, ranked, stop_gap, stop_uis
+from mtu_fast.unlearning import metrics
 
 SIZES = {"train": 60, "validation": 30, "test": 90}
 
@@ -327,6 +328,17 @@ def test_the_gap_of_the_stop_is_that_of_a_model_at_the_level() -> None:
     for row in found["original", False]:
         del row["level"]
     assert stop_gap(found, found["original", False]) is None
+
+
+def test_the_uis_of_the_stop_is_that_of_a_model_at_the_level() -> None:
+    scores = {"forget": {"a": 1.0, "b": 1.0}, "test": {"a": 0.8, "b": 0.5}}
+    o = rows("original", False, [0.0, 0.0], level={"a": 0.6}, scores=scores)
+    o[1] = o[1] | {"level": {"a": 0.8, "b": 0.6}}
+    # 100/2 · ½ · 0.25, and 100/2 · ½ · 0.2
+    assert stop_uis({("original", False): o}, o) == pytest.approx((6.25 + 5) / 2)
+    at_the_level = {"forget": {"a": 0.6, "b": 1.0}, "test": scores["test"]}
+    assert metrics.uis(scores, at_the_level, ["a"]) == pytest.approx(6.25)
+    assert stop_uis({}, o) is None
 
 
 def test_what_is_missing_is_said_once() -> None:
