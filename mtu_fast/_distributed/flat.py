@@ -85,11 +85,18 @@ def around(
     mine = _NOTHING if parcel is None else parcel.bytes_of()
     for step in range(1, size // 2 + 1):
         to, of = (own + step) % size, (own - step) % size
-        # half way round each pair would meet twice: the lower rank of it does the work
-        halfway = 2 * step == size
-        sends, takes = not halfway or to < own, not halfway or own < of
-        pieces = [mine if rank == to and sends else _NOTHING for rank in range(size)]
-        expected = [sizes[rank] if rank == of and takes else 0 for rank in range(size)]
+        pieces, expected = [_NOTHING] * size, [0] * size
+        if _works(to, own, step, size):
+            pieces[to] = mine
+        if _works(own, of, step, size):
+            expected[of] = sizes[of]
+        # every rank takes part in each step, with nothing if need be: it is a collective
         came = ranks.exchanged(WHAT, pieces, expected, device)
         if len(came[of]):
             multiply(of, unpacked(came[of]))
+
+
+def _works(rank: int, other: int, step: int, size: int) -> bool:
+    """Whether a rank multiplies the uses of the other, which is `step` places before it."""
+    # half way round each pair would meet twice: the lower rank of it does the work
+    return 2 * step != size or rank < other

@@ -28,25 +28,40 @@ def groups_of(model: nn.Module) -> tuple[list[Any], list[Any]]:
     groups: list[Any] = []
     roots: list[Any] = []
     for module in _units(model):
-        state = module._get_fsdp_state()
-        if len(getattr(state, "_fsdp_param_groups", ())) > 1:
-            raise ValueError(
-                "model: found FSDP2 with parameters on several meshes (shard_placement_fn), expected "
-                "one mesh for all: leave out the meshes of single parameters."
-            )
-        if not any(state is root for root in roots) and not _is_inside(module, model):
-            roots.append(state)
-        group = state._fsdp_param_group
-        if group is not None and not any(group is other for other in groups):
-            groups.append(group)
+        state = _state_of(module)
+        if not _is_inside(module, model):
+            _add_once(roots, state)
+        if state._fsdp_param_group is not None:
+            _add_once(groups, state._fsdp_param_group)
     for group in groups:
-        was = group.is_unsharded
-        group.lazy_init()
-        group.unshard()
-        group.wait_for_unshard()
-        if not was:
-            group.reshard()
+        _gather_once(group)
     return groups, roots
+
+
+def _state_of(module: Any) -> Any:
+    state = module._get_fsdp_state()
+    if len(getattr(state, "_fsdp_param_groups", ())) > 1:
+        raise ValueError(
+            "model: found FSDP2 with parameters on several meshes (shard_placement_fn), expected "
+            "one mesh for all: leave out the meshes of single parameters."
+        )
+    return state
+
+
+def _add_once(found: list[Any], one: Any) -> None:
+    # fully_shard of a list of modules gives all of them one state and one group
+    if not any(one is other for other in found):
+        found.append(one)
+
+
+def _gather_once(group: Any) -> None:
+    """FSDP2 makes the leaf of a parameter at its first gathering."""
+    was = group.is_unsharded
+    group.lazy_init()
+    group.unshard()
+    group.wait_for_unshard()
+    if not was:
+        group.reshard()
 
 
 def held(groups: list[Any]) -> dict[Tensor, Slice]:

@@ -88,11 +88,8 @@ class _Meeting:
         """The sum over parameters; uses as `joined_gram` found them."""
         made = attempt(lambda: self._parcels(uses, to_ground))
         parcels: dict[int, Parcel] = made.value or {}
-        mine = [parcels[j].nbytes if j in parcels else 0 for j in range(len(uses))]
-        dense = [int(flat.is_dense(of_parameter)) for of_parameter in uses.values()]
-        told = self._ranks.told(WHAT, made.error, [*mine, *dense])
-        sizes = [of_rank[: len(uses)] for of_rank in told]
-        large = self._large(sizes, [of_rank[len(uses) :] for of_rank in told])
+        sizes, dense = self._told(uses, parcels, made.error)
+        large = self._large(sizes, dense)
         for chosen in _rounds(sizes, large):
             of_peers = self._exchange(parcels, chosen, sizes)
             self._try(partial(self._multiply, chosen[self._ranks.rank], uses, of_peers))
@@ -102,6 +99,17 @@ class _Meeting:
             else:
                 self._around(j, uses[j], parcels.get(j), [of_rank[j] for of_rank in sizes])
         return self._summed(self._error)
+
+    def _told(
+        self, uses: dict[int, Parts], parcels: dict[int, Parcel], error: Exception | None
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Bytes of every rank's uses of each parameter, and whether they are explicit rows."""
+        mine = [parcels[j].nbytes if j in parcels else 0 for j in range(len(uses))]
+        dense = [int(flat.is_dense(of_parameter)) for of_parameter in uses.values()]
+        # both in one collective; all ranks decide from these numbers, so that they decide alike
+        told = self._ranks.told(WHAT, error, [*mine, *dense])
+        number = len(uses)
+        return [of_rank[:number] for of_rank in told], [of_rank[number:] for of_rank in told]
 
     def _try(self, function: Callable[[], None]) -> None:
         """After an error nothing is multiplied; it is told at the end."""
@@ -263,16 +271,20 @@ def _rounds(sizes: Sequence[Sequence[int]], large: Collection[int] = ()) -> list
     owned: list[list[int]] = [[] for _ in sizes]
     load = [0] * len(sizes)
     totals = [sum(of_ranks) for of_ranks in zip(*sizes, strict=True)]
-    for j in sorted(range(len(totals)), key=lambda j: (-totals[j], j)):
-        holders = [rank for rank, of_rank in enumerate(sizes) if of_rank[j] and j not in large]
-        if len(holders) > 1:
-            holders = list(range(len(load)))
-        if holders:
-            owner = min(holders, key=lambda rank: (load[rank], rank))
-            owned[owner].append(j)
-            load[owner] += totals[j]
+    shared_out = [j for j, total in enumerate(totals) if total and j not in large]
+    # the number breaks ties, here and below: every rank must find the same order
+    for j in sorted(shared_out, key=lambda j: (-totals[j], j)):
+        owner = min(_candidates(sizes, j), key=lambda rank: (load[rank], rank))
+        owned[owner].append(j)
+        load[owner] += totals[j]
     chunks = [_chunks(of_rank, totals) for of_rank in owned]
     return [list(one) for one in zip_longest(*chunks, fillvalue=[])]
+
+
+def _candidates(sizes: Sequence[Sequence[int]], j: int) -> list[int]:
+    """Ranks that may multiply a parameter: the only one that has uses of it, or any."""
+    holders = [rank for rank, of_rank in enumerate(sizes) if of_rank[j]]
+    return holders if len(holders) == 1 else list(range(len(sizes)))
 
 
 def _chunks(owned: Sequence[int], totals: Sequence[int]) -> list[list[int]]:

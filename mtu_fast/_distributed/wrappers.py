@@ -77,17 +77,23 @@ def unwrapped(model: Any, group: Group) -> Unwrapped:
             f"model: found {name}, which the engine does not support: rows of all ranks would need "
             f"what only other ranks hold. {_INSTEAD}."
         )
-    if isinstance(model, nn.Module) and any(map(fsdp.is_fsdp, model.modules())):
-        return _of_fsdp(model, group)
-    if isinstance(model, nn.Module) and any(map(_is_sharded, model.parameters())):
-        return _of_tensor_parallel(model, group)
+    if isinstance(model, nn.Module):
+        # FSDP2 first: its parameters are DTensors too, and only its units can gather them
+        if any(map(fsdp.is_fsdp, model.modules())):
+            return _of_fsdp(model, group)
+        if any(map(_is_sharded, model.parameters())):
+            return _of_tensor_parallel(model, group)
+    return _of_copies(model, group)
+
+
+def _of_copies(model: Any, group: Group) -> Unwrapped:
+    """A model that is whole on every rank: in DistributedDataParallel, or without a wrapper."""
     model, own = _without_ddp(model)
     chosen = own if group is UNSET else group
-    if chosen is None:
-        if group is UNSET:
-            _warn()
-        return Unwrapped(model)
-    if dist.get_world_size(chosen) == 1:
+    if chosen is None and group is UNSET:
+        _warn()
+    # a rank by itself has all rows: no collective, as without torch.distributed
+    if chosen is None or dist.get_world_size(chosen) == 1:
         return Unwrapped(model)
     return Unwrapped(model, _ranks(model, chosen))
 

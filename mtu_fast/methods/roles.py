@@ -56,20 +56,7 @@ class Roles:
         if not isinstance(self.tasks, tuple):
             raise TypeError(f"Roles: tasks: found {shown(self.tasks)}, expected a tuple of names.")
         check_dtype("Roles: dtype", self.dtype)
-        shapes = {name: tuple(column.shape) for name, column in columns.items()}
-        if self.task.ndim != 1 or len(set(shapes.values())) != 1:
-            raise ValueError(
-                f"Roles: shapes are {shapes}, expected vectors [R] of one length, an entry per row."
-            )
-        for name, column in columns.items():
-            if column.device != self.task.device:
-                raise ValueError(
-                    f"Roles: {name} is on {column.device}, task on {self.task.device}; move them to one device."
-                )
-            if name != "loss" and column.dtype != torch.int64:
-                raise TypeError(
-                    f"Roles: {name} is {column.dtype}, expected torch.int64; convert it by .long()."
-                )
+        _check_together(columns)
 
     def __len__(self) -> int:
         return self.task.shape[0]
@@ -81,6 +68,25 @@ def _check_column(name: str, column: object) -> None:
     check_dense(f"Roles: {name}", column, meta=True)  # of shapes alone
     if column.is_complex():
         raise TypeError(f"Roles: {name}: found {column.dtype}, expected real numbers.")
+
+
+def _check_together(columns: dict[str, Tensor]) -> None:
+    """The columns are vectors of one length on one device, whole numbers but for the loss."""
+    shapes = {name: tuple(column.shape) for name, column in columns.items()}
+    if columns["task"].ndim != 1 or len(set(shapes.values())) != 1:
+        raise ValueError(
+            f"Roles: shapes are {shapes}, expected vectors [R] of one length, an entry per row."
+        )
+    device = columns["task"].device
+    for name, column in columns.items():
+        if column.device != device:
+            raise ValueError(
+                f"Roles: {name} is on {column.device}, task on {device}; move them to one device."
+            )
+        if name != "loss" and column.dtype != torch.int64:
+            raise TypeError(
+                f"Roles: {name} is {column.dtype}, expected torch.int64; convert it by .long()."
+            )
 
 
 def check_roles(roles: object) -> None:

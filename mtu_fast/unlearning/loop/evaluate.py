@@ -170,18 +170,22 @@ def _joined_scores(shares: Sequence[_Share]) -> dict[str, float]:
     """Means of the ranks' scores, by their labelled samples."""
     if len(shares) == 1:
         return shares[0].scores or {}
-    found: dict[str, float] = {}
-    for task in dict.fromkeys(task for share in shares for task in share.scores or ()):
-        weighted = []
-        for share in shares:
-            if share.scores is not None and task in share.scores and share.counts.get(task):
-                weighted.append((share.scores[task], share.counts[task]))
-        total = sum(count for _, count in weighted)
-        if total:
-            found[task] = math.fsum(value * count for value, count in weighted) / total
-        else:
-            found[task] = math.nan
-    return found
+    tasks: dict[str, None] = {}  # in the order of the first rank that knows them
+    for share in shares:
+        tasks.update(dict.fromkeys(share.scores or ()))
+    return {task: _joined_score(shares, task) for task in tasks}
+
+
+def _joined_score(shares: Sequence[_Share], task: str) -> float:
+    """The mean of one task's scores; NaN where no rank has a labelled sample."""
+    values, counts = [], []
+    for share in shares:
+        count = share.counts.get(task)
+        # a score of no sample means nothing, and may be NaN: 0 * NaN would spoil the sum
+        if count and share.scores and task in share.scores:
+            values.append(share.scores[task] * count)
+            counts.append(count)
+    return math.fsum(values) / sum(counts) if counts else math.nan
 
 
 def _losses(shares: Sequence[_Share]) -> dict[str, Tensor]:

@@ -252,20 +252,26 @@ def _check_same(splits: Sequence[str] | None = None, **tables: Scores) -> None:
     """All tables hold these splits (by default those of any), each the same tasks, and every score is finite."""
     for name, table in tables.items():
         _check_table(name, table)
-    found = dict.fromkeys(split for table in tables.values() for split in table)
-    if splits is None and not found:
-        raise ValueError(
-            f"{' and '.join(tables)}: the score tables are empty, expected {{split: {{task: score}}}}"
-        )
     tasks: set[str] = set()
-    for split in found if splits is None else splits:
+    for split in _splits(tables) if splits is None else splits:
         for name, table in tables.items():
             if split not in table:
                 raise ValueError(
                     f"{' and '.join(tables)}: split {split!r} is missing: the table {name} has {list(table)}"
                 )
+            # the first row says which tasks all others have: each is compared with that one
             tasks = tasks or set(table[split])
             _check_row(name, split, table[split], tasks)
+
+
+def _splits(tables: Mapping[str, Scores]) -> list[str]:
+    """The splits of any table, in the order in which they come."""
+    found = list(dict.fromkeys(split for table in tables.values() for split in table))
+    if not found:
+        raise ValueError(
+            f"{' and '.join(tables)}: the score tables are empty, expected {{split: {{task: score}}}}"
+        )
+    return found
 
 
 def _check_table(name: str, table: Scores) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from mtu_fast._arguments import check_whole
 from mtu_fast._checks.masks import targeted
+from mtu_fast._distributed.crew import Crew
 from mtu_fast._distributed.wrappers import crew_of_model
 from mtu_fast.unlearning.arguments import check_model, check_names
 from mtu_fast.unlearning.loaders import sampler_of
@@ -121,11 +122,7 @@ def audit(
     check_removal(removal)
     check_whole("cosine_samples", cosine_samples, 0)
     went = records(history)
-    models = {"original": original, "unlearned": unlearned}
-    if retrained is not None:
-        models["retrained"] = retrained
-    for name, model in models.items():
-        check_model(name, model)
+    models = _models(original, unlearned, retrained)
     loaders = {"forget": forget, "retain": retain, "test": test}
     reading = Reading(losses, score, outputs, labels, present)
     crew = crew_of_model(unlearned)
@@ -134,14 +131,13 @@ def audit(
             "relearn: found it on several ranks, expected None: relearning is that of one process."
         )
     with untouched(models.values(), loaders.values()):
-        splits = {}
-        for name, loader in loaders.items():
-            splits[name] = measure(name, models, loader, reading, crew)
+        splits = _splits(models, loaders, reading, crew)
         chosen = targeted(targets, _tasks(splits))
         cosines = None
         if cosine_samples:
             batches = next(iter(forget)), next(iter(retain))
             mine = _cosines(models, batches, reading, chosen, cosine_samples, params)
+            # a mean of the ranks' cosines is no cosine of a mean: all ranks keep the first's
             cosines = crew.objects("audit: cosines", mine)[0]
         again = None
         known = [task for task in chosen if splits["forget"].labelled[task]]
@@ -178,6 +174,29 @@ def audit(
     }
     data = plain(found)
     return Audit(data | {"verdict": verdict(data)})
+
+
+def _models(
+    original: nn.Module, unlearned: nn.Module, retrained: nn.Module | None
+) -> dict[str, nn.Module]:
+    models = {"original": original, "unlearned": unlearned}
+    if retrained is not None:
+        models["retrained"] = retrained
+    for name, model in models.items():
+        check_model(name, model)
+    return models
+
+
+def _splits(
+    models: Mapping[str, nn.Module],
+    loaders: Mapping[str, Iterable[Any]],
+    reading: Reading,
+    crew: Crew,
+) -> dict[str, Split]:
+    found = {}
+    for name, loader in loaders.items():
+        found[name] = measure(name, models, loader, reading, crew)
+    return found
 
 
 def _tasks(splits: Mapping[str, Split]) -> tuple[str, ...]:

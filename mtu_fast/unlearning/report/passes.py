@@ -124,13 +124,22 @@ def _mean(given: Sequence[Any], weights: Sequence[Mapping[str, int]]) -> Any:
     """The ranks' scores, weighted by their labelled samples."""
     if not all(isinstance(of_rank, Mapping) for of_rank in given):
         return given[0]
-    found = {}
-    for task in dict.fromkeys(task for of_rank in given for task in of_rank):
-        shares = [(of_rank[task], count[task]) for of_rank, count in zip(given, weights, strict=True)
-                  if task in of_rank and count.get(task)]  # fmt: skip
-        total = sum(count for _, count in shares)
-        found[task] = math.nan if not total else sum(v * count for v, count in shares) / total
-    return found
+    tasks = dict.fromkeys(task for of_rank in given for task in of_rank)
+    return {task: _mean_of(task, given, weights) for task in tasks}
+
+
+def _mean_of(
+    task: str, given: Sequence[Mapping[str, Any]], weights: Sequence[Mapping[str, int]]
+) -> Any:
+    """The mean of one task's scores; NaN where no rank has a labelled sample."""
+    weighted, present = [], []
+    for of_rank, counts in zip(given, weights, strict=True):
+        count = counts.get(task)
+        # a rank without labelled samples may score NaN, which a weight of 0 would not remove
+        if count and task in of_rank:
+            weighted.append(of_rank[task] * count)
+            present.append(count)
+    return sum(weighted) / sum(present) if present else math.nan
 
 
 def _add_batch(
