@@ -69,6 +69,7 @@ def families(
 def alike(blocks: list[Tensor], strided: int) -> list[Tensor]:
     """At most MANY blocks of one dtype whose last `strided` strides agree: what differs is copied."""
     if len(blocks) > MANY:
+        # one copy costs less than a select among so many at every address
         blocks = [torch.cat(blocks)]
     dtype = reduce(torch.promote_types, (t.dtype for t in blocks))
     blocks = [t.to(dtype) for t in blocks]

@@ -42,6 +42,7 @@ WAVES = 4  # programs a multiprocessor is given of explicit rows
 @triton.jit
 def _row_pointers(blocks, starts, strides, row, COUNT: tl.constexpr):
     """The first element of each row, rows counted through all blocks."""
+    # addresses are chosen among the blocks, which then need not be copied together
     at = blocks[0] + row * strides[0]
     for b in tl.static_range(1, COUNT):
         at = tl.where(row >= starts[b], blocks[b] + (row - starts[b]) * strides[b], at)
@@ -123,9 +124,11 @@ def row_gram(rows: Sequence[Tensor], known: int = 0) -> Tensor:
             return NotImplemented
         blocks = list(operands(blocks, plan))
         tiles = triton.cdiv(total, plan.tile)
+        # so many splits of the width that every multiprocessor has work
         programs = max(1, WAVES * multiprocessors(blocks[0]) // (tiles * (tiles + 1) // 2))
         chunk = triton.cdiv(triton.cdiv(width, programs), plan.depth) * plan.depth
         splits = triton.cdiv(width, chunk)
+        # tiles of known rows are not launched, and would be added as memory was left
         empty = blocks[0].new_zeros if known else blocks[0].new_empty
         parts = empty(splits, total, total, dtype=WIDE)
         fresh = triton.cdiv(total - known, plan.tile)  # tiles of rows that are not all known
@@ -219,6 +222,7 @@ def _ghost(
             y_at = y_left + q * y_left_strides[0] + u * y_left_strides[1]
             entry, other = tl.load(x_at, mask=m_live, other=0), tl.load(y_at, mask=n_live, other=0)
             shared = (entry[:, None] == other[None, :]) & m_live[:, None] & n_live[None, :]
+            # no index in common: all products would be masked
             pairs = tl.where(tl.sum(tl.sum(shared.to(tl.int32), 1), 0) > 0, pairs, 0)
         else:
             shared = tl.zeros([TILE, TILE], SUMS)
@@ -260,6 +264,7 @@ def _ghost(
                 tile = tl.where(shared, tile, 0.0)
             else:
                 tile = tile * shared
+            # PART² products in the dtype of the sums, all further ones in float64
             parts = tl.sum(tl.sum(tl.reshape(tile, [PARTS, PART, PARTS, PART]), 3), 1).to(
                 tl.float64
             )
@@ -287,6 +292,7 @@ def _collect(
     if SAME:
         live = live & (r * X_TASKS + x_task <= q * Y_TASKS + y_task)  # each unordered pair once
     total = tl.zeros([WIDTH], tl.float64)
+    # one after another and without atomics: the same bits every time
     for i in range(r * x_size[2] // TILE, ((r + 1) * x_size[2] - 1) // TILE + 1):
         for step in range((y_size[2] - 1) // TILE + 2):
             j = q * y_size[2] // TILE + step

@@ -61,6 +61,7 @@ def transform(rows: Sequence[Tensor], T: Tensor) -> list[Tensor]:
 
 def _launch(rows: Sequence[Tensor], T: Tensor) -> list[Tensor]:
     out = [t.new_empty(t.shape) for t in rows]
+    # tl.dot takes 16 rows at least
     k_tile = min(max(triton.next_power_of_2(T.shape[-1]), 16), MAX_TILE)
     columns = ELEMENTS // k_tile
     for t, result in zip(rows, out, strict=True):

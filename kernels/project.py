@@ -93,6 +93,7 @@ def _sum_run(
         at_g, at_q = (columns, columns) if aligned else (columns * g_column, columns * q_column)
         vectors = ()
         for m in tl.static_range(m_tile):
+            # rows beyond the last read the last one, and are not stored
             row = tl.minimum(m_first + m, M - 1) * g_row
             vectors += (widen(tl.load(g + row + at_g, mask=columns < size, other=0.0)),)
         summed = ()
@@ -187,6 +188,7 @@ def _result(
     k_tile: tl.constexpr, m_tile: tl.constexpr, piece: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """`Qᵀ c` or `g - Qᵀ c` from coefficients c [K, M]."""
+    # from the end: what the first pass has read last is in the cache
     program, m_tiles = tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64), tl.cdiv(M, m_tile)
     run, m_first = runs_before + program // m_tiles, program % m_tiles * m_tile
     entry = table + tl.load(owners + run) * FIELDS
@@ -311,6 +313,7 @@ def _row(g: Tensor, Q: Tensor, out: Tensor, first_run: int, piece: int) -> list[
     """One parameter's row of the table."""
     size = g.shape[1]
     (g_row, g_column), (q_row, q_column) = (
+        # the stride of an axis of length one is arbitrary, and could look unaligned
         [stride if length > 1 else 0 for length, stride in zip(t.shape, t.stride(), strict=True)]
         for t in (g, Q)
     )

@@ -45,6 +45,7 @@ class Flags:
         if self._ledger is not None:
             self._bad.append(bad)
             self._failures.append(failure)
+            # what was sent before did not know of this one
             self._told = self._any = None
             self._ledger.open(self)
         elif bool(bad):
@@ -134,6 +135,7 @@ class Ledger:
         if self._open and self._open[0].is_captured:
             return  # what is captured must not ask either
         errors: list[Exception] = []
+        # a copy: `close` takes out of the list
         for flags in list(self._open):
             flags.send()
             if flags.is_there:

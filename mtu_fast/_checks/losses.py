@@ -60,6 +60,7 @@ def labelled(given: Any, called: str = "losses") -> tuple[dict[str, Tensor], dic
         TypeError: neither losses nor such a pair.
         ValueError: losses that are not one value per sample, or masks that do not fit.
     """
+    # losses themselves are a tensor or a mapping, never a tuple
     is_pair = isinstance(given, tuple) and len(given) == 2
     losses, present = given if is_pair else (given, None)
     named = _named(losses)

@@ -99,6 +99,7 @@ def _mask(name: str, mask: object, loss: Tensor, dtypes: tuple[torch.dtype, ...]
         raise ValueError(
             f"{name}: found shape {tuple(mask.shape)}, expected [{len(loss)}], one entry per sample."
         )
+    # the step does not wait for the copy, which its device runs before what reads it
     return mask.to(loss.device, non_blocking=True)
 
 
@@ -108,6 +109,7 @@ def on_host(mask: Mask, task: str, loss: Tensor, default: bool) -> bool | Tensor
     if of_task is None:
         return default
     if isinstance(of_task, Tensor):
+        # only a mask that came from the host can be read without a wait
         here = of_task.device.type == "cpu" and loss.device.type != "cpu"
         return of_task if here and of_task.dtype == torch.bool else None
     return of_task

@@ -14,6 +14,7 @@ from mtu_fast._arguments import check_tensors
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether nothing in these is infinite or undefined; one wait for their device, whatever their number."""
+    # entries at one place add up, and the sum is what must be finite
     dense = [t.coalesce().values() if t.is_sparse else t for t in tensors]
     real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in dense]
     # A sum is finite if all its terms are, but for terms near the end of the range; it costs one
@@ -26,6 +27,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 def some_not_finite(tensors: Iterable[Tensor]) -> Tensor | None:
     """The same on their device, `[]` bool: nothing is waited for. None where there are no tensors."""
+    # not coalesced, which would wait; an entry that is not finite stays so in any sum
     dense = [t._values() if t.is_sparse else t for t in tensors]
     real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in dense]
     if not real:

@@ -76,6 +76,7 @@ class RankedCrew(Crew):
         Raises:
             Exception: of the kind that it raised there.
         """
+        # an error of the first rank reaches all before they wait for its value
         found = self._ranks.agreed(what, lambda: function() if self.rank == 0 else None)
         first: T = self._ranks.objects(what, found)[0]
         return first
@@ -86,6 +87,7 @@ class RankedCrew(Crew):
             return type(state)({key: self.whole(part) for key, part in state.items()})  # type: ignore[call-arg]
         if isinstance(state, list | tuple):
             return type(state)(map(self.whole, state))
+        # a collective: every rank meets the slices in the order of the state
         return state.full_tensor().cpu() if hasattr(state, "full_tensor") else state
 
     def cut(self, model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -95,12 +97,14 @@ class RankedCrew(Crew):
             return state
         named = dict(model.named_parameters())
         found = {}
+        # buffers are no parameters: each rank has them whole
         for name, t in state["model"].items():
             found[name] = slices.as_held(named[name], t) if name in named else t
         held = [p for group in optimizer.param_groups for p in group["params"]]
         of_parameters = {}
         for i, parts in state["optimizer"]["state"].items():
             p = held[i]
+            # moments are cut as their parameter is; a count of steps is one number
             of_parameters[i] = {
                 key: slices.as_held(p, t) if isinstance(t, Tensor) and t.shape == p.shape else t
                 for key, t in parts.items()

@@ -45,6 +45,7 @@ def by_columns(ranks: Ranks, uses: Parts, multiply: Multiply, device: torch.devi
         cut: Parts = {k: _columns(use.matrix(), rank, ranks.size) for k, use in uses.items()}
         if rank == ranks.rank:
             mine = cut
+            # its own columns need not travel
             pieces.append(_NOTHING)
         else:
             pieces.append(packed(cut, ranks.wire).bytes_of() if cut else _NOTHING)
@@ -60,6 +61,7 @@ _NOTHING = torch.empty(0, dtype=torch.uint8)
 
 
 def _columns(rows: Tensor, rank: int, size: int) -> Dense:
+    # rounded up: the last ranks may have fewer columns, or none
     width = -(-rows.shape[1] // size)
     own = rows[:, rank * width : (rank + 1) * width].contiguous()
     return Dense((own.shape[1],), own)

@@ -74,6 +74,7 @@ def held(groups: list[Any]) -> dict[Tensor, Slice]:
     for group in groups:
         for each in group.fsdp_params:
             owner = each.sharded_param
+            # in HSDP copies are along the first dimension of the mesh, slices along the last
             *others, last = owner.placements
             if len(others) > 1 or any(not p.is_replicate() for p in others) or not _is_plain(last):
                 raise ValueError(

@@ -124,6 +124,7 @@ class _Meeting:
         for j, of_ranks in enumerate(zip(*sizes, strict=True)):
             is_dense = all(of_rank[j] for of_rank in dense)
             holders = sum(size > 0 for size in of_ranks)
+            # what one rank alone has never travels, however large
             if holders > 1 and sum(of_ranks) > (ROUND if is_dense else HELD):
                 found[j] = is_dense
         return found
@@ -159,6 +160,7 @@ class _Meeting:
         if not laid:
             return
         rows, owner = torch.cat(at), torch.cat(of)
+        # of the rows that meet here alone, in a matrix of their own
         found = gram.new_zeros(len(rows), len(rows))
         add_gram(found, laid, [j], self._shared.precision)
         if len(of_ranks) > 1:  # the products of each with itself are known
@@ -184,6 +186,7 @@ class _Meeting:
         ranks = self._ranks
         mine = chosen[ranks.rank]
         pieces, expected = [], []
+        # pieces lie in the order of `chosen`, which is the same on both ends
         for rank, owned in enumerate(chosen):
             is_peer = rank != ranks.rank
             pieces.append(_bytes_of(parcels, owned if is_peer else ()))
@@ -212,6 +215,7 @@ class _Meeting:
         size, own = self._ranks.size, self._ranks.rank
         for g, group in by_group.items():
             laid = []
+            # stubs lie part after part, and within a part rank after rank
             for i, stub in enumerate(self._stubs):
                 k, rank = divmod(i, size)
                 there: dict[int, Use] = {}
@@ -224,6 +228,7 @@ class _Meeting:
 
     def _summed(self, error: Exception | None) -> Tensor:
         """The sum over ranks, if none has failed."""
+        # whether a rank has failed travels with the matrix: no collective more
         failed = self._gram.new_tensor([float(error is not None)])
         whole = self._ranks.sum(f"{WHAT}: sum", torch.cat([failed, self._gram.flatten()]))
         if bool(whole[0]):
@@ -247,6 +252,7 @@ def _spaces(uses: dict[int, Parts], number: int) -> list[int]:
     for j, of_parameter in uses.items():
         those = list(of_parameter.values())
         if those:
+            # a checksum stands for chain and shape, which other ranks only compare
             space = repr((those[0].chain.key, those[0].shape)).encode()
             found[j] = 2 + zlib.crc32(space) if aligned(those) else _APART
     return found
@@ -256,6 +262,7 @@ def _to_ground(spaces: Sequence[Sequence[int]]) -> set[int]:
     """Parameters whose uses do not meet on this side of their chains on all ranks."""
     found = set()
     for j, of_ranks in enumerate(zip(*spaces, strict=True)):
+        # rows multiply only where both stand on the same side of a chain
         distinct = set(of_ranks) - {_NONE}
         if len(distinct) > 1 or _APART in distinct:
             found.add(j)

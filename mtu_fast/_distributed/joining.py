@@ -52,12 +52,14 @@ def joined(ranks: Ranks, taken: Outcome, space: Space, what: str = WHAT) -> list
     """
     parts: list[TaskRows] = taken.value or []
     tasks = {part.roles.tasks[0]: (len(part), _name(part.roles.dtype)) for part in parts}
+    # one collective for errors, engines and tasks: what follows is then alike everywhere
     told = ranks.objects(what, _Told(described(taken.error), fingerprint(space), tasks))
     check_errors([each.error for each in told], taken.error)
     check_spaces([each.space for each in told])
     own = {part.roles.tasks[0]: part for part in parts}
     found, counts = [], []
     for task, (of_ranks, dtype) in _all_tasks(told, ranks.wire).items():
+        # parts are the same on all ranks: a task that is missing here has no rows
         found.append(own[task] if task in own else _none_of(task, dtype, space.shared))
         counts.append((of_ranks, dtype))
     everywhere = _everywhere(ranks, [part.roles for part in found], counts, what)
@@ -70,6 +72,7 @@ def own_rows(parts: Sequence[TaskRows], ranks: Ranks) -> Tensor:
     for part in parts:
         assert part.everywhere is not None
         counts = part.everywhere.counts
+        # within a task the rows lie rank after rank
         first = start + sum(counts[: ranks.rank])
         found.append(torch.arange(first, first + len(part), device=part.roles.task.device))
         start += sum(counts)
@@ -121,6 +124,7 @@ def _coarser(*dtypes: torch.dtype) -> torch.dtype:
 
 def _counted(of_ranks: Sequence[tuple[int, str]]) -> Counted:
     counts = tuple(count for count, _ in of_ranks)
+    # a rank without rows has a say only where no rank has any
     names = {name for count, name in of_ranks if count} or {name for _, name in of_ranks if name}
     dtypes: list[torch.dtype] = [getattr(torch, name) for name in sorted(names)]
     return counts, _coarser(*dtypes)
@@ -140,6 +144,7 @@ def _everywhere(
     """The rows of each task on all ranks, rank after rank."""
     columns = []
     for roles in own:
+        # float64 holds whole numbers up to 2^53: one collective for three columns
         columns.append(torch.stack([roles.sample.double(), roles.kind.double(), roles.loss], 1))
     of_tasks = [counts for counts, _ in counted]
     totals = [*map(sum, zip(*of_tasks, strict=True))]
@@ -162,6 +167,7 @@ def _from_columns(
         task=torch.zeros_like(rank),
         sample=sample.long(),
         kind=kind.long(),
+        # a view would keep the other columns in memory
         loss=loss.clone(),
         tasks=tasks,
         dtype=dtype,

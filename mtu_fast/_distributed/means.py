@@ -50,6 +50,7 @@ def totals(ranks: Ranks, counted: Outcome, space: Space) -> dict[Role, int]:
     for _, _, of_rank in told:
         for role, count in of_rank.items():
             sums[role] = sums.get(role, 0) + count
+    # tasks as the first rank that has them knows them: an order that all ranks share
     tasks = list(dict.fromkeys(task for task, _ in sums))
     order = sorted(sums, key=lambda role: (tasks.index(role[0]), role[1]))
     return {role: sums[role] for role in order}
@@ -81,6 +82,7 @@ def summed_means(
     wanted = _reached(ranks, own, roles, parameters)
     found = []
     for role in roles:
+        # collectives: `roles` are in one order on all ranks
         sums = _sums(ranks, own.get(role, {}), wanted[role])
         loss = ranks.sum(f"{WHAT}: means", losses.get(role, _no_loss(space)))
         found.append(_mean_row(ranks, role, sums, loss, dtype, space.shared))
@@ -114,6 +116,7 @@ def sliced_means(
     dtype = _lowest(ranks, error, taken.value or [])
     found = []
     for role in roles:
+        # popped: a share can be let go of once its slices are summed
         share = own.pop(role, {})
         given = (list(share), iter(share.items()))
         sums = slices.scattered(f"{WHAT}: means", lambda: given, parameters, ranks)  # noqa: B023
@@ -140,6 +143,7 @@ def _sliced_row(
 
 def _lowest(ranks: Ranks, error: Exception | None, shares: Sequence[TaskRows]) -> torch.dtype:
     """The lowest precision that a rank's graph computes in, if no rank has found an error."""
+    # a higher place is a lower precision; a rank without rows lowers nothing
     mine = max((_DTYPES.index(part.roles.dtype) for part in shares), default=0)
     return _DTYPES[max(code for (code,) in ranks.told(WHAT, error, [mine]))]
 
@@ -166,6 +170,7 @@ def _sums(
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for parameter in wanted:
         by_dtype.setdefault(working_dtype(parameter), []).append(parameter)
+    # on rank 0 alone: half the bytes of a sum that every rank gets
     reduce = partial(ranks.sum_at, f"{WHAT}: means", rank=0)
     found: dict[Tensor, Tensor] = {}
     for dtype, those in by_dtype.items():

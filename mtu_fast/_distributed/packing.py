@@ -43,6 +43,7 @@ class Parcel:
         """uint8 `[nbytes]`."""
         device = self.tensors[0].device
         found = torch.zeros(self.nbytes, dtype=torch.uint8, device=device)
+        # of a copy that may be written: torch warns of bytes
         head = torch.frombuffer(bytearray(self.head), dtype=torch.uint8)
         found[: len(head)] = head.to(device)
         start = len(head)
@@ -81,17 +82,21 @@ def packed(parts: Parts, wire: torch.dtype | None = None) -> Parcel:
     for t, travels in zip(pickler.tensors, sent, strict=True):
         specs.append((tuple(t.shape), travels.dtype, t.dtype))
     words = pickle.dumps((body.getvalue(), specs))
+    # the length comes first, since nobody was told it
     head = len(words).to_bytes(8, "little") + words
+    # filled up, so that the tensors behind it are aligned
     return Parcel(head.ljust(_aligned(len(head)), b"\0"), tuple(sent))
 
 
 def unpacked(found: Tensor) -> Parts:
     """The uses in the bytes of a parcel; their tensors are views of them where they came in their own dtype."""
     length = int.from_bytes(_read(found, 0, 8), "little")
+    # bytes of a rank of this run, never of a file
     body, specs = pickle.loads(_read(found, 8, 8 + length))
     start, tensors = _aligned(8 + length), []
     for shape, travels, dtype in specs:
         size = torch.Size(shape).numel() * travels.itemsize
+        # a view in another dtype needs an address that is a multiple of its size
         tensors.append(found[start : start + size].view(travels).view(shape).to(dtype))
         start += _aligned(size)
     parts: Parts = _Unpickler(io.BytesIO(body), tensors).load()
@@ -132,6 +137,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _bytes(t: Tensor) -> Tensor:
+    # a minus sign that torch has put off is no part of the memory
     return t.detach().resolve_neg().contiguous().view(-1).view(torch.uint8)
 
 

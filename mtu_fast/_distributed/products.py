@@ -76,6 +76,7 @@ class JoinedProducts(Whole):
         """`J d`, `[L, R]`."""
         own = self.ranks.agreed("rows.jvp", lambda: self._own.jvp(d, groups))
         found = self._roles.loss.new_zeros(len(groups), len(self._roles))
+        # zero in the rows of other ranks: the sum then puts all together, exactly
         found[:, self._at()] = own
         return self.ranks.sum("rows.jvp: sum", found)
 
@@ -100,6 +101,8 @@ class JoinedProducts(Whole):
         try:
             check_finite([weights, *update])
         except NotFiniteError:
+            # weights and update have the same bits on each rank: all come here, or none. Each one's
+            # part, computed again, says which rank it was
             self.ranks.agreed("rows.backward", lambda: check_finite(self._vjp(weights).values()))
             raise
 

@@ -21,6 +21,7 @@ from mtu_fast.errors import NotFiniteError
 
 T = TypeVar("T")
 
+# the first that fits: NotFiniteError is a RuntimeError as well
 _KINDS: tuple[type[Exception], ...] = (NotFiniteError, TypeError, ValueError, RuntimeError)
 
 
@@ -65,6 +66,7 @@ class Ranks:
         self.outside: Callable[[], Sequence[Tensor]] = list
         self.slices: Leaves | None = None
         self.wire: torch.dtype | None = None
+        # NCCL wants tensors on the GPU; gloo has every collective on the CPU alone
         self._wire = device if dist.get_backend(group) == "nccl" else torch.device("cpu")
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
@@ -79,6 +81,7 @@ class Ranks:
 
     def gathered_rows(self, what: str, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """The rows `[counts[rank], K]` of every rank."""
+        # an all-gather wants tensors of one shape
         padded = rows.new_zeros(max(counts), *rows.shape[1:], device=self._wire)
         padded[: len(rows)] = rows
         found = self._all_gather(what, padded)
@@ -110,6 +113,7 @@ class Ranks:
         """The sum of a dense tensor over ranks, right on one of them."""
         wire = self._copied(t)
         self.sent[what] += (self.size - 1) * wire.nbytes // self.size
+        # torch counts by ranks of the whole world
         at = dist.get_global_rank(self._group, rank)
         self._run(what, lambda: dist.reduce(wire, at, group=self._group))
         return wire.to(t.device)
@@ -126,6 +130,7 @@ class Ranks:
         """A method that draws random numbers draws those of rank 0 on every rank."""
         generators: Any = getattr(method, "generators", list)
         for generator in generators():
+            # the state and no seed: some numbers may have been drawn from it
             generator.set_state(self.first("rows.backward: generator", generator.get_state()))
 
     def exchanged(
@@ -160,6 +165,7 @@ class Ranks:
         Raises:
             Exception: it raised on a rank: of its kind, the rank named.
         """
+        # told without an error, too: all ranks meet in this collective, or none does
         value, error = attempt(function)
         self.told(what, error, [])
         return value
@@ -180,6 +186,7 @@ class Ranks:
         Raises:
             Exception: of the kind of the first rank that failed.
         """
+        # words travel only after an error, in a collective that all ranks then enter
         if any(failed):
             check_errors(self.objects(what, described(error)), error)
 
@@ -212,6 +219,7 @@ def described(error: Exception | None) -> tuple[int, str] | None:
     is_of = (k for k, kind in enumerate(_KINDS) if isinstance(error, kind))
     kind = next(is_of, None)
     if kind is None:
+        # other kinds may not be made from a string: their name goes into the words
         return len(_KINDS) - 1, f"{type(error).__name__}: {error}"
     return kind, str(error)
 

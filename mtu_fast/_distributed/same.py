@@ -91,10 +91,12 @@ class SameTaking:
         told = self.ranks.told(WHAT, found.error, [len(sizes), sum(sizes)])
         ours: Batch = found.value
         differs = any(each != told[0] for each in told)
+        # losses of unlike lengths must not meet in a broadcast
         if not differs:
             mine = torch.cat([loss.detach().double().flatten() for loss in ours.losses.values()])
             first = self.ranks.first(WHAT, mine)
             apart = not torch.allclose(mine, first, rtol=CLOSE, atol=CLOSE, equal_nan=True)
+            # one rank that is apart is enough, and all must know
             differs = any(flag for (flag,) in self.ranks.gathered(WHAT, [int(apart)]))
         if differs:
             raise ValueError(
@@ -105,6 +107,7 @@ class SameTaking:
 
     def _sliced(self, part: TaskRows) -> TaskRows:
         """Rows of which every rank has a slice."""
+        # each rank holds all rows, and a slice of each
         counts = (len(part),) * self.ranks.size
         return replace(part, everywhere=Everywhere(part.roles, counts, sliced=True))
 
@@ -117,8 +120,10 @@ class DTensorSlicer:
         if not hasattr(g, "to_local"):
             plain: Tensor = g
             return plain
+        # autograd may leave sums that are not added up, or cut along another dimension
         if g.placements != parameter.placements:
             g = g.redistribute(parameter.device_mesh, parameter.placements)
         own = g.to_local()
+        # torch moves the numbers in the background: they are waited for before they are read
         found: Tensor = own.wait() if hasattr(own, "wait") else own
         return found

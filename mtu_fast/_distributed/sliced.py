@@ -100,6 +100,7 @@ class _Cut:
         self, d: Mapping[Tensor, Tensor], blocks: Mapping[Tensor, int], G: Tensor
     ) -> Tensor:
         """`|d|²` of every block, over all slices."""
+        # a parameter that is whole on all ranks counts once
         mine = {p: t for p, t in d.items() if self._slices.counts(p)}
         return self._slices.ranks.sum("rows.backward: lengths", squares_of(mine, blocks, G))
 
@@ -142,8 +143,10 @@ class ShardedProducts(_Cut, JoinedProducts):
 
         def own() -> Given:
             check_open(self._parts, self._shared)
+            # for its errors, which must come before the first collective
             spread(w, self._shared, len(self._roles), self._roles.loss)
             reached = {j for part in self._parts if len(part) for j in part.uses}
+            # said beforehand, so that the gradients can be made one at a time
             leaves = [p for j, p in enumerate(self._shared.parameters) if j in reached]
             return leaves, self._own.unrounded(w, self._at(), wide)
 
@@ -159,6 +162,7 @@ class ShardedProducts(_Cut, JoinedProducts):
             for j in group:
                 leaf = self._shared.parameters[j]
                 if leaf in d:
+                    # a collective: directions have the same keys on all ranks
                     whole = self._slices.gathered("rows.jvp", leaf, d[leaf])
                     own = self.ranks.agreed("rows.jvp", lambda: self._own.jvp({leaf: whole}, [[j]]))  # noqa: B023
                     found[g, rows] += own[0]
@@ -238,6 +242,7 @@ class SlicedProducts(_Cut):
         rows = len(self._roles)
         gram = self._roles.loss.new_zeros(len(groups), rows, rows)
         for g, group in enumerate(groups):
+            # a parameter that is whole on all ranks counts once
             mine = [j for j in group if self._slices.counts(self._shared.parameters[j])]
             add_gram(gram[g], self._parts, mine, self._shared.precision)
         return gram

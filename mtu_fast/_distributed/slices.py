@@ -54,7 +54,9 @@ class Slice:
 
     def cut(self, whole: Tensor) -> Tensor:
         """All slices, padded with zeros, `[parts, numel]`."""
+        # with dim first each slice is one piece of memory
         moved = whole.movedim(self.dim or 0, 0)
+        # a reduce-scatter wants pieces of one length
         missing = self.longest * self.parts - len(moved)
         if missing:
             moved = torch.cat([moved, moved.new_zeros(missing, *moved.shape[1:])])
@@ -148,7 +150,9 @@ class Slices(Leaves):
             if owner.grad is None:
                 owner.grad = self._as_owner(leaf, own)
             else:
+                # in place, as autograd does it: others may hold this tensor
                 _local(owner.grad).add_(own)
+        # after all gradients: a hook may step the optimizer
         for leaf in d:
             owner = self.owner(leaf)
             for hook in (owner._post_accumulate_grad_hooks or {}).values():
@@ -162,6 +166,7 @@ class Slices(Leaves):
             own.detach().to(owner.device),
             owner.device_mesh,
             owner.placements,
+            # a check would be one more collective
             run_check=False,
             shape=owner.shape,
             stride=owner.stride(),
@@ -194,11 +199,13 @@ class Slices(Leaves):
         told = among.told(what, given.error, [int(p in present) for p in parameters])
         flags = map(max, zip(*told, strict=True))
         wanted = [p for p, there in zip(parameters, flags, strict=True) if there]
+        # gradients are computed here, bucket by bucket: few are whole at a time
         source = _InOrder(iter(given.value[1]))
         found: Gradients = {}
         for bucket in self._buckets(wanted):
             wholes = {p: source.of(p) if p in present else None for p in bucket}
             found |= self._summed(what, wholes, among)
+        # an error on the way waits until here: each rank has joined in every sum
         among.told(what, source.error, [])
         return found
 
@@ -237,6 +244,7 @@ class Slices(Leaves):
             return {p: among.sum(f"{what}: sum", g) for p, g in filled.items()}
         pieces = [self._held[p].cut(g) for p, g in filled.items()]
         sizes = [piece.shape[1] for piece in pieces]
+        # over slices first: the copies then add up a slice, and not the whole
         own = self.ranks.scattered(f"{what}: sum", torch.cat(pieces, 1))
         if self._copies is not None:
             own = self._copies.sum(f"{what}: sum", own)
@@ -259,8 +267,10 @@ class _InOrder:
         while parameter not in self._ahead and self.error is None:
             outcome: Outcome = attempt(partial(next, self._source, None))
             self.error = outcome.error
+            # no more come: the gradient of a parameter that no row reached is zero
             if outcome.value is None:
                 break
+            # the source has its own order: what comes early waits
             self._ahead.update([outcome.value])
         return self._ahead.pop(parameter, None)
 

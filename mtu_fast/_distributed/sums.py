@@ -40,6 +40,7 @@ def summed(
     """
     value, error = attempt(lambda: _dense(own()))
     mine: Mapping[Tensor, Tensor] = value or {}
+    # 0 for none: the largest code of a parameter is the widest dtype that a rank has
     codes = [1 + _DTYPES.index(mine[p].dtype) if p in mine else 0 for p in parameters]
     told = ranks.told(what, error, codes)
     wanted: dict[int, list[Tensor]] = {}
@@ -67,6 +68,7 @@ def in_buckets(
         split = whole.split([parameter.numel() for parameter in bucket])
         for parameter, g in zip(bucket, split, strict=True):
             g = g.view(parameter.shape)
+            # a view would keep the whole bucket in memory
             found[parameter] = g if len(bucket) == 1 else g.clone()
     return found
 

@@ -105,6 +105,7 @@ class JoinedTaking:
         slices, what = self._slices, "engine.backward"
         if slices is None:
             found = summed(self.ranks, what, own, parameters)
+            # once more: finite parts may have a sum that is not
             check_finite(found.values())
             accumulate(found)
             return
@@ -138,11 +139,13 @@ class JoinedTaking:
             return batches[0].counts()
 
         counts = totals(self.ranks, attempt(count), self._space)
+        # no rank has a labelled sample, and all of them know it
         if not counts:
             nothing = attempt(lambda: no_rows(batches[0], self._space.shared))
             return joined(self.ranks, nothing, self._space)
 
         def take() -> list[TaskRows]:
+            # divided by the counts of all ranks: the shares then add up to the mean
             return self._own.take(batches[0], "task", counts)
 
         taken = attempt(lambda: self._during(take))

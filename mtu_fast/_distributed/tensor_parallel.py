@@ -41,6 +41,7 @@ def held(parameters: Sequence[Any]) -> dict[Tensor, Slice]:
                 f"model: found a parameter of shape {tuple(p.shape)} placed as {placement}, expected Shard or "
                 "Replicate."
             )
+        # a negative dim counts from the end
         dim = placement.dim % p.dim() if kind == "Shard" else None
         found[p] = Slice(p, tuple(p.shape), dim, p.device_mesh.size())
     return found

@@ -48,6 +48,7 @@ class Units:
                 try:
                     return function()
                 finally:
+                    # a rank that is done lends its slices to those that are not
                     while self._round(DONE):
                         pass
                     self._end_backward()
@@ -76,6 +77,7 @@ class Units:
         if keep:
             self._kept.add(u)
         elif not self._groups[u].is_unsharded:
+            # nothing says when such a node is done: the next one lets its unit go
             if self._fetched is not None:
                 self._let_go(self._fetched)
             self._fetched = u
@@ -84,6 +86,7 @@ class Units:
     def _need(self, u: int, *_: object) -> None:
         group, mode = self._groups[u], self._mode()
         if mode == "hollow" and not group.is_unsharded:
+            # memory without numbers: nothing is computed from them
             for each in group.fsdp_params:
                 each.alloc_all_gather_outputs()
         while mode == "whole" and not group.is_unsharded:
@@ -105,6 +108,7 @@ class Units:
     def _round(self, wanted: int) -> bool:
         """Every rank says what it needs, and all of that is gathered; whether anything was needed."""
         asked = {which for (which,) in self._ranks.gathered(WHAT, [wanted])}
+        # collectives: in one order on all ranks
         for u in sorted(asked - {DONE}):
             self._gather(u, keep=u == wanted)
         return asked != {DONE}
@@ -138,6 +142,7 @@ class Units:
     def _in_place_of_hooks(self) -> Iterator[None]:
         """FSDP's hooks and recomputed forwards ask here; no gradient is reduced."""
         for u, group in enumerate(self._groups):
+            # on the instance: to delete them brings those of the class back
             group.pre_backward = partial(self._need, u)
             group.unshard = partial(self._need, u)
             group.post_backward = partial(self._let_go, u)
@@ -151,6 +156,7 @@ class Units:
     def _end_backward(self) -> None:
         """FSDP's own end of a backward, which an error may have kept from being run."""
         for root in self._roots:
+            # None where no forward has run: there is nothing to end
             if root._is_root is not None:
                 root._root_post_backward_final_callback()
 

@@ -115,6 +115,7 @@ def _of_fsdp(model: nn.Module, group: Group) -> Unwrapped:
     ranks = _ranks(model, processes)
     shards, copies = ranks, None
     if mesh.ndim == 2:
+        # HSDP: copies along the first dimension, slices along the second
         copies, shards = (_ranks(model, mesh.get_group(d)) for d in (0, 1))
     ranks.slices = Slices(fsdp.held(groups), shards, copies)
     return Unwrapped(model, ranks, Units(groups, roots, ranks))
@@ -195,6 +196,7 @@ def _without_ddp(model: Any) -> tuple[Any, dist.ProcessGroup | None]:
         return model, None
     for module in wrapped:
         _check_ddp(module)
+    # modules come outermost first; one further in has the ranks of its own group
     outer = wrapped[0]
     return (outer.module if outer is model else model), outer.process_group
 

@@ -74,5 +74,6 @@ class Collate:
         retain = [item for item, _ in items]
         forget = [item for _, item in items]
         batch = dict(self.collate(retain + forget))
+        # the mask goes by the order above
         batch[self.column] = torch.arange(2 * len(items)) >= len(items)
         return batch

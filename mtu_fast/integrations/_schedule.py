@@ -30,9 +30,11 @@ class Schedule:
 
     def before(self, step: int, validation: Callable[[], Mapping[str, float]]) -> None:
         """The hooks that are due before this step, counted from 0; asked again within it, none."""
+        # with accumulation every micro-batch of a step asks
         if step == self._begun:
             return
         self._begun = step
+        # a run that is resumed has what `prepare` found from its checkpoint
         if step == 0:
             self.method.prepare(
                 **self._sizes,
@@ -84,6 +86,7 @@ def validation_losses(trainer: Any) -> dict[str, float]:
         with torch.random.fork_rng(), torch.no_grad():
             for batch in trainer.get_eval_dataloader():
                 given = dict(trainer._prepare_inputs(batch))
+                # the model's forward does not know the column
                 given.pop(trainer.forget_column, None)
                 named, present = labelled(trainer.losses(model, given))
                 for task, loss in named.items():

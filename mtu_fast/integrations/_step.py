@@ -71,6 +71,7 @@ def take(engine: Engine, micro: Micro, *, sync: bool, scaler: Any = None) -> Upd
     except NotFiniteError:
         if not is_scaled:
             raise
+        # a scaler expects overflows: it leaves the step out and goes on with a lower scale
         _tell(engine)
         return None
 

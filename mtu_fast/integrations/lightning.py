@@ -103,7 +103,9 @@ class Unlearning:
             parent: Any = super()
             parent.backward(loss, *args, **kwargs)
             return
+        # taken away first: after an error the next backward is somebody else's
         micro, self._micro = self._micro, None
+        # `unlearn` gave no graph: one means that something was added, which would get lost
         if loss.requires_grad:
             raise ValueError(
                 "lightning: found a loss with a graph of its own, expected what self.unlearn returned and nothing "
@@ -120,4 +122,5 @@ class Unlearning:
 
     def _follows_step(self, trainer: Any) -> bool:
         module: Any = self
+        # in manual optimization a step follows each backward, unless sync says otherwise
         return not module.automatic_optimization or not trainer.fit_loop._should_accumulate()

@@ -83,6 +83,7 @@ class Surgery(Unlearning):
         """
         batch = joined(inputs, self.forget_column)
         trainer: Any = self
+        # kept beside: a losses function gets the batch without it
         self._forgotten = batch[self.forget_column].to(trainer.args.device)
         return super().training_step(model, batch, *args, **kwargs)
 
@@ -90,12 +91,15 @@ class Surgery(Unlearning):
         """NPO's losses of what is to be forgotten, the mean over tokens of what is to be kept."""
         if self._frozen is None:
             trainer: Any = self
+            # before the first update, so that it is the model as given
             self._frozen = copy.deepcopy(trainer.model).eval().requires_grad_(False)
         given = {name: value for name, value in batch.items() if name != "labels"}
         labels = batch["labels"]
         with torch.no_grad():
+            # NPO compares likelihoods of whole answers: sums over tokens, and no means
             held = causal_lm(self._frozen(**given).logits, labels, reduction="sum")
         summed = causal_lm(model(**given).logits, labels, reduction="sum")
+        # token t is predicted at t - 1: nothing predicts the first
         counts = (labels[:, 1:] != -100).sum(1).clamp(min=1)
         preferred = npo(summed, held, beta=self._beta)
         return torch.where(self._forgotten, preferred, summed / counts)

@@ -114,10 +114,12 @@ class Unlearning:
     def engine(self) -> Engine:
         """The engine of the model, made when first asked for."""
         trainer: Any = self
+        # the Trainer may have made another model meanwhile, as for a search
         if self._engine is None or self._engine.model is not trainer.model:
             model = trainer.model
             params = None if self._params is None else self._params(model)
             self._engine = Engine(model, params=params)
+            # kept rows come back through an engine, of which there was none at loading
             if self._state is not None and self.subspace is not None:
                 self.subspace.load_state_dict(self._state, self._engine.subspace_rows)
             self._state = None
@@ -141,6 +143,7 @@ class Unlearning:
         """
         trainer: Any = self
         model.train()
+        # schedule-free optimizers hold other weights while they train
         if callable(getattr(trainer.optimizer, "train", None)):
             trainer.optimizer.train()
         if self._schedule is not None:
@@ -156,6 +159,7 @@ class Unlearning:
         if sync:
             self.update = update
             self._end_of_schedule()
+        # the Trainer adds up what the micro-batches of a step return
         return micro.mean / trainer.current_gradient_accumulation_steps
 
     def prediction_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
@@ -193,6 +197,7 @@ class Unlearning:
         trainer: Any = self
         parent: Any = super()
         parent._set_signature_columns_if_needed()
+        # the Trainer drops columns that the model's forward does not name
         if self.forget_column not in trainer._signature_columns:
             trainer._signature_columns.append(self.forget_column)
 
@@ -211,6 +216,7 @@ class Unlearning:
         self.method.load_state_dict(state["method"])
         for generator, held in zip(self.method.generators(), state["random"], strict=True):
             generator.set_state(held)
+        # without an engine: the next one takes the rows
         self._state, self._engine = state["subspace"], None
 
     def _end_of_schedule(self) -> None:

@@ -126,6 +126,7 @@ def _exchanged(M: Array, q: Array, active: Mask) -> tuple[Array, Mask] | None:
             return (x, active) if holds else None
         patience = PATIENCE if count < fewest else patience - 1
         fewest = min(fewest, count)
+        # all wrong rows change sides at once, which mostly ends in a few rounds
         active = active ^ wrong
     return None
 

@@ -74,6 +74,7 @@ def solved(
     if not is_host(G.device):
         return otherwise(G)
     sign = SIGN[roles.kind.numpy()]
+    # the common case, without the bookkeeping of a batch
     if G.ndim == 2:
         found = _one(G.detach().numpy(), sign, solve)
         return otherwise(G) if found is None else torch.from_numpy(found)
@@ -127,6 +128,7 @@ def live_rows(G: Array, sign: Array) -> LiveRows | None:
 
 def _independent(E: Array) -> bool:
     try:
+        # its diagonal holds what each unit row has beside those before it
         L = np.linalg.cholesky(E)
     except np.linalg.LinAlgError:
         return False

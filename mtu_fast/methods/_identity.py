@@ -87,6 +87,7 @@ def _container(value: Any, where: str) -> Any:
         return {repr(key): plain(v, f"{where}[{key!r}]") for key, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    # a set has no order that two processes share
     return sorted(repr(plain(v, where)) for v in value)
 
 

@@ -45,5 +45,6 @@ def onto(G: Tensor, rhs: Tensor, active: Tensor, roles: Roles, tol: float) -> tu
     left = torch.where(alive, rhs[..., own:] - times(B.mT, c), 0.0)
     every = torch.ones_like(active[own:])
     kept, rank = solve(S, left, every, FADED)
+    # back-substitution: the step's rows do the rest
     mine = times(T.mT, c - times(B, kept))
     return torch.cat([mine, kept], -1), spanning.sum(-1) + rank

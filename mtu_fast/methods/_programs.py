@@ -51,11 +51,14 @@ def complementary(M: Tensor, q: Tensor) -> Tensor:
             break
         missing = s - times(M, x) - q
         factor = torch.linalg.cholesky_ex(M + torch.diag_embed((s / x).clamp(min=FLOOR)))[0]
+        # Mehrotra's predictor: a step to the boundary, not taken, shows how much of the gap can go
         predictor = _newton(factor, point, missing, -x * s)
         ahead_x, ahead_s = point + predictor * _reach(point, predictor, 1.0)
+        # his centring: the share of the gap that would be left, cubed
         centre = gap * ((ahead_x * ahead_s).mean(-1, keepdim=True) / gap) ** 3
         move = _newton(factor, point, missing, centre - x * s - predictor[0] * predictor[1])
         after = point + move * _reach(point, move, SHORT)
+        # a step that failed to be solved for is not taken; the others go on
         moving = open_ & after.isfinite().all(-1, keepdim=True).all(0)
         point = torch.where(moving, after, point)
     return point[0]

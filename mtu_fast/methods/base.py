@@ -213,6 +213,7 @@ class Constraint:
 
     def correction(self, Jd: Tensor) -> Tensor:
         """Weights [..., R] of what is to be subtracted from d, given J d [..., R]."""
+        # x = G_AA⁺ J_A d: what is subtracted has the same J_A as d has
         x, _ = solve(self.gram, Jd, self.active, self.tol)
         if self.lift is None:
             return x

@@ -61,6 +61,7 @@ class CAGrad(Method):
 
         def on_device(G: Tensor) -> Tensor:
             u = equal_shares(roles)
+            # forget rows are negated to solve, and their weights negated back
             rows = unit_rows(G, u.sign())
             return u.sign() * (u.abs() + _ball.push(rows, u.abs(), self.c, tol))
 

@@ -52,5 +52,6 @@ def _on_host(rows: LiveRows) -> Array | None:
 
 def _on_device(G: Tensor, roles: Roles) -> Tensor:
     u = equal_shares(roles)
+    # forget rows are negated to solve, and their weights negated back
     share = u.abs().expand(G.shape[:-1])
     return u.sign() * _programs.project(unit_rows(G, u.sign()), share)

@@ -74,6 +74,7 @@ class GradVac(Method):
         C, met, seen = _vaccinate(G, targets, orders, dependence_tolerance(roles.dtype))
         count = which.t() @ seen @ which
         total = which.t() @ (met * seen) @ which
+        # an exponential mean: a pair moves towards the mean of the cosines it has met
         moved = table + self.beta * (total / count.clamp(min=1.0) - table)
         self._memory.targets = torch.where(count > 0, moved, table)
         return sign * C.sum(-2)

@@ -141,6 +141,7 @@ class InterferenceAware(Method):
             if not runs_behind(found.weights.device):
                 _warn_if_nothing_is_left(found)
             elif not calls.look:
+                # the answer is read in a later call: to ask now would stop the device
                 calls.look = found, Later(_squeezed(found).any())
         elif calls.look and calls.look[1].is_there:
             if calls.look[1].value:
@@ -161,6 +162,7 @@ class InterferenceAware(Method):
         W, dimension, seen, B = self._inside(G, kept, constraint, tol)
         across, own_rank = _across(G, f, constraint, tol)
         if self.order == "joint":
+            # seenᵀ f = U g_f, the coordinates of the mean forget gradient
             inside = times(W, _remove(B, times(seen.mT, f), tol, self.ridge))
         elif self.order == "project-first":
             inside = _across(G, times(W, times(seen.mT, f)), constraint, tol)[0]
@@ -200,6 +202,7 @@ class InterferenceAware(Method):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weights W of the basis U, its dimension, all rows in its coordinates, and B, the constraint rows there."""
         W, dimension = basis_weights(G * (kept[:, None] & kept), tol, self.energy, self.rank)
+        # J Uᵀ = J Jᵀ W: no row is ever needed itself
         seen = G @ W  # [..., R, K]
         return W, dimension, seen, _constraining(seen, G, constraint, tol)
 
@@ -235,6 +238,7 @@ def basis_weights(
     """
     tol = max(tol, STALE)
     if energy == 1.0 and rank is None:
+        # T G Tᵀ is the identity on what is kept: the rows of T are weights of the basis
         T, kept = whiten(G, tol)
         return T.mT, kept.sum(-1)
     values, vectors = torch.linalg.eigh(G)

@@ -72,6 +72,7 @@ def random_labels(target: Tensor, classes: int, generator: torch.Generator | Non
     check_whole("random_labels: classes", classes, 2, 2**63 - 1)
     check_generator("random_labels: generator", generator)
     device = target.device if generator is None else generator.device
+    # at least 1 and less than all classes: never back to the true one
     step = torch.randint(1, classes, target.shape, generator=generator, device=device).to(target)
     real = (target >= 0) & (target < classes)
     return torch.where(real, (target + step) % classes, target)
@@ -108,5 +109,6 @@ def shuffled_targets(target: Tensor, generator: torch.Generator | None = None) -
         )
     device = target.device if generator is None else generator.device
     cycle = torch.randperm(len(target), generator=generator, device=device).to(target.device)
+    # along one cycle of all samples, so that nobody gets their own
     giver = torch.empty_like(cycle).scatter(0, cycle, cycle.roll(1))
     return target[giver]

@@ -53,6 +53,7 @@ def _on_host(rows: LiveRows) -> Array | None:
 def _on_device(G: Tensor, roles: Roles) -> Tensor:
     u = equal_shares(roles)
     rows = unit_rows(G, u.sign())
+    # R problems over the same rows, as one batch
     each = UnitRows(
         rows.E[..., None, :, :],
         rows.length[..., None, :],

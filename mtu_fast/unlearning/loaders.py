@@ -14,6 +14,7 @@ MANY = 10_000  # batches in one pass of a loader of unknown length, after which 
 def sampler_of(loader: Any) -> Any:
     """The sampler that gives single samples; None where the loader has none."""
     batches = getattr(loader, "batch_sampler", None)
+    # beside a batch_sampler of one's own, torch gives the loader a sampler that is not used
     holder = loader if batches is None else batches
     return getattr(holder, "sampler", None)
 
@@ -61,6 +62,7 @@ def one_pass(name: str, loader: Iterable[Any]) -> Iterator[Any]:
                 UserWarning,
                 stacklevel=2,
             )
+        # a length may be an estimate: only far beyond it is it no end
         if length is not None and count > 2 * length + 100:
             raise ValueError(
                 f"{name}: the loader has given {count} batches in one pass, but len(loader) is {length}. Does it end? "

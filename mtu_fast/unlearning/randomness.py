@@ -37,6 +37,7 @@ def _numpy_state() -> dict[str, Any]:
 def restore(state: Mapping[str, Any], generators: Iterable[torch.Generator] = ()) -> None:
     """Put back what `capture` took, with the same `generators`."""
     version, internal, gauss = state["python"]
+    # Python wants the tuple that a file may have made a list
     random.setstate((version, tuple(internal), gauss))
     _restore_numpy(state["numpy"])
     torch.set_rng_state(state["torch"])

@@ -45,6 +45,7 @@ class Stream:
             ValueError: a pass has no batch at all.
         """
         if self._iterator is None:
+            # before the iterator is made: a DataLoader draws a seed for it
             self._begun, self._given = capture(generators_of(self.loader)), 0
             self._iterator = self._pass()
         batch = next(self._iterator, END)
@@ -68,6 +69,7 @@ class Stream:
         set_epoch = getattr(sampler_of(self.loader), "set_epoch", None)
         if set_epoch is not None:
             set_epoch(self.passes)
+        # after set_epoch: an iterator takes its order when it begins
         return iter(self.loader)
 
     def again(self) -> Any:

@@ -26,6 +26,7 @@ def copied(value: Any, where: str = "", *, strict: bool = True) -> Any:
     """
     if isinstance(value, Tensor):
         return value.detach().clone()
+    # exactly these: numpy's float64 is a float too, and could not be read back
     if type(value) in ATOMS:
         return value
     if isinstance(value, Mapping):
@@ -46,6 +47,7 @@ def _mapping(value: Mapping[Any, Any], where: str, strict: bool) -> Mapping[Any,
     parts = {}
     for key, part in value.items():
         parts[key] = copied(part, f"{where}[{key!r}]", strict=strict)
+    # a scheduler asks its milestones for .elements()
     if isinstance(value, Counter):
         return Counter(parts)
     if isinstance(value, OrderedDict):

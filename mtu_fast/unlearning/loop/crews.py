@@ -79,7 +79,9 @@ def own(crew: Crew, state: Mapping[str, Any], kept: Sequence[str]) -> dict[str, 
     """What of a run's state is this rank's, on as many ranks as wrote it or on others."""
     names = (*OWN, *kept)
     ranks = [{name: state[name] for name in names}, *state["others"]]
+    # ranks that were not there before begin where the last one was
     mine = dict(ranks[min(crew.rank, len(ranks) - 1)])
+    # each rank's share is another now: places scale, and kept rows move
     if len(ranks) != crew.size:
         for name in ("forget_place", "retain_place"):
             mine[name] = _moved(mine[name], len(ranks), crew.size)
@@ -120,6 +122,7 @@ def _stacked(vectors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         like = next(of_rank[name] for of_rank in vectors if name in of_rank)
         pieces = []
         for of_rank in vectors:
+            # all parameters of a rank hold the same rows
             count = max((len(t) for t in of_rank.values()), default=0)
             pieces.append(of_rank.get(name, like.new_zeros(count, *shape)))
         found[name] = torch.cat(pieces)

@@ -49,6 +49,7 @@ def all_of(targets: Sequence[str]) -> Choice:
 
 def rows_of_step(engine: Engine, retain: Forward, forget: Forward, choice: Choice) -> Rows:
     """The sample rows that a step's method sees, retain batch first."""
+    # its graph is used up before the forward on forget data builds another
     losses, present = retain()
     kept = engine.rows(losses, present=present)
     losses, present = forget()

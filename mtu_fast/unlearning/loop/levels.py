@@ -154,6 +154,7 @@ class Levels:
         for task, values in found.losses.items():
             if not bool(torch.isfinite(values).all()):
                 raise ValueError(f"Levels: a held-out loss of task {task!r} is not finite.")
+        # in order once: a quantile is then found by its place
         ranked = {task: values.sort().values for task, values in found.losses.items()}
         self.held = Held(ranked, dict(found.score), dict.fromkeys(ranked, 1.0))
         return self
@@ -193,6 +194,7 @@ class Levels:
                 continue
             still = gone & self._below(task, named[task].detach().double(), gone)
             found[task] = torch.where(gone & ~still, RESTING, kind)
+            # counts stay on the device: a step does not wait for them
             left[task] = left.get(task, 0) + still.sum()
             seen[task] = seen.get(task, 0) + gone.sum()
         self.held = replace(self.held, left=left, seen=seen)
@@ -215,6 +217,7 @@ class Levels:
                 resting.append(task)
             elif self._is_stalled(task):
                 kappa[task] = self._growth * kappa[task]
+        # the counts begin anew: stalled is what did not move since this update
         self.held = replace(held, resting=tuple(resting), kappa=kappa, left={}, seen={})
 
     def state_dict(self) -> dict[str, Any]:
@@ -254,6 +257,7 @@ class Levels:
         level = held_out.mean()
         if self._quantiles:
             level = _matching_quantiles(held_out, loss, gone)
+        # κ times a positive level; one below zero rises as well
         return loss < level + (self.held.kappa[task] - 1.0) * level.abs()
 
     def _is_stalled(self, task: str) -> bool:
@@ -264,6 +268,7 @@ class Levels:
 
 def _matching_quantiles(held_out: Tensor, loss: Tensor, gone: Tensor) -> Tensor:
     """The (j + ½) / n quantile of the held-out losses [V] for the loss of rank j among the n that are `gone`, [N]."""
+    # the inverse of the order is the rank; rows that are not `gone` come last
     rank = torch.where(gone, loss, math.inf).argsort().argsort()
     share = (rank.to(loss) + 0.5) / gone.sum().clamp(min=1)
     place = (share * len(held_out) - 0.5).clamp(0.0, len(held_out) - 1.0)

@@ -81,6 +81,7 @@ class Lock:
 
     def release(self) -> None:
         """Unlock; the file goes first, so that nobody waits for one that is gone."""
+        # a fork has the handle too, and must leave the file to its parent
         if self._held and self._process == os.getpid():
             with suppress(OSError):
                 self.beside.unlink(missing_ok=True)

@@ -84,6 +84,7 @@ class Run:
         self.seconds = 0.0
         self.good: dict[str, Any] = {}
         path = settings.checkpoint
+        # the first rank looks: others may see another file system
         if path is not None and crew.first("unlearn: checkpoint", Path(path).exists):
             self._resume(path)
         else:
@@ -94,7 +95,8 @@ class Run:
         """Whatever is raised inside leaves no trace of the steps since the last evaluation within all bounds."""
         try:
             yield
-        except BaseException:
+        except BaseException:  # Ctrl-C too
+            # a second one would leave it half done
             with held():
                 put_back(self.settings, self.good)
                 clear_gradients(self.settings)
@@ -131,6 +133,7 @@ class Run:
     def _batches(self) -> tuple[Any, Any] | None:
         """The next retain and forget batch; None after the last epoch."""
         if self.schedule is not None and self.schedule.epoch_of == "forget":
+            # the leading side first: at the end nothing is drawn from the other
             forget = self._leading(self.forget)
             return None if forget is END else (self.retain.again(), forget)
         retain = self._leading(self.retain)
@@ -172,6 +175,7 @@ class Run:
         )
         # one norm over all parameters scales the direction and keeps it orthogonal
         if s.clip is not None:
+            # all that the step moves, also outside the shared parameters
             held = [p for group in s.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(held, s.clip)
         s.optimizer.step()
@@ -188,6 +192,7 @@ class Run:
             return gone
         true = losses
         if s.forget_losses is not None:  # a step's losses are of other labels than the levels'
+            # what this forward draws must not change what the step draws
             with preserved(self._generators()), evaluating(s.model):
                 true, _ = labelled(s.losses(s.model, batch))
         return s.levels.left(true, gone, present)
@@ -233,10 +238,13 @@ class Run:
         if undefined:
             raise self._diverged(f"after step {self.step}, {undefined} is not finite.")
         history = self.history
+        # clocks differ, and the ranks' histories must not
         seconds = self.crew.objects("unlearn: evaluation", self.seconds)[0]
+        # an epoch may end where an evaluation was just made
         if not history.records or history.records[-1].step != self.step:
             history.records.append(self.watch.record(history, look, self.step, seconds))
         if self.settings.levels is not None:
+            # before `update`, which decides by these counts: alike on all ranks
             self.settings.levels.held = self._levels_of_all(self.settings.levels)
             self.settings.levels.update(look[0].score)
         history.reason = self.watch.verdict(history) or end
@@ -318,6 +326,7 @@ class Run:
                 restore(drawn, self._generators())
             raise
         self.good = mark(self.settings)
+        # an end by a limit is none under a longer one
         if self.history.reason not in FINAL:
             self.history.reason = "max_steps" if self._all_steps_made() else ""
 
@@ -340,6 +349,7 @@ class Run:
             raise ValueError(
                 f"checkpoint: {path} does not fit this run, which is as it was: {said}"
             ) from error
+        # to replay a pass draws again, so generators are put in place once more at the end
         self.forget.load_state_dict(state["forget_place"])
         self.retain.load_state_dict(state["retain_place"])
         restore(state["random"], self._generators())

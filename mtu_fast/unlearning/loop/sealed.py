@@ -52,6 +52,7 @@ def write(path: str | Path, values: Mapping[str, Any]) -> None:
             was.
     """
     target = Path(os.path.realpath(path))
+    # in the same folder, so that to rename it is one step of the file system
     beside = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         _write(beside, values)
@@ -76,6 +77,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
             raise hashed.error or _first(error) from error
         file.write(SEAL + hashed.sum.digest())
         file.flush()
+        # on the disk before the name points to it
         os.fsync(file.fileno())
 
 
@@ -136,6 +138,7 @@ def read(path: str | Path) -> Any:
 
 
 def _check_sum(path: str | Path, file: BinaryIO) -> None:
+    # of the file that is open: the name may point to a newer one by now
     size = os.fstat(file.fileno()).st_size
     left = size - LENGTH
     file.seek(max(left, 0))

@@ -139,6 +139,7 @@ class Settings:
         check_optimizer("optimizer", self.optimizer)
         mine = set(map(id, self.model.parameters()))
         for group in self.optimizer.param_groups:
+            # by identity: == of tensors compares their numbers
             if not mine.isdisjoint(map(id, group["params"])):
                 return
         raise ValueError(
@@ -203,5 +204,6 @@ def _bound(name: str, value: Any) -> None:
 
 
 def _rates(group: Mapping[str, Any]) -> str:
+    # a scheduler changes lr as it goes; what was asked for is the first one
     rate = group.get("initial_lr", group.get("lr"))
     return f"lr {rate}, weight decay {group.get('weight_decay')}"

@@ -87,6 +87,7 @@ class Watch:
         held_out = self.validation()
         _finite_scores("validation", held_out, targets)
         levels = self.settings.levels
+        # those measured before may be of an earlier model, the true original: they stay
         if levels is not None and not levels.measured:
             levels.take(held_out)
         return {task: held_out.score[task] for task in targets}

@@ -122,6 +122,7 @@ def normal_loss(normal: Tensor, target: Tensor) -> Tensor:
 
 def _mean(values: Tensor, counts: Tensor) -> Tensor:
     """Mean of values [N, H, W] over the pixels that count, [N]."""
+    # chosen, not multiplied: NaN * 0 would be NaN
     kept = torch.where(counts, values, 0.0)
     return kept.flatten(1).sum(1) / counts.flatten(1).sum(1).clamp(min=1)
 
@@ -174,6 +175,7 @@ def depth_scores(depth: Tensor, target: Tensor) -> dict[str, float]:
     d = depth.squeeze(1)[counts].double()
     t = target.squeeze(1)[counts].double()
     error = (d - t).abs()
+    # two negative numbers would have a fine ratio
     within = (d > 0) & (torch.maximum(d / t, t / d) < 1.25)
     return {
         "abs": error.mean().item(),

@@ -31,6 +31,7 @@ def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
     log_p = reference.detach().double().log_softmax(1)
     log_q = logits.detach().double().log_softmax(1)
     per_pixel = (log_p.exp() * (log_p - log_q)).sum(1).clamp(min=0.0)  # rounding alone is below
+    # without pixels [N] becomes [N, 1], so that there is something to average
     return per_pixel.unsqueeze(-1).flatten(1).mean(1)
 
 

@@ -73,9 +73,11 @@ def drift(
         raise ValueError(
             f"drift: before and after: the losses of samples {bad[:8]} are not finite, expected finite ones."
         )
+    # stable, so that equal changes stay in the order of the data
     order = change.argsort(descending=True, stable=True)
     ranked = change[order]
     at = torch.tensor(QUANTILES, dtype=torch.float64, device=change.device)
+    # 1 %, and never none
     tail = math.ceil(len(change) / 100)
     return Drift(
         samples=len(change),

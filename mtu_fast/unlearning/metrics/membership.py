@@ -68,12 +68,14 @@ def membership(forget: Tensor, test: Tensor, *, splits: int = 10, seed: int = 0)
     check_whole("membership: splits", splits, 2)
     check_whole("membership: seed", seed, 0, 2**32 - 1)
     draw = np.random.default_rng(seed)
-    # sorted, so that the result does not depend on the order of the samples
+    # as many of each side, so that a guess is right half the time; sorted, so that the result does
+    # not depend on the order of the samples
     drawn = [np.sort(draw.choice(side, n, replace=False)) for side in sides]
     x = np.concatenate(drawn)
     label = np.repeat([1, 0], n)
     folds = min(splits, n)
     accuracy, auc = _attack(x[:, None], label, folds, seed)
+    # the variance of Mann-Whitney's U over n⁴, where both sides are alike
     error = ((2 * n + 1) / (12 * n * n)) ** 0.5
     return Membership(accuracy, auc, error, n, folds)
 
@@ -120,6 +122,7 @@ def _attack(x: np.ndarray, label: np.ndarray, splits: int, seed: int) -> tuple[f
     # checks take half the time
     with config_context(assume_finite=True, skip_parameter_validation=True):
         for fit, held in folds.split(x, label):
+            # of the fitted part alone: the held-out samples must not leak into it
             center, scale = x[fit].mean(), x[fit].std() or 1.0
             attack = LogisticRegression().fit((x[fit] - center) / scale, label[fit])
             score = attack.decision_function((x[held] - center) / scale)

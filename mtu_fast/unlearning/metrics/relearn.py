@@ -67,7 +67,9 @@ def relearn_steps(
     model = _trainable_copy(model)
     steps = optimizer(model.parameters())
     check_optimizer("relearn_steps: optimizer", steps)
+    # a fresh iterator for each pass, so that a loader shuffles anew
     batches = chain.from_iterable(repeat(forget))
+    # an empty loader would be asked without end
     if next(iter(forget), None) is None:
         raise ValueError(
             "relearn_steps: found no batch in forget, expected at least one; give a list or a loader."

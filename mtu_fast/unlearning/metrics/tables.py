@@ -77,6 +77,7 @@ def _left(original: Scores, unlearned: Scores, task: str, removal: str) -> float
     after = unlearned["forget"][task]
     if removal == "none":
         return _ratio(abs(before - after), before, f"forget score of task {task!r}")
+    # a removed class is to score 0, and not as unseen data do
     if removal == "class":
         return abs(after) / unseen
     return abs(unseen - after) / unseen

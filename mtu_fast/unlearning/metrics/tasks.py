@@ -70,11 +70,13 @@ def mean_iou(predicted: Tensor, target: Tensor, classes: int, ignore: int = -1) 
         raise ValueError(
             f"classes={classes} allows 0..{classes - 1}; found {low}..{high} (logits need argmax first)"
         )
+    # the pair (t, p) as one number, so that a single count gives the table
     confusion = (
         torch.bincount(t * classes + p, minlength=classes**2).reshape(classes, classes).double()
     )
     both = confusion.diagonal()
     either = confusion.sum(0) + confusion.sum(1) - both
+    # a class that is in neither is left out
     return (both[either > 0] / either[either > 0]).mean().item()
 
 

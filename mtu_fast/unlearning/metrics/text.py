@@ -35,6 +35,7 @@ def truth_ratio(true: Tensor, wrong: Tensor) -> Tensor:
         )
     if not bool(torch.isfinite(true).all() and torch.isfinite(wrong).all()):
         raise ValueError("truth_ratio: found losses that are not finite, expected finite ones.")
+    # one exponent of the difference: the likelihoods alone may underflow
     gap = true.detach().double()[:, None] - wrong.detach().double()
     return gap.exp().mean(1)
 
@@ -67,6 +68,7 @@ def rouge_l(said: str, reference: str) -> float:
 
 def _common(a: list[str], b: list[str]) -> int:
     """The length of the longest common subsequence."""
+    # two rows of the table of lengths are all that is needed of it
     above = [0] * (len(b) + 1)
     for word in a:
         row = [0]

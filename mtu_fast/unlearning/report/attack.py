@@ -41,6 +41,7 @@ class Attack:
         error = self.found["error"]
         bound = CHANCE
         if self.ideal is not None:
+            # the retrained model's own distance is known to one standard error
             bound = max(CHANCE, abs(self.ideal["auc"] - 0.5) / error + 1)
         return self.away / error - bound
 

@@ -140,6 +140,7 @@ def audit(
             # a mean of the ranks' cosines is no cosine of a mean: all ranks keep the first's
             cosines = crew.objects("audit: cosines", mine)[0]
         again = None
+        # without labels there is no score that could come back
         known = [task for task in chosen if splits["forget"].labelled[task]]
         if relearn and known:
             again = _relearn(models, forget, reading, known, relearn, relearn_limit)
@@ -310,6 +311,7 @@ def _relearn(
         return sum(found[task] for task in targets) / len(targets)
 
     goal = level(models["original"])
+    # below by 5 % of its size also where it is negative, as minus a loss
     goal -= (1 - BACK) * abs(goal)
     found = {}
     for name, model in models.items():

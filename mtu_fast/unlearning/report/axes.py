@@ -23,6 +23,7 @@ def svg(width: float, height: float, describe: str, *children: Any) -> Markup:
 
 def scale(low: float, high: float, start: float, end: float) -> Scale:
     """Values from low to high as places from start to end."""
+    # one value alone has no span, and lands at the start
     span = (high - low) or 1.0
     return lambda value: start + (value - low) / span * (end - start)
 
@@ -33,6 +34,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         return [low]
     raw = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(raw))
+    # a hair less, since powers of ten are rounded
     step = next(m * power for m in ROUND if m * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)

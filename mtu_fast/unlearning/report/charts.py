@@ -92,8 +92,10 @@ def histogram(
     """
     width, height, left, top, bottom = 300.0, 170.0, 34.0, 24.0, 140.0
     edges, counts = found["edges"], found["counts"]
+    # at least one power of ten, so that the axis has two numbers
     most = math.log10(max(10, *map(max, counts.values())))
     x = scale(edges[0], edges[-1], left, width - 8)
+    # a bar of one sample, log 1 = 0, must have some height
     y = scale(-0.15, most, bottom, top)
     shapes = [el("text", title, x=left, y=13, class_="title")]
     for power in range(int(most) + 1):

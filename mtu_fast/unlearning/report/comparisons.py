@@ -78,6 +78,7 @@ def _attempt(notes: list[str], name: str, score: Callable[..., Any], *arguments:
     try:
         return score(*arguments)
     except ValueError as error:
+        # scores that are no shares: a report without this number is better than none
         note(notes, f"{name} left out: {error}.")
         return None
 

@@ -47,6 +47,7 @@ def layer_cosines(
     """
     if not any(p.requires_grad for p in model.parameters()):
         model.requires_grad_(True)
+    # this rank by itself: the cosines are those of its batch
     engine = Engine(model, None if params is None else params(model), group=None)
     with torch.enable_grad():
         gone = _first_rows(engine, model, forget, reading, samples, forget=True)
@@ -82,6 +83,7 @@ def _cosines(rows: Rows) -> Tensor:
     """Cosines between all rows by layer, [L, R, R]; NaN where a row is zero."""
     gram = rows.gram(per="layer")
     length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    # 0 / 0 is meant: a zero row has no angle, and nanmean leaves it out
     return gram / (length[:, :, None] * length[:, None, :])
 
 

@@ -97,6 +97,7 @@ def _score_dots(data: Data) -> Markup:
     levels = aims(data)
     values += levels.values()
     low, high = min(values), max(values[1:])
+    # shares on their whole axis, unless they are all small
     if 0.4 < high <= 1:
         high = 1.0
     said = "Forget scores of each model by task; the table below has the numbers."

@@ -36,6 +36,7 @@ def el(tag: str, *children: Any, **attributes: Any) -> Markup:
     head = ""
     for name, value in attributes.items():
         if value is not None and value is not False:
+            # `class_` and `stroke_width` stand for names that Python does not allow
             head += f' {name.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
     if tag in VOID:
         return Markup(f"<{tag}{head}>")

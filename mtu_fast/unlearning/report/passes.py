@@ -82,6 +82,7 @@ def measure(
     """
     if not isinstance(loader, Iterable):
         raise TypeError(f"{name}: found {type(loader).__name__}, expected batches.")
+    # an iterator is used up by the first pass, and `score` needs one more for each model
     if iter(loader) is loader:
         raise TypeError(
             f"{name}: found an iterator, expected a loader or list that can be read again; use list(...)."

@@ -66,6 +66,7 @@ def _ways(data: Mapping[str, Any], aim: Scores) -> list[float]:
     found = []
     for task, level in aim.items():
         way = before[task] - level
+        # a share of next to nothing would be noise
         if way < SLACK:
             continue
         # within the reference's own error it has arrived, however short the way was

@@ -87,6 +87,7 @@ class Parts:
         """Places of samples in the loaders of all ranks, laid end to end."""
         for pieces in self._found.get(("index", ""), {}).values():
             for piece in pieces:
+                # in place: these are this process's own copies
                 piece += by
 
     def take(self, other: Parts) -> None:
