@@ -230,7 +230,7 @@ def _warn() -> None:
         "group=torch.distributed.group.WORLD, or the DistributedDataParallel model; group=None "
         "says that this is meant.",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
