@@ -8,6 +8,8 @@ DistributedDataParallel model, and prints the same parameters on every rank.
 
 from __future__ import annotations
 
+import gc
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -27,8 +29,15 @@ def data() -> TensorDataset:
 
 
 def main() -> None:
-    """One pass over the data, then a line or two of rank 0."""
+    """Train in a process group."""
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    train()
+    gc.collect()  # a DistributedDataParallel model that outlives its group may abort the process
+    dist.destroy_process_group()
+
+
+def train() -> None:
+    """One pass over the data, then a line or two of rank 0."""
     if torch.cuda.is_available():
         torch.cuda.set_device(dist.get_rank() % torch.cuda.device_count())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,7 +59,6 @@ def main() -> None:
 
     assert update is not None
     report(net, update)
-    dist.destroy_process_group()
 
 
 def report(net: nn.Module, update: mtu.Update) -> None:
