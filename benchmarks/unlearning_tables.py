@@ -175,7 +175,8 @@ def short() -> str:
     names += [(OURS, True), ("retrained", False)]
     rows = []
     for name in dict.fromkeys(names):
-        rows.append([label(name), *(cell(f.get(name, ()), "uis", r) for _, _, r, f in made)])
+        if any(name in found for *_, found in made):
+            rows.append([label(name), *(cell(f.get(name, ()), "uis", r) for _, _, r, f in made)])
     return markdown(
         ["UIS", *(f"{data}, {request}" for data, request, *_ in made)], rows if made else []
     )

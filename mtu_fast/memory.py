@@ -369,15 +369,15 @@ def check_memory(method: Method | Tensor, memory: object) -> None:
     """
     name = type(method).__name__
     if memory is not None and not isinstance(memory, Memory):
-        raise TypeError(f"memory: found {type(memory).__name__}, expected a mtu.Memory.")
+        raise TypeError(f"memory: found {type(memory).__name__}, expected an mtu.Memory.")
     takes = isinstance(method, Method) and method.takes_memory
     if isinstance(method, Method) and method.needs_memory and memory is None:
         raise ValueError(
-            f"memory: {name} moves across retain rows kept from earlier steps, found none; make one before the loop, "
-            "memory = mtu.Memory(), and pass memory=memory. It fills in the first steps."
+            f"memory: {name} moves across retain rows kept from earlier steps, found None, expected an mtu.Memory; "
+            "make one before the loop, memory = mtu.Memory(), and pass memory=memory. It fills in the first steps."
         )
     if memory is not None and not takes:
         raise ValueError(
-            f"memory: {name} does not look at one, expected memory=None; a method of your own that does says so by "
+            f"memory: {name} does not use one, expected memory=None; a method of your own that does says so by "
             "takes_memory = True."
         )

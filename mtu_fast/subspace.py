@@ -305,14 +305,15 @@ def check_subspace(method: Method | Tensor, subspace: object) -> None:
     name = type(method).__name__
     needed = isinstance(method, Method) and method.needs_subspace
     if subspace is not None and not isinstance(subspace, Subspace):
-        raise TypeError(f"subspace: found {type(subspace).__name__}, expected a mtu.Subspace.")
+        raise TypeError(f"subspace: found {type(subspace).__name__}, expected an mtu.Subspace.")
     if needed and subspace is None:
         raise ValueError(
-            f"subspace: {name} moves in a subspace of rows kept from earlier steps, found none; make one before the "
-            "loop, subspace = mtu.Subspace(), and pass subspace=subspace. It fills in the first steps."
+            f"subspace: {name} moves in a subspace of rows kept from earlier steps, found None, expected an "
+            "mtu.Subspace; make one before the loop, subspace = mtu.Subspace(), and pass subspace=subspace. It fills "
+            "in the first steps."
         )
     if subspace is not None and not needed:
         raise ValueError(
-            f"subspace: {name} does not look at one, expected subspace=None; a method of your own that does says so by "
+            f"subspace: {name} does not use one, expected subspace=None; a method of your own that does says so by "
             "needs_subspace = True."
         )

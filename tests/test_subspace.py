@@ -423,9 +423,9 @@ def test_misuse_is_named() -> None:
         ValueError, match=r"InterferenceAware moves in a subspace .* mtu.Subspace\(\)"
     ):
         engine.backward(losses, mtu.InterferenceAware(), forget=PARTIAL)
-    with pytest.raises(ValueError, match="OrthoGrad does not look at one"):
+    with pytest.raises(ValueError, match="OrthoGrad does not use one"):
         engine.backward(losses, mtu.OrthoGrad(), forget=PARTIAL, subspace=mtu.Subspace())
-    with pytest.raises(TypeError, match="found int, expected a"):
+    with pytest.raises(TypeError, match=r"found int, expected an mtu\.Subspace"):
         engine.backward(losses, mtu.InterferenceAware(), forget=PARTIAL, subspace=3)
     with pytest.raises(TypeError, match="found dict, expected Rows"):
         mtu.Subspace().keep(losses)

@@ -89,8 +89,8 @@ def _mask(name: str, mask: object, loss: Tensor, dtypes: tuple[torch.dtype, ...]
     if not isinstance(mask, Tensor) or mask.dtype not in dtypes:
         found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(
-            f"{name}: found {found}, expected a boolean tensor [{len(loss)}]: mask.bool(), torch.as_tensor(list), "
-            "or convert indices by a mask."
+            f"{name}: found {found}, expected a boolean tensor [{len(loss)}]: mask.bool(), torch.as_tensor(list); "
+            f"for indices, mask = torch.zeros({len(loss)}, dtype=torch.bool) and mask[indices] = True."
         )
     if mask.layout != torch.strided or mask.is_meta:
         found = "one on meta, which holds no values" if mask.is_meta else f"layout {mask.layout}"

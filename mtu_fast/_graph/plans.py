@@ -250,8 +250,8 @@ class Plans:
         name = self._shared.names[fault.parameter]
         warnings.warn(
             f"rows: the rows of {name} do not add up to what autograd gives (error {fault.error:.1e} of "
-            f"{fault.size:.1e}), so all are taken by one backward each, exact and slow. A hook that changes "
-            "gradients across samples? If there is none, please report the model.",
+            f"{fault.size:.1e}), so all are taken by one backward each, exact and slow. Is a rule of your "
+            "own wrong, or does a hook change gradients across samples? If neither, please report the model.",
             RuntimeWarning,
             stacklevel=frames_within(),
         )

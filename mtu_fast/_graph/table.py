@@ -33,5 +33,8 @@ class Table(dict[str, F]):
         """
         if name in self:
             there, here = self[name].__module__, function.__module__
-            raise ValueError(f"two entries for {name}: in {there} and {here}; keep one of them.")
+            raise ValueError(
+                f"two entries for {name}: in {there} and {here}; keep one of them "
+                f"(del RULES[{name!r}] takes a rule out)."
+            )
         self[name] = function

@@ -55,7 +55,8 @@ class Space:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(
-                f"model: found {type(model).__name__}, expected a module; see `params` for a choice."
+                f"model: found {type(model).__name__}, expected a torch.nn.Module; `params` chooses among "
+                "its parameters."
             )
         self.model = model
         self._leaves = leaves or Leaves()

@@ -97,7 +97,7 @@ def check_method(method: object) -> None:
         check_flags(method)
     elif not isinstance(method, Tensor):
         raise TypeError(
-            f"backward: found {type(method).__name__}, expected a mtu.Method such as mtu.OrthoGrad(alpha=0.5), or "
+            f"backward: found {type(method).__name__}, expected an mtu.Method such as mtu.OrthoGrad(alpha=0.5), or "
             f"weights [R]. {HOW_TO_WRITE_ONE}"
         )
 
@@ -119,7 +119,7 @@ def check_meant(method: Method, parts: Sequence[TaskRows]) -> None:
     if method.needs_subspace and not in_subspace:
         raise ValueError(
             f"backward: {name} moves in a subspace of rows kept from earlier steps, found none among these; call "
-            "subspace.step(rows, method) with a mtu.Subspace() made before the loop."
+            "subspace.step(rows, method) with an mtu.Subspace() made before the loop."
         )
 
 

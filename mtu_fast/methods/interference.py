@@ -67,7 +67,7 @@ class InterferenceAware(Method):
     rows, U an orthonormal basis of the rows of kind SUBSPACE: gradients of the target tasks kept
     from earlier batches, see `mtu_fast.Subspace`. The target tasks are those with forget rows.
     Without rows of kind SUBSPACE, U is the whole space, and the method is OrthoGrad. Without forget
-    rows the weights are alpha r. Rows of a `mtu_fast.Memory` are constraints as the retain rows are.
+    rows the weights are alpha r. Rows of an `mtu_fast.Memory` are constraints as the retain rows are.
 
     K, the dimension of U, must exceed the rank of B, or nothing is left of g_f: a warning then
     names both, and the ways out. They are looked at in the first call and every 50 calls; on a GPU

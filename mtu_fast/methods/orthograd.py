@@ -20,7 +20,7 @@ class OrthoGrad(Method):
     the mean forget gradient that is orthogonal to every retain row. Means are per task and summed
     over tasks; each retain row, of whatever task, is a constraint of its own. Without forget rows w
     = alpha r, without retain rows -(1 - alpha) f. Dependent and zero retain rows are ordinary
-    input: they are left out of the basis, see `with_rank`. Rows of a `mtu_fast.Memory` are further
+    input: they are left out of the basis, see `with_rank`. Rows of an `mtu_fast.Memory` are further
     constraints, which get no part of r.
 
     Args:

@@ -21,7 +21,7 @@ class Roles:
         sample: [R] int64, index of the sample within its forward; -1 where the row is a mean.
         kind: [R] int64. RETAIN and FORGET rows are the step's; a RESTING one is to be forgotten and
             past its level, so that it has no weight. SUBSPACE and MEMORY rows are of earlier steps:
-            a `mtu_fast.Subspace` spans where an update may move, a `mtu_fast.Memory` what it must
+            an `mtu_fast.Subspace` spans where an update may move, an `mtu_fast.Memory` what it must
             not move along. An ABSENT one
             is a row of zeros in the place of a sample without a label, where only a GPU knows which
             those are (`Method.allows_absent`).

@@ -382,3 +382,4 @@ def test_the_tables_of_the_docs_are_those_of_the_result(
     assert "| OrthoGrad + levels | 2.0 ± 0.7 |" in unlearning_tables.requests()
     assert "full, seeds 1: OrthoGrad + levels" in unlearning_tables.lacking()
     assert f"| {OURS} | 4.0 ± 1.4 |" in unlearning_tables.short()
+    assert "| original |" not in unlearning_tables.short()  # what was not run has no row

@@ -116,13 +116,13 @@ def unlearn(
         checkpoint: a file, written at every evaluation and found again by the next call; one run
             uses it at a time.
         subspace: rows kept across steps, for a method that moves in their span
-            (`mtu.InterferenceAware`), which gets a `mtu.Subspace()` by default. It holds explicit
+            (`mtu.InterferenceAware`), which gets an `mtu.Subspace()` by default. It holds explicit
             rows, K gradients, from the first checkpoint on.
         memory: retain rows kept across steps, as further constraints of a method that takes them
             (`mtu.OrthoGrad`, `mtu.InterferenceAware`, and `mtu.LevelledOrthoGrad`, which gets a
             `mtu.Memory()` by default).
         levels: forget samples whose loss is that of data never seen, and tasks whose score is, have
-            no weight in a step: a `mtu.Levels`, or True for the default one. None stands for True
+            no weight in a step: an `mtu.Levels`, or True for the default one. None stands for True
             where `validation` is given, except with a schedule of the method's own (∇τ). They are
             measured at the start, unless they are known already. With `forget_losses` a step takes
             one more forward of its forget batch.
@@ -227,7 +227,7 @@ def _levels(given: object, method: Method, is_known: bool) -> Levels | None:
         return Levels() if given else None
     if not isinstance(given, Levels):
         raise TypeError(
-            f"levels: found {type(given).__name__}, expected a mtu.Levels, True, False or None."
+            f"levels: found {type(given).__name__}, expected an mtu.Levels, True, False or None."
         )
     return given
 

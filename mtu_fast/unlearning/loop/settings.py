@@ -34,7 +34,7 @@ def check_given(method: object) -> None:
     """
     check_method(method)
     if not isinstance(method, Method):
-        raise TypeError("method: found weights of rows, expected a mtu.Method: batches differ.")
+        raise TypeError("method: found weights of rows, expected an mtu.Method: batches differ.")
 
 
 @dataclass(frozen=True)
