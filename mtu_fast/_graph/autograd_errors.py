@@ -18,7 +18,7 @@ MEANINGS = {
     ("donated buffer",): (
         "a compiled region frees its buffers in the first backward, and its rows need one per row; run its "
         "forward under `with engine.eager():`, which records it op by op, or set "
-        "torch._functorch.config.donated_buffer = False for the whole run."
+        "torch._functorch.config.donated_buffer = False before the first compiled forward of the run."
     ),
     ("torch.utils.checkpoint", "reentrant"): (
         "reentrant checkpointing hides the graph below it; use checkpoint(..., use_reentrant=False)."

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._functorch import config as functorch
 
 import mtu_fast as mtu
 from tests.helpers.checks import clear, grad_vector
@@ -108,6 +109,27 @@ def test_a_region_with_buffers_of_its_own() -> None:
     expected = step(mtu.Engine(model), model, x, eager=False)
     assert relative_error(found, expected) <= 1e-6
     assert relative_error(step(engine, compiled, x, eager=True), expected) <= 1e-6
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_buffers_that_an_ordinary_backward_may_free(backend: str) -> None:
+    """What was compiled for one backward refuses a second; compiled without that freedom, it has as many as needed."""
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 3))
+    compiled: Any = torch.compile(model, backend=backend)
+    engine, x = mtu.Engine(model), torch.randn(5, 6)
+    expected = step(mtu.Engine(model), model, x, eager=False)
+    compiled(x).sum().backward()
+    with (
+        pytest.warns(UserWarning, match=WARNING),
+        pytest.raises(RuntimeError, match="donated_buffer"),
+    ):
+        step(engine, compiled, x, eager=False)
+    assert all(p.grad is None for p in model.parameters())
+    with functorch.patch(donated_buffer=False):
+        torch._dynamo.reset()
+        compiled(x).sum().backward()
+        assert relative_error(step(engine, compiled, x, eager=False), expected) <= 1e-6
 
 
 @pytest.mark.slow
