@@ -58,7 +58,8 @@ struct Problem {
   double tolerance;
 };
 
-// Collects the rows that may span, scaled to length 1. What is not finite stays in, to be seen in the result.
+// Collects the rows that may span, scaled to length 1: exactly, so that rounding does not choose the first pivot. What is
+// not finite stays in, to be seen in the result.
 MTU_FAST_INLINE int64_t equilibrate(const Problem& p, Workspace& w) {
   int64_t n = 0;
   for (int64_t i = 0; i < p.rows; ++i) {
@@ -73,7 +74,7 @@ MTU_FAST_INLINE int64_t equilibrate(const Problem& p, Workspace& w) {
   for (int64_t k = 0; k < n; ++k) {
     const double length = w.left[k];
     w.scale[k] = 1 / std::sqrt(length);
-    w.left[k] = or_infinity(length * w.scale[k] * w.scale[k]);
+    w.left[k] = length - length == 0 ? 1 : INFINITY;
     w.y[k] *= w.scale[k];
   }
   return n;

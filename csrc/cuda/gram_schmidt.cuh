@@ -125,7 +125,8 @@ __device__ inline void equilibrate(const Block& s, const double* G, const double
     const bool spans = (active == nullptr || active[j]) && !(length <= 0);
     const double scale = spans ? rsqrt(length) : 0;
     s.scale[j] = scale;
-    s.left[j] = spans ? or_infinity(length * scale * scale) : -INFINITY;
+    // exactly 1, so that rounding does not choose the first pivot
+    s.left[j] = !spans ? -INFINITY : length - length == 0 ? 1 : INFINITY;
     s.y[j] = spans && rhs != nullptr ? rhs[j] * scale : 0;
     s.place[j] = R;
   }

@@ -195,6 +195,21 @@ def test_literal_values(run: Solve) -> None:
     assert rank == 2
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_does_not_choose_the_rows(run: Solve, seed: int) -> None:
+    """Scaled to length one all rows are as long: at a rough tolerance another first pivot is another projection."""
+    torch.manual_seed(seed)
+    J = torch.randn(24, 3, dtype=torch.float64) @ torch.randn(3, 60, dtype=torch.float64)
+    J += 3e-3 * torch.randn_like(J)
+    g = torch.randn(60, dtype=torch.float64)
+    expected, rank = project(run, J, g, tol=1e-2)
+    for _ in range(8):  # lengths change no direction, only how their squares are rounded
+        length = torch.rand(24, 1, dtype=torch.float64) + 1.0
+        found, found_rank = project(run, length * J, g, tol=1e-2)
+        assert found_rank == rank
+        assert relative_error(found, expected) <= 1e-9
+
+
 def test_effective_rank() -> None:
     J = matrices.with_zero_row(matrices.with_duplicates(matrices.conditioned(4, 9, 6.0)), 1)
     assert effective_rank(torch.stack([J @ J.T, torch.eye(8).double()]), TOL).tolist() == [4, 8]

@@ -27,6 +27,9 @@ def equilibrate(G: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     pairs = spans[..., :, None] & spans[..., None, :]
     # where, since 0 · NaN of a row that stays out would be NaN
     A = torch.where(pairs, G * scale[..., :, None] * scale[..., None, :], 0.0)
+    diagonal = A.diagonal(dim1=-2, dim2=-1)
+    # exactly, so that rounding does not choose the first pivot
+    diagonal.copy_(torch.where(spans & length.isfinite(), 1.0, diagonal))
     return A, scale, spans
 
 
