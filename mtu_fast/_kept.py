@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from mtu_fast._ops.gram import row_gram
 from mtu_fast._ops.gram_schmidt import orthonormalize
 from mtu_fast._rows.update import Update
 from mtu_fast.methods import Method
+from mtu_fast.methods._undo import undone
 from mtu_fast.methods.base import dependence_tolerance
 from mtu_fast.methods.interference import STALE, basis_weights
 from mtu_fast.rows import Rows, cat
@@ -73,11 +75,15 @@ def step(rows: Rows, method: Method, *kept: Keeper | None) -> Update:
     for keeper in keepers:
         joined = keeper.join(joined)
     pending = [keeper.look(rows) for keeper in keepers]
-    update = joined.backward(method, check=not keepers)
-    held = [after(update) for after in pending]
+    with undone(method):
+        planned = joined.planned(method, check=not keepers)
+        held = [after(planned.update) for after in pending]
+    # nothing may fail from here on but hooks of the user's, which come last
+    planned.write()
     for keeper, new in zip(keepers, held, strict=True):
         keeper.held = new  # finite rows: the Gram and the update are
-    return update
+    planned.run_hooks()
+    return planned.update
 
 
 def orthonormal(
@@ -102,8 +108,9 @@ def orthonormal(
     # columns that are not zero; of rows that all are, one vector of zeros, which spans as little
     order = W.square().sum(0).argsort(descending=True)[: max(int(dimension), 1)]
     vectors = [torch.tensordot(W.T[order].to(part.dtype), part, 1) for part in J.values()]
-    # what that rounded: one round, since they are nearly orthonormal
-    Q, _ = orthonormalize(vectors, STALE)
-    basis = {p: q if dtype is None else q.to(dtype) for p, q in zip(J, Q, strict=True)}
+    # what that rounded: one round, since they are nearly orthonormal; all of it in one precision
+    finest = reduce(torch.promote_types, [v.dtype for v in vectors])
+    Q, _ = orthonormalize([v.to(finest) for v in vectors], STALE)
+    basis = {p: q.to(dtype or v.dtype) for p, q, v in zip(J, Q, vectors, strict=True)}
     named = {name: basis[p] for name, p in rows.parameters.items() if p in basis}
     return named, len(order)

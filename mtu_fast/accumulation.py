@@ -48,24 +48,27 @@ class Accumulation:
             )
 
     def add(self, batch: Batch, parts: Sequence[TaskRows], per: str, shared: Shared) -> None:
-        """Take in the rows of a micro-batch.
+        """Take in the rows of a micro-batch; on an error, what was held before stays as it was.
 
         Raises:
             ValueError: rows that do not go with those held.
             RuntimeError: parameters changed since the first micro-batch.
         """
         self.check(per, shared)
-        self.per, self._shared = per, shared
-        self._last = parts
         if per == "sample":
             self._samples.append(Rows(shared, parts))
-            return
-        if self._means is None:
-            self._means = Means(shared)
+        else:
+            self._means = self._with(batch, parts, shared)
+        self.per, self._shared, self._last = per, shared, parts
+
+    def _with(self, batch: Batch, parts: Sequence[TaskRows], shared: Shared) -> Means:
+        """The means of what is held and of these."""
+        means = Means(shared) if self._means is None else self._means.copy()
         for part in parts:
             if len(part):
                 (task,), (kind,) = part.roles.tasks, part.outside
-                self._means.add((task, kind), part, batch.members[task].of[kind].sum().double())
+                means.add((task, kind), part, batch.members[task].of[kind].sum().double())
+        return means
 
     def take(self) -> Rows:
         """All rows that are held; nothing is, afterwards.

@@ -141,7 +141,7 @@ class Engine:
             return self.rows(losses, forget=forget, present=present).backward(method)
         absent = method.allows_absent and subspace is None and memory is None
         batch = self._batch(losses, forget, present, absent)
-        if not method.needs_gram:
+        if not method.needs_gram and subspace is None and memory is None:
             return self._taking.weighted_backward(batch, method)
         parts = self._taking.rows(batch, method.per)
         rows = Rows(self._space.shared, parts, self._taking.ranks)

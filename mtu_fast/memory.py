@@ -9,7 +9,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from mtu_fast._arguments import check_whole, names
+from mtu_fast._arguments import (
+    check_flag,
+    check_function,
+    check_one_of,
+    check_whole,
+    held_in,
+    names,
+)
+from mtu_fast._checks.states import check_counts, check_rows
 from mtu_fast._kept import Form, orthonormal, step
 from mtu_fast._rows.task_rows import join_roles
 from mtu_fast._rows.update import Update
@@ -108,10 +116,8 @@ class Memory:
     ) -> None:
         self._tasks = None if tasks is None else names("Memory: tasks", tasks)
         self._form = Form("Memory", size, every, basis, rank, energy, dtype)
-        if keep not in get_args(Keep):
-            raise ValueError(f"Memory: keep is {keep!r}, expected one of {get_args(Keep)}.")
-        if not isinstance(per_task, bool):
-            raise TypeError(f"Memory: per_task is {per_task!r}, expected True or False.")
+        check_one_of("Memory: keep", keep, get_args(Keep))
+        check_flag("Memory: per_task", per_task)
         if budget is not None:
             check_whole("Memory: budget", budget, least=1)
         if keep == "conflicting" and basis:
@@ -201,7 +207,14 @@ class Memory:
         Args:
             state: what it gave.
             kept: `engine.subspace_rows` of an engine of the same parameters, which refuses others.
+
+        Raises:
+            TypeError: a state or a part of it of another kind, or `kept` is no function.
+            ValueError: a part is missing, or not of the same rows as the others.
         """
+        held_in("Memory: state", state, "size", "age", "block")
+        check_function("Memory: kept", kept, "vectors, task, dtype")
+        check_counts("Memory: state", state)
         held = Held(state["size"], state["age"])
         if state["block"] is not None:
             block = _block(state["block"])
@@ -250,7 +263,7 @@ class Memory:
             place = torch.cat([torch.arange(first, len(update.roles), device=at.device), at])
         stay = _best(self._scores(update, place), both.roles, held.size, self._per_task)
         grams = {}
-        if self._form.dtype is None and not self._form.basis:
+        if update.gram is not None and self._form.dtype is None and not self._form.basis:
             grams = _grams(rows, update, place[stay])
         vectors = {name: v[stay] for name, v in both.vectors.items()}
         block = Block(vectors, chosen(both.roles, stay), grams)
@@ -270,8 +283,13 @@ class Memory:
 
     def _scores(self, update: Update, place: Tensor) -> Tensor:
         """`[K]`: those of the largest stay."""
-        if self._keep == "newest" or update.gram is None or update.seen is None:
+        if self._keep == "newest":
             return torch.arange(len(place), device=place.device)
+        if update.gram is None or update.seen is None:
+            raise ValueError(
+                "Memory: found keep='conflicting' with a method that needs no Gram matrix, expected keep='newest': "
+                "what rows feel of a step is read off G."
+            )
         R = len(update.seen)
         G = update.gram.reshape(-1, R, R).sum(0)
         felt = G @ mean_weights(update.seen, FORGET)
@@ -348,6 +366,7 @@ def _state(block: Block) -> dict[str, Any]:
 
 def _block(state: Mapping[str, Any]) -> Block:
     """What `_state` gave."""
+    check_rows("Memory: state: block", state)
     roles = Roles(
         task=state["task"],
         sample=state["sample"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,15 +16,16 @@ from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._ops.gram_schmidt import effective_rank
 from mtu_fast._rows.autocast import without_autocast
 from mtu_fast._rows.explicit import Grams, explicit, in_memory
-from mtu_fast._rows.grad import add, as_autograd_gives
+from mtu_fast._rows.grad import Addition, add, as_autograd_gives
 from mtu_fast._rows.own import OwnProducts
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.solve import Source, solve
 from mtu_fast._rows.task_rows import TaskRows, all_roles, uses_of
-from mtu_fast._rows.update import Update, check_meant, check_method
+from mtu_fast._rows.update import Planned, Update, check_meant, check_method
 from mtu_fast._rows.validity import check_open
 from mtu_fast._rows.weights import has_outside
 from mtu_fast.methods import FORGET, Method, Roles
+from mtu_fast.methods._undo import undone
 from mtu_fast.methods.base import dependence_tolerance
 
 
@@ -275,6 +277,17 @@ class Rows:
             RuntimeError: the rows are used up, parameters changed since, or something is not
                 finite; `.grad` is untouched on any error.
         """
+        with undone(method):
+            planned = self.planned(method, outside=outside, check=check)
+        planned.write()
+        planned.run_hooks()
+        return planned.update
+
+    @without_autocast
+    def planned(
+        self, method: Method | Tensor, *, outside: Tensor | None = None, check: bool = True
+    ) -> Planned:
+        """The update of `backward`, computed and looked at, of which nothing is written yet."""
         check_method(method)
         check_flag("backward: check", check)
         if check and not isinstance(method, Tensor):
@@ -291,13 +304,18 @@ class Rows:
         self._products.check_finite([*others.values(), *solved.unsure(found)], weights)
         add(found, others)
         flags = self._flags()
-        self._products.accumulate(self._as_autograd_gives(found), some_bad(flags))
+        made = self._products.addition(self._as_autograd_gives(found), some_bad(flags))
+        into = None if pooled is None else pooled.pool.into
+        update = Update(weights, self.roles, solved.gram, residual, flags, seen.roles, into)
+        return Planned(update, partial(self._write, made, flags), made.run_hooks)
+
+    def _write(self, made: Addition, flags: Sequence[Flags]) -> None:
+        """Write `.grad`; the rows are used up."""
+        made.write()
         for part in self._parts:
             part.use_up()
         for each in flags:
             each.send()
-        into = None if pooled is None else pooled.pool.into
-        return Update(weights, self.roles, solved.gram, residual, flags, seen.roles, into)
 
     def _flags(self) -> tuple[Flags, ...]:
         """Those of the calls that the rows were taken in, and of what was made of them."""

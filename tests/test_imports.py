@@ -54,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "accumulation": {"_rows", "rows"},
     "subspace": {"_arguments", "_kept", "rows", "methods", "_checks", "_rows", "_ops"},
-    "memory": {"_arguments", "_kept", "rows", "methods", "_rows", "_ops"},
+    "memory": {"_arguments", "_checks", "_kept", "rows", "methods", "_rows", "_ops"},
     "_kept": {"_arguments", "rows", "methods", "_rows", "_ops"},
     "rows": {"_arguments", "methods", "errors", "_checks", "_distributed", "_rows", "_ops"},
     "_distributed": {"methods", "errors", "_checks", "_rows", "_ops"},
@@ -70,7 +70,16 @@ ARROWS: dict[str, set[str]] = {
     "reference": {"_arguments"},
     "errors": set(),
     "losses": {"_arguments"},
-    "integrations": {"engine", "subspace", "losses", "methods", "errors", "_checks", "_rows"},
+    "integrations": {
+        "_arguments",
+        "engine",
+        "subspace",
+        "losses",
+        "methods",
+        "errors",
+        "_checks",
+        "_rows",
+    },
 }
 NEEDED = {"torch", "numpy"}  # besides the standard library
 OPTIONAL = {

@@ -18,16 +18,12 @@ _UNREDUCED = (
 )
 
 
-def named_losses(losses: Losses, flags: Flags = AT_ONCE) -> dict[str, Tensor]:
-    """Losses as `{task: [N]}` with a graph, of one length, on one device, all finite.
-
-    Args:
-        losses: what the user handed over.
-        flags: of the call.
+def by_task(losses: Losses) -> dict[str, Tensor]:
+    """Losses as `{task: [N]}`, with or without a graph.
 
     Raises:
         TypeError: losses are neither a tensor nor a mapping of tensors, or complex.
-        ValueError: no task, a reduced or ragged loss, mixed devices, a non-finite value, no graph.
+        ValueError: no task, or a loss that is not one value per sample.
     """
     named = _named(losses)
     if not isinstance(named, Mapping):
@@ -41,12 +37,28 @@ def named_losses(losses: Losses, flags: Flags = AT_ONCE) -> dict[str, Tensor]:
             raise TypeError(f"losses[{task!r}]: found {found}, expected a tensor [N].")
         _check_kind(task, loss)
         _check_shape(task, loss)
+    return dict(named)
+
+
+def named_losses(losses: Losses, flags: Flags = AT_ONCE) -> dict[str, Tensor]:
+    """Losses as `{task: [N]}` with a graph, of one length, on one device, all finite.
+
+    Args:
+        losses: what the user handed over.
+        flags: of the call.
+
+    Raises:
+        TypeError: losses are neither a tensor nor a mapping of tensors, or complex.
+        ValueError: no task, a reduced or ragged loss, mixed devices, a non-finite value, no graph.
+    """
+    named = by_task(losses)
+    for task, loss in named.items():
         _check_graph(task, loss)
     _check_lengths(named)
     _check_devices(named)
     values = {task: loss.detach() for task, loss in named.items()}
     flags.check_finite(values.values(), lambda: _not_finite(values))
-    return dict(named)
+    return named
 
 
 def labelled(given: Any, called: str = "losses") -> tuple[dict[str, Tensor], dict[str, Tensor]]:

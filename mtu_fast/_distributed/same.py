@@ -18,6 +18,7 @@ from mtu_fast._rows.grad import check_finite
 from mtu_fast._rows.task_rows import Everywhere, TaskRows, join_roles
 from mtu_fast._rows.update import Update
 from mtu_fast.methods import Method
+from mtu_fast.methods._undo import undone
 
 WHAT = "engine.rows"
 CLOSE = 1e-3  # of the losses of one batch on two ranks, relative: sums in another order
@@ -65,14 +66,17 @@ class SameTaking:
         ours = self._agreed(batch)
         at = ours.labels()
         roles = join_roles(sample_roles(ours, at))
-        weights, outside = method(None, roles), method.outside(roles)
 
         def own() -> dict[Tensor, Tensor]:
             gradients = self._own.weighted(ours, at, weights, outside)
             check_finite(gradients.values())
             return gradients
 
-        self._slices.accumulate(self.ranks.agreed("engine.backward", own))
+        with undone(method):
+            weights, outside = method(None, roles), method.outside(roles)
+            made = self._slices.addition(self.ranks.agreed("engine.backward", own))
+        made.write()
+        made.run_hooks()
         return Update(weights, roles, None)
 
     def _agreed(self, batch: Callable[[], Batch]) -> Batch:

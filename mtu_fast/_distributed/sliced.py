@@ -14,7 +14,7 @@ from mtu_fast._distributed.products import JoinedProducts
 from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._distributed.slices import Given, Slices
 from mtu_fast._ops._blocks import WIDE, working_dtype
-from mtu_fast._rows.grad import check_finite
+from mtu_fast._rows.grad import Addition, check_finite
 from mtu_fast._rows.gram import add_gram
 from mtu_fast._rows.own import Groups, OwnProducts
 from mtu_fast._rows.refine import squares_of
@@ -92,9 +92,9 @@ class _Cut:
         """{leaf: slice} of what a user has for a direction."""
         return self._slices.from_user(d)
 
-    def accumulate(self, found: Mapping[Tensor, Tensor], bad: Tensor | None = None) -> None:
-        """`.grad` of the model's parameters; what is bad was raised before."""
-        self._slices.accumulate(found)
+    def addition(self, found: Mapping[Tensor, Tensor], bad: Tensor | None = None) -> Addition:
+        """`.grad += gradient` of the model's parameters, not yet written; what is bad was raised before."""
+        return self._slices.addition(found)
 
     def squares(
         self, d: Mapping[Tensor, Tensor], blocks: Mapping[Tensor, int], G: Tensor

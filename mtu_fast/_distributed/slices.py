@@ -13,6 +13,7 @@ from torch import Tensor
 from mtu_fast._distributed.ranks import Outcome, Ranks, attempt
 from mtu_fast._distributed.sums import buckets
 from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._rows.grad import Addition
 from mtu_fast._rows.space import Leaves
 
 Gradients = dict[Tensor, Tensor]
@@ -142,21 +143,18 @@ class Slices(Leaves):
             found[self.leaf(parameter)] = local
         return found
 
-    def accumulate(self, d: Mapping[Tensor, Tensor]) -> None:
-        """`.grad += gradient` of the model's parameters, from {leaf: slice}."""
+    def addition(self, d: Mapping[Tensor, Tensor]) -> Addition:
+        """`.grad += gradient` of the model's parameters, from {leaf: slice}; not yet written."""
+        placed, added = [], []
         for leaf, own in d.items():
             owner = self.owner(leaf)
             own = own.to(owner.dtype)
             if owner.grad is None:
-                owner.grad = self._as_owner(leaf, own)
+                placed.append((owner, self._as_owner(leaf, own)))
             else:
                 # in place, as autograd does it: others may hold this tensor
-                _local(owner.grad).add_(own)
-        # after all gradients: a hook may step the optimizer
-        for leaf in d:
-            owner = self.owner(leaf)
-            for hook in (owner._post_accumulate_grad_hooks or {}).values():
-                hook(owner)
+                added.append((_local(owner.grad), own))
+        return Addition(self.owners(tuple(d)), placed, added)
 
     def _as_owner(self, leaf: Tensor, own: Tensor) -> Tensor:
         owner = self.owner(leaf)

@@ -16,11 +16,12 @@ from mtu_fast._distributed.sums import summed
 from mtu_fast._distributed.units import Units
 from mtu_fast._rows.bare import no_gradients, no_rows
 from mtu_fast._rows.batch import Batch, Labelled
-from mtu_fast._rows.grad import accumulate, check_finite
+from mtu_fast._rows.grad import Addition, addition, check_finite
 from mtu_fast._rows.space import Space
 from mtu_fast._rows.task_rows import TaskRows, all_roles
 from mtu_fast._rows.update import Update
 from mtu_fast.methods import Method
+from mtu_fast.methods._undo import undone
 
 T = TypeVar("T")
 
@@ -87,7 +88,6 @@ class JoinedTaking:
 
         parts = joined(self.ranks, attempt(look), self._space)
         roles, rows = all_roles(parts), own_rows(parts, self.ranks)
-        weights, outside = method(None, roles), method.outside(roles)
 
         def own() -> dict[Tensor, Tensor]:
             (ours,) = batches
@@ -96,19 +96,22 @@ class JoinedTaking:
             check_finite(gradients.values())
             return gradients
 
-        self._add(own)
+        with undone(method):
+            weights, outside = method(None, roles), method.outside(roles)
+            made = self._addition(own)
+        made.write()
+        made.run_hooks()
         return Update(weights, roles, None)
 
-    def _add(self, own: Callable[[], dict[Tensor, Tensor]]) -> None:
-        """Add gradients, summed over ranks, to `.grad`."""
+    def _addition(self, own: Callable[[], dict[Tensor, Tensor]]) -> Addition:
+        """What gradients, summed over ranks, add to `.grad`."""
         parameters = [*self._space.shared.parameters, *self.ranks.outside()]
         slices, what = self._slices, "engine.backward"
         if slices is None:
             found = summed(self.ranks, what, own, parameters)
             # once more: finite parts may have a sum that is not
             check_finite(found.values())
-            accumulate(found)
-            return
+            return addition(found)
 
         def given() -> Given:
             gradients = self._during(own)
@@ -116,7 +119,7 @@ class JoinedTaking:
 
         found = slices.scattered(what, given, parameters, self.ranks)
         self.ranks.agreed(what, lambda: check_finite(found.values()))
-        slices.accumulate(found)
+        return slices.addition(found)
 
     def _during(self, function: Callable[[], T]) -> T:
         """What a function gives that runs a backward; parameters are gathered as it needs them."""

@@ -26,11 +26,12 @@ from mtu_fast._graph.taking import (
 from mtu_fast._rows.autocast import no_autocast
 from mtu_fast._rows.bare import no_rows, sample_roles
 from mtu_fast._rows.batch import Batch, Labelled
-from mtu_fast._rows.grad import accumulate, check_finite
+from mtu_fast._rows.grad import addition, check_finite
 from mtu_fast._rows.space import Space
 from mtu_fast._rows.task_rows import TaskRows, join_roles
 from mtu_fast._rows.update import Update
 from mtu_fast.methods import Method
+from mtu_fast.methods._undo import undone
 from mtu_fast.methods.base import has_default_outside
 
 
@@ -86,12 +87,15 @@ class OwnTaking:
         self.follow_all()
         at = ours.labels()
         roles = join_roles(sample_roles(ours, at))
-        weights = method(None, roles)
-        outside = weights if has_default_outside(method) else method.outside(roles)
-        found = self.weighted(ours, at, weights, outside)
-        check_finite(found.values(), ours.flags)
-        accumulate(found, ours.flags.bad)
+        with undone(method):
+            weights = method(None, roles)
+            outside = weights if has_default_outside(method) else method.outside(roles)
+            found = self.weighted(ours, at, weights, outside)
+            check_finite(found.values(), ours.flags)
+            made = addition(found, ours.flags.bad)
+        made.write()
         ours.flags.send()
+        made.run_hooks()
         return Update(weights, roles, None, flags=(ours.flags,))
 
     # ---- the steps -------------------------------------------------------------------------------

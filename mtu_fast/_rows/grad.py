@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,8 +50,40 @@ def add(a: dict[Tensor, Tensor], b: Mapping[Tensor, Tensor]) -> None:
         a[parameter] = a[parameter] + g if parameter in a else g
 
 
-def accumulate(gradients: Mapping[Tensor, Tensor], bad: Tensor | None = None) -> None:
-    """`.grad += gradient` for every parameter, and then what hooks are to do with it, as after `backward()`.
+@dataclass(frozen=True)
+class Addition:
+    """`.grad += gradient` of several parameters, all of it allocated and looked at before the first is written.
+
+    Attributes:
+        parameters: whose hooks run afterwards.
+        placed: (parameter, what its `.grad` becomes).
+        added: (what `.grad` holds, what is added to it in place).
+    """
+
+    parameters: Sequence[Tensor]
+    placed: Sequence[tuple[Tensor, Tensor]]
+    added: Sequence[tuple[Tensor, Tensor]]
+
+    def __post_init__(self) -> None:
+        for grad, g in self.added:
+            _check_in_place(grad, g)
+
+    def write(self) -> None:
+        """Write `.grad`; nothing here can fail by what it is given."""
+        for parameter, g in self.placed:
+            parameter.grad = g
+        for grad, g in self.added:
+            grad.add_(g)
+
+    def run_hooks(self) -> None:
+        """What users want done with `.grad`, as after `backward()`: last, since a hook may step the optimizer."""
+        for parameter in self.parameters:
+            for hook in (parameter._post_accumulate_grad_hooks or {}).values():
+                hook(parameter)
+
+
+def addition(gradients: Mapping[Tensor, Tensor], bad: Tensor | None = None) -> Addition:
+    """`.grad += gradient` for every parameter, not yet written.
 
     Args:
         gradients: {parameter: gradient}.
@@ -60,17 +93,42 @@ def accumulate(gradients: Mapping[Tensor, Tensor], bad: Tensor | None = None) ->
     if bad is not None:
         gradients = _all_unless(bad, gradients)
     owned: set[int] = set()
+    placed, added = [], []
     for parameter, g in gradients.items():
         if parameter.grad is None:
-            parameter.grad = _own(parameter, g.detach(), owned)
+            placed.append((parameter, _own(parameter, g.detach(), owned)))
         elif parameter.grad.is_sparse:
             # in place a sparse gradient takes no dense one
-            parameter.grad = g.detach() + parameter.grad
+            placed.append((parameter, g.detach() + parameter.grad))
         else:
-            parameter.grad.add_(g.detach())
-    for parameter in gradients:
-        for hook in (parameter._post_accumulate_grad_hooks or {}).values():
-            hook(parameter)
+            added.append((parameter.grad, g.detach()))
+    return Addition(tuple(gradients), placed, added)
+
+
+def _check_in_place(grad: Tensor, g: Tensor) -> None:
+    """`grad += g` is possible.
+
+    Raises:
+        RuntimeError: it is not.
+    """
+    found = _hindrance(grad, g)
+    if found is not None:
+        raise RuntimeError(
+            f"backward: found a .grad {found}, expected one to which a gradient of shape {tuple(g.shape)} on "
+            f"{g.device} can be added in place; no .grad was changed. Set it to None, or to a .clone() of it."
+        )
+
+
+def _hindrance(grad: Tensor, g: Tensor) -> str | None:
+    if grad.layout != torch.strided:
+        return f"of {grad.layout}"
+    if (grad.shape, grad.device) != (g.shape, g.device):
+        return f"of shape {tuple(grad.shape)} on {grad.device}"
+    if any(n > 1 and step == 0 for n, step in zip(grad.shape, grad.stride(), strict=True)):
+        return "whose elements share memory, as .expand() makes it"
+    if grad.is_inference() and not torch.is_inference_mode_enabled():
+        return "made in inference mode"
+    return None
 
 
 def _all_unless(bad: Tensor, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:

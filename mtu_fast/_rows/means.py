@@ -28,6 +28,13 @@ class Means:
         self._means: dict[Key, TaskRows] = {}
         self._counts: dict[Key, Tensor] = {}
 
+    def copy(self) -> Means:
+        """One of its own, of the same rows."""
+        made = Means(self._shared)
+        made._tasks, made._means = list(self._tasks), dict(self._means)
+        made._counts = dict(self._counts)
+        return made
+
     def add(self, key: Key, part: TaskRows, count: Tensor) -> None:
         """Take in the mean row of `count` samples.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from mtu_fast._checks.flags import Flags
 from mtu_fast._checks.values import all_finite, check_direction
 from mtu_fast._ops._blocks import WIDE, cast, working_dtype
-from mtu_fast._rows.grad import accumulate, check_finite
+from mtu_fast._rows.grad import Addition, addition, check_finite
 from mtu_fast._rows.gram import add_gram
 from mtu_fast._rows.pool import Groups, Pool, Pooled, pool_for
 from mtu_fast._rows.refine import squares_of
@@ -45,9 +45,9 @@ class Whole:
         """`|d|²` of every block."""
         return squares_of(d, blocks, G)
 
-    def accumulate(self, found: Mapping[Tensor, Tensor], bad: Tensor | None = None) -> None:
-        """`.grad += gradient`; zeros where `bad`."""
-        accumulate(found, bad)
+    def addition(self, found: Mapping[Tensor, Tensor], bad: Tensor | None = None) -> Addition:
+        """`.grad += gradient`, not yet written; zeros where `bad`."""
+        return addition(found, bad)
 
 
 class OwnProducts(Whole):

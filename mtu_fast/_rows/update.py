@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -80,6 +80,21 @@ class Update:
         errors = [error for flags in self.flags for error in flags.settled()]
         if errors:
             raise errors[0]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An update of which nothing is written yet.
+
+    Attributes:
+        update: what it will have done.
+        write: adds it to `.grad`, and uses its rows up.
+        run_hooks: runs what users want done with `.grad`.
+    """
+
+    update: Update
+    write: Callable[[], None]
+    run_hooks: Callable[[], None]
 
 
 def check_method(method: object) -> None:

@@ -16,7 +16,20 @@ def pairs(retain: Any, forget: Any) -> Dataset[Pair]:
 
     Raises:
         TypeError: no retain set, or a forget set whose length is not known.
-        ValueError: a forget set without an item.
+        ValueError: a set without an item.
+    """
+    check_sets(retain, forget)
+    if isinstance(retain, IterableDataset) or not hasattr(retain, "__len__"):
+        return _StreamedPairs(retain, forget)
+    return _Pairs(retain, forget)
+
+
+def check_sets(retain: Any, forget: Any) -> None:
+    """Both are data sets.
+
+    Raises:
+        TypeError: no retain set, or a forget set whose length is not known.
+        ValueError: a set without an item.
     """
     if retain is None or not hasattr(forget, "__len__"):
         found = (
@@ -27,9 +40,11 @@ def pairs(retain: Any, forget: Any) -> Dataset[Pair]:
         )
     if len(forget) == 0:
         raise ValueError("Trainer: found an empty forget_dataset, expected at least one item.")
-    if isinstance(retain, IterableDataset) or not hasattr(retain, "__len__"):
-        return _StreamedPairs(retain, forget)
-    return _Pairs(retain, forget)
+    if not hasattr(retain, "__getitem__") and not hasattr(retain, "__iter__"):
+        found = type(retain).__name__
+        raise TypeError(f"Trainer: train_dataset: found {found}, expected a data set or a stream.")
+    if hasattr(retain, "__len__") and len(retain) == 0:
+        raise ValueError("Trainer: found an empty train_dataset, expected at least one item.")
 
 
 class _Pairs(Dataset[Pair]):

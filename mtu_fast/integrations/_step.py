@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mtu_fast._checks.losses import Losses
+from mtu_fast._checks.losses import Losses, by_task
 from mtu_fast._checks.masks import Mask
 from mtu_fast._rows.update import Update, check_method
 from mtu_fast.engine import Engine
 from mtu_fast.errors import NotFiniteError
 from mtu_fast.methods import FORGET, RETAIN, Method
-from mtu_fast.subspace import Subspace
+from mtu_fast.subspace import Subspace, check_subspace
 
 
 class Micro(NamedTuple):
@@ -26,6 +26,25 @@ class Micro(NamedTuple):
     forget: Mask = None
     present: Mapping[str, Tensor] | None = None
     subspace: Subspace | None = None
+
+    @classmethod
+    def of(
+        cls,
+        losses: Losses,
+        method: Method,
+        forget: Mask,
+        present: Mapping[str, Tensor] | None,
+        subspace: Subspace | None,
+    ) -> Micro:
+        """One whose losses, method and subspace are of the right kinds; masks are looked at with the rows.
+
+        Raises:
+            TypeError: one of the wrong kind.
+            ValueError: losses that are not one value a sample, or a subspace that the method lacks.
+        """
+        by_task(losses)
+        check_alone(method, subspace)
+        return cls(losses, method, forget, present, subspace)
 
     @property
     def mean(self) -> Tensor:
@@ -88,6 +107,33 @@ def _accumulate(
             forget=micro.forget,
             present=micro.present,
             subspace=micro.subspace,
+        )
+
+
+def check_alone(method: object, subspace: object) -> None:
+    """A method, and with it the subspace that it works in.
+
+    Raises:
+        TypeError: weights, which are of the rows of one step, or something else than a method.
+        ValueError: no subspace where one is needed, or one that would not be looked at.
+    """
+    check_method(method)
+    if not isinstance(method, Method):
+        raise TypeError(
+            "method: found weights, expected an mtu.Method such as mtu.OrthoGrad(alpha=0.5)."
+        )
+    check_subspace(method, subspace)
+
+
+def check_engine(engine: object) -> None:
+    """An engine.
+
+    Raises:
+        TypeError: something else.
+    """
+    if not isinstance(engine, Engine):
+        raise TypeError(
+            f"engine: found {type(engine).__name__}, expected mtu.Engine(model) of the prepared model."
         )
 
 

@@ -62,7 +62,12 @@ def backward(
         ValueError: a method that a loss scaler spoils, or as for `Engine.accumulate`.
         TypeError: arguments of the wrong kind.
     """
+    if isinstance(accelerator, type) or not hasattr(accelerator, "sync_gradients"):
+        raise TypeError(
+            f"accelerator: found {type(accelerator).__name__}, expected an accelerate.Accelerator()."
+        )
+    _step.check_engine(engine)
     _step.check_single(accelerator.num_processes, "accelerate")
-    micro = _step.Micro(losses, method, forget, present, subspace)
+    micro = _step.Micro.of(losses, method, forget, present, subspace)
     sync = bool(accelerator.sync_gradients)
     return _step.take(engine, micro, sync=sync, scaler=accelerator.scaler)

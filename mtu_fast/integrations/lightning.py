@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mtu_fast._arguments import check_flag
 from mtu_fast._checks.losses import Losses
 from mtu_fast._checks.masks import Mask
 from mtu_fast._rows.update import Update
@@ -80,11 +81,15 @@ class Unlearning:
             The sum of the tasks' mean losses, `[]`, to be logged; it has no graph.
 
         Raises:
+            TypeError: arguments of the wrong kind.
+            ValueError: losses that are not one value a sample, or a subspace that the method lacks.
             RuntimeError: several processes.
         """
         module: Any = self
+        if sync is not None:
+            check_flag("unlearn: sync", sync)
         _step.check_single(module.trainer.world_size, "lightning")
-        self._micro = _step.Micro(losses, method, forget, present, subspace)
+        self._micro = _step.Micro.of(losses, method, forget, present, subspace)
         self._sync = sync
         return self._micro.mean
 

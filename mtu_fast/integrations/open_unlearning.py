@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtu_fast import methods
+from mtu_fast._arguments import check_mapping, check_one_of, check_positive, check_tensors
 from mtu_fast.integrations.transformers import Batch, Unlearning, language_model_losses
 from mtu_fast.losses import causal_lm, npo
 from mtu_fast.methods import Method
@@ -46,7 +48,8 @@ class Surgery(Unlearning):
         kwargs: for the `Trainer`, and for `Unlearning`.
 
     Raises:
-        ValueError: an unknown method or forget loss.
+        TypeError: arguments of the wrong kind.
+        ValueError: an unknown method or forget loss, or a `beta` that is not above 0.
     """
 
     def __init__(
@@ -58,13 +61,15 @@ class Surgery(Unlearning):
         beta: float = 0.1,
         **kwargs: Any,
     ) -> None:
-        if forget_loss not in FORGET_LOSSES:
-            raise ValueError(f"forget_loss: found {forget_loss!r}, expected 'nll' or 'npo'.")
+        check_one_of("forget_loss", forget_loss, FORGET_LOSSES)
+        check_positive("beta", beta)
         self._frozen: nn.Module | None = None
         self._forgotten = torch.zeros(0, dtype=torch.bool)
         self._beta = beta
         kwargs.setdefault("losses", self._npo if forget_loss == "npo" else language_model_losses)
-        super().__init__(*args, method=method_of(method, options or {}), **kwargs)
+        super().__init__(
+            *args, method=method_of(method, {} if options is None else options), **kwargs
+        )
 
     def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Tensor:
         """Rows of both sides in one forward, and at the step the update.
@@ -119,6 +124,7 @@ def method_of(method: str | Method, options: Mapping[str, Any]) -> Method:
         ValueError: no method has this name, or options beside a method.
         TypeError: an argument it does not take.
     """
+    check_mapping("options", options, "{argument: value}")
     if not isinstance(method, str):
         if options:
             raise ValueError("options: found some beside a method, expected them within it.")
@@ -126,6 +132,9 @@ def method_of(method: str | Method, options: Mapping[str, Any]) -> Method:
     kinds = {name: found for name, found in vars(methods).items() if _is_method(found)}
     if method not in kinds:
         raise ValueError(f"method: found {method!r}, expected one of {', '.join(sorted(kinds))}.")
+    unknown = [name for name in options if name not in signature(kinds[method]).parameters]
+    if unknown:
+        raise TypeError(f"options: found {unknown}, which {method} does not take.")
     return kinds[method](**options)
 
 
@@ -147,8 +156,10 @@ def joined(inputs: Mapping[str, Any], column: str) -> Batch:
         The batch, with the mask `[N]` bool, True where a sample is to be forgotten.
 
     Raises:
-        ValueError: a side or a tensor is missing.
+        TypeError: no mapping, or something else than tensors in it.
+        ValueError: a side or a tensor is missing, or one is not [N, S].
     """
+    check_mapping("Surgery: batch", inputs, '{"forget": ..., "retain": ...}')
     for side in SIDES:
         given = inputs.get(side)
         if not isinstance(given, Mapping) or not FILL.keys() <= given.keys():
@@ -157,6 +168,8 @@ def joined(inputs: Mapping[str, Any], column: str) -> Batch:
                 f"Surgery: {side}: found a batch of {found}, expected forget and retain, each with input_ids, "
                 "attention_mask and labels, as open-unlearning's ForgetRetainDataset and its collator give."
             )
+        for name in FILL:
+            _check_tokens(f"Surgery: {side}: {name}", given[name])
     batch: Batch = {}
     for name, fill in FILL.items():
         sides = [inputs[side][name] for side in SIDES]
@@ -165,6 +178,12 @@ def joined(inputs: Mapping[str, Any], column: str) -> Batch:
     retain, both = len(inputs["retain"]["labels"]), len(batch["labels"])
     batch[column] = torch.arange(both) >= retain
     return batch
+
+
+def _check_tokens(name: str, values: Any) -> None:
+    check_tensors(**{name: values})
+    if values.dim() != 2:
+        raise ValueError(f"{name}: found shape {tuple(values.shape)}, expected [N, S].")
 
 
 def _padded(values: Tensor, length: int, fill: int) -> Tensor:

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtu_fast._arguments import check_function, check_mapping, check_tensors, check_text
 from mtu_fast._checks.losses import Losses, labelled
-from mtu_fast._rows.update import Update, check_method
+from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
 from mtu_fast.integrations import _step
-from mtu_fast.integrations._pairs import Collate, pairs
+from mtu_fast.integrations._pairs import Collate, check_sets, pairs
 from mtu_fast.integrations._schedule import schedule_of, validation_losses
 from mtu_fast.losses import causal_lm
 from mtu_fast.methods import Method
@@ -43,8 +44,18 @@ def language_model_losses(model: Any, batch: Batch) -> Tensor:
         model: a causal language model of `transformers`, its adapters included.
         batch: `input_ids`, `labels` (−100 where a token does not count), and what else the model
             takes.
+
+    Raises:
+        TypeError: a batch that is no mapping, or labels that are no tensor.
+        ValueError: no labels, or nothing beside them.
     """
+    check_mapping("batch", batch, "{input_ids: tensor, labels: tensor, ...}")
+    if len(batch) < 2 or "labels" not in batch:
+        raise ValueError(
+            f"batch: found {sorted(map(str, batch))}, expected labels, and input_ids or the like."
+        )
     labels = batch["labels"]
+    check_tensors(labels=labels)
     given = {name: value for name, value in batch.items() if name != "labels"}
     logits = model(**given).logits
     if logits.shape[1] > labels.shape[1]:  # a soft prompt stands before the text
@@ -81,6 +92,7 @@ class Unlearning:
 
     Raises:
         TypeError: arguments of the wrong kind.
+        ValueError: an empty data set, or a method without the subspace that it works in.
     """
 
     update: Update | None = None
@@ -96,7 +108,13 @@ class Unlearning:
         subspace: Subspace | None = None,
         **kwargs: Any,
     ) -> None:
-        check_method(method)
+        _step.check_alone(method, subspace)
+        check_function("losses", losses, "model, batch")
+        check_text(forget_column=forget_column)
+        if params is not None:
+            check_function("params", params, "model")
+        if forget_dataset is not None and "train_dataset" in kwargs:
+            check_sets(kwargs["train_dataset"], forget_dataset)
         self.method, self.losses, self.subspace = method, losses, subspace
         self.forget_column, self._params = forget_column, params
         self._engine: Engine | None = None
@@ -152,7 +170,7 @@ class Unlearning:
         forget = self._mask(batch)
         with self._readable(), trainer.compute_loss_context_manager():
             losses, present = labelled(self.losses(model, batch))
-        micro = _step.Micro(losses, self.method, forget, present, self.subspace)
+        micro = _step.Micro.of(losses, self.method, forget, present, self.subspace)
         accelerator = trainer.accelerator
         sync = bool(accelerator.sync_gradients)
         update = _step.take(self.engine, micro, sync=sync, scaler=accelerator.scaler)
@@ -237,10 +255,10 @@ class Unlearning:
                 f"Trainer: found a batch of {sorted(batch)}, expected {self.forget_column!r} too, 1 where a sample "
                 "is to be forgotten: a column of the data set, or forget_dataset= for a second one."
             )
-        mask = batch.pop(self.forget_column)
+        mask, name = batch.pop(self.forget_column), self.forget_column
         if isinstance(mask, Mapping):
-            return {task: of_task.bool() for task, of_task in mask.items()}
-        return mask.bool()
+            return {task: _flags(f"{name}[{task!r}]", one) for task, one in mask.items()}
+        return _flags(name, mask)
 
     def _readable(self) -> AbstractContextManager[Any]:
         trainer: Any = self
@@ -255,6 +273,16 @@ class Unlearning:
                 stacklevel=3,
             )
         return Engine.eager()
+
+
+def _flags(name: str, column: Any) -> Tensor:
+    """A column of 0 and 1 as a mask."""
+    check_tensors(**{name: column})
+    mask = column.bool()
+    # a GPU would have to be waited for
+    if column.device.type == "cpu" and not bool((column == mask).all()):
+        raise ValueError(f"{name}: found {column.unique().tolist()[:8]}, expected 0 and 1.")
+    return mask
 
 
 def _check_alone(trainer: Any) -> None:

@@ -99,11 +99,11 @@ class GradVac(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         held_in("GradVac: state", state, "tasks", "targets", "generator")
-        self._memory.tasks = tuple(state["tasks"])
-        targets = state["targets"]
-        self._memory.targets = None if targets is None else targets.clone()
+        tasks, targets = tuple(state["tasks"]), state["targets"]
+        targets = None if targets is None else targets.clone()
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
+        self._memory.tasks, self._memory.targets = tasks, targets
 
 
 @dataclass

@@ -147,9 +147,9 @@ class NablaTau(Scheduled):
             raise RuntimeError(
                 "NablaTau: start_epoch was called before prepare(forget=..., retain=..., ...)."
             )
-        now.alpha = now.start * max(0.0, 1.0 - epoch / now.epochs)
         if epoch % REFRESH == 0 or not now.tau:
             now.tau = _checked(validation())
+        now.alpha = now.start * max(0.0, 1.0 - epoch / now.epochs)
 
     def __call__(self, G: Tensor | None, roles: Roles) -> Tensor:
         """Weights [R], float64; `G` is not read.
@@ -194,8 +194,9 @@ class NablaTau(Scheduled):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         held_in("NablaTau: state", state, "start", "alpha", "epochs", "tau")
-        self._now.start, self._now.alpha = float(state["start"]), float(state["alpha"])
-        self._now.epochs, self._now.tau = state["epochs"], dict(state["tau"])
+        start, alpha, tau = float(state["start"]), float(state["alpha"]), dict(state["tau"])
+        self._now.start, self._now.alpha = start, alpha
+        self._now.epochs, self._now.tau = state["epochs"], tau
 
 
 def _checked(losses: object) -> dict[str, float]:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mtu_fast._arguments import shown
+
 # that can be iterated, but not over batches
 NO_LOADERS = (str, bytes, Tensor, np.ndarray, Mapping, set, frozenset)
 
@@ -64,3 +66,24 @@ def check_loader(name: str, loader: object) -> None:
             f"{name}: persistent_workers=True gives all iterators the same workers, so that an evaluation would start "
             "the current pass anew; build this loader with persistent_workers=False."
         )
+
+
+def several(generators: Iterable[torch.Generator]) -> tuple[torch.Generator, ...]:
+    """Generators of random numbers.
+
+    Raises:
+        TypeError: one alone, or something else.
+    """
+    if isinstance(generators, torch.Generator):
+        raise TypeError(
+            "generators: found one torch.Generator, expected several, (generator,) for this one."
+        )
+    if isinstance(generators, str | Tensor) or not isinstance(generators, Iterable):
+        raise TypeError(f"generators: found {shown(generators)}, expected several torch.Generator.")
+    found = tuple(generators)
+    for draw in found:
+        if not isinstance(draw, torch.Generator):
+            raise TypeError(
+                f"generators: found {type(draw).__name__}, expected several torch.Generator."
+            )
+    return found

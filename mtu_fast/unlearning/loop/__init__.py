@@ -17,6 +17,7 @@ from mtu_fast.engine import Engine
 from mtu_fast.memory import Memory
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace
+from mtu_fast.unlearning.arguments import several
 from mtu_fast.unlearning.loop.history import History, Record
 from mtu_fast.unlearning.loop.levels import Levels
 from mtu_fast.unlearning.loop.lock import locked
@@ -28,7 +29,7 @@ from mtu_fast.unlearning.loop.settings import Bound, Settings, check_given
 from mtu_fast.unlearning.loop.state import clear_gradients
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
 
-__all__ = ["DivergedError", "History", "Levels", "Record", "Scheduled", "unlearn"]
+__all__ = ["DivergedError", "History", "Levels", "Record", "Scheduled", "shown", "unlearn"]
 
 
 def unlearn(
@@ -177,7 +178,7 @@ def unlearn(
         subspace=subspace,
         memory=memory,
         levels=_levels(levels, method, validation is not None),
-        generators=_all(generators),
+        generators=several(generators),
     )
     engine = Engine(settings.model, settings.params)
     crew = engine._crew
@@ -230,13 +231,3 @@ def _levels(given: object, method: Method, is_known: bool) -> Levels | None:
             f"levels: found {type(given).__name__}, expected an mtu.Levels, True, False or None."
         )
     return given
-
-
-def _all(generators: Iterable[torch.Generator]) -> tuple[torch.Generator, ...]:
-    if isinstance(generators, torch.Generator):
-        raise TypeError(
-            "generators: found one torch.Generator, expected several, (generator,) for this one."
-        )
-    if isinstance(generators, str | Tensor) or not isinstance(generators, Iterable):
-        raise TypeError(f"generators: found {shown(generators)}, expected several torch.Generator.")
-    return tuple(generators)

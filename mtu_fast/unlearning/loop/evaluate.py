@@ -78,7 +78,7 @@ class _Sums:
         return {task: int(count) for task, count in self.count.items()}
 
 
-def _scores(given: object) -> dict[str, float]:
+def scores_of(given: object) -> dict[str, float]:
     """What a score function gave: {task: number}."""
     scores = {}
     for task, value in check_mapping("score", given, "{task: number}").items():
@@ -130,7 +130,7 @@ def measure(
                 raise ValueError(f"{name}: the loader gave no batch.")
             if score is None:
                 return sums, None
-            return sums, _scores(score(model, loader))
+            return sums, scores_of(score(model, loader))
 
     sums, scores = crew.agreed(f"unlearn: evaluation of {name}", own)
     found = sums.losses()

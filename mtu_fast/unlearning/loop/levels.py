@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtu_fast._arguments import check_mapping
-from mtu_fast._checks.losses import Losses
+from mtu_fast._arguments import check_flag, check_function, check_number, held_in, shown
+from mtu_fast._checks.losses import Losses, by_task
 from mtu_fast._checks.masks import KIND, Mask, kinds, presence
+from mtu_fast._checks.states import check_parts
 from mtu_fast.methods import FORGET, RESTING
-from mtu_fast.unlearning.loop.evaluate import Measured, measure
+from mtu_fast.unlearning.arguments import check_loader, check_model, several
+from mtu_fast.unlearning.loop.evaluate import Measured, measure, scores_of
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
 
 STALLED = 0.05  # share of the forget rows that are left, at or below which a task does not move
@@ -80,12 +82,10 @@ class Levels:
     """
 
     def __init__(self, *, quantiles: bool = False, growth: float = 1.25) -> None:
-        if not isinstance(quantiles, bool):
-            raise TypeError(f"Levels: quantiles is {quantiles!r}, expected True or False.")
-        if isinstance(growth, bool) or not isinstance(growth, int | float):
-            raise TypeError(f"Levels: growth is {growth!r}, expected a number of at least 1.")
-        if not (math.isfinite(growth) and growth >= 1.0):
-            raise ValueError(f"Levels: growth is {growth}, expected a number of at least 1.")
+        check_flag("Levels: quantiles", quantiles)
+        check_number("Levels: growth", growth, "a finite number of at least 1")
+        if growth < 1.0:
+            raise ValueError(f"Levels: growth: found {growth}, expected a number of at least 1.")
         self._quantiles, self._growth = quantiles, float(growth)
         self.held = Held()
 
@@ -145,15 +145,33 @@ class Levels:
             The levels themselves.
 
         Raises:
-            ValueError: the loader gives no batch, or a loss is not finite.
+            TypeError: arguments of the wrong kind, or functions that do not give what they should.
+            ValueError: the loader gives no batch, a loss is not finite, or there is no score.
         """
-        return self.take(measure("validation", model, validation, losses, score, generators))
+        check_model("model", model)
+        check_loader("validation", validation)
+        check_function("losses", losses, "model, batch")
+        if score is not None:
+            check_function("score", score, "model, loader")
+        draws = several(generators)
+        return self.take(measure("validation", model, validation, losses, score, draws))
 
     def take(self, found: Measured) -> Levels:
-        """What `measure` measures, measured before."""
+        """What `measure` measures, measured before.
+
+        Raises:
+            TypeError: something else.
+            ValueError: a loss is not finite, or there is no score.
+        """
+        if not isinstance(found, Measured):
+            raise TypeError(
+                f"Levels.take: found {type(found).__name__}, expected what an evaluation gave; call levels.measure."
+            )
         for task, values in found.losses.items():
             if not bool(torch.isfinite(values).all()):
-                raise ValueError(f"Levels: a held-out loss of task {task!r} is not finite.")
+                raise ValueError(f"Levels: losses: a held-out loss of task {task!r} is not finite.")
+        if not found.score:
+            raise ValueError("Levels: score: found that of no task, expected {task: number}.")
         # in order once: a quantile is then found by its place
         ranked = {task: values.sort().values for task, values in found.losses.items()}
         self.held = Held(ranked, dict(found.score), dict.fromkeys(ranked, 1.0))
@@ -181,7 +199,7 @@ class Levels:
             raise RuntimeError(
                 "Levels: nothing is known of data never seen; call levels.measure(model, validation, losses) first."
             )
-        named = {"loss": losses} if isinstance(losses, Tensor) else dict(losses)
+        named = by_task(losses)
         there = presence(present, named)
         found, left, seen = {}, dict(self.held.left), dict(self.held.seen)
         for task, kind in kinds(forget, named).items():
@@ -204,11 +222,11 @@ class Levels:
         """Say how far the tasks have come: {task: score on the forget data}, of the function that `measure` took.
 
         Raises:
-            TypeError: no mapping.
+            TypeError: no mapping of numbers.
             ValueError: a score is not a number.
         """
         held, resting, kappa = self.held, [], dict(self.held.kappa)
-        for task, value in check_mapping("Levels.update: score", score).items():
+        for task, value in scores_of(score).items():
             if math.isnan(value):
                 raise ValueError(f"Levels.update: the score of task {task!r} is not a number.")
             if task not in held.score:
@@ -233,10 +251,18 @@ class Levels:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-        names = ("losses", "score", "kappa", "left", "seen")
-        parts = {name: dict(state[name]) for name in names}
-        self.held = Held(resting=tuple(state["resting"]), **parts)
+        """Go on from what `state_dict` gave.
+
+        Raises:
+            TypeError: a state, or a part of it, of another kind.
+            ValueError: a part is missing.
+        """
+        held_in("Levels: state", state, "resting")
+        parts = check_parts("Levels: state", state, ("losses", "left", "seen"), ("score", "kappa"))
+        resting = state["resting"]
+        if not isinstance(resting, list | tuple) or not all(isinstance(t, str) for t in resting):
+            raise TypeError(f"Levels: state: resting: found {shown(resting)}, expected task names.")
+        self.held = Held(resting=tuple(resting), **parts)
 
     # ---- a task ----------------------------------------------------------------------------------
 

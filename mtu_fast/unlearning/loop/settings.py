@@ -83,7 +83,6 @@ class Settings:
                 check_whole(name, getattr(self, name), 1)
         self._check_bounds()
         self._check_end()
-        self._check_generators()
         if self.checkpoint is not None:
             check_folder("checkpoint", self.checkpoint)
             self.method.describe()  # raises where a checkpoint could not tell it from another
@@ -145,13 +144,6 @@ class Settings:
         raise ValueError(
             "optimizer: none of its parameters is the model's; build it from model.parameters()."
         )
-
-    def _check_generators(self) -> None:
-        for draw in self.generators:
-            if not isinstance(draw, torch.Generator):
-                raise TypeError(
-                    f"generators: found {type(draw).__name__}, expected several torch.Generator."
-                )
 
     def describe(self) -> dict[str, Any]:
         """What tells this run from others, as text and numbers; limits of its length are no part of it."""

@@ -389,10 +389,10 @@ def test_a_checkpoint_of_other_levels_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"quantiles": 3}, TypeError, "quantiles is 3"),
-        ({"growth": "x"}, TypeError, "growth is 'x'"),
-        ({"growth": 0.9}, ValueError, r"growth is 0\.9, expected a number of at least 1"),
-        ({"growth": math.inf}, ValueError, "growth is inf"),
+        ({"quantiles": 3}, TypeError, "quantiles: found 3"),
+        ({"growth": "x"}, TypeError, "growth: found 'x'"),
+        ({"growth": 0.9}, ValueError, r"growth: found 0\.9, expected a number of at least 1"),
+        ({"growth": math.inf}, ValueError, "growth: found inf"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], error: type[Exception], says: str) -> None:

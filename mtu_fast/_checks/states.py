@@ -1,0 +1,90 @@
+"""What `state_dict` gave, looked at before it is taken: a foreign or damaged state changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtu_fast._arguments import MOST, check_dtype, check_mapping, check_whole, held_in, names, shown
+
+COLUMNS = {"task": torch.int64, "sample": torch.int64, "loss": torch.float64}
+PARTS = ("vectors", *COLUMNS, "tasks", "dtype", "grams")
+
+
+def check_counts(name: str, state: Mapping[str, Any]) -> None:
+    """How many rows are to be held, and how long none was taken in.
+
+    Raises:
+        TypeError: no whole numbers.
+        ValueError: one out of range.
+    """
+    if state["size"] is not None:
+        check_whole(f"{name}: size", state["size"], 1, MOST)
+    check_whole(f"{name}: age", state["age"], 0, MOST)
+
+
+def check_rows(name: str, state: object) -> None:
+    """K explicit rows: their vectors, their roles and their Grams.
+
+    Raises:
+        TypeError: a part of another kind.
+        ValueError: a part is missing, or the parts are not of the same K rows.
+    """
+    held = held_in(name, state, *PARTS)
+    task = held["task"]
+    count = len(task) if isinstance(task, Tensor) and task.dim() else 0
+    for column, dtype in COLUMNS.items():
+        _check_column(f"{name}: {column}", held[column], dtype, count)
+    known = names(f"{name}: tasks", held["tasks"])
+    if count and not (int(task.min()) >= 0 and int(task.max()) < len(known)):
+        raise ValueError(f"{name}: task: found other indices than those of the {len(known)} tasks.")
+    check_dtype(f"{name}: dtype", held["dtype"])
+    for key, v in check_mapping(f"{name}: vectors", held["vectors"], "{name: [K, ...]}").items():
+        if not isinstance(v, Tensor) or not v.dim() or len(v) != count:
+            raise ValueError(f"{name}: vectors[{key!r}]: found {_of(v)}, expected [{count}, ...].")
+    _check_grams(f"{name}: grams", held["grams"], count)
+
+
+def check_parts(
+    name: str, state: object, tensors: Sequence[str], numbers: Sequence[str]
+) -> dict[str, dict[Any, Any]]:
+    """{part: {task: value}} of a state, the values of each part tensors or numbers.
+
+    Raises:
+        TypeError: a part, or a value in it, of another kind.
+        ValueError: a part is missing.
+    """
+    held, found = held_in(name, state, *tensors, *numbers), {}
+    for part in (*tensors, *numbers):
+        found[part] = dict(check_mapping(f"{name}: {part}", held[part], "{task: value}"))
+        kind: Any = Tensor if part in tensors else (int, float)
+        odd = [value for value in found[part].values() if not isinstance(value, kind)]
+        if odd:
+            raise TypeError(
+                f"{name}: {part}: found {shown(odd[0])}, expected what it was stored as."
+            )
+    return found
+
+
+def _check_column(name: str, column: object, dtype: torch.dtype, count: int) -> None:
+    is_one = isinstance(column, Tensor) and column.dtype == dtype
+    if not is_one or not isinstance(column, Tensor) or column.shape != (count,) or not count:
+        raise TypeError(f"{name}: found {_of(column)}, expected a tensor [{count or 'K'}] {dtype}.")
+
+
+def _check_grams(name: str, grams: object, count: int) -> None:
+    if not isinstance(grams, list | tuple):
+        raise TypeError(f"{name}: found {shown(grams)}, expected a list of (parameters, Gram).")
+    for pair in grams:
+        gram = pair[1] if isinstance(pair, list | tuple) and len(pair) == 2 else None
+        if not isinstance(gram, Tensor) or gram.shape != (count, count):
+            raise ValueError(f"{name}: found {_of(gram)}, expected a Gram [{count}, {count}].")
+
+
+def _of(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"shape {tuple(value.shape)} {value.dtype}"
+    return shown(value)
