@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsFloat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtu_fast._arguments import check_mapping, shown
 from mtu_fast._checks.losses import labelled
 from mtu_fast._distributed.crew import Crew
 from mtu_fast.unlearning.loaders import generators_of, one_pass
 from mtu_fast.unlearning.modes import evaluating
 from mtu_fast.unlearning.randomness import preserved
-from mtu_fast.unlearning.reading import LossFunction, ScoreFunction, Side
+from mtu_fast.unlearning.reading import LossFunction, ScoreFunction, Side, scores_of
 
 ALONE = Crew()
 
@@ -76,17 +75,6 @@ class _Sums:
 
     def counts(self) -> dict[str, int]:
         return {task: int(count) for task, count in self.count.items()}
-
-
-def scores_of(given: object) -> dict[str, float]:
-    """What a score function gave: {task: number}."""
-    scores = {}
-    for task, value in check_mapping("score", given, "{task: number}").items():
-        number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-        if isinstance(number, Tensor) or not isinstance(number, SupportsFloat):
-            raise TypeError(f"score: found {shown(number)} for task {task!r}, expected a number.")
-        scores[task] = float(number)
-    return scores
 
 
 def measure(

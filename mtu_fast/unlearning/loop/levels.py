@@ -16,8 +16,8 @@ from mtu_fast._checks.masks import KIND, Mask, kinds, presence
 from mtu_fast._checks.states import check_parts
 from mtu_fast.methods import FORGET, RESTING
 from mtu_fast.unlearning.arguments import check_loader, check_model, several
-from mtu_fast.unlearning.loop.evaluate import Measured, measure, scores_of
-from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
+from mtu_fast.unlearning.loop.evaluate import Measured, measure
+from mtu_fast.unlearning.reading import LossFunction, ScoreFunction, scores_of
 
 STALLED = 0.05  # share of the forget rows that are left, at or below which a task does not move
 

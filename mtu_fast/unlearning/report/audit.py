@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from mtu_fast._arguments import check_whole
+from mtu_fast._arguments import check_function, check_text, check_whole
 from mtu_fast._checks.masks import targeted
 from mtu_fast._distributed.crew import Crew
 from mtu_fast._distributed.wrappers import crew_of_model
@@ -25,8 +25,8 @@ from mtu_fast.unlearning.report.comparisons import comparisons
 from mtu_fast.unlearning.report.cosines import Params, layer_cosines
 from mtu_fast.unlearning.report.histograms import histograms
 from mtu_fast.unlearning.report.levels import chances, loss_aims, shares
-from mtu_fast.unlearning.report.passes import PerTask, Reading, measure, untouched
-from mtu_fast.unlearning.report.plain import plain, records, step_cost
+from mtu_fast.unlearning.report.passes import PerTask, Reading, check_batches, measure, untouched
+from mtu_fast.unlearning.report.plain import check_cost, plain, records, step_cost
 from mtu_fast.unlearning.report.result import SCHEMA, VERSION, Audit
 from mtu_fast.unlearning.report.split import Split
 from mtu_fast.unlearning.report.verdict import verdict
@@ -121,9 +121,18 @@ def audit(
     """
     check_removal(removal)
     check_whole("cosine_samples", cosine_samples, 0)
+    check_whole("relearn_limit", relearn_limit, 1)
+    check_whole("seed", seed, 0, 2**32 - 1)
+    check_text(title=title)
+    for name, function, takes in (("relearn", relearn, "parameters"), ("params", params, "model")):
+        if function is not None:
+            check_function(name, function, takes)
+    check_cost(cost)
     went = records(history)
     models = _models(original, unlearned, retrained)
     loaders = {"forget": forget, "retain": retain, "test": test}
+    for name, loader in loaders.items():
+        check_batches(name, loader)
     reading = Reading(losses, score, outputs, labels, present)
     crew = crew_of_model(unlearned)
     if crew.size > 1 and relearn is not None:

@@ -18,11 +18,12 @@ from mtu_fast._arguments import check_function, check_mapping, check_tensors
 from mtu_fast._checks.losses import labelled
 from mtu_fast._checks.masks import presence
 from mtu_fast._distributed.crew import Crew
+from mtu_fast.unlearning.arguments import NO_LOADERS
 from mtu_fast.unlearning.loaders import generators_of
 from mtu_fast.unlearning.metrics import entropy, kl_divergence, logit_distance
 from mtu_fast.unlearning.modes import evaluating
 from mtu_fast.unlearning.randomness import preserved
-from mtu_fast.unlearning.reading import LossFunction, ScoreFunction, Side
+from mtu_fast.unlearning.reading import LossFunction, ScoreFunction, Side, scores_of
 from mtu_fast.unlearning.report.split import Labels, Parts, Split
 
 PerTask = Mapping[str, Tensor]
@@ -56,6 +57,21 @@ class Reading:
         return losses, {task: mask & also[task] for task, mask in there.items()}
 
 
+def check_batches(name: str, loader: object) -> None:
+    """Batches that can be read again and again.
+
+    Raises:
+        TypeError: something else.
+    """
+    if isinstance(loader, NO_LOADERS) or not isinstance(loader, Iterable):
+        raise TypeError(f"{name}: found {type(loader).__name__}, expected batches.")
+    # an iterator is used up by the first pass, and `score` needs one more for each model
+    if isinstance(loader, Iterator):
+        raise TypeError(
+            f"{name}: found an iterator, expected a loader or list that can be read again; use list(...)."
+        )
+
+
 def measure(
     name: str,
     models: Mapping[str, nn.Module],
@@ -76,17 +92,10 @@ def measure(
         What was measured on all ranks, rank after rank.
 
     Raises:
-        TypeError: the loader can be read only once, or a function does not return what it should.
+        TypeError: a function does not return what it should.
         ValueError: no batch, no label, or losses that are not finite and unreduced, one shape and
             one set of tasks.
     """
-    if not isinstance(loader, Iterable):
-        raise TypeError(f"{name}: found {type(loader).__name__}, expected batches.")
-    # an iterator is used up by the first pass, and `score` needs one more for each model
-    if iter(loader) is loader:
-        raise TypeError(
-            f"{name}: found an iterator, expected a loader or list that can be read again; use list(...)."
-        )
     # one pass for all models: under any order of the loader, samples are paired
     mine = crew.agreed(f"audit: {name}", lambda: _share(name, models, loader, reading))
     parts, samples, weights = Parts(), 0, []
@@ -149,6 +158,7 @@ def _add_batch(
     """Add one batch's values; return its number of samples."""
     sides = {model: reading.read(net, batch) for model, net in models.items()}
     there = _masks(sides)
+    samples = len(next(iter(there.values())))
     kept = {task: mask.nonzero().flatten() for task, mask in there.items()}
     for task, at in kept.items():
         parts.add("index", task, start + at)
@@ -162,8 +172,8 @@ def _add_batch(
             outputs[model] = check_mapping("outputs", reading.outputs(net, batch))
         for task, at in kept.items():
             if task in outputs["original"]:
-                _add_outputs(parts, task, outputs, at)
-    return len(next(iter(there.values())))
+                _add_outputs(parts, task, outputs, at, samples)
+    return samples
 
 
 def _masks(sides: Mapping[str, Side]) -> dict[str, Tensor]:
@@ -219,11 +229,18 @@ def _add_losses(parts: Parts, model: str, losses: PerTask, kept: PerTask) -> Non
         parts.add("loss", task, value, model)
 
 
-def _add_outputs(parts: Parts, task: str, outputs: Mapping[str, PerTask], at: Tensor) -> None:
+def _add_outputs(
+    parts: Parts, task: str, outputs: Mapping[str, PerTask], at: Tensor, samples: int
+) -> None:
     logits = {}
     for model, row in outputs.items():
         check_tensors(outputs=row.get(task))
-        logits[model] = row[task].detach().cpu()[at]
+        given = row[task]
+        if given.dim() < 2 or len(given) != samples:
+            raise ValueError(
+                f"outputs[{task!r}]: found shape {tuple(given.shape)}, expected logits [{samples}, C, ...]."
+            )
+        logits[model] = given.detach().cpu()[at]
         parts.add("entropy", task, entropy(logits[model]), model)
     if "retrained" in logits:
         ideal, unlearned = logits["retrained"], logits["unlearned"]
@@ -254,14 +271,15 @@ def _scores(
             f"score gives tasks {sorted(found)} on {split}, losses {list(known)}; expected the same (losses that are a "
             "plain tensor are those of a task called 'loss')."
         )
-    bad = [task for task in needed if not math.isfinite(found[task])]
+    numbers = scores_of(found)
+    bad = [task for task in needed if not math.isfinite(numbers[task])]
     if bad:
         raise ValueError(
             f"score: not finite for tasks {bad} of the {model} model on {split}, expected numbers."
         )
     scores: dict[str, float | None] = dict.fromkeys(known)
     for task in needed:
-        scores[task] = float(found[task])
+        scores[task] = numbers[task]
     return scores
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mtu_fast._arguments import check_mapping, shown
+
 
 def plain(value: Any) -> Any:
     """Mappings, lists, strings, finite numbers and None; a number that is not finite becomes None."""
@@ -20,10 +22,33 @@ def plain(value: Any) -> Any:
         return _plain_mapping(value)
     if isinstance(value, Iterable):
         return list(map(plain, value))
-    number = float(value)
+    number = _number("value", value)
     if not math.isfinite(number):
         return None
     return number
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        if not isinstance(value, str | bytes):
+            return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        pass  # no number, or an array of several
+    raise TypeError(f"{name}: found {shown(value)}, expected a number.")
+
+
+def check_cost(cost: object) -> None:
+    """{what: number}, or {what: {variant: number}}.
+
+    Raises:
+        TypeError: something else.
+    """
+    if cost is None:
+        return
+    for what, given in check_mapping("cost", cost, "{what: number}").items():
+        of_variants = given.values() if isinstance(given, Mapping) else (given,)
+        for value in of_variants:
+            _number(f"cost[{what!r}]", value)
 
 
 def _plain_mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
@@ -58,6 +83,12 @@ def _record(given: Any) -> dict[str, Any]:
             f"history: found a record {given!r:.80}, expected a mapping or dataclass with "
             '"step", the number of steps so far.'
         )
+    _number("history: step", row["step"])
+    for name, value in row.items():
+        try:
+            plain(value)
+        except TypeError as error:
+            raise TypeError(f"history: {name}: {error}") from error
     return _plain_mapping(row)
 
 

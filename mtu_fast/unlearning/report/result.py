@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtu_fast._arguments import check_text
 from mtu_fast._checks.files import check_folder
 from mtu_fast.unlearning.report.page import page
 
@@ -89,5 +90,7 @@ def write_html(path: str | Path, audits: Sequence[Audit], title: str | None = No
         raise TypeError(f"write_html: found {audits!r:.60}, expected a list of audits.")
     if not audits:
         raise ValueError("write_html: found no audit, expected at least one.")
+    if title is not None:
+        check_text(title=title)
     check_folder("path", path)
     Path(path).write_text(page([each.data for each in audits], title), encoding="utf-8")
