@@ -11,12 +11,17 @@ def check_folder(name: str, path: str | Path) -> None:
 
     Raises:
         TypeError: it is no path.
+        ValueError: a folder itself, or a name that no file can have.
         FileNotFoundError: there is none.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
             f"{name}: found {path!r}, expected the path of a file, for example 'run.pt'."
         )
+    if "\0" in str(path):
+        raise ValueError(f"{name}: found {str(path)!r}, expected a name without NUL characters.")
+    if Path(path).is_dir():
+        raise ValueError(f"{name}: {path} is a folder, expected a file.")
     folder = Path(path).parent
     if not folder.is_dir():
         raise FileNotFoundError(

@@ -36,8 +36,22 @@ def length_of(loader: Any) -> int | None:
     """How many batches, or samples of a dataset, there are; None where it does not know."""
     try:
         return len(loader)
-    except (TypeError, NotImplementedError):
-        return None
+    except (TypeError, NotImplementedError, ValueError, OverflowError):
+        return None  # below zero, or beyond all that can be counted, is no length either
+
+
+def begun(name: str, loader: Iterable[Any]) -> Iterator[Any]:
+    """A fresh iterator of a loader.
+
+    Raises:
+        TypeError: it gives none.
+    """
+    try:
+        return iter(loader)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}: found {type(loader).__name__}, expected a loader that gives an iterator: {error}"
+        ) from error
 
 
 def one_pass(name: str, loader: Iterable[Any]) -> Iterator[Any]:
@@ -51,10 +65,11 @@ def one_pass(name: str, loader: Iterable[Any]) -> Iterator[Any]:
         Each batch.
 
     Raises:
+        TypeError: the loader gives no iterator.
         ValueError: there are more than twice as many as the loader says.
     """
     length = length_of(loader)
-    for count, batch in enumerate(loader, 1):
+    for count, batch in enumerate(begun(name, loader), 1):
         if length is None and count == MANY:
             warnings.warn(
                 f"{name}: an evaluation has read {MANY} batches of this loader, which does not know its length. If it "

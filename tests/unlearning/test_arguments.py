@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,12 +140,34 @@ def test_labels_of_any_kind_give_the_same_report(kind: str) -> None:
     assert audit(labels=labels, cosine_samples=0).data["drift"] == expected
 
 
+class Nameless:
+    def __repr__(self) -> str:
+        raise RuntimeError("no name")
+
+
+class Unequal:
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("not to be compared")
+
+
+NAMELESS: list[Any] = [Nameless() for _ in range(3)]
+LOCKS: list[Any] = [threading.Lock() for _ in range(3)]
 NAMED: dict[str, Callable[[int], Any]] = {
     "names": ("cat", "dog", "b<b>d").__getitem__,
     "pairs": lambda i: (i, "x"),
     "nothing": lambda i: None if i == 1 else i,
     "booleans": bool,
     "floats": lambda i: i + 0.5,
+    "beyond all floats": lambda i: 10**400 + i,
+    "infinite": lambda i: float("inf") if i else -float("inf"),
+    "complex": lambda i: i * 1j,
+    "types": (int, str, float).__getitem__,
+    "bytes": lambda i: bytes([i]),
+    "without a name": lambda i: NAMELESS[i],
+    "that cannot be copied": lambda i: LOCKS[i],
 }
 
 
@@ -156,7 +179,10 @@ def test_classes_may_be_anything(kind: str, tmp_path: Path) -> None:
     found = audit(labels=labels, cosine_samples=0)
     worst = found.data["drift"]["unlearned"]["retain"]["class"]["worst_class"][0]
     possible = [NAMED[kind](i) for i in range(3)]
-    assert worst in possible or worst in map(str, possible)
+    if kind == "without a name":
+        assert worst == "a Nameless"
+    else:
+        assert worst in possible or worst in map(str, possible)
     found.to_json(tmp_path / "a.json")
     assert mtu.Audit.from_json(tmp_path / "a.json") == found
     Document(page([found.data]))
@@ -171,24 +197,53 @@ def test_a_class_for_every_sample() -> None:
     assert metrics.drift(X[0], torch.arange(3.0), np.array([4, 7, 7])).worst_class == (7, 1.5)
 
 
+NO_CLASSES: dict[str, Callable[[Tensor], Any]] = {
+    "sparse": Tensor.to_sparse,
+    "on meta": lambda y: y.to("meta"),
+    "complex": lambda y: y.to(torch.complex64),
+    "numbers": lambda y: y.to(torch.bfloat16),
+    "two columns": lambda y: np.zeros((len(y), 2)),
+    "sets": lambda y: [{1}] * len(y),
+    "unequal": lambda y: [Unequal() for _ in y],
+}
+
+
+@pytest.mark.parametrize("kind", NO_CLASSES)
+def test_what_are_no_classes(kind: str) -> None:
+    with pytest.raises((TypeError, ValueError), match="labels"):
+        audit(labels=lambda batch: {"class": NO_CLASSES[kind](batch[1])}, cosine_samples=0)
+
+
 # ---- files and names -----------------------------------------------------------------------------
 
 
 def test_paths(tmp_path: Path) -> None:
     found = audit(cosine_samples=0)
     for write in (found.to_html, found.to_json, lambda path: write_html(path, [found])):
-        with pytest.raises(TypeError, match="path: found 5, expected the path of a file"):
+        with pytest.raises(TypeError, match=r"path: found 5, expected the path of a file"):
             write(5)
     history = mtu.History(("a",), ("a",))
     for write in (history.to_json, history.plot):
-        with pytest.raises(TypeError, match="path: found 5, expected the path of a file"):
+        with pytest.raises(TypeError, match=r"path: found 5, expected the path of a file"):
             write(5)
-    with pytest.raises(TypeError, match="path: found 5"):
+    with pytest.raises(TypeError, match=r"path: found 5"):
         mtu.Audit.from_json(5)
     for wrong in (5, [5], found):
         with pytest.raises(TypeError, match=r"write_html: found .*expected a list of audits"):
             write_html(tmp_path / "a.html", wrong)
-    for text, says in (("{", "is no JSON of an audit"), ("[]", "found list, expected the JSON")):
+    with pytest.raises(ValueError, match=r"path: found 'a.x00b', expected a name without NUL"):
+        mtu.Audit.from_json("a\0b")
+    for write in (found.to_html, found.to_json, lambda path: write_html(path, [found])):
+        with pytest.raises(ValueError, match=r"path: found 'a.x00b', expected a name without NUL"):
+            write("a\0b")
+        with pytest.raises(ValueError, match=r"path: .* is a folder, expected a file"):
+            write(tmp_path)
+    part = '{"schema": "mtu_fast.audit", "version": 1}'
+    for text, says in (
+        ("{", "is no JSON of an audit"),
+        ("[]", "found list, expected the JSON"),
+        (part, "is incomplete: it holds no title, models"),
+    ):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(ValueError, match=f"a.json: {says}"):
             mtu.Audit.from_json(tmp_path / "a.json")
@@ -222,6 +277,42 @@ def test_a_page_with_odd_names(tmp_path: Path) -> None:
     assert not set(UNSEEN) & set(text) and "a\\u0000" in text
 
 
+class Unread:
+    """A loader whose iterator is none."""
+
+    def __iter__(self) -> Any:
+        return 5
+
+
+@pytest.mark.parametrize("length", [-1, "x", 10**30, 2**63 - 1])
+@pytest.mark.parametrize("side", ["retain", "forget"])
+def test_a_length_that_is_none(length: Any, side: str) -> None:
+    """The loader is read as one that does not know its length."""
+
+    class Lying(list[Any]):
+        def __len__(self) -> Any:
+            return length
+
+    found = []
+    for make in (list, Lying):
+        model, given = scene.net(), scene.sides()
+        given[side] = make(given[side])
+        mtu.unlearn(
+            model, scene.sgd(model), **given, method=mtu.GradDiff(), max_steps=5, progress=False
+        )
+        found.append(scene.parameters(model))
+    assert torch.equal(*found)
+
+
+def test_a_checkpoint_with_a_name_that_no_file_has() -> None:
+    model = scene.net()
+    with pytest.raises(ValueError, match=r"checkpoint: found 'a.x00.pt', expected a name without"):
+        mtu.unlearn(
+            model, scene.sgd(model), **scene.sides(), method=mtu.GradDiff(), max_steps=1,
+            progress=False, checkpoint="a\0.pt",
+        )  # fmt: skip
+
+
 # ---- the loop ------------------------------------------------------------------------------------
 
 
@@ -233,6 +324,8 @@ def test_a_page_with_odd_names(tmp_path: Path) -> None:
         ({"forget_losses": 5}, "forget_losses: found int"),
         ({"score": 5}, r"score: found int, expected a function of \(model, loader\)"),
         ({"checkpoint": 5}, "checkpoint: found 5, expected the path of a file"),
+        ({"retain": Unread()}, "retain: found Unread, expected a loader that gives an iterator"),
+        ({"forget": Unread()}, "forget: found Unread, expected a loader that gives an iterator"),
         ({"losses": lambda m, b: {0: scene.losses(m, b)[0]["a"]}}, r"tasks named \[0\]"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from mtu_fast.unlearning.loaders import generators_of, sampler_of
+from mtu_fast.unlearning.loaders import begun, generators_of, sampler_of
 from mtu_fast.unlearning.randomness import capture, restore
 
 END: Final = object()
@@ -70,7 +70,7 @@ class Stream:
         if set_epoch is not None:
             set_epoch(self.passes)
         # after set_epoch: an iterator takes its order when it begins
-        return iter(self.loader)
+        return begun(self.name, self.loader)
 
     def again(self) -> Any:
         """The next batch, of a new pass where one ends."""

@@ -47,12 +47,13 @@ class Lock:
     """
 
     def __init__(self, path: str | Path) -> None:
-        target = Path(os.path.realpath(path))
-        self.path = path
-        self.beside = target.with_name(f"{target.name}.lock")
+        # first, since `release` is called of one that was not made either
         self._handle: int | None = None
         self._held = False
         self._process = os.getpid()  # a fork of it holds nothing
+        target = Path(os.path.realpath(path))
+        self.path = path
+        self.beside = target.with_name(f"{target.name}.lock")
 
     def take(self) -> None:
         """Lock, and write down who does.

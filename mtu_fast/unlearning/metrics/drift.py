@@ -127,7 +127,7 @@ def _classes(labels: Tensor | Sequence[Hashable], samples: int) -> tuple[list[Ha
     known: dict[Hashable, int] = {}
     try:
         member = [known.setdefault(_plain(label), len(known)) for label in labels]
-    except TypeError as error:
+    except Exception as error:  # of the caller's own class, in a comparison say
         raise TypeError(f"drift: labels: {error}, expected numbers or names.") from error
     return list(known), torch.tensor(member)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from mtu_fast._arguments import shown
 from mtu_fast.unlearning.metrics import drift, membership
 from mtu_fast.unlearning.metrics.drift import QUANTILES
 from mtu_fast.unlearning.report.comparisons import note
@@ -69,7 +71,9 @@ def _drift(split: Split, model: str, task: str, indexed: bool) -> dict[str, Any]
     for at, change in found.worst:
         index = int(split.index[task][at]) if indexed else None
         worst.append({"index": index, "change": change})
-    plain = dataclasses.asdict(found) | {"quantiles": quantiles, "worst": worst}
+    # a class may be anything, also what cannot be copied
+    numbers = dataclasses.asdict(dataclasses.replace(found, worst_class=None))
+    plain = numbers | {"quantiles": quantiles, "worst": worst}
     if found.worst_class is not None:
         label, change = found.worst_class
         plain["worst_class"] = [_label(label), change]
@@ -78,9 +82,12 @@ def _drift(split: Split, model: str, task: str, indexed: bool) -> dict[str, Any]
 
 def _label(label: object) -> object:
     """A class as JSON can hold it."""
-    if isinstance(label, str | int | float):
+    if isinstance(label, str | int) or (isinstance(label, float) and math.isfinite(label)):
         return label
-    return str(label)
+    try:
+        return str(label)
+    except Exception:  # of the caller's own class
+        return shown(label)
 
 
 def distances(splits: Mapping[str, Split]) -> dict[str, Any] | None:

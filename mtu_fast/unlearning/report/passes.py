@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtu_fast._arguments import check_function, check_mapping, check_tensors
+from mtu_fast._arguments import check_dense, check_function, check_mapping, check_tensors
 from mtu_fast._checks.losses import labelled
 from mtu_fast._checks.masks import presence
 from mtu_fast._distributed.crew import Crew
 from mtu_fast.unlearning.arguments import NO_LOADERS
-from mtu_fast.unlearning.loaders import generators_of
+from mtu_fast.unlearning.loaders import begun, generators_of
 from mtu_fast.unlearning.metrics import entropy, kl_divergence, logit_distance
 from mtu_fast.unlearning.modes import evaluating
 from mtu_fast.unlearning.randomness import preserved
@@ -123,7 +123,7 @@ def _share(
 ) -> tuple[Parts, int]:
     """What this rank's loader gives, and its number of samples."""
     parts, samples = Parts(), 0
-    for batch in loader:
+    for batch in begun(name, loader):
         samples += _add_batch(parts, batch, samples, models, reading)
     if not samples:
         raise ValueError(f"{name}: found no sample, expected at least one batch.")
@@ -206,6 +206,7 @@ def _add_labels(parts: Parts, labels: object, there: PerTask) -> None:
 def _classes(name: str, given: Any, mask: Tensor) -> Labels:
     """The classes of the labelled samples: a tensor, or a list of anything."""
     if isinstance(given, Tensor):
+        check_dense(name, given)
         if given.shape != mask.shape:
             raise TypeError(
                 f"{name}: found shape {tuple(given.shape)}, expected the class of each sample, [{len(mask)}]."

@@ -14,6 +14,11 @@ from mtu_fast._checks.files import check_folder
 from mtu_fast.unlearning.report.page import page
 
 SCHEMA, VERSION = "mtu_fast.audit", 1
+KEYS = (
+    "title", "models", "request", "scores", "membership", "drift", "histograms", "loss_levels",
+    "mean_losses", "distances", "relearn", "parameter_shift", "cosines", "cost", "history",
+    "notes", "verdict",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,12 @@ class Audit:
 
         Raises:
             TypeError: no path.
-            ValueError: no JSON, another schema, or a later version of it.
+            ValueError: no JSON, another schema or a later version of it, or a part is missing.
         """
         if not isinstance(path, str | os.PathLike):
             raise TypeError(f"path: found {path!r}, expected the path of a file.")
+        if "\0" in str(path):
+            raise ValueError(f"path: found {str(path)!r}, expected a name without NUL characters.")
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
@@ -66,6 +73,9 @@ class Audit:
             raise ValueError(
                 f"{path}: found schema {found}, expected {SCHEMA!r} version {VERSION}."
             )
+        missing = [key for key in KEYS if key not in data]
+        if missing:
+            raise ValueError(f"{path}: is incomplete: it holds no {', '.join(missing)}.")
         return cls(data)
 
     def to_html(self, path: str | Path) -> None:
