@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from functools import cached_property
-from itertools import chain
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +10,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from mtu_fast._graph import nodes as node_ops
-from mtu_fast._graph.carry import stem
-from mtu_fast._graph.nodes import ACCUMULATE, Grads
-
-Edge = tuple[int, int]  # (node, which of its outputs)
+from mtu_fast._graph.nodes import Grads
+from mtu_fast._graph.pattern import Edge, Pattern
 
 
 class Graph:
@@ -32,98 +28,46 @@ class Graph:
         leaf: node -> index of the shared parameter it accumulates for.
         leaves: every parameter in the graph, shared or not.
         reaches: for each node, whether a shared parameter is at or below it.
+        pattern: what graphs of later steps may have in common with it.
     """
 
-    def __init__(self, losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        losses: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        patterns: Sequence[Pattern] = (),
+    ) -> None:
         self.losses = losses
         self._freed: set[int] = set()  # tasks whose pass did not keep the graph
-        following = node_ops.below([loss.grad_fn for loss in losses])
-        index = {node: i for i, node in enumerate(following)}
-        self.nodes: list[Any] = list(following)
-        self.names = [node.name() for node in self.nodes]
-        self.outputs = list(map(node_ops.outputs, self.nodes))
-        self.next = [_numbered(edges, index) for edges in following.values()]
-        self.roots = [index[loss.grad_fn] for loss in losses]
-        self.leaves, self.leaf = self._parameters(parameters)
-        self.reaches = self._reaching()
-        self.wanted = list(map(self._wanted, self.next))
-
-    def _wanted(self, edges: Sequence[Edge | None]) -> dict[int, Edge]:
-        found: dict[int, Edge] = {}
-        for slot, edge in enumerate(edges):
-            if edge is not None and self.reaches[edge[0]]:
-                found[slot] = edge
-        return found
-
-    def _parameters(self, parameters: Sequence[Tensor]) -> tuple[list[Tensor], dict[int, int]]:
-        """Every parameter in the graph, and node -> index of the shared ones."""
         which = {id(p): j for j, p in enumerate(parameters)}
-        leaves: list[Tensor] = []
-        leaf: dict[int, int] = {}
-        for i, name in enumerate(self.names):
-            if name == ACCUMULATE:
-                variable = self.nodes[i].variable
-                leaves.append(variable)
-                if id(variable) in which:
-                    leaf[i] = which[id(variable)]
-        return leaves, leaf
+        self.pattern, self.nodes = _known(losses, which, patterns) or _new(losses, which)
+        self.names, self.outputs = self.pattern.names, self.pattern.outputs
+        self.next, self.wanted = self.pattern.next, self.pattern.wanted
+        self.leaf, self.reaches = self.pattern.leaf, self.pattern.reaches
+        self.roots = [i for i, _ in self.pattern.tops]
+        self.leaves = self.pattern.leaves(self.nodes)
 
-    def _reaching(self) -> list[bool]:
-        found = [False] * len(self.nodes)
-        # from the parameters up: what is below a node is numbered after it
-        for i in reversed(range(len(self.nodes))):
-            if i in self.leaf:
-                found[i] = True
-                continue
-            for edge in self.next[i]:
-                if edge is not None and found[edge[0]]:
-                    found[i] = True
-                    break
-        return found
-
-    @cached_property
+    @property
     def foreign(self) -> frozenset[int]:
         """Nodes above a shared parameter whose backward is somebody's own, and thus need not be linear."""
-        found: list[int] = []
-        for i, name in enumerate(self.names):
-            if self.reaches[i] and node_ops.is_foreign(self.nodes[i], stem(name)):
-                found.append(i)
-        return frozenset(found)
+        return self.pattern.foreign
 
     def below(self, i: int) -> list[Edge]:
         """The edges to where the gradients of a node's inputs go."""
-        return [edge for edge in self.next[i] if edge is not None]
+        return self.pattern.below(i)
 
     @property
     def dtype(self) -> torch.dtype:
         """The lowest precision that the recorded graph computes in."""
-        dtypes = {meta.dtype for meta in chain.from_iterable(self.outputs)}
-        floating = [dtype for dtype in dtypes if dtype.is_floating_point]
-        return max(floating, key=lambda dtype: torch.finfo(dtype).eps)
+        return self.pattern.dtype
 
     def signature(self) -> Hashable:
         """Structure, shapes and integer arguments as a key: what one plan serves."""
-        parts = []
-        for i, name in enumerate(self.names):
-            if self.reaches[i] and name != ACCUMULATE:
-                shapes = tuple([(tuple(m.shape), m.dtype) for m in self.outputs[i]])
-                parts.append((i, name, self.next[i], node_ops.integers(self.nodes[i]), shapes))
-        return self._tops(), tuple(self.leaf.items()), tuple(parts)
+        return self.pattern.signature
 
     def structure(self) -> Hashable:
         """Nodes, how they are joined, their precision and dimensions, but not their sizes, as a key."""
-        parts = []
-        for i, name in enumerate(self.names):
-            if self.reaches[i] and name != ACCUMULATE:
-                kinds = tuple((len(m.shape), m.dtype) for m in self.outputs[i])
-                parts.append((i, name, self.next[i], node_ops.dimensions(self.nodes[i]), kinds))
-        counts = tuple(map(len, self.losses))
-        return self._tops(), counts, tuple(self.leaf.items()), tuple(parts)
-
-    def _tops(self) -> tuple[Edge, ...]:
-        """The output of the graph that each loss is."""
-        roots = zip(self.roots, self.losses, strict=True)
-        return tuple((i, loss.output_nr) for i, loss in roots)
+        return self.pattern.structure(tuple(map(len, self.losses)))
 
     def shape(self, edge: Edge) -> tuple[int, ...]:
         """The shape of a node's output."""
@@ -136,32 +80,11 @@ class Graph:
     def release(self) -> None:
         """Free what the graph saved, and what a pass that did not keep it has left."""
         kept = [loss for task, loss in enumerate(self.losses) if task not in self._freed]
-        done = self._region(self.roots[task] for task in self._freed)
-        ends = self._ends(done)
-        # Below what was freed nothing runs again, not even on the way to an end of its own.
-        spent = self._under(node for node, _ in ends if node in done)
-        until = [GradientEdge(self.nodes[i], k) for i, k in sorted(ends) if i not in spent]
-        if kept and until:
-            node_ops.release(kept, until)
-
-    def _ends(self, done: set[int]) -> set[Edge]:
-        """Where a pass that frees what is not done may stop."""
-        found: set[Edge] = set()
-        for i in range(len(self.nodes)):
-            if i in done:
-                continue
-            for edge in self.below(i):
-                if self._ends_at(edge, done):
-                    found.add(edge)
-        return found
-
-    def _under(self, nodes: Iterable[int]) -> set[int]:
-        """The nodes below some nodes, without these themselves unless one is below another."""
-        return self._region(below for node in nodes for below, _ in self.below(node))
-
-    def _ends_at(self, edge: Edge, done: set[int]) -> bool:
-        """Whether an edge leads to what was freed, or to a node that hands nothing on."""
-        return edge[0] in done or not self.next[edge[0]]
+        if not kept:
+            return
+        ends = self.pattern.ends(frozenset(self.roots[task] for task in self._freed))
+        if ends:
+            node_ops.release(kept, [GradientEdge(self.nodes[i], k) for i, k in ends])
 
     def backward(
         self,
@@ -193,19 +116,25 @@ class Graph:
 
     def region(self, edges: Iterable[Edge]) -> list[int]:
         """Nodes at and below some edges that reach a shared parameter, in topological order."""
-        return sorted(i for i in self._region(edge[0] for edge in edges) if self.reaches[i])
-
-    def _region(self, nodes: Iterable[int]) -> set[int]:
-        found: set[int] = set()
-        stack = list(nodes)
-        while stack:
-            i = stack.pop()
-            if i not in found:
-                found.add(i)
-                stack += [node for node, _ in self.below(i)]
-        return found
+        found = self.pattern.region([edge[0] for edge in edges])
+        return sorted(i for i in found if self.reaches[i])
 
 
-def _numbered(edges: node_ops.Following, index: dict[Any, int]) -> tuple[Edge | None, ...]:
-    """A node's `next_functions` with numbers in the place of nodes."""
-    return tuple([None if node is None else (index[node], k) for node, k in edges])
+def _known(
+    losses: Sequence[Tensor], which: Mapping[int, int], patterns: Sequence[Pattern]
+) -> tuple[Pattern, list[Any]] | None:
+    """The pattern that the losses' graph has, and its nodes; None where it has none of these."""
+    for pattern in patterns:
+        nodes = pattern.nodes_of(losses, which)
+        if nodes is not None:
+            return pattern, nodes
+    return None
+
+
+def _new(losses: Sequence[Tensor], which: Mapping[int, int]) -> tuple[Pattern, list[Any]]:
+    """The pattern of a graph that has none of those known."""
+    following = node_ops.below([loss.grad_fn for loss in losses])
+    nodes = list(following)
+    index = {node: i for i, node in enumerate(nodes)}
+    tops = tuple((index[loss.grad_fn], loss.output_nr) for loss in losses)
+    return Pattern(nodes, list(following.values()), tops, which), nodes

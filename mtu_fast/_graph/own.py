@@ -14,6 +14,7 @@ from mtu_fast._graph.compiled import SLOW, is_compiled
 from mtu_fast._graph.fetch import Fetcher, fetching
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.nodes import recomputes
+from mtu_fast._graph.pattern import KEPT, Pattern
 from mtu_fast._graph.plans import Plans, frames_within
 from mtu_fast._graph.slicing import Slicer, sliced_rows
 from mtu_fast._graph.statistics import used_up
@@ -70,6 +71,7 @@ class OwnTaking:
         self._fetcher = fetcher
         self._slicer = slicer
         self._is_said = False
+        self._patterns: list[Pattern] = []  # of the last graphs, the latest first
 
     # ---- what an engine asks for -----------------------------------------------------------------
 
@@ -152,7 +154,7 @@ class OwnTaking:
             ValueError: it does not.
         """
         losses = list(batch.losses.values())
-        graph = Graph(losses, self.space.shared.parameters)
+        graph = Graph(losses, self.space.shared.parameters, self._patterns)
         if self._follow(graph.leaves):
             graph = Graph(losses, self.space.shared.parameters)
         if not graph.leaf:
@@ -162,6 +164,8 @@ class OwnTaking:
                 "Are they of another model than the engine's (a copy made since?), or were the parameters frozen after "
                 "the engine was made?"
             )
+        others = [pattern for pattern in self._patterns if pattern is not graph.pattern]
+        self._patterns = [graph.pattern, *others[: KEPT - 1]]
         return graph
 
     def _warn_of_compiled(self, names: Sequence[str]) -> None:
