@@ -306,3 +306,25 @@ def test_rows_whose_squares_underflow_are_named(scale: float) -> None:
     assert layer.weight.grad is None
     rows = engine.rows(layer(x).square().sum(1) * size.float().double())  # zero rows are fine
     assert (rows.gram().diagonal() > 0).tolist() == [True, False, False, True]
+
+
+def test_the_same_rows_are_not_joined_twice() -> None:
+    model, forward = by_name("mlp").build(tasks=2)
+    engine = mtu.Engine(model)
+    rows, others = engine.rows(forward()), engine.rows(forward())
+    for both in ((rows, rows), (mtu.cat(rows, others), rows), (mtu.cat(rows), mtu.cat(rows))):
+        with pytest.raises(ValueError, match="cat: found the same rows twice, expected each once"):
+            mtu.cat(*both)
+    assert len(mtu.cat(rows, others)) == len(rows) + len(others)
+
+
+def test_a_method_that_writes_into_the_gram_is_told() -> None:
+    class Writes(mtu.Method):
+        def __call__(self, G: Tensor, roles: mtu.Roles) -> Tensor:
+            G.diagonal(dim1=-2, dim2=-1).add_(1.0)
+            return torch.ones(len(roles), dtype=torch.float64)
+
+    model, forward = by_name("mlp").build(tasks=2)
+    with pytest.raises(RuntimeError, match=r"Writes: found that it wrote into G, .* G.clone\(\)"):
+        mtu.Engine(model).backward(forward(), Writes(), forget=True)
+    assert all(p.grad is None for p in model.parameters())

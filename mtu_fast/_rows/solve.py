@@ -85,10 +85,21 @@ def solve(rows: Source, method: Method | Tensor, shared: Shared, has_outside: bo
     if method.needs_gram:
         per = "total" if method.granularity == "global" else method.granularity
         gram = rows.gram(per)
+    version = _version(gram)
     weights = method(gram, rows.roles)
+    if _version(gram) != version:
+        raise RuntimeError(
+            f"{type(method).__name__}: found that it wrote into G, expected that it only reads it: G says what was "
+            "done, and is used again by a memory. Let it work on G.clone(); .grad is untouched."
+        )
     outside = method.outside(rows.roles) if has_outside else weights
     solved = Solved(weights, outside, gram, per)
     return solved if gram is None else _refining(solved, gram, rows, method, shared)
+
+
+def _version(gram: Tensor | None) -> int:
+    """How often a Gram was written to; 0 in inference mode, where nobody counts."""
+    return 0 if gram is None or gram.is_inference() else gram._version
 
 
 def _refining(solved: Solved, gram: Tensor, rows: Source, method: Method, shared: Shared) -> Solved:

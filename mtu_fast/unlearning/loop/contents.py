@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mtu_fast._arguments import shown
+
 Kinds = Mapping[str, type | tuple[type, ...]]
 
 STATE: Kinds = {
@@ -70,14 +72,38 @@ def check_contents(path: str | Path, state: Mapping[str, Any], needed: Sequence[
     _check(path, "history", state["history"], HISTORY)
     if not state["history"]["records"]:
         raise ValueError(f"checkpoint: {path} is damaged: history holds no record.")
+    _check_tasks(path, state["history"])
     for i, record in enumerate(state["history"]["records"]):
         _check(path, f"history.records[{i}]", record, RECORD)
+        for name, part in record.items():
+            if isinstance(part, Mapping):
+                _check_numbers(path, f"history.records[{i}].{name}", part)
     _check_random(path, "random", state["random"])
     for side in ("forget_place", "retain_place"):
         place = state[side]
         _check(path, side, place, PLACE)
         if place["open"]:
             _check_random(path, f"{side}.begun", place["begun"])
+
+
+def _check_tasks(path: str | Path, history: Mapping[str, Any]) -> None:
+    for name in ("tasks", "targets"):
+        found = history[name]
+        if isinstance(found, str) or not found or not all(isinstance(t, str) for t in found):
+            raise ValueError(
+                f"checkpoint: {path} is damaged: history.{name} is {shown(found)}, expected names."
+            )
+    if history["level"] is not None:
+        _check_numbers(path, "history.level", history["level"])
+
+
+def _check_numbers(path: str | Path, where: str, found: Mapping[Any, Any]) -> None:
+    for task, value in found.items():
+        if not isinstance(task, str) or not isinstance(value, int | float):
+            raise ValueError(
+                f"checkpoint: {path} is damaged: {where} holds {shown(task)}: {shown(value)}, expected a number by "
+                "the name of its task."
+            )
 
 
 def _check_random(path: str | Path, where: str, found: Any) -> None:

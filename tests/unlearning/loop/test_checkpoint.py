@@ -156,6 +156,21 @@ def test_a_history_with_other_fields(whole: Path, tmp_path: Path) -> None:
     Scene(path).refused("odd.pt is damaged: history holds no record")
 
 
+@pytest.mark.parametrize("value", ["x", None, [], {}, torch.ones(2)], ids=repr)
+def test_a_history_of_other_values(value: Any, whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "odd.pt"
+    for side in ("forget", "retain", "forget_loss", "retain_loss", "drift"):
+        state = sealed.read(whole)
+        state["history"]["records"][-1][side]["a"] = value
+        sealed.write(path, state)
+        Scene(path).refused(rf"odd.pt is damaged: history.records\[\d\].{side} holds 'a': ")
+    for name in ("tasks", "targets"):
+        state = sealed.read(whole)
+        state["history"][name] = ["a", value] if not isinstance(value, str) else value
+        sealed.write(path, state)
+        Scene(path).refused(f"odd.pt is damaged: history.{name} is .*expected names")
+
+
 def test_a_file_of_torch_and_a_folder(tmp_path: Path) -> None:
     torch.save(net().state_dict(), tmp_path / "weights.pt")
     Scene(tmp_path / "weights.pt").refused("weights.pt is no checkpoint of this version")
