@@ -19,31 +19,13 @@ from mtu_fast._arguments import (
 )
 from mtu_fast._checks.states import check_counts, check_rows
 from mtu_fast._kept import Form, orthonormal, step
-from mtu_fast._rows.task_rows import join_roles
+from mtu_fast._rows.block import Block, chosen
 from mtu_fast._rows.update import Update
 from mtu_fast.methods import FORGET, RETAIN, Method, Roles, mean_weights
 from mtu_fast.rows import Rows, cat
 
 Keep = Literal["newest", "conflicting"]
 TIMES = 4  # rows held for each retain row of a step, by default
-
-
-@dataclass(frozen=True)
-class Block:
-    """Explicit rows.
-
-    Attributes:
-        vectors: {name of a parameter: `[K, *shape]`}.
-        roles: what they were in the steps that took them.
-        grams: group of parameters -> `[K, K]`, where it is known.
-    """
-
-    vectors: Mapping[str, Tensor]
-    roles: Roles
-    grams: Mapping[tuple[int, ...], Tensor]
-
-    def __len__(self) -> int:
-        return len(self.roles)
 
 
 @dataclass(frozen=True)
@@ -156,8 +138,7 @@ class Memory:
         held = self.held
         if held.block is None or held.rows is None:
             return 0
-        rows = sum(v.nbytes for v in held.block.vectors.values())
-        return rows + held.rows.nbytes if self._form.basis else held.rows.nbytes
+        return held.rows.nbytes + (held.block.nbytes if self._form.basis else 0)
 
     def join(self, rows: Rows) -> Rows:
         """The rows of a step with those held behind them.
@@ -190,7 +171,7 @@ class Memory:
         at = self._retained(rows)
         if not len(at):
             return lambda update: held
-        new = Block(self._narrowed(rows.taken(at)), chosen(rows.roles, at), {})
+        new = rows.taken(at).to(self._form.dtype)
         if held.block is None:
             held = replace(held, size=self._most(new))
         return lambda update: self._after(held, rows, at, new, update)
@@ -198,7 +179,9 @@ class Memory:
     def state_dict(self) -> dict[str, Any]:
         """What is held, as plain values and tensors."""
         held = self.held
-        block = None if held.block is None else _state(held.block)
+        block = None
+        if held.block is not None and held.rows is not None:
+            block = held.rows.state_of(held.block)
         return {"size": held.size, "age": held.age, "block": block}
 
     def load_state_dict(self, state: Mapping[str, Any], kept: Callable[..., Rows]) -> None:
@@ -217,8 +200,10 @@ class Memory:
         check_counts("Memory: state", state)
         held = Held(state["size"], state["age"])
         if state["block"] is not None:
-            block = _block(state["block"])
-            like = kept(block.vectors, block.roles.tasks[0], block.roles.dtype)
+            plain = state["block"]
+            check_rows("Memory: state: block", plain)
+            like = kept(plain["vectors"], plain["tasks"][0], plain["dtype"])
+            block = like.block_of(plain)
             held = replace(held, block=block, rows=self._standing(like, block))
         self.held = held
 
@@ -238,12 +223,6 @@ class Memory:
         flags = torch.tensor([task in wanted for task in roles.tasks], device=roles.task.device)
         return ((roles.kind == RETAIN) & flags[roles.task]).nonzero().flatten()
 
-    def _narrowed(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
-        dtype = self._form.dtype
-        if dtype is None:
-            return vectors
-        return {name: v.to(dtype) for name, v in vectors.items()}
-
     def _after(self, held: Held, rows: Rows, at: Tensor, new: Block, update: Update) -> Held:
         """The rows taken in, and those dropped that are too many.
 
@@ -258,15 +237,13 @@ class Memory:
         assert held.size is not None
         both, place = new, at
         if held.block is not None:
-            both = _behind(held.block, new)
+            both = held.block.before(new)
             first = len(update.roles) - len(held.block)
             place = torch.cat([torch.arange(first, len(update.roles), device=at.device), at])
         stay = _best(self._scores(update, place), both.roles, held.size, self._per_task)
-        grams = {}
+        block = both.select(stay)
         if update.gram is not None and self._form.dtype is None and not self._form.basis:
-            grams = _grams(rows, update, place[stay])
-        vectors = {name: v[stay] for name, v in both.vectors.items()}
-        block = Block(vectors, chosen(both.roles, stay), grams)
+            block = replace(block, grams=_grams(rows, update, place[stay]))
         return Held(held.size, 0, block, self._standing(rows, block))
 
     def _most(self, new: Block) -> int:
@@ -274,7 +251,7 @@ class Memory:
         size = self._form.size or TIMES * len(new)
         if self._budget is None:
             return size
-        each = sum(v.nbytes for v in new.vectors.values()) // len(new)
+        each = new.nbytes // len(new)
         if self._budget < each:
             raise ValueError(
                 f"Memory: budget is {self._budget} bytes, expected at least {each}, those of one row."
@@ -298,32 +275,13 @@ class Memory:
 
     def _standing(self, rows: Rows, block: Block) -> Rows:
         """The rows of a block, or the basis that stands for them, in the space of other rows."""
-        kept = rows.remembered(block.vectors, block.roles, block.grams)
+        kept = rows.remembered(block)
         if not self._form.basis:
             return kept
         form = self._form
         vectors, count = orthonormal([kept], form.rank, form.energy, form.dtype)
-        return rows.remembered(vectors, chosen(block.roles, torch.arange(count)), {})
-
-
-def chosen(roles: Roles, at: Tensor) -> Roles:
-    """Roles of the rows at these indices."""
-    columns = {name: getattr(roles, name)[at] for name in ("task", "sample", "kind", "loss")}
-    return replace(roles, **columns, memory=0)
-
-
-def _behind(old: Block, new: Block) -> Block:
-    """Both blocks, the new one last; zeros where one has no gradient by a parameter."""
-    vectors = {}
-    for name in {**old.vectors, **new.vectors}:
-        like = old.vectors.get(name, new.vectors.get(name))
-        assert like is not None
-        parts = []
-        for block in (old, new):
-            zero = like.new_zeros(()).expand(len(block), *like.shape[1:])
-            parts.append(block.vectors.get(name, zero))
-        vectors[name] = torch.cat(parts)
-    return Block(vectors, join_roles([old.roles, new.roles]), {})
+        roles = chosen(block.roles, torch.arange(count))
+        return rows.remembered(rows.block_of_vectors(vectors, roles))
 
 
 def _best(scores: Tensor, roles: Roles, size: int, per_task: bool) -> Tensor:
@@ -349,34 +307,6 @@ def _grams(rows: Rows, update: Update, place: Tensor) -> dict[tuple[int, ...], T
         per = "layer" if len(gram) == len(rows.groups("layer")) else "tensor"
     matrices = update.gram_of(place).reshape(-1, len(place), len(place))
     return dict(zip(rows.groups(per), matrices, strict=True))
-
-
-def _state(block: Block) -> dict[str, Any]:
-    roles = block.roles
-    return {
-        "vectors": dict(block.vectors),
-        "task": roles.task,
-        "sample": roles.sample,
-        "loss": roles.loss,
-        "tasks": list(roles.tasks),
-        "dtype": roles.dtype,
-        "grams": [[list(group), gram] for group, gram in block.grams.items()],
-    }
-
-
-def _block(state: Mapping[str, Any]) -> Block:
-    """What `_state` gave."""
-    check_rows("Memory: state: block", state)
-    roles = Roles(
-        task=state["task"],
-        sample=state["sample"],
-        kind=torch.full_like(state["task"], RETAIN),
-        loss=state["loss"],
-        tasks=tuple(state["tasks"]),
-        dtype=state["dtype"],
-    )
-    grams = {tuple(group): gram for group, gram in state["grams"]}
-    return Block(state["vectors"], roles, grams)
 
 
 def check_memory(method: Method | Tensor, memory: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from mtu_fast._distributed.choice import Products, products_of
 from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._ops.gram_schmidt import effective_rank
 from mtu_fast._rows.autocast import without_autocast
-from mtu_fast._rows.explicit import Grams, explicit, in_memory
+from mtu_fast._rows.block import Block, block_of, in_memory, of_vectors, state_of
+from mtu_fast._rows.explicit import explicit
 from mtu_fast._rows.grad import Addition, add, as_autograd_gives
 from mtu_fast._rows.own import OwnProducts
 from mtu_fast._rows.shared import Shared
@@ -230,8 +232,8 @@ class Rows:
         return Rows(self._shared, [self._products.given(part)], self._products.ranks)
 
     @without_autocast
-    def taken(self, at: Tensor) -> dict[str, Tensor]:
-        """{name of a parameter: `[K, *shape]`} of the K rows at these indices; for `mtu_fast.Memory`.
+    def taken(self, at: Tensor) -> Block:
+        """The retain rows at these indices, explicit; for `mtu_fast.Memory`.
 
         Raises:
             ValueError: rows of several ranks.
@@ -244,9 +246,21 @@ class Rows:
             )
         return self._products.taken(at)
 
-    def remembered(self, vectors: Mapping[str, Tensor], roles: Roles, grams: Grams) -> Rows:
-        """Other rows of kind MEMORY in the same space, explicit, as `in_memory` makes them."""
-        return Rows(self._shared, [in_memory(self._shared, vectors, roles, grams)])
+    def remembered(self, block: Block) -> Rows:
+        """Other rows in the same space as rows of kind MEMORY."""
+        return Rows(self._shared, in_memory(block, self._shared))
+
+    def block_of_vectors(self, vectors: Mapping[str, Tensor], roles: Roles) -> Block:
+        """K vectors, `[K, *shape]` for each parameter by name, as what `remembered` takes."""
+        return of_vectors(vectors, roles, self._shared)
+
+    def block_of(self, state: Mapping[str, Any]) -> Block:
+        """What `state_of` gave, as what `remembered` takes."""
+        return block_of(state, self._shared)
+
+    def state_of(self, block: Block) -> dict[str, Any]:
+        """A block as plain values and tensors."""
+        return state_of(block, self._shared)
 
     def groups(self, per: str) -> list[tuple[int, ...]]:
         """The parameters of each matrix of `gram(per)`, by index."""

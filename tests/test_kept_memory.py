@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import mtu_fast as mtu
 from mtu_fast import reference
+from mtu_fast._rows import own
 from tests.helpers.checks import clear, grad_vector, trained, truth_of
 from tests.helpers.truth import matrix, relative_error
 from tests.test_subspace import MASK, PARTIAL, N, Net, Refuses, batch, broken, build, move
@@ -391,3 +392,76 @@ def test_misuse_is_named() -> None:
     with pytest.raises(TypeError, match=r"memory: found int, expected an mtu\.Memory"):
         engine.backward(losses, mtu.OrthoGrad(), forget=PARTIAL, memory=3)
     assert all(p.grad is None for p in net.parameters())
+
+
+# ---- how the products with kept rows are made -----------------------------------------------------
+
+
+class Deep(nn.Module):
+    """A convolution, a norm and a head that only some steps reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3)
+        self.norm = nn.GroupNorm(3, 3)
+        self.heads = nn.ModuleDict({task: nn.Linear(12, 4) for task in ("a", "b")})
+
+    def losses(self, x: Tensor, tasks: tuple[str, ...]) -> dict[str, Tensor]:
+        h = torch.tanh(self.norm(self.conv(x))).flatten(1)
+        return {task: self.heads[task](h).square().sum(1) for task in tasks}
+
+
+GRANULARITY = ["global", "layer", "tensor"]
+
+
+def steps(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, beside: bool, per: Any, factor: float
+) -> list[tuple[Tensor, Tensor]]:
+    """`.grad` and Gram of twelve steps that are all taken in; `beside` says how products are made."""
+    taken = own.kept_of if beside else lambda parts, shared: 0
+    monkeypatch.setattr(own, "kept_of", taken)
+    torch.manual_seed(0)
+    net = Deep().to(dtype)
+    engine, memory, found = mtu.Engine(net), mtu.Memory(60, every=1), []
+    for seed in range(12):
+        clear(list(net.parameters()))
+        x = torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        losses = net.losses(x, (("a", "b"), ("b",), ("b", "a"))[seed % 3])
+        scaled = {task: factor * loss for task, loss in losses.items()}
+        update = engine.backward(
+            scaled, mtu.OrthoGrad(0.3, granularity=per),
+            forget={"b": torch.arange(5) < 2}, memory=memory,
+        )  # fmt: skip
+        assert update.gram is not None and (update.into is not None) == (beside and seed > 0)
+        into = torch.arange(len(update.roles)) if update.into is None else update.into
+        stays = (update.roles.kind != mtu.FORGET).nonzero().flatten()
+        gram = update.gram[..., into[stays][:, None], into[stays]]
+        found.append((grad_vector(list(net.parameters())).double(), gram))
+        move(net)
+    return found
+
+
+@pytest.mark.parametrize("per", GRANULARITY)
+def test_beside_kept_rows_products_are_those_of_all_rows(
+    monkeypatch: pytest.MonkeyPatch, per: Any
+) -> None:
+    """More batches than stay in matrices of their own, tasks that are missing and in another order."""
+    found = steps(monkeypatch, torch.float64, True, per, 1.0)
+    expected = steps(monkeypatch, torch.float64, False, per, 1.0)
+    for (_, gram), (_, truth) in zip(found, expected, strict=True):
+        assert relative_error(gram, truth) <= 1e-12
+    if per == "global":  # of one tensor rows depend on one another
+        for (grad, _), (truth, _) in zip(found, expected, strict=True):
+            assert relative_error(grad, truth) <= 1e-9
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-20, 1e18])
+def test_products_beside_kept_rows_in_float32(
+    monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """Also of rows whose squares float32 does not hold."""
+    found = steps(monkeypatch, torch.float32, True, "global", factor)[:2]
+    expected = steps(monkeypatch, torch.float32, False, "global", factor)[:2]
+    for (_, gram), (_, truth) in zip(found, expected, strict=True):
+        lengths = truth.diagonal().sqrt()
+        assert ((gram - truth).abs() <= 1e-6 * lengths[:, None] * lengths).all()

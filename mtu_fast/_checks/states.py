@@ -11,7 +11,7 @@ from torch import Tensor
 from mtu_fast._arguments import MOST, check_dtype, check_mapping, check_whole, held_in, names, shown
 
 COLUMNS = {"task": torch.int64, "sample": torch.int64, "loss": torch.float64}
-PARTS = ("vectors", *COLUMNS, "tasks", "dtype", "grams")
+PARTS = ("vectors", "counts", *COLUMNS, "tasks", "dtype", "grams")
 
 
 def check_counts(name: str, state: Mapping[str, Any]) -> None:
@@ -38,6 +38,7 @@ def check_rows(name: str, state: object) -> None:
     count = len(task) if isinstance(task, Tensor) and task.dim() else 0
     for column, dtype in COLUMNS.items():
         _check_column(f"{name}: {column}", held[column], dtype, count)
+    _check_matrices(f"{name}: counts", held["counts"], count)
     known = names(f"{name}: tasks", held["tasks"])
     if count and not (int(task.min()) >= 0 and int(task.max()) < len(known)):
         raise ValueError(f"{name}: task: found other indices than those of the {len(known)} tasks.")
@@ -73,6 +74,14 @@ def _check_column(name: str, column: object, dtype: torch.dtype, count: int) -> 
     is_one = isinstance(column, Tensor) and column.dtype == dtype
     if not is_one or not isinstance(column, Tensor) or column.shape != (count,) or not count:
         raise TypeError(f"{name}: found {_of(column)}, expected a tensor [{count or 'K'}] {dtype}.")
+
+
+def _check_matrices(name: str, counts: object, count: int) -> None:
+    """How many rows lie in each matrix."""
+    if not isinstance(counts, list) or not all(type(each) is int and each > 0 for each in counts):
+        raise TypeError(f"{name}: found {shown(counts)}, expected a list of whole numbers.")
+    if sum(counts) != count:
+        raise ValueError(f"{name}: found {shown(counts)}, expected numbers whose sum is {count}.")
 
 
 def _check_grams(name: str, grams: object, count: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +12,7 @@ from mtu_fast._arguments import check_tensors
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import TaskRows
 from mtu_fast._rows.uses import Dense, Use
-from mtu_fast.methods import MEMORY, SUBSPACE, Roles
-
-Grams = Mapping[tuple[int, ...], Tensor]  # group of parameters -> Gram of rows
+from mtu_fast.methods import SUBSPACE, Roles
 
 
 def explicit(
@@ -47,30 +44,6 @@ def explicit(
         dtype=dtype,
     )
     return TaskRows.explicit(roles, uses, shared, SUBSPACE)
-
-
-def in_memory(
-    shared: Shared, vectors: Mapping[str, Tensor], roles: Roles, grams: Grams
-) -> TaskRows:
-    """K vectors, `[K, *shape]` for each parameter by name, as rows of kind MEMORY that outlive a step.
-
-    Args:
-        shared: the parameters whose space they lie in.
-        vectors: {name of a parameter: its part of every vector}; zero where a parameter is left
-            out.
-        roles: what they were when they were taken.
-        grams: their Gram matrices, of the groups of parameters for which they are known.
-
-    Returns:
-        K rows.
-    """
-    uses: dict[int, Use] = {}
-    for name, v in vectors.items():
-        uses[shared.names.index(name)] = Dense(tuple(v.shape[1:]), v)
-    kind = torch.full_like(roles.kind, MEMORY)
-    part = TaskRows.explicit(replace(roles, kind=kind, memory=len(kind)), uses, shared, MEMORY)
-    part.grams.update(grams)
-    return part
 
 
 def check_vectors(vectors: Any, shared: Shared) -> None:

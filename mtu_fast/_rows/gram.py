@@ -97,19 +97,22 @@ def _add_uses(
 
 
 def _add_known(gram: Tensor, parts: Sequence[TaskRows], group: Sequence[int]) -> int:
-    """Add the last part's products with itself where a step before left them; its rows, 0 if not.
+    """Add the products of the last rows with themselves where a step before left them; how many rows, 0 if not.
 
-    They are kept of a part that is persistent and explicit, from its first step on.
+    They are kept of the last part, or of all in memory, which are the last and reach the same
+    parameters: where these are persistent and explicit, from their first step on.
     """
     last = parts[-1]
-    if len(parts) == 1 or not len(last) or not last.persistent or not last.is_dense():
+    tail = [part for part in parts if part.matrix is not None] or [last]
+    is_held = all(part.persistent and part.is_dense() for part in tail)
+    if len(parts) == len(tail) or not len(last) or not is_held:
         return 0
-    key = tuple(group)
+    key, count = tuple(group), sum(map(len, tail))
     if key not in last.grams:
-        found = gram.new_zeros(len(last), len(last))
+        found = gram.new_zeros(count, count)
         for j in group:
             if j in last.uses:
-                found += row_gram([last.uses[j].grounded().matrix()])
+                found += row_gram([part.uses[j].grounded().matrix() for part in tail])
         last.grams[key] = found
-    gram[-len(last) :, -len(last) :] += last.grams[key]
-    return len(last)
+    gram[-count:, -count:] += last.grams[key]
+    return count

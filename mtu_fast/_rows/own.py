@@ -10,6 +10,9 @@ from torch import Tensor
 from mtu_fast._checks.flags import Flags
 from mtu_fast._checks.values import all_finite, check_direction
 from mtu_fast._ops._blocks import WIDE, cast, working_dtype
+from mtu_fast._rows.beside import Beside, kept_of
+from mtu_fast._rows.block import Block, chosen
+from mtu_fast._rows.columns import formed
 from mtu_fast._rows.grad import Addition, addition, check_finite
 from mtu_fast._rows.gram import add_gram
 from mtu_fast._rows.pool import Groups, Pool, Pooled, pool_for
@@ -95,8 +98,15 @@ class OwnProducts(Whole):
 
     def pooled(self, method: Method | Tensor) -> Pooled | None:
         """What a method is to be given in place of all rows; None where it is to be given them."""
-        pool = None if self.flags.deferred else pool_for(method, self._roles)
-        return None if pool is None else Pooled(self, self._shared, pool)
+        if self.flags.deferred:
+            return None
+        kept = kept_of(self._parts, self._shared)
+        pool = pool_for(method, self._roles, pays=kept > 0)
+        if pool is None:
+            return None
+        if kept:
+            return Beside(self, self._shared, pool, self._parts, kept)
+        return Pooled(self, self._shared, pool)
 
     def gram_of_sums(self, groups: Groups, pool: Pool) -> Tensor:
         """`[L, V, V]` of the rows of a pool, the rows of each added up."""
@@ -168,20 +178,15 @@ class OwnProducts(Whole):
                 found[parameter][slice(*span)] = rows.view(-1, *parameter.shape)
         return found
 
-    def taken(self, at: Tensor) -> dict[str, Tensor]:
-        """{name of a parameter: `[K, *shape]`} of K rows, in memory of its own, of those that a row reaches."""
+    def taken(self, at: Tensor) -> Block:
+        """K retain rows, explicit, in memory of their own."""
         self.check_open()
-        found: dict[str, Tensor] = {}
-        for j, (name, parameter) in enumerate(
-            zip(self._shared.names, self._shared.parameters, strict=True)
-        ):
-            for (start, stop), use in zip(*uses_of(self._parts, j), strict=True):
-                mine = (at >= start) & (at < stop)
-                rows = use.select(at[mine] - start).grounded().rows
-                if name not in found:
-                    found[name] = rows.new_zeros(len(at), *parameter.shape)
-                found[name][mine] = rows.view(-1, *parameter.shape)
-        return found
+        rows = formed(self._parts, self._shared)
+        matrix = rows.matrix
+        if len(at) < len(rows.at):
+            matrix = matrix[torch.isin(rows.at, at)]
+        reached = frozenset(j for part in self._parts for j in part.uses)
+        return Block((matrix,), chosen(self._roles, at), reached, {})
 
     def outside(self, w: Tensor) -> dict[Tensor, Tensor]:
         """Gradients of the weighted losses by the parameters outside."""

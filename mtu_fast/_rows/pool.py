@@ -63,18 +63,23 @@ class Pool:
         return found.index_add_(-1, self.into[kept], of_rows[..., kept]) / self.counts
 
 
-def pool_for(method: Method | Tensor, roles: Roles) -> Pool | None:
+def pool_for(method: Method | Tensor, roles: Roles, pays: bool = False) -> Pool | None:
     """The rows that a method is to see; None where that is all of them.
 
-    On the CPU only: on a GPU the number of rows to forget would have to be waited for.
+    On the CPU only: on a GPU the number of rows to forget would have to be waited for. `pays` says
+    that it surely does, however few are saved.
     """
-    if isinstance(method, Tensor) or len(roles) < MANY or not _averages(type(method)):
+    few = len(roles) < MANY and not pays
+    if isinstance(method, Tensor) or few or not _averages(type(method)):
         return None
     if roles.task.device.type != "cpu":
         return None
     into, first = _places(roles)
-    left = 0 < len(first) <= SAVED * len(roles)  # of none: all are at rest
-    return _pool(into, first, roles) if left else None
+    if not len(first):  # all are at rest
+        return None
+    if len(first) > SAVED * len(roles) and not pays:
+        return None
+    return _pool(into, first, roles)
 
 
 def _places(roles: Roles) -> tuple[Tensor, Tensor]:
@@ -116,6 +121,7 @@ def _pool(into: Tensor, first: Tensor, roles: Roles) -> Pool:
 class Products(Protocol):
     """Products with all R rows, and the Gram of rows of which some are summed."""
 
+    def gram(self, groups: Groups) -> Tensor: ...
     def gram_of_sums(self, groups: Groups, pool: Pool) -> Tensor: ...
     def vjp(self, w: Tensor, wide: bool = False) -> Direction: ...
     def jvp(self, d: Mapping[Tensor, Tensor], groups: Groups) -> Tensor: ...

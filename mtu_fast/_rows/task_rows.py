@@ -33,6 +33,21 @@ class Everywhere:
     sliced: bool = False
 
 
+@dataclass(frozen=True)
+class Formed:
+    """The rows of a step that are not to be forgotten, explicit.
+
+    Attributes:
+        matrix: `[K, P]`, all parameters' columns in their order.
+        at: which of all rows they are, int64 `[K]`, ascending.
+        count: of all rows.
+    """
+
+    matrix: Tensor
+    at: Tensor
+    count: int
+
+
 @dataclass
 class TaskRows:
     """The rows of one task of one call.
@@ -50,6 +65,8 @@ class TaskRows:
         flags: of the calls they were taken in.
         is_mean: whether the row is the mean of one over its samples.
         kinds: those of the rows; None where they are to be asked of `roles`.
+        matrix: `[R, P]` of which the uses are columns, of rows in memory; None of others.
+        formed: some of the rows, explicit, once they were needed.
     """
 
     roles: Roles
@@ -63,6 +80,8 @@ class TaskRows:
     flags: tuple[Flags, ...] = ()
     is_mean: bool = False
     kinds: frozenset[int] | None = None
+    matrix: Tensor | None = None
+    formed: Formed | None = None
 
     @staticmethod
     def of(
@@ -102,7 +121,7 @@ class TaskRows:
     def use_up(self) -> None:
         """Let go of what the rows hold, unless they are persistent."""
         if not self.persistent:
-            self.spent, self.uses, self.outside = True, {}, {}
+            self.spent, self.uses, self.outside, self.formed = True, {}, {}, None
 
     def changed(self) -> bool:
         """Whether something that the uses hold was written to since."""
@@ -166,9 +185,12 @@ def _last_in_memory(parts: Sequence[Roles]) -> int:
     Raises:
         ValueError: others come after them.
     """
-    if any(part.memory for part in parts[:-1]):
-        raise ValueError("cat: found rows of a memory before others, expected them last.")
-    return parts[-1].memory
+    found = 0
+    for part in parts:
+        if found and part.memory < len(part):
+            raise ValueError("cat: found rows of a memory before others, expected them last.")
+        found += part.memory
+    return found
 
 
 def _coarsest(parts: Sequence[Roles]) -> torch.dtype:

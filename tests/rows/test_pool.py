@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import mtu_fast as mtu
 from benchmarks.models import Sizes, build
-from mtu_fast._rows import pool
+from mtu_fast._rows import own, pool
 from mtu_fast.errors import NotFiniteError
 from mtu_fast.methods import FORGET, RESTING, RETAIN, Roles
 from tests.helpers.truth import relative_error
@@ -29,6 +29,8 @@ def many(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
 
     def decide(pooled: bool) -> None:
         monkeypatch.setattr(pool, "MANY", 2 if pooled else 10**9)
+        if not pooled:  # beside kept rows, however few
+            monkeypatch.setattr(own, "kept_of", lambda parts, shared: 0)
 
     yield decide
 

@@ -1,0 +1,122 @@
+"""Rows side by side in one matrix `[R, P]`, all parameters' columns in their order: few calls, whatever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.task_rows import Formed, Span, TaskRows
+from mtu_fast._rows.uses import Dense, Use
+from mtu_fast.methods import FORGET, RESTING
+
+
+def columns(shared: Shared) -> list[Span]:
+    """The columns of each parameter."""
+    found, start = [], 0
+    for parameter in shared.parameters:
+        found.append((start, start + parameter.numel()))
+        start += parameter.numel()
+    return found
+
+
+def ranges(group: Sequence[int], shared: Shared) -> list[Span]:
+    """The columns of a group of parameters, in as few ranges as possible."""
+    places = columns(shared)
+    found: list[Span] = []
+    for j in group:
+        start, stop = places[j]
+        if found and found[-1][1] == start:
+            found[-1] = (found[-1][0], stop)
+        else:
+            found.append((start, stop))
+    return found
+
+
+def views(matrix: Tensor, shared: Shared, reached: Iterable[int]) -> dict[int, Use]:
+    """{parameter: its columns as a use}, of the parameters that a row reaches."""
+    places = columns(shared)
+    found: dict[int, Use] = {}
+    for j in reached:
+        shape = tuple(shared.parameters[j].shape)
+        rows = matrix[:, slice(*places[j])].view(len(matrix), *shape)
+        found[j] = Dense(shape, rows)
+    return found
+
+
+def formed(parts: Sequence[TaskRows], shared: Shared) -> Formed:
+    """The rows of these parts that are not to be forgotten: formed once, and let go of with the parts."""
+    known = _known(parts)
+    if known is not None:
+        return known
+    chosen = [_retained(part) for part in parts]
+    counts = [len(at) for at in chosen]
+    total = sum(p.numel() for p in shared.parameters)
+    matrix = shared.parameters[0].new_empty(sum(counts), total, dtype=_dtype(parts, shared))
+    for part, at, piece in zip(parts, chosen, matrix.split(counts), strict=True):
+        _write(piece, part, at, shared)
+    found = Formed(matrix, _laid(parts, chosen), sum(map(len, parts)))
+    for part in parts:
+        part.formed = found
+    return found
+
+
+def forget_sums(
+    parts: Sequence[TaskRows], tasks: Sequence[str], shared: Shared, dtype: torch.dtype
+) -> Tensor:
+    """`[T, P]`: the sum of each task's rows to forget, those at rest left out."""
+    places = columns(shared)
+    total = sum(p.numel() for p in shared.parameters)
+    found = shared.parameters[0].new_zeros(len(tasks), total, dtype=dtype)
+    for part in parts:
+        at = (part.roles.kind == FORGET).nonzero().flatten()
+        if not len(at):
+            continue
+        row, ones = found[tasks.index(part.roles.tasks[0])], found.new_ones(len(at))
+        for j, use in part.uses.items():
+            row[slice(*places[j])] += use.select(at).vjp(ones).flatten()
+    return found
+
+
+def _known(parts: Sequence[TaskRows]) -> Formed | None:
+    """The rows where they were formed before, of these parts and no others."""
+    known = parts[0].formed
+    if known is None or known.count != sum(map(len, parts)):
+        return None
+    return known if all(part.formed is known for part in parts) else None
+
+
+def _retained(part: TaskRows) -> Tensor:
+    """Indices of the rows that are not to be forgotten."""
+    kind = part.roles.kind
+    return ((kind != FORGET) & (kind != RESTING)).nonzero().flatten()
+
+
+def _laid(parts: Sequence[TaskRows], chosen: Sequence[Tensor]) -> Tensor:
+    """Indices into each part as indices into all parts laid end to end."""
+    found, start = [], 0
+    for part, at in zip(parts, chosen, strict=True):
+        found.append(at + start)
+        start += len(part)
+    return torch.cat(found)
+
+
+def _write(piece: Tensor, part: TaskRows, at: Tensor, shared: Shared) -> None:
+    """Write some rows of a part to `[len(at), P]`."""
+    for j, span in enumerate(columns(shared)):
+        mine = piece[:, slice(*span)]
+        if len(at) and j in part.uses:
+            mine.copy_(part.uses[j].select(at).grounded().matrix())
+        else:
+            mine.zero_()
+
+
+def _dtype(parts: Sequence[TaskRows], shared: Shared) -> torch.dtype:
+    """One that holds all parameters' rows."""
+    found = shared.parameters[0].dtype
+    for part in parts:
+        for use in part.uses.values():
+            found = torch.promote_types(found, use.dtype)
+    return found
