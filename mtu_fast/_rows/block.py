@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -126,7 +127,8 @@ def block_of(state: Mapping[str, Any], shared: Shared) -> Block:
 def of_vectors(vectors: Mapping[str, Tensor], roles: Roles, shared: Shared) -> Block:
     """K vectors, `[K, *shape]` for each parameter by name, as rows; zero where a parameter is left out."""
     like = next(iter(vectors.values()))
-    matrix = like.new_zeros(len(like), sum(p.numel() for p in shared.parameters))
+    dtype = reduce(torch.promote_types, [v.dtype for v in vectors.values()])
+    matrix = like.new_zeros(len(like), sum(p.numel() for p in shared.parameters), dtype=dtype)
     reached = frozenset(j for j, name in enumerate(shared.names) if name in vectors)
     for j, span in enumerate(columns(shared)):
         if j in reached:
