@@ -22,8 +22,9 @@ from mtu_fast._rows.grad import Addition, add, as_autograd_gives
 from mtu_fast._rows.own import OwnProducts
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.solve import Source, solve
-from mtu_fast._rows.task_rows import TaskRows, all_roles, uses_of
+from mtu_fast._rows.task_rows import TaskRows, all_roles, uses_of_each
 from mtu_fast._rows.update import Planned, Update, check_meant, check_method
+from mtu_fast._rows.uses import Gather
 from mtu_fast._rows.validity import check_open
 from mtu_fast._rows.weights import has_outside
 from mtu_fast.methods import FORGET, Method, Roles
@@ -337,10 +338,11 @@ class Rows:
         return tuple({id(flags): flags for flags in found}.values())
 
     def _as_autograd_gives(self, found: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-        for j, parameter in enumerate(self._shared.parameters):
-            if parameter in found:
-                _, uses = uses_of(self._parts, j)
-                found[parameter] = as_autograd_gives(found[parameter], uses)
+        parameters = self._shared.parameters
+        for j, (_, uses) in uses_of_each(self._parts, range(len(parameters))).items():
+            if isinstance(uses[0], Gather) and parameters[j] in found:
+                d = found[parameters[j]]
+                found[parameters[j]] = as_autograd_gives(d, uses)
         return found
 
     # ---- names of before, for one version --------------------------------------------------------

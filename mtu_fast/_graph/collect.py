@@ -36,8 +36,13 @@ class Collector:
 
     def visit(self, parameter: int, use: Use) -> None:
         """Take one use of a parameter, as `sweep` hands it over."""
+        if self._rows is not None:
+            use = use.select(self._rows)
         parts = self._parts.setdefault(parameter, [])
-        parts.append(_Seen.now(use if self._rows is None else use.select(self._rows)))
+        if not parts and self._expected[parameter] == 1:  # mostly: nothing to merge
+            parts.append(_Seen.now(self._cheaper(use)))
+            return
+        parts.append(_Seen.now(use))
         # A chain cannot be walked while a pass runs, so uses behind unequal chains wait for its
         # end.
         if len(parts) == self._expected[parameter] and aligned([part.use for part in parts]):

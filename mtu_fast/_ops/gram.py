@@ -82,10 +82,11 @@ def outer_gram(
     check_sides(left, right, precision)
     route = outer_route(left, right, into)
     if route == "direct":
-        return outer_direct(left, right, precision, into)
+        return outer_direct.unchecked(left, right, precision, into)
     if route == "ghost":
-        return summed_gram(outer_ghost(left, right, precision), into)
-    return summed_gram(rank_one_gram([t[:, 0] for t in left], [t[:, 0] for t in right], 1), into)
+        return summed_gram(outer_ghost.unchecked(left, right, precision), into)
+    of_left, of_right = [t[:, 0] for t in left], [t[:, 0] for t in right]
+    return summed_gram(rank_one_gram.unchecked(of_left, of_right, 1), into)
 
 
 def conv_gram(

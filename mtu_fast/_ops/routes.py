@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib import import_module
 from math import inf, prod
 
@@ -49,18 +50,19 @@ def outer_route(left: Sequence[Tensor], right: Sequence[Tensor], into: Into = ()
 def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor], into: Into = ()) -> RouteCosts:
     """What the Gram of these blocks, of more than one position, and a combination cost by each route."""
     r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
-    price = prices(left[0].device)
     positions = sum(t.shape[0] * t.shape[1] for t in left)
     # a side that several blocks share is multiplied once
-    apart = [sum(t.shape[0] * t.shape[1] for t in distinct(side)) for side in (left, right)]
+    seen, own = [sum(t.shape[0] * t.shape[1] for t in distinct(side)) for side in (left, right)]
+    formed = Forming(rows_of_gram(into, r), positions, (a, seen), (b, own), left[0].dtype == WIDE)
+    return _outer_cost(prices(left[0].device), formed)
+
+
+@lru_cache(maxsize=4096)
+def _outer_cost(price: Prices, formed: Forming) -> RouteCosts:
     # every pair of positions is a product of two products, summed
-    ghost = price.reduce * positions**2
-    ghost += sum(
-        (price.product * n + price.widen) * n * width
-        for n, width in zip(apart, (a, b), strict=True)
-    )
-    met = rows_of_gram(into, r)
-    formed = Forming(met, positions, (a, apart[0]), (b, apart[1]), left[0].dtype == WIDE)
+    ghost = price.reduce * formed.positions**2
+    for width, n in (formed.left, formed.right):
+        ghost += (price.product * n + price.widen) * n * width
     return cost_of(price, ghost, formed, fused=True, calls=0.0)
 
 

@@ -13,7 +13,7 @@ from mtu_fast._ops._pooling import Into, summed_gram
 from mtu_fast._ops.gram import row_gram
 from mtu_fast._rows import products, together
 from mtu_fast._rows.pool import Pool
-from mtu_fast._rows.task_rows import Spans, TaskRows, uses_of
+from mtu_fast._rows.task_rows import Spans, TaskRows, uses_of_each
 from mtu_fast._rows.uses import Outer, Use
 
 
@@ -67,11 +67,9 @@ def add_gram(
     known = _add_known(gram, parts, group)
     waiting, found = _Waiting(), _Sum(gram, pool)
     last = sum(map(len, parts))
-    for j in group:
-        spans, uses = uses_of(parts, j)
-        if uses:
-            held = known if spans[-1][1] == last else 0
-            _add_uses(found, waiting, spans, uses, precision, held)
+    for spans, uses in uses_of_each(parts, group).values():
+        held = known if spans[-1][1] == last else 0
+        _add_uses(found, waiting, spans, uses, precision, held)
     for spans, several in waiting.rank_one.items():
         beside = waiting.small.get(spans, [])
         part, waiting.small[spans] = together.rank_one_gram(several, beside)

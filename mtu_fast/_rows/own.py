@@ -19,7 +19,7 @@ from mtu_fast._rows.pool import Groups, Pool, Pooled, pool_for
 from mtu_fast._rows.refine import squares_of
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.solve import Source
-from mtu_fast._rows.task_rows import Span, TaskRows, uses_of
+from mtu_fast._rows.task_rows import Span, TaskRows, uses_of, uses_of_each
 from mtu_fast._rows.uses import Use
 from mtu_fast._rows.validity import check_gram, check_lengths, check_open, has_short_rows
 from mtu_fast._rows.vjp import vjp
@@ -143,11 +143,10 @@ class OwnProducts(Whole):
         self.check_open()
         of_parameters = spread(w, self._shared, len(self._roles), self._roles.loss)
         weights = _Weights(of_parameters, at, wide)
-        for j, parameter in enumerate(self._shared.parameters):
-            spans, uses = uses_of(self._parts, j)
-            if uses:
-                pieces = [weights.of(j, span, u) for span, u in zip(spans, uses, strict=True)]
-                yield parameter, vjp(uses, pieces).view(parameter.shape)
+        parameters = self._shared.parameters
+        for j, (spans, uses) in uses_of_each(self._parts, range(len(parameters))).items():
+            pieces = [weights.of(j, span, u) for span, u in zip(spans, uses, strict=True)]
+            yield parameters[j], vjp(uses, pieces).view(parameters[j].shape)
 
     def jvp(self, d: Mapping[Tensor, Tensor], groups: Groups) -> Tensor:
         """`J d`, `[L, R]`."""

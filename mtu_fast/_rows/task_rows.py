@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -72,7 +72,7 @@ class TaskRows:
     roles: Roles
     uses: dict[int, Use]
     outside: dict[int, dict[Tensor, Tensor]]
-    versions: tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
+    versions: tuple[tuple[int, ...], tuple[int, ...]]
     spent: bool = field(default=False)
     persistent: bool = False
     grams: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
@@ -149,13 +149,35 @@ class TaskRows:
 
 def uses_of(parts: Sequence[TaskRows], j: int) -> tuple[Spans, list[Use]]:
     """The uses of parameter j in rows laid end to end, and which rows each of them has."""
-    spans, uses, start = [], [], 0
+    return uses_of_each(parts, [j]).get(j, ((), []))
+
+
+def uses_of_each(
+    parts: Sequence[TaskRows], group: Collection[int]
+) -> dict[int, tuple[Spans, list[Use]]]:
+    """The same of some parameters, of those that have any, in their order."""
+    spans = _spans(parts)
+    found: dict[int, tuple[Spans, list[Use]]] = {}
+    for j in group:
+        uses = [part.uses[j] for part in parts if j in part.uses]
+        if not uses:
+            continue
+        if len(uses) == len(parts):
+            found[j] = spans, uses
+        else:
+            there = zip(parts, spans, strict=True)
+            found[j] = tuple([span for part, span in there if j in part.uses]), uses
+    return found
+
+
+def _spans(parts: Sequence[TaskRows]) -> Spans:
+    spans: list[Span] = []
+    start = 0
     for part in parts:
-        if j in part.uses:
-            spans.append((start, start + len(part)))
-            uses.append(part.uses[j])
-        start += len(part)
-    return tuple(spans), uses
+        stop = start + len(part)
+        spans.append((start, stop))
+        start = stop
+    return tuple(spans)
 
 
 def all_roles(parts: Sequence[TaskRows]) -> Roles:
@@ -213,5 +235,5 @@ def _of_subspace(roles: Roles) -> Roles:
     return replace(roles, kind=torch.full_like(roles.kind, SUBSPACE))
 
 
-def _versions(uses: dict[int, Use]) -> tuple[tuple[int, ...], ...]:
-    return tuple([use.versions for use in uses.values()])
+def _versions(uses: dict[int, Use]) -> tuple[int, ...]:
+    return tuple([t._version for use in uses.values() for t in use.tensors])
