@@ -102,9 +102,16 @@ def _averages(kind: type[Method]) -> bool:
         own = vars(each)
         if "averages_forget" in own:
             return bool(own["averages_forget"])
-        if any(callable(f) and (name == "__call__" or name[:2] != "__") for name, f in own.items()):
+        if any(_acts(name, f) for name, f in own.items()):
             return False
     return False
+
+
+def _acts(name: str, value: object) -> bool:
+    """Whether an attribute of a class may make weights in another way: a method, a property."""
+    if name[:2] == "__" and name != "__call__":
+        return False
+    return callable(value) or hasattr(value, "__get__")
 
 
 def _pool(into: Tensor, first: Tensor, roles: Roles) -> Pool:

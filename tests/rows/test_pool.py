@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -289,6 +290,14 @@ def test_a_class_that_changes_weights_says_anew_that_it_averages(
         case.model.zero_grad()
         update = engine.backward(case.losses(), method, forget=halves(0))
         assert update.gram is not None and len(update.gram) == rows
+
+
+@pytest.mark.parametrize("form", [property, classmethod, staticmethod, cached_property])
+def test_whatever_the_form_in_which_it_is_changed(form: Callable[[Any], object]) -> None:
+    changed = type("Changed", (mtu.OrthoGrad,), {"outside": form(mtu.OrthoGrad.outside)})
+    plain = type("Plain", (mtu.OrthoGrad,), {"__doc__": "The same.", "label": "mine"})
+    assert not pool._averages(changed)
+    assert pool._averages(plain)
 
 
 def averaging() -> list[type[mtu.Method]]:
