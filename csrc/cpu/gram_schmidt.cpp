@@ -58,8 +58,7 @@ struct Problem {
   double tolerance;
 };
 
-// Collects the rows that may span, scaled to length 1: exactly, so that rounding does not choose the first pivot. What is
-// not finite stays in, to be seen in the result.
+// Collects the rows that may span, scaled to length 1. What is not finite stays in, to be seen in the result.
 MTU_FAST_INLINE int64_t equilibrate(const Problem& p, Workspace& w) {
   int64_t n = 0;
   for (int64_t i = 0; i < p.rows; ++i) {
@@ -74,7 +73,7 @@ MTU_FAST_INLINE int64_t equilibrate(const Problem& p, Workspace& w) {
   for (int64_t k = 0; k < n; ++k) {
     const double length = w.left[k];
     w.scale[k] = 1 / std::sqrt(length);
-    w.left[k] = length - length == 0 ? 1 : INFINITY;
+    w.left[k] = or_infinity(length * w.scale[k] * w.scale[k]);
     w.y[k] *= w.scale[k];
   }
   return n;
@@ -141,8 +140,9 @@ MTU_FAST_INLINE void back_substitute(Workspace& w, int64_t rank) {
 MTU_FAST_INLINE int64_t factor(const Problem& p, Workspace& w) {
   const double least = p.tolerance * p.tolerance;
   const int64_t n = equilibrate(p, w);
-  double longest = NONE;
-  for (int64_t k = 0; k < n; ++k) longest = w.left[k] > longest ? w.left[k] : longest;
+  // all are of length 1 but for rounding, which is not to choose the first pivot
+  double longest = n > 0 ? w.left[0] : NONE;
+  for (int64_t k = 0; k < n; ++k) longest = w.left[k] < INFINITY ? longest : INFINITY;
   int64_t rank = 0;
   for (; rank < n && longest >= least; ++rank) {
     pivot(w, rank, longest);

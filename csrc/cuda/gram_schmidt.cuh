@@ -91,7 +91,9 @@ __device__ inline Pivot find_pivot(const Block& s, int step) {
   uint64_t key = 0;
   int row = s.rows;
   for (int j = threadIdx.x; j < s.rows; j += blockDim.x) {
-    const uint64_t own = key_of(s.left[j]);
+    // at first all are of length 1 but for rounding, which is not to choose
+    const double left = s.left[j];
+    const uint64_t own = key_of(step == 0 && left > 0 && left < INFINITY ? 1.0 : left);
     if (own > key) {
       key = own;
       row = j;
@@ -125,8 +127,7 @@ __device__ inline void equilibrate(const Block& s, const double* G, const double
     const bool spans = (active == nullptr || active[j]) && !(length <= 0);
     const double scale = spans ? rsqrt(length) : 0;
     s.scale[j] = scale;
-    // exactly 1, so that rounding does not choose the first pivot
-    s.left[j] = !spans ? -INFINITY : length - length == 0 ? 1 : INFINITY;
+    s.left[j] = spans ? or_infinity(length * scale * scale) : -INFINITY;
     s.y[j] = spans && rhs != nullptr ? rhs[j] * scale : 0;
     s.place[j] = R;
   }
@@ -291,8 +292,12 @@ __device__ inline int factor(const Block& s, const double* G, double tolerance) 
   const double least = tolerance * tolerance;
   int first = 0, k = 0;
   for (; k < s.rows; ++k) {
-    const Pivot pivot = find_pivot(s, k);
+    Pivot pivot = find_pivot(s, k);
     if (pivot.key == 0 || length_of(pivot.key) < least) break;
+    if (k == 0) {
+      pivot.key = key_of(s.left[pivot.row]);
+      __syncthreads();  // before the step overwrites it
+    }
     if (BLOCKED && k - first == s.width) {
       trailing_update<INVERSE>(s, G, first, k);
       first = k;

@@ -73,6 +73,10 @@ class Pattern:
         self._shapes = [tuple([_shape(meta) for meta in of_node]) for of_node in self.outputs]
         self._ends: dict[frozenset[int], list[Edge]] = {}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pattern:
+        """It itself, which a copied engine may share: nothing of a step or a model is in it."""
+        return self
+
     # ---- another graph of the same pattern -------------------------------------------------------
 
     def nodes_of(self, losses: Sequence[Tensor], which: Mapping[int, int]) -> list[Any] | None:

@@ -27,9 +27,6 @@ def equilibrate(G: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     pairs = spans[..., :, None] & spans[..., None, :]
     # where, since 0 · NaN of a row that stays out would be NaN
     A = torch.where(pairs, G * scale[..., :, None] * scale[..., None, :], 0.0)
-    diagonal = A.diagonal(dim1=-2, dim2=-1)
-    # exactly, so that rounding does not choose the first pivot
-    diagonal.copy_(torch.where(spans & length.isfinite(), 1.0, diagonal))
     return A, scale, spans
 
 
@@ -37,10 +34,13 @@ def factor(A: Tensor, rhs: Tensor, candidate: Tensor, tol: float) -> list[Step]:
     """Pivoted Cholesky of A `[..., R, R]`, largest remaining diagonal first, L z = rhs `[..., R, C]`; overwrites A."""
     steps = []
     left = A.diagonal(dim1=-2, dim2=-1)  # [..., R], a view
-    for _ in range(A.shape[-1]):
+    for k in range(A.shape[-1]):
         not_finite_is_nan = left + (left - left)
         height = torch.where(candidate, not_finite_is_nan, -1.0)
-        height, pivot = height.max(-1, keepdim=True)  # NaN is the largest of all
+        # at first all are of length 1 but for rounding, which is not to choose; NaN is the largest
+        compared = torch.where(height > 0.0, 1.0, height) if k == 0 else height
+        pivot = compared.argmax(-1, keepdim=True)
+        height = height.gather(-1, pivot)
         alive = ~(height < tol * tol)
         root = torch.where(alive, height, 1.0).sqrt()
         column = torch.where(alive & candidate, _row(A, pivot) / root, 0.0)

@@ -38,7 +38,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def check_cost(cost: object) -> None:
-    """{what: number}, or {what: {variant: number}}.
+    """{what: number}, or {what: {variant: number}}; None for what was not measured.
 
     Raises:
         TypeError: something else.
@@ -48,7 +48,8 @@ def check_cost(cost: object) -> None:
     for what, given in check_mapping("cost", cost, "{what: number}").items():
         of_variants = given.values() if isinstance(given, Mapping) else (given,)
         for value in of_variants:
-            _number(f"cost[{what!r}]", value)
+            if value is not None:
+                _number(f"cost[{what!r}]", value)
 
 
 def _plain_mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
