@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import mtu_fast as mtu
 from mtu_fast import reference
 from mtu_fast._rows import own
+from tests.helpers import matrices
 from tests.helpers.checks import clear, grad_vector, trained, truth_of
 from tests.helpers.truth import matrix, relative_error
 from tests.test_subspace import MASK, PARTIAL, N, Net, Refuses, batch, broken, build, move
@@ -465,3 +466,71 @@ def test_products_beside_kept_rows_in_float32(
     for (_, gram), (_, truth) in zip(found, expected, strict=True):
         lengths = truth.diagonal().sqrt()
         assert ((gram - truth).abs() <= 1e-6 * lengths[:, None] * lengths).all()
+
+
+class Explicit(nn.Module):
+    """A model whose gradients are the rows it is given."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width, dtype=dtype))
+
+
+Rows = tuple[Tensor, Tensor]  # to retain, to forget
+
+
+def directions(batches: list[Rows], method: mtu.Method, dtype: torch.dtype) -> list[Tensor]:
+    """`.grad` of the steps that these rows, held in float32, make."""
+    model = Explicit(batches[0][0].shape[1], dtype)
+    engine, found = mtu.Engine(model), []
+    memory = mtu.Memory(64, every=1)
+    for retain, forget in batches:
+        clear([model.weight])
+        # that of a first step: the whole space
+        subspace = mtu.Subspace() if method.needs_subspace else None
+        J = torch.cat([retain, forget]).float().to(dtype)
+        engine.backward(
+            (J * model.weight).sum(1), method, forget=torch.arange(len(J)) >= len(retain),
+            memory=memory, subspace=subspace,
+        )  # fmt: skip
+        found.append(grad_vector([model.weight]).double())
+    return found
+
+
+def conditioned(cond: float) -> list[Rows]:
+    """Steps whose own rows are of this condition."""
+    found = []
+    for seed in range(3):
+        J = matrices.conditioned(16, 200, cond, seed)
+        g = [matrices.balanced_vector(J, seed + i) for i in range(3)]
+        found.append((J, torch.stack(g)))
+    return found
+
+
+def resembling(near: float) -> list[Rows]:
+    """Steps of random rows; those of the last are nearly sums of kept ones."""
+    draw = torch.Generator().manual_seed(0)
+    a, b, new = torch.randn(3, 16, 2000, generator=draw).unbind()
+    g = torch.randn(3, 2000, generator=draw)
+    return [(a, g), (b, g + a[:3]), (a + b + near * new, g + a[:3] + b[3:6])]
+
+
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(0.0), mtu.InterferenceAware(0.0)], ids=repr)
+@pytest.mark.parametrize(
+    ("made", "how"),
+    [
+        *((conditioned, cond) for cond in (10.0, 1e3, 1e5, 1e6)),
+        *((resembling, near) for near in (1e-1, 1e-2, 1e-3, 1e-4)),
+    ],
+)
+def test_float32_rows_beside_kept_ones_err_as_all_rows_do(
+    made: Any, how: float, method: mtu.Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However badly conditioned: the products with kept rows, and those kept of them, are not rounded to float32."""
+    batches = made(how)
+    truth = directions(batches, method, torch.float64)
+    beside = directions(batches, method, torch.float32)
+    monkeypatch.setattr(own, "kept_of", lambda parts, shared: 0)
+    apart = directions(batches, method, torch.float32)
+    for found, usual, exact in zip(beside, apart, truth, strict=True):
+        assert relative_error(found, exact) <= 2 * relative_error(usual, exact) + 1e-6

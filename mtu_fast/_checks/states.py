@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtu_fast._arguments import MOST, check_dtype, check_mapping, check_whole, held_in, names, shown
+from mtu_fast._arguments import (
+    MOST,
+    check_dense,
+    check_dtype,
+    check_mapping,
+    check_whole,
+    held_in,
+    names,
+    shown,
+)
 
 COLUMNS = {"task": torch.int64, "sample": torch.int64, "loss": torch.float64}
 PARTS = ("vectors", "counts", *COLUMNS, "tasks", "dtype", "grams")
@@ -43,7 +52,10 @@ def check_rows(name: str, state: object) -> None:
     if count and not (int(task.min()) >= 0 and int(task.max()) < len(known)):
         raise ValueError(f"{name}: task: found other indices than those of the {len(known)} tasks.")
     check_dtype(f"{name}: dtype", held["dtype"])
-    for key, v in check_mapping(f"{name}: vectors", held["vectors"], "{name: [K, ...]}").items():
+    vectors = check_mapping(f"{name}: vectors", held["vectors"], "{name: [K, ...]}")
+    if not vectors:
+        raise ValueError(f"{name}: vectors: found none, expected those of a parameter at least.")
+    for key, v in vectors.items():
         if not isinstance(v, Tensor) or not v.dim() or len(v) != count:
             raise ValueError(f"{name}: vectors[{key!r}]: found {_of(v)}, expected [{count}, ...].")
     _check_grams(f"{name}: grams", held["grams"], count)
@@ -74,6 +86,7 @@ def _check_column(name: str, column: object, dtype: torch.dtype, count: int) -> 
     is_one = isinstance(column, Tensor) and column.dtype == dtype
     if not is_one or not isinstance(column, Tensor) or column.shape != (count,) or not count:
         raise TypeError(f"{name}: found {_of(column)}, expected a tensor [{count or 'K'}] {dtype}.")
+    check_dense(name, column)
 
 
 def _check_matrices(name: str, counts: object, count: int) -> None:
@@ -88,9 +101,15 @@ def _check_grams(name: str, grams: object, count: int) -> None:
     if not isinstance(grams, list | tuple):
         raise TypeError(f"{name}: found {shown(grams)}, expected a list of (parameters, Gram).")
     for pair in grams:
-        gram = pair[1] if isinstance(pair, list | tuple) and len(pair) == 2 else None
+        group, gram = pair if isinstance(pair, list | tuple) and len(pair) == 2 else (None, None)
         if not isinstance(gram, Tensor) or gram.shape != (count, count):
             raise ValueError(f"{name}: found {_of(gram)}, expected a Gram [{count}, {count}].")
+        if gram.dtype != torch.float64:
+            raise TypeError(f"{name}: found a Gram of {gram.dtype}, expected torch.float64.")
+        check_dense(name, gram)
+        is_group = isinstance(group, list | tuple) and all(type(j) is int for j in group)
+        if not is_group:
+            raise TypeError(f"{name}: found {shown(group)}, expected the indices of parameters.")
 
 
 def _of(value: object) -> str:

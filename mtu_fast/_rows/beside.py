@@ -1,9 +1,9 @@
-"""Few rows of a step beside many kept ones: all explicit, a product with kept rows in the dtype they are held in.
+"""Few rows of a step beside many kept ones: all explicit, a product with kept rows a strip of columns at a time.
 
-Let A be the step's V rows, of which those to forget are means, and M the K kept ones. A Aᵀ is made in float64, and
-M Mᵀ is known from the steps that took the rows in. A Mᵀ is summed in the dtype of A over
-`STRIP` columns, then in float64: that rounds no more than rounding `Jᵀ w` does, and takes half the
-time.
+Let A be the step's V rows, of which those to forget are means, and M the K kept ones. A Aᵀ and A Mᵀ
+are made in float64, and M Mᵀ is known from the steps that took the rows in. In float32 A Mᵀ would
+take half the time, but what it rounds is multiplied by cond² in the weights, and stays in M Mᵀ once
+the rows are kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from mtu_fast._rows.validity import has_short_rows
 from mtu_fast.methods import FORGET
 
 STRIP = 1 << 11  # columns: of some hundred rows, they stay in cache
-SAFE = (2.0**-60, 2.0**60)  # squares of lengths whose products float32 holds
 
 
 def kept_of(parts: Sequence[TaskRows], shared: Shared) -> int:
@@ -102,9 +101,8 @@ class Beside(Pooled):
         gram[V:, V:] = self._known(tuple(group), held, spans)
         for start, stop in spans:
             gram[:V, :V] += row_gram([rows[:, start:stop], means[:, start:stop]])
-        dtype = rows.dtype if _is_safe(gram.diagonal()) else WIDE
         for left, right in self._strips(spans):
-            gram[:V, V:] += left.to(dtype) @ right.to(dtype).T
+            gram[:V, V:] += left @ right.T
         gram[V:, :V] = gram[:V, V:].T
         return gram
 
@@ -118,13 +116,14 @@ class Beside(Pooled):
         return last.grams[key]
 
     def _strips(self, spans: Sequence[Span]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The step's rows and the kept ones, each joined, some columns at a time: copies that stay in cache."""
+        """The step's rows and the kept ones in float64, each joined: copies of some columns that stay in cache."""
         rows, means, *held = self._matrices
         for first, stop in spans:
             for start in range(first, stop, STRIP):
                 strip = slice(start, min(start + STRIP, stop))
-                kept = [cast(matrix[:, strip], rows.dtype) for matrix in held]
-                yield torch.cat([rows[:, strip], means[:, strip]]), torch.cat(kept)
+                own = [cast(matrix[:, strip], WIDE) for matrix in (rows, means)]
+                kept = [cast(matrix[:, strip], WIDE) for matrix in held]
+                yield torch.cat(own), torch.cat(kept)
 
     def vjp(self, w: Tensor) -> Direction:
         """`Jᵀ w` in the dtype of the parameters."""
@@ -171,9 +170,3 @@ class Beside(Pooled):
                 strip = slice(start, min(start + STRIP, stop))
                 found += matrix[:, strip].to(WIDE) @ d[strip]
         return found
-
-
-def _is_safe(squares: Tensor) -> bool:
-    """Whether products of rows of these squares of lengths are far from the ends of float32's range."""
-    alive = squares[squares > 0]
-    return bool(((alive > SAFE[0]) & (alive < SAFE[1])).all())

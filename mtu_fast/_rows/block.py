@@ -132,5 +132,6 @@ def of_vectors(vectors: Mapping[str, Tensor], roles: Roles, shared: Shared) -> B
     reached = frozenset(j for j, name in enumerate(shared.names) if name in vectors)
     for j, span in enumerate(columns(shared)):
         if j in reached:
-            matrix[:, slice(*span)] = vectors[shared.names[j]].view(len(like), -1)
+            given = vectors[shared.names[j]].detach()
+            matrix[:, slice(*span)] = given.reshape(len(like), -1)
     return Block((matrix,), roles, reached, {})

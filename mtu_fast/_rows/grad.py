@@ -72,8 +72,9 @@ class Addition:
         """Write `.grad`; nothing here can fail by what it is given."""
         for parameter, g in self.placed:
             parameter.grad = g
-        for grad, g in self.added:
-            grad.add_(g)
+        with torch.no_grad():  # a .grad may require one itself, as after create_graph
+            for grad, g in self.added:
+                grad.add_(g)
 
     def run_hooks(self) -> None:
         """What users want done with `.grad`, as after `backward()`: last, since a hook may step the optimizer."""

@@ -172,6 +172,23 @@ def test_a_grad_that_takes_nothing(words: str, method: mtu.Method) -> None:
             last.grad = torch.ones_like(last)
 
 
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(0.5), Weighted(), mtu.Mean()], ids=repr)
+def test_a_grad_that_requires_a_gradient_takes_the_step(method: mtu.Method) -> None:
+    """A leaf, or a view that autograd lets nobody write to: added to as after `backward()`, whole."""
+    for seed in range(2):
+        net, engine = build()
+        engine.backward(net.losses(seed), method, forget=MASK)
+        expected = [p.grad for p in net.parameters()]
+        net, engine = build()
+        *_, weight, bias = list(net.body.parameters())
+        weight.grad = torch.ones_like(weight).requires_grad_()
+        bias.grad = torch.ones(2, *bias.shape, dtype=bias.dtype, requires_grad=True).unbind()[0]
+        engine.backward(net.losses(seed), method, forget=MASK)
+        for p, g in zip(net.parameters(), expected, strict=True):
+            assert p.grad is not None and g is not None
+            assert relative_error(p.grad.detach(), g) <= 1e-6
+
+
 def test_a_method_goes_back_to_where_it_stood() -> None:
     net, engine = build()
     twin = GradVac(0.5, torch.Generator().manual_seed(3))

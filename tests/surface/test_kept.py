@@ -115,7 +115,7 @@ SURFACE: dict[str, tuple[Callable[[Scene, Any], object], str, list[Any]]] = {
     "Memory.load_state_dict(vectors)": (
         lambda s, v: s.load(s.block(vectors=v)),
         "vectors",
-        [*PART, {"weight": 5}, {"other": torch.ones(6, 2, 3)}, {"weight": torch.ones(6, 3, 2)}],
+        [*PART, {}, {"weight": 5}, {"other": torch.ones(6, 2, 3)}, {"weight": torch.ones(6, 3, 2)}],
     ),
     "Memory.load_state_dict(rows)": (
         lambda s, v: s.load(s.block(vectors={"weight": torch.ones(v, 2, 3)})),
@@ -125,7 +125,11 @@ SURFACE: dict[str, tuple[Callable[[Scene, Any], object], str, list[Any]]] = {
     "Memory.load_state_dict(task)": (
         lambda s, v: s.load(s.block(task=v)),
         "task",
-        [5, "x", None, [0] * 6],
+        [
+            *(5, "x", None, [0] * 6),
+            torch.zeros(6, device="meta").long(),
+            torch.zeros(6).long().to_sparse(),
+        ],
     ),
     "Memory.load_state_dict(tasks)": (
         lambda s, v: s.load(s.block(tasks=v)),
@@ -140,7 +144,13 @@ SURFACE: dict[str, tuple[Callable[[Scene, Any], object], str, list[Any]]] = {
     "Memory.load_state_dict(grams)": (
         lambda s, v: s.load(s.block(grams=v)),
         "grams",
-        [5, "x", None, [5], [[[0, 1], 5]], [[[0, 1], torch.ones(2, 2).double()]]],
+        [
+            *(5, "x", None, [5], [[[0, 1], 5]], [[[0, 1], torch.ones(2, 2).double()]]),
+            *([[group, torch.ones(6, 6).double()]] for group in (5, "x", None, ["x"])),
+            *([[[0], torch.ones(6, 6, dtype=dtype)]] for dtype in (torch.complex64, torch.int64)),
+            [[[0], torch.ones(6, 6, device="meta").double()]],
+            [[[0], torch.ones(6, 6).double().to_sparse()]],
+        ],
     ),
     "Levels(quantiles)": (lambda s, v: mtu.Levels(quantiles=v), "quantiles", WRONG["flag"]),
     "Levels(growth)": (

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtu_fast._arguments import check_flag, shown
+from mtu_fast._arguments import check_flag
 from mtu_fast._checks.parameters import listed
 from mtu_fast._distributed.crew import Crew
 from mtu_fast.engine import Engine
@@ -29,7 +29,7 @@ from mtu_fast.unlearning.loop.settings import Bound, Settings, check_given
 from mtu_fast.unlearning.loop.state import clear_gradients
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
 
-__all__ = ["DivergedError", "History", "Levels", "Record", "Scheduled", "shown", "unlearn"]
+__all__ = ["DivergedError", "History", "Levels", "Record", "Scheduled", "unlearn"]
 
 
 def unlearn(
