@@ -147,6 +147,11 @@ def gram(J: Tensor) -> Tensor:
     return (J[:, :, None] * J[:, None]).sum(-1) if J.shape[1] <= 64 else J @ J.mT
 
 
+def problems(R: int) -> int:
+    """How many: the fewer the rows, the more is luck."""
+    return 64 if R <= 5 else 8 if R <= 64 else 2
+
+
 # R, bytes of shared memory: the small form where the matrix fits, panels of 32 or fewer columns
 # otherwise
 FORMS = {
@@ -162,7 +167,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_solves_as_the_reference_does(driver: Path, form: str) -> None:
     R, limit = FORMS[form]
-    J = rows(R, 8 if R <= 64 else 2)
+    J = rows(R, problems(R))
     active = torch.arange(R) % 7 != 3
     g = matrices.random_vector(J.shape[-1])
     G, rhs = gram(J), J @ g
@@ -176,7 +181,7 @@ def test_solves_as_the_reference_does(driver: Path, form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_basis_as_the_reference_does(driver: Path, form: str) -> None:
     R, limit = FORMS[form]
-    G = gram(rows(R, 8 if R <= 64 else 2))
+    G = gram(rows(R, problems(R)))
     T, kept = host_basis(driver, G, limit)
     plain, plain_kept = basis.reference(G, TOL)
     assert kept.sum(-1).tolist() == plain_kept.sum(-1).tolist()
