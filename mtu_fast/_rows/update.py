@@ -23,7 +23,8 @@ class Update:
         roles: what each row is.
         gram: G `[R, R]` or `[L, R, R]`, float64, of the rows `seen`; None where no Gram was needed.
         residual: the largest `|J_r d| / (|J_r| |d|)` left of what the method constrains, `[]` or
-            `[L]`; None where it was not measured: rows that are well conditioned or of float64,
+            `[L]`: for OrthoGrad the step's own retain rows, of which those in a memory are none.
+            None where it was not measured: rows that are well conditioned or of float64,
             or a method that constrains nothing. None on a GPU with fast float64, where `Jᵀ w` is
             summed in float64 instead.
         flags: the conditions of the step that only its device knows yet.

@@ -52,7 +52,8 @@ RANDOM: Kinds = {
 }
 NUMPY: Kinds = {"key": Tensor, "pos": int, "has_gauss": int, "gauss": float}
 PLACE: Kinds = {"passes": int, "open": bool, "given": int, "begun": Mapping}
-COUNTS = {"step", "passes", "given", "seconds"}  # never below zero
+COUNTS = {"step", "passes", "given", "seconds"}
+MOST = 2**53  # of a count; more than any run lasts
 
 
 def check_contents(path: str | Path, state: Mapping[str, Any], needed: Sequence[str]) -> None:
@@ -121,7 +122,8 @@ def _check(path: str | Path, where: str, found: Any, kinds: Kinds) -> None:
         if name not in found:
             raise ValueError(f"checkpoint: {path} is incomplete: it holds no {part}.")
         value = found[name]
-        if not isinstance(value, kind):
+        # to Python a bool is a number, too
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ValueError(
                 f"checkpoint: {path} is damaged: {part} is {type(value).__name__}, expected {_named(kind)}."
             )
@@ -130,8 +132,10 @@ def _check(path: str | Path, where: str, found: Any, kinds: Kinds) -> None:
 
 
 def _check_count(path: str | Path, part: str, value: Any) -> None:
-    if not value >= 0:  # NaN neither
-        raise ValueError(f"checkpoint: {path} is damaged: {part} is {value}, expected at least 0.")
+    if not 0 <= value <= MOST:  # NaN neither
+        raise ValueError(
+            f"checkpoint: {path} is damaged: {part} is {value}, expected at least 0 and at most {MOST}."
+        )
 
 
 def _named(kind: type | tuple[type, ...]) -> str:

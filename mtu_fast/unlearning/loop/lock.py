@@ -12,6 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 
+from mtu_fast.unlearning.loop.sealed import destination
+
 fcntl: ModuleType | None
 try:
     import fcntl
@@ -51,7 +53,7 @@ class Lock:
         self._handle: int | None = None
         self._held = False
         self._process = os.getpid()  # a fork of it holds nothing
-        target = Path(os.path.realpath(path))
+        target = destination(path)
         self.path = path
         self.beside = target.with_name(f"{target.name}.lock")
 

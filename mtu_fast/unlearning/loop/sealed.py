@@ -5,6 +5,7 @@ The file is what `torch.save` writes, then 40 bytes: `SEAL` and the SHA-256 of a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -40,6 +41,18 @@ class _Hashed:
         self.file.flush()
 
 
+def destination(path: str | Path) -> Path:
+    """The file that a path leads to, over symbolic links.
+
+    Raises:
+        OSError: the links lead round in a circle.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, f"checkpoint: {path} is a link that leads back to itself.")
+    return target
+
+
 def write(path: str | Path, values: Mapping[str, Any]) -> None:
     """Write tensors, numbers, strings and their containers; the old file stays until the new one is complete.
 
@@ -51,7 +64,7 @@ def write(path: str | Path, values: Mapping[str, Any]) -> None:
         OSError: the file cannot be written (a full disk, a read-only folder); the old one is as it
             was.
     """
-    target = Path(os.path.realpath(path))
+    target = destination(path)
     # in the same folder, so that to rename it is one step of the file system
     beside = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
@@ -108,7 +121,7 @@ def _remove(path: Path) -> None:
 
 def remove_leftovers(path: str | Path) -> None:
     """Remove what writers of this file left behind when they were killed; nobody may be writing it."""
-    target = Path(os.path.realpath(path))
+    target = destination(path)
     leftover = re.compile(re.escape(target.name) + r"\.\d+\.part")
     for beside in target.parent.iterdir():
         if leftover.fullmatch(beside.name):

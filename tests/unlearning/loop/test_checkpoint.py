@@ -129,7 +129,10 @@ def test_every_key_is_needed(whole: Path, tmp_path: Path) -> None:
     ("name", "value", "message"),
     [
         ("step", -5, "is damaged: step is -5, expected at least 0"),
+        ("step", 10**30, "is damaged: step is 1000.*, expected at least 0 and at most"),
+        ("step", True, "is damaged: step is bool, expected int"),
         ("step", "3", "is damaged: step is str, expected int"),
+        ("seconds", float("inf"), "is damaged: seconds is inf, expected at least 0"),
         ("seconds", float("nan"), "is damaged: seconds is nan, expected at least 0"),
         ("model", [], "is damaged: model is list, expected Mapping"),
         ("model", {}, "does not fit this run, which is as it was: .*Missing key"),
@@ -208,6 +211,14 @@ def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
     history = Scene(link).run()
     assert link.is_symlink() and history.step == 3
     assert sorted(file.name for file in tmp_path.iterdir()) == ["disk", "run.pt"]
+
+
+def test_links_that_lead_round_in_a_circle(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.pt", tmp_path / "other.pt"
+    one.symlink_to(other)
+    other.symlink_to(one)
+    Scene(one).refused("one.pt is a link that leads back to itself", OSError)
+    assert one.is_symlink() and other.is_symlink()
 
 
 class Full:
