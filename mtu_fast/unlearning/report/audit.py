@@ -95,7 +95,8 @@ def audit(
             those that `losses` itself leaves out.
         history: anything with `.records`, a list of mappings or dataclasses with `step` and numbers
             or {task: number}.
-        cost: {what: number}, or {what: {variant: number}}: for example ms per step and peak MiB.
+        cost: {what: number}, or {what: {variant: number}}: for example ms per step and peak MiB;
+            None for what was not measured.
         relearn: parameters -> optimizer; given, the steps of fine-tuning in eval mode are counted
             until the targets' mean forget score is back at 95 % of the original's.
         relearn_limit: steps after which relearning gives up.
