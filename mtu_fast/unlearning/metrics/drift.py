@@ -128,7 +128,9 @@ def _classes(labels: Tensor | Sequence[Hashable], samples: int) -> tuple[list[Ha
     try:
         member = [known.setdefault(_plain(label), len(known)) for label in labels]
     except Exception as error:  # of the caller's own class, in a comparison say
-        raise TypeError(f"drift: labels: {error}, expected values that can be hashed: numbers, names, tuples.") from error
+        raise TypeError(
+            f"drift: labels: {error}, expected values that can be hashed: numbers, names, tuples."
+        ) from error
     return list(known), torch.tensor(member)
 
 
