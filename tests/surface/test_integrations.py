@@ -112,6 +112,28 @@ class Scene:
 
 
 MISSING = object()
+
+
+def step_arguments(name: str, call: str) -> dict[str, Any]:
+    """What every integration hands to the engine's step, given to one of the scene's calls."""
+    wrong = {
+        "losses": ("losses", NO_LOSSES),
+        "method": ("method|backward", NO_METHOD),
+        "forget": ("forget", NO_MASK),
+        "present": ("present", NO_MASK[2:]),
+        "subspace": ("subspace", [*OFTEN, mtu.Memory()]),
+    }
+    found = {}
+    for argument, (message, values) in wrong.items():
+        others = {"method": mtu.InterferenceAware()} if argument == "subspace" else {}
+
+        def run(s: Any, v: Any, argument: str = argument, others: Any = others) -> Any:
+            return getattr(s, call)(**{argument: v}, **others)
+
+        found[f"{name}({argument})"] = (run, message, values)
+    return found
+
+
 # What is called, the words of the argument in the error, and the wrong values.
 SURFACE: dict[str, tuple[Callable[[Scene, Any], object], str, list[Any]]] = {
     "accelerate(accelerator)": (
@@ -124,24 +146,8 @@ SURFACE: dict[str, tuple[Callable[[Scene, Any], object], str, list[Any]]] = {
         "engine",
         [*OFTEN, None, mtu.Engine, nn.Linear(1, 1)],
     ),
-    "accelerate(losses)": (lambda s, v: s.accelerated(losses=v), "losses", NO_LOSSES),
-    "accelerate(method)": (lambda s, v: s.accelerated(method=v), "method|backward", NO_METHOD),
-    "accelerate(forget)": (lambda s, v: s.accelerated(forget=v), "forget", NO_MASK),
-    "accelerate(present)": (lambda s, v: s.accelerated(present=v), "present", NO_MASK[2:]),
-    "accelerate(subspace)": (
-        lambda s, v: s.accelerated(subspace=v, method=mtu.InterferenceAware()),
-        "subspace",
-        [*OFTEN, mtu.Memory()],
-    ),
-    "lightning(losses)": (lambda s, v: s.lightened(losses=v), "losses", NO_LOSSES),
-    "lightning(method)": (lambda s, v: s.lightened(method=v), "method|backward", NO_METHOD),
-    "lightning(forget)": (lambda s, v: s.lightened(forget=v), "forget", NO_MASK),
-    "lightning(present)": (lambda s, v: s.lightened(present=v), "present", NO_MASK[2:]),
-    "lightning(subspace)": (
-        lambda s, v: s.lightened(subspace=v, method=mtu.InterferenceAware()),
-        "subspace",
-        [*OFTEN, mtu.Memory()],
-    ),
+    **step_arguments("accelerate", "accelerated"),
+    **step_arguments("lightning", "lightened"),
     "lightning(sync)": (
         lambda s, v: s.lightened(sync=v),
         "sync",
