@@ -138,6 +138,22 @@ def swin(hf: Any) -> tuple[nn.Module, Losses]:
 
 
 @_model
+def mixtral(hf: Any) -> tuple[nn.Module, Losses]:
+    """Routed experts, 2 layers, 32 tokens, drawn anew at each call: an expert's rows differ each time."""
+    config = hf.MixtralConfig(
+        vocab_size=VOCABULARY, hidden_size=D, intermediate_size=2 * D, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, use_cache=False,
+    )  # fmt: skip
+    model = hf.MixtralForCausalLM(config).eval()
+
+    def losses() -> Tensor:
+        ids = torch.randint(3, VOCABULARY, (N, 32))
+        return next_tokens(model(input_ids=ids).logits, ids)
+
+    return model, losses
+
+
+@_model
 def mamba(hf: Any) -> tuple[nn.Module, Losses]:
     """2 layers of the scan in plain torch, 32 tokens."""
     config = hf.MambaConfig(
