@@ -20,6 +20,7 @@ from mtu_fast._rows.refine import squares_of
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.solve import Source
 from mtu_fast._rows.task_rows import Span, TaskRows, uses_of, uses_of_each
+from mtu_fast._rows.together import multiplies
 from mtu_fast._rows.uses import Use
 from mtu_fast._rows.validity import check_gram, check_lengths, check_open, has_short_rows
 from mtu_fast._rows.vjp import vjp
@@ -101,6 +102,10 @@ class OwnProducts(Whole):
         if self.flags.deferred:
             return None
         kept = kept_of(self._parts, self._shared)
+        if not kept and not any(
+            multiplies(use) for part in self._parts for use in part.uses.values()
+        ):
+            return None  # sums would save no product
         pool = pool_for(method, self._roles, pays=kept > 0)
         if pool is None:
             return None

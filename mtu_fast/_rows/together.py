@@ -33,6 +33,13 @@ def rank_one(uses: Sequence[Use]) -> list[Outer]:
     return outers if all(u.left.shape[1] == 1 for u in outers) else []
 
 
+def multiplies(use: Use) -> bool:
+    """Whether rows of this use are multiplied one by one: neither few numbers nor rank-one factors."""
+    if isinstance(use, Outer) and use.left.shape[1] == 1:
+        return False
+    return not (isinstance(use, Dense) and prod(use.shape) <= SMALL)
+
+
 def rank_one_gram(
     parameters: Sequence[Sequence[Outer]], beside: Sequence[list[Use]]
 ) -> tuple[Tensor, list[list[Use]]]:

@@ -28,7 +28,7 @@ class Update:
             or a method that constrains nothing. None on a GPU with fast float64, where `Jᵀ w` is
             summed in float64 instead.
         flags: the conditions of the step that only its device knows yet.
-        seen: what each row of `gram` is: `roles`, or, of many rows on the CPU or beside those of a
+        seen: what each row of `gram` is: `roles`, or, of many rows on the CPU (but rank-one ones) or beside those of a
             memory, with those that the method sees by their mean alone as one row per task
             (`Method.averages_forget`).
         into: which row of `gram` each row is, or is part of, int64 `[R]`, -1 for one
