@@ -49,6 +49,7 @@ def views_of_parameters(graph: Graph) -> set[int]:
     """Nodes of which the gradient is a sum over rows, even if in this batch only one row has any."""
     roots = set(graph.roots)
     found: set[int] = set()
+    # from the parameters up, so that a view of a view is found
     for i in reversed(range(len(graph.nodes))):
         onward = isometry(graph, i) if i not in roots else None
         if onward is not None and (onward[0] in graph.leaf or onward[0] in found):
@@ -61,6 +62,7 @@ def through_chain(graph: Graph, chain: Sequence[Edge], use: Use) -> Use:
     if not chain:
         return use
     last = chain[-1][0]
+    # (a ⊗ b)ᵀ = b ⊗ a: the two sides of an outer product change places
     if len(chain) == 1 and _transposes(graph, last) and isinstance(use, Outer):
         return use.transposed()
     if graph.names[last] == "SelectBackward0" and graph.nodes[last]._saved_dim == 0:
@@ -68,6 +70,7 @@ def through_chain(graph: Graph, chain: Sequence[Edge], use: Use) -> Use:
         # a block of a stack: uses of several blocks then meet without becoming rows
         if not part.chain.key:
             return _block(graph, last, part)
+    # equal keys are equal maps: such uses may be added before the chain is walked
     key = tuple((graph.names[i], k, integers(graph.nodes[i])) for i, k in chain)
     return replace(use, chain=Chain(key, partial(_apply_chain, graph, chain)))
 

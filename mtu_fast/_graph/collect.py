@@ -37,6 +37,7 @@ class Collector:
     def visit(self, parameter: int, use: Use) -> None:
         """Take one use of a parameter, as `sweep` hands it over."""
         if self._rows is not None:
+            # before anything is formed: rows that are not kept cost nothing
             use = use.select(self._rows)
         parts = self._parts.setdefault(parameter, [])
         if not parts and self._expected[parameter] == 1:  # mostly: nothing to merge
@@ -64,6 +65,7 @@ class Collector:
         beyond = use.rows_bytes() - (0 if is_table(use) else use.held)
         if beyond > self.budget or (beyond > 0 and not use.rows_pay()):
             return use
+        # first come, first served: parameters are met from the losses down
         self.budget -= max(beyond, 0)
         return use.dense()
 

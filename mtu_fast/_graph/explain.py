@@ -68,6 +68,7 @@ def _noted(graph: Graph, plan: Plan, site: Site) -> tuple[list[int], Note]:
         return [site.way.parameter], Note(name, True, again=recomputes(graph.nodes[site.node]))
     region = graph.region([site.edge])
     through = dict.fromkeys(graph.names[k] for k in region if k not in graph.leaf)
+    # one site may be above several parameters, whose rows all come through it
     parameters = [graph.leaf[k] for k in region if k in graph.leaf]
     by_rule = (site.node, site.slot) not in plan.local
     return parameters, Note(name, by_rule, tuple(through))
@@ -157,5 +158,6 @@ def _line(name: str, shape: tuple[int, ...], notes: Sequence[Note], uses: Sequen
 
 
 def _counted(sites: Sequence[str]) -> list[str]:
+    # as `12 × AddmmBackward0: rule`, in the order of first use
     counts = {site: sites.count(site) for site in dict.fromkeys(sites)}
     return [f"{n} × {site}" if n > 1 else site for site, n in counts.items()]

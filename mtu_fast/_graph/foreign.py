@@ -37,6 +37,7 @@ def settled(
     apart = [slot for slot, ids in found.items() if ids is not MEET]
     if not apart or not foreign(node):
         return found
+    # together against halves; then across scales; then beside what is not finite
     odd = _beside_others(Experiment(node, maps, count, probes), apart)
     odd |= _unlike(node, maps, apart, count, probes, every=True)
     odd |= _spoiled(node, maps, apart, count, probes)
@@ -90,6 +91,7 @@ def _changed(beside: Grads, alone: Grads, again: Grads) -> set[int]:
     """The slots at which rows are not what they are alone; where they are shows there, or at another scale."""
     found: set[int] = set()
     for slot, g in alone.items():
+        # elements that the alive rows reach
         theirs = g != 0
         if slot in again:
             theirs |= again[slot] != 0
@@ -123,5 +125,6 @@ def _differing(whole: Grads, on: Grads, off: Grads) -> set[int]:
 
 def _alike(one: Tensor, other: Tensor) -> bool:
     """Whether numbers are the same but for rounding."""
+    # relative only: an absolute slack would hide what is lost at small scales
     rounding = 16 * torch.finfo(one.dtype).eps
     return torch.allclose(one, other, rtol=rounding, atol=0, equal_nan=True)

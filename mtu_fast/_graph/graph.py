@@ -39,6 +39,7 @@ class Graph:
     ) -> None:
         self.losses = losses
         self._freed: set[int] = set()  # tasks whose pass did not keep the graph
+        # by identity: tensors compare element by element
         which = {id(p): j for j, p in enumerate(parameters)}
         self.pattern, self.nodes = _known(losses, which, patterns) or _new(losses, which)
         self.names, self.outputs = self.pattern.names, self.pattern.outputs
@@ -79,6 +80,7 @@ class Graph:
 
     def release(self) -> None:
         """Free what the graph saved, and what a pass that did not keep it has left."""
+        # of the others the pass has freed its part already
         kept = [loss for task, loss in enumerate(self.losses) if task not in self._freed]
         if not kept:
             return
@@ -101,6 +103,7 @@ class Graph:
             weights = torch.ones_like(loss)
         if not keep:
             self._freed.add(task)
+        # with edges as inputs, the engine skips the gradients of weights
         return torch.autograd.grad([loss], edges, [weights], retain_graph=keep, allow_unused=True)
 
     def vjp(self, i: int, grads: dict[int, Tensor]) -> list[tuple[int, Edge, Tensor]]:

@@ -40,6 +40,7 @@ class Hooks:
 
     def first(self, graph: Graph) -> int | None:
         """The first node of which a hook sees the gradient; None if there is none."""
+        # somebody has set a hook since: older nodes are to be asked
         if RemovableHandle.next_id != self._handles:
             self._since = _next_number()
         elif all(node._sequence_nr() >= self._since for node in graph.nodes):
@@ -79,7 +80,7 @@ def _beside(register: Callable[[Callable[..., None]], RemovableHandle]) -> bool:
     handle = register(_nothing)
     try:
         there = handle.hooks_dict_ref()
-        return there is not None and len(there) > 1
+        return there is not None and len(there) > 1  # ours is one
     finally:
         handle.remove()
 
@@ -94,6 +95,7 @@ def _on_tensors(node: Any) -> bool:
         if meta.is_nested_tensor:
             continue
         edge = GradientEdge(node, k)
+        # stride 0: a gradient of any shape in one number
         given = torch.zeros((), dtype=meta.dtype, device=meta.device).expand(tuple(meta.shape))
         if _Watched.is_seen(edge, given.as_subclass(_Watched)):
             return True
@@ -130,6 +132,7 @@ class _Watched(Tensor):
             return True
         finally:
             cls._armed = False
+        # a hook that returns another tensor without looking shows, too
         return cls._seen or found is not given
 
     @classmethod

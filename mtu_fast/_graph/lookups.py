@@ -58,6 +58,8 @@ def index(node: Any, into: Shape) -> Lookup | None:
     given = [i for i in indices if i is not None]
     if not given:
         return None
+    # the look-up is repeated on the numbers of the entries: what it returns says where each came
+    # from
     at = tuple(slice(None) if i is None else i for i in indices)
     first = into[: sum(map(_stands_for, indices))]
     return Lookup(_numbered(first, given[0])[at], first)
@@ -114,12 +116,14 @@ def _added_from(node: Any, slot: int, out: Shape, into: Shape, ids: Ids) -> Answ
 def _brought_back(found: Lookup, ids: Ids, out: Shape, into: Shape) -> Answer:
     """The map of the input of a look-up: the row of each entry that is read, unless several rows read one."""
     rest = into[len(found.first) :]
+    # the dimensions of the places, without those of an entry
     known = ids.shape[: len(ids.shape) - len(rest)]
     if (*found.entries.shape, *rest) != tuple(out) or prod(ids.shape) != prod(known):
         return None  # the row depends on what follows the entry, too
     rows = torch.from_numpy(ids.reshape(known).copy()).to(found.entries.device)
     rows = rows.expand(found.entries.shape).flatten()
     where = found.entries.flatten()
+    # neither gaps nor padding hand anything back
     there = (rows >= 0) & (where != found.padding)
     by_entry = _only_row(rows[there], where[there], prod(found.first))
     if by_entry is None:
@@ -130,6 +134,7 @@ def _brought_back(found: Lookup, ids: Ids, out: Shape, into: Shape) -> Answer:
 def _only_row(rows: Tensor, where: Tensor, count: int) -> Tensor | None:
     """The row that comes to each of so many entries, NO_ROW for none; None where several come to one."""
     highest = torch.full((count,), NO_ROW, device=rows.device)
+    # several places may read one entry: its row is unique where the highest number is the lowest
     highest.scatter_reduce_(0, where, rows, "amax")
     # begun at the highest row, so that an entry that none reaches stays NO_ROW in both
     lowest = highest.clone().scatter_reduce_(0, where, rows, "amin")

@@ -62,7 +62,7 @@ def slice_(at: Passage, ids: Ids) -> Ids:
     """Every so many positions from a first one."""
     dim = _dim(at)
     start, step = signed(at.node._saved_start or 0), at.node._saved_step
-    if start < 0:
+    if start < 0:  # counted from the end, and cut there as by Python
         start = max(start + at.into[dim], 0)
     stop = start + at.out[dim] * step
     return _placed(ids, dim, at.into[dim], range(start, stop, step))
@@ -73,6 +73,7 @@ def split(at: Passage, ids: Ids) -> Ids:
     """A run of positions an output."""
     dim = _dim(at)
     before = outputs(at.node)[: at.output]
+    # output k begins where the ones before it end
     start = sum(meta.shape[dim] for meta in before)
     return _placed(ids, dim, at.into[dim], range(start, start + at.out[dim]))
 
@@ -81,6 +82,7 @@ def split(at: Passage, ids: Ids) -> Ids:
 def stack(at: Passage, ids: Ids) -> Ids:
     """One position of the output an input."""
     dim = signed(at.node._saved_dim) % len(at.out)
+    # size 1: the row does not depend on which of the stacked it is
     place = at.slot if ids.shape[dim] > 1 else 0
     # with an ellipsis, what is left of one dimension is an array and no number
     return ids[(slice(None),) * dim + (place, ...)]
@@ -104,6 +106,7 @@ def _start(at: Passage, dim: int) -> int | None:
     before, after = sizes[: at.slot], sizes[at.slot + 1 :]
     if None not in before:
         return _total(before)
+    # counted from the other end
     if None not in after:
         return at.out[dim] - at.into[dim] - _total(after)
     return None
@@ -132,6 +135,7 @@ def flip(at: Passage, ids: Ids) -> Ids:
 def roll(at: Passage, ids: Ids) -> Ids | None:
     """Positions shifted in a circle, back again."""
     dims = [signed(d) % len(at.into) for d in at.node._saved_dims]
+    # the adjoint of a shift is the shift back
     back = [-signed(shift) for shift in at.node._saved_shifts]
     return np.roll(ids, back, dims) if dims else None
 
@@ -149,7 +153,7 @@ def _one_placed(ids: Ids, dim: int, size: int, place: int) -> Ids:
 def _placed(ids: Ids, dim: int, size: int, where: range) -> Ids:
     """A map of `size` positions along a dimension, of which these hold the given ones in turn and the others no row."""
     if len(where) == size and ids.shape[dim] == 1:
-        return ids
+        return ids  # all positions, of one row: the map stays compact
     shape = list(ids.shape)
     shape[dim] = size
     found = np.full(shape, NO_ROW)

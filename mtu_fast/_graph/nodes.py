@@ -43,6 +43,7 @@ def is_isometry(node: Any, name: str, out: Sequence[int], into: Sequence[int]) -
         return True
     if name != "AddBackward0" or tuple(out) != tuple(into):
         return False
+    # alpha = 1 and no broadcasting: the adjoint hands the gradient on unchanged
     return type(node._saved_alpha) is int and node._saved_alpha == 1  # a constant added: `1 + w`
 
 
@@ -50,6 +51,7 @@ def below(roots: Sequence[Any]) -> dict[Any, Following]:
     """All nodes below the roots and what they feed gradients to, in topological order: each before those it feeds."""
     order: list[tuple[Any, Following]] = []
     seen = set()
+    # depth first without recursion, which deep graphs would exhaust; reversed post-order at the end
     for root in reversed(roots):
         if root in seen:
             continue
@@ -92,6 +94,7 @@ def _whole(value: object) -> object:
     """The value if it is made of whole numbers, else None."""
     if isinstance(value, tuple):
         return value if WHOLE_IN_TUPLES.issuperset(map(type, value)) else None
+    # by the exact type: a tensor or a float may change from step to step
     return value if type(value) in WHOLE else None
 
 
@@ -112,6 +115,7 @@ def recompute_once(nodes: Sequence[Any]) -> None:
         found = _unpacking(node)
         if found is not None and not any(found[1] is hook for hook in done):
             done.append(found[1])
+            # reading one tensor recomputes the whole region that shares its hook
             getattr(node, found[0].replace("_raw", "", 1))
 
 
@@ -119,6 +123,7 @@ def storages(node: Any) -> set[int]:
     """Numbers of the storages of the tensors that a node saved as they are."""
     found: set[int] = set()
     for t in _saved(node):
+        # sparse tensors have no storage of their own
         if isinstance(t, Tensor) and t.layout == torch.strided:
             found.add(t.untyped_storage()._cdata)
     return found
@@ -130,6 +135,7 @@ def _saved(node: Any) -> list[Any]:
     found: list[Any] = []
     kind: Any = type(node)
     for attribute in _attributes(kind)[0]:
+        # what is recomputed on reading is no parameter as it lies in memory
         if all(saved.unpack_hook is None for saved in _as_tuple(getattr(node, attribute))):
             found += _as_tuple(getattr(node, attribute.replace("_raw", "", 1)))
     return found
@@ -167,6 +173,7 @@ def vjp(node: Any, grads: Sequence[Tensor | None]) -> Grads:
 def conformed(g: Tensor, node: Any, output: int) -> Tensor:
     """What the engine does before it hands a gradient to a node: undo broadcasting, sparsity and promotion."""
     meta = outputs(node)[output]
+    # in this order: a sparse gradient cannot be summed to a size
     return densified(g).sum_to_size(meta.shape).to(meta.dtype)
 
 
@@ -178,6 +185,7 @@ def densified(g: Tensor) -> Tensor:
 def release(losses: Sequence[Tensor], until: Sequence[GradientEdge]) -> None:
     """Free what the graph between losses and edges saved, as `backward()` does: a pass of undefined gradients."""
     with torch.enable_grad():
+        # one root over all losses, so that one pass frees what they share
         end = _Nothing.apply(*losses)
     # of a hook that needs a gradient: the rest is freed with the losses
     with hooks_do(Mode.HOLLOW), suppress(TypeError, AttributeError):

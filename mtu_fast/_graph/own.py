@@ -89,13 +89,16 @@ class OwnTaking:
         self.follow_all()
         at = ours.labels()
         roles = join_roles(sample_roles(ours, at))
+        # if the step fails, a method that counts its steps takes this one back
         with undone(method):
             weights = method(None, roles)
             outside = weights if has_default_outside(method) else method.outside(roles)
             found = self.weighted(ours, at, weights, outside)
             check_finite(found.values(), ours.flags)
             made = addition(found, ours.flags.bad)
+        # the only line that touches `.grad`: all checks are behind it
         made.write()
+        # the copy of the flags to the host starts here, and is read in a later step
         ours.flags.send()
         made.run_hooks()
         return Update(weights, roles, None, flags=(ours.flags,))
@@ -106,6 +109,7 @@ class OwnTaking:
         """The rows of a batch, or its share of mean rows of `counts` samples; its graph is used up."""
         if batch.is_empty:
             return no_rows(batch, self.space.shared)
+        # rules compute in the dtypes that the graph recorded
         with torch.no_grad(), no_autocast(batch.device), translated():
             graph = self._graph(batch)
             if self._check_names is not None:
@@ -113,6 +117,7 @@ class OwnTaking:
             if self._slicer is not None:
                 return self._slices(batch, graph, per, self._slicer)
             with fetching(self._fetcher), used_up(graph, self.space.model):
+                # a checkpointed region runs its forward again, which needs whole parameters
                 if self._fetcher is not None and any(map(recomputes, graph.nodes)):
                     self._fetcher.keep_all()
                 if per == "task":
@@ -155,6 +160,7 @@ class OwnTaking:
         """
         losses = list(batch.losses.values())
         graph = Graph(losses, self.space.shared.parameters, self._patterns)
+        # the parameters are others than at the last step: numbers of leaves are stale
         if self._follow(graph.leaves):
             graph = Graph(losses, self.space.shared.parameters)
         if not graph.leaf:
@@ -164,6 +170,7 @@ class OwnTaking:
                 "Are they of another model than the engine's (a copy made since?), or were the parameters frozen after "
                 "the engine was made?"
             )
+        # the latest first, since it is what the next step most likely has
         others = [pattern for pattern in self._patterns if pattern is not graph.pattern]
         self._patterns = [graph.pattern, *others[: KEPT - 1]]
         return graph

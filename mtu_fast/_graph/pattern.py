@@ -62,6 +62,7 @@ class Pattern:
         self.outputs = list(map(node_ops.outputs, nodes))
         self.next = [_numbered(edges, index) for edges in following]
         self._variables = _variables(self.names)
+        # in this order: each of the three needs the one before
         self.leaf = self._leaf(nodes, which)
         self.reaches = self._reaching()
         self.wanted = list(map(self._wanted, self.next))
@@ -82,6 +83,7 @@ class Pattern:
     def nodes_of(self, losses: Sequence[Tensor], which: Mapping[int, int]) -> list[Any] | None:
         """The nodes of the losses' graph, numbered as here; None where anything that a plan rests on differs."""
         nodes = self._tops_of(losses)
+        # sizes within a nested tensor are data, of which a shape says nothing
         if nodes is None or any(meta.is_nested_tensor for meta in chain(*self.outputs)):
             return None
         for i, edges in enumerate(self.next):
@@ -90,6 +92,7 @@ class Pattern:
                 return None
         if len(set(nodes)) < len(nodes):
             return None  # what was two nodes is one
+        # a tied or exchanged parameter changes leaves without changing a node
         of_leaf = {i: which.get(id(nodes[i].variable)) for i in self._variables}
         if any(j != self.leaf.get(i) for i, j in of_leaf.items()):
             return None
@@ -112,6 +115,7 @@ class Pattern:
         name = node.name()
         if type(node) is not self._kinds[i] or name != self.names[i]:
             return False
+        # most nodes have none: reading attributes is what takes time here
         if self._integers[i] and node_ops.integers(node) != self._integers[i]:
             return False
         found = tuple([_shape(meta) for meta in node_ops.outputs(node)])
@@ -129,6 +133,7 @@ class Pattern:
         """The lowest precision that the recorded graph computes in."""
         dtypes = {meta.dtype for meta in chain.from_iterable(self.outputs)}
         floating = [dtype for dtype in dtypes if dtype.is_floating_point]
+        # the largest eps is the lowest precision
         return max(floating, key=lambda dtype: torch.finfo(dtype).eps)
 
     @cached_property
@@ -137,6 +142,7 @@ class Pattern:
         parts = []
         for i, name in enumerate(self.names):
             if self.reaches[i] and name != ACCUMULATE:
+                # without the device: a plan holds on any
                 shapes = tuple([of_output[:2] for of_output in self._shapes[i]])
                 parts.append((i, name, self.next[i], self._integers[i], shapes))
         return Key((self.tops, tuple(self.leaf.items()), tuple(parts)))
@@ -171,6 +177,7 @@ class Pattern:
         """Where a pass may stop that frees the graph, of which what is below these nodes is freed already."""
         if freed not in self._ends:
             done = self.region(freed)
+            # a pass that frees what it walks ends at edges, and never enters what is freed already
             found = self._stops(done)
             # Below what was freed nothing runs again, not even on the way to an end of its own.
             below = {node for i, _ in found if i in done for node, _ in self.below(i)}

@@ -73,6 +73,7 @@ class Plan:
         """A plan that knows nothing: right on any graph, at one backward per row."""
         tasks = len(graph.losses)
         maps: list[Maps] = [{} for _ in range(tasks)]
+        # no sites: `sweep` sees `alone` and runs one backward a row
         return Plan({}, maps, [frozenset()] * tasks, [], alone=True, hooked=hooked)
 
     def moved(self, graph: Graph) -> int | None:
@@ -94,10 +95,12 @@ class Plan:
             found += numbers
         if not found:
             return torch.zeros((), dtype=torch.bool, device=graph.losses[0].device)
+        # NaN counts as moved: it compares unequal to 0
         return (torch.stack([each != 0 for each in found])).any()
 
     def expected(self, task: int) -> Counter[int]:
         """How many uses of each parameter a pass of the task will visit."""
+        # `local` only grows, so its length tells whether a count is stale
         key = task, len(self.local)
         if key not in self._counted:
             self._counted[key] = self._count(task)
@@ -132,6 +135,7 @@ def _sites(graph: Graph, mixed: set[int]) -> dict[int, list[Site]]:
     sites: dict[int, list[Site]] = {}
     for i, edges in enumerate(graph.wanted):
         for slot, edge in edges.items():
+            # the border of the pure part
             ends = edge[0] in mixed or edge[0] in graph.leaf
             if i in mixed and not ends:
                 raise RuntimeError(
@@ -146,6 +150,7 @@ def _sites(graph: Graph, mixed: set[int]) -> dict[int, list[Site]]:
 def _ends(graph: Graph, wanted: Mapping[int, object]) -> frozenset[int]:
     """The wanted nodes below which there is no other."""
     below = [False] * len(graph.nodes)
+    # from the parameters up: what is below is numbered after it
     for i in reversed(range(len(graph.nodes))):
         below[i] = any(node in wanted or below[node] for node, _ in graph.below(i))
     return frozenset(i for i in wanted if not below[i])

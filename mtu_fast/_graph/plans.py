@@ -49,7 +49,7 @@ class Schedule:
     def due(self) -> bool:
         """Whether this time is one of them; counts it."""
         now, self.times = self.times, self.times + 1
-        return now & (now - 1) == 0
+        return now & (now - 1) == 0  # 0 and the powers of two
 
 
 @dataclass
@@ -125,6 +125,7 @@ class Plans:
             RuntimeError: the rows of the graph do not add up to what autograd gives.
         """
         self._flags = flags
+        # before any plan: what is known of nodes does not hold below a hook
         hook = self._hooks.first(graph)
         uses = self._plain(graph, kept) if hook is None else self._hooked(graph, kept, hook)
         self._hooks.done()
@@ -133,6 +134,7 @@ class Plans:
     def _plain(self, graph: Graph, kept: Kept) -> Uses:
         """By the plan of the graph's signature."""
         key = graph.signature()
+        # taken out and put back, so that the order of the table is that of last use
         uses, known = self._known_or_new(graph, kept, self._known.pop(key, None))
         self.explanation = known.explanation
         _keep(self._known, key, known)
@@ -151,6 +153,7 @@ class Plans:
         """The first node that moves rows in another way than the plan has it; None if there is none, or none known."""
         if not known.plan.trials:
             return None
+        # on a GPU the answer stays there, until data have moved rows once
         bad = known.plan.doubts(graph) if self._flags.deferred and not known.moves else None
         if bad is None:
             return known.plan.moved(graph)
@@ -181,6 +184,7 @@ class Plans:
         structure = graph.structure()
         family = self._families.pop(structure, None) or _Family()
         _keep(self._families, structure, family)
+        # a plan is a conjecture about rules and nodes: the first time it is always checked
         plan, uses = self._sound(graph, kept, discover(graph), family, check=True)
         explanation = self._explained(graph, plan, uses)
         return uses, _Known(plan, explanation, family, Schedule(1), self._measured)
@@ -188,6 +192,7 @@ class Plans:
     def _anew(self, graph: Graph, kept: Kept, known: _Known, node: int) -> Uses:
         """A plan in the place of one whose experiments found something else than now, first at this node."""
         plan = discover(graph)
+        # whether vmap serves a node is a property of the node, not of the data
         plan.together = known.plan.together
         due = known.served.due() or known.family.failed
         known.plan, uses = self._sound(graph, kept, plan, known.family, due)
@@ -205,6 +210,7 @@ class Plans:
         uses, fault = self._checked(graph, known.plan, kept)
         if fault is None:
             return uses
+        # other shapes of the same structure are likely to fail for the same reason
         known.family.failed = True
         known.plan, uses = self._sound(graph, kept, discover(graph), known.family, check=True)
         why = "the rows of the plan before did not add up to what autograd gives"
@@ -216,6 +222,7 @@ class Plans:
         check, uses = self._check(graph, known.plan, kept)
         again = partial(self._sweep, graph, known.plan, kept, True)
         bad = check.doubt(uses, again, known.measured)
+        # a step may follow before the host has read the flag of the last one
         known.bad = bad if known.bad is None else known.bad | bad
         self._refuse(known)
         return uses
@@ -240,6 +247,7 @@ class Plans:
         uses, fault = self._checked(graph, plan, kept)
         if fault is None:
             return plan, uses
+        # one backward per row is the definition of a row: nothing is left to fall back on
         if plan.alone:
             raise self._not_linear(graph, fault)
         family.failed = True
@@ -279,7 +287,9 @@ class Plans:
             last = task == len(kept) - 1
             weights = torch.full_like(graph.losses[task], factor)
             if rows.mask is not None:
+                # a sample without a label has no row, and its loss may not even be finite
                 weights = torch.where(rows.mask, weights, 0)
+            # tasks share the graph, so that only the last pass may free it
             sweep(graph, plan, task, collector.visit, keep or not last, weights)
             found.append(collector.finish())
             budget = collector.budget
@@ -295,6 +305,7 @@ class Plans:
     def _check(self, graph: Graph, plan: Plan, kept: Kept) -> tuple[Check, Uses]:
         """The check of a plan, and the uses by it."""
         uses = self._sweep(graph, plan, kept, keep=True)
+        # the check weighs rows by their lengths: a short row that is lost must show, too
         lengths = lengths_of(graph, uses, kept)
         # A large vocabulary: its uses hold the gradient of the logits, of which an ordinary backward
         # makes two more. They are let go before it, and taken again after it.
@@ -324,6 +335,7 @@ def _keep(known: OrderedDict[Hashable, T], key: Hashable, value: T) -> None:
 def frames_within() -> int:
     """How many frames up the caller of the package is, as `warnings.warn` counts in the function that asks."""
     frame, count = sys._getframe(1), 1
+    # a warning is to point at the user's line, however deep it is raised
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("mtu_fast."):
         frame, count = frame.f_back, count + 1
     return count

@@ -67,11 +67,14 @@ class Check:
         given = probe_weights(graph, lengths, seed)
         for loss, rows, w in zip(graph.losses, kept, given, strict=True):
             self._weights.append(rows.spread(w, loss))
+        # Σ w · loss has the gradient Σ w · row: one backward checks all rows at once
         self._truth = _backward(graph, parameters, self._weights, 1.0)
         self._sizes = self._stacked([self._norm(self._truth.get(j)) for j in self._all])
+        # a few units in the last place, for sums in another order
         slack = min(8 * torch.finfo(graph.dtype).eps, 2.0**-7)
         self._bound = slack * self._sizes
         squares = torch.where(self._sizes.isfinite(), self._sizes, 0.0).square()
+        # a gradient that is tiny beside the model's may be rounding altogether
         self._floor = slack * squares.sum().sqrt() / 32
 
     @property
@@ -85,6 +88,8 @@ class Check:
             uses: per task, the use of each parameter.
             again: the same of the losses times a factor.
         """
+        # from the cheap test to the dear one: order of sums, rounding of autograd, rounding of the
+        # rows
         errors = self._errors(uses)
         holds = self._is_order_of_sums(errors)
         if bool(holds.all()):
@@ -125,6 +130,7 @@ class Check:
         # beside others.
         small = errors <= self._bound + self._floor
         if not self._lenient:
+            # an error as large as the gradient itself is a row lost or counted twice
             small &= errors <= self._sizes / 8
         return small | (errors <= self._bound) | ~self._sizes.isfinite()
 
@@ -136,6 +142,7 @@ class Check:
         # at the lower end of float16 twice as much has a digit more
         twice = 1.0 if self._graph.dtype == torch.float16 else 2.0
         linear = self._rounded_by(twice) <= self._bound + self._floor
+        # a factor that is no power of two shifts every rounding on the way
         moved = [self._rounded_by(factor) for factor in UNLIKE]
         return linear, self._times() * torch.stack(moved).amax(0)
 
@@ -156,6 +163,7 @@ class Check:
         for j in self._all:
             total = self._combined(again, j)
             if total is not None:
+                # back to the scale of the losses, by the factor as it was rounded
                 total = total.to(working_dtype(total)) / share
             found.append(self._distance(total, self._combined(uses, j)))
         return self._stacked(found)
@@ -198,6 +206,7 @@ class Check:
         """`‖one - other‖`, None standing for zero."""
         if one is None or other is None:
             return self._norm(other if one is None else one)
+        # in the wider dtype: half precision would round the difference away
         return self._norm(one.view_as(other).to(working_dtype(other)) - other)
 
 
@@ -212,7 +221,9 @@ def lengths_of(graph: Graph, uses: Uses, kept: Sequence[Labelled]) -> list[Tenso
     for loss, of_task, rows in zip(graph.losses, uses, kept, strict=True):
         squares = loss.new_zeros(rows.count(loss), dtype=torch.float64)
         for use in of_task.values():
+            # ‖row‖² over all parameters, `[R]`
             squares += use.lengths().square()
+        # a length that is not finite must not weigh other rows away
         found.append(squares.nan_to_num(0, 0, 0).sqrt())
     return found
 
@@ -230,10 +241,12 @@ def probe_weights(graph: Graph, lengths: Sequence[Tensor], seed: int) -> list[Te
     found = []
     tiny = torch.finfo(torch.float64).tiny
     for length in lengths:
+        # drawn on the CPU, so that weights do not depend on the device
         some = torch.randint(spread, (len(length),), generator=generator)
         some = some.to(length.device, non_blocking=True)
         # how many times a row can be doubled until it is as long as the longest
         short = (longest / length.clamp(min=tiny)).log2().round().clamp(0, room)
+        # the exponent is at most 0: some ≤ spread - 1 and short ≤ room
         found.append(torch.exp2(some - spread + 1 + short - room))
     return found
 
@@ -245,6 +258,7 @@ def blame(graph: Graph) -> str:
     names = [graph.names[i] for i in nodes for _ in graph.outputs[i]]
     for task, loss in enumerate(graph.losses):
         one = torch.ones_like(loss)
+        # the same pass twice shows randomness, the third with twice the losses linearity
         passes = [graph.backward(task, edges, w) for w in (one, one, 2 * one)]
         for name, *grads in zip(names, *passes, strict=True):
             found = _oddity(grads)
@@ -272,6 +286,7 @@ def _backward(
     live = {j: parameters[j] for j in sorted(set(graph.leaf.values()))}
     given = []
     for loss, w in zip(graph.losses, weights, strict=True):
+        # in the dtype of the loss, as a loss scaled by the user would be
         given.append(w.to(loss) * _rounded(factor, loss))
     grads = torch.autograd.grad(
         graph.losses, list(live.values()), given, retain_graph=True, allow_unused=True

@@ -30,6 +30,7 @@ Seeds = dict[Edge, Tensor]
 
 def add(seeds: Seeds, edge: Edge, rows: Tensor) -> None:
     """Take in the rows `[R, *shape]` that come to an edge."""
+    # not in place: the first rows may be a view of what another site holds
     seeds[edge] = seeds[edge] + rows if edge in seeds else rows
 
 
@@ -44,7 +45,7 @@ def local_rows(
     """The rows of a node's inputs, `(edge, [R, *shape])`: its vjp of each row's own part of the output gradients."""
     live: dict[int, tuple[Tensor, RowMap]] = {}
     for k, (b, row_map) in enumerate(zip(grads, maps, strict=True)):
-        if b is not None and row_map is not None:
+        if b is not None and row_map is not None:  # outputs that a gradient comes to
             live[k] = b, row_map
     wanted: list[tuple[int, Edge]] = []
     for slot in slots:
@@ -58,9 +59,11 @@ def local_rows(
         return [found.get(slot) for slot, _ in wanted]
 
     def several(rows: Tensor) -> Found:
+        # each row sees its own part of b, and zeros elsewhere: the vjp of a sum is the sum of vjps
         parts = [row_map.only(b, rows) for b, row_map in live.values()]
         return together(i, one, mapped(one), parts)
 
+    # bytes that one row's copy of the output gradients takes
     size = sum(b.numel() * b.element_size() for b, _ in live.values())
     b, row_map = next(iter(live.values()))
     found = in_portions(several, row_map.count, size, b.device)
@@ -73,9 +76,11 @@ def pulled(graph: Graph, seeds: Seeds, together: Together) -> Iterator[tuple[int
     """The rows' gradients of every parameter that the seeds reach, as (parameter, use)."""
     below: Seeds = {}
     for edge, rows in seeds.items():
+        # two edges may end at one place below their views: their rows add up there
         add(below, *_under_views(graph, edge, rows, together))
     left: Seeds = {}
     for edge, rows in below.items():
+        # whatever can leave as factors does; only the rest pays for a pass of all rows
         alone = _by_itself(graph, edge, rows, together)
         if alone is None:
             left[edge] = rows
@@ -138,6 +143,7 @@ def _looked_up(graph: Graph, i: int, rows: Tensor) -> tuple[int, Use] | None:
     use = explicit(graph.nodes[i], graph.shape(below[0]), rows)
     if use is None:
         return None
+    # a small table: rows are no larger than index and gradients
     small = use.rows_bytes() <= use.held and not use.sparse
     return way.parameter, through_chain(graph, way.chain, use.dense() if small else use)
 
@@ -147,6 +153,7 @@ def _along_few(
 ) -> Iterator[tuple[int, Use]]:
     """Rows that come through an edge of fewer numbers K than rows (a penalty in every loss) lie along K directions."""
     few = rows[0].numel()
+    # one unit vector per number of the edge, `[K, *shape]`
     units = torch.eye(few, dtype=rows.dtype, device=rows.device)
     units = units.view(few, *rows.shape[1:])
     # A pass is linear: row r of a parameter is Σ_k rows[r, k] · (what unit k gives).
@@ -172,6 +179,7 @@ def _all_through(graph: Graph, seeds: Seeds, together: Together) -> Iterator[tup
         return together(tuple(seeds), one, batched, parts)
 
     first = next(iter(seeds.values()))
+    # every row needs gradients of the whole region at once
     portions = in_portions(several, len(first), _size(graph, region), first.device)
     for i, found in zip(leaves, portions, strict=True):
         if found is not None:
@@ -185,6 +193,7 @@ def _backward(graph: Graph, seeds: Seeds, leaves: Sequence[int], batched: bool =
     wanted = [graph.nodes[i].variable for i in leaves]
 
     def backward(parts: list[Tensor]) -> Found:
+        # seeds were summed in the working precision; nodes take their own
         given = [part.to(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
         found = torch.autograd.grad(
             tops, wanted, given, retain_graph=True, allow_unused=True, is_grads_batched=batched
@@ -208,6 +217,7 @@ def one_by_one(graph: Graph, task: int, weights: Tensor) -> Iterator[tuple[int, 
     leaves, loss = list(graph.leaf), graph.losses[task]
     wanted = [graph.nodes[i].variable for i in leaves]
     found: list[list[Tensor]] = [[] for _ in leaves]
+    # row r: the losses under weights that are w_r at sample r and 0 elsewhere
     for of_row in weights.diag():
         grads = torch.autograd.grad([loss], wanted, [of_row], retain_graph=True, allow_unused=True)
         for rows, g, p in zip(found, grads, wanted, strict=True):

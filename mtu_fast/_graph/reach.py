@@ -59,6 +59,7 @@ class Probes:
 
 
 def _chosen(ids: Ids, digit: int, value: int) -> Tensor:
+    # NO_ROW has all its bits set, and would count as alive
     found = (ids >= 0) & ((ids >> digit & 1) == value)
     return torch.from_numpy(np.asarray(found))  # of a map without dimensions it is a bare number
 
@@ -85,6 +86,7 @@ class Experiment:
         others: float = 0.0,
     ) -> None:
         self._node = node
+        # a single row needs one digit as well, to be switched on and off
         self._digits = max(1, (count - 1).bit_length())
         self._parts: list[_Part | None] = []
         for output, ids in enumerate(maps):
@@ -127,6 +129,7 @@ class Experiment:
         found: Grads = {}
         for slot, g in enumerate(node_ops.vjp(self._node, given)):
             if slot in slots and g is not None:
+                # as the engine would hand it on: broadcasting undone, in the input's dtype
                 found[slot] = node_ops.conformed(g, *following[slot])
         return found
 
@@ -155,6 +158,7 @@ class _Part:
     def alive(self, digit: int, value: int) -> Tensor:
         chosen = self._probes.chosen(self._ids, digit, value, self._device)
         if self._others == 0:
+            # a product keeps zero exactly zero, whatever the value
             return self._values * chosen
         return torch.where(chosen, self._values, self._others)
 
@@ -181,6 +185,7 @@ def reach(
     """
     left = {slot: _Numbers() for slot in slots}
     found: Reached = {}
+    # `left` shrinks meanwhile: a slot where rows meet is asked no further
     for digit, on, off in Experiment(node, maps, count, probes or Probes()).runs(left):
         for slot in list(left):
             if not left[slot].take(digit, on.get(slot), off.get(slot)):
@@ -204,6 +209,7 @@ class _Numbers:
         alive_on = None if on is None else on != 0
         alive_off = None if off is None else off != 0
         if alive_on is not None and alive_off is not None:
+            # reached by a row with the digit and by one without it
             both = alive_on & alive_off
             if bool(both.any()):
                 return False
@@ -225,6 +231,7 @@ class _Numbers:
         """The map of an input of so many dimensions."""
         if self._number is None or self._reached is None:
             return np.full([1] * ndim, NO_ROW)
+        # the one transfer to the host of a whole experiment
         numbers = torch.where(self._reached, self._number, NO_ROW)
         return compact(numbers.cpu().numpy())
 
@@ -245,6 +252,7 @@ def strays(
         for grads, value in ((on, 1), (off, 0)):
             for slot, g in grads.items():
                 if g.numel():
+                    # elements whose row, as known, is switched off in this run: they must stay 0
                     of_others = ~probes.chosen(then[slot], digit, value, g.device)
                     found.append((g.abs() * of_others).amax())
     return found

@@ -73,8 +73,9 @@ class RowMap:
     def inner(self) -> int:
         """A where position i along `dim` belongs to row `i // A % N` (sample-major A = S, sample-minor A = 1), or 0."""
         size = len(self.along)
-        if size % self.count:
+        if size % self.count:  # rows of unequal numbers of positions
             return 0
+        # gaps fit any order
         known = self.along >= 0
         index = np.arange(size)
         positions = size // self.count
@@ -100,10 +101,12 @@ class RowMap:
         x = x.movedim(dim, 0) if dim else x
         if self.inner:
             if len(x) == self.count * self.inner:
+                # sample-major: position i belongs to row i // A, so a view does
                 return x.view(self.count, self.inner, *x.shape[1:])
             # [rounds, N, A, …] -> [N, rounds · A, …]: a row comes back once a round
             rounds = x.unflatten(0, (-1, self.count, self.inner))
             return rounds.transpose(0, 1).flatten(1, 2)
+        # no regular order: by index, one gather for all rows
         where = self._positions_on(x.device)
         inside = (where >= 0).view(*where.shape, *[1] * (x.dim() - 1))
         return torch.where(inside, x[where.clamp(min=0)], 0)
@@ -140,6 +143,7 @@ def merged(one: Ids, other: Ids) -> Ids | Meet:
     """The map of a sum of gradients with these maps, or that two rows meet."""
     if one.shape == other.shape and np.array_equal(one, other):
         return one
+    # a sum has a row wherever either part has one, and two where they differ
     both_there = (one >= 0) & (other >= 0)
     if bool((both_there & (one != other)).any()):
         return MEET
@@ -154,6 +158,7 @@ def compact(ids: Ids, fill: bool = False) -> Ids:
     """
     for d, size in enumerate(ids.shape):
         if size > 1:
+            # with gaps filled, the highest number along d stands for all of it
             most = ids.max(d, keepdims=True)
             same = ids == most
             if fill:
@@ -166,8 +171,10 @@ def compact(ids: Ids, fill: bool = False) -> Ids:
 def carried(ids: Ids, along: dict[int, int], into: Sequence[int]) -> Ids | None:
     """The map of an input of which some dimensions `{of ids: of the input}` are carried; None if a row is lost."""
     varying = [d for d, size in enumerate(ids.shape) if size > 1]
+    # rows differ along a dimension that the adjoint sums over or mixes
     if not all(d in along for d in varying):
         return None
+    # only dimensions of more than one position hold anything to be moved
     order = sorted(varying, key=along.__getitem__)
     shape = [1] * len(into)
     for d in order:
@@ -179,10 +186,11 @@ def carried(ids: Ids, along: dict[int, int], into: Sequence[int]) -> Ids | None:
 def reshaped(ids: Ids, out: Sequence[int], into: Sequence[int]) -> Ids:
     """The map of a gradient `out` seen as `into`, elements in the same order."""
     if prod(out) == 0:
-        return np.full([1] * len(into), ids.max(initial=NO_ROW))
+        return np.full([1] * len(into), ids.max(initial=NO_ROW))  # no element, any map is right
     # Both shapes as groups of one common, finer shape; where there is none, element by element.
     # An end is how many elements lie within so many of the last dimensions.
     ends = sorted({1, *_ends(out), *_ends(into)})
+    # [6, 4] seen as [8, 3]: runs of 3 elements and runs of 4 have no common refinement
     if any(b % a for a, b in pairwise(ends)):
         full = np.broadcast_to(ids, tuple(out))
         return compact(full.reshape(tuple(into)))
@@ -210,6 +218,7 @@ def _joined(ids: Ids, groups: Sequence[list[int]]) -> Ids:
     at = 0
     for group in groups:
         own = ids.shape[at : at + len(group)]
+        # a group in which the row varies anywhere must be written out in full
         varies = any(n > 1 for n in own)
         full += group if varies else [1] * len(group)
         joined.append(prod(group) if varies else 1)

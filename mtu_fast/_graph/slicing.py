@@ -39,6 +39,7 @@ def sliced_rows(
     """
     found = []
     for task, (loss, rows) in enumerate(zip(graph.losses, kept, strict=True)):
+        # as host numbers: a loop over rows, of the same length on every process
         which = torch.arange(len(loss), device=loss.device) if rows.at is None else rows.at
         uses = _rows(graph, task, which.tolist(), slicer)
         weights = loss.new_zeros(len(loss)).index_fill(0, which, 1.0)
@@ -54,6 +55,7 @@ def _rows(graph: Graph, task: int, which: Sequence[int], slicer: Slicer) -> dict
         one = loss.new_zeros(len(loss))
         one[sample] = 1.0
         for j, g in _gradients(graph, task, one, slicer).items():
+            # a row need not reach every parameter; what is missing stays 0
             by_leaf.setdefault(j, {})[r] = g
     uses: dict[int, Use] = {}
     for j, of_rows in by_leaf.items():

@@ -45,6 +45,7 @@ def sample_rows(
             autograd gives.
     """
     _check_hooks(graph, space.shared)
+    # first: the pass of the rows frees the graph
     outside = {task: _outside(batch, task, graph, space, slicer) for task in batch.losses}
     kept = [batch.labelled(task) for task in batch.losses]
     found = []
@@ -79,9 +80,12 @@ def mean_rows(
     for task, loss in batch.losses.items():
         for kind, mask in batch.members[task].of.items():
             count = mask.sum() if counts is None else counts[task, kind]
+            # mean row = gradient of Σ mask · loss / count
             weights = mask.to(loss.dtype) / count
             uses, outside = _one_row(graph, loss, weights, space, slicer)
+            # the value of that loss, `[1]`
             mean = (weights.double() @ loss.double())[None]
+            # a mean stands for a kind of samples, and for no sample
             role = torch.full((1,), kind, device=loss.device)
             of_no_sample = torch.full_like(role, -1)
             roles = roles_of(task, of_no_sample, role, mean, graph.dtype)
@@ -103,6 +107,7 @@ def _one_row(
         g = gradients.pop(space.shared.parameters[j], None)
         if g is not None:
             g = densified(g)
+            # one explicit row, `[1, *shape]`
             uses[j] = Dense(tuple(g.shape), g[None])
     return uses, gradients
 
@@ -129,9 +134,11 @@ def weighted_gradients(
         {parameter: gradient} of those that are reached.
     """
     shared, others = space.shared.parameters, list(space.outside.values())
+    # one pass where all parameters take the same weights
     if weights is outside or (not batch.flags.deferred and torch.equal(weights, outside)):
         found = _weighted(batch, at, weights, [*shared, *others], retain=False)
     else:
+        # else two: other weights reach parameters that are not shared
         found = _weighted(batch, at, outside, others, retain=True)
         found |= _weighted(batch, at, weights, shared, retain=False)
     return _cut(found, slicer)

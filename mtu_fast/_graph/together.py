@@ -35,6 +35,7 @@ class Together:
 
     def __call__(self, place: object, one: Each, batched: Each, parts: list[Tensor]) -> Found:
         """Gradients of several rows, each `[K, …]`, through the map at some place of the graph."""
+        # a single row gains nothing by vmap
         if len(parts[0]) > 1 and self._known.get(place, True):
             rows = self._batched(place, one, batched, parts)
             if rows is not None:
@@ -60,6 +61,7 @@ class Together:
     def _adds_up(self, place: object, rows: Found, one: Each, parts: list[Tensor]) -> bool:
         """Whether rows are parts of what the map makes of their sum; remembered where rows said anything."""
         told = True
+        # linearity: Σ_r map(row_r) = map(Σ_r row_r)
         for of, g in zip(rows, one([part.sum(0) for part in parts]), strict=True):
             if of is None or g is None:
                 continue
@@ -80,6 +82,7 @@ def in_portions(
     several: Callable[[Tensor], Found], count: int, size: int, device: torch.device
 ) -> Found:
     """Row numbers in portions that take about `ROOM` bytes, each row taking `size`; what they give joined."""
+    # at least one row, however large it is
     step = max(1, min(count, ROOM // max(size, 1)))
     portions: list[Found] = []
     for k in range(0, count, step):
@@ -104,6 +107,7 @@ def mapped(one: Each) -> Each:
 
         def present(given: list[Tensor]) -> list[Tensor]:
             found = one(given)
+            # which outputs are missing is the same for every row, so one trace tells
             absent[:] = [g is None for g in found]
             return [g for g in found if g is not None]
 

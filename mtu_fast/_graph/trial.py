@@ -32,6 +32,7 @@ class Trial:
     def doubt(self, graph: Graph, probes: Probes) -> list[Tensor] | None:
         """The same as `strays`, as numbers on the device that are 0 where it does not; None where only a look tells."""
         node = graph.nodes[self.node]
+        # an index or a function of one's own is judged on the host
         if foreign(node) or any(is_lookup(node, slot) for slot in self.found):
             return None
         return strays(node, self.maps, self.found, self.count, probes)
@@ -39,6 +40,7 @@ class Trial:
     def strays(self, graph: Graph, probes: Probes) -> bool:
         """Whether the node of another graph of the same signature moves rows to other places."""
         node = graph.nodes[self.node]
+        # the index is exact and cheap; experiments are for what it does not say
         by_index = read(node, self.maps, self.found)
         if not all(within(now, self.found[slot]) for slot, now in by_index.items()):
             return True

@@ -45,6 +45,7 @@ class Walk:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        # their gradients add up over samples by definition
         self.mixed = views_of_parameters(graph)
         self.trials: list[Trial] = []
         self._counts = [len(loss) for loss in graph.losses]
@@ -58,6 +59,7 @@ class Walk:
         for task, (root, loss) in enumerate(zip(self.graph.roots, self.graph.losses, strict=True)):
             self._arrive(task, (root, loss.output_nr), first(len(loss)))
         for i in range(len(self.graph.nodes)):
+            # in topological order all that comes to a node has come when it is visited
             if self.graph.reaches[i] and i not in self.graph.leaf:
                 self._visit(i)
 
@@ -81,8 +83,10 @@ class Walk:
     def _visit(self, i: int) -> None:
         if i in self.mixed:
             below = {node for node, _ in self.graph.wanted[i].values()}
+            # what has met cannot be told apart again
             self.mixed |= below - self.graph.leaf.keys()
             return
+        # tasks mostly enter the shared trunk by the same maps
         known: dict[object, Reached] = {}
         for task, coming in enumerate(self._coming):
             came = tuple(coming.pop((i, k), None) for k in range(len(self.graph.outputs[i])))
@@ -155,6 +159,7 @@ class Walk:
             part = self._of_output((i, k), ids, slot, edge)
             if part is None or part is MEET:
                 return part
+            # an input receives the sum over the outputs' gradients
             both = part if total is None else merged(total, part)
             if both is MEET:
                 return MEET
@@ -166,6 +171,7 @@ class Walk:
         i, k = output
         node, op = self.graph.nodes[i], stem(self.graph.names[i])
         at = Passage(node, k, slot, self.graph.shape(output), self.graph.shape(edge))
+        # exact positions first; CARRY only knows dimensions as a whole
         if op in MOVES:
             return MOVES[op](at, ids)
         carry = carry_of(node, op)

@@ -16,6 +16,7 @@ def no_rows(batch: Batch, shared: Shared) -> list[TaskRows]:
     """The rows of a batch without a sample that gives one."""
     found = []
     for task, loss in batch.losses.items():
+        # roles of no row, so that all that joins rows has a task to find
         nothing = torch.zeros(0, dtype=torch.int64, device=loss.device)
         roles = roles_of(task, nothing, nothing, loss[:0], loss.dtype)
         found.append(TaskRows.of(roles, {}, {}, shared, [batch.flags]))

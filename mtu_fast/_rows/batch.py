@@ -50,6 +50,7 @@ class Labelled(NamedTuple):
     def spread(self, w: Tensor, loss: Tensor) -> Tensor:
         """Weights `[R]` of the rows as weights `[N]` of the samples: 0 for those without a label."""
         if self.at is not None:
+            # [R] to [N] by position: `at` ascends and no sample gives two rows
             return w.new_zeros(len(loss)).index_copy(0, self.at, w)
         return w if self.mask is None else torch.where(self.mask, w, 0)
 
@@ -113,6 +114,7 @@ class Batch:
         flags: dict[str, Tensor] = {}
         known: dict[str, list[bool]] = {}
         for task in self.losses:
+            # masks that came from the host are answered there, without a wait
             on_host = self._known(task)
             if on_host is None:
                 of_kind = [mask.any() for mask in masks[task]]
@@ -120,6 +122,7 @@ class Batch:
             else:
                 known[task] = on_host
         if flags:
+            # one transfer for all tasks, `[T, 3]`
             known |= zip(flags, torch.stack(list(flags.values())).tolist(), strict=True)
         return {task: _members(masks[task], known[task]) for task in self.losses}
 
@@ -136,6 +139,7 @@ class Batch:
         if forget is None or present is None:
             return None
         count = len(self.losses[task])
+        # the common case: one kind for the batch, every sample labelled
         if isinstance(forget, bool) and present is True:
             return [not forget and count > 0, forget and count > 0, True]
         forget, present = (
@@ -200,6 +204,7 @@ class Batch:
         sample = torch.arange(len(loss), device=loss.device)
         if labelled.at is not None:
             at = labelled.at
+            # [R] of [N]: the sample keeps its number in the batch
             loss, kind, sample = loss.detach()[at], kind[at], sample[at]
         if labelled.mask is not None:
             kind = torch.where(labelled.mask, kind, ABSENT)

@@ -32,6 +32,7 @@ STRIP = 1 << 11  # columns: of some hundred rows, they stay in cache
 def kept_of(parts: Sequence[TaskRows], shared: Shared) -> int:
     """How many of the parts are kept rows beside a step's own that may be formed for them; 0 where these may not."""
     kept = sum(part.matrix is not None for part in parts)
+    # kept rows come last
     own = parts[: len(parts) - kept]
     dtype = shared.parameters[0].dtype
     plain = dtype == working_dtype(shared.parameters[0])
@@ -85,6 +86,7 @@ class Beside(Pooled):
         laid = torch.stack([self._gram(group) for group in groups])
         order = self._order
         gram = torch.empty_like(laid)
+        # a symmetric permutation: P (A; M)(A; M)ᵀ Pᵀ
         gram[:, order[:, None], order] = laid
         if not all_finite([gram]) or has_short_rows(gram, self.roles):
             self._refuse(groups)
@@ -98,10 +100,12 @@ class Beside(Pooled):
         V, spans = len(rows) + len(means), ranges(group, self.shared)
         K = sum(map(len, held))
         gram = torch.zeros(V + K, V + K, dtype=WIDE)
+        # [[A Aᵀ, A Mᵀ], [M Aᵀ, M Mᵀ]], of which only the first row costs anything
         gram[V:, V:] = self._known(tuple(group), held, spans)
         for start, stop in spans:
             gram[:V, :V] += row_gram([rows[:, start:stop], means[:, start:stop]])
         for left, right in self._strips(spans):
+            # A Mᵀ over a strip of columns
             gram[:V, V:] += left @ right.T
         gram[V:, :V] = gram[:V, V:].T
         return gram
@@ -110,6 +114,7 @@ class Beside(Pooled):
         """Products of kept rows with one another, made once."""
         last = self.parts[-1]
         if key not in last.grams:
+            # rows may be kept in half precision
             wide = [matrix.to(working_dtype(matrix)) for matrix in held]
             grams = [row_gram([matrix[:, slice(*span)] for matrix in wide]) for span in spans]
             last.grams[key] = torch.stack(grams).sum(0)
@@ -129,6 +134,7 @@ class Beside(Pooled):
         """`Jᵀ w` in the dtype of the parameters."""
         matrices = self._matrices
         dtype, counts = matrices[0].dtype, [len(matrix) for matrix in matrices]
+        # Jᵀ w as one vector `[P]`, cut into parameters at the end
         total = matrices[0].new_zeros(matrices[0].shape[1])
         for of_group, spans in self._spans(w):
             pieces = of_group[self._order].to(dtype).split(counts)
@@ -153,6 +159,7 @@ class Beside(Pooled):
 
     def jvp(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor:
         """`J d`, with products and sums in float64."""
+        # d as one vector `[P]`, zero where it does not move a parameter
         flat = torch.cat([d.get(p, p.new_zeros(p.shape)).flatten() for p in self.shared.parameters])
         flat = flat.detach().to(WIDE)
         found = []

@@ -63,6 +63,7 @@ class Block:
             start += len(matrix)
             if len(mine):
                 kept.append(matrix if len(mine) == len(matrix) else matrix[mine])
+        # on a GPU every further matrix is a kernel call in each product
         if len(kept) > MATRICES or not at.is_cpu:
             kept = [torch.cat(kept)]
         return Block(tuple(kept), chosen(self.roles, at), self.reached, {})
@@ -77,9 +78,11 @@ def chosen(roles: Roles, at: Tensor) -> Roles:
 def in_memory(block: Block, shared: Shared) -> list[TaskRows]:
     """The rows as rows of kind MEMORY that outlive a step, a part for each matrix; the last has the Grams."""
     counts = [len(matrix) for matrix in block.matrices]
+    # which rows of the block each matrix holds
     places = torch.arange(len(block), device=block.roles.task.device).split(counts)
     parts = []
     for matrix, at in zip(block.matrices, places, strict=True):
+        # `memory` says how many of the rows are in memory: all of this part
         own = chosen(block.roles, at)
         roles = replace(own, kind=torch.full_like(own.kind, MEMORY), memory=len(own))
         uses = views(matrix, shared, sorted(block.reached))
@@ -119,6 +122,7 @@ def block_of(state: Mapping[str, Any], shared: Shared) -> Block:
         dtype=state["dtype"],
     )
     block = of_vectors(state["vectors"], roles, shared)
+    # memory of their own: a block lets its matrices go one by one
     matrices = [part.clone() for part in block.matrices[0].split(state["counts"])]
     grams = {tuple(group): gram for group, gram in state["grams"]}
     return replace(block, matrices=tuple(matrices), grams=grams)

@@ -28,6 +28,7 @@ def ranges(group: Sequence[int], shared: Shared) -> list[Span]:
     found: list[Span] = []
     for j in group:
         start, stop = places[j]
+        # neighbours join: one product over both ranges
         if found and found[-1][1] == start:
             found[-1] = (found[-1][0], stop)
         else:
@@ -53,6 +54,7 @@ def formed(parts: Sequence[TaskRows], shared: Shared) -> Formed:
         return known
     chosen = [_retained(part) for part in parts]
     counts = [len(at) for at in chosen]
+    # P, the columns of all parameters
     total = sum(p.numel() for p in shared.parameters)
     matrix = shared.parameters[0].new_empty(sum(counts), total, dtype=_dtype(parts, shared))
     for part, at, piece in zip(parts, chosen, matrix.split(counts), strict=True):
@@ -76,6 +78,7 @@ def forget_sums(
             continue
         row, ones = found[tasks.index(part.roles.tasks[0])], found.new_ones(len(at))
         for j, use in part.uses.items():
+            # Σ_r row_r, without any row being formed
             row[slice(*places[j])] += use.select(at).vjp(ones).flatten()
     return found
 
@@ -108,6 +111,7 @@ def _write(piece: Tensor, part: TaskRows, at: Tensor, shared: Shared) -> None:
     for j, span in enumerate(columns(shared)):
         mine = piece[:, slice(*span)]
         if len(at) and j in part.uses:
+            # the memory is uninitialised: every column is written, with zeros where no row reaches
             mine.copy_(part.uses[j].select(at).grounded().matrix())
         else:
             mine.zero_()

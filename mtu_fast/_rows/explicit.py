@@ -34,6 +34,7 @@ def explicit(
     for name, v in vectors.items():
         uses[shared.names.index(name)] = Dense(tuple(v.shape[1:]), v)
     count = max((use.count for use in uses.values()), default=0)
+    # vectors are of no sample and have no loss
     first = torch.zeros(count, dtype=torch.int64, device=shared.parameters[0].device)
     roles = Roles(
         task=first,

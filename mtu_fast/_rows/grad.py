@@ -31,6 +31,7 @@ def as_autograd_gives(d: Tensor, uses: Iterable[Use]) -> Tensor:
     """Sparse where `backward` makes it so: every use is a look-up with sparse gradients; SparseAdam takes no other."""
     indices = []
     for use in uses:
+        # one dense use makes autograd's sum dense
         if not isinstance(use, Gather) or not use.sparse:
             return d
         indices.append(use.index.flatten())
@@ -133,6 +134,7 @@ def _hindrance(grad: Tensor, g: Tensor) -> str | None:
 
 
 def _all_unless(bad: Tensor, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+    # one scalar for each dtype, broadcast by `where`
     zeros = {g.dtype: g.new_zeros(()) for g in gradients.values() if not g.is_sparse}
     return {p: _unless(bad, g, zeros) for p, g in gradients.items()}
 
@@ -141,6 +143,7 @@ def _unless(bad: Tensor, g: Tensor, zeros: Mapping[torch.dtype, Tensor]) -> Tens
     """The gradient, or zeros."""
     if not g.is_sparse:
         return torch.where(bad, zeros[g.dtype], g)
+    # the indices stay: a sparse zero of the same pattern
     values = torch.where(bad, 0, g._values())
     return torch.sparse_coo_tensor(
         g._indices(), values, g.shape, is_coalesced=g.is_coalesced(), check_invariants=False

@@ -45,6 +45,7 @@ class _Sum:
             at = self.pool.of(spans)[1]
         else:
             at = torch.cat([torch.arange(*span, device=part.device) for span in spans])
+        # rows of these spans only: a block of G, or several
         self.gram[at[:, None], at] += part
 
 
@@ -64,13 +65,16 @@ def add_gram(
         precision: see `Engine`.
         pool: which of the rows are summed; None for none.
     """
+    # G = Σ_j J_j J_jᵀ over the parameters j of the group
     known = _add_known(gram, parts, group)
     waiting, found = _Waiting(), _Sum(gram, pool)
     last = sum(map(len, parts))
     for spans, uses in uses_of_each(parts, group).values():
+        # what is known is of the last rows, which not every parameter has
         held = known if spans[-1][1] == last else 0
         _add_uses(found, waiting, spans, uses, precision, held)
     for spans, several in waiting.rank_one.items():
+        # biases are a side of their weights' outer products
         beside = waiting.small.get(spans, [])
         part, waiting.small[spans] = together.rank_one_gram(several, beside)
         found.add(spans, summed_gram(part, found.into(spans)))
@@ -107,6 +111,7 @@ def _add_known(gram: Tensor, parts: Sequence[TaskRows], group: Sequence[int]) ->
         return 0
     key, count = tuple(group), sum(map(len, tail))
     if key not in last.grams:
+        # M Mᵀ of the kept rows M, which no step changes
         found = gram.new_zeros(count, count)
         for j in group:
             if j in last.uses:

@@ -60,8 +60,10 @@ class Means:
 
 
 def _mean(before: TaskRows, new: TaskRows, share: Tensor, shared: Shared) -> TaskRows:
+    # the loss of a mean row is a mean of losses, by the same share
     roles = replace(before.roles, loss=before.roles.loss.lerp(new.roles.loss, share))
     uses: dict[int, Use] = {}
+    # the union: a micro-batch may leave an expert or a head out
     for j in before.uses.keys() | new.uses.keys():
         rows = _lerp(_rows(before, j), _rows(new, j), share)
         uses[j] = Dense(tuple(rows.shape[1:]), rows)

@@ -24,6 +24,7 @@ def merge(uses: Sequence[Use]) -> Use:
         return first
     if not aligned(uses):
         # behind unequal chains they meet in the parameter's own space only
+        # J = Σ_u J_u: rows of one parameter add up over the places where it is used
         rows = reduce(torch.add, (u.grounded().rows for u in uses))
         return Dense(tuple(rows.shape[1:]), rows)
     kinds: dict[type[Use], list[Use]] = {}
@@ -78,6 +79,7 @@ def _merge_rows(uses: Sequence[Use]) -> Use:
 def _merge_positions(uses: Sequence[Use]) -> Use:
     """Where rows are sums over positions, those of all positions together."""
     sides = zip(*(u.tensors for u in uses), strict=True)
+    # Σ_s over S positions and Σ_t over T are one sum over S + T: `[R, S + T, …]`
     return uses[0].with_tensors(*(torch.cat(side, 1) for side in sides))
 
 

@@ -122,6 +122,7 @@ class OwnProducts(Whole):
 
     def _gram(self, groups: Groups, rows: int, pool: Pool | None) -> Tensor:
         self.check_open()
+        # float64 `[L, R, R]`, a sum over the parameters of each group
         gram = self._roles.loss.new_zeros(len(groups), rows, rows)
         for g, group in enumerate(groups):
             add_gram(gram[g], self._parts, group, self._shared.precision, pool)
@@ -146,6 +147,7 @@ class OwnProducts(Whole):
             A pair for each parameter that a row reaches.
         """
         self.check_open()
+        # w of every parameter: the same tensor for all unless weights are per group
         of_parameters = spread(w, self._shared, len(self._roles), self._roles.loss)
         weights = _Weights(of_parameters, at, wide)
         parameters = self._shared.parameters
@@ -168,6 +170,7 @@ class OwnProducts(Whole):
 
     def _add_jvp(self, derivatives: Tensor, j: int, moved: Tensor) -> None:
         for span, use in zip(*uses_of(self._parts, j), strict=True):
+            # J d = Σ_j J_j d_j
             derivatives[slice(*span)] += use.jvp(moved)
 
     def jacobian(self) -> dict[Tensor, Tensor]:
@@ -178,6 +181,7 @@ class OwnProducts(Whole):
             for span, use in zip(*uses_of(self._parts, j), strict=True):
                 rows = use.grounded().rows
                 if parameter not in found:
+                    # rows of other parts, which do not reach the parameter, stay zero
                     found[parameter] = rows.new_zeros(len(self), *parameter.shape)
                 found[parameter][slice(*span)] = rows.view(-1, *parameter.shape)
         return found

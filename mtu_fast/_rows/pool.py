@@ -57,6 +57,7 @@ class Pool:
 
     def spread(self, w: Tensor) -> Tensor:
         """`Sᵀ w`: weights `[..., V]` as weights `[..., R]`."""
+        # a row of a mean of n has the n-th part of its weight
         found = (w / self.counts)[..., self.into]
         return torch.where(self.into >= 0, found, 0.0)
 
@@ -168,6 +169,7 @@ class Pooled:
     def gram(self, per: str = "total") -> Tensor:
         """`S G Sᵀ`, `[V, V]` or `[L, V, V]`."""
         sums = self.products.gram_of_sums(self.shared.groups(per), self.pool)
+        # ⟨Σ_i g_i / n, Σ_j g_j / m⟩ = ⟨Σ g_i, Σ g_j⟩ / (n m)
         gram = sums / (self.pool.counts[:, None] * self.pool.counts)
         return gram[0] if per == "total" else gram
 

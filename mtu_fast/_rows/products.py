@@ -37,6 +37,7 @@ def gram(
     `known` rows with one another, which are explicit, are left out. Rows with one number in `into`
     are summed: before they are multiplied where they are formed, which is then less work.
     """
+    # behind unequal chains only the rows of the parameter itself can meet
     if not aligned(uses):
         return summed_gram(op.row_gram([u.grounded().matrix() for u in uses], known), into)
     if known:
@@ -51,11 +52,13 @@ def _gram_of_kinds(uses: Sequence[Use], kinds: Sequence[OfKind], precision: str)
     """Each kind with itself, and every two with one another."""
     counts = [u.count for u in uses]
     found = uses[0].tensors[-1].new_zeros(sum(counts), sum(counts), dtype=WIDE)
+    # which rows of G each use has
     rows = torch.arange(len(found), device=found.device).split(counts)
     at = [torch.cat([rows[i] for i in which]) for which, _ in kinds]
     for k, (_, own) in enumerate(kinds):
         found[at[k][:, None], at[k]] += _gram_alike(own, precision)
         for j, (_, others) in enumerate(kinds[:k]):
+            # G is symmetric: the other block is the transpose
             cross = _cross_gram(own, others, precision)
             found[at[k][:, None], at[j]] += cross
             found[at[j][:, None], at[k]] += cross.T
@@ -97,6 +100,7 @@ def _apart(uses: Sequence[Use]) -> list[OfKind]:
 
 def _must_be_formed(uses: Sequence[Use]) -> bool:
     """Whether kinds meet that have no op in common but that of explicit rows."""
+    # directions in common meet any other kind by `inner`
     kinds = {_kind(part) for use in uses for part in parts_of(use)} - {Common}
     if len(kinds) <= 1:
         return False
@@ -167,6 +171,7 @@ def _tiled_gram(uses: Sequence[Use], known: int = 0, into: Into = ()) -> Tensor:
     R, width = sum(u.count for u in uses), prod(uses[0].shape)
     # every use must be cut at whole units of its own
     unit = lcm(*(u.unit for u in uses))
+    # on a GPU a tile is bounded by memory, not by a cache
     tile = ROWS_IN_CACHE if uses[0].tensors[-1].is_cpu else op.BUFFER
     step = max(tile // max(R * unit, 1), 1) * unit
     met = rows_of_gram(into, R)

@@ -60,6 +60,7 @@ def sensitive(method: Method, G: Tensor, roles: Roles, w: Tensor, exact: bool) -
         return None
     limit, dependent = (CONDITION_EXACT, 0.0) if exact else (CONDITION, torch.inf)
     active = constraint.active
+    # only rows that the constraint binds: others may be as dependent as they like
     inside = torch.where(active[:, None] & active, constraint.gram, 0.0)
     estimate = condition(inside, _length(G), constraint.tol, dependent)
     return constraint if bool((estimate > limit).any()) else None
@@ -117,6 +118,7 @@ def refined(
     scale = torch.where(constraint.active & (length > 0), length.reciprocal(), 0.0)
 
     def measured(d: Direction) -> tuple[Tensor, Tensor, Tensor]:
+        # J d in float64, and |d|
         Jd, size = rows.jvp(d, per), squares(d, blocks, G).sqrt()
         return Jd, size, (scale * Jd).abs().amax(-1) / torch.where(size > 0, size, 1.0)
 
@@ -128,6 +130,7 @@ def refined(
         Jd_tried, size_tried, left = measured(tried)
         # a d that is as long but for rounding is no longer
         slack = 1.0 + max((torch.finfo(t.dtype).eps for t in d.values()), default=0.0)
+        # `[]` or `[L]`: blocks converge apart from one another
         better = (2.0 * left < residual) & (size_tried <= slack * size)
         if not bool(better.any()):
             break

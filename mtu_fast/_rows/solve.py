@@ -85,6 +85,7 @@ def solve(rows: Source, method: Method | Tensor, shared: Shared, has_outside: bo
     if method.needs_gram:
         per = "total" if method.granularity == "global" else method.granularity
         gram = rows.gram(per)
+    # counted by torch with every write in place
     version = _version(gram)
     weights = method(gram, rows.roles)
     if _version(gram) != version:
@@ -105,6 +106,7 @@ def _version(gram: Tensor | None) -> int:
 def _refining(solved: Solved, gram: Tensor, rows: Source, method: Method, shared: Shared) -> Solved:
     """The same with what is done against rounding."""
     exact = not inexact(gram.device, rows.roles.dtype, shared.precision)
+    # Jᵀ w is rounded where rows are narrower than the float64 of G and w
     narrow = rows.roles.dtype.itemsize < gram.dtype.itemsize
     if exact and not narrow:
         return solved

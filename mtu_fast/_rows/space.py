@@ -87,6 +87,7 @@ class Space:
         if not unknown:
             return False
         names = self._names()
+        # what is left is of another model: a frozen encoder, a learned loss
         unknown = [p for p in unknown if id(p) in names]
         if not unknown:
             return False
@@ -139,6 +140,7 @@ class Space:
 
     def _look(self, names: dict[int, str]) -> None:
         own = [self._leaves.leaf(p) for p in self.model.parameters()]
+        # by identity, so that tied parameters count once
         chosen = {id(p): p for p in (own if self._given is None else self._given)}
         live = [p for p in chosen.values() if p.requires_grad]
         self._chosen = set(chosen)

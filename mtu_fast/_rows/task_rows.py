@@ -162,7 +162,7 @@ def uses_of_each(
         uses = [part.uses[j] for part in parts if j in part.uses]
         if not uses:
             continue
-        if len(uses) == len(parts):
+        if len(uses) == len(parts):  # mostly: every part reaches the parameter
             found[j] = spans, uses
         else:
             there = zip(parts, spans, strict=True)
@@ -190,6 +190,7 @@ def join_roles(parts: Sequence[Roles]) -> Roles:
     """Roles of rows laid end to end, tasks matched by name."""
     if len(parts) == 1:
         return parts[0]
+    # in order of appearance, each once
     tasks = tuple(dict.fromkeys(chain.from_iterable(part.tasks for part in parts)))
     columns: dict[str, list[Tensor]] = {"task": [_renumbered(part, tasks) for part in parts]}
     for name in ("sample", "kind", "loss"):

@@ -53,6 +53,7 @@ def rank_one_gram(
     left: list[Tensor] = []
     right: list[Tensor] = []
     count = 0
+    # a bias has the rows of one side: (b ⊗ 1), where the weight has (b ⊗ a)
     for at, pair in enumerate(pairs):
         # A bias right behind its weight: the products of their side need not be held for long.
         for of_left, of_right in (pair, *biases.get(at, ())):
@@ -108,6 +109,7 @@ def side_by_side(parameters: Sequence[Sequence[Use]]) -> Iterator[list[Tensor]]:
     for uses in parameters:
         rows = [use.matrix() for use in uses]
         taken += sum(t.numel() for t in rows)
+        # bounded, since the joined rows are a copy
         if some and taken > op.BUFFER:
             yield [torch.cat(block, 1) for block in zip(*some, strict=True)]
             some, taken = [], sum(t.numel() for t in rows)

@@ -62,6 +62,7 @@ class Update:
         """Effective rank of the retain rows: how many directions were protected; None without a Gram."""
         if self.gram is None or self.seen is None:
             return None
+        # other rows become zero rows, which have no direction
         retain = (self.seen.kind == RETAIN).to(self.gram.dtype)
         return effective_rank(
             self.gram * retain * retain[:, None], dependence_tolerance(self.seen.dtype)

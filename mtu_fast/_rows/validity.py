@@ -56,6 +56,7 @@ def check_gram(gram: Tensor, roles: Roles, flags: Flags = AT_ONCE) -> None:
 
 def _not_finite(gram: Tensor, roles: Roles) -> NotFiniteError:
     squares = gram.diagonal(dim1=-2, dim2=-1)
+    # the diagonal names rows; off it a single bad row spoils many
     bad = (~torch.isfinite(squares)).any(0).nonzero().flatten()
     return NotFiniteError(
         f"rows: the gradient of (task, sample) {_named(bad, roles)} is not finite although its loss is (an overflow in "
@@ -77,6 +78,7 @@ def check_lengths(
     if not flags.deferred and not bool(short.any()):
         return
     of_parts = _of_parts(parts, short)
+    # a zero row is no error: only those with an entry that is not zero are
     alive = [_alive(part, None if flags.deferred else mine) for part, mine in of_parts]
     bad = short & torch.cat(alive)
     flags.refuse(bad.any(), lambda: _too_short(bad.nonzero().flatten(), roles))

@@ -24,6 +24,7 @@ def vjp(uses: Sequence[Use], weights: Sequence[Tensor]) -> Tensor:
     Uses that share an activation (one forward under several tasks) add up their weighted output
     gradients first.
     """
+    # nothing that could share an activation
     if len(uses) == 1 and not isinstance(uses[0], Several):
         return uses[0].vjp(weights[0])
     parts: list[Weighted] = []
@@ -39,6 +40,7 @@ def vjp(uses: Sequence[Use], weights: Sequence[Tensor]) -> Tensor:
             found[space] += part  # in place: a table may be most of the memory
         else:
             found[space] = found[space] + part
+    # A (x + y) = A x + A y: each chain is walked once
     return reduce(torch.add, (chain.apply(part) for (chain, _), part in found.items()))
 
 
@@ -61,6 +63,7 @@ def _joined(u: Use, w: Tensor, v: Use, of_v: Tensor | None) -> Use | None:
 
 
 def _join_outer(u: Outer, w: Tensor, v: Outer, of_v: Tensor | None) -> Outer | None:
+    # Σ w (a ⊗ b) + Σ v (a ⊗ c) = Σ a ⊗ (w b + v c)
     if same(u.left, v.left):
         return replace(u, right=weigh(u.right, w, weigh(v.right, of_v)))
     if same(u.right, v.right):

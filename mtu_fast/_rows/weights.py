@@ -32,6 +32,7 @@ def spread(w: Tensor, shared: Shared, rows: int, like: Tensor) -> list[Tensor]:
     """
     _check_kind(w, rows)
     if w.shape == (rows,):
+        # one tensor for all, so that it is narrowed once
         return [w.detach().to(like)] * len(shared.names)
     counts = {per: len(shared.groups(per)) for per in ("layer", "tensor")}
     is_per_group = w.dim() == 2 and len(w) in counts.values()
@@ -41,6 +42,7 @@ def spread(w: Tensor, shared: Shared, rows: int, like: Tensor) -> list[Tensor]:
             f"[{counts['layer']}, {rows}] per layer, [{counts['tensor']}, {rows}] per tensor."
         )
     w = w.detach().to(like)
+    # where both counts are equal, the groups are the same
     per = "layer" if len(w) == counts["layer"] else "tensor"
     of_group = w.unbind()
     places = shared.places(per)

@@ -53,7 +53,7 @@ class Written:
         self._mark = None
         if not _projects(method):
             return
-        for p in parameters:
+        for p in parameters:  # one is enough: they are cleared together
             if p.grad is not None:
                 self._mark = _Mark(TensorWeakRef(p.grad), p.grad._version)
                 return

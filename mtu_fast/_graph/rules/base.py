@@ -59,6 +59,7 @@ def rule(names: str, slots: Container[int] = range(3)) -> Callable[[Rule], Rule]
             maps: Sequence[RowMap | None],
         ) -> dict[int, Use]:
             b, rows = grads[0], maps[0]
+            # a gradient of another output adds to the input's, which a rule does not see
             if b is None or rows is None or any(g is not None for g in grads[1:]):
                 return {}
             uses: dict[int, Use] = {}
@@ -102,6 +103,7 @@ def summed(b: Tensor, rows: RowMap, shape: tuple[int, ...]) -> Dense | None:
     parts = rows.split(b, rows.dim)  # [N, S, …]
     kept = [1] * (b.dim() - len(shape)) + list(shape)
     del kept[rows.dim]
+    # positions of a row, and what the parameter broadcasts
     over = [1] + [d + 2 for d, size in enumerate(kept) if size == 1]
     dtype = working_dtype(b)
     nothing_to_add = all(parts.shape[d] == 1 for d in over)

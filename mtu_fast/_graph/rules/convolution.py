@@ -23,6 +23,7 @@ def convolution(
     if slot == 2:
         # [M, *, O]: the channel comes last, as the bias has it
         return summed(b.flatten(2).mT, rows, shape)
+    # [N, S, C, *]: S images of each row
     images = rows.split(node._saved_input.detach(), 0)
     return Conv(shape, images, rows.split(b, 0), _geometry(node, shape))
 

@@ -90,6 +90,7 @@ def index_put(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Us
     written = b[index]
     if not written.numel():
         return Dense(shape, b.new_zeros(rows.count, *shape))
+    # the map takes the same index as the gradient, so both stay aligned
     of_written = rows.on(b.device).expand(b.shape)[index].numpy(force=True)
     ids = compact(of_written, fill=True)
     return summed(written, RowMap(ids, tuple(written.shape), rows.count), shape)

@@ -25,6 +25,7 @@ def looked_up(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Us
     found = _in_table(node, shape)
     if found is None or rows.dim is None or rows.dim >= found.entries.dim():
         return None
+    # [N, S, …] as b
     index = rows.split(found.entries, rows.dim)
     return _gather(shape, index, rows.split(b, rows.dim), found)
 
@@ -48,6 +49,7 @@ def _gather(shape: Shape, index: Tensor, b: Tensor, of: Lookup) -> Gather:
     """Index `[R, *places]` and b `[R, *places, *entry]` as a use of a table `[V, *entry]`."""
     if of.padding >= 0:
         counts = index != of.padding
+        # torch gives the padding entry no gradient; a product leaves the index as it is
         b = b * counts.view(*index.shape, *[1] * (b.dim() - index.dim()))
     index = index.flatten(1)
     return Gather(shape, index, b.reshape(*index.shape, prod(shape[1:])), sparse=of.sparse)
@@ -59,6 +61,7 @@ def embedding_bag(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -
     if rows.dim != 0 or node._saved_mode not in (SUM, MEAN) or node._saved_scale_grad_by_freq:
         return None
     where, bags = node._saved_indices, _bags(node, len(b))
+    # each place has its bag's gradient, times what it counted for
     values = b[bags] * _factors(node, bags, b)[:, None]
     of_places = rows.along[bags.numpy(force=True)]
     places = RowMap(of_places[:, None], tuple(values.shape), rows.count)

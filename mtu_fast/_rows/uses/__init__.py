@@ -11,7 +11,7 @@ Gather   index `[R, S]`, values `[R, S, D]`          `Σ_s e_index[r, s] ⊗ val
 Common   scale `[R, K]`, direction `[K, *shape]`     `Σ_k scale[r, k] direction[k]`
 Dense    rows `[R, *shape]`                          itself
 Several  parts, uses of several of these kinds       the sum of theirs
-Stacked   parts, uses of some blocks                  theirs beside one another, `[E, *block]`
+Stacked  parts, uses of some blocks                  theirs beside one another, `[E, *block]`
 =======  ==========================================  =========================================
 
 Between a use and its parameter there may be a `Chain` of views and casts: linear maps whose

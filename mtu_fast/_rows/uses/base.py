@@ -29,6 +29,7 @@ class Chain:
         if not self.key or not d.numel():
             return d.detach().to(WIDE).reshape(shape)
         found, left = d.new_zeros(shape, dtype=WIDE), d.detach().to(WIDE)
+        # A is linear: the gradient of ⟨A x, d⟩ is Aᵀ d at any x, and 0 is one
         x = torch.zeros_like(found, requires_grad=True)
         with torch.enable_grad():
             y = self.apply(x)
@@ -38,6 +39,7 @@ class Chain:
             scale = torch.exp2(left.abs().max().clamp(min=TINY).log2().floor())
             (part,) = torch.autograd.grad(y, x, (left / scale).to(y.dtype), retain_graph=True)
             found += scale * part
+            # what rounding kept back of d, for the next time
             left = left - scale * self.apply(part)
         return found
 
@@ -140,6 +142,7 @@ class Use(ABC):
 
     def lengths(self) -> Tensor:
         """About how long each row is, float64 `[R]`, by no Gram: what weights of a check are chosen by."""
+        # whole units: columns that are formed together
         step = max(BUFFER // max(self.count * self.unit, 1), 1) * self.unit
         squares = self.tensors[0].new_zeros(self.count, dtype=WIDE)
         for start in range(0, prod(self.shape), step):
@@ -198,7 +201,9 @@ class Dense(Use):
             dtype = torch.promote_types(dtype, w.dtype)
         w = cast(w, dtype)
         if dtype == self.rows.dtype:
+            # [R] @ [R, P]
             return (w @ self.matrix()).view(self.shape)
+        # rows narrower than w: widened a tile at a time
         return rows_sum(self.matrix(), w).view(self.shape)
 
     def inner(self, d: Tensor) -> Tensor:
@@ -213,5 +218,6 @@ def weigh(t: Tensor, w: Tensor | None, beside: Tensor | None = None) -> Tensor:
     if w.dtype != dtype:
         dtype = torch.promote_types(dtype, w.dtype)
     t = cast(t, dtype)
+    # [R, 1, …, 1]
     w = cast(w, dtype).view(-1, *[1] * (t.dim() - 1))
     return t * w if beside is None else torch.addcmul(beside, t, w)

@@ -42,6 +42,7 @@ class Common(Use):
         return replace(self, scale=scale, direction=direction)
 
     def select(self, rows: Tensor) -> Common:
+        # directions are of all rows
         return replace(self, scale=self.scale[rows])
 
     @property
@@ -56,6 +57,7 @@ class Common(Use):
         return 1
 
     def columns(self, start: int, stop: int) -> Tensor:
+        # [R, K] @ [K, columns]
         return self.scale.to(self.dtype) @ self.flat[:, start:stop].to(self.dtype)
 
     def weighted(self, w: Tensor | None) -> Tensor:

@@ -44,12 +44,14 @@ class Conv(Use):
 
     @property
     def unit(self) -> int:
+        # of a plain kernel the weights of one output channel are columns of their own
         return prod(self.geometry.weight[1:]) if self.geometry.plain else prod(self.shape)
 
     def columns(self, start: int, stop: int) -> Tensor:
         # groups and transposed kernels do not have output channels first
         if not self.geometry.plain:
             return self.matrix()
+        # a convolution with only these output channels
         first, last = start // self.unit, stop // self.unit
         part = replace(self.geometry, weight=(last - first, *self.geometry.weight[1:]))
         return conv_rows(self.x, self.b[:, :, first:last], part).flatten(1)
@@ -57,6 +59,7 @@ class Conv(Use):
     def weighted(self, w: Tensor | None) -> Tensor:
         b = weigh(self.b, w)
         x = cast(self.x, b.dtype)
+        # [R·F, …]: the sum over rows is the sum over images that a weight gradient is
         return conv_weight_gradient(x.flatten(0, 1), b.flatten(0, 1), self.geometry)
 
     def inner(self, d: Tensor) -> Tensor:

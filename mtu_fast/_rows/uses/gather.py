@@ -64,6 +64,7 @@ class Gather(Use):
         first, last = start // self.unit, stop // self.unit
         # Only what falls into these columns is read: there may be many tiles of them.
         rows, at = torch.where((self.index >= first) & (self.index < last))
+        # [R, entries] as one table, so that one scatter does
         entries = rows * (last - first) + self.index[rows, at] - first
         found.view(-1, self.unit).index_add_(0, entries, self.values[rows, at].to(found.dtype))
 
@@ -71,6 +72,7 @@ class Gather(Use):
         """Of some signed sums of the row's entries."""
         values = self.values.to(self.dtype)
         of_entries = signs(self.shape[0], values)[self.index]  # [R, S, SKETCH]
+        # [R, SKETCH, S] @ [R, S, D]
         return sketched(of_entries.mT @ values)
 
     def inner(self, d: Tensor) -> Tensor:

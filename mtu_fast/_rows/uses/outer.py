@@ -45,12 +45,14 @@ class Outer(Use):
         return self.right.shape[2]
 
     def columns(self, start: int, stop: int) -> Tensor:
+        # a unit is a row of the matrix `[A, B]`: B columns
         left = self.left[:, :, start // self.unit : stop // self.unit]
         return outer_rows(left, self.right).flatten(1)
 
     def add_columns(self, found: Tensor, start: int, stop: int) -> None:
         left = self.left[:, :, start // self.unit : stop // self.unit].to(found.dtype)
         right = self.right.to(found.dtype)
+        # [R, A', B] += [R, A', S] @ [R, S, B]
         found.view(self.count, left.shape[2], self.unit).baddbmm_(left.mT, right)
 
     def weighted(self, w: Tensor | None) -> Tensor:
@@ -61,6 +63,7 @@ class Outer(Use):
         else:
             right = weigh(self.right, w)
             left = cast(self.left, right.dtype)
+        # [A, R·S] @ [R·S, B]
         return (left.flatten(0, 1).T @ right.flatten(0, 1)).view(self.shape)
 
     def inner(self, d: Tensor) -> Tensor:
@@ -69,6 +72,7 @@ class Outer(Use):
     def lengths(self) -> Tensor:
         """`‖left_r‖ ‖right_r‖` of one position; of several the length of some signed sums of the row's entries."""
         if self.left.shape[1] == 1:
+            # ‖a ⊗ b‖ = ‖a‖ ‖b‖
             return (norms(self.left) * norms(self.right)).squeeze(1)
         # signs go to the wider side, which leaves the smaller product
         few, many = self.left, self.right

@@ -93,6 +93,7 @@ class Stacked(_Parts):
         return prod(self.shape[1:])
 
     def columns(self, start: int, stop: int) -> Tensor:
+        # blocks without a part are zero
         there = dict(zip(self.at, self.parts, strict=True))
         none = self.tensors[0].new_zeros(self.count, self.unit, dtype=self.dtype)
         wanted = range(start // self.unit, stop // self.unit)
@@ -106,6 +107,7 @@ class Stacked(_Parts):
         return found
 
     def lengths(self) -> Tensor:
+        # blocks do not overlap: ‖row‖² = Σ_e ‖block_e‖²
         squares = [part.lengths().square() for part in self.parts]
         return reduce(torch.add, squares).sqrt()
 
