@@ -88,7 +88,8 @@ OPTIONAL = {
     "tqdm",
     "transformers",
 }  # imported where they are used, within a function
-METHODS_MAY_USE = "mtu_fast._ops.gram_schmidt"  # methods see R x R only
+# methods see R x R only
+METHODS_MAY_USE = ("mtu_fast._ops.gram_schmidt", "mtu_fast._ops.complementary")
 
 
 SEMI_PRIVATE = ("_input_metadata", "_raw_saved_", "_saved_tensors")  # of autograd nodes

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from benchmarks.ops import gram, gram_schmidt, grouped, project
+from benchmarks.ops import complementary, gram, gram_schmidt, grouped, project
 from benchmarks.ops.case import Case
 
 SIZES = ("quick", "cpu", "cuda")
@@ -15,9 +15,8 @@ SIZES = ("quick", "cpu", "cuda")
 
 def cases(size: str) -> list[Case]:
     """Every case of one size: "quick" (does it run), "cpu" or "cuda" (how fast)."""
-    return [
-        case for module in (gram, grouped, gram_schmidt, project) for case in module.cases(size)
-    ]
+    modules = (gram, grouped, gram_schmidt, project, complementary)
+    return [case for module in modules for case in module.cases(size)]
 
 
 @dataclass(frozen=True)

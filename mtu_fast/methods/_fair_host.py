@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtu_fast.methods._host import Array, LiveRows
+from mtu_fast._ops.complementary import Array
+from mtu_fast.methods._host import LiveRows
 
 SETTLE = 3  # steps at q = 1, where the function is self-concordant
 STEPS = 60

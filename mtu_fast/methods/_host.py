@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mtu_fast._later import is_host
+from mtu_fast._ops.complementary import Array, Mask
 from mtu_fast.methods.roles import Roles
 
-Array = npt.NDArray[np.floating[Any]]
-Mask = npt.NDArray[np.bool_]
-
 INDEPENDENT = 1e-3  # least residual length of a unit row on those before it
-LARGE = 32  # rows of a matrix that gains nothing by company
 SIGN = np.array([1.0, -1.0, 0.0, 0.0, 0.0])  # of RETAIN and FORGET rows, and all others
 
 
@@ -56,7 +50,6 @@ def solved(
     roles: Roles,
     solve: Solve,
     otherwise: Callable[[Tensor], Tensor],
-    many: float = math.inf,
 ) -> Tensor:
     """Weights [..., R] of each matrix by `solve` on the CPU; by `otherwise` elsewhere, and where it gives None.
 
@@ -65,8 +58,6 @@ def solved(
         roles: what the R rows are.
         solve: unit rows to the weights [R] of signed rows.
         otherwise: Gram matrices [..., R, R] to weights [..., R].
-        many: of so many small matrices or more, all from the first with dependent rows on are left
-            to `otherwise`, which solves them together.
 
     Returns:
         Weights, those of forget rows turned back.
@@ -79,27 +70,23 @@ def solved(
         found = _one(G.detach().numpy(), sign, solve)
         return otherwise(G) if found is None else torch.from_numpy(found)
     matrices = G.detach().reshape(-1, *G.shape[-2:])
-    together = len(matrices) >= many and len(roles) < LARGE
     weights = np.zeros(matrices.shape[:2])
     left = []
     for i, matrix in enumerate(matrices.numpy()):
-        found = _one(matrix, sign, solve, dependent=not together)
-        if found is not None:
+        found = _one(matrix, sign, solve)
+        if found is None:
+            left.append(i)
+        else:
             weights[i] = found
-            continue
-        if together:
-            left = list(range(i, len(matrices)))
-            break
-        left.append(i)
     if left:
         weights[left] = otherwise(matrices[left]).numpy()
     return torch.from_numpy(weights).reshape(G.shape[:-1])
 
 
-def _one(G: Array, sign: Array, solve: Solve, dependent: bool = True) -> Array | None:
-    """The weights [R] of one matrix [R, R]; None where rows are dependent that may not be."""
+def _one(G: Array, sign: Array, solve: Solve) -> Array | None:
+    """The weights [R] of one matrix [R, R]; None where that is not finite, or `solve` finds none."""
     rows = live_rows(G, sign)
-    if rows is None or (rows.dependent and not dependent):
+    if rows is None:
         return None
     try:
         with np.errstate(all="ignore"):  # what is not finite is no solution, and solvers say so
@@ -115,15 +102,16 @@ def live_rows(G: Array, sign: Array) -> LiveRows | None:
     if not np.isfinite(squares).all():
         return None
     taking = sign != 0
-    positive = squares > 0
-    live = taking & positive
-    at = live.nonzero()[0]
-    length = np.sqrt(squares[at])
-    unit = sign[at] / length
-    E = G[at[:, None], at] * unit * unit[:, None]
+    live = taking & (squares > 0)
+    if not live.all():
+        at = live.nonzero()[0]
+        G, squares, sign = G[at[:, None], at], squares[at], sign[at]
+    length = np.sqrt(squares)
+    unit = sign / length
+    E = G * unit * unit[:, None]
     if not np.isfinite(E).all():
         return None
-    return LiveRows(E, length, live, taking & ~positive, not _independent(E))
+    return LiveRows(E, length, live, taking & ~live, not _independent(E))
 
 
 def _independent(E: Array) -> bool:

@@ -5,12 +5,27 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 
-from mtu_fast.methods._exchange import complementary, several
-from mtu_fast.methods._host import Array, LiveRows
+from mtu_fast._ops.complementary import Array
+from mtu_fast._ops.complementary import complementary as exchange
+from mtu_fast.methods._host import LiveRows
 
 NEWTON = 60  # steps of CAGrad's; seven are the rule
 CLOSE = 1.0 + 4e-16  # of a radius, to rounding
+
+
+def complementary(M: Array, q: Array, dependent: bool) -> Array | None:
+    """x ≥ 0 with s = M x + q ≥ 0 and x·s = 0, all [n] and M [n, n]; None where the exchanges do not end."""
+    x = several(M, q[None], dependent)
+    return None if x is None else x[0]
+
+
+def several(M: Array, q: Array, dependent: bool) -> Array | None:
+    """The same for every q of [K, n], x [K, n]; None where they do not end for one of them."""
+    x, ended = exchange.unchecked(torch.from_numpy(M), torch.from_numpy(q), dependent)
+    found: Array = x.numpy()
+    return found if ended.numpy().all() else None
 
 
 def project(rows: LiveRows, u: Array) -> Array | None:
@@ -27,9 +42,8 @@ def project(rows: LiveRows, u: Array) -> Array | None:
 def project_each(rows: LiveRows, u: Array) -> Array | None:
     """Σ_i of `project` for u_i on row i alone, u [R]: weights [R]."""
     size = u[rows.live] * rows.length
-    x = several(
-        rows.E, rows.E, rows.dependent
-    )  # the cosines of row i with the others are row i of E
+    # the cosines of row i with the others are row i of E
+    x = several(rows.E, rows.E, rows.dependent)
     if x is None:
         return None
     v = u.copy()

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtu_fast._ops.complementary import Array
 from mtu_fast.methods._arguments import check_gram
 from mtu_fast.methods._gram import unit_rows
-from mtu_fast.methods._host import Array, LiveRows, solved
+from mtu_fast.methods._host import LiveRows, solved
 from mtu_fast.methods.base import Method, dependence_tolerance
 from mtu_fast.methods.roles import Roles, signs
 

@@ -41,7 +41,7 @@ class MGDA(Method):
         G = check_gram("MGDA", G, roles)
         if not len(roles):
             return G.new_zeros(G.shape[:-1])
-        return solved(G, roles, _pivoting.least_norm, lambda G: _on_device(G, roles), many=24)
+        return solved(G, roles, _pivoting.least_norm, lambda G: _on_device(G, roles))
 
     def outside(self, roles: Roles) -> Tensor:
         """Weights 1/T on retain rows, -1/T on forget rows, [R]: MGDA's where rows are orthogonal and equally long."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtu_fast._ops.complementary import Array
 from mtu_fast.methods import _pivoting, _programs
 from mtu_fast.methods._arguments import check_gram
 from mtu_fast.methods._gram import UnitRows, unit_rows
-from mtu_fast.methods._host import Array, LiveRows, solved
+from mtu_fast.methods._host import LiveRows, solved
 from mtu_fast.methods.base import Method
 from mtu_fast.methods.roles import Roles, equal_shares
 
@@ -39,7 +40,7 @@ class UPGrad(Method):
         G = check_gram("UPGrad", G, roles)
         if not len(roles):
             return G.new_zeros(G.shape[:-1])
-        return solved(G, roles, _on_host, lambda G: _on_device(G, roles), many=3)
+        return solved(G, roles, _on_host, lambda G: _on_device(G, roles))
 
     def outside(self, roles: Roles) -> Tensor:
         """Weights 1/T on retain rows, -1/T on forget rows, [R]: the weights where nothing conflicts."""

@@ -22,8 +22,8 @@ from mtu_fast.methods import (
     Method,
     NashMTL,
     UPGrad,
-    _exchange,
     _host,
+    _pivoting,
 )  # fmt: skip
 from tests.helpers import matrices
 from tests.helpers.matrices import roles, roles_of
@@ -98,35 +98,20 @@ def test_cagrad_is_the_bisection_of_the_reference(seed: int) -> None:
         assert (found - truth).norm() <= 1e-6 * truth.norm()
 
 
-@pytest.mark.parametrize("n", [1, 3, 12, 40])
-@pytest.mark.parametrize("pull", [0.0, 0.9])
-def test_complementary_holds_its_conditions(n: int, pull: float) -> None:
-    J = matrices.pulled_apart(n, 2 * n, pull, seed=n)
-    J = J / J.norm(dim=1, keepdim=True)
-    M = (J @ J.t()).numpy()
-    generator = np.random.default_rng(n)
-    q = generator.standard_normal((9, n))
-    together = _exchange.several(M, q)
-    assert together is not None
-    for x, one in zip(together, q, strict=True):
-        s = M @ x + one
-        rounding = 1e-15 * n * (np.abs(M) @ x + np.abs(one))
-        assert (x >= 0).all() and (s >= -1e-13 - rounding).all()
-        assert (np.abs(s) <= rounding)[x > 0].all()
-        alone = _exchange.complementary(M, one)
-        assert alone is not None
-        np.testing.assert_allclose(alone, x, rtol=1e-9, atol=1e-12)
-
-
-def test_a_cycle_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the exchanges do not end, the batched iteration answers."""
+def test_what_does_not_end_is_left_to_the_batched_iteration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     J = rows_of(6, 0.9, 0.0, 0)
     found = {method: method(J @ J.t(), roles_of(6, 0)) for method in METHODS[:5]}
-    monkeypatch.setattr(_exchange, "PATIENCE", 0)
-    monkeypatch.setattr(_exchange, "DESCENTS", 0)
+    calls = []
+
+    def refused(M: _host.Array, q: _host.Array, dependent: bool) -> None:
+        calls.append(len(q))
+
+    monkeypatch.setattr(_pivoting, "several", refused)
     for method, weights in found.items():
-        assert _exchange.complementary(np.eye(2), -np.ones(2)) is None
         assert relative_error(method(J @ J.t(), roles_of(6, 0)), weights) <= 1e-9
+    assert len(calls) == len(found)
 
 
 @pytest.mark.parametrize(
@@ -147,17 +132,6 @@ def test_dependent_rows_are_told_apart(J: Tensor, dependent: bool) -> None:
 def test_rows_that_are_not_finite_are_left_to_the_iteration(value: float) -> None:
     J = torch.tensor([[value, 1.0], [1.0, 1.0]], dtype=torch.float64)
     assert _host.live_rows((J @ J.t()).numpy(), np.ones(2)) is None
-
-
-def test_exchanges_that_do_not_end_go_down_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    J = rows_of(12, 0.9, 0.0, 0)
-    M = (J @ J.t()).numpy() / float((J @ J.t()).diagonal().max())
-    q = np.linspace(-1.0, 0.5, 12)
-    x = _exchange.complementary(M, q)
-    monkeypatch.setattr(_exchange, "PATIENCE", 0)
-    for found in (_exchange.complementary(M, q), _exchange.several(M, q[None])):
-        assert x is not None and found is not None
-        np.testing.assert_allclose(found.reshape(-1), x, rtol=1e-9, atol=1e-12)
 
 
 @every

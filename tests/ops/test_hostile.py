@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtu_fast._ops import gram as op
+from mtu_fast._ops.complementary import complementary
 from mtu_fast._ops.gram_schmidt import basis, gram_schmidt, transform
 from mtu_fast._ops.grouped import grouped_rows
 from mtu_fast._ops.project import project_op
@@ -130,7 +131,9 @@ def of_images(draw: st.DrawFn) -> Call:
 def of_spans(draw: st.DrawFn) -> Call:
     k, widths = draw(small), draw(st.lists(small, max_size=2))
     rows = [draw(block(k, width)) for width in widths]
-    which = draw(st.sampled_from(["project", "transform", "basis", "gram_schmidt"]))
+    which = draw(
+        st.sampled_from(["project", "transform", "basis", "gram_schmidt", "complementary"])
+    )
     if which == "project":
         m = draw(small)
         return project_op, ([draw(block(m, width)) for width in widths], rows, draw(st.booleans()))
@@ -140,6 +143,10 @@ def of_spans(draw: st.DrawFn) -> Call:
     tol = draw(st.sampled_from([1e-7, 0.5, 0.0, float("nan")]))
     if which == "transform":
         return transform, (rows, square)
+    if which == "complementary":
+        q = draw(block(draw(small), k))
+        wide = held and q.is_floating_point() and q.layout == torch.strided and q.numel() < 100
+        return complementary, (square, q.double() if wide else q, draw(st.booleans()))
     if which == "basis":
         matrix = held and square.dim() == 2
         return basis, (square @ square.mT if matrix else square, tol)
@@ -186,7 +193,8 @@ def check(call: Call) -> None:
     truth = tensors([function.reference(*arguments)])
     for a, b in zip(found, truth, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
-        assert function in (basis, gram_schmidt) or relative_error(a.double(), b.double()) <= 1e-2
+        many = function in (basis, complementary, gram_schmidt)  # of these there may be several
+        assert many or relative_error(a.double(), b.double()) <= 1e-2
 
 
 def hostile(examples: int) -> Callable[[], None]:

@@ -1,5 +1,7 @@
 """x ≥ 0, s = M x + q ≥ 0, x·s = 0 for one small M on the CPU: in numpy, by exchanging rows.
 
+`csrc/cpu/complementary.cpp` does the same, problem by problem.
+
 A row is active where its x may be positive, and s = 0 there. Solving for x on the active rows shows
 which rows are on the wrong side: active ones with x < 0, others with s < 0. All of them change
 sides at once, until none is left: then x ≥ 0, s ≥ 0 and x·s = 0, which is the solution, and the
@@ -14,11 +16,13 @@ end with nearly the active rows of the solution; all others a low one, which lit
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from mtu_fast.methods._host import Array, Mask
-
+Array = npt.NDArray[np.floating[Any]]
+Mask = npt.NDArray[np.bool_]
 Index = npt.NDArray[np.intp]
 
 PATIENCE = 5  # exchanges that need not make the wrong rows fewer
@@ -31,32 +35,31 @@ REPEATS = 40  # times; three to five are the rule
 RESTS = 2e-15  # ρ |x - x'|, what the ridge leaves in s, beside the largest x
 
 
-def complementary(M: Array, q: Array, dependent: bool = False) -> Array | None:
-    """x ≥ 0 with s = M x + q ≥ 0 and x·s = 0, of [n]; None where the exchanges do not end.
+def each(M: Array, q: Array, dependent: bool = False) -> tuple[Array, Mask]:
+    """x ≥ 0 with s = M x + q ≥ 0 and x·s = 0 for every q, and for which of them the exchanges end.
 
     Args:
         M: [n, n] positive semidefinite.
-        q: [n] of order 1.
+        q: [K, n] of order 1.
         dependent: whether M is too near a singular one to do without a ridge.
 
     Returns:
-        x [n].
+        x [K, n], 0 where they do not end, and [K] bool.
     """
     x, active = np.zeros_like(q), np.asarray(q < 0)
-    return _alone(M, q, x, active, FIRST if dependent else 0.0)
-
-
-def several(M: Array, q: Array, dependent: bool = False) -> Array | None:
-    """`complementary` for every q of [K, n] at once: x [K, n]; None where one does not end."""
-    x, active = np.zeros_like(q), np.asarray(q < 0)
-    rests = _together(M, q, x, active, FIRST if dependent else 0.0)
-    for i in np.flatnonzero(~rests):
+    ridge = FIRST if dependent else 0.0
+    ended = np.zeros(len(q), dtype=bool)
+    together = len(q) > 1
+    if together:
+        ended = _together(M, q, x, active, ridge)
         # with a ridge, exchanges from these rows have been tried
-        found = _alone(M, q[i], x[i], active[i], LATER if dependent else 0.0, downhill=dependent)
-        if found is None:
-            return None
-        x[i] = found
-    return x
+        ridge = LATER if dependent else 0.0
+    for i in np.flatnonzero(~ended):
+        downhill = together and dependent
+        found = _alone(M, q[i], x[i], active[i], ridge, downhill)
+        ended[i] = found is not None
+        x[i] = 0.0 if found is None else found
+    return x, ended
 
 
 def _alone(
