@@ -12,17 +12,18 @@ from torch import Tensor
 from mtu_fast._arguments import (
     check_flag,
     check_function,
+    check_mapping,
     check_one_of,
     check_whole,
     held_in,
     names,
 )
-from mtu_fast._checks.states import check_counts, check_rows
+from mtu_fast._checks.states import check_counts
 from mtu_fast._kept import Form, orthonormal, step
 from mtu_fast._rows.block import Block, chosen
 from mtu_fast._rows.update import Update
 from mtu_fast.methods import FORGET, RETAIN, Method, Roles, mean_weights
-from mtu_fast.rows import Rows, cat
+from mtu_fast.rows import Kept, Rows, cat
 
 Keep = Literal["newest", "conflicting"]
 TIMES = 4  # rows held for each retain row of a step, by default
@@ -41,7 +42,7 @@ class Held:
 
     size: int | None
     age: int = 0
-    block: Block | None = None
+    block: Kept | None = None
     rows: Rows | None = None
 
     def __len__(self) -> int:
@@ -65,7 +66,8 @@ class Memory:
             forgetting would harm most, of largest ⟨g_i, f⟩ / |g_i| with f the mean forget gradient
             of the step ("conflicting").
         per_task: whether `size` is divided evenly among the tasks.
-        budget: bytes that the rows may take; K is lower where they would take more.
+        budget: bytes that the rows may take, those of all ranks together; K is lower where they
+            would take more.
         basis: hold an orthonormal basis Q of the rows too, made anew whenever rows are taken in,
             and let its vectors be the constraints.
         rank: the most dimensions of the basis.
@@ -157,7 +159,7 @@ class Memory:
 
         Raises:
             TypeError: something else than rows.
-            ValueError: rows per task or of several ranks, unknown names in `tasks`, or a budget
+            ValueError: rows per task, a basis of rows of several ranks, unknown names in `tasks`, or a budget
                 below the bytes of one row.
             RuntimeError: the rows are used up.
         """
@@ -168,6 +170,11 @@ class Memory:
         held = replace(self.held, age=self.held.age + 1)
         if held.block is not None and held.age < self._form.every:
             return lambda update: held
+        if self._form.basis and rows.of_ranks:
+            raise ValueError(
+                "Memory: found basis=True with rows of several ranks, expected basis=False: a basis needs all rows in "
+                "one place, while each rank keeps its own."
+            )
         at = self._retained(rows)
         if not len(at):
             return lambda update: held
@@ -200,9 +207,8 @@ class Memory:
         check_counts("Memory: state", state)
         held = Held(state["size"], state["age"])
         if state["block"] is not None:
-            plain = state["block"]
-            check_rows("Memory: state: block", plain)
-            like = kept(plain["vectors"], plain["tasks"][0], plain["dtype"])
+            plain = check_mapping("Memory: state: block", state["block"])
+            like = kept({}, "memory")  # no rows: what knows their space
             block = like.block_of(plain)
             held = replace(held, block=block, rows=self._standing(like, block))
         self.held = held
@@ -223,7 +229,7 @@ class Memory:
         flags = torch.tensor([task in wanted for task in roles.tasks], device=roles.task.device)
         return ((roles.kind == RETAIN) & flags[roles.task]).nonzero().flatten()
 
-    def _after(self, held: Held, rows: Rows, at: Tensor, new: Block, update: Update) -> Held:
+    def _after(self, held: Held, rows: Rows, at: Tensor, new: Any, update: Update) -> Held:
         """The rows taken in, and those dropped that are too many.
 
         Args:
@@ -242,16 +248,16 @@ class Memory:
             place = torch.cat([torch.arange(first, len(update.roles), device=at.device), at])
         stay = _best(self._scores(update, place), both.roles, held.size, self._per_task)
         block = both.select(stay)
-        if update.gram is not None and self._form.dtype is None and not self._form.basis:
+        if isinstance(block, Block) and self._knows_products(update):
             block = replace(block, grams=_grams(rows, update, place[stay]))
         return Held(held.size, 0, block, self._standing(rows, block))
 
-    def _most(self, new: Block) -> int:
+    def _most(self, new: Kept) -> int:
         """How many rows to hold, for a step that has these."""
         size = self._form.size or TIMES * len(new)
         if self._budget is None:
             return size
-        each = new.nbytes // len(new)
+        each = new.row_nbytes
         if self._budget < each:
             raise ValueError(
                 f"Memory: budget is {self._budget} bytes, expected at least {each}, those of one row."
@@ -273,7 +279,11 @@ class Memory:
         scores = felt / G.diagonal().clamp(min=0.0).sqrt()
         return scores[update.places(place)].nan_to_num()
 
-    def _standing(self, rows: Rows, block: Block) -> Rows:
+    def _knows_products(self, update: Update) -> bool:
+        """Whether the Gram of an update is that of the rows as they are held."""
+        return update.gram is not None and self._form.dtype is None and not self._form.basis
+
+    def _standing(self, rows: Rows, block: Kept) -> Rows:
         """The rows of a block, or the basis that stands for them, in the space of other rows."""
         kept = rows.remembered(block)
         if not self._form.basis:

@@ -13,10 +13,11 @@ from mtu_fast._arguments import check_flag, names
 from mtu_fast._checks.flags import Flags, some_bad
 from mtu_fast._checks.renamed import warn_renamed
 from mtu_fast._distributed.choice import Products, products_of
+from mtu_fast._distributed.kept import SharedBlock
 from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._ops.gram_schmidt import effective_rank
 from mtu_fast._rows.autocast import without_autocast
-from mtu_fast._rows.block import Block, block_of, in_memory, of_vectors, state_of
+from mtu_fast._rows.block import Block
 from mtu_fast._rows.explicit import explicit
 from mtu_fast._rows.grad import Addition, add, as_autograd_gives
 from mtu_fast._rows.own import OwnProducts
@@ -30,6 +31,8 @@ from mtu_fast._rows.weights import has_outside
 from mtu_fast.methods import FORGET, Method, Roles
 from mtu_fast.methods._undo import undone
 from mtu_fast.methods.base import dependence_tolerance
+
+Kept = Block | SharedBlock  # explicit rows: all of this process, or its part of those of all ranks
 
 
 class Rows:
@@ -233,35 +236,43 @@ class Rows:
         return Rows(self._shared, [self._products.given(part)], self._products.ranks)
 
     @without_autocast
-    def taken(self, at: Tensor) -> Block:
+    def taken(self, at: Tensor) -> Kept:
         """The retain rows at these indices, explicit; for `mtu_fast.Memory`.
 
         Raises:
-            ValueError: rows of several ranks.
             RuntimeError: the rows are used up.
         """
-        if self._products.ranks is not None:
-            raise ValueError(
-                "Memory: found rows of several ranks, expected those of one process: what is kept would have to be "
-                "joined over ranks. Go without memory=, or keep the rows of one rank's engine, group=None."
-            )
-        return self._products.taken(at)
+        found: Kept = self._products.taken(at)
+        return found
 
-    def remembered(self, block: Block) -> Rows:
-        """Other rows in the same space as rows of kind MEMORY."""
-        return Rows(self._shared, in_memory(block, self._shared))
+    @property
+    def of_ranks(self) -> bool:
+        """Whether several processes hold the rows."""
+        return self._products.ranks is not None
 
-    def block_of_vectors(self, vectors: Mapping[str, Tensor], roles: Roles) -> Block:
+    def remembered(self, block: Any) -> Rows:
+        """Other rows in the same space, as `taken` gives them, as rows of kind MEMORY."""
+        parts = self._products.remembered(block)
+        return Rows(self._shared, parts, self._products.ranks)
+
+    def block_of_vectors(self, vectors: Mapping[str, Tensor], roles: Roles) -> Kept:
         """K vectors, `[K, *shape]` for each parameter by name, as what `remembered` takes."""
-        return of_vectors(vectors, roles, self._shared)
+        found: Kept = self._products.block_of_vectors(vectors, roles)
+        return found
 
-    def block_of(self, state: Mapping[str, Any]) -> Block:
-        """What `state_of` gave, as what `remembered` takes."""
-        return block_of(state, self._shared)
+    def block_of(self, state: Mapping[str, Any]) -> Kept:
+        """What `state_of` gave, as what `remembered` takes.
 
-    def state_of(self, block: Block) -> dict[str, Any]:
+        Raises:
+            TypeError: a part of another kind.
+            ValueError: a part is missing, or the state is one of other processes.
+        """
+        found: Kept = self._products.block_of(state)
+        return found
+
+    def state_of(self, block: Any) -> dict[str, Any]:
         """A block as plain values and tensors."""
-        return state_of(block, self._shared)
+        return self._products.state_of(block)
 
     def groups(self, per: str) -> list[tuple[int, ...]]:
         """The parameters of each matrix of `gram(per)`, by index."""

@@ -61,6 +61,31 @@ def check_rows(name: str, state: object) -> None:
     _check_grams(f"{name}: grams", held["grams"], count)
 
 
+def check_own_rows(name: str, state: object) -> Mapping[Any, Any]:
+    """The rows of one step and task that one of several ranks holds; none possibly.
+
+    Raises:
+        TypeError: a part of another kind.
+        ValueError: a part is missing, or columns are not of the same rows.
+    """
+    held = held_in(name, state, "vectors", "task", "sample", "loss", "dtype")
+    check_dtype(f"{name}: dtype", held["dtype"])
+    names(f"{name}: task", [held["task"]])
+    lengths = {}
+    for column in ("sample", "loss"):
+        t = held[column]
+        if not isinstance(t, Tensor) or t.dtype != COLUMNS[column] or t.dim() != 1:
+            raise TypeError(
+                f"{name}: {column}: found {_of(t)}, expected a tensor [K] {COLUMNS[column]}."
+            )
+        lengths[column] = len(t)
+    for key, v in check_mapping(f"{name}: vectors", held["vectors"], "{name: [K, ...]}").items():
+        lengths[key] = len(v) if isinstance(v, Tensor) and v.dim() else -1
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{name}: found rows {lengths}, expected as many in every part.")
+    return held
+
+
 def check_parts(
     name: str, state: object, tensors: Sequence[str], numbers: Sequence[str]
 ) -> dict[str, dict[Any, Any]]:

@@ -62,7 +62,7 @@ def joined(ranks: Ranks, taken: Outcome, space: Space, what: str = WHAT) -> list
         # parts are the same on all ranks: a task that is missing here has no rows
         found.append(own[task] if task in own else _none_of(task, dtype, space.shared))
         counts.append((of_ranks, dtype))
-    everywhere = _everywhere(ranks, [part.roles for part in found], counts, what)
+    everywhere = everywhere_of(ranks, [part.roles for part in found], counts, what)
     return [replace(part, everywhere=e) for part, e in zip(found, everywhere, strict=True)]
 
 
@@ -138,7 +138,7 @@ def _none_of(task: str, dtype: torch.dtype, shared: Shared) -> TaskRows:
     return TaskRows.of(roles, {}, {}, shared)
 
 
-def _everywhere(
+def everywhere_of(
     ranks: Ranks, own: Sequence[Roles], counted: Sequence[Counted], what: str
 ) -> list[Everywhere]:
     """The rows of each task on all ranks, rank after rank."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from mtu_fast._checks.flags import AT_ONCE
 from mtu_fast._distributed.gram import joined_gram
 from mtu_fast._distributed.joining import given, own_rows
+from mtu_fast._distributed.kept import Keeping
 from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._distributed.sums import summed
 from mtu_fast._rows.grad import check_finite
@@ -23,7 +24,7 @@ from mtu_fast.errors import NotFiniteError
 from mtu_fast.methods import Roles
 
 
-class JoinedProducts(Whole):
+class JoinedProducts(Keeping, Whole):
     """Products with the rows of all ranks, of which this one holds a part.
 
     Args:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtu_fast._checks.flags import AT_ONCE
 from mtu_fast._checks.values import check_direction
+from mtu_fast._distributed.kept import Keeping, SharedBlock
 from mtu_fast._distributed.products import JoinedProducts
 from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._distributed.slices import Given, Slices
@@ -186,7 +187,7 @@ class ShardedProducts(_Cut, JoinedProducts):
         return self._rounded(self._slices.scattered("rows.backward", own, leaves, self.ranks))
 
 
-class SlicedProducts(_Cut):
+class SlicedProducts(Keeping, _Cut):
     """Products with rows of which every rank holds its slice of the parameters.
 
     Args:
@@ -294,6 +295,17 @@ class SlicedProducts(_Cut):
         """Gradients of the weighted losses by the parameters outside, as slices."""
         own = self.ranks.agreed("rows.backward", partial(outside_gradients, self._parts, w))
         return self._rounded(own)
+
+    def state_of(self, block: SharedBlock) -> dict[str, Any]:
+        """Kept rows as plain values: not supported.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "Memory: found rows of which each rank holds a slice (tensor parallel), expected rows that a rank holds "
+            "whole: their state could not be put back. Go without a checkpoint of the memory."
+        )
 
     def given(self, part: TaskRows) -> TaskRows:
         """Explicit rows beside these: not supported.

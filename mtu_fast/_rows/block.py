@@ -44,6 +44,11 @@ class Block:
         """Bytes of the rows."""
         return sum(matrix.nbytes for matrix in self.matrices)
 
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of a row."""
+        return self.nbytes // len(self)
+
     def to(self, dtype: torch.dtype | None) -> Block:
         """They in another dtype; None for as they are."""
         if dtype is None:
@@ -71,7 +76,9 @@ class Block:
 
 def chosen(roles: Roles, at: Tensor) -> Roles:
     """Roles of the rows at these indices."""
-    names = ("task", "sample", "kind", "loss")
+    names = ["task", "sample", "kind", "loss"]
+    if roles.rank is not None:
+        names.append("rank")
     return replace(roles, **{name: getattr(roles, name)[at] for name in names}, memory=0)
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtu_fast._checks.flags import Flags
+from mtu_fast._checks.states import check_rows
 from mtu_fast._checks.values import all_finite, check_direction
 from mtu_fast._ops._blocks import WIDE, cast, working_dtype
 from mtu_fast._rows.beside import Beside, kept_of
-from mtu_fast._rows.block import Block, chosen
+from mtu_fast._rows.block import Block, block_of, chosen, in_memory, of_vectors, state_of
 from mtu_fast._rows.columns import formed
+from mtu_fast._rows.explicit import check_vectors
 from mtu_fast._rows.grad import Addition, addition, check_finite
 from mtu_fast._rows.gram import add_gram
 from mtu_fast._rows.pool import Groups, Pool, Pooled, pool_for
@@ -195,6 +198,33 @@ class OwnProducts(Whole):
             matrix = matrix[torch.isin(rows.at, at)]
         reached = frozenset(j for part in self._parts for j in part.uses)
         return Block((matrix,), chosen(self._roles, at), reached, {})
+
+    def remembered(self, block: Block) -> list[TaskRows]:
+        """Rows as rows of kind MEMORY that outlive a step."""
+        return in_memory(block, self._shared)
+
+    def block_of_vectors(self, vectors: Mapping[str, Tensor], roles: Roles) -> Block:
+        """Vectors that stand for rows."""
+        return of_vectors(vectors, roles, self._shared)
+
+    def block_of(self, state: Mapping[str, Any]) -> Block:
+        """What `state_of` gave.
+
+        Raises:
+            ValueError: the state is one of several ranks.
+        """
+        if "parts" in state:
+            raise ValueError(
+                "Memory: state: found the rows of one of several ranks, expected those of one process; mtu.unlearn "
+                "puts the rows of all ranks in its checkpoint together."
+            )
+        check_rows("Memory: state: block", state)
+        check_vectors(state["vectors"], self._shared)
+        return block_of(state, self._shared)
+
+    def state_of(self, block: Block) -> dict[str, Any]:
+        """Kept rows as plain values and tensors."""
+        return state_of(block, self._shared)
 
     def outside(self, w: Tensor) -> dict[Tensor, Tensor]:
         """Gradients of the weighted losses by the parameters outside."""

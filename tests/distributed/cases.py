@@ -363,6 +363,56 @@ def kept_rows() -> None:
 
 
 @case
+def kept_constraints() -> None:
+    """Retain rows of earlier steps: each rank keeps its own, and all are constraints of every step."""
+    for memory, method in (
+        ({"size": 9}, mtu.OrthoGrad(0.3)),
+        ({"size": 6, "keep": "conflicting"}, mtu.OrthoGrad(0.3, "layer")),
+        ({"size": 6, "per_task": True, "dtype": torch.float64}, mtu.OrthoGrad(0.3, "tensor")),
+        ({"size": 7, "tasks": ["a"]}, mtu.InterferenceAware()),
+        ({"budget": 20 * 1500}, mtu.LevelledOrthoGrad()),
+    ):
+        it = pair(wrapped=True)
+        ours, plain = mtu.Memory(**memory), mtu.Memory(**memory)
+        more: dict[str, Any] = {"memory": ours, "plain": {"memory": plain}}
+        if method.needs_subspace:
+            of = {"size": 8, "every": 2}
+            more["subspace"] = mtu.Subspace(**of)
+            more["plain"]["subspace"] = mtu.Subspace(**of)
+        train(it, torch.optim.SGD, method, **more)
+        assert len(ours) == len(plain) > 3
+        block: Any = ours.held.block
+        own = sum(len(part) for part in block.parts)
+        assert len(block.roles.rank.unique()) > 1
+        assert own == int((block.roles.rank == dist.get_rank()).sum())
+
+
+@case
+def kept_constraints_again() -> None:
+    """State of a memory: each rank its own rows; a state of one process is told."""
+    it = pair()
+    ours, again = mtu.Memory(8), mtu.Memory(8)
+    for i in range(5):
+        ours.step(rows_of(it.engine, it.model, mine(per_rank(i))), mtu.OrthoGrad(0.3))
+    before = ours.join(rows_of(it.engine, it.model, mine(per_rank(5)))).gram()
+    again.load_state_dict(ours.state_dict(), it.engine.subspace_rows)
+    after = again.join(rows_of(it.engine, it.model, mine(per_rank(5)))).gram()
+    close(after, before)
+    assert len(again) == len(ours) == 8
+    held: tuple[Any, Any] = again.held.block, ours.held.block
+    assert torch.equal(held[0].roles.sample, held[1].roles.sample)
+    alone = mtu.Memory(8)
+    alone.step(rows_of(it.alone, it.plain, joined(per_rank(0))), mtu.OrthoGrad(0.3))
+    with raises(ValueError, "rows of one process"):
+        again.load_state_dict(alone.state_dict(), it.engine.subspace_rows)
+    with raises(ValueError, "one of several ranks"):
+        alone.load_state_dict(ours.state_dict(), it.alone.subspace_rows)
+    basis = mtu.Memory(8, basis=True)
+    with raises(ValueError, "basis=False"):
+        basis.step(rows_of(it.engine, it.model, mine(per_rank(5))), mtu.OrthoGrad(0.3))
+
+
+@case
 def ordinary_backward_goes_on() -> None:
     """DDP's own reduction runs in an ordinary step between two of ours, and not in ours."""
     it = pair(wrapped=True, everything=True)

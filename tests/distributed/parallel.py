@@ -136,6 +136,18 @@ def tp_ten_steps() -> None:
         assert len(ours) == len(plain) >= 8
 
 
+@case
+def tp_kept_constraints() -> None:
+    ours, plain = mtu.Memory(9), mtu.Memory(9)
+    it = Both()
+    train(it, torch.optim.SGD, mtu.OrthoGrad(0.3), memory=ours, plain={"memory": plain})
+    assert len(ours) == len(plain) == 9
+    with raises(ValueError, "tensor parallel", "without a checkpoint"):
+        ours.state_dict()
+    with raises(ValueError, "basis=False"):
+        it.step(0, mtu.OrthoGrad(0.3), memory=mtu.Memory(9, basis=True))
+
+
 def train(it: Both, kind: Any, method: Any, **more: Any) -> None:
     optimizers = [
         kind(model.parameters(), lr=1e-2, foreach=False) for model in (it.model, it.plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,7 @@ def run(model: nn.Module, load: Any, method: Any, steps: int, **more: Any) -> mt
         max_steps=steps,
         every=3,
         progress=False,
-        levels=False,
-        **more,
+        **({"levels": False} | more),
     )
 
 
@@ -117,13 +117,32 @@ def unlearn_as_on_one_process() -> None:
                 same_everywhere(p)
 
 
-def mtu_alone(plain: nn.Module, method: Any, steps: int, size: int) -> mtu.History:
+@case
+def unlearn_with_kept_rows_and_levels() -> None:
+    """Constraints of earlier steps, and levels by quantiles: ranks of a loss among those of all ranks."""
+    size = dist.get_world_size()
+    for kind in ("ddp", "fsdp"):
+        for method in (mtu.OrthoGrad(0.5), mtu.LevelledOrthoGrad()):
+            model, plain = wrapped(kind), model_of()
+            kept: list[dict[str, Any]]
+            kept = [{"memory": mtu.Memory(9), "levels": mtu.Levels(quantiles=True)} for _ in "ab"]
+            ours = run(model, shares, method, 7, **kept[0])
+            truth = mtu_alone(plain, method, 7, size, **kept[1])
+            same_run(ours, truth)
+            for p, q in zip(parameters_of(model), plain.parameters(), strict=True):
+                close(p, q.detach())
+                same_everywhere(p)
+            assert len(kept[0]["memory"]) == len(kept[1]["memory"]) == 9
+            assert kept[0]["levels"].kappa == kept[1]["levels"].kappa
+
+
+def mtu_alone(plain: nn.Module, method: Any, steps: int, size: int, **more: Any) -> mtu.History:
     """Of one process, which is meant."""
     import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return run(plain, lambda seed: together(seed, size), method, steps)
+        return run(plain, lambda seed: together(seed, size), method, steps, **more)
 
 
 def folder() -> Path:
@@ -152,7 +171,8 @@ def unlearn_resumes() -> None:
 
 
 def subspace(wanted: bool = True) -> dict[str, Any]:
-    return {"subspace": mtu.Subspace(size=6, every=2)} if wanted else {}
+    """What keeps rows."""
+    return {"subspace": mtu.Subspace(size=6, every=2), "memory": mtu.Memory(7)} if wanted else {}
 
 
 @case
@@ -161,14 +181,44 @@ def unlearn_resumes_on_fewer_ranks() -> None:
     group = dist.new_group(list(range(size - 1)))
     path = folder() / "run.pt"
     method = mtu.InterferenceAware()
-    run(wrapped("ddp"), shares, method, 6, checkpoint=path, **subspace())
+    before, after = subspace(), subspace()
+    run(wrapped("ddp"), shares, method, 6, checkpoint=path, **before)
+    wanted = squares(before["memory"])
     if dist.get_rank() < size - 1:
         model = wrapped("ddp", group)
-        history = run(
-            model, lambda seed: shares(seed, group), method, 9, checkpoint=path, **subspace()
-        )
+
+        def again(steps: int) -> mtu.History:
+            load = partial(shares, group=group)
+            return run(model, load, method, steps, checkpoint=path, **after)
+
+        again(6)  # nothing is left to do: what was kept is dealt out
+        same_kept(before["memory"], after["memory"])
+        close(squares(after["memory"], group), wanted)
+        history = again(9)
         assert history.step == 9 and [r.step for r in history.records] == [0, 3, 6, 9]
     dist.barrier()
+
+
+def squares(memory: mtu.Memory, group: Any = None) -> Tensor:
+    """Those of all numbers that the ranks keep, added up."""
+    block: Any = memory.held.block
+    if hasattr(block, "parts"):
+        held = [use.tensors[0] for part in block.parts for use in part.uses.values()]
+    else:
+        held = list(block.matrices)
+    found = torch.stack([t.square().sum() for t in held])
+    total = found.sum()
+    if dist.get_world_size(group) > 1:
+        dist.all_reduce(total, group=group)
+    return total
+
+
+def same_kept(before: mtu.Memory, after: mtu.Memory) -> None:
+    """The same rows in the same order."""
+    assert len(before) == len(after)
+    for column in ("sample", "loss"):
+        one = getattr(before.held.block.roles, column)
+        assert torch.equal(one, getattr(after.held.block.roles, column))
 
 
 @case

@@ -156,6 +156,18 @@ def fsdp_interference_aware() -> None:
         assert len(ours) == len(plain) >= 12 and ours.full
 
 
+@case
+def fsdp_kept_constraints() -> None:
+    for memory, method in (
+        ({"size": 9}, mtu.OrthoGrad(0.3)),
+        ({"keep": "conflicting", "budget": 20 * 1500}, mtu.LevelledOrthoGrad()),
+    ):
+        ours, plain = mtu.Memory(**memory), mtu.Memory(**memory)
+        more = {"memory": ours, "plain": {"memory": plain}}
+        train(sharded(), torch.optim.AdamW, method, **more)
+        assert len(ours) == len(plain) > 3
+
+
 def train(it: Pair, kind: Any, method: Any, **more: Any) -> None:
     optimizers = [kind(model.parameters(), lr=1e-2) for model in (it.inside, it.plain)]
     for i in range(10):

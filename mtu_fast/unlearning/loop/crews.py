@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mtu_fast._distributed.crew import Crew
 from mtu_fast.unlearning.loaders import length_of
+from mtu_fast.unlearning.loop.dealing import memory_of, subspace_of
 from mtu_fast.unlearning.loop.settings import Settings
 
 OWN = ("random", "forget_place", "retain_place")  # of each rank
@@ -31,24 +29,6 @@ def check_loaders(crew: Crew, settings: Settings) -> None:
                 f"{name}: found {list(lengths)} batches on the ranks, expected as many on each: give it a "
                 "torch.utils.data.distributed.DistributedSampler."
             )
-
-
-def check_parts(crew: Crew, settings: Settings) -> None:
-    """What this run has can be joined over ranks.
-
-    Raises:
-        ValueError: something cannot.
-    """
-    if crew.size == 1:
-        return
-    if settings.memory is not None:
-        raise ValueError(
-            "memory: found it on several ranks, expected None: its rows would have to be joined over ranks."
-        )
-    if settings.levels is not None and settings.levels.options["quantiles"]:
-        raise ValueError(
-            "levels: found quantiles=True on several ranks, expected mtu.Levels(): a rank sees its rows only."
-        )
 
 
 def describe(crew: Crew, settings: Settings) -> dict[str, Any]:
@@ -85,9 +65,13 @@ def own(crew: Crew, state: Mapping[str, Any], kept: Sequence[str]) -> dict[str, 
     if len(ranks) != crew.size:
         for name in ("forget_place", "retain_place"):
             mine[name] = _moved(mine[name], len(ranks), crew.size)
+        over = _taken_over(crew, len(ranks))
         if "subspace" in kept:
-            held = [ranks[r]["subspace"] for r in _taken_over(crew, len(ranks))]
-            mine["subspace"] = _together(held, ranks[0]["subspace"])
+            held = [ranks[r]["subspace"] for r in over]
+            mine["subspace"] = subspace_of(held, ranks[0]["subspace"])
+        if "memory" in kept:
+            held = [ranks[r]["memory"] for r in over]
+            mine["memory"] = memory_of(held, ranks[0]["memory"], alone=crew.size == 1)
     return {**state, **mine}
 
 
@@ -101,29 +85,3 @@ def _taken_over(crew: Crew, before: int) -> list[int]:
     return [
         rank for rank in range(before) if rank * crew.size // max(before, crew.size) == crew.rank
     ]
-
-
-def _together(held: Sequence[Mapping[str, Any]], like: Mapping[str, Any]) -> dict[str, Any]:
-    """Kept rows of several ranks behind one another; none of no rank."""
-    batches = []
-    for i, batch in enumerate(like["batches"]):
-        batches.append({
-            **batch,
-            "vectors": _stacked([each["batches"][i]["vectors"] for each in held]),
-        })
-    return {**like, "batches": batches}
-
-
-def _stacked(vectors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """{name: `[ΣK, *shape]`}, zero where a rank leaves a parameter out."""
-    shapes = {name: t.shape[1:] for of_rank in vectors for name, t in of_rank.items()}
-    found = {}
-    for name, shape in shapes.items():
-        like = next(of_rank[name] for of_rank in vectors if name in of_rank)
-        pieces = []
-        for of_rank in vectors:
-            # all parameters of a rank hold the same rows
-            count = max((len(t) for t in of_rank.values()), default=0)
-            pieces.append(of_rank.get(name, like.new_zeros(count, *shape)))
-        found[name] = torch.cat(pieces)
-    return found

@@ -61,7 +61,7 @@ class Levels:
     κ_t is 1 until a run stalls: where at most 5 % of a task's forget rows since the last update had
     weight, and its score is above s*_t all the same, κ_t is multiplied by `growth`. (Where τ_t is
     negative, as that of a density may be, the level is τ_t + (κ_t - 1) |τ_t|, which is κ_t τ_t
-    otherwise.) Each process goes by the rows it sees.
+    otherwise.) In a loop of your own each process goes by the rows it sees.
 
     Args:
         quantiles: each row has a level of its own in place of τ_t: of the n_t forget rows of a step
@@ -178,7 +178,13 @@ class Levels:
         return self
 
     def left(
-        self, losses: Losses, forget: Mask, present: Mapping[str, Tensor] | None = None
+        self,
+        losses: Losses,
+        forget: Mask,
+        present: Mapping[str, Tensor] | None = None,
+        *,
+        before: Mapping[str, Tensor] | None = None,
+        after: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """{task: [N] int8}: FORGET where a row is still to be forgotten, RESTING where it is, RETAIN elsewhere.
 
@@ -189,6 +195,9 @@ class Levels:
             losses: of the step, [N] or {task: [N]}.
             forget: the mask that says what is to be forgotten, as for `Engine.backward`.
             present: {task: [N]}, the samples that have a label.
+            before: {task: [M]}, losses of rows to forget that other processes have in this step,
+                which `quantiles` ranks these among: those of processes before this one.
+            after: likewise, of processes after this one.
 
         Raises:
             RuntimeError: the levels were not measured.
@@ -210,7 +219,8 @@ class Levels:
             if task in self.held.resting:
                 found[task] = torch.where(gone, RESTING, kind)
                 continue
-            still = gone & self._below(task, named[task].detach().double(), gone)
+            others = [(of or {}).get(task) for of in (before, after)]
+            still = gone & self._below(task, named[task].detach().double(), gone, *others)
             found[task] = torch.where(gone & ~still, RESTING, kind)
             # counts stay on the device: a step does not wait for them
             left[task] = left.get(task, 0) + still.sum()
@@ -277,12 +287,19 @@ class Levels:
             )
         return False
 
-    def _below(self, task: str, loss: Tensor, gone: Tensor) -> Tensor:
+    def _below(
+        self,
+        task: str,
+        loss: Tensor,
+        gone: Tensor,
+        before: Tensor | None = None,
+        after: Tensor | None = None,
+    ) -> Tensor:
         """Which of the losses [N] are below their level, [N] bool."""
         held_out = self.held.losses[task].to(loss.device)
         level = held_out.mean()
         if self._quantiles:
-            level = _matching_quantiles(held_out, loss, gone)
+            level = _matching_quantiles(held_out, loss, gone, before, after)
         # κ times a positive level; one below zero rises as well
         return loss < level + (self.held.kappa[task] - 1.0) * level.abs()
 
@@ -292,11 +309,17 @@ class Levels:
         return seen > 0 and int(self.held.left[task]) <= STALLED * seen
 
 
-def _matching_quantiles(held_out: Tensor, loss: Tensor, gone: Tensor) -> Tensor:
+def _matching_quantiles(
+    held_out: Tensor, loss: Tensor, gone: Tensor, before: Tensor | None, after: Tensor | None
+) -> Tensor:
     """The (j + ½) / n quantile of the held-out losses [V] for the loss of rank j among the n that are `gone`, [N]."""
-    # the inverse of the order is the rank; rows that are not `gone` come last
-    rank = torch.where(gone, loss, math.inf).argsort().argsort()
-    share = (rank.to(loss) + 0.5) / gone.sum().clamp(min=1)
+    none = loss[:0]
+    first, last = (none if t is None else t.to(loss) for t in (before, after))
+    # rows that are not `gone` come last in the order, whose inverse is the rank
+    every = torch.cat([first, torch.where(gone, loss, math.inf), last])
+    rank = every.argsort(stable=True).argsort()[len(first) : len(first) + len(loss)]
+    count = gone.sum() + len(first) + len(last)
+    share = (rank.to(loss) + 0.5) / count.clamp(min=1)
     place = (share * len(held_out) - 0.5).clamp(0.0, len(held_out) - 1.0)
     below = place.floor().long()
     above = (below + 1).clamp(max=len(held_out) - 1)

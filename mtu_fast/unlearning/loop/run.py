@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,6 @@ from mtu_fast.unlearning.loop import checkpoint
 from mtu_fast.unlearning.loop.batches import END, Stream
 from mtu_fast.unlearning.loop.crews import (
     check_loaders,
-    check_parts,
     describe,
     joined,
     own,
@@ -75,7 +74,6 @@ class Run:
         crew.agreed(
             "unlearn", lambda: check_data(settings.forget, settings.retain, settings.validation)
         )
-        check_parts(crew, settings)
         check_loaders(crew, settings)
         self.schedule = settings.method if isinstance(settings.method, Scheduled) else None
         self.forget = Stream("forget", settings.forget)
@@ -186,16 +184,43 @@ class Run:
         self, batch: Any, losses: Mapping[str, Tensor], present: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """What of a forget batch is to be forgotten still."""
-        s = self.settings
+        levels = self.settings.levels
         gone = all_of(self.history.targets)(losses, present)
-        if s.levels is None:
+        if levels is None:
             return gone
-        true = losses
-        if s.forget_losses is not None:  # a step's losses are of other labels than the levels'
-            # what this forward draws must not change what the step draws
-            with preserved(self._generators()), evaluating(s.model):
-                true, _ = labelled(s.losses(s.model, batch))
-        return s.levels.left(true, gone, present)
+        what = "unlearn: levels"
+        true = self.crew.agreed(what, lambda: self._true_losses(batch, losses))
+        before, after = self._of_other_ranks(true, gone, present)
+        return self.crew.agreed(
+            what, lambda: levels.left(true, gone, present, before=before, after=after)
+        )
+
+    def _true_losses(self, batch: Any, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Those that levels were measured by; a step's may be of other labels."""
+        s = self.settings
+        if s.forget_losses is None:
+            return losses
+        # what this forward draws must not change what the step draws
+        with preserved(self._generators()), evaluating(s.model):
+            return labelled(s.losses(s.model, batch))[0]
+
+    def _of_other_ranks(
+        self,
+        losses: Mapping[str, Tensor],
+        gone: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """{task: losses of rows to forget} in this step, of the ranks before this one and of those after it."""
+        levels = self.settings.levels
+        if self.crew.size == 1 or levels is None or not levels.options["quantiles"]:
+            return {}, {}
+        mine = {}
+        for task, loss in losses.items():
+            mine[task] = loss.detach().double().cpu()[(gone[task] & present[task]).cpu()]
+        ranks = self.crew.objects("unlearn: levels", mine)
+        return _behind_one_another(ranks[: self.crew.rank]), _behind_one_another(
+            ranks[self.crew.rank + 1 :]
+        )
 
     def _forward(self, side: str, losses: LossFunction, batch: Any, called: str = "losses") -> Side:
         return self.crew.agreed(
@@ -359,6 +384,14 @@ class Run:
         # replaying a pass may draw from any
         found = [*generators_of(s.forget, s.retain), *s.generators]
         return list({id(generator): generator for generator in found}.values())
+
+
+def _behind_one_another(ranks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    found: dict[str, list[Tensor]] = {}
+    for of_rank in ranks:
+        for task, losses in of_rank.items():
+            found.setdefault(task, []).append(losses)
+    return {task: torch.cat(pieces) for task, pieces in found.items()}
 
 
 def _named(settings: Settings) -> str:
