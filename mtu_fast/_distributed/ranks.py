@@ -52,6 +52,7 @@ class Ranks:
         device: where the model is.
 
     Attributes:
+        group: as given.
         outside: gives the parameters outside the shared ones, in one order on all ranks.
         rank: this process's number in the group.
         size: their number W.
@@ -62,7 +63,7 @@ class Ranks:
     """
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
-        self._group = group
+        self.group = group
         self.outside: Callable[[], Sequence[Tensor]] = list
         self.slices: Leaves | None = None
         self.wire: torch.dtype | None = None
@@ -91,14 +92,14 @@ class Ranks:
         """A plain value of every rank."""
         found: list[Any] = [None] * self.size
         self.sent[what] += (self.size - 1) * len(pickle.dumps(mine))
-        self._run(what, lambda: dist.all_gather_object(found, mine, group=self._group))
+        self._run(what, lambda: dist.all_gather_object(found, mine, group=self.group))
         return found
 
     def sum(self, what: str, t: Tensor) -> Tensor:
         """The sum of a dense tensor over ranks, the same bits on each."""
         wire = self._copied(t)
         self.sent[what] += 2 * (self.size - 1) * wire.nbytes // self.size
-        self._run(what, lambda: dist.all_reduce(wire, group=self._group))
+        self._run(what, lambda: dist.all_reduce(wire, group=self.group))
         return wire.to(t.device)
 
     def scattered(self, what: str, pieces: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ class Ranks:
         wire = self._copied(pieces)
         found = torch.empty_like(wire[0])
         self.sent[what] += (self.size - 1) * wire.nbytes // self.size
-        self._run(what, lambda: _reduce_scatter(found, wire.flatten(), group=self._group))
+        self._run(what, lambda: _reduce_scatter(found, wire.flatten(), group=self.group))
         return found.to(pieces.device)
 
     def sum_at(self, what: str, t: Tensor, rank: int) -> Tensor:
@@ -114,16 +115,16 @@ class Ranks:
         wire = self._copied(t)
         self.sent[what] += (self.size - 1) * wire.nbytes // self.size
         # torch counts by ranks of the whole world
-        at = dist.get_global_rank(self._group, rank)
-        self._run(what, lambda: dist.reduce(wire, at, group=self._group))
+        at = dist.get_global_rank(self.group, rank)
+        self._run(what, lambda: dist.reduce(wire, at, group=self.group))
         return wire.to(t.device)
 
     def first(self, what: str, t: Tensor) -> Tensor:
         """The tensor of rank 0."""
         wire = self._copied(t)
         self.sent[what] += wire.nbytes if self.rank == 0 else 0
-        at = dist.get_global_rank(self._group, 0)
-        self._run(what, lambda: dist.broadcast(wire, at, group=self._group))
+        at = dist.get_global_rank(self.group, 0)
+        self._run(what, lambda: dist.broadcast(wire, at, group=self.group))
         return wire.to(t.device)
 
     def same_generator(self, method: object) -> None:
@@ -153,7 +154,7 @@ class Ranks:
         found = torch.empty(sum(sizes), dtype=torch.uint8, device=self._wire)
         self._run(
             what,
-            lambda: dist.all_to_all_single(found, sent, list(sizes), given, group=self._group),
+            lambda: dist.all_to_all_single(found, sent, list(sizes), given, group=self.group),
         )
         return list(found.to(device).split(list(sizes)))
 
@@ -197,7 +198,7 @@ class Ranks:
     def _all_gather(self, what: str, mine: Tensor) -> list[Tensor]:
         found = [torch.empty_like(mine) for _ in range(self.size)]
         self.sent[what] += (self.size - 1) * mine.nbytes
-        self._run(what, lambda: dist.all_gather(found, mine, group=self._group))
+        self._run(what, lambda: dist.all_gather(found, mine, group=self.group))
         return found
 
     def _run(self, what: str, collective: Callable[[], object]) -> None:

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import nn
 
 from mtu_fast._distributed import fsdp, tensor_parallel
-from mtu_fast._distributed.crew import Crew, RankedCrew
 from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._distributed.same import DTensorSlicer, SameTaking
 from mtu_fast._distributed.slices import Slices
@@ -258,20 +257,40 @@ def taking_of(
     return SameTaking(own, ranks, ranks.slices)
 
 
-def crew_of_model(model: nn.Module) -> Crew:
-    """Who looks at a model: the ranks of a DistributedDataParallel one, else this process.
+def ranks_of_model(model: nn.Module) -> Ranks | None:
+    """The ranks that a DistributedDataParallel or FSDP2 model is of; None for this process alone.
 
     Raises:
-        ValueError: the model is in slices.
+        ValueError: the model is tensor parallel.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        return Crew()
-    if any(map(fsdp.is_fsdp, model.modules())) or any(map(_is_sharded, model.parameters())):
+        return None
+    if is_sliced(model):
+        return _of_fsdp(model, UNSET).ranks
+    if any(map(_is_sharded, model.parameters())):
         raise ValueError(
-            "unlearned: found a model in slices (FSDP2, tensor parallel), expected a whole one: load "
-            "its full state into a plain model, or into one of DistributedDataParallel."
+            "unlearned: found a tensor parallel model, expected a whole one, or one of FSDP2: load its full state into "
+            "a plain model, or into one of DistributedDataParallel."
         )
-    group = model.process_group if isinstance(model, nn.parallel.DistributedDataParallel) else None
+    _, group = _without_ddp(model)
     if group is None or dist.get_world_size(group) == 1:
-        return Crew()
-    return RankedCrew(_ranks(model, group))
+        return None
+    return _ranks(model, group)
+
+
+def is_sliced(model: nn.Module) -> bool:
+    """Whether a model is of FSDP2."""
+    return any(map(fsdp.is_fsdp, model.modules()))
+
+
+def slices_of(model: nn.Module) -> list[Any]:
+    """The slices of an FSDP2 model, which optimizers are to have: a forward may leave whole ones in their place."""
+    for module in filter(fsdp.is_fsdp, model.modules()):
+        module.reshard()  # type: ignore[operator]
+    return list(model.parameters())
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, or itself."""
+    found: nn.Module = _without_ddp(model)[0]
+    return found

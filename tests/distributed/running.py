@@ -16,7 +16,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import mtu_fast as mtu
+from mtu_fast._distributed.crew import RankedCrew
+from mtu_fast._distributed.wrappers import ranks_of_model
 from mtu_fast.unlearning.loop import DivergedError
+from mtu_fast.unlearning.metrics import relearn_steps
+from mtu_fast.unlearning.report.passes import Reading
+from mtu_fast.unlearning.report.relearning import relearn
 from tests.distributed.cases import case, close, raises, same_everywhere
 from tests.distributed.sharded import whole
 
@@ -253,16 +258,80 @@ def unlearn_of_unequal_shares() -> None:
 
 @case
 def audit_over_ranks() -> None:
+    """As on one process: DDP, FSDP2, and a sharded original too."""
     size = dist.get_world_size()
-    model, plain = wrapped("ddp"), model_of()
-    more: dict[str, Any] = {"losses": losses, "score": accuracy, "cosine_samples": 0}
+    more: dict[str, Any] = {"losses": losses, "score": accuracy, "cosine_samples": 2}
     names = dict(zip(("forget", "retain", "test"), (1, 2, 3), strict=True))
-    ours = mtu.audit(model_of(), model, **{n: shares(s) for n, s in names.items()}, **more)
-    truth = mtu.audit(
-        model_of(), plain, **{n: rank_by_rank(s, size) for n, s in names.items()}, **more
+    share = {n: shares(s) for n, s in names.items()}
+    joined = {n: rank_by_rank(s, size) for n, s in names.items()}
+    # what is relearned at once: the original is no better
+    more |= {"relearn": lambda parameters: torch.optim.SGD(parameters, lr=0.1), "relearn_limit": 2}
+    truth = mtu.audit(model_of(), moved(model_of()), **joined, **more)
+    first = None
+    for kind, original in (("ddp", model_of()), ("fsdp", model_of()), ("fsdp", wrapped("fsdp"))):
+        ours = mtu.audit(original, moved(wrapped(kind)), **share, **more)
+        for part in ("scores", "membership", "drift", "request", "parameter_shift", "relearn"):
+            near(ours.data[part], truth.data[part])
+        first = first or ours
+        # those of the first rank's batch, whoever holds the parameters
+        near(ours.data["cosines"], first.data["cosines"])
+    assert first is not None
+    assert first.data["cosines"]["unlearned"]["samples"]["forget"] == 2
+
+
+def moved(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1)
+    return model
+
+
+@case
+def relearning_over_ranks() -> None:
+    size = dist.get_world_size()
+    original = model_of()
+    tuned = torch.optim.SGD(original.parameters(), lr=0.5)
+    x, y = data(1).tensors
+    for _ in range(60):
+        tuned.zero_grad()
+        nn.functional.cross_entropy(original(x), y).backward()
+        tuned.step()
+    goal = 0.95 * accuracy(original, together(1, size))["loss"]
+
+    def adam(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=0.1)
+
+    batches = together(1, size)
+    truth = relearn_steps(
+        model_of(), batches, losses, lambda m: accuracy(m, batches)["loss"], goal, adam, limit=40
     )
-    for part in ("scores", "membership", "drift", "request"):
-        near(ours.data[part], truth.data[part])
+    assert truth is not None and truth > 1
+    for kind in ("ddp", "fsdp"):
+        model = wrapped(kind)
+        before = [p.clone() for p in parameters_of(model)]
+        ranks = ranks_of_model(model)
+        assert ranks is not None
+        models = {"original": original, "unlearned": model}
+        reading, counts = Reading(losses, accuracy), [{"loss": SIZE // size}] * size
+        given = (models, shares(1), reading, ("loss",), adam, 40, RankedCrew(ranks), ranks, counts)
+        assert relearn(*given) == {"unlearned": truth}
+        for p, was in zip(model.parameters(), before, strict=True):
+            assert p.grad is None and torch.equal(whole(p.detach()), was)
+
+
+@case
+def audit_of_unequal_shares() -> None:
+    batches = together(1, 1)[: 3 + dist.get_rank()]
+    with raises(ValueError, "forget", "DistributedSampler"):
+        mtu.audit(
+            model_of(),
+            wrapped("fsdp"),
+            forget=batches,
+            retain=shares(2),
+            test=shares(3),
+            losses=losses,
+            score=accuracy,
+        )
 
 
 def rank_by_rank(seed: int, size: int) -> list[Batch]:

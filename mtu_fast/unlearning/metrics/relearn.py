@@ -64,7 +64,35 @@ def relearn_steps(
     check_whole("relearn_steps: limit", limit, 1)
     check_whole("relearn_steps: every", every, 1)
     check_number("relearn_steps: level", level)
-    model = _trainable_copy(model)
+    return relearned(
+        trainable_copy(model),
+        forget,
+        lambda tuned, batch: _mean_loss(*labelled(losses(tuned, batch))).backward(),
+        score,
+        level,
+        optimizer,
+        limit=limit,
+        every=every,
+    )
+
+
+def relearned(
+    model: nn.Module,
+    forget: Iterable[Any],
+    backward: Callable[[nn.Module, Any], None],
+    score: Callable[[nn.Module], float],
+    level: float,
+    optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
+    *,
+    limit: int,
+    every: int = 1,
+) -> int | None:
+    """`relearn_steps` of the model itself; `backward` leaves the gradient of a batch in `.grad`.
+
+    Raises:
+        TypeError: `optimizer` gives none.
+        ValueError: there is no batch, or a score is not finite.
+    """
     steps = optimizer(model.parameters())
     check_optimizer("relearn_steps: optimizer", steps)
     # a fresh iterator for each pass, so that a loader shuffles anew
@@ -80,12 +108,13 @@ def relearn_steps(
             return step
         if step < limit:
             steps.zero_grad()
-            _mean_loss(*labelled(losses(model, next(batches)))).backward()
+            backward(model, next(batches))
             steps.step()
     return None
 
 
-def _trainable_copy(model: nn.Module) -> nn.Module:
+def trainable_copy(model: nn.Module) -> nn.Module:
+    """A copy of which parameters require grad."""
     found = copy.deepcopy(model)
     if not any(parameter.requires_grad for parameter in found.parameters()):
         found.requires_grad_(True)  # a model that was frozen to be kept

@@ -202,7 +202,8 @@ def parameter_shift(original: Iterable[Tensor], unlearned: Iterable[Tensor]) -> 
 
     Args:
         original: the parameters of the original model, for example `model.parameters()`.
-        unlearned: those of the unlearned model, same order and shapes.
+        unlearned: those of the unlearned model, same order and shapes. Of sharded ones (DTensor),
+            all ranks call this together.
 
     Returns:
         The relative shift, >= 0.
@@ -219,7 +220,7 @@ def parameter_shift(original: Iterable[Tensor], unlearned: Iterable[Tensor]) -> 
         )
     moved, size = 0.0, 0.0
     for p, q in zip(before, after, strict=True):
-        old, new = p.detach().double(), q.detach().double()
+        old, new = _whole(p).double(), _whole(q).double()
         moved += (new - old).square().sum().item()
         size += old.square().sum().item()
     if size == 0:
@@ -227,6 +228,12 @@ def parameter_shift(original: Iterable[Tensor], unlearned: Iterable[Tensor]) -> 
             "the original parameters are all 0, and the shift is relative to their norm"
         )
     return math.sqrt(moved / size)
+
+
+def _whole(p: Any) -> Tensor:
+    """A parameter, which ranks may hold in slices; one at a time is whole."""
+    found: Tensor = p.detach()
+    return found.full_tensor() if hasattr(found, "full_tensor") else found
 
 
 def _tensors(name: str, given: Any) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -13,29 +13,31 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from mtu_fast._arguments import check_function, check_text, check_whole
 from mtu_fast._checks.masks import targeted
-from mtu_fast._distributed.crew import Crew
-from mtu_fast._distributed.wrappers import crew_of_model
+from mtu_fast._distributed.crew import Crew, RankedCrew
+from mtu_fast._distributed.wrappers import is_sliced, ranks_of_model
 from mtu_fast.unlearning.arguments import check_model, check_names
 from mtu_fast.unlearning.loaders import sampler_of
-from mtu_fast.unlearning.metrics import parameter_shift, relearn_steps
+from mtu_fast.unlearning.metrics import parameter_shift
 from mtu_fast.unlearning.metrics.tables import check_removal
-from mtu_fast.unlearning.reading import LossFunction, ScoreFunction, Side
-from mtu_fast.unlearning.report import numbers
+from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
+from mtu_fast.unlearning.report import numbers, relearning
 from mtu_fast.unlearning.report.comparisons import comparisons
 from mtu_fast.unlearning.report.cosines import Params, layer_cosines
 from mtu_fast.unlearning.report.histograms import histograms
 from mtu_fast.unlearning.report.levels import chances, loss_aims, shares
-from mtu_fast.unlearning.report.passes import PerTask, Reading, check_batches, measure, untouched
+from mtu_fast.unlearning.report.passes import (
+    PerTask,
+    Reading,
+    check_batches,
+    check_shares,
+    measure,
+    untouched,
+)
 from mtu_fast.unlearning.report.plain import check_cost, plain, records, step_cost
+from mtu_fast.unlearning.report.relearning import Optimizer
 from mtu_fast.unlearning.report.result import SCHEMA, VERSION, Audit
 from mtu_fast.unlearning.report.split import Split
 from mtu_fast.unlearning.report.verdict import verdict
-
-# share of the original's forget score from which it counts as back; the last bit takes as long as
-# it likes
-BACK = 0.95
-
-Optimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 
 
 def audit(
@@ -64,9 +66,11 @@ def audit(
 ) -> Audit:
     """What was removed, and what else moved: every score, sample by sample where it matters.
 
-    On several ranks (`unlearned` a DistributedDataParallel model), each with loaders of its share,
-    samples are those of all ranks, scores means over ranks by samples, cosines those of the first
-    rank's batch, and every rank has the same audit.
+    On several ranks (`unlearned` a DistributedDataParallel or FSDP2 model), each with loaders of its
+    share, samples are those of all ranks, scores means over ranks by samples, cosines those of the
+    first rank's batch, relearning is that of the ranks' batches together, and every rank has the
+    same audit. The other models may be plain, or wrapped likewise. With FSDP2 every rank has as many
+    batches.
 
     The models are put in eval mode and back; their parameters, buffers, `.grad`, modes and torch's
     random state are as before in the end. Each loader is read once by all models together, so that
@@ -98,7 +102,8 @@ def audit(
         cost: {what: number}, or {what: {variant: number}}: for example ms per step and peak MiB;
             None for what was not measured.
         relearn: parameters -> optimizer; given, the steps of fine-tuning in eval mode are counted
-            until the targets' mean forget score is back at 95 % of the original's.
+            until the targets' mean forget score is back at 95 % of the original's. An FSDP2 model is
+            tuned itself, and put back.
         relearn_limit: steps after which relearning gives up.
         params: model -> the parameters whose gradients the cosines compare; all that require grad
             by default.
@@ -135,25 +140,28 @@ def audit(
     for name, loader in loaders.items():
         check_batches(name, loader)
     reading = Reading(losses, score, outputs, labels, present)
-    crew = crew_of_model(unlearned)
-    if crew.size > 1 and relearn is not None:
-        raise ValueError(
-            "relearn: found it on several ranks, expected None: relearning is that of one process."
-        )
+    ranks = ranks_of_model(unlearned)
+    crew = Crew() if ranks is None else RankedCrew(ranks)
+    check_shares(models.values(), loaders, crew)
     with untouched(models.values(), loaders.values()):
         splits = _splits(models, loaders, reading, crew)
         chosen = targeted(targets, _tasks(splits))
         cosines = None
         if cosine_samples:
             batches = next(iter(forget)), next(iter(retain))
-            mine = _cosines(models, batches, reading, chosen, cosine_samples, params)
+            mine = _cosines(
+                models, batches, reading, chosen, cosine_samples, params, crew.rank == 0
+            )
             # a mean of the ranks' cosines is no cosine of a mean: all ranks keep the first's
             cosines = crew.objects("audit: cosines", mine)[0]
         again = None
         # without labels there is no score that could come back
         known = [task for task in chosen if splits["forget"].labelled[task]]
         if relearn and known:
-            again = _relearn(models, forget, reading, known, relearn, relearn_limit)
+            counts = splits["forget"].counts
+            again = relearning.relearn(
+                models, forget, reading, known, relearn, relearn_limit, crew, ranks, counts
+            )
     scores = _scores(models, splits)
     notes = _unlabelled(splits)
     request = _request(chosen, splits, removal)
@@ -236,12 +244,19 @@ def _cosines(
     targets: Sequence[str],
     samples: int,
     params: Params | None,
+    counts: bool,
 ) -> dict[str, Any]:
-    """Gradient cosines of both models on the same batches."""
+    """Gradient cosines of both models on the same batches, which count on one rank."""
     found = {}
     for name in ("original", "unlearned"):
         found[name] = layer_cosines(
-            models[name], *batches, reading, targets, samples=samples, params=params
+            models[name],
+            *batches,
+            reading,
+            targets,
+            samples=samples,
+            params=params,
+            counts=counts or not is_sliced(models[name]),
         )
     return found
 
@@ -299,39 +314,6 @@ def _unlabelled(splits: Mapping[str, Split]) -> list[str]:
                     f"No sample of {name} has a label for task {task!r}: its numbers there are left out."
                 )
     return notes
-
-
-def _relearn(
-    models: Mapping[str, nn.Module],
-    forget: Iterable[Any],
-    reading: Reading,
-    targets: Sequence[str],
-    optimizer: Optimizer,
-    limit: int,
-) -> dict[str, int | None]:
-    """Steps of the unlearned and of the retrained model until the targets' mean forget score is back."""
-
-    def of_targets(model: nn.Module, batch: Any) -> Side:
-        losses, there = reading.read(model, batch)
-        return {task: losses[task] for task in targets}, {task: there[task] for task in targets}
-
-    def level(model: nn.Module) -> float:
-        with torch.no_grad():
-            found = reading.score(model, forget)
-        return sum(found[task] for task in targets) / len(targets)
-
-    goal = level(models["original"])
-    # below by 5 % of its size also where it is negative, as minus a loss
-    goal -= (1 - BACK) * abs(goal)
-    found = {}
-    for name, model in models.items():
-        if name != "original":
-            with torch.enable_grad():
-                steps = relearn_steps(
-                    model, forget, of_targets, level, goal, optimizer, limit=limit
-                )
-            found[name] = steps
-    return found
 
 
 def _now() -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtu_fast._distributed.wrappers import is_sliced
 from mtu_fast.engine import Engine
 from mtu_fast.methods import FORGET, RETAIN, Roles
 from mtu_fast.rows import Rows, cat
@@ -25,6 +26,7 @@ def layer_cosines(
     *,
     samples: int = 16,
     params: Params | None = None,
+    counts: bool = True,
 ) -> dict[str, Any]:
     """mean_{i in F, j in R} G_l[i, j] / √(G_l[i, i] G_l[j, j]) for each layer l, forget task s and retain task t.
 
@@ -40,6 +42,8 @@ def layer_cosines(
         targets: the tasks s.
         samples: at most so many samples of each batch, the first that have a label.
         params: model -> the parameters to look at; all that require grad by default.
+        counts: whether these batches are looked at; False on the other ranks of an FSDP2 model,
+            which take part.
 
     Returns:
         layers: their names. pairs: [s, t]. mean: [L][pairs], None where a row is zero in the layer.
@@ -47,11 +51,13 @@ def layer_cosines(
     """
     if not any(p.requires_grad for p in model.parameters()):
         model.requires_grad_(True)
-    # this rank by itself: the cosines are those of its batch
-    engine = Engine(model, None if params is None else params(model), group=None)
+    of = None if params is None else params(model)
+    # a whole model: this rank by itself, with the cosines of its batch
+    engine = Engine(model, of) if is_sliced(model) else Engine(model, of, group=None)
+    most = samples if counts else 0
     with torch.enable_grad():
-        gone = _first_rows(engine, model, forget, reading, samples, forget=True)
-        kept = _first_rows(engine, model, retain, reading, samples, forget=None)
+        gone = _first_rows(engine, model, forget, reading, most, forget=True)
+        kept = _first_rows(engine, model, retain, reading, most, forget=None)
     rows = cat(gone, kept)
     pairs, means = _means(_cosines(rows), rows.roles, targets)
     return {

@@ -18,8 +18,9 @@ from mtu_fast._arguments import check_dense, check_function, check_mapping, chec
 from mtu_fast._checks.losses import labelled
 from mtu_fast._checks.masks import presence
 from mtu_fast._distributed.crew import Crew
+from mtu_fast._distributed.wrappers import is_sliced
 from mtu_fast.unlearning.arguments import NO_LOADERS
-from mtu_fast.unlearning.loaders import begun, generators_of
+from mtu_fast.unlearning.loaders import begun, generators_of, length_of
 from mtu_fast.unlearning.metrics import entropy, kl_divergence, logit_distance
 from mtu_fast.unlearning.modes import evaluating
 from mtu_fast.unlearning.randomness import preserved
@@ -72,6 +73,23 @@ def check_batches(name: str, loader: object) -> None:
         )
 
 
+def check_shares(models: Iterable[nn.Module], loaders: Mapping[str, object], crew: Crew) -> None:
+    """Where a forward of one rank waits for the others, all have as many batches.
+
+    Raises:
+        ValueError: they have not.
+    """
+    if crew.size == 1 or not any(map(is_sliced, models)):
+        return
+    for name, loader in loaders.items():
+        lengths = crew.objects("audit", length_of(loader))
+        if len(set(lengths)) > 1:
+            raise ValueError(
+                f"{name}: found {lengths} batches on the ranks of an FSDP2 model, expected as many on each: give it a "
+                "torch.utils.data.distributed.DistributedSampler."
+            )
+
+
 def measure(
     name: str,
     models: Mapping[str, nn.Module],
@@ -98,24 +116,38 @@ def measure(
     """
     # one pass for all models: under any order of the loader, samples are paired
     mine = crew.agreed(f"audit: {name}", lambda: _share(name, models, loader, reading))
-    parts, samples, weights = Parts(), 0, []
+    parts, samples, counts = Parts(), 0, []
     for share, count in crew.objects(f"audit: {name}", mine):
-        weights.append({task: len(at) for task, at in share.joined("index").items()})
+        counts.append({task: len(at) for task, at in share.joined("index").items()})
         share.shift(samples)
         parts.take(share)
         samples += count
     split = parts.split(samples, models)
+    split.counts = counts
     known = split.labelled
     if not any(known.values()):
         raise ValueError(
             f"{name}: no sample has a label for any of the tasks {list(known)}, expected some."
         )
     for model, net in models.items():
-        own = crew.agreed(f"audit: {name}", partial(reading.score, net, loader))
-        given = crew.objects(f"audit: {name}", own)
-        whole = given[0] if crew.size == 1 else _mean(given, weights)
-        split.scores[model] = _scores(name, model, whole, known)
+        split.scores[model] = _scores(
+            name, model, scored(name, net, loader, reading, crew, counts), known
+        )
     return split
+
+
+def scored(
+    name: str,
+    net: nn.Module,
+    loader: Iterable[Any],
+    reading: Reading,
+    crew: Crew,
+    counts: Sequence[Mapping[str, int]],
+) -> Any:
+    """What `score` gives of a model; on several ranks the means over them by labelled samples."""
+    own = crew.agreed(f"audit: {name}", partial(reading.score, net, loader))
+    given = crew.objects(f"audit: {name}", own)
+    return given[0] if crew.size == 1 else _mean(given, counts)
 
 
 def _share(

@@ -27,6 +27,7 @@ class Split:
         kl, distance: {task: [n]} between retrained and unlearned.
         labels: {task: [n]}.
         index: {task: [n]}, each sample's place in the loader.
+        counts: {task: labelled samples} of each process's loader.
     """
 
     samples: int = 0
@@ -37,6 +38,7 @@ class Split:
     distance: dict[str, Tensor] = field(default_factory=dict)
     labels: dict[str, Labels] = field(default_factory=dict)
     index: dict[str, Tensor] = field(default_factory=dict)
+    counts: list[dict[str, int]] = field(default_factory=list)
 
     @property
     def labelled(self) -> dict[str, bool]:
