@@ -6,7 +6,7 @@ import pytest
 
 import mtu_fast as mtu
 from benchmarks import tables
-from benchmarks.notes import group_norm, grouped_rows, memory_budget, refinement
+from benchmarks.notes import group_norm, grouped_rows, many_rows, memory_budget, refinement
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,6 +20,12 @@ def test_grouped_rows_prints_a_line_per_case(capsys: pytest.CaptureFixture[str])
     grouped_rows.main(["--quick"])
     (line,) = capsys.readouterr().out.splitlines()
     assert float(line.split()[-1]) > 0
+
+
+def test_many_rows_prints_a_line_per_case(capsys: pytest.CaptureFixture[str]) -> None:
+    assert min(many_rows.main(["--quick", "--repeats", "2"])) > 1
+    assert capsys.readouterr().out.count("N = ") == len(many_rows.CASES) + 2
+    assert many_rows.halved(4)[:8] == [0, 1, 0, 2, 3, 4, 3, 5]
 
 
 def test_refinement_brings_the_residual_down(capsys: pytest.CaptureFixture[str]) -> None:
