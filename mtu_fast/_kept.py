@@ -74,6 +74,7 @@ def step(rows: Rows, method: Method, *kept: Keeper | None) -> Update:
     joined = rows
     for keeper in keepers:
         joined = keeper.join(joined)
+    # before the update, which uses the rows up
     pending = [keeper.look(rows) for keeper in keepers]
     with undone(method):
         planned = joined.planned(method, check=not keepers)
@@ -103,10 +104,12 @@ def orthonormal(
     rows = cat(*batches)
     J = rows.jacobian()
     flat = [part[..., None].flatten(1) for part in J.values()]  # a number has rows [K, 1]
+    # float64 whatever the rows are in
     G = torch.stack([row_gram([part]) for part in flat]).sum(0)
     W, dimension = basis_weights(G, dependence_tolerance(rows.roles.dtype), energy, rank)
     # columns that are not zero; of rows that all are, one vector of zeros, which spans as little
     order = W.square().sum(0).argsort(descending=True)[: max(int(dimension), 1)]
+    # Q = Wᵀ J with Wᵀ G W = 1, `[K, *shape]` for each parameter
     vectors = [torch.tensordot(W.T[order].to(part.dtype), part, 1) for part in J.values()]
     # what that rounded: one round, since they are nearly orthonormal; all of it in one precision
     finest = reduce(torch.promote_types, [v.dtype for v in vectors])

@@ -63,9 +63,11 @@ class Accumulation:
 
     def _with(self, batch: Batch, parts: Sequence[TaskRows], shared: Shared) -> Means:
         """The means of what is held and of these."""
+        # a copy: what is held stays as it was if a part does not fit
         means = Means(shared) if self._means is None else self._means.copy()
         for part in parts:
             if len(part):
+                # a mean row is of one task and one kind
                 (task,), (kind,) = part.roles.tasks, part.outside
                 means.add((task, kind), part, batch.members[task].of[kind].sum().double())
         return means

@@ -95,6 +95,7 @@ class Engine:
         self._own = OwnTaking(self._space, memory_budget, check_names, units, slicer)
         self._taking: OwnTaking | JoinedTaking | SameTaking = self._own
         if ranks is not None:
+            # asked anew each time: parameters may be frozen or freed between steps
             ranks.outside = lambda: list(self._space.outside.values())
             ranks.wire = wire
             self._space.ledger.at_once = True  # ranks wait for one another anyway
@@ -141,8 +142,10 @@ class Engine:
             return self.rows(losses, forget=forget, present=present).backward(method)
         absent = method.allows_absent and subspace is None and memory is None
         batch = self._batch(losses, forget, present, absent)
+        # weights that do not depend on G: one backward of Σ w · loss, no rows
         if not method.needs_gram and subspace is None and memory is None:
             return self._taking.weighted_backward(batch, method)
+        # the graph is used up here; from now on there are rows only
         parts = self._taking.rows(batch, method.per)
         rows = Rows(self._space.shared, parts, self._taking.ranks)
         return self._step(rows, method, subspace, memory)
@@ -202,11 +205,13 @@ class Engine:
             )
         per = "sample" if isinstance(method, Tensor) else method.per
         self._accumulation.check(per, self._space.shared)
+        # made at once: the means ask it for the number of samples
         batch = self._batch(losses, forget, present)()
         parts = self._taking.rows(lambda: batch, per)
         self._accumulation.add(batch, parts, per, self._space.shared)
         if not sync:
             return None
+        # nothing is held from here on, also where the step fails
         rows = self._accumulation.take()
         if isinstance(method, Tensor):
             return rows.backward(method)
@@ -347,6 +352,7 @@ class Engine:
     ) -> Callable[[], Batch]:
         """What makes the batch of a call; what earlier calls are still to raise is raised first."""
         ledger = self._space.ledger
+        # what a GPU has found since is raised before new work begins
         ledger.settle()
         flags = ledger.flags(self._space.shared.parameters[0].device)
         return partial(Batch.of, losses, forget, present, flags, allows_absent)
@@ -356,6 +362,7 @@ class Engine:
     ) -> Update:
         """The update of rows, with a look at what `.grad` held before."""
         shared = self._space.shared.parameters
+        # slices of parameters are written by their owners, not here
         seen = () if self._space.shared.owners else shared
         self._written.check(method, seen)
         with no_autocast(shared[0].device):  # of a basis, too

@@ -178,6 +178,7 @@ class Memory:
         at = self._retained(rows)
         if not len(at):
             return lambda update: held
+        # before the step, which uses the rows up
         new = rows.taken(at).to(self._form.dtype)
         if held.block is None:
             held = replace(held, size=self._most(new))
@@ -226,6 +227,7 @@ class Memory:
         unknown = [task for task in wanted if task not in roles.tasks]
         if unknown:
             raise ValueError(f"Memory: tasks names {unknown}, the rows have {list(roles.tasks)}.")
+        # `[T]`, looked up by each row's task
         flags = torch.tensor([task in wanted for task in roles.tasks], device=roles.task.device)
         return ((roles.kind == RETAIN) & flags[roles.task]).nonzero().flatten()
 
@@ -244,6 +246,7 @@ class Memory:
         both, place = new, at
         if held.block is not None:
             both = held.block.before(new)
+            # the held rows came last in the step, behind its own
             first = len(update.roles) - len(held.block)
             place = torch.cat([torch.arange(first, len(update.roles), device=at.device), at])
         stay = _best(self._scores(update, place), both.roles, held.size, self._per_task)
@@ -274,8 +277,11 @@ class Memory:
                 "what rows feel of a step is read off G."
             )
         R = len(update.seen)
+        # per layer or tensor: inner products add up over the parameters
         G = update.gram.reshape(-1, R, R).sum(0)
+        # ⟨g_i, f⟩ for every row, f = Jᵀ m the mean forget gradient
         felt = G @ mean_weights(update.seen, FORGET)
+        # / |g_i|; a zero row gives 0/0, which is no conflict
         scores = felt / G.diagonal().clamp(min=0.0).sqrt()
         return scores[update.places(place)].nan_to_num()
 

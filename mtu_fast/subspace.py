@@ -133,6 +133,7 @@ class Subspace:
         Raises:
             ValueError: rows of another engine.
         """
+        # on a GPU a step turns out to be unsound only after its rows were kept
         self._drop_unsound()
         if not self.full:
             return rows
@@ -269,6 +270,7 @@ class Subspace:
     def _with_basis(self, held: Held) -> Held:
         of, first = self._form, held.batches[0]
         named, _ = orthonormal(held.batches, of.rank, of.energy, of.dtype)
+        # in the lowest precision of the rows, of which their dependence is judged
         basis = first.replaced(named, first.roles.tasks[0], cat(*held.batches).roles.dtype)
         return replace(held, basis=basis)
 

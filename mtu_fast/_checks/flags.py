@@ -64,6 +64,7 @@ class Flags:
     def bad(self) -> Tensor | None:
         """Whether a condition fails, `[]` bool on the device; None where none was left there."""
         if self._any is None and self._bad:
+            # one tensor for all conditions, so that one copy tells
             self._any = torch.stack(self._bad).any()
         return self._any
 

@@ -56,6 +56,7 @@ def named_losses(losses: Losses, flags: Flags = AT_ONCE) -> dict[str, Tensor]:
         _check_graph(task, loss)
     _check_lengths(named)
     _check_devices(named)
+    # the error must not hold the graph, which may be the most of the memory
     values = {task: loss.detach() for task, loss in named.items()}
     flags.check_finite(values.values(), lambda: _not_finite(values))
     return named

@@ -49,15 +49,11 @@ def check_rows(name: str, state: object) -> None:
         _check_column(f"{name}: {column}", held[column], dtype, count)
     _check_matrices(f"{name}: counts", held["counts"], count)
     known = names(f"{name}: tasks", held["tasks"])
+    # by now the column is one of whole numbers
     if count and not (int(task.min()) >= 0 and int(task.max()) < len(known)):
         raise ValueError(f"{name}: task: found other indices than those of the {len(known)} tasks.")
     check_dtype(f"{name}: dtype", held["dtype"])
-    vectors = check_mapping(f"{name}: vectors", held["vectors"], "{name: [K, ...]}")
-    if not vectors:
-        raise ValueError(f"{name}: vectors: found none, expected those of a parameter at least.")
-    for key, v in vectors.items():
-        if not isinstance(v, Tensor) or not v.dim() or len(v) != count:
-            raise ValueError(f"{name}: vectors[{key!r}]: found {_of(v)}, expected [{count}, ...].")
+    _check_vectors(f"{name}: vectors", held["vectors"], count)
     _check_grams(f"{name}: grams", held["grams"], count)
 
 
@@ -122,19 +118,32 @@ def _check_matrices(name: str, counts: object, count: int) -> None:
         raise ValueError(f"{name}: found {shown(counts)}, expected numbers whose sum is {count}.")
 
 
+def _check_vectors(name: str, vectors: object, count: int) -> None:
+    by_name = check_mapping(name, vectors, "{name: [K, ...]}")
+    if not by_name:
+        raise ValueError(f"{name}: found none, expected those of a parameter at least.")
+    for key, v in by_name.items():
+        if not isinstance(v, Tensor) or not v.dim() or len(v) != count:
+            raise ValueError(f"{name}[{key!r}]: found {_of(v)}, expected [{count}, ...].")
+
+
 def _check_grams(name: str, grams: object, count: int) -> None:
     if not isinstance(grams, list | tuple):
         raise TypeError(f"{name}: found {shown(grams)}, expected a list of (parameters, Gram).")
     for pair in grams:
-        group, gram = pair if isinstance(pair, list | tuple) and len(pair) == 2 else (None, None)
-        if not isinstance(gram, Tensor) or gram.shape != (count, count):
-            raise ValueError(f"{name}: found {_of(gram)}, expected a Gram [{count}, {count}].")
-        if gram.dtype != torch.float64:
-            raise TypeError(f"{name}: found a Gram of {gram.dtype}, expected torch.float64.")
-        check_dense(name, gram)
-        is_group = isinstance(group, list | tuple) and all(type(j) is int for j in group)
-        if not is_group:
+        is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+        group, gram = pair if is_pair else (None, None)
+        _check_gram(name, gram, count)
+        if not isinstance(group, list | tuple) or not all(type(j) is int for j in group):
             raise TypeError(f"{name}: found {shown(group)}, expected the indices of parameters.")
+
+
+def _check_gram(name: str, gram: object, count: int) -> None:
+    if not isinstance(gram, Tensor) or gram.shape != (count, count):
+        raise ValueError(f"{name}: found {_of(gram)}, expected a Gram [{count}, {count}].")
+    if gram.dtype != torch.float64:
+        raise TypeError(f"{name}: found a Gram of {gram.dtype}, expected torch.float64.")
+    check_dense(name, gram)
 
 
 def _of(value: object) -> str:

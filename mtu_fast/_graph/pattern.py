@@ -93,10 +93,7 @@ class Pattern:
         if len(set(nodes)) < len(nodes):
             return None  # what was two nodes is one
         # a tied or exchanged parameter changes leaves without changing a node
-        of_leaf = {i: which.get(id(nodes[i].variable)) for i in self._variables}
-        if any(j != self.leaf.get(i) for i, j in of_leaf.items()):
-            return None
-        return nodes
+        return nodes if self._leaf(nodes, which) == self.leaf else None
 
     def _tops_of(self, losses: Sequence[Tensor]) -> list[Any] | None:
         """The nodes of the losses in their places, all others missing."""

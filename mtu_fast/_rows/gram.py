@@ -99,16 +99,11 @@ def _add_uses(
 
 
 def _add_known(gram: Tensor, parts: Sequence[TaskRows], group: Sequence[int]) -> int:
-    """Add the products of the last rows with themselves where a step before left them; how many rows, 0 if not.
-
-    They are kept of the last part, or of all in memory, which are the last and reach the same
-    parameters: where these are persistent and explicit, from their first step on.
-    """
-    last = parts[-1]
-    tail = [part for part in parts if part.matrix is not None] or [last]
-    is_held = all(part.persistent and part.is_dense() for part in tail)
-    if len(parts) == len(tail) or not len(last) or not is_held:
+    """Add the products of the last rows with themselves where a step before left them; how many rows, 0 if not."""
+    tail = _kept(parts)
+    if not tail:
         return 0
+    last = parts[-1]
     key, count = tuple(group), sum(map(len, tail))
     if key not in last.grams:
         # M Mᵀ of the kept rows M, which no step changes
@@ -119,3 +114,14 @@ def _add_known(gram: Tensor, parts: Sequence[TaskRows], group: Sequence[int]) ->
         last.grams[key] = found
     gram[-count:, -count:] += last.grams[key]
     return count
+
+
+def _kept(parts: Sequence[TaskRows]) -> list[TaskRows]:
+    """The last part, or all in memory, which are the last and reach the same parameters, beside others; else nothing.
+
+    Their products are worth keeping where they are persistent and explicit.
+    """
+    tail = [part for part in parts if part.matrix is not None] or [parts[-1]]
+    if len(tail) == len(parts) or not len(parts[-1]):
+        return []
+    return tail if all(part.persistent and part.is_dense() for part in tail) else []

@@ -27,10 +27,12 @@ def alignedmtl(gradients: Tensor, preference: Tensor | None = None, tol: float =
     p = preference
     if p is None:
         p = torch.full_like(gradients[:, 0], 1 / max(len(gradients), 1))
+    # A [R, k], Σ [k], Bᵀ [k, P]
     A, sigma, Bt = torch.linalg.svd(gradients, full_matrices=False)
     rank = int((sigma > tol * sigma[:1]).sum())
     if rank == 0:
         return gradients.new_zeros(gradients.shape[1])
+    # all singular values become the smallest: σ_min B Aᵀ p
     return sigma[rank - 1] * Bt[:rank].t() @ (A[:, :rank].t() @ p)
 
 

@@ -92,7 +92,9 @@ def _stacked(rows: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
 def _weighted(known: Reference, losses: Rows, masks: Rows) -> Tensor:
     """The scalar whose gradient the parameters outside get: the method without its surgery."""
     every = torch.cat(list(losses.values()))
+    # 0, with a graph: a loss that weighs nothing is reached all the same
     total = every.sum() * 0.0
+    # rows without columns: weights may go by losses and counts only
     sides = _sides(every.new_zeros(len(every), 0), losses, masks)
     for task, loss in losses.items():
         kept, gone = loss[~masks[task]], loss[masks[task]]
@@ -113,5 +115,6 @@ def _mask(forget: Forget, task: str, loss: Tensor) -> Tensor:
 def _accumulate(params: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
     for p, g in zip(params, gradients, strict=True):
         if g is not None:
+            # memory of its own, since autograd may hand out one tensor twice
             g = g.to_dense() if g.is_sparse else g.detach().clone()
             p.grad = g if p.grad is None else p.grad + g

@@ -42,6 +42,7 @@ class Sides:
             if len(self.retain[task]):
                 found["retain", task] = self.retain[task].mean(0)
             if len(self.forget[task]):
+                # negated: every row is one to descend on
                 found["forget", task] = -self.forget[task].mean(0)
         return found
 

@@ -32,8 +32,10 @@ def cagrad(gradients: Tensor, c: float = 0.5) -> Tensor:
     mean = gradients.mean(0)
     radius = c * float(mean.norm())
     low = float((gradients @ mean).min())  # the mean itself has it
+    # ⟨g_i, d⟩ ≤ ⟨g_i, g_0⟩ + ‖g_i‖ ‖d − g_0‖
     high = low + radius * float(gradients.norm(dim=1).max())
     best = mean
+    # 2⁻⁶⁰ of the first bracket is below rounding
     for _halving in range(60):
         # low can be had and high cannot
         middle = (low + high) / 2

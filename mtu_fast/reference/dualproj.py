@@ -30,6 +30,7 @@ def nearest(gradients: Tensor, g: Tensor, height: float, tol: float = 1e-11) -> 
     """
     best: Tensor | None = None
     slack = tol * torch.linalg.vector_norm(gradients, dim=1) * torch.linalg.vector_norm(g)
+    # 2^R faces: obviously right, and for a handful of rows only
     for S in subsets(len(gradients)):
         rows = gradients[S]
         d = g

@@ -28,6 +28,7 @@ def fair_weights(gradients: Tensor, a: float, tol: float = 1e-13) -> list[float]
             others = [g * x for g, x in zip(row, w, strict=True)]
             others[i] = 0.0
             w[i] = _root(row[i], sum(others), 1 / a)
+        # a sweep that moves nothing is the solution: the function is convex
         if all(abs(new - old) <= tol * new for new, old in zip(w, before, strict=True)):
             return w
     return None
@@ -38,6 +39,7 @@ def _root(square: float, rest: float, q: float) -> float:
     low, high = -300.0, 300.0
     for _halving in range(80):
         middle = (low + high) / 2
+        # w spans decades, so its logarithm is halved
         w = float(10**middle)
         # compared by logarithms, in which w^(-q) has no overflow
         if square * w + rest > 0 and log(square * w + rest) > -q * middle * log(10):

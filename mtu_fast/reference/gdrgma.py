@@ -18,6 +18,7 @@ def gdrgma(r: Tensor, f: Tensor, share: float) -> Tensor:
     """
     conflict = r @ f
     if conflict < 0:
+        # r' ⊥ f
         rectified = r - conflict / (f @ f) * f
         f = f - conflict / (r @ r) * rectified
         r = rectified
@@ -28,6 +29,7 @@ def forget_share(sides: Sides, slope: float, threshold: float) -> float:
     """1 / (1 + exp(slope (L − threshold))), L the mean over tasks of the mean retain loss; 0 without any."""
     means = [float(loss.mean()) for loss in sides.retain_loss.values() if len(loss)]
     loss = sum(means) / max(len(means), 1)
+    # the exponent is cut where exp would overflow; the share is 0 to rounding there
     return 1 / (1 + exp(min(slope * (loss - threshold), 700.0)))
 
 

@@ -52,11 +52,13 @@ def gradvac(
             pair = (named[i], named[j])
             wanted = known.get(pair, 0.0)
             cosine = float((g @ gradients[j] / (length * other)).clamp(-1, 1))
+            # sines of the angle that is and of the one wanted
             sine, reach = (1 - cosine**2) ** 0.5, (1 - wanted**2) ** 0.5
             if cosine < wanted and reach > tol:
                 # by the law of sines: g + step · g_j has the cosine wanted
                 step = length * (wanted * sine - cosine * reach) / (other * reach)
                 g = g + step * gradients[j]
+            # an exponential moving average of the cosines met
             known[pair] = wanted + beta * (cosine - wanted)
         total = total + g
     return total

@@ -24,6 +24,7 @@ def imtlg(gradients: Tensor, tol: float = 1e-7) -> Tensor:
     if not len(rows):
         return nothing
     inverse = torch.linalg.pinv(rows / length[:, None], rtol=tol)  # [P, R]
+    # U⁺ 1
     d = inverse.sum(1)
     coefficients = (inverse.t() @ d) / length  # d = rows^T coefficients
     total = coefficients.sum()

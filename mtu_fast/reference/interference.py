@@ -40,8 +40,10 @@ def interference_aware(
 
     Source: our reading of arXiv 2605.19042.
     """
+    # rows of the constraint, `[k, P]`
     held = torch.cat([g for task, g in retain.items() if targets is None or task in targets])
     f = mean(forget)
+    # without kept rows the whole space
     U = torch.eye(len(f), dtype=f.dtype)
     if len(subspace):
         U = basis(subspace, energy, rank, stale)
@@ -59,10 +61,12 @@ def basis(rows: Tensor, energy: float, rank: int | None, stale: float) -> Tensor
     """Orthonormal U [K, P]: all that the rows span, or the leading right singular vectors that hold the energy."""
     if energy == 1.0 and rank is None:
         taken = independent(rows, stale)
+        # orthonormal rows that span the same
         return torch.linalg.qr(rows[taken].t()).Q.t()
     _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
     power = values.square()
     dimension = 0
+    # the fewest leading directions that hold the energy
     while dimension < len(power) and power[:dimension].sum() < energy * power.sum():
         dimension += 1
     dimension = min(dimension, int((values > stale * values[0]).sum()))
@@ -71,6 +75,7 @@ def basis(rows: Tensor, energy: float, rank: int | None, stale: float) -> Tensor
 
 def constrained(c: Tensor, B: Tensor, held: Tensor, ridge: float, tol: float) -> Tensor:
     """The part of c [K] orthogonal to the rows of B [k, K]; with a ridge, the c' of least |c' − c|² + |B c'|² / μ."""
+    # rows of which nothing lies in the basis constrain nothing there
     B = B[B.norm(dim=1) > tol * held.norm(dim=1)]
     if not ridge or not len(B):
         return project_out(c, B, tol)

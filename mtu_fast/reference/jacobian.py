@@ -22,6 +22,7 @@ def jacobian(losses: Tensor | Mapping[str, Tensor], params: Sequence[Tensor]) ->
     values = torch.cat(list(losses.values())) if isinstance(losses, Mapping) else losses
     stacks = [p.new_zeros(len(values), *p.shape) for p in params]
     for r, loss in enumerate(values):
+        # one ordinary backward a row: what a row is by definition
         row = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
         for stack, g in zip(stacks, row, strict=True):
             if g is not None:

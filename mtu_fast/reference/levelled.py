@@ -41,6 +41,7 @@ def levelled_orthograd(
     """
     left = {}
     for task, rows in forget.items():
+        # a row is forgotten once its loss has reached κ τ
         still = loss[task] < kappa.get(task, 1.0) * tau[task] if len(rows) else loss[task] < 0
         if task in resting:
             still = torch.zeros_like(still)
@@ -53,7 +54,9 @@ def levelled_orthograd(
 def across(g: Tensor, rows: Tensor, memory: Tensor, tol: float, faded: float) -> Tensor:
     """The residual of g on the span of rows [k, P] and of what they leave of memory rows [K, P]."""
     basis = rows[independent(rows, tol)]
+    # what the step's rows leave of each memory row
     rest = torch.stack([project_out(m, basis, tol) for m in memory]) if len(memory) else memory
+    # a memory row nearly in their span says nothing more, and noise a lot
     alive = rest.norm(dim=1) > faded * memory.norm(dim=1)
     rest = rest[alive]
     rest = rest[independent(rest, faded)]

@@ -22,9 +22,11 @@ def mgda(gradients: Tensor) -> Tensor:
     if not len(gradients):
         return gradients.sum(0)
     best = gradients[0]
+    # every face of the hull, as sets of corners
     for first, *others in subsets(len(gradients))[1:]:
         # the affine hull is first + edges @ weights
         edges = (gradients[others] - gradients[first]).t()  # [P, |S| - 1]
+        # least ‖first + edges w‖: w = −edges⁺ first
         weights = -torch.linalg.pinv(edges, rtol=1e-12) @ gradients[first]
         d = gradients[first] + edges @ weights
         if bool((weights >= 0).all()) and weights.sum() <= 1 and d.norm() < best.norm():

@@ -20,6 +20,7 @@ def munba(r: Tensor, f: Tensor, tol: float = 1e-7) -> Tensor:
     if r.norm() == 0 or f.norm() == 0:
         return r + 0.1 * f
     unit, other = r / r.norm(), f / f.norm()
+    # ‖r/‖r‖ + f/‖f‖‖² = 2 (1 + cos)
     share = 1 + unit @ other
     if share <= tol**2:
         return r + 0.1 * f

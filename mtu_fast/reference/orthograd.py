@@ -81,6 +81,7 @@ def independent(rows: Tensor, tol: float) -> list[int]:
             break
         taken.append(best)
         q = rest[best] / residual[best]
+        # once leaves eps of the longest row behind, which would count as a direction
         for _twice in range(2):
             rest -= torch.outer(rest @ q, q)
     return taken

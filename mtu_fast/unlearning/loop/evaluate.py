@@ -123,6 +123,7 @@ def measure(
     sums, scores = crew.agreed(f"unlearn: evaluation of {name}", own)
     found = sums.losses()
     if crew.size > 1:
+        # what is sent to other ranks goes by the host
         found = {task: loss.cpu() for task, loss in found.items()}
     mine = _Share(sums.totals(), sums.counts(), sums.samples, scores, found)
     shares = crew.objects(f"unlearn: evaluation of {name}", mine)
@@ -150,6 +151,7 @@ def _means(shares: Sequence[_Share]) -> dict[str, float]:
     for task in shares[0].totals:
         count = sum(share.counts.get(task, 0) for share in shares)
         if count:
+            # exact, so that the order of the ranks does not count
             found[task] = math.fsum(share.totals.get(task, 0.0) for share in shares) / count
     return found
 

@@ -220,6 +220,7 @@ class Levels:
                 found[task] = torch.where(gone, RESTING, kind)
                 continue
             others = [(of or {}).get(task) for of in (before, after)]
+            # a row rests once its loss has come up to the level
             still = gone & self._below(task, named[task].detach().double(), gone, *others)
             found[task] = torch.where(gone & ~still, RESTING, kind)
             # counts stay on the device: a step does not wait for them
@@ -241,8 +242,10 @@ class Levels:
                 raise ValueError(f"Levels.update: the score of task {task!r} is not a number.")
             if task not in held.score:
                 continue
+            # scores fall while data are forgotten: down to the held-out one is enough
             if value <= held.score[task]:
                 resting.append(task)
+            # all losses are at their level and the score is not: the level rises
             elif self._is_stalled(task):
                 kappa[task] = self._growth * kappa[task]
         # the counts begin anew: stalled is what did not move since this update
@@ -297,6 +300,7 @@ class Levels:
     ) -> Tensor:
         """Which of the losses [N] are below their level, [N] bool."""
         held_out = self.held.losses[task].to(loss.device)
+        # τ_t, `[]`; or a quantile for each row, `[N]`
         level = held_out.mean()
         if self._quantiles:
             level = _matching_quantiles(held_out, loss, gone, before, after)
@@ -319,7 +323,9 @@ def _matching_quantiles(
     every = torch.cat([first, torch.where(gone, loss, math.inf), last])
     rank = every.argsort(stable=True).argsort()[len(first) : len(first) + len(loss)]
     count = gone.sum() + len(first) + len(last)
+    # rank j of n stands for the share (j + ½) / n of the rows
     share = (rank.to(loss) + 0.5) / count.clamp(min=1)
+    # sample i of V held-out losses is their (i + ½) / V quantile
     place = (share * len(held_out) - 0.5).clamp(0.0, len(held_out) - 1.0)
     below = place.floor().long()
     above = (below + 1).clamp(max=len(held_out) - 1)

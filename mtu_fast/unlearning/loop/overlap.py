@@ -107,8 +107,10 @@ def _drawn(sampler: object, length: int) -> list[int] | None:
     if isinstance(sampler, SubsetRandomSampler):
         return list(map(int, sampler.indices))
     if isinstance(sampler, Weighted):
+        # what has weight 0 is never drawn
         return torch.as_tensor(sampler.weights).nonzero().flatten().tolist()
     if isinstance(sampler, SequentialSampler | RandomSampler):
+        # with or without replacement: each index may be drawn
         return list(range(length))
     return None
 
@@ -137,6 +139,7 @@ def _places(batch: Any) -> list[Hashable]:
 
 
 def _place(t: Tensor, i: int) -> Hashable:
+    # shape and dtype too: a view may begin where another one does
     return t.device, t.data_ptr() + i * t.stride(0) * t.element_size(), t.shape[1:], t.dtype
 
 

@@ -185,6 +185,7 @@ class Run:
     ) -> dict[str, Tensor]:
         """What of a forget batch is to be forgotten still."""
         levels = self.settings.levels
+        # {task: [N]}: labelled forget samples of the target tasks
         gone = all_of(self.history.targets)(losses, present)
         if levels is None:
             return gone
@@ -233,6 +234,7 @@ class Run:
             bad = ~torch.isfinite(loss.detach())
             if not bool(bad.any()):
                 continue
+            # only a labelled sample's loss must be finite
             at = (bad & present[task]).nonzero().flatten()[:8].tolist()
             if at:
                 raise NotFiniteError(
@@ -246,6 +248,7 @@ class Run:
         mine = levels.held
         if self.crew.size == 1:
             return mine
+        # as plain numbers, which can be sent
         counts = [{task: int(n) for task, n in part.items()} for part in (mine.left, mine.seen)]
         left: Counter[str] = Counter()
         seen: Counter[str] = Counter()
@@ -306,6 +309,7 @@ class Run:
     # ---- beginning, and beginning again ----------------------------------------------------------
 
     def _begin(self) -> None:
+        # the original: what levels and drift are counted from
         look = self.watch.look()
         self.history = self.watch.begin(look)
         sizes = self.watch.sizes(look)
@@ -338,6 +342,7 @@ class Run:
             "unlearn: checkpoint", lambda: checkpoint.load(path, described, needed)
         )
         state = own(self.crew, state, kept)
+        # each rank's slices of the whole that the first rank read
         state |= self.crew.cut(self.settings.model, self.settings.optimizer, state)
         self.history = _history(path, state["history"])
         self.step, self.seconds = state["step"], state["seconds"]

@@ -69,6 +69,7 @@ def write(path: str | Path, values: Mapping[str, Any]) -> None:
     beside = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         _write(beside, values)
+        # atomic: a reader sees the old file or the new one, never a part
         os.replace(beside, target)
         _sync_folder(target.parent)
     except OSError as error:
@@ -155,6 +156,7 @@ def _check_sum(path: str | Path, file: BinaryIO) -> None:
     size = os.fstat(file.fileno()).st_size
     left = size - LENGTH
     file.seek(max(left, 0))
+    # the seal first: a file cut short is told before it is hashed
     end = file.read(LENGTH)
     if left < 0 or not end.startswith(SEAL):
         raise ValueError(

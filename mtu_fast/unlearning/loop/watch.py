@@ -43,6 +43,7 @@ class Watch:
     def _on(self, name: str, loader: Iterable[Any]) -> Measured:
         s = self.settings
         found = measure(name, s.model, loader, s.losses, s.score, s.generators, self._crew)
+        # the first evaluation says how many there are
         before = self._samples.setdefault(name, found.samples)
         if found.samples != before:
             warnings.warn(
@@ -63,6 +64,7 @@ class Watch:
         forget, retain = look
         _finite_losses("forget", forget)
         _finite_losses("retain", retain)
+        # a task may have labels on one side only
         tasks = tuple(dict.fromkeys((*forget.tasks, *retain.tasks)))
         check_names(tasks)
         targets = targeted(self.settings.targets, tasks)
@@ -136,6 +138,7 @@ class Watch:
         own_end = isinstance(method, Scheduled) and method.epochs is not None
         if level is None or own_end:
             return ""
+        # every target, since a mean of scores would hide one that is not forgotten
         if all(record.forget[task] <= level[task] for task in level):
             return "level"
         return ""

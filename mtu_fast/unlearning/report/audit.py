@@ -130,9 +130,7 @@ def audit(
     check_whole("relearn_limit", relearn_limit, 1)
     check_whole("seed", seed, 0, 2**32 - 1)
     check_text(title=title)
-    for name, function, takes in (("relearn", relearn, "parameters"), ("params", params, "model")):
-        if function is not None:
-            check_function(name, function, takes)
+    _check_optional(relearn=(relearn, "parameters"), params=(params, "model"))
     check_cost(cost)
     went = records(history)
     models = _models(original, unlearned, retrained)
@@ -193,6 +191,13 @@ def audit(
     }
     data = plain(found)
     return Audit(data | {"verdict": verdict(data)})
+
+
+def _check_optional(**functions: tuple[object, str]) -> None:
+    """Of each name a function, and what it takes, or None."""
+    for name, (function, takes) in functions.items():
+        if function is not None:
+            check_function(name, function, takes)
 
 
 def _models(

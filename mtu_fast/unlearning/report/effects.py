@@ -112,6 +112,7 @@ def _attack_figure(data: Data) -> Markup:
             if all(found.values()):
                 name = f"{task}, {by}"
                 rows[name] = {model: one["auc"] for model, one in found.items()}
+                # the attack's standard error by the number of samples
                 chance = CHANCE * found["unlearned"]["error"]
                 band[name] = (max(0.5 - chance, 0.0), min(0.5 + chance, 1.0))
                 levels[name] = rows[name].get("retrained", 0.5)

@@ -119,6 +119,7 @@ def measure(
     parts, samples, counts = Parts(), 0, []
     for share, count in crew.objects(f"audit: {name}", mine):
         counts.append({task: len(at) for task, at in share.joined("index").items()})
+        # places of samples go on over the ranks
         share.shift(samples)
         parts.take(share)
         samples += count
@@ -191,6 +192,7 @@ def _add_batch(
     sides = {model: reading.read(net, batch) for model, net in models.items()}
     there = _masks(sides)
     samples = len(next(iter(there.values())))
+    # per task the labelled samples, by place in the batch
     kept = {task: mask.nonzero().flatten() for task, mask in there.items()}
     for task, at in kept.items():
         parts.add("index", task, start + at)
@@ -203,6 +205,7 @@ def _add_batch(
         for model, net in models.items():
             outputs[model] = check_mapping("outputs", reading.outputs(net, batch))
         for task, at in kept.items():
+            # a task of regression has no logits
             if task in outputs["original"]:
                 _add_outputs(parts, task, outputs, at, samples)
     return samples
@@ -257,6 +260,7 @@ def _classes(name: str, given: Any, mask: Tensor) -> Labels:
 
 def _add_losses(parts: Parts, model: str, losses: PerTask, kept: PerTask) -> None:
     for task, at in kept.items():
+        # off the device at once: a pass holds one batch of it
         value = losses[task].detach().double().cpu()[at]
         _check_finite(model, task, value)
         parts.add("loss", task, value, model)

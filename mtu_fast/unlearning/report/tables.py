@@ -130,6 +130,7 @@ def worst_table(data: Data, split: str) -> Markup:
         rows.append([task, *map(_worst, _worst_of(found[task]))])
     width = max(map(len, rows))
     for row in rows:
+        # a task with fewer samples has fewer of the worst
         row += [""] * (width - len(row))
     places = ""
     if any(one["index"] is not None for row in found.values() for one in _worst_of(row)):
@@ -178,6 +179,7 @@ def distance_table(data: Data) -> Markup:
 
 def cost_table(cost: Data) -> Markup:
     """What was given as cost: numbers, or one number per variant."""
+    # columns in the order in which they first occur
     variants = list(dict.fromkeys(_variants(cost)))
     rows = []
     for name, value in cost.items():
