@@ -57,6 +57,7 @@ class _Pairs(Dataset[Pair]):
         return max(len(self.retain), len(self.forget))
 
     def __getitem__(self, index: int) -> Pair:
+        # the smaller set begins anew, in the order in which items are asked for
         return self.retain[index % len(self.retain)], self.forget[index % len(self.forget)]
 
 
@@ -84,6 +85,7 @@ class Collate:
 
     def __call__(self, items: list[Any]) -> Any:
         """A batch; items of evaluation are no pairs, and go as they are."""
+        # the Trainer has one collator for training and evaluation
         if not items or not isinstance(items[0], tuple):
             return self.collate(items)
         retain = [item for item, _ in items]

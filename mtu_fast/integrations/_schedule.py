@@ -24,6 +24,7 @@ class Schedule:
     def __init__(self, method: Scheduled, sizes: Mapping[str, int], batch: int) -> None:
         self.method = method
         self._sizes = dict(sizes)
+        # the last batch of a pass may be smaller
         self._batches = {side: math.ceil(count / batch) for side, count in sizes.items()}
         self._steps = self._batches[method.epoch_of]
         self._begun: int | None = None
@@ -71,6 +72,7 @@ def schedule_of(trainer: Any, method: Method, retain: Any, forget: Any) -> Sched
             "seen; expected train_dataset= and forget_dataset= with a length, and eval_dataset=."
         )
     args = trainer.args
+    # a step sees the samples of all its micro-batches
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     return Schedule(method, {"forget": len(forget), "retain": len(retain)}, batch)
 

@@ -62,6 +62,7 @@ def sides(update: Update) -> dict[str, float]:
             chosen = (roles.kind == kind) & (roles.task == index)
             if bool(chosen.any()):
                 name = f"{side}_loss" if len(roles.tasks) == 1 else f"{task}_{side}_loss"
+                # of the step's rows, so that no forward is made for a log line
                 found[name] = float(roles.loss[chosen].mean())
     return found
 

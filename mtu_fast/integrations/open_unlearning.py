@@ -129,6 +129,7 @@ def method_of(method: str | Method, options: Mapping[str, Any]) -> Method:
         if options:
             raise ValueError("options: found some beside a method, expected them within it.")
         return method
+    # by the names that `mtu_fast.methods` exports
     kinds = {name: found for name, found in vars(methods).items() if _is_method(found)}
     if method not in kinds:
         raise ValueError(f"method: found {method!r}, expected one of {', '.join(sorted(kinds))}.")
@@ -173,6 +174,7 @@ def joined(inputs: Mapping[str, Any], column: str) -> Batch:
     batch: Batch = {}
     for name, fill in FILL.items():
         sides = [inputs[side][name] for side in SIDES]
+        # both sides go through one forward, so they are padded to one length
         longest = max(side.shape[1] for side in sides)
         batch[name] = torch.cat([_padded(side, longest, fill) for side in sides])
     retain, both = len(inputs["retain"]["labels"]), len(batch["labels"])

@@ -115,6 +115,7 @@ class Unlearning:
             check_function("params", params, "model")
         if forget_dataset is not None and "train_dataset" in kwargs:
             check_sets(kwargs["train_dataset"], forget_dataset)
+        # before the Trainer's own __init__, which calls what is overridden here
         self.method, self.losses, self.subspace = method, losses, subspace
         self.forget_column, self._params = forget_column, params
         self._engine: Engine | None = None
@@ -174,6 +175,7 @@ class Unlearning:
         accelerator = trainer.accelerator
         sync = bool(accelerator.sync_gradients)
         update = _step.take(self.engine, micro, sync=sync, scaler=accelerator.scaler)
+        # rows are held until the micro-batch that a step follows
         if sync:
             self.update = update
             self._end_of_schedule()

@@ -47,6 +47,7 @@ def check_labels(name: str, logits: Tensor, labels: Tensor, ignore_index: int) -
     check_whole(f"{name}: ignore_index", ignore_index, -(2**63), 2**63 - 1)
     counts = labels != ignore_index
     classes = logits.shape[2]
+    # a label outside would be read from foreign memory by the kernel, or raise late
     beyond = counts & ((labels < 0) | (labels >= classes))
     if bool(beyond.any()):
         raise ValueError(

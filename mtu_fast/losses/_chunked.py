@@ -49,7 +49,9 @@ class _TokenLoss(torch.autograd.Function):
             # sum
             norm[:, at] = z.logsumexp(-1)
             found[:, at] = norm[:, at] - z.gather(-1, target[:, at, None]).squeeze(-1)
+        # the logits are the model's own tensor: nothing of their size is added
         ctx.save_for_backward(logits, target, counts, norm)
+        # what the engine reads: sample n of the loss is sample n of the logits
         ctx.rows_go_along = ROWS_GO_ALONG
         return found.masked_fill_(~counts, 0)
 
@@ -59,6 +61,7 @@ class _TokenLoss(torch.autograd.Function):
         logits, target, counts, norm = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         for at in _chunks(logits):
+            # softmax(z) = exp(z − logsumexp(z))
             p = (_wide(logits[:, at]) - norm[:, at, None]).exp_()
             picked = target[:, at, None]
             # ∂/∂z (−log p_y) = p − e_y
@@ -73,6 +76,7 @@ class _Divergence(torch.autograd.Function):
         found = _positions(logits)
         for at in _chunks(logits):
             log_q = _wide(frozen[:, at]).log_softmax(-1)
+            # KL(q ‖ p) = Σ q (log q − log p)
             gap = log_q - _wide(logits[:, at]).log_softmax(-1)
             q = log_q.exp_()
             found[:, at] = (q * gap.masked_fill_(q == 0, 0)).sum(-1)  # of logits -inf
@@ -108,6 +112,7 @@ def _wide(logits: Tensor) -> Tensor:
 
 def _chunks(logits: Tensor) -> Iterator[slice]:
     samples, positions, classes = logits.shape
+    # along positions, so that a chunk holds every sample
     step = max(1, CHUNK // max(1, samples * classes))
     for start in range(0, positions, step):
         yield slice(start, start + step)

@@ -80,4 +80,5 @@ def npo(losses: Tensor, frozen: Tensor, *, beta: float = 0.1) -> Tensor:
             "the tokens of each sample."
         )
     check_positive("npo: beta", beta)
+    # not log(sigmoid), which is −∞ for a sample that is not forgotten at all
     return 2.0 / beta * functional.logsigmoid(float(beta) * (losses - frozen.detach()))

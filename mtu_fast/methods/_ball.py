@@ -58,7 +58,7 @@ def _narrow(
     E: Tensor, b: Tensor, a: Tensor, low: Tensor, high: Tensor, c: float
 ) -> tuple[Tensor, Tensor]:
     """A shorter bracket from n and n' at `POINTS` heights between low and high."""
-    # [..., K]
+    # [..., K]: all heights at once, as one batch of problems
     heights = low + (high - low) * torch.linspace(0.0, 1.0, POINTS, dtype=E.dtype, device=E.device)
     # [..., K, R]
     x = _nearest(E[..., None, :, :], b[..., None, :], a[..., None, :], heights[..., None])
@@ -75,5 +75,6 @@ def _narrow(
     slope = (x * a[..., None, :]).sum(-1) / n.clamp(min=TINY)
     # n = 0 has none
     tangents = torch.where(n > 1e-12, heights + (c - n) / slope.clamp(min=TINY), torch.inf)
+    # the lowest of the tangents' crossings, all of which are above it
     high = tangents.amin(-1, keepdim=True).minimum(end).maximum(start)
     return chord.minimum(high), high

@@ -102,6 +102,7 @@ def _newton(C: Tensor, b: Tensor, u: Tensor, q: float) -> Tensor:
     linear = (b * u ** (1.0 - q)).sum(-1, keepdim=True)
     # the least of t²/2 uᵀC u - Σ b (t u)^(1-q)/(1-q): t^(1+q) = linear / quadratic
     t = (linear / quadratic.clamp(min=1e-30)) ** (1.0 / (1.0 + q))
+    # the best multiple of u first: Newton then converges from any scale
     u, Cu = t * u, t * Cu
     price = b * u**-q
     d = _solve(C + torch.diag_embed(q * price / u), price - Cu)
@@ -112,7 +113,7 @@ def _newton(C: Tensor, b: Tensor, u: Tensor, q: float) -> Tensor:
 
 def _solve(H: Tensor, rhs: Tensor) -> Tensor:
     """H⁻¹ rhs for a positive definite H, by Cholesky after scaling to unit diagonal; nothing is checked."""
-    # the diagonal spans many orders where some u is nearly 0
+    # D^(-1/2) H D^(-1/2): the diagonal spans many orders where some u is nearly 0
     scale = H.diagonal(dim1=-2, dim2=-1).rsqrt()
     ridge = torch.diag_embed(torch.full_like(rhs, 1e-15 * H.shape[-1]))
     L, _ = torch.linalg.cholesky_ex(H * scale[..., None] * scale[..., None, :] + ridge)
@@ -132,7 +133,7 @@ def _step_length(C: Tensor, b: Tensor, u: Tensor, Cu: Tensor, d: Tensor, q: floa
     pull = d * b * u**-q
     # u + t d must stay positive
     last = 0.99 / (-relative).amax(-1, keepdim=True).clamp(min=1e-3)
-    # [..., K]
+    # [..., K], tried at once: a GPU has no time for a line search
     t = torch.minimum(2.0 ** torch.arange(*SEARCH, dtype=u.dtype, device=u.device), last)
     moved = 1.0 + t[..., None] * relative[..., None, :]  # [..., K, R]
     value = level + t * slope - (pull[..., None, :] * moved**-q).sum(-1)

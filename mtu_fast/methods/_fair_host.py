@@ -44,6 +44,7 @@ def _newton(E: Array, b: Array, u: Array, q: float) -> tuple[Array, float]:
     t = ((b @ u ** (1.0 - q)) / (u @ Eu)) ** (1.0 / (1.0 + q))  # u as a whole first
     u, Eu = t * u, t * Eu
     price = b * u**-q
+    # the Hessian of ½ uᵀE u − Σ b u^(1−q) / (1−q)
     H = E + np.diag(q * price / u)
     d = np.linalg.solve(H, price - Eu)
     relative = d / u

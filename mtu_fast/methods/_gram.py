@@ -58,7 +58,7 @@ def unit_rows(G: Tensor, sign: Tensor) -> UnitRows:
     live = taking & (squares > 0)
     length = torch.where(live, squares, 1.0).sqrt()
     unit = torch.where(live, sign / length, 0.0)
-    # G may be unsymmetric by rounding: one half is both
+    # cosines, with the signs of the rows; G may be unsymmetric by rounding: one half is both
     lower = (G * unit[..., None] * unit[..., None, :]).tril()
     E = lower + lower.tril(-1).mT + torch.diag_embed((~live).to(G))
     return UnitRows(E, length, live, taking & ~live)

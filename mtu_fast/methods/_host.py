@@ -78,7 +78,7 @@ def solved(
             left.append(i)
         else:
             weights[i] = found
-    if left:
+    if left:  # all at once, as one batch
         weights[left] = otherwise(matrices[left]).numpy()
     return torch.from_numpy(weights).reshape(G.shape[:-1])
 
@@ -108,6 +108,7 @@ def live_rows(G: Array, sign: Array) -> LiveRows | None:
         G, squares, sign = G[at[:, None], at], squares[at], sign[at]
     length = np.sqrt(squares)
     unit = sign / length
+    # signed cosines, of which the diagonal is 1
     E = G * unit * unit[:, None]
     if not np.isfinite(E).all():
         return None

@@ -34,6 +34,7 @@ def project(rows: LiveRows, u: Array) -> Array | None:
     x = complementary(rows.E, b, rows.dependent)
     if x is None:
         return None
+    # x weighs unit rows and a g of length 1: v = u + x ‖g‖ / length
     v = u.copy()
     v[rows.live] += x * size / rows.length
     return v
@@ -76,7 +77,9 @@ def _simplex(rows: LiveRows) -> tuple[Array, Array] | None:
     """x and a [n]: Σ x_i (unit row i) has the least norm over x ≥ 0 with a·x = 1, a = shortest length / length."""
     if not len(rows.length):
         return rows.length, rows.length
+    # Σ w = 1 for w_i = x_i / length_i, scaled to be of order 1
     a = rows.length.min() / rows.length
+    # M = E + a aᵀ and q = -a, as in `_programs`
     x = complementary(rows.E + a * a[:, None], -a, rows.dependent)
     return None if x is None else (x / (a @ x), a)
 
@@ -112,6 +115,7 @@ def _on_sphere(rows: LiveRows, b: Array, a: Array, apart: float, c: float) -> Ar
 
     `apart` is the distance of the rows' hull from 0; 0 where it contains 0.
     """
+    # the KKT conditions of min ‖Jᵀ(u + x)‖ over x ≥ 0: s = G (u + x)
     x = complementary(rows.E, b, rows.dependent)  # at λ = 0
     if x is None:
         return None
@@ -133,6 +137,7 @@ def _come_down(rows: LiveRows, b: Array, a: Array, height: float, c: float) -> A
         n = _norm(rows.E, x)
         if not n:
             return None
+        # Newton: n(λ)' = a·x / n
         below = height + (c - n) * n / (a @ x)
         if n <= c * CLOSE or below >= height:
             return x

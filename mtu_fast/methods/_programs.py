@@ -45,17 +45,21 @@ def complementary(M: Tensor, q: Tensor) -> Tensor:
     point = q.new_ones(2, *q.shape)  # x, s
     for _step in range(STEPS):
         x, s = point
+        # the complementarity gap, 0 at the solution
         gap = (x * s).mean(-1, keepdim=True)
         open_ = gap > DONE
         if is_host(q.device) and not bool(open_.any()):
             break
+        # what s = M x + q lacks: the start need not be feasible
         missing = s - times(M, x) - q
+        # s and ds eliminated: (M + diag(s/x)) dx = …, one factor for both solves
         factor = torch.linalg.cholesky_ex(M + torch.diag_embed((s / x).clamp(min=FLOOR)))[0]
         # Mehrotra's predictor: a step to the boundary, not taken, shows how much of the gap can go
         predictor = _newton(factor, point, missing, -x * s)
         ahead_x, ahead_s = point + predictor * _reach(point, predictor, 1.0)
         # his centring: the share of the gap that would be left, cubed
         centre = gap * ((ahead_x * ahead_s).mean(-1, keepdim=True) / gap) ** 3
+        # with the second order of the predictor taken off
         move = _newton(factor, point, missing, centre - x * s - predictor[0] * predictor[1])
         after = point + move * _reach(point, move, SHORT)
         # a step that failed to be solved for is not taken; the others go on
@@ -68,6 +72,7 @@ def _newton(factor: Tensor, point: Tensor, missing: Tensor, change: Tensor) -> T
     """(dx, ds) [2, ..., R] with M dx - ds = missing and s dx + x ds = change; factor is that of M + diag(s/x)."""
     x, s = point
     dx = torch.cholesky_solve((missing + change / x)[..., None], factor)[..., 0]
+    # ds from s dx + x ds = change
     return torch.stack([dx, (change - s * dx) / x])
 
 

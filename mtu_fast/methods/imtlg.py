@@ -56,6 +56,7 @@ def _on_host(rows: LiveRows, tol: float) -> Array:
     w = np.zeros(rows.live.shape)
     if not len(rows.length):
         return w
+    # equal projections on unit rows: C u = 1, and w = u / length
     v = _equal(rows, tol) / rows.length
     total = v.sum()
     # a sum that is rounding of larger terms counts as none
