@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +13,7 @@ from mtu_fast._checks.values import all_finite
 from mtu_fast._distributed.alike import check_spaces, fingerprint
 from mtu_fast._distributed.ranks import Outcome, Ranks, check_errors, described
 from mtu_fast._distributed.slices import Slices
+from mtu_fast._distributed.streaming import Stream
 from mtu_fast._distributed.sums import in_buckets
 from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._rows.shared import Shared
@@ -90,7 +91,12 @@ def summed_means(
 
 
 def sliced_means(
-    ranks: Ranks, slices: Slices, taken: Outcome, roles: Sequence[Role], space: Space
+    ranks: Ranks,
+    slices: Slices,
+    taken: Outcome,
+    roles: Sequence[Role],
+    space: Space,
+    stream: Stream,
 ) -> list[TaskRows]:
     """The mean rows over all ranks, of which each holds its slice of the parameters.
 
@@ -100,6 +106,7 @@ def sliced_means(
         taken: this rank's shares of the mean rows, or the error it ended in.
         roles: (task, kind) of every mean row.
         space: the parameters.
+        stream: what was summed while rows were taken; the shares have the rest.
 
     Returns:
         A part for each of the roles.
@@ -108,18 +115,18 @@ def sliced_means(
         Exception: of the kind that one of the ranks found.
     """
     shares: list[TaskRows] = [part for part in taken.value or [] if len(part)]
-    error = taken.error or _not_finite(shares)
+    error = taken.error or _not_finite(shares, stream.not_finite)
     parameters = [*space.shared.parameters, *ranks.outside()]
     own = {_role(part): _gradients(part, space.shared) for part in shares}
     losses = {_role(part): part.roles.loss for part in shares}
-    shares.clear()
-    dtype = _lowest(ranks, error, taken.value or [])
+    dtype = _lowest(ranks, error, shares)
+    streamed = stream.sums()
     found = []
     for role in roles:
-        # popped: a share can be let go of once its slices are summed
-        share = own.pop(role, {})
+        share = own.get(role, {})
         given = (list(share), iter(share.items()))
         sums = slices.scattered(f"{WHAT}: means", lambda: given, parameters, ranks)  # noqa: B023
+        sums |= streamed[role]
         loss = ranks.sum(f"{WHAT}: means", losses.get(role, _no_loss(space)))
         found.append(_sliced_row(ranks, role, sums, loss, dtype, space.shared))
     return found
@@ -242,11 +249,14 @@ def _role(part: TaskRows) -> Role:
     return part.roles.tasks[0], int(part.roles.kind[0])
 
 
-def _not_finite(shares: Sequence[TaskRows]) -> NotFiniteError | None:
+def _not_finite(
+    shares: Sequence[TaskRows], known: Collection[Hashable] = ()
+) -> NotFiniteError | None:
+    """The error of the first share that is not finite; `known` are roles of some that are not."""
     for part in shares:
         tensors = [t for use in part.uses.values() for t in use.tensors]
         tensors += [g for outside in part.outside.values() for g in outside.values()]
-        if not all_finite(tensors):
+        if _role(part) in known or not all_finite(tensors):
             task, kind = _role(part)
             return NotFiniteError(
                 f"rows: the mean gradient of {task!r} {KINDS[kind]} is not finite although its "

@@ -207,6 +207,14 @@ class Slices(Leaves):
         among.told(what, source.error, [])
         return found
 
+    def summed(
+        self, what: str, own: Gradients, leaves: Sequence[Tensor], among: Ranks
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(leaf, this rank's slice of the sum over ranks) of all leaves, zero where a rank gives none; a collective."""
+        for bucket in self._buckets(leaves):
+            wholes = {p: own.get(p) for p in bucket}
+            yield from self._summed(what, wholes, among).items()
+
     def gathered(self, what: str, leaf: Tensor, own: Tensor) -> Tensor:
         """The whole from the slices of all ranks."""
         if not self._is_cut(leaf):

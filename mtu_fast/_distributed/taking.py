@@ -12,11 +12,12 @@ from mtu_fast._distributed.joining import in_order_of, joined, own_rows
 from mtu_fast._distributed.means import Role, sliced_means, summed_means, totals
 from mtu_fast._distributed.ranks import Ranks, attempt
 from mtu_fast._distributed.slices import Given, Slices
+from mtu_fast._distributed.streaming import Stream
 from mtu_fast._distributed.sums import summed
 from mtu_fast._distributed.units import Units
 from mtu_fast._rows.bare import no_gradients, no_rows
 from mtu_fast._rows.batch import Batch, Labelled
-from mtu_fast._rows.grad import Addition, addition, check_finite
+from mtu_fast._rows.grad import Addition, addition, check_finite, not_finite
 from mtu_fast._rows.space import Space
 from mtu_fast._rows.task_rows import TaskRows, all_roles
 from mtu_fast._rows.update import Update
@@ -33,11 +34,20 @@ class Own(Protocol):
     def space(self) -> Space: ...
 
     def take(
-        self, batch: Batch, per: str, counts: Mapping[Role, int] | None = None
+        self,
+        batch: Batch,
+        per: str,
+        counts: Mapping[Role, int] | None = None,
+        sink: Stream | None = None,
     ) -> list[TaskRows]: ...
 
     def weighted(
-        self, batch: Batch, at: Mapping[str, Labelled], weights: Tensor, outside: Tensor
+        self,
+        batch: Batch,
+        at: Mapping[str, Labelled],
+        weights: Tensor,
+        outside: Tensor,
+        sink: Stream | None = None,
     ) -> dict[Tensor, Tensor]: ...
 
     def follow_all(self) -> None: ...
@@ -89,11 +99,13 @@ class JoinedTaking:
         parts = joined(self.ranks, attempt(look), self._space)
         roles, rows = all_roles(parts), own_rows(parts, self.ranks)
 
-        def own() -> dict[Tensor, Tensor]:
+        def own(sink: Stream | None) -> dict[Tensor, Tensor]:
             (ours,) = batches
-            mine = [in_order_of(ours.losses, parts, w[rows]) for w in (weights, outside)]
-            gradients = self._own.weighted(ours, ours.labels(), *mine)
+            inside, others = (in_order_of(ours.losses, parts, w[rows]) for w in (weights, outside))
+            gradients = self._own.weighted(ours, ours.labels(), inside, others, sink)
             check_finite(gradients.values())
+            if sink is not None and sink.not_finite:
+                raise not_finite()
             return gradients
 
         with undone(method):
@@ -103,21 +115,23 @@ class JoinedTaking:
         made.run_hooks()
         return Update(weights, roles, None)
 
-    def _addition(self, own: Callable[[], dict[Tensor, Tensor]]) -> Addition:
+    def _addition(self, own: Callable[[Stream | None], dict[Tensor, Tensor]]) -> Addition:
         """What gradients, summed over ranks, add to `.grad`."""
         parameters = [*self._space.shared.parameters, *self.ranks.outside()]
-        slices, what = self._slices, "engine.backward"
-        if slices is None:
-            found = summed(self.ranks, what, own, parameters)
+        slices, units, what = self._slices, self._units, "engine.backward"
+        if slices is None or units is None:
+            found = summed(self.ranks, what, lambda: own(None), parameters)
             # once more: finite parts may have a sum that is not
             check_finite(found.values())
             return addition(found)
+        stream = Stream(units, slices, self.ranks, [None], what)
 
         def given() -> Given:
-            gradients = self._during(own)
-            return list(gradients), iter(gradients.items())
+            left = units.during(lambda: own(stream), stream)
+            return list(left), iter(left.items())
 
         found = slices.scattered(what, given, parameters, self.ranks)
+        found |= stream.sums()[None]
         self.ranks.agreed(what, lambda: check_finite(found.values()))
         return slices.addition(found)
 
@@ -147,14 +161,17 @@ class JoinedTaking:
             nothing = attempt(lambda: no_rows(batches[0], self._space.shared))
             return joined(self.ranks, nothing, self._space)
 
-        def take() -> list[TaskRows]:
+        def take(sink: Stream | None) -> list[TaskRows]:
             # divided by the counts of all ranks: the shares then add up to the mean
-            return self._own.take(batches[0], "task", counts)
+            return self._own.take(batches[0], "task", counts, sink)
 
-        taken = attempt(lambda: self._during(take))
-        if self._slices is None:
-            return summed_means(self.ranks, taken, list(counts), self._space)
-        return sliced_means(self.ranks, self._slices, taken, list(counts), self._space)
+        roles, slices, units = list(counts), self._slices, self._units
+        if slices is None or units is None:
+            taken = attempt(lambda: take(None))
+            return summed_means(self.ranks, taken, roles, self._space)
+        stream = Stream(units, slices, self.ranks, roles, "engine.rows: means")
+        taken = attempt(lambda: units.during(lambda: take(stream), stream))
+        return sliced_means(self.ranks, slices, taken, roles, self._space, stream)
 
     def _followed(self, batch: Callable[[], Batch]) -> Batch:
         """The batch, once the model was looked at."""

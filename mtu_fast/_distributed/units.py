@@ -4,7 +4,8 @@ FSDP gathers a unit in hooks of the backward, which every rank must reach equall
 rows are not as many on each rank: one has a task more, or no sample, or makes a plan anew. So while
 rows are taken, the hooks ask here. Before every gathering the ranks tell each other which unit they
 need, or that they are done; units are gathered for those that need them, the others lend their
-slices. A rank is back from a call when all are done.
+slices. Likewise a rank asks for the sum of a unit's gradients over ranks. A rank is back from a call
+when all are done.
 
 This file touches what is private in FSDP2: its hooks, and whether a unit is gathered.
 """
@@ -14,13 +15,23 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from mtu_fast._distributed.ranks import Ranks
 
 T = TypeVar("T")
 WHAT = "engine: parameters"
 DONE = -1
+
+
+class Sums(Protocol):
+    """Sums of gradients over ranks."""
+
+    def flush(self, u: int) -> None:
+        """Ask for the sum of what there is of a unit, if there is any."""
+
+    def join(self, number: int, asks: bool) -> None:
+        """Take part in a sum that a rank has asked for."""
 
 
 class Units:
@@ -30,6 +41,10 @@ class Units:
         groups: FSDP's parameter groups.
         roots: states of the outermost units.
         ranks: all that take rows together.
+
+    Attributes:
+        leaves: of the graph, the parameters of each unit.
+        mode: what hooks do, set by whoever takes rows: "whole" if nothing is.
     """
 
     def __init__(self, groups: Sequence[Any], roots: Sequence[Any], ranks: Ranks) -> None:
@@ -38,11 +53,19 @@ class Units:
         self._ranks = ranks
         self._kept: set[int] = set()  # not let go of before the end
         self._fetched: int | None = None  # the last one that a node outside a pass has needed
-        self.mode: Any = None  # what hooks do, set by whoever takes rows: "whole" if nothing is
+        self.leaves = [[p.unsharded_param for p in group.fsdp_params] for group in groups]
+        self.mode: Any = None
+        self._sums: Sums | None = None
 
-    def during(self, function: Callable[[], T]) -> T:
-        """What a function gives that takes rows; all ranks call it together."""
+    def during(self, function: Callable[[], T], sums: Sums | None = None) -> T:
+        """What a function gives that takes rows; all ranks call it together.
+
+        Args:
+            function: takes rows.
+            sums: the gradients of its passes, where they are summed a unit at a time.
+        """
         self._enter()
+        self._sums = sums
         try:
             with self._in_place_of_hooks():
                 try:
@@ -54,6 +77,10 @@ class Units:
                     self._end_backward()
         finally:
             self._leave()
+
+    def ask(self, number: int) -> None:
+        """Ask for a sum of gradients, by its number among `sums`."""
+        self._round(len(self._groups) + number)
 
     # ---- what passes and nodes ask for -----------------------------------------------------------
 
@@ -94,6 +121,8 @@ class Units:
 
     def _let_go(self, u: int, *_: object) -> None:
         group, mode = self._groups[u], self._mode()
+        if self._sums is not None:
+            self._sums.flush(u)  # behind a unit, all its gradients are there
         if mode == "hollow" and not group.is_unsharded:
             for each in group.fsdp_params:
                 each.free_unsharded_param()
@@ -110,7 +139,10 @@ class Units:
         asked = {which for (which,) in self._ranks.gathered(WHAT, [wanted])}
         # collectives: in one order on all ranks
         for u in sorted(asked - {DONE}):
-            self._gather(u, keep=u == wanted)
+            if u < len(self._groups):
+                self._gather(u, keep=u == wanted)
+            elif self._sums is not None:
+                self._sums.join(u - len(self._groups), asks=u == wanted)
         return asked != {DONE}
 
     def _gather(self, u: int, keep: bool) -> None:
@@ -137,6 +169,7 @@ class Units:
         for group in self._groups:
             if group.reshard_after_backward:
                 _reshard(group)
+        self._sums = None
 
     @contextmanager
     def _in_place_of_hooks(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.nodes import recomputes
 from mtu_fast._graph.pattern import KEPT, Pattern
 from mtu_fast._graph.plans import Plans, frames_within
-from mtu_fast._graph.slicing import Slicer, sliced_rows
+from mtu_fast._graph.slicing import Sink, Slicer, sliced_rows
 from mtu_fast._graph.statistics import used_up
 from mtu_fast._graph.taking import (
     Counts,
@@ -105,7 +105,9 @@ class OwnTaking:
 
     # ---- the steps -------------------------------------------------------------------------------
 
-    def take(self, batch: Batch, per: str, counts: Counts | None = None) -> list[TaskRows]:
+    def take(
+        self, batch: Batch, per: str, counts: Counts | None = None, sink: Sink | None = None
+    ) -> list[TaskRows]:
         """The rows of a batch, or its share of mean rows of `counts` samples; its graph is used up."""
         if batch.is_empty:
             return no_rows(batch, self.space.shared)
@@ -121,7 +123,7 @@ class OwnTaking:
                 if self._fetcher is not None and any(map(recomputes, graph.nodes)):
                     self._fetcher.keep_all()
                 if per == "task":
-                    return mean_rows(batch, graph, self.space, counts)
+                    return mean_rows(batch, graph, self.space, counts, None, sink)
                 self._warn_of_compiled(graph.names)
                 return sample_rows(batch, graph, self.plans.uses, self.space)
 
@@ -132,12 +134,18 @@ class OwnTaking:
         return sample_rows(batch, graph, partial(sliced_rows, slicer=slicer), self.space, slicer)
 
     def weighted(
-        self, batch: Batch, at: Mapping[str, Labelled], weights: Tensor, outside: Tensor
+        self,
+        batch: Batch,
+        at: Mapping[str, Labelled],
+        weights: Tensor,
+        outside: Tensor,
+        sink: Sink | None = None,
     ) -> dict[Tensor, Tensor]:
-        """The gradients of the weighted losses."""
+        """The gradients of the weighted losses, but for those that go into the sink."""
         with torch.no_grad(), translated():
-            found = weighted_gradients(batch, at, weights, outside, self.space, self._slicer)
-        if not batch.is_empty and found.keys().isdisjoint(self.space.shared.parameters):
+            found = weighted_gradients(batch, at, weights, outside, self.space, self._slicer, sink)
+        reached = found.keys() if sink is None else found.keys() | sink.taken
+        if not batch.is_empty and reached.isdisjoint(self.space.shared.parameters):
             self._graph(batch)  # raises if the losses reach none of them
         return found
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence, Set
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,28 @@ from mtu_fast._rows.batch import Labelled
 from mtu_fast._rows.uses import Dense, Use
 
 Slicer = Callable[[Any, Any], Tensor]  # (gradient, parameter) -> this process's slice
+
+
+class Sink(Protocol):
+    """Where gradients of a pass go as they come, so that few are whole at a time."""
+
+    @property
+    def taken(self) -> Set[Tensor]:
+        """Parameters of which some went there."""
+        ...
+
+    def begin(self, kind: tuple[str, int]) -> None:
+        """The passes that follow are of the mean row of a (task, kind)."""
+
+    def backward(
+        self,
+        losses: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        wanted: Sequence[Tensor],
+        retain: bool,
+    ) -> dict[Tensor, Tensor]:
+        """One pass; the gradients that did not go there."""
+        ...
 
 
 def sliced_rows(

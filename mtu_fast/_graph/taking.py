@@ -13,7 +13,7 @@ from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.nodes import densified
 from mtu_fast._graph.plans import Kept
 from mtu_fast._graph.probe import Uses
-from mtu_fast._graph.slicing import Slicer
+from mtu_fast._graph.slicing import Sink, Slicer
 from mtu_fast._rows.bare import no_rows
 from mtu_fast._rows.batch import Batch, Labelled, roles_of
 from mtu_fast._rows.shared import Shared
@@ -63,6 +63,7 @@ def mean_rows(
     space: Space,
     counts: Counts | None = None,
     slicer: Slicer | None = None,
+    sink: Sink | None = None,
 ) -> list[TaskRows]:
     """The mean row of each (task, kind), by an ordinary backward each: exact on any graph.
 
@@ -72,6 +73,7 @@ def mean_rows(
         space: the parameters.
         counts: what to divide the sums by, where the batch is a part of a larger one.
         slicer: cuts gradients of parameters of which this process has a slice.
+        sink: takes gradients as they come; rows have what is left.
 
     Returns:
         A row each, or this batch's share of it.
@@ -82,7 +84,9 @@ def mean_rows(
             count = mask.sum() if counts is None else counts[task, kind]
             # mean row = gradient of Σ mask · loss / count
             weights = mask.to(loss.dtype) / count
-            uses, outside = _one_row(graph, loss, weights, space, slicer)
+            if sink is not None:
+                sink.begin((task, kind))
+            uses, outside = _one_row(graph, loss, weights, space, slicer, sink)
             # the value of that loss, `[1]`
             mean = (weights.double() @ loss.double())[None]
             # a mean stands for a kind of samples, and for no sample
@@ -97,11 +101,16 @@ def mean_rows(
 
 
 def _one_row(
-    graph: Graph, loss: Tensor, weights: Tensor, space: Space, slicer: Slicer | None
+    graph: Graph,
+    loss: Tensor,
+    weights: Tensor,
+    space: Space,
+    slicer: Slicer | None,
+    sink: Sink | None,
 ) -> tuple[dict[int, Use], dict[Tensor, Tensor]]:
     """The gradient of a weighted loss: uses `[1, …]` of the shared parameters, and by those outside."""
     shared = sorted(set(graph.leaf.values()))
-    gradients = _gradients(graph, loss, weights, space, shared, slicer)
+    gradients = _gradients(graph, loss, weights, space, shared, slicer, sink)
     uses: dict[int, Use] = {}
     for j in shared:
         g = gradients.pop(space.shared.parameters[j], None)
@@ -119,6 +128,7 @@ def weighted_gradients(
     outside: Tensor,
     space: Space,
     slicer: Slicer | None = None,
+    sink: Sink | None = None,
 ) -> dict[Tensor, Tensor]:
     """Gradients of `Σ w · loss`, by the shared parameters and by those outside.
 
@@ -129,18 +139,19 @@ def weighted_gradients(
         outside: w `[R]` for the others.
         space: the parameters.
         slicer: cuts gradients of parameters of which this process has a slice.
+        sink: takes gradients as they come.
 
     Returns:
-        {parameter: gradient} of those that are reached.
+        {parameter: gradient} of those that are reached, and did not go into the sink.
     """
     shared, others = space.shared.parameters, list(space.outside.values())
     # one pass where all parameters take the same weights
     if weights is outside or (not batch.flags.deferred and torch.equal(weights, outside)):
-        found = _weighted(batch, at, weights, [*shared, *others], retain=False)
+        found = _weighted(batch, at, weights, [*shared, *others], False, sink)
     else:
         # else two: other weights reach parameters that are not shared
-        found = _weighted(batch, at, outside, others, retain=True)
-        found |= _weighted(batch, at, weights, shared, retain=False)
+        found = _weighted(batch, at, outside, others, True, sink)
+        found |= _weighted(batch, at, weights, shared, False, sink)
     return _cut(found, slicer)
 
 
@@ -170,15 +181,21 @@ def _gradients(
     space: Space,
     shared: Sequence[int],
     slicer: Slicer | None,
+    sink: Sink | None = None,
 ) -> dict[Tensor, Tensor]:
     """Gradients of the weighted loss by some shared parameters and by those outside that the graph reaches."""
     outside = [p for p in graph.leaves if id(p) in space.outside]
     wanted = [*(space.shared.parameters[j] for j in shared), *outside]
-    return _cut(_grad([loss], [weights], wanted, retain=True), slicer)
+    return _cut(_grad([loss], [weights], wanted, True, sink), slicer)
 
 
 def _weighted(
-    batch: Batch, at: Mapping[str, Labelled], w: Tensor, parameters: Sequence[Tensor], retain: bool
+    batch: Batch,
+    at: Mapping[str, Labelled],
+    w: Tensor,
+    parameters: Sequence[Tensor],
+    retain: bool,
+    sink: Sink | None,
 ) -> dict[Tensor, Tensor]:
     losses, weights = [], []
     counts = [at[task].count(loss) for task, loss in batch.losses.items()]
@@ -186,15 +203,21 @@ def _weighted(
         if loss.numel():
             losses.append(loss)
             weights.append(at[task].spread(piece.to(loss), loss))
-    return _grad(losses, weights, [p for p in parameters if p.requires_grad], retain)
+    return _grad(losses, weights, [p for p in parameters if p.requires_grad], retain, sink)
 
 
 def _grad(
-    losses: Sequence[Tensor], weights: Sequence[Tensor], wanted: Sequence[Tensor], retain: bool
+    losses: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    retain: bool,
+    sink: Sink | None,
 ) -> dict[Tensor, Tensor]:
     """{parameter: gradient} of those that the losses reach."""
     if not losses or not wanted:
         return {}
+    if sink is not None:
+        return sink.backward(losses, weights, wanted, retain)
     grads = torch.autograd.grad(losses, wanted, weights, retain_graph=retain, allow_unused=True)
     return {p: g for p, g in zip(wanted, grads, strict=True) if g is not None}
 

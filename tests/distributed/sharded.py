@@ -248,6 +248,9 @@ def fsdp_any_graph() -> None:
                 truth = alone.rows(losses_of(plain, torch.cat(x)))
             check_rows(ours, truth)
             assert is_sharded(model)
+        if kind != "mixed":
+            ours = engine.rows(losses_of(model, x[dist.get_rank()]), per="task")
+            check_rows(ours, alone.rows(losses_of(plain, torch.cat(x)), per="task"))
 
 
 @case
@@ -401,3 +404,52 @@ def fsdp_gathers_a_unit_at_a_time() -> None:
             losses = losses_of(model, torch.randn(3, 8, dtype=torch.float64))
             engine.backward(losses, method, forget=torch.arange(3) == 0)
     assert len(most) > 20 and max(most) <= 2
+
+
+@case
+def fsdp_sums_a_unit_at_a_time() -> None:
+    """Mean rows, and methods without a Gram: beside slices, no more than one unit's gradients are there."""
+    from mtu_fast._distributed.streaming import Stream
+
+    torch.manual_seed(4)
+    layers = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(5)]
+    model = nn.Sequential(*layers, nn.Linear(8, 8)).double()
+    plain = copy.deepcopy(model)
+    shard(model, tuple(layers))
+    engine, alone = mtu.Engine(model), mtu.Engine(plain, group=None)
+    most, take = [0], Stream._take
+
+    def counted(stream: Stream, p: Tensor, g: Tensor) -> Tensor:
+        left = take(stream, p, g)
+        assert left.untyped_storage().nbytes() == left.element_size()
+        most.append(sum(t.numel() for pending in stream._pending for t in pending.values()))
+        return left
+
+    Stream._take = counted  # type: ignore[method-assign, assignment]
+    try:
+        for method in (mtu.GradDiff(), mtu.PCGrad(), mtu.UPGrad()):
+            x = torch.randn(6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+            own = x[dist.get_rank() :: dist.get_world_size()]
+            engine.backward(losses_of(model, own), method, forget=own[:, 0] > 0)
+            order = torch.cat([x[r :: dist.get_world_size()] for r in range(dist.get_world_size())])
+            alone.backward(losses_of(plain, order), method, forget=order[:, 0] > 0)
+            same_whole(model, plain)
+            model.zero_grad()
+            plain.zero_grad()
+    finally:
+        Stream._take = take  # type: ignore[method-assign]
+    # the outermost unit has one layer of its own
+    assert len(most) > 20 and 0 < max(most) <= 2 * (8 * 8 + 8)
+
+
+@case
+def fsdp_a_gradient_that_is_not_finite_on_one_rank() -> None:
+    for method in (mtu.GradDiff(), mtu.PCGrad()):
+        it, data = sharded(everything=True), mine(per_rank())
+        losses = data.losses(it.model)
+        if dist.get_rank() == 1:
+            zero = losses["a"].sum() * 0.0
+            losses["a"] = losses["a"] + zero.sqrt()  # finite, of slope 0 · infinity
+        with raises(mtu.NotFiniteError, "rank 1"):
+            it.engine.backward(losses, method, forget=data.forget)
+        assert all(p.grad is None for p in it.inside.parameters()) and is_sharded(it.inside)
