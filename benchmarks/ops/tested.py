@@ -28,7 +28,7 @@ KINDS = {".py", ".cpp", ".h", ".cu", ".cuh", ".so"}
 def files_of(op: str) -> list[Path]:
     """The test files that name the op, relative to the repository."""
     paths = [
-        path for folder in FOLDERS for path in sorted((ROOT / "tests" / folder).glob("test_*.py"))
+        path for folder in FOLDERS for path in sorted((ROOT / "tests" / folder).rglob("test_*.py"))
     ]
     return [path.relative_to(ROOT) for path in paths if re.search(rf"\b{op}\b", path.read_text())]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+import mtu_fast as mtu
 from tests.helpers.models.base import MultiTask
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -96,3 +97,14 @@ def sgd(model: nn.Module, lr: float = 0.05, **more: Any) -> torch.optim.Optimize
 def parameters(model: nn.Module) -> Tensor:
     """All parameters end to end."""
     return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def run(model: nn.Module, method: Any = None, **more: Any) -> mtu.History:
+    """A run without a progress bar, of SGD unless said otherwise."""
+    arguments = {
+        "method": method or mtu.OrthoGrad(0.5),
+        "optimizer": sgd(model),
+        "progress": False,
+        **more,
+    }
+    return mtu.unlearn(model, **arguments)

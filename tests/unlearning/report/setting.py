@@ -88,3 +88,9 @@ def audit(*models: nn.Module, **changes: Any) -> mtu.Audit:
         "losses": losses, "score": score, "outputs": outputs, "labels": labels, "cosine_samples": 4,
     } | changes  # fmt: skip
     return mtu.audit(*(models or nets()), **given)
+
+
+def losses_of(model: Net, split: str, task: str) -> Tensor:
+    """The losses of a task on a whole split, float64."""
+    with torch.no_grad():
+        return losses(model.eval(), whole(split))[task].double()

@@ -1,0 +1,110 @@
+"""All Gram kernels: the same bits twice, large offsets, dispatch, no spills."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtu_fast._ops import gram as op
+from tests.helpers.truth import relative_error
+
+pytest.importorskip("triton", reason="needs Triton")
+from mtu_fast.kernels import gram as kernels
+from tests.helpers.triton import compiled, table
+from tests.kernels.gram.blocks import DEVICES, check, conv_blocks, draw, geometry, lefts, outer_rows
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.parametrize("device", DEVICES)]
+
+
+def calls(device: str) -> dict[str, tuple[Any, ...]]:
+    """Arguments of each op, by its name."""
+    g = geometry("2d")
+    xs, bs = conv_blocks(device, g, [(2, 1, 4, 4)], torch.float32)
+    walk = [list(part) for part in (g.kernel, g.stride, g.padding, g.dilation)]
+    index = torch.randint(0, 3, (2, 3)).to(device)
+    left = lefts(device, "three tasks", torch.float32)
+    return {
+        "row_gram": ([draw(device, 3, 400), draw(device, 20, 400)],),
+        "outer_ghost": (left, [draw(device, *t.shape[:2], 7) for t in left], "highest"),
+        "conv_ghost": (xs, bs, *walk, "highest"),
+        "gather_gram": ([index, index], [draw(device, 2, 3, 4), draw(device, 2, 3, 4)], "highest"),
+    }
+
+
+@pytest.mark.parametrize("name", ["row_gram", "outer_ghost", "conv_ghost", "gather_gram"])
+def test_the_same_bits_twice(device: str, name: str) -> None:
+    arguments, launch = calls(device)[name], getattr(kernels, name)
+    assert torch.equal(launch(*arguments), launch(*arguments))
+
+
+def sparse(tmp_path: Path, device: str, elements: int) -> Tensor:
+    """Float32 memory that is not there until written: a file with a hole, or the GPU's."""
+    if device == "cuda":
+        return torch.zeros(elements, device=device)
+    path = tmp_path / "hole"
+    with path.open("wb") as file:
+        file.truncate(4 * elements)
+    return torch.from_file(str(path), shared=True, size=elements)
+
+
+def test_offsets_beyond_two_to_the_31(device: str, tmp_path: Path) -> None:
+    """Rows, positions and features lie further apart than 32-bit offsets reach."""
+    far = (1 << 31) + 16
+    memory = sparse(tmp_path, device, far + 64)
+
+    def apart(axis: int, *shape: int) -> Tensor:
+        strides = [8, 4, 1]
+        strides[axis] = far
+        view = memory.as_strided(shape, strides[: len(shape)])
+        return view.copy_(draw(device, *shape))
+
+    rows = apart(0, 2, 5)
+    check("rows apart", kernels.row_gram([rows]), lambda to: [rows.to(to)], torch.float64)
+    rows = apart(1, 3, 2)
+    check("columns apart", kernels.row_gram([rows]), lambda to: [rows.to(to)], torch.float64)
+    for axis in range(3):
+        left, right = apart(axis, 2, 2, 2), draw(device, 2, 2, 3)
+        check(
+            f"axis {axis}",
+            kernels.outer_ghost([left], [right], "highest"),
+            outer_rows([left], [right]),
+            torch.float64,
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["row_gram", "outer_ghost", "conv_ghost", "gather_gram"])
+def test_the_ops_dispatch_here_and_do_not_synchronise(
+    device: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, function = calls(device)[name], getattr(op, name)
+    torch.library.opcheck(function.overload, arguments)
+    assert function.has_kernel("CUDA")
+    expected = function(*arguments)
+    assert relative_error(expected, function.reference(*arguments)) <= 1e-6
+
+    def refused(*_: object) -> Tensor:
+        raise AssertionError("the reference served")
+
+    monkeypatch.setattr(function, "reference", refused)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = function(*arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(again, expected)
+
+
+def test_compiles_without_spills(device: str) -> None:
+    builds = compiled("tests.kernels.specimens:GRAM")
+    print(table(builds))
+    assert {build.kernel for build in builds} == {"_row_gram", "_add_splits", "_ghost", "_collect"}
+    assert not [build for build in builds if build.spills]
+    wide = [b for b in builds if b.specimen.endswith("float32 highest") and b.kernel == "_ghost"]
+    assert wide and all(
+        any("f64" in product for product in b.products if product.startswith("mma")) for b in wide
+    )
