@@ -19,11 +19,12 @@ from mtu_fast._arguments import (
     names,
 )
 from mtu_fast._checks.states import check_counts
+from mtu_fast._keepable import Kept
 from mtu_fast._kept import Form, orthonormal, step
 from mtu_fast._rows.block import Block, chosen
 from mtu_fast._rows.update import Update
 from mtu_fast.methods import FORGET, RETAIN, Method, Roles, mean_weights
-from mtu_fast.rows import Kept, Rows, cat
+from mtu_fast.rows import Rows, cat
 
 Keep = Literal["newest", "conflicting"]
 TIMES = 4  # rows held for each retain row of a step, by default

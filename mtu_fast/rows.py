@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from mtu_fast._arguments import check_flag, names
 from mtu_fast._checks.flags import Flags, some_bad
-from mtu_fast._checks.renamed import warn_renamed
 from mtu_fast._distributed.choice import Products, products_of
-from mtu_fast._distributed.kept import SharedBlock
 from mtu_fast._distributed.ranks import Ranks
+from mtu_fast._keepable import Keepable
 from mtu_fast._ops.gram_schmidt import effective_rank
 from mtu_fast._rows.autocast import without_autocast
-from mtu_fast._rows.block import Block
-from mtu_fast._rows.explicit import explicit
 from mtu_fast._rows.grad import Addition, add, as_autograd_gives
 from mtu_fast._rows.own import OwnProducts
+from mtu_fast._rows.renamed import Renamed
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.solve import Source, solve
 from mtu_fast._rows.task_rows import TaskRows, all_roles, uses_of_each
@@ -28,14 +24,12 @@ from mtu_fast._rows.update import Planned, Update, check_meant, check_method
 from mtu_fast._rows.uses import Gather
 from mtu_fast._rows.validity import check_open
 from mtu_fast._rows.weights import has_outside
-from mtu_fast.methods import FORGET, Method, Roles
+from mtu_fast.methods import FORGET, Method
 from mtu_fast.methods._undo import undone
 from mtu_fast.methods.base import dependence_tolerance
 
-Kept = Block | SharedBlock  # explicit rows: all of this process, or its part of those of all ranks
 
-
-class Rows:
+class Rows(Keepable, Renamed):
     """R row gradients over the engine's parameters; made by `Engine.rows`, joined by `cat`, used up by `backward`.
 
     Attributes:
@@ -55,6 +49,9 @@ class Rows:
         self._products: Products = OwnProducts(shared, self._parts, self.roles)
         if ranks is not None:
             self._products = products_of(shared, self._parts, self.roles, ranks)
+
+    def _like(self, parts: Sequence[TaskRows]) -> Rows:
+        return Rows(self._shared, parts, self._products.ranks)
 
     def __len__(self) -> int:
         return len(self.roles)
@@ -160,21 +157,6 @@ class Rows:
         """
         return self._products.jacobian()
 
-    @property
-    def has_means(self) -> bool:
-        """Whether some rows are means over samples."""
-        return any(part.is_mean for part in self._parts if part.count_everywhere)
-
-    def tasks_with(self, kind: int) -> tuple[str, ...]:
-        """The tasks that have rows of a kind, in order."""
-        found = {part.roles.tasks[0] for part in self._parts if part.has(kind)}
-        return tuple(task for task in self.roles.tasks if task in found)
-
-    @property
-    def is_unsound(self) -> bool:
-        """Whether the host knows by now that the rows, or the step they were taken in, were unsound."""
-        return any(flags.is_unsound for flags in (*self._flags(), *self.conditions))
-
     def rank(self) -> Tensor:
         """The effective rank of all rows together: those above the dependence tolerance of their dtype; `[]` int64."""
         return effective_rank(self.gram(), dependence_tolerance(self.roles.dtype))
@@ -216,7 +198,7 @@ class Rows:
         self._products.check_open()
         wanted = self._chosen(tasks)
         chosen = [part for part in self._parts if wanted.issuperset(part.roles.tasks)]
-        return Rows(self._shared, [part.to_subspace() for part in chosen], self._products.ranks)
+        return self._like([part.to_subspace() for part in chosen])
 
     def _chosen(self, tasks: Iterable[str] | None) -> set[str]:
         if tasks is None:
@@ -229,54 +211,6 @@ class Rows:
                 f"{list(self.roles.tasks)}."
             )
         return wanted
-
-    def replaced(self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype) -> Rows:
-        """Other rows of kind SUBSPACE in the same space, explicit, as `explicit` makes them."""
-        part = explicit(self._shared, vectors, task, dtype)
-        return Rows(self._shared, [self._products.given(part)], self._products.ranks)
-
-    @without_autocast
-    def taken(self, at: Tensor) -> Kept:
-        """The retain rows at these indices, explicit; for `mtu_fast.Memory`.
-
-        Raises:
-            RuntimeError: the rows are used up.
-        """
-        found: Kept = self._products.taken(at)
-        return found
-
-    @property
-    def of_ranks(self) -> bool:
-        """Whether several processes hold the rows."""
-        return self._products.ranks is not None
-
-    def remembered(self, block: Any) -> Rows:
-        """Other rows in the same space, as `taken` gives them, as rows of kind MEMORY."""
-        parts = self._products.remembered(block)
-        return Rows(self._shared, parts, self._products.ranks)
-
-    def block_of_vectors(self, vectors: Mapping[str, Tensor], roles: Roles) -> Kept:
-        """K vectors, `[K, *shape]` for each parameter by name, as what `remembered` takes."""
-        found: Kept = self._products.block_of_vectors(vectors, roles)
-        return found
-
-    def block_of(self, state: Mapping[str, Any]) -> Kept:
-        """What `state_of` gave, as what `remembered` takes.
-
-        Raises:
-            TypeError: a part of another kind.
-            ValueError: a part is missing, or the state is one of other processes.
-        """
-        found: Kept = self._products.block_of(state)
-        return found
-
-    def state_of(self, block: Any) -> dict[str, Any]:
-        """A block as plain values and tensors."""
-        return self._products.state_of(block)
-
-    def groups(self, per: str) -> list[tuple[int, ...]]:
-        """The parameters of each matrix of `gram(per)`, by index."""
-        return [tuple(group) for group in self._shared.groups(per)]
 
     # ---- .grad -----------------------------------------------------------------------------------
 
@@ -343,11 +277,6 @@ class Rows:
         for each in flags:
             each.send()
 
-    def _flags(self) -> tuple[Flags, ...]:
-        """Those of the calls that the rows were taken in, and of what was made of them."""
-        found = [*(flags for part in self._parts for flags in part.flags), self._products.flags]
-        return tuple({id(flags): flags for flags in found}.values())
-
     def _as_autograd_gives(self, found: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         parameters = self._shared.parameters
         for j, (_, uses) in uses_of_each(self._parts, range(len(parameters))).items():
@@ -355,34 +284,6 @@ class Rows:
                 d = found[parameters[j]]
                 found[parameters[j]] = as_autograd_gives(d, uses)
         return found
-
-    # ---- names of before, for one version --------------------------------------------------------
-
-    def combine(self, w: Tensor) -> dict[Tensor, Tensor]:
-        """`vjp`; deprecated."""
-        warn_renamed("rows", "combine(w)", "vjp(w)")
-        return self.vjp(w)
-
-    def push(self, d: Mapping[Tensor, Tensor], per: str = "total") -> Tensor:
-        """`jvp`; deprecated."""
-        warn_renamed("rows", "push(d)", "jvp(d)")
-        return self.jvp(d, per)
-
-    def kept(self, tasks: Iterable[str] | None = None) -> Rows:
-        """`to_subspace`; deprecated."""
-        warn_renamed("rows", "kept(tasks)", "to_subspace(tasks)")
-        return self.to_subspace(tasks)
-
-    def update(self, method: Method | Tensor, *, outside: Tensor | None = None) -> Update:
-        """`backward(method, check=False)`; deprecated."""
-        warn_renamed("rows", "update(method)", "backward(method, check=False)")
-        return self.backward(method, outside=outside, check=False)
-
-    @property
-    def held(self) -> int:
-        """`nbytes`; deprecated."""
-        warn_renamed("rows", "held", "nbytes")
-        return self.nbytes
 
 
 def cat(*rows: Rows) -> Rows:

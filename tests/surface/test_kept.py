@@ -47,9 +47,11 @@ class Scene:
     def load(self, state: Any, kept: Any = None) -> None:
         self.memory.load_state_dict(state, kept or self.engine.subspace_rows)
 
-    def left(self, losses: Any = None, forget: Any = MASK, present: Any = None) -> Any:
+    def left(
+        self, losses: Any = None, forget: Any = MASK, present: Any = None, **others: Any
+    ) -> Any:
         given = self.losses(self.model, self.x) if losses is None else losses
-        return self.levels.left(given, forget, present)
+        return self.levels.left(given, forget, present, **others)
 
     def measured(self, **changes: Any) -> Any:
         given = {"validation": [self.x], "losses": self.losses, "model": self.model}
@@ -68,6 +70,16 @@ STATES: list[Any] = list(WRONG["state"])
 PART = [5, "x", None, torch.ones(2)]
 
 # What is called, the words of the argument in the error, and the wrong values.
+LOSSES_OF_OTHERS = [
+    5,
+    "x",
+    MASK,
+    {"a": 5},
+    {"a": [1.0]},
+    {"a": torch.ones(2, 2)},
+    {"a": torch.ones(2) * 1j},
+]
+
 SURFACE: dict[str, tuple[Callable[[Scene, Any], object], str, list[Any]]] = {
     "Memory(basis)": (lambda s, v: mtu.Memory(basis=v), "basis", WRONG["flag"]),
     "Memory(rank)": (lambda s, v: mtu.Memory(basis=True, rank=v), "rank", WRONG["count or None"]),
@@ -198,6 +210,8 @@ SURFACE: dict[str, tuple[Callable[[Scene, Any], object], str, list[Any]]] = {
         "present",
         [5, "x", MASK, {"c": MASK}],
     ),
+    "Levels.left(before)": (lambda s, v: s.left(before=v), "before", LOSSES_OF_OTHERS),
+    "Levels.left(after)": (lambda s, v: s.left(after=v), "after", LOSSES_OF_OTHERS),
     "Levels.update": (lambda s, v: s.levels.update(v), "score", [*OFTEN, None, [1.0]]),
     "Levels.update(score of a task)": (
         lambda s, v: s.levels.update({"a": v}),

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtu_fast._arguments import check_flag, check_function, check_number, held_in, shown
+from mtu_fast._arguments import (
+    check_flag,
+    check_function,
+    check_number,
+    check_tensors,
+    held_in,
+    shown,
+)
 from mtu_fast._checks.losses import Losses, by_task
 from mtu_fast._checks.masks import KIND, Mask, kinds, presence
 from mtu_fast._checks.states import check_parts
@@ -201,7 +208,7 @@ class Levels:
 
         Raises:
             RuntimeError: the levels were not measured.
-            TypeError: losses or masks of the wrong kind.
+            TypeError: losses or masks of the wrong kind, `before` or `after` no mapping of tensors.
             ValueError: they do not fit, or a task with forget rows has no held-out loss.
         """
         if not self.measured:
@@ -210,6 +217,7 @@ class Levels:
             )
         named = by_task(losses)
         there = presence(present, named)
+        of_others = _of_others("before", before), _of_others("after", after)
         found, left, seen = {}, dict(self.held.left), dict(self.held.seen)
         for task, kind in kinds(forget, named).items():
             gone = (kind == FORGET) & there[task]
@@ -219,7 +227,7 @@ class Levels:
             if task in self.held.resting:
                 found[task] = torch.where(gone, RESTING, kind)
                 continue
-            others = [(of or {}).get(task) for of in (before, after)]
+            others = [each.get(task) for each in of_others]
             # a row rests once its loss has come up to the level
             still = gone & self._below(task, named[task].detach().double(), gone, *others)
             found[task] = torch.where(gone & ~still, RESTING, kind)
@@ -311,6 +319,23 @@ class Levels:
         """Whether hardly a forget row since the last update had weight."""
         seen = int(self.held.seen.get(task, 0))
         return seen > 0 and int(self.held.left[task]) <= STALLED * seen
+
+
+def _of_others(name: str, losses: Any) -> Mapping[str, Tensor]:
+    """{task: losses [M]} of rows that other processes have; none where nothing is given."""
+    if losses is None:
+        return {}
+    if not isinstance(losses, Mapping):
+        raise TypeError(
+            f"Levels.left: {name}: found {type(losses).__name__}, expected {{task: losses [M]}} of other processes."
+        )
+    for task, loss in losses.items():
+        check_tensors(**{f"Levels.left: {name}[{task!r}]": loss})
+        if loss.dim() != 1:
+            raise ValueError(
+                f"Levels.left: {name}[{task!r}]: found shape {tuple(loss.shape)}, expected one loss per row, [M]."
+            )
+    return losses
 
 
 def _matching_quantiles(

@@ -1,0 +1,107 @@
+"""What `mtu_fast.Subspace` and `mtu_fast.Memory` ask of rows that they keep across steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from mtu_fast._checks.flags import Flags
+from mtu_fast._distributed.choice import Products
+from mtu_fast._distributed.kept import SharedBlock
+from mtu_fast._rows.autocast import without_autocast
+from mtu_fast._rows.block import Block
+from mtu_fast._rows.explicit import explicit
+from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.task_rows import TaskRows
+from mtu_fast.methods import Roles
+
+Self = TypeVar("Self", bound="Keepable")
+Kept = Block | SharedBlock  # explicit rows: all of this process, or its part of those of all ranks
+
+
+class Keepable:
+    """Rows that others can be made like, in the same space, and that can be held as explicit ones."""
+
+    roles: Roles
+    conditions: tuple[Flags, ...]  # of the step that kept rows were taken in
+    _shared: Shared
+    _parts: list[TaskRows]
+    _products: Products
+
+    def _like(self: Self, parts: Sequence[TaskRows]) -> Self:
+        """Other rows in the same space."""
+        raise NotImplementedError
+
+    def _flags(self) -> tuple[Flags, ...]:
+        """Those of the calls that the rows were taken in, and of what was made of them."""
+        found = [*(flags for part in self._parts for flags in part.flags), self._products.flags]
+        return tuple({id(flags): flags for flags in found}.values())
+
+    # ---- what they are ---------------------------------------------------------------------------
+
+    @property
+    def has_means(self) -> bool:
+        """Whether some rows are means over samples."""
+        return any(part.is_mean for part in self._parts if part.count_everywhere)
+
+    @property
+    def of_ranks(self) -> bool:
+        """Whether several processes hold the rows."""
+        return self._products.ranks is not None
+
+    @property
+    def is_unsound(self) -> bool:
+        """Whether the host knows by now that the rows, or the step they were taken in, were unsound."""
+        return any(flags.is_unsound for flags in (*self._flags(), *self.conditions))
+
+    def tasks_with(self, kind: int) -> tuple[str, ...]:
+        """The tasks that have rows of a kind, in order."""
+        found = {part.roles.tasks[0] for part in self._parts if part.has(kind)}
+        return tuple(task for task in self.roles.tasks if task in found)
+
+    def groups(self, per: str) -> list[tuple[int, ...]]:
+        """The parameters of each matrix of `gram(per)`, by index."""
+        return [tuple(group) for group in self._shared.groups(per)]
+
+    # ---- as explicit rows ------------------------------------------------------------------------
+
+    def replaced(self: Self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype) -> Self:
+        """Other rows of kind SUBSPACE, explicit, as `explicit` makes them."""
+        part = explicit(self._shared, vectors, task, dtype)
+        return self._like([self._products.given(part)])
+
+    @without_autocast
+    def taken(self, at: Tensor) -> Kept:
+        """The retain rows at these indices.
+
+        Raises:
+            RuntimeError: the rows are used up.
+        """
+        found: Kept = self._products.taken(at)
+        return found
+
+    def remembered(self: Self, block: Any) -> Self:
+        """Rows as `taken` gives them as rows of kind MEMORY."""
+        return self._like(self._products.remembered(block))
+
+    def block_of_vectors(self, vectors: Mapping[str, Tensor], roles: Roles) -> Kept:
+        """K vectors, `[K, *shape]` for each parameter by name, as what `remembered` takes."""
+        found: Kept = self._products.block_of_vectors(vectors, roles)
+        return found
+
+    def block_of(self, state: Mapping[str, Any]) -> Kept:
+        """What `state_of` gave, as what `remembered` takes.
+
+        Raises:
+            TypeError: a part of another kind.
+            ValueError: a part is missing, or the state is one of other processes.
+        """
+        found: Kept = self._products.block_of(state)
+        return found
+
+    def state_of(self, block: Any) -> dict[str, Any]:
+        """What `taken` gave as plain values and tensors."""
+        return self._products.state_of(block)
