@@ -79,7 +79,7 @@ class SharedBlock:
             mine = at[(at >= start) & (at < stop)] - start
             start = stop
             if len(mine):
-                parts.append(_selected(part, mine, self.rank))
+                parts.append(selected(part, mine, self.rank))
         return replace(self, parts=tuple(parts))
 
 
@@ -178,7 +178,7 @@ def _with_columns(roles: Roles, state: Mapping[str, Any]) -> Roles:
     return replace(roles, kind=torch.full_like(roles.kind, RETAIN), sample=sample, loss=loss)
 
 
-def _selected(part: TaskRows, at: Tensor, rank: int) -> TaskRows:
+def selected(part: TaskRows, at: Tensor, rank: int) -> TaskRows:
     """Some of the rows of all ranks: what of them is this rank's."""
     assert part.everywhere is not None
     before = part.everywhere

@@ -9,19 +9,22 @@ from functools import partial
 from torch import Tensor
 
 from mtu_fast._checks.flags import AT_ONCE
+from mtu_fast._checks.values import all_finite
 from mtu_fast._distributed.gram import joined_gram
 from mtu_fast._distributed.joining import given, own_rows
 from mtu_fast._distributed.kept import Keeping
+from mtu_fast._distributed.pooling import pooled_gram
 from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._distributed.sums import summed
 from mtu_fast._rows.grad import check_finite
 from mtu_fast._rows.own import Groups, OwnProducts, Whole
+from mtu_fast._rows.pool import Pool, Pooled, pool_for
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import TaskRows, join_roles
-from mtu_fast._rows.validity import check_gram, check_lengths
+from mtu_fast._rows.validity import check_gram, check_lengths, has_short_rows
 from mtu_fast._rows.weights import outside_gradients
 from mtu_fast.errors import NotFiniteError
-from mtu_fast.methods import Roles
+from mtu_fast.methods import Method, Roles
 
 
 class JoinedProducts(Keeping, Whole):
@@ -56,8 +59,19 @@ class JoinedProducts(Keeping, Whole):
         """Before a method is asked for weights: it draws the same numbers everywhere."""
         self.ranks.same_generator(method)
 
-    def pooled(self, method: object) -> None:
-        """Nothing: rows of several ranks are met one by one."""
+    def pooled(self, method: Method | Tensor) -> Pooled | None:
+        """What a method is to be given in place of all rows; None where it is to be given them."""
+        # by the roles of all rows: every rank decides alike
+        pool = pool_for(method, self._roles)
+        return None if pool is None else Pooled(self, self._shared, pool)
+
+    def gram_of_sums(self, groups: Groups, pool: Pool) -> Tensor:
+        """`[L, V, V]` of the rows of a pool, the rows of each added up."""
+        gram = pooled_gram(self.ranks, self._parts, self._shared, groups, pool)
+        # alike on every rank, which then all look for the rows at fault
+        if not all_finite([gram]) or has_short_rows(gram, pool.roles):
+            self.gram(groups)
+        return gram
 
     def gram(self, groups: Groups) -> Tensor:
         """`[L, R, R]`, finite, of rows that are long enough for it; the same bits on every rank."""

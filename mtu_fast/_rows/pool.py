@@ -129,8 +129,13 @@ def _pool(into: Numbers, first: Numbers, roles: Roles) -> Pool:
     resting = np.bincount(all_tasks[all_kinds == RESTING], minlength=len(roles.tasks))
     counts = (own + np.where(kind == FORGET, resting[task], 0)).astype(np.float64)
     sample[kind == FORGET] = -1  # of a copy: what an index array picks is one
+    rank = roles.rank
+    if rank is not None:
+        # a mean over all ranks is said to be rank 0's, as everywhere
+        rank = torch.from_numpy(np.where(kind == FORGET, 0, rank.numpy()[first]))
     of_sums = replace(
         roles,
+        rank=rank,
         task=torch.from_numpy(task),
         sample=torch.from_numpy(sample),
         kind=torch.from_numpy(kind),

@@ -21,6 +21,11 @@ FAULT = 20  # seconds within which an error is raised on all ranks, on a busy ma
 FOUR = [
     "group_rows",
     "many_rounds",
+    "bytes_are_those_of_the_model",
+    "memory_is_flat_in_ranks",
+    "rows_to_forget_travel_as_sums",
+    "kept_constraints_again",
+    "fsdp_sums_a_unit_at_a_time",
     "task_rows",
     "empty_batch",
     "tasks_of_some_ranks",
