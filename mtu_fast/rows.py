@@ -21,7 +21,7 @@ from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.solve import Source, solve
 from mtu_fast._rows.task_rows import TaskRows, all_roles, uses_of_each
 from mtu_fast._rows.update import Planned, Update, check_meant, check_method
-from mtu_fast._rows.uses import Gather
+from mtu_fast._rows.uses import Gather, bytes_of
 from mtu_fast._rows.validity import check_open
 from mtu_fast._rows.weights import has_outside
 from mtu_fast.methods import FORGET, Method
@@ -169,15 +169,12 @@ class Rows(Keepable, Renamed):
     @property
     def nbytes(self) -> int:
         """Bytes that the rows keep alive; memory that several of them share counts once."""
-        storages = {}
+        tensors: list[Tensor] = []
         for part in self._parts:
-            tensors = list(part.grams.values())
+            tensors += part.grams.values()
             for use in part.uses.values():
                 tensors += use.tensors
-            for t in tensors:
-                storage = t.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
-        return sum(storages.values())
+        return bytes_of(tensors)
 
     # ---- rows that outlive their step ------------------------------------------------------------
 

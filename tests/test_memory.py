@@ -243,6 +243,50 @@ def test_the_peak_of_rows_with_factors_kept(tokens: int | None) -> None:
     assert peak < ROWS_OF_A_LAYER + kept
 
 
+@pytest.mark.parametrize("tokens", [2, 16])
+def test_the_peak_of_a_check(tokens: int) -> None:
+    """Uses larger than a gradient are not there beside it; smaller ones are, and the gradient is the peak."""
+    net, x = deep(tokens)
+    engine = mtu.Engine(net)
+    one, gradient = ACTIVATION * tokens, DEPTH * WIDTH * WIDTH * 8
+    for _checked in range(3):
+        peak, kept, _rows = peak_of_rows(engine, net, x)
+        assert DEPTH * one <= kept <= (DEPTH + 1) * one
+        larger = kept > gradient
+        assert larger == (tokens == 16)
+        beside = 0 if larger else gradient + 2 * WIDTH * WIDTH * 8  # and a layer's sums
+        assert peak <= kept + beside + 6 * one
+
+
+def test_a_check_that_sums_uses_one_by_one_finds_what_one_that_holds_them_finds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over views between parameter and use, and several tasks; a fault in a pass is found either way."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            h = torch.tanh(self.first(x)) @ self.second.weight.T.reshape(8, 8) + self.second.bias
+            h = h @ self.second.weight
+            return {"a": h.square().mean((1, 2)), "b": h.sin().mean((1, 2))}
+
+    model = Turned().double()
+    found = []
+    for held in (True, False):
+        monkeypatch.setattr(probe.Check, "_may_hold", lambda *_, held=held: held)
+        engine = mtu.Engine(model)
+        for seed in range(3):
+            x = torch.randn(N, 3, 6, dtype=torch.float64, generator=torch.manual_seed(seed))
+            rows = engine.rows(model(x))
+            assert not engine.explain().anew
+            found.append(rows.vjp(random_weights(2 * N)))
+    for one, other in zip(found[:3], found[3:], strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 class Tokens(nn.Module):
     """A class token before a sequence: its gradient is a part of a larger one."""
 

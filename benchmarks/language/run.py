@@ -24,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import mtu_fast as mtu
@@ -71,6 +72,7 @@ def unlearn_job(
     """Search one method's settings, and score the run that counts; originals and retrained as they are."""
     start = time.process_time()
     case = load(seed, quick)
+    torch.manual_seed(seed)  # adapters start alike, whatever the process did before
     before, retrained = net_of(case, original), net_of(case, ideal)
     row: Row = {"seed": seed, "mode": mode, "request": request, "method": name}
     if name in REFERENCES:

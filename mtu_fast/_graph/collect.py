@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -23,15 +23,23 @@ class Collector:
         expected: how many uses of each parameter will come.
         rows: which rows of a use are kept, int64; None for all.
         budget: bytes that rows may take beyond factors.
+        take: what each use is handed to once it is whole; none is kept then.
 
     Attributes:
         budget: what is left of it.
     """
 
-    def __init__(self, expected: Counter[int], rows: Tensor | None, budget: int) -> None:
+    def __init__(
+        self,
+        expected: Counter[int],
+        rows: Tensor | None,
+        budget: int,
+        take: Callable[[int, Use], None] | None = None,
+    ) -> None:
         self.budget = budget
         self._expected = expected
         self._rows = rows
+        self._take = take
         self._parts: dict[int, list[_Seen]] = {}
 
     def visit(self, parameter: int, use: Use) -> None:
@@ -41,21 +49,34 @@ class Collector:
             use = use.select(self._rows)
         parts = self._parts.setdefault(parameter, [])
         if not parts and self._expected[parameter] == 1:  # mostly: nothing to merge
-            parts.append(_Seen.now(self._cheaper(use)))
+            self._complete(parameter, use)
             return
         parts.append(_Seen.now(use))
         # A chain cannot be walked while a pass runs, so uses behind unequal chains wait for its
         # end.
         if len(parts) == self._expected[parameter] and aligned([part.use for part in parts]):
-            self._parts[parameter] = [_Seen.now(self._cheaper(_merged(parts)))]
+            self._complete(parameter, _merged(parts))
 
     def finish(self) -> dict[int, Use]:
-        """One use per parameter, once the pass is over.
+        """One use per parameter, once the pass is over; nothing where each was handed over.
 
         Raises:
             RuntimeError: what a use is made of was written to since it was visited.
         """
-        return {parameter: _merged(parts) for parameter, parts in self._parts.items()}
+        whole = {j: _merged(parts) for j, parts in self._parts.items() if parts}
+        if self._take is None:
+            return whole
+        for parameter, use in whole.items():
+            self._take(parameter, use)
+        return {}
+
+    def _complete(self, parameter: int, whole: Use) -> None:
+        use = self._cheaper(whole)
+        if self._take is None:
+            self._parts[parameter] = [_Seen.now(use)]
+        else:
+            self._parts[parameter] = []
+            self._take(parameter, use)
 
     def _cheaper(self, use: Use) -> Use:
         if isinstance(use, Dense) or (isinstance(use, Gather) and use.sparse):

@@ -5,25 +5,22 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from mtu_fast._checks.flags import AT_ONCE, Flags
-from mtu_fast._graph.collect import Collector
 from mtu_fast._graph.explain import Explanation, notes
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.hooks import Hooks
+from mtu_fast._graph.passes import Kept, Passes, Uses
 from mtu_fast._graph.plan import Plan, discover
-from mtu_fast._graph.probe import Check, Fault, Uses, blame, lengths_of
-from mtu_fast._graph.sweep import outlives, sweep
-from mtu_fast._rows.batch import Labelled
+from mtu_fast._graph.probe import Check, Fault, blame
+from mtu_fast._graph.sweep import outlives
 from mtu_fast._rows.shared import Shared
-from mtu_fast._rows.together import is_table
 
 STALE = (
     "rows: the rows of a step did not add up to what autograd gives, by a plan that had held before; that step added "
@@ -36,7 +33,6 @@ MOVED = (
 )
 KNOWN = 64  # graph signatures remembered; each holds index vectors only
 
-Kept = Sequence[Labelled]  # per task, the rows that are kept
 T = TypeVar("T")
 
 
@@ -204,7 +200,7 @@ class Plans:
         """By a plan that holds, if a check that may be due does not find a fault."""
         if not known.served.due():
             self._refuse(known)
-            return self._sweep(graph, known.plan, kept, outlives(graph, known.plan))
+            return self._passes(graph, known.plan, kept).uses(outlives(graph, known.plan))
         if self._flags.deferred:
             return self._doubted(graph, known, kept)
         uses, fault = self._checked(graph, known.plan, kept)
@@ -219,13 +215,12 @@ class Plans:
 
     def _doubted(self, graph: Graph, known: _Known, kept: Kept) -> Uses:
         """By a plan whose check stays on the device: where it fails, the step adds nothing and the plan is dropped."""
-        check, uses = self._check(graph, known.plan, kept)
-        again = partial(self._sweep, graph, known.plan, kept, True)
-        bad = check.doubt(uses, again, known.measured)
+        check = self._check(graph, known.plan, kept)
+        bad = check.doubt(known.measured)
         # a step may follow before the host has read the flag of the last one
         known.bad = bad if known.bad is None else known.bad | bad
         self._refuse(known)
-        return uses
+        return check.uses()
 
     def _refuse(self, known: _Known) -> None:
         """A step by a plan that failed its check, of which the host need not know yet, adds nothing."""
@@ -243,7 +238,7 @@ class Plans:
     ) -> tuple[Plan, Uses]:
         """A new plan and its uses, if they pass the check where one is due; else one backward per row, if these do."""
         if not check and not plan.alone:
-            return plan, self._sweep(graph, plan, kept, keep=True)
+            return plan, self._passes(graph, plan, kept).uses(keep=True)
         uses, fault = self._checked(graph, plan, kept)
         if fault is None:
             return plan, uses
@@ -279,45 +274,20 @@ class Plans:
         trials = tuple(graph.names[trial.node] for trial in plan.trials)
         return Explanation.of(notes(graph, plan), self._shared, uses, trials, why)
 
-    def _sweep(self, graph: Graph, plan: Plan, kept: Kept, keep: bool, factor: float = 1.0) -> Uses:
-        """One data-gradient pass a task, of its losses times a factor."""
-        found, budget = [], self._budget
-        for task, rows in enumerate(kept):
-            collector = Collector(plan.expected(task), rows.at, budget)
-            last = task == len(kept) - 1
-            weights = torch.full_like(graph.losses[task], factor)
-            if rows.mask is not None:
-                # a sample without a label has no row, and its loss may not even be finite
-                weights = torch.where(rows.mask, weights, 0)
-            # tasks share the graph, so that only the last pass may free it
-            sweep(graph, plan, task, collector.visit, keep or not last, weights)
-            found.append(collector.finish())
-            budget = collector.budget
-        return found
+    def _passes(self, graph: Graph, plan: Plan, kept: Kept) -> Passes:
+        return Passes(graph, plan, kept, self._budget)
 
     def _checked(self, graph: Graph, plan: Plan, kept: Kept) -> tuple[Uses, Fault | None]:
         """The uses by a plan, and what the check finds: the first parameter whose rows do not add up."""
-        check, uses = self._check(graph, plan, kept)
-        fault = check.fault(uses, partial(self._sweep, graph, plan, kept, True))
+        check = self._check(graph, plan, kept)
+        fault = check.fault()
         self._measured = check.measured
-        return uses, fault
+        return ([] if fault else check.uses()), fault
 
-    def _check(self, graph: Graph, plan: Plan, kept: Kept) -> tuple[Check, Uses]:
-        """The check of a plan, and the uses by it."""
-        uses = self._sweep(graph, plan, kept, keep=True)
-        # the check weighs rows by their lengths: a short row that is lost must show, too
-        lengths = lengths_of(graph, uses, kept)
-        # A large vocabulary: its uses hold the gradient of the logits, of which an ordinary backward
-        # makes two more. They are let go before it, and taken again after it.
-        again = any(is_table(use) for of_task in uses for use in of_task.values())
-        if again:
-            uses = []
+    def _check(self, graph: Graph, plan: Plan, kept: Kept) -> Check:
         self._checks += 1  # other weights every time
-        parameters = self._shared.parameters
-        check = Check(graph, parameters, kept, lengths, self._checks, lenient=plan.alone)
-        if again:
-            uses = self._sweep(graph, plan, kept, keep=True)
-        return check, uses
+        passes = self._passes(graph, plan, kept)
+        return Check(passes, self._shared.parameters, self._checks)
 
 
 def _has_moved(known: _Known) -> RuntimeError:

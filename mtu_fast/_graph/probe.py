@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mtu_fast._graph.graph import Graph
-from mtu_fast._graph.nodes import densified
+from mtu_fast._graph.nodes import densified, recomputes
+from mtu_fast._graph.passes import Kept, Passes, Uses
 from mtu_fast._ops._blocks import working_dtype
-from mtu_fast._rows.batch import Labelled
-from mtu_fast._rows.uses import Use
+from mtu_fast._rows.uses import Chain, Use, bytes_of
 
 # powers of two that the rows' weights are spread over, beside what makes their lengths alike
 SPREAD = 8
@@ -20,7 +21,7 @@ SPREAD = 8
 LONGEST = 24
 UNLIKE = (1.3, 1.7, 1.9)  # factors that round differently at every step of a backward
 
-Uses = Sequence[dict[int, Use]]  # per task, the use of each parameter
+Sums = Callable[[int], Tensor | None]  # the weighted sum of a parameter's rows; None without rows
 
 
 @dataclass(frozen=True)
@@ -40,33 +41,37 @@ class Check:
     difference of larger ones, what rounding does to it is measured, by the same backward and by the
     same rows under weights with another mantissa. All is done for every parameter at once, `[P]`.
 
+    Uses that take more memory than a gradient are not held beside the graph and that of autograd:
+    a second pass sums them one by one, and a third takes them for good.
+
     Args:
-        graph: the recorded graph; it is kept.
+        passes: through the recorded graph, which is kept.
         parameters: the shared parameters.
-        kept: per task, the rows that there are uses of.
-        lengths: per task, about how long these rows are.
         seed: of the weights.
-        lenient: rows are right by definition, and it is asked whether gradients are linear at all.
 
     Attributes:
         measured: whether `fault` had to measure what rounding does.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        parameters: Sequence[Tensor],
-        kept: Sequence[Labelled],
-        lengths: Sequence[Tensor],
-        seed: int,
-        lenient: bool = False,
-    ) -> None:
-        self._graph, self._parameters, self._kept, self._lenient = graph, parameters, kept, lenient
+    def __init__(self, passes: Passes, parameters: Sequence[Tensor], seed: int) -> None:
+        graph, kept = passes.graph, passes.kept
+        self._passes, self._graph, self._parameters = passes, graph, parameters
+        # one backward a row: rows are right by definition, and it is asked whether gradients are
+        # linear at all
+        self._lenient = passes.plan.alone
         self.measured = False
+        uses = passes.uses(keep=True)
+        # rows are weighed by their lengths: a short one that is lost must show, too
+        given = probe_weights(graph, lengths_of(graph, uses, kept), seed)
+        self._held = uses if self._may_hold(uses) else None
+        del uses
         self._weights: list[Tensor] = []
-        given = probe_weights(graph, lengths, seed)
+        self._of_rows: list[Tensor] = []
         for loss, rows, w in zip(graph.losses, kept, given, strict=True):
-            self._weights.append(rows.spread(w, loss))
+            of_samples = rows.spread(w, loss)
+            self._weights.append(of_samples)
+            of_rows = of_samples if rows.at is None else w
+            self._of_rows.append(of_rows.to(torch.float32))  # which holds powers of two
         # Σ w · loss has the gradient Σ w · row: one backward checks all rows at once
         self._truth = _backward(graph, parameters, self._weights, 1.0)
         self._sizes = self._stacked([self._norm(self._truth.get(j)) for j in self._all])
@@ -77,20 +82,30 @@ class Check:
         # a gradient that is tiny beside the model's may be rounding altogether
         self._floor = slack * squares.sum().sqrt() / 32
 
+    def _may_hold(self, uses: Uses) -> bool:
+        """Whether uses take no more memory than a gradient, or too long to be taken again."""
+        plan, nodes = self._passes.plan, self._graph.nodes
+        # a backward a row, or a checkpointed region once more for each of its parameters
+        if plan.alone or any(recomputes(nodes[i]) for i in plan.sites):
+            return True
+        gradient = sum(self._parameters[j].nbytes for j in set(self._graph.leaf.values()))
+        tensors = [t for of_task in uses for use in of_task.values() for t in use.tensors]
+        return bytes_of(tensors) <= gradient
+
+    def uses(self) -> Uses:
+        """The uses that were checked."""
+        self._truth.clear()
+        return self._passes.uses(keep=True) if self._held is None else self._held
+
     @property
     def _all(self) -> range:
         return range(len(self._parameters))
 
-    def fault(self, uses: Uses, again: Callable[[float], Uses]) -> Fault | None:
-        """The first parameter whose rows do not add up, None if all do.
-
-        Args:
-            uses: per task, the use of each parameter.
-            again: the same of the losses times a factor.
-        """
+    def fault(self) -> Fault | None:
+        """The first parameter whose rows do not add up, None if all do."""
         # from the cheap test to the dear one: order of sums, rounding of autograd, rounding of the
         # rows
-        errors = self._errors(uses)
+        errors = self._errors()
         holds = self._is_order_of_sums(errors)
         if bool(holds.all()):
             return None
@@ -98,31 +113,29 @@ class Check:
         linear, rounding = self._rounding()
         holds |= linear & (errors <= self._bound + rounding)
         if not bool(holds.all()):
-            holds |= linear & (errors <= self._rounding_of_rows(uses, again))
+            holds |= linear & (errors <= self._rounding_of_rows())
         if bool(holds.all()):
             return None
         j = int((~holds).nonzero()[0])
         return Fault(j, float(errors[j]), float(self._sizes[j]))
 
-    def doubt(self, uses: Uses, again: Callable[[float], Uses], measure: bool) -> Tensor:
+    def doubt(self, measure: bool) -> Tensor:
         """Whether there is such a parameter, `[]` bool: nothing is waited for.
 
         Args:
-            uses: per task, the use of each parameter.
-            again: the same of the losses times a factor.
             measure: whether to measure what rounding does; without it, too much is doubted.
         """
-        errors = self._errors(uses)
+        errors = self._errors()
         holds = self._is_order_of_sums(errors)
         if measure:
             linear, rounding = self._rounding()
-            most = torch.maximum(self._bound + rounding, self._rounding_of_rows(uses, again))
+            most = torch.maximum(self._bound + rounding, self._rounding_of_rows())
             holds |= linear & (errors <= most)
         return ~holds.all()
 
-    def _errors(self, uses: Uses) -> Tensor:
-        of_each = (self._distance(self._combined(uses, j), self._truth.get(j)) for j in self._all)
-        return self._stacked(list(of_each))
+    def _errors(self) -> Tensor:
+        sums = self._sums()
+        return self._stacked([self._distance(sums(j), self._truth.get(j)) for j in self._all])
 
     def _is_order_of_sums(self, errors: Tensor) -> Tensor:
         """Whether the errors are those of the order of sums, or no row has a finite gradient: the Gram names it."""
@@ -146,9 +159,12 @@ class Check:
         moved = [self._rounded_by(factor) for factor in UNLIKE]
         return linear, self._times() * torch.stack(moved).amax(0)
 
-    def _rounding_of_rows(self, uses: Uses, again: Callable[[float], Uses]) -> Tensor:
+    def _rounding_of_rows(self) -> Tensor:
         """How much the rows may err by rounding: sums in another order cancel less well."""
-        moved = [self._rows_rounded_by(factor, uses, again(factor)) for factor in UNLIKE]
+        # rows are compared with rows: what autograd gave has had its turn
+        self._truth.clear()
+        sums = self._sums()
+        moved = [self._rows_rounded_by(factor, sums) for factor in UNLIKE]
         return self._times() * torch.stack(moved).amax(0)
 
     def _times(self) -> Tensor:
@@ -156,16 +172,17 @@ class Check:
         zero = self._sizes.new_zeros(())
         return torch.stack([zero + (4 + 12 / p.numel() ** 0.5) for p in self._parameters])
 
-    def _rows_rounded_by(self, factor: float, uses: Uses, again: Uses) -> Tensor:
-        """How far the weighted sum of the rows moves under losses times a factor."""
+    def _rows_rounded_by(self, factor: float, sums: Sums) -> Tensor:
+        """How far the weighted sums of the rows move under losses times a factor."""
         share = _rounded(factor, self._graph.losses[0])
+        again = self._sums(factor)
         found = []
         for j in self._all:
-            total = self._combined(again, j)
+            total = again(j)
             if total is not None:
                 # back to the scale of the losses, by the factor as it was rounded
                 total = total.to(working_dtype(total)) / share
-            found.append(self._distance(total, self._combined(uses, j)))
+            found.append(self._distance(total, sums(j)))
         return self._stacked(found)
 
     def _rounded_by(self, factor: float) -> Tensor:
@@ -183,13 +200,30 @@ class Check:
             found.append(self._distance(g, self._truth.get(j)))
         return self._stacked(found)
 
-    def _combined(self, uses: Uses, j: int) -> Tensor | None:
-        """`Σ w row` of a parameter over all tasks; None if there are no rows."""
+    def _sums(self, factor: float = 1.0) -> Sums:
+        """`Σ w row` of each parameter over all tasks, of the losses times a factor."""
+        if self._held is not None and factor == 1:
+            return partial(self._sum_of, self._held)
+        parts: dict[tuple[int, Chain], Tensor] = {}
+
+        def add(task: int, j: int, use: Use) -> None:
+            part = use.weighted(self._of_rows[task])
+            before = parts.get((j, use.chain))
+            parts[j, use.chain] = part if before is None else before + part
+
+        self._passes.uses(True, factor, add)
+        # a chain cannot be walked while a pass runs
+        found: dict[int, Tensor] = {}
+        for (j, chain), part in parts.items():
+            whole = chain.apply(part)
+            found[j] = found[j] + whole if j in found else whole
+        return found.get
+
+    def _sum_of(self, uses: Uses, j: int) -> Tensor | None:
         total: Tensor | None = None
-        for of_task, w, rows in zip(uses, self._weights, self._kept, strict=True):
+        for of_task, w in zip(uses, self._of_rows, strict=True):
             if j in of_task:
-                given = w if rows.at is None else w[rows.at]
-                part = of_task[j].vjp(given.to(torch.float32))  # which holds powers of two
+                part = of_task[j].vjp(w)
                 total = part if total is None else total + part
         return total
 
@@ -215,7 +249,7 @@ def _rounded(factor: float, like: Tensor) -> Tensor:
     return like.new_full((), factor)
 
 
-def lengths_of(graph: Graph, uses: Uses, kept: Sequence[Labelled]) -> list[Tensor]:
+def lengths_of(graph: Graph, uses: Uses, kept: Kept) -> list[Tensor]:
     """Per task, about how long each of the kept rows is, float64."""
     found = []
     for loss, of_task, rows in zip(graph.losses, uses, kept, strict=True):

@@ -11,8 +11,7 @@ from torch import Tensor
 from mtu_fast._checks.flags import Flags
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.nodes import densified
-from mtu_fast._graph.plans import Kept
-from mtu_fast._graph.probe import Uses
+from mtu_fast._graph.passes import Kept, Uses
 from mtu_fast._graph.slicing import Sink, Slicer
 from mtu_fast._rows.bare import no_rows
 from mtu_fast._rows.batch import Batch, Labelled, roles_of

@@ -53,11 +53,15 @@ class _TokenLoss(torch.autograd.Function):
         ctx.save_for_backward(logits, target, counts, norm)
         # what the engine reads: sample n of the loss is sample n of the logits
         ctx.rows_go_along = ROWS_GO_ALONG
+        # a pass that only frees the graph brings no gradient and shall make none
+        ctx.set_materialize_grads(False)
         return found.masked_fill_(~counts, 0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, b: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, b: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if b is None:
+            return None, None, None
         logits, target, counts, norm = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         for at in _chunks(logits):
@@ -82,11 +86,14 @@ class _Divergence(torch.autograd.Function):
             found[:, at] = (q * gap.masked_fill_(q == 0, 0)).sum(-1)  # of logits -inf
         ctx.save_for_backward(logits, frozen, counts)
         ctx.rows_go_along = ROWS_GO_ALONG
+        ctx.set_materialize_grads(False)
         return found.masked_fill_(~counts, 0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, b: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, b: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if b is None:
+            return None, None, None
         logits, frozen, counts = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         for at in _chunks(logits):

@@ -203,6 +203,16 @@ def test_a_run_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "OrthoGrad, LoRA" in shown and "forget birthplaces" in shown
 
 
+def test_a_job_does_not_depend_on_those_before_it(case: Case, net: nn.Module) -> None:
+    """A process that did something else before draws the same adapters."""
+    state, found = net.state_dict(), []
+    for before in range(2):
+        torch.manual_seed(100 + before)
+        row = run.unlearn_job(0, True, "lora", cases.REQUESTS[0], "GradDiff", state, state)
+        found.append({name: row[name] for name in ("gap", "auc", "steps", "alpha", "lr")})
+    assert found[0] == found[1]
+
+
 def test_adapters_alone_are_trained(case: Case) -> None:
     net = cases.adapted(case.problem.net(), 4)
     trained = [name for name, p in net.named_parameters() if p.requires_grad]

@@ -32,7 +32,7 @@ def peak(step: Callable[[], object]) -> int:
 
 
 def test_a_step_takes_at_most_half_as_much_again() -> None:
-    """Of the fourth step; the first three are checked against an ordinary backward, which takes more."""
+    """The first three are checked against an ordinary backward; the fourth is an ordinary step."""
     torch.manual_seed(0)
     config = hf.LlamaConfig(
         vocab_size=2000,
@@ -57,12 +57,12 @@ def test_a_step_takes_at_most_half_as_much_again() -> None:
         engine.backward(losses(), mtu.OrthoGrad(0.5), forget=forget)
 
     plain()  # .grad is there before anything is counted
-    for _ in range(3):
-        model.zero_grad(set_to_none=False)
-        ours()
     model.zero_grad(set_to_none=False)
     expected = peak(plain)
-    model.zero_grad(set_to_none=False)
-    found = peak(ours)
     assert expected > 50 * 2**20  # of activations
-    assert found <= 1.5 * expected
+    found = []
+    for _ in range(4):
+        model.zero_grad(set_to_none=False)
+        found.append(peak(ours) / expected)
+    assert max(found[:3]) <= 1.4
+    assert found[3] <= 1.1

@@ -20,7 +20,7 @@ pushed through it once, and a direction is pulled back to this side before the r
 with it are taken.
 """
 
-from mtu_fast._rows.uses.base import DIRECT, Chain, Dense, Use, weigh
+from mtu_fast._rows.uses.base import DIRECT, Chain, Dense, Use, bytes_of, weigh
 from mtu_fast._rows.uses.common import Common
 from mtu_fast._rows.uses.conv import Conv
 from mtu_fast._rows.uses.gather import Gather
@@ -38,5 +38,6 @@ __all__ = [
     "Several",
     "Stacked",
     "Use",
+    "bytes_of",
     "weigh",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -208,6 +208,15 @@ class Dense(Use):
 
     def inner(self, d: Tensor) -> Tensor:
         return row_inner(self.matrix(), d.flatten())
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes that tensors keep alive; memory that several of them share counts once."""
+    storages = {}
+    for t in tensors:
+        storage = t.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
 
 
 def weigh(t: Tensor, w: Tensor | None, beside: Tensor | None = None) -> Tensor:
