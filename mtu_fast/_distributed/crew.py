@@ -19,10 +19,12 @@ class Crew:
     Attributes:
         rank: its number.
         size: how many there are.
+        is_ranked: whether the engine joins the rows of ranks, if only of one.
     """
 
     rank = 0
     size = 1
+    is_ranked = False
 
     def objects(self, what: str, mine: T) -> list[T]:
         """The values of all ranks, plain ones or tensors, in their order."""
@@ -51,6 +53,8 @@ class RankedCrew(Crew):
     Args:
         ranks: who takes part.
     """
+
+    is_ranked = True
 
     def __init__(self, ranks: Ranks) -> None:
         self.rank = ranks.rank
@@ -82,13 +86,20 @@ class RankedCrew(Crew):
         return first
 
     def whole(self, state: Any) -> Any:
-        """A state with whole tensors in the place of slices; all ranks call it with states alike."""
+        """A state with whole tensors in the place of slices, on the first rank; others have None there.
+
+        All ranks call it with states alike.
+        """
         if isinstance(state, Mapping):
             return type(state)({key: self.whole(part) for key, part in state.items()})  # type: ignore[call-arg]
         if isinstance(state, list | tuple):
             return type(state)(map(self.whole, state))
         # a collective: every rank meets the slices in the order of the state
-        return state.full_tensor().cpu() if hasattr(state, "full_tensor") else state
+        if not hasattr(state, "full_tensor"):
+            return state
+        found = state.full_tensor()
+        # one tensor at a time is whole elsewhere
+        return found.cpu() if self.rank == 0 else None
 
     def cut(self, model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """A state with slices in the place of whole tensors, as model and optimizer hold them."""

@@ -199,3 +199,23 @@ def tp_refusals() -> None:
         parallelize_module(beside, part["tp"], PLAN)
         with raises(ValueError, "2 of 4 ranks"):
             mtu.Engine(beside)
+
+
+@case
+def tp_loop_and_audit_are_refused() -> None:
+    it = Both()
+    batches = [data(0)]
+    loaders: dict[str, Any] = {"forget": batches, "retain": batches}
+
+    def losses(model: nn.Module, batch: Any) -> Any:
+        return model(batch[0])
+
+    optimizer = torch.optim.SGD(it.model.parameters(), lr=0.1)
+    with raises(ValueError, "tensor parallel", "engine.backward"):
+        mtu.unlearn(
+            it.model, optimizer, losses=losses, method=mtu.OrthoGrad(), max_steps=1, **loaders
+        )
+    with raises(ValueError, "unlearned", "tensor parallel"):
+        mtu.audit(
+            it.plain, it.model, test=batches, losses=losses, score=lambda m, of: {}, **loaders
+        )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
@@ -99,6 +100,11 @@ def wrapped(kind: str, group: Any = None) -> nn.Module:
     model = model_of()
     if kind == "ddp":
         return nn.parallel.DistributedDataParallel(model, process_group=group)
+    if group is not None:
+        mesh = DeviceMesh.from_group(group, "cpu")
+        fully_shard(model[0], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return model
     fully_shard(model[0])
     fully_shard(model)
     return model
@@ -182,26 +188,27 @@ def subspace(wanted: bool = True) -> dict[str, Any]:
 
 @case
 def unlearn_resumes_on_fewer_ranks() -> None:
+    """Of one file; what was kept is dealt out anew."""
     size = dist.get_world_size()
     group = dist.new_group(list(range(size - 1)))
-    path = folder() / "run.pt"
     method = mtu.InterferenceAware()
-    before, after = subspace(), subspace()
-    run(wrapped("ddp"), shares, method, 6, checkpoint=path, **before)
-    wanted = squares(before["memory"])
-    if dist.get_rank() < size - 1:
-        model = wrapped("ddp", group)
-
-        def again(steps: int) -> mtu.History:
-            load = partial(shares, group=group)
-            return run(model, load, method, steps, checkpoint=path, **after)
-
-        again(6)  # nothing is left to do: what was kept is dealt out
-        same_kept(before["memory"], after["memory"])
-        close(squares(after["memory"], group), wanted)
-        history = again(9)
-        assert history.step == 9 and [r.step for r in history.records] == [0, 3, 6, 9]
-    dist.barrier()
+    for kind in ("ddp", "fsdp"):
+        path = folder() / "run.pt"
+        before, after = subspace(), subspace()
+        model = wrapped(kind)
+        run(model, shares, method, 6, checkpoint=path, **before)
+        wanted, was = squares(before["memory"]), parameters_of(model)
+        if dist.get_rank() < size - 1:
+            model = wrapped(kind, group)
+            go_on = partial(run, model, partial(shares, group=group), method, checkpoint=path)
+            go_on(6, **after)  # nothing is left to do
+            same_kept(before["memory"], after["memory"])
+            close(squares(after["memory"], group), wanted)
+            for p, q in zip(parameters_of(model), was, strict=True):
+                close(p, q)
+            history = go_on(9, **after)
+            assert history.step == 9 and [r.step for r in history.records] == [0, 3, 6, 9]
+        dist.barrier()
 
 
 def squares(memory: mtu.Memory, group: Any = None) -> Tensor:

@@ -65,14 +65,25 @@ def own(crew: Crew, state: Mapping[str, Any], kept: Sequence[str]) -> dict[str, 
     if len(ranks) != crew.size:
         for name in ("forget_place", "retain_place"):
             mine[name] = _moved(mine[name], len(ranks), crew.size)
-        over = _taken_over(crew, len(ranks))
         if "subspace" in kept:
-            held = [ranks[r]["subspace"] for r in over]
+            held = [ranks[r]["subspace"] for r in _taken_over(crew, len(ranks))]
             mine["subspace"] = subspace_of(held, ranks[0]["subspace"])
-        if "memory" in kept:
-            held = [ranks[r]["memory"] for r in over]
-            mine["memory"] = memory_of(held, ranks[0]["memory"], alone=crew.size == 1)
+    if "memory" in kept:
+        held = [ranks[r]["memory"] for r in _taken_over(crew, len(ranks))]
+        mine["memory"] = _memory(crew, held, ranks)
     return {**state, **mine}
+
+
+def _memory(
+    crew: Crew, held: Sequence[Mapping[str, Any]], ranks: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """What is this rank's of a memory; as it is where as many ranks wrote it in the same way."""
+    like = ranks[0]["memory"]
+    in_parts = like["block"] is not None and "parts" in like["block"]
+    if len(ranks) == crew.size and (in_parts == crew.is_ranked or like["block"] is None):
+        found: Mapping[str, Any] = ranks[crew.rank]["memory"]
+        return found
+    return memory_of(held, like, alone=not crew.is_ranked)
 
 
 def _moved(place: Mapping[str, Any], before: int, now: int) -> dict[str, Any]:
