@@ -229,6 +229,38 @@ def test_callbacks_are_given_both_sides(tmp_path: Path) -> None:
     assert "forget_loss" not in caught.logs[-1]  # that is the summary of the run
 
 
+def test_tensorboard_is_given_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real callback writes a file, and its curves are the losses of both sides."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "curves"))
+    trainer, _ = trained(tmp_path, report_to=["tensorboard"], logging_steps=1, max_steps=3)
+    written = EventAccumulator(str(tmp_path / "curves"))
+    written.Reload()
+    logged = [line for line in trainer.state.log_history if "forget_loss" in line]
+    for side in ("forget_loss", "retain_loss"):
+        curve = [event.value for event in written.Scalars(f"train/{side}")]
+        assert curve == pytest.approx([line[side] for line in logged], rel=1e-6)
+        assert len(curve) == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_is_given_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real callback, without a network."""
+    wandb = pytest.importorskip("wandb")
+    for name, value in (("MODE", "offline"), ("DIR", str(tmp_path)), ("SILENT", "true")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    try:
+        trainer, _ = trained(tmp_path, report_to=["wandb"], logging_steps=1, max_steps=2)
+        found = dict(wandb.run.summary)
+    finally:
+        wandb.finish()
+    last = [line for line in trainer.state.log_history if "forget_loss" in line][-1]
+    assert found["train/forget_loss"] == pytest.approx(last["forget_loss"], rel=1e-6)
+    assert found["train/retain_loss"] == pytest.approx(last["retain_loss"], rel=1e-6)
+
+
 TAU = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 500}
 
 
