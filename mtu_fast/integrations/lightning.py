@@ -116,14 +116,11 @@ class Unlearning:
                 "lightning: found a loss with a graph of its own, expected what self.unlearn returned and nothing "
                 "added: add penalties to each sample's loss before unlearn, or return them in another step."
             )
-        trainer = self._trainer_of_mine()
+        module: Any = self
+        trainer = module.trainer
         sync = self._follows_step(trainer) if self._sync is None else self._sync
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         self.update = _step.take(self.engine, micro, sync=sync, scaler=scaler)
-
-    def _trainer_of_mine(self) -> Any:
-        module: Any = self
-        return module.trainer
 
     def _follows_step(self, trainer: Any) -> bool:
         module: Any = self

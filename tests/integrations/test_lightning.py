@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -187,6 +188,14 @@ def test_what_is_added_to_the_loss_is_refused() -> None:
     module.penalty = 0.1
     with pytest.raises(ValueError, match="nothing added"):
         fit(module)
+
+
+def test_several_processes_are_refused() -> None:
+    class Two(Unlearning):
+        trainer = SimpleNamespace(world_size=2)
+
+    with pytest.raises(RuntimeError, match="lightning: found 2 processes"):
+        Two().unlearn(torch.ones(4, requires_grad=True) * 2, mtu.OrthoGrad(0.5))
 
 
 def test_an_ordinary_loss_goes_the_ordinary_way() -> None:
