@@ -6,7 +6,14 @@ import pytest
 
 import mtu_fast as mtu
 from benchmarks import tables
-from benchmarks.notes import group_norm, grouped_rows, many_rows, memory_budget, refinement
+from benchmarks.notes import (
+    group_norm,
+    grouped_rows,
+    language_step,
+    many_rows,
+    memory_budget,
+    refinement,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,6 +50,16 @@ def test_a_step_of_each_budget_can_be_measured() -> None:
     ]
     for step in steps[1:]:
         assert isinstance(step(), mtu.Update)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_step_on_a_language_model_prints_a_line_per_kind(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("peft")
+    found = language_step.main(["--quick"])
+    assert found.keys() == {"full", "lora"} and min(found.values()) > 1
+    assert capsys.readouterr().out.count("of the plain step") == 2
 
 
 def test_a_table_says_what_its_row_says() -> None:

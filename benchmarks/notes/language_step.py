@@ -1,0 +1,99 @@
+"""An OrthoGrad step on a small language model over `causal_lm(...).mean().backward()`: all parameters, and LoRA.
+
+    python -m benchmarks.notes.language_step [--quick]
+
+A Llama of 4 layers, d = 256, 2000 tokens, 8 + 8 samples of 64, one thread. Processor time, which a
+busy machine disturbs least, of steps that are not checked (10 to 16); medians of rounds in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+import mtu_fast as mtu
+from benchmarks.pool import one_thread
+from mtu_fast.losses import causal_lm
+
+CHECKED, ROUNDS = 9, 7  # the ninth step is the last one checked before the seventeenth
+KINDS = ("full", "lora")
+
+
+def steps(kind: str, quick: bool) -> tuple[Callable[[], object], Callable[[], object]]:
+    """The plain step and ours."""
+    import transformers
+
+    torch.manual_seed(0)
+    width, layers, vocabulary, length = (16, 1, 50, 6) if quick else (256, 4, 2000, 64)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=43 * width // 16,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        use_cache=False,
+    )
+    model: Any = transformers.LlamaForCausalLM(config)
+    if kind == "lora":
+        import peft
+
+        adapters = peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        model = peft.get_peft_model(model, adapters)
+    tokens, forget = torch.randint(vocabulary, (16, length)), torch.arange(16) < 8
+    engine = mtu.Engine(model)
+
+    def losses() -> torch.Tensor:
+        model.zero_grad()
+        return causal_lm(model(input_ids=tokens).logits, tokens)
+
+    def plain() -> None:
+        losses().mean().backward()
+
+    def ours() -> mtu.Update:
+        return engine.backward(losses(), mtu.OrthoGrad(0.5), forget=forget)
+
+    return plain, ours
+
+
+def ratio(kind: str, quick: bool) -> float:
+    """The median over rounds of our step's processor time over the plain one's."""
+    plain, ours = steps(kind, quick)
+    for _ in range(CHECKED):
+        plain()
+        ours()
+    found = []
+    for _ in range(ROUNDS):
+        base = seconds(plain)
+        found.append(seconds(ours) / base)
+    return statistics.median(found)
+
+
+def seconds(step: Callable[[], object]) -> float:
+    """Of the processor."""
+    start = time.process_time()
+    step()
+    return time.process_time() - start
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Print a line for each kind; return {kind: ratio}."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
+    quick = parser.parse_args(argv).quick
+    with one_thread():
+        found = {kind: ratio(kind, quick) for kind in KINDS}
+    for kind, value in found.items():
+        print(f"{kind}: {value:.2f} of the plain step")
+    return found
+
+
+if __name__ == "__main__":
+    main()
