@@ -365,13 +365,15 @@ def kept_rows() -> None:
 @case
 def kept_constraints() -> None:
     """Retain rows of earlier steps: each rank keeps its own, and all are constraints of every step."""
-    for memory, method in (
+    kinds: tuple[tuple[dict[str, Any], mtu.Method], ...] = (
         ({"size": 9}, mtu.OrthoGrad(0.3)),
         ({"size": 6, "keep": "conflicting"}, mtu.OrthoGrad(0.3, "layer")),
         ({"size": 6, "per_task": True, "dtype": torch.float64}, mtu.OrthoGrad(0.3, "tensor")),
         ({"size": 7, "tasks": ["a"]}, mtu.InterferenceAware()),
         ({"budget": 20 * 1500}, mtu.LevelledOrthoGrad()),
-    ):
+    )
+    # all with two ranks
+    for memory, method in kinds if dist.get_world_size() == 2 else kinds[:2]:
         it = pair(wrapped=True)
         ours, plain = mtu.Memory(**memory), mtu.Memory(**memory)
         more: dict[str, Any] = {"memory": ours, "plain": {"memory": plain}}

@@ -39,9 +39,14 @@ FOUR = [
     "tp_mean_rows",
     "tp_refusals",
     "unlearn_resumes_on_fewer_ranks",
-    "audit_over_ranks",
 ]
-LONG = {"unlearn_resumes", "tp_ten_steps"}  # with two ranks only
+LONG = {
+    "unlearn_resumes",
+    "tp_ten_steps",
+    "fsdp_kept_constraints",
+    "unlearn_with_kept_rows_and_levels",
+    "relearning_over_ranks",
+}  # with two ranks only
 RUNS = {2: list(CASES), 3: [name for name in CASES if name not in LONG], 4: FOUR}
 
 
