@@ -47,19 +47,22 @@ class Accumulation:
                 "until sync=True; call engine.discard() to start anew."
             )
 
-    def add(self, batch: Batch, parts: Sequence[TaskRows], per: str, shared: Shared) -> None:
-        """Take in the rows of a micro-batch; on an error, what was held before stays as it was.
+    def add_samples(self, rows: Rows, shared: Shared) -> None:
+        """Take in the rows of a micro-batch, one per sample."""
+        self.check("sample", shared)
+        self._samples.append(rows)
+        self.per, self._shared = "sample", shared
+
+    def add_means(self, batch: Batch, parts: Sequence[TaskRows], shared: Shared) -> None:
+        """Take in the mean rows of a micro-batch; on an error, what was held before stays as it was.
 
         Raises:
             ValueError: rows that do not go with those held.
             RuntimeError: parameters changed since the first micro-batch.
         """
-        self.check(per, shared)
-        if per == "sample":
-            self._samples.append(Rows(shared, parts))
-        else:
-            self._means = self._with(batch, parts, shared)
-        self.per, self._shared, self._last = per, shared, parts
+        self.check("task", shared)
+        self._means = self._with(batch, parts, shared)
+        self.per, self._shared, self._last = "task", shared, parts
 
     def _with(self, batch: Batch, parts: Sequence[TaskRows], shared: Shared) -> Means:
         """The means of what is held and of these."""

@@ -169,6 +169,8 @@ class Engine:
                 if last:
                     optimizer.step(), optimizer.zero_grad()
 
+        Over ranks: for methods of rows per sample, with as many micro-batches on every rank.
+
         Memory: rows per sample are held until the step, which is what `Rows.nbytes` says for each
         micro-batch: the smaller of rows and factors (a layer's inputs and output gradients), so
         about the activations of one large batch without what only its forward needs. Rows per task
@@ -198,17 +200,9 @@ class Engine:
         check_subspace(method, subspace)
         check_memory(method, memory)
         check_flag("sync", sync)
-        if self._taking.ranks is not None:
-            raise RuntimeError(
-                "accumulate: found an engine of several ranks, expected one of a single process; join rows of "
-                "micro-batches by mtu.cat(*rows)."
-            )
         per = "sample" if isinstance(method, Tensor) else method.per
         self._accumulation.check(per, self._space.shared)
-        # made at once: the means ask it for the number of samples
-        batch = self._batch(losses, forget, present)()
-        parts = self._taking.rows(lambda: batch, per)
-        self._accumulation.add(batch, parts, per, self._space.shared)
+        self._hold(self._batch(losses, forget, present), per)
         if not sync:
             return None
         # nothing is held from here on, also where the step fails
@@ -217,10 +211,31 @@ class Engine:
             return rows.backward(method)
         return self._step(rows, method, subspace, memory)
 
+    def _hold(self, batch: Callable[[], Batch], per: str) -> None:
+        """Take the rows of a micro-batch, and hold them until the step."""
+        shared, ranks = self._space.shared, self._taking.ranks
+        if per == "sample":
+            rows = Rows(shared, self._taking.rows(batch, per), ranks)
+            self._accumulation.add_samples(rows, shared)
+            return
+        if ranks is not None:
+            raise RuntimeError(
+                "accumulate: found a method of mean rows with an engine of several ranks, expected one of rows per "
+                "sample: means of micro-batches are joined on one process only; call engine.backward on larger batches."
+            )
+        made = batch()  # at once: the means ask it for the number of samples
+        parts = self._taking.rows(lambda: made, per)
+        self._accumulation.add_means(made, parts, shared)
+
     @property
     def model(self) -> nn.Module:
         """The module that the engine was made of."""
         return self._space.model
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether rows are those of all ranks of a process group."""
+        return self._taking.ranks is not None
 
     @property
     def parameters(self) -> dict[str, Tensor]:

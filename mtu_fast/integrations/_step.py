@@ -1,4 +1,4 @@
-"""One micro-batch of somebody else's loop: their loss scaler, their accumulation, one process."""
+"""One micro-batch of somebody else's loop: their loss scaler, their accumulation, their processes."""
 
 from __future__ import annotations
 
@@ -153,6 +153,16 @@ def check_scalable(method: Method) -> None:
     )
 
 
+def check_joined(engine: Engine, processes: int, what: str) -> None:
+    """The engine joins the rows of all processes.
+
+    Raises:
+        RuntimeError: it does not, and there are several.
+    """
+    if not engine.is_joined:
+        check_single(processes, what)
+
+
 def check_single(processes: int, what: str) -> None:
     """One process holds all rows.
 
@@ -161,8 +171,9 @@ def check_single(processes: int, what: str) -> None:
     """
     if processes > 1:
         raise RuntimeError(
-            f"{what}: found {processes} processes or devices, expected 1: rows of other processes would be missing in "
-            "the Gram matrix, and .grad would differ between them."
+            f"{what}: found {processes} processes or devices, expected 1, or an engine that joins their rows (that of "
+            "a DistributedDataParallel): rows of other processes would be missing in the Gram matrix, and .grad would "
+            "differ between them."
         )
 
 

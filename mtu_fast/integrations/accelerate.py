@@ -46,8 +46,9 @@ def backward(
     the scaler.
 
     Args:
-        accelerator: an `accelerate.Accelerator`, of one process.
-        engine: made from the prepared model.
+        accelerator: an `accelerate.Accelerator`.
+        engine: made from the prepared model; of several processes, which must then be one that
+            `DistributedDataParallel` wraps, it joins the rows of all.
         losses: unreduced and unscaled, `[N]` or `{task: [N]}`.
         method: a method.
         forget: as for `Engine.backward`.
@@ -58,7 +59,8 @@ def backward(
         The update; None where no step follows, or the scaler is to skip it.
 
     Raises:
-        RuntimeError: several processes, or as for `Engine.accumulate`.
+        RuntimeError: several processes whose rows the engine does not join, or as for
+            `Engine.accumulate`.
         ValueError: a method that a loss scaler spoils, or as for `Engine.accumulate`.
         TypeError: arguments of the wrong kind.
     """
@@ -67,7 +69,7 @@ def backward(
             f"accelerator: found {type(accelerator).__name__}, expected an accelerate.Accelerator()."
         )
     _step.check_engine(engine)
-    _step.check_single(accelerator.num_processes, "accelerate")
+    _step.check_joined(engine, accelerator.num_processes, "accelerate")
     micro = _step.Micro.of(losses, method, forget, present, subspace)
     sync = bool(accelerator.sync_gradients)
     return _step.take(engine, micro, sync=sync, scaler=accelerator.scaler)

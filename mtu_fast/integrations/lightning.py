@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mtu_fast._arguments import check_flag
@@ -53,7 +54,7 @@ class Unlearning:
         """The engine of this module, made when first asked for."""
         if self._engine is None:
             module: Any = self
-            self._engine = Engine(module, params=self.shared_parameters())
+            self._engine = Engine(module, params=self.shared_parameters(), **_group(module))
         return self._engine
 
     def unlearn(
@@ -83,12 +84,12 @@ class Unlearning:
         Raises:
             TypeError: arguments of the wrong kind.
             ValueError: losses that are not one value a sample, or a subspace that the method lacks.
-            RuntimeError: several processes.
+            RuntimeError: several processes by another strategy than DDP.
         """
         module: Any = self
         if sync is not None:
             check_flag("unlearn: sync", sync)
-        _step.check_single(module.trainer.world_size, "lightning")
+        _step.check_joined(self.engine, module.trainer.world_size, "lightning")
         self._micro = _step.Micro.of(losses, method, forget, present, subspace)
         self._sync = sync
         return self._micro.mean
@@ -126,3 +127,24 @@ class Unlearning:
         module: Any = self
         # in manual optimization a step follows each backward, unless sync says otherwise
         return not module.automatic_optimization or not trainer.fit_loop._should_accumulate()
+
+
+def _group(module: Any) -> dict[str, Any]:
+    """`group=` for an engine: all ranks where the trainer replicates the module on them.
+
+    Raises:
+        RuntimeError: several processes that hold it in another way.
+    """
+    trainer = getattr(module, "_trainer", None)  # None before a trainer took the module
+    if trainer is None or trainer.world_size == 1:
+        return {}
+    from lightning.pytorch.strategies import DDPStrategy
+
+    if not isinstance(trainer.strategy, DDPStrategy):
+        found = type(trainer.strategy).__name__
+        raise RuntimeError(
+            f"lightning: found {trainer.world_size} processes by {found}, expected DDPStrategy (strategy='ddp'): "
+            "others hold parameters and gradients in ways of their own."
+        )
+    # the module itself is given, not what DDP wraps it in, so that the group is not seen on it
+    return {"group": torch.distributed.group.WORLD}

@@ -261,6 +261,34 @@ def accumulation() -> None:
     check_rows(ours, truth)
 
 
+def accumulated(it: Pair, same: Callable[[nn.Module, nn.Module], None]) -> None:
+    """Steps over three micro-batches each, here and on one process."""
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.05) for m in (it.inside, it.plain)]
+    for first in (0, 3, 6):
+        for i in range(3):
+            batches, sync = per_rank(first + i), i == 2
+            ours, whole = mine(batches), joined(batches)
+            for engine, model, data in ((it.engine, it.model, ours), (it.alone, it.plain, whole)):
+                update = engine.accumulate(
+                    data.losses(model), mtu.OrthoGrad(0.3), sync=sync, forget=data.forget, present=data.present,
+                )  # fmt: skip
+                assert (update is not None) == sync
+        same(it.inside, it.plain)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@case
+def accumulated_steps() -> None:
+    for wrapped in (False, True):
+        accumulated(pair(wrapped), same_grads)
+    it, data = pair(), mine(per_rank())
+    with raises(RuntimeError, "method of mean rows"):
+        it.engine.accumulate(data.losses(it.model), mtu.PCGrad(), sync=True)
+    assert all(p.grad is None for p in it.inside.parameters())
+
+
 @case
 def backward_leaves_the_same() -> None:
     for method in (mtu.OrthoGrad(0.3), mtu.OrthoGrad(0.3, "layer"), mtu.Mean(), mtu.PCGrad(),

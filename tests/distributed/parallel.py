@@ -148,6 +148,20 @@ def tp_kept_constraints() -> None:
         it.step(0, mtu.OrthoGrad(0.3), memory=mtu.Memory(9, basis=True))
 
 
+@case
+def tp_accumulated_steps() -> None:
+    it = Both()
+    for seed in range(6):
+        words, mask = data(seed)
+        for engine, model in ((it.engine, it.model), (it.alone, it.plain)):
+            sync = seed % 3 == 2
+            engine.accumulate(model(words), mtu.OrthoGrad(0.3), sync=sync, forget=mask)
+        same(it.model, it.plain)
+        if sync:
+            it.model.zero_grad()
+            it.plain.zero_grad()
+
+
 def train(it: Both, kind: Any, method: Any, **more: Any) -> None:
     optimizers = [
         kind(model.parameters(), lr=1e-2, foreach=False) for model in (it.model, it.plain)

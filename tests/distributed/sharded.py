@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import mtu_fast as mtu
 from tests.distributed.cases import (
     Pair,
+    accumulated,
     batch,
     both,
     case,
@@ -188,6 +189,11 @@ def fsdp_accumulation() -> None:
     ours = mtu.cat(*(rows_of(it.engine, it.model, mine(batches)) for batches in calls))
     truth = mtu.cat(*(rows_of(it.alone, it.plain, joined(batches)) for batches in calls))
     check_rows(ours, truth)
+
+
+@case
+def fsdp_accumulated_steps() -> None:
+    accumulated(sharded(), same_whole)
 
 
 @case

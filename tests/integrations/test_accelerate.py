@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -194,6 +195,39 @@ def _is_scalable(kind: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def over_ranks() -> None:
+    """On each rank: half of the samples, in one micro-batch and in two, step as all of them do."""
+    for size in (8, 4):
+        accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=8 // size)
+        model = build()
+        start = weights(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+        loader = torch.utils.data.DataLoader(Texts(), batch_size=size)
+        wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        engine = mtu.Engine(wrapped)
+        for batch in loader:
+            with accelerator.accumulate(wrapped):
+                losses, forget = losses_of(wrapped, batch), batch["forget"].bool()
+                update = ours.backward(
+                    accelerator, engine, losses, mtu.OrthoGrad(0.5), forget=forget
+                )
+                optimizer.step()
+                optimizer.zero_grad()
+        assert update is not None and len(update.roles) == COUNT
+        found, expected = moved(model, start), plain_step_alone()
+        assert relative_error(found, expected) <= 1e-6, (size, found, expected)
+
+
+def plain_step_alone() -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # ranks run, and this engine is one's own
+        return plain_step(build(), mtu.OrthoGrad(0.5))
+
+
+def test_two_processes_are_one() -> None:
+    accelerate.debug_launcher(over_ranks, num_processes=2)
 
 
 def test_several_processes_are_refused() -> None:

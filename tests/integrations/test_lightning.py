@@ -190,12 +190,58 @@ def test_what_is_added_to_the_loss_is_refused() -> None:
         fit(module)
 
 
-def test_several_processes_are_refused() -> None:
-    class Two(Unlearning):
-        trainer = SimpleNamespace(world_size=2)
+class Ranks(Automatic):
+    """Says at the end of training whether all ranks have the same weights."""
 
-    with pytest.raises(RuntimeError, match="lightning: found 2 processes"):
-        Two().unlearn(torch.ones(4, requires_grad=True) * 2, mtu.OrthoGrad(0.5))
+    def on_train_end(self) -> None:
+        """Compares them with the first rank's."""
+        mine = weights(self.net)
+        first = mine.clone()
+        torch.distributed.broadcast(first, 0)
+        assert torch.equal(mine, first)
+        assert self.update is not None
+        assert self.update.roles.rank is not None and self.update.roles.rank.unique().numel() == 2
+
+
+class ManualRanks(Ranks):
+    """`manual_backward` on several ranks: one step."""
+
+    def __init__(self, method: mtu.Method) -> None:
+        super().__init__(method)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> None:
+        """All that a rank has, and a step."""
+        losses, forget = losses_of(self.net, batch), batch["forget"].bool()
+        self.manual_backward(self.unlearn(losses, self.method, forget=forget))
+        self.optimizers().step()
+
+
+@pytest.mark.parametrize(("kind", "size", "unused"), [(Ranks, 4, False), (ManualRanks, 8, True)])
+def test_two_processes_are_one(kind: type[Ranks], size: int, unused: bool) -> None:
+    """DDP over gloo: 16 samples as 2 ranks x 2 micro-batches x 4, or 2 x 8, are one batch."""
+    strategy = lightning.pytorch.strategies.DDPStrategy(
+        process_group_backend="gloo", start_method="spawn", find_unused_parameters=unused
+    )
+    method = mtu.OrthoGrad(0.5)
+    more = {} if kind is ManualRanks else {"accumulate_grad_batches": 2}
+    found, _ = fit(kind(method), size, devices=2, strategy=strategy, **more)
+    assert relative_error(found, plain_step(build(), method)) <= 1e-6
+
+
+def test_other_strategies_of_several_processes_are_refused() -> None:
+    module = Automatic(mtu.OrthoGrad(0.5))
+    module._trainer = SimpleNamespace(world_size=2, strategy=object())
+    with pytest.raises(RuntimeError, match="lightning: found 2 processes by object, expected DDPS"):
+        module.unlearn(torch.ones(4, requires_grad=True) * 2, mtu.OrthoGrad(0.5))
+
+
+def test_an_engine_that_was_made_before_the_processes_is_refused() -> None:
+    module = Automatic(mtu.OrthoGrad(0.5))
+    assert not module.engine.is_joined
+    module._trainer = SimpleNamespace(world_size=2, strategy=object())
+    with pytest.raises(RuntimeError, match="lightning: found 2 processes or devices"):
+        module.unlearn(torch.ones(4, requires_grad=True) * 2, mtu.OrthoGrad(0.5))
 
 
 def test_an_ordinary_loss_goes_the_ordinary_way() -> None:
