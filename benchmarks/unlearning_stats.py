@@ -114,6 +114,20 @@ def stop_uis(found: Mapping[Name, Sequence[Row]], rows: Iterable[Row]) -> float 
     return statistics.fmean(values) if values else None
 
 
+def moved_uis(found: Mapping[Name, Sequence[Row]], rows: Iterable[Row]) -> float | None:
+    """The half of UIS that is of test data, 100/T Σ ½ |score of the original - score| / that of the original.
+
+    Mean over the seeds of `rows` that have an original; None without one.
+    """
+    before = {row["seed"]: row["scores"]["test"] for row in found.get(("original", False), [])}
+    values = []
+    for row in rows:
+        if (test := before.get(row["seed"])) is not None:
+            apart = [abs(test[task] - row["scores"]["test"][task]) / test[task] for task in test]
+            values.append(50 * sum(apart) / len(test))
+    return statistics.fmean(values) if values else None
+
+
 def common(*lines: Iterable[Row]) -> list[list[Row]]:
     """The lines' rows on the seeds that all of them have."""
     rows = [list(line) for line in lines]

@@ -19,6 +19,7 @@ from benchmarks.unlearning_stats import (
     goals,
     groups,
     label,
+    moved_uis,
     paired,
     ranked,
     spread,
@@ -132,19 +133,21 @@ def binding() -> str:
             if name in found:
                 cells = _bound(found, name, result)
                 rows.append([f"{data}, {request}", label(name), *cells])
-    head = ["", "", "UIS of the stop", "UIS", "gap of the stop", "gap F", "gap R", "gap T"]
-    return markdown([*head, "AUC, distance"], rows, left=2)
+    head = ["", "", "UIS of the stop", "UIS", "of it test", "gap of the stop"]
+    return markdown([*head, "gap F", "gap R", "gap T", "AUC, distance"], rows, left=2)
 
 
 def _bound(found: Found, name: Name, result: Result) -> list[str]:
     """One line of `binding`."""
     mine = found[name]
     uis, least = stop_uis(found, mine), stop_gap(found, mine)
+    moved = moved_uis(found, mine)
     apart = distance(mine, found.get(("retrained", False), ()), "auc")
     gaps_of = [cell(mine, column, result) for column in ("gap_forget", "gap_retain", "gap_test")]
     return [
         "-" if uis is None else f"{uis:.1f}",
         cell(mine, "uis", result),
+        "-" if moved is None else f"{moved:.1f}",
         "-" if least is None else f"{100 * least:.1f}",
         *gaps_of,
         "-" if apart is None else f"{100 * apart:.0f}",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast._checks.values import all_finite
-from mtu_fast._ops._blocks import WIDE, cast, working_dtype
+from mtu_fast._ops._blocks import WIDE, working_dtype
 from mtu_fast._ops.gram import row_gram
 from mtu_fast._rows.columns import columns, forget_sums, formed, ranges
 from mtu_fast._rows.pool import Groups, Pooled
@@ -102,11 +102,8 @@ class Beside(Pooled):
         gram = torch.zeros(V + K, V + K, dtype=WIDE)
         # [[A Aᵀ, A Mᵀ], [M Aᵀ, M Mᵀ]], of which only the first row costs anything
         gram[V:, V:] = self._known(tuple(group), held, spans)
-        for start, stop in spans:
-            gram[:V, :V] += row_gram([rows[:, start:stop], means[:, start:stop]])
-        for left, right in self._strips(spans):
-            # A Mᵀ over a strip of columns
-            gram[:V, V:] += left @ right.T
+        for strip in self._strips(spans):
+            gram[:V].addmm_(strip[:V], strip.T)
         gram[V:, :V] = gram[:V, V:].T
         return gram
 
@@ -120,15 +117,18 @@ class Beside(Pooled):
             last.grams[key] = torch.stack(grams).sum(0)
         return last.grams[key]
 
-    def _strips(self, spans: Sequence[Span]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The step's rows and the kept ones in float64, each joined: copies of some columns that stay in cache."""
-        rows, means, *held = self._matrices
+    def _strips(self, spans: Sequence[Span]) -> Iterator[Tensor]:
+        """All rows in float64, some columns at a time, in one buffer that stays in cache."""
+        matrices = self._matrices
+        counts = [len(matrix) for matrix in matrices]
+        buffer = matrices[0].new_empty(sum(counts), STRIP, dtype=WIDE)
         for first, stop in spans:
             for start in range(first, stop, STRIP):
-                strip = slice(start, min(start + STRIP, stop))
-                own = [cast(matrix[:, strip], WIDE) for matrix in (rows, means)]
-                kept = [cast(matrix[:, strip], WIDE) for matrix in held]
-                yield torch.cat(own), torch.cat(kept)
+                end = min(start + STRIP, stop)
+                strip = buffer[:, : end - start]
+                for piece, matrix in zip(strip.split(counts), matrices, strict=True):
+                    piece.copy_(matrix[:, start:end])
+                yield strip
 
     def vjp(self, w: Tensor) -> Direction:
         """`Jᵀ w` in the dtype of the parameters."""

@@ -12,6 +12,7 @@ from benchmarks.notes import (
     language_step,
     many_rows,
     memory_budget,
+    memory_cost,
     refinement,
 )
 
@@ -60,6 +61,16 @@ def test_a_step_on_a_language_model_prints_a_line_per_kind(
     found = language_step.main(["--quick"])
     assert found.keys() == {"full", "lora"} and min(found.values()) > 1
     assert capsys.readouterr().out.count("of the plain step") == 2
+
+
+def test_the_cost_of_a_memory_is_that_of_a_full_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_cost, "BATCHES", 4)
+    steps = memory_cost.Steps("digits")
+    pairs = steps.paired(1)
+    assert len(pairs) == 4
+    assert min(min(pair) for pair in pairs) > 0
+    own, kept, _ = steps.rows
+    assert len(steps.memory) == kept == 4 * (own - 3)  # a mean row for each of three tasks
 
 
 def test_a_table_says_what_its_row_says() -> None:
