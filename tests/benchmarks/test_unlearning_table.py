@@ -24,7 +24,16 @@ from benchmarks.scenes import make_scenes
 from benchmarks.training import divide
 from benchmarks.unlearning_records import Attempt, best, open_store
 from benchmarks.unlearning_report import comparisons
-from benchmarks.unlearning_stats import Paired, gaps, goals, paired, ranked, stop_gap, stop_uis
+from benchmarks.unlearning_stats import (
+    Paired,
+    gaps,
+    goals,
+    moved_uis,
+    paired,
+    ranked,
+    stop_gap,
+    stop_uis,
+)
 from mtu_fast.unlearning import metrics
 
 SIZES = {"train": 60, "validation": 30, "test": 90}
@@ -339,6 +348,19 @@ def test_the_uis_of_the_stop_is_that_of_a_model_at_the_level() -> None:
     at_the_level = {"forget": {"a": 0.6, "b": 1.0}, "test": scores["test"]}
     assert metrics.uis(scores, at_the_level, ["a"]) == pytest.approx(6.25)
     assert stop_uis({}, o) is None
+
+
+def test_the_half_of_uis_that_test_data_make_is_that_of_a_model_that_forgot() -> None:
+    scores = {"forget": {"a": 1.0, "b": 1.0}, "test": {"a": 0.8, "b": 0.5}}
+    moved = {"forget": {"a": 0.8, "b": 1.0}, "test": {"a": 0.6, "b": 0.6}}
+    o = rows("original", False, [0.0, 0.0], scores=scores)
+    u = rows("OrthoGrad", True, [0.0, 0.0], scores=moved)
+    u[1] = u[1] | {"scores": scores}
+    # forgets as far as it should, so that its UIS is this half; the other seed did not move
+    uis = metrics.uis(scores, moved, ["a"])
+    assert moved_uis({("original", False): o}, u[:1]) == pytest.approx(uis)
+    assert moved_uis({("original", False): o}, u) == pytest.approx(uis / 2)
+    assert moved_uis({}, u) is None
 
 
 def test_what_is_missing_is_said_once() -> None:
