@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 import mtu_fast as mtu
-from tests.distributed.cases import case, close, nabla_tau, raises, same_everywhere
+from tests.distributed.scene import case, close, nabla_tau, raises, same_everywhere
 from tests.distributed.sharded import check_rows
 
 

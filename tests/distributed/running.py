@@ -23,7 +23,7 @@ from mtu_fast.unlearning.loop import DivergedError
 from mtu_fast.unlearning.metrics import relearn_steps
 from mtu_fast.unlearning.report.passes import Reading
 from mtu_fast.unlearning.report.relearning import relearn
-from tests.distributed.cases import case, close, raises, same_everywhere
+from tests.distributed.scene import case, close, raises, same_everywhere
 from tests.distributed.sharded import whole
 
 Batch = Sequence[Tensor]

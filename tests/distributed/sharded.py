@@ -14,7 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 import mtu_fast as mtu
-from tests.distributed.cases import (
+from tests.distributed.scene import (
     Pair,
     accumulated,
     batch,

@@ -12,10 +12,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+import tests.distributed.loud  # noqa: F401  its cases
 import tests.distributed.parallel  # noqa: F401  its cases
 import tests.distributed.running  # noqa: F401  its cases
 import tests.distributed.sharded  # noqa: F401  its cases
-from tests.distributed.cases import CASES
+import tests.distributed.sizes  # noqa: F401  its cases
+import tests.distributed.steps  # noqa: F401  its cases
+import tests.distributed.travel  # noqa: F401  its cases
+from tests.distributed.scene import CASES
 
 TIMEOUT = 60  # seconds for a collective
 

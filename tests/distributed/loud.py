@@ -1,0 +1,182 @@
+"""What is not supported, and what one rank finds wrong, is raised by all of them."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import mtu_fast as mtu
+from tests.distributed.scene import (
+    case,
+    mine,
+    net,
+    pair,
+    per_rank,
+    raises,
+    rows_of,
+)
+
+
+@case
+def nothing_given_warns() -> None:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        mtu.Engine(net())
+    assert len(found) == 1 and issubclass(found[0].category, RuntimeWarning)
+    text = str(found[0].message)
+    assert "nothing is synchronised" in text and "group=None" in text
+    assert found[0].filename == __file__, found[0].filename
+
+
+@case
+def settings_of_ddp_are_refused() -> None:
+    model = nn.parallel.DistributedDataParallel(net(), static_graph=True)
+    with raises(ValueError, "static_graph=True"):
+        mtu.Engine(model)
+    hooked = nn.parallel.DistributedDataParallel(net())
+    hooked.register_comm_hook(None, lambda state, bucket: bucket.get_future())
+    with raises(ValueError, "communication hook"):
+        mtu.Engine(hooked)
+
+
+@case
+def other_wrappers_are_refused() -> None:
+    """Known by their names: none of them can be made here."""
+    for module, name, word, base in (
+        ("torch.distributed.fsdp.fully_sharded", "FullyShardedDataParallel", "FSDP1", nn.Module),
+        ("deepspeed.runtime.engine", "DeepSpeedEngine", "DeepSpeed", nn.Module),
+        ("torch.distributed.pipelining.stage", "_PipelineStageBase", "pipeline", object),
+    ):
+        wrapper = type(name, (base,), {"__module__": module})
+        inside = nn.Sequential(wrapper()) if base is nn.Module else wrapper()
+        with raises(ValueError, word, "DistributedDataParallel"):
+            mtu.Engine(inside)
+
+
+@case
+def a_group_of_another_kind() -> None:
+    with raises(TypeError, "expected a process group"):
+        mtu.Engine(net(), group="world")
+
+
+@case
+def a_loss_that_is_reduced_on_one_rank() -> None:
+    for method in (mtu.OrthoGrad(), mtu.PCGrad(), mtu.GradDiff()):
+        it, data = pair(), mine(per_rank())
+        losses = data.losses(it.model)
+        if dist.get_rank() == 1:
+            losses["a"] = losses["a"].mean()
+        with raises(ValueError, "rank 1:", "already reduced"):
+            it.engine.backward(losses, method, forget=data.forget)
+        assert all(p.grad is None for p in it.inside.parameters())
+
+
+@case
+def a_loss_that_is_not_finite_on_one_rank() -> None:
+    it, data = pair(), mine(per_rank())
+    losses = data.losses(it.model)
+    if dist.get_rank() == 0:
+        losses["b"] = losses["b"] * torch.nan
+    with raises(ValueError, "rank 0:", "non-finite"):
+        it.engine.rows(losses)
+
+
+@case
+def a_row_that_is_not_finite_on_one_rank() -> None:
+    for method in (mtu.OrthoGrad(), mtu.PCGrad(), mtu.GradDiff(), "weights"):
+        it, data = pair(), mine(per_rank())
+        losses = data.losses(it.model)
+        if dist.get_rank() == 1:
+            zero = it.inside.norm.weight[:1] * 0.0
+            losses["a"] = losses["a"] + zero.sqrt()  # finite, of slope 0 · infinity
+        with raises(mtu.NotFiniteError, "rank 1"):
+            if method == "weights":
+                rows = it.engine.rows(losses, forget=data.forget)
+                rows.backward(torch.ones(len(rows)))
+            else:
+                it.engine.backward(losses, method, forget=data.forget)
+        assert all(p.grad is None for p in it.inside.parameters())
+
+
+@case
+def a_row_that_is_too_short_on_one_rank() -> None:
+    it, data = pair(), mine(per_rank())
+    losses = data.losses(it.model)
+    if dist.get_rank() == 1:
+        factors = torch.ones_like(losses["a"])
+        factors[0] = 2.0**-700
+        losses["a"] = losses["a"] * factors
+    with raises(ValueError, "rank 1:", "('a', 0)", "underflow"):
+        it.engine.backward(losses, mtu.OrthoGrad(), forget=data.forget)
+
+
+@case
+def parameters_that_changed_on_one_rank() -> None:
+    for ask in (lambda rows: rows.gram(), lambda rows: rows.backward(mtu.OrthoGrad())):
+        it, data = pair(), mine(per_rank())
+        rows = rows_of(it.engine, it.model, data)
+        if dist.get_rank() == 1:
+            with torch.no_grad():
+                it.inside.conv.bias.add_(1)
+        with raises(RuntimeError, "rank 1:", "changed in place"):
+            ask(rows)
+
+
+@case
+def engines_that_differ() -> None:
+    model = net()
+    params = model.shared if dist.get_rank() == 0 else model.shared[:-1]
+    engine = mtu.Engine(model, params, group=dist.group.WORLD)
+    with raises(ValueError, "rank 1", "other parameters"):
+        engine.rows(mine(per_rank()).losses(model))
+    with raises(ValueError, "rank 1", "other parameters"):
+        engine.rows(mine(per_rank()).losses(model), per="task")
+
+
+@case
+def weights_that_differ() -> None:
+    model = net()
+    if dist.get_rank() == 1:
+        with torch.no_grad():
+            model.linear.weight[0, 0] += 1e-9
+    engine = mtu.Engine(model, model.shared, group=dist.group.WORLD)
+    with raises(ValueError, "rank 1", "copies of one model"):
+        engine.rows(mine(per_rank()).losses(model))
+
+
+@case
+def a_sparse_table() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(5, 3, sparse=True)
+
+        def forward(self, words: Tensor) -> Tensor:
+            return self.table(words).square().sum((1, 2))
+
+    torch.manual_seed(0)
+    model = Words()
+    engine = mtu.Engine(model, group=dist.group.WORLD)
+    with raises(ValueError, "sparse"):
+        engine.rows(model(torch.zeros(2, 2, dtype=torch.int64)))
+
+
+@case
+def statistics_over_ranks() -> None:
+    """Backward passes of SyncBatchNorm wait for one another; ours are not as many on every rank."""
+    from mtu_fast._distributed.wrappers import check_nodes
+
+    with raises(ValueError, "SyncBatchNorm"):
+        check_nodes(["AddmmBackward0", "SyncBatchNormBackward"])
+
+
+@case
+def a_basis_over_ranks() -> None:
+    it = pair()
+    subspace = mtu.Subspace(size=4, basis=True)
+    with raises(ValueError, "basis=True"):
+        for i in range(3):
+            subspace.keep(rows_of(it.engine, it.model, mine(per_rank(i))))
