@@ -97,6 +97,7 @@ OPTIONAL = {
     "sklearn",
     "tqdm",
     "transformers",
+    "lightning",
 }  # imported where they are used, within a function
 # methods see R x R only
 METHODS_MAY_USE = ("mtu_fast._ops.gram_schmidt", "mtu_fast._ops.complementary")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -278,10 +277,3 @@ def test_a_copy_of_the_engine_has_written_nothing() -> None:
         warnings.simplefilter("error")
         assert copy.copy(engine._written).__class__ is engine._written.__class__
         copy.deepcopy(engine)
-
-
-def test_several_ranks_are_refused() -> None:
-    model, x, engine = scene()
-    vars(engine)["_taking"] = SimpleNamespace(size=2, ranks=object())
-    with pytest.raises(RuntimeError, match="expected one of a single process"):
-        engine.accumulate(model(x), mtu.OrthoGrad(), sync=True)
