@@ -17,8 +17,9 @@ parameter tensor and pair of tasks, summed in float64. Both whole steps must lea
 on the model with SiLU for ReLU (see `models`), or nothing is reported.
 
 With one task the rows are over all parameters, with several over the backbone. Times are medians of
-rounds with half the distance between the quartiles; a ratio is the median over rounds of the ratio
-in one round. Memory is the peak of one ordinary step (the fourth, in which the engine does not
+rounds with half the distance between the quartiles, after nine calls of the engine, so that hardly a
+step in which it checks itself is among them; a ratio is the median over rounds of the ratio in one
+round. Memory is the peak of one ordinary step (the fourth, in which the engine does not
 check itself) above the loaded model and batch, `measure.peak_memory`, with the libraries' code
 loaded beforehand; on a GPU, where models and batches are larger (`models`) and TF32 is off, what
 torch's allocator handed out at the peak.
@@ -47,6 +48,9 @@ TOLERANCE = 1e-3  # relative distance of the two .grad in float32, on the model 
 # and on the timed model, where rounding may open a ReLU in one of the two forwards only
 KINKS = 0.1
 STEPS = ("plain", "gram", "orthograd", "vmap")
+CHECKED = (
+    9  # calls before: an engine compares its rows with a backward in calls 1, 2, 3, 5, 9, then 17
+)
 
 # ---- the steps -----------------------------------------------------------------------------------
 
@@ -142,6 +146,8 @@ def measure(
     case = build(model, tasks, quick, device=device)
     with_kinks = _checked(case, KINKS, model)
     of = steps(case)
+    for _ in range(CHECKED):
+        of["gram"]()
     times = interleaved(of, repeats, device=device)
     peaks = _peaks(case, of, model, quick, device) if memory else {}
     size = sum(p.numel() for p in case.params.values())
