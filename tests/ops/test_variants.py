@@ -24,13 +24,13 @@ from mtu_fast._ops.gram_schmidt import gram_schmidt as gram_schmidt_op
 from mtu_fast._ops.grouped import grouped_rows
 from tests.helpers import matrices
 from tests.helpers.tolerance import assert_as_accurate
+from tests.ops.positions.exact import conv_exact, integers, outer_exact, walk
 from tests.ops.test_gram_schmidt_cuda import (
     assert_orthonormal_as_well,
     assert_projections_as_accurate,
     gram,
     rows,
 )
-from tests.ops.test_positions import conv_exact, integers, outer_exact, walk
 
 ROOT = Path(__file__).parents[2]
 HOST = ROOT / "tests" / "host"

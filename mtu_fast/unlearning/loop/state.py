@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mtu_fast.unlearning.loaders import generators_of
 from mtu_fast.unlearning.loop.copies import copied
 from mtu_fast.unlearning.loop.settings import Settings
 
@@ -55,6 +56,12 @@ def kept_parts(settings: Settings) -> dict[str, Any]:
 
 def _drawn(settings: Settings) -> list[torch.Generator]:
     return [*settings.method.generators(), *settings.generators]
+
+
+def drawn_from(settings: Settings) -> list[torch.Generator]:
+    """The generators that loaders and the user's functions draw from, each once; a step may move any."""
+    found = [*generators_of(settings.forget, settings.retain), *settings.generators]
+    return list({id(generator): generator for generator in found}.values())
 
 
 def clear_gradients(settings: Settings) -> None:

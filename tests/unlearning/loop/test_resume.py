@@ -17,27 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 import mtu_fast as mtu
 from mtu_fast.unlearning.loop import checkpoint
-from tests.helpers.models.base import MultiTask
+from tests.unlearning.loop.interrupted import Interrupted, Scene
 from tests.unlearning.loop.scene import data, held_out, losses, net, parameters, sgd, sides, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Interrupted(Exception):
-    """Not an error of the run."""
-
-
-def until(step: int | None) -> Callable[[nn.Module, Any], Any]:
-    """The losses, which give up in the forward of the forget batch of a step (from 1)."""
-    calls = [0]
-
-    def function(model: nn.Module, batch: Any) -> Any:
-        calls[0] += torch.is_grad_enabled()
-        if step is not None and calls[0] == 2 * step:
-            raise Interrupted
-        return losses(model, batch)
-
-    return function
 
 
 def noisy(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -49,25 +32,6 @@ def noisy(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         + float(np.random.default_rng(np.random.randint(9)).random())
     )
     return x + 0.01 * (draw + np.random.randn()), y
-
-
-class Scene:
-    """Everything a call of `unlearn` needs, built anew as another process would."""
-
-    def __init__(self, method: Callable[[], Any], path: Path | None, **options: Any) -> None:
-        torch.manual_seed(11), random.seed(12), np.random.seed(13)
-        self.model: MultiTask = trained(net(dropout=0.2))
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 0.02, total_steps=40)
-        self.arguments: dict[str, Any] = {
-            **sides(shuffle=True), "method": method(), "max_steps": 14, "every": 4, "scheduler": scheduler,
-            "clip": 1.0, "progress": False, "checkpoint": path, **options,
-        }  # fmt: skip
-
-    def run(self, give_up: int | None = None, **more: Any) -> mtu.History:
-        return mtu.unlearn(
-            self.model, self.optimizer, **{**self.arguments, "losses": until(give_up), **more}
-        )
 
 
 def timeless(history: mtu.History) -> mtu.History:

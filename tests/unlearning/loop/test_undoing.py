@@ -13,15 +13,7 @@ from torch import nn
 
 import mtu_fast as mtu
 from mtu_fast.unlearning.loop import DivergedError
-from tests.unlearning.loop.scene import (
-    losses,
-    net,
-    parameters,
-    run,
-    sgd,
-    sides,
-    trained,
-)
+from tests.unlearning.loop.scene import losses, net, parameters, run, sgd, sides, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
