@@ -159,7 +159,7 @@ FORMS = {
     "5 by panels of 2": (5, 1100),
     "33 by panels of 16": (33, 7500),
     "129 by panels of 32": (129, 45_000),
-    "200 by panels of 32": (200, SM_80),
+    "161 by panels of 32": (161, SM_80),
     "40 by panels of 1": (40, 2600),
 }
 
