@@ -57,6 +57,11 @@ def pytest_collection_finish() -> None:
     leave_out_of_collections()
 
 
+def pytest_unconfigure() -> None:
+    """Extensions count at the end of the process what was not collected."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none."""
     if torch.cuda.is_available():

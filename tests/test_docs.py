@@ -146,6 +146,13 @@ def test_the_navigation_names_every_page() -> None:
     assert named == {str(page.relative_to(DOCS)) for page in PAGES}
 
 
+def test_the_page_of_examples_includes_every_file() -> None:
+    text = (DOCS / "examples.md").read_text()
+    included = re.findall(r'^    --8<-- "(.*)"$', text, re.MULTILINE)
+    files = sorted((ROOT / "examples").glob("*.py"))
+    assert sorted(included) == [f"examples/{file.name}" for file in files]
+
+
 def test_the_site_is_built_without_warnings(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="extra docs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]

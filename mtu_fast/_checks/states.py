@@ -50,7 +50,7 @@ def check_rows(name: str, state: object) -> None:
     _check_matrices(f"{name}: counts", held["counts"], count)
     known = names(f"{name}: tasks", held["tasks"])
     # by now the column is one of whole numbers
-    if count and not (int(task.min()) >= 0 and int(task.max()) < len(known)):
+    if count and (int(task.min()) < 0 or int(task.max()) >= len(known)):
         raise ValueError(f"{name}: task: found other indices than those of the {len(known)} tasks.")
     check_dtype(f"{name}: dtype", held["dtype"])
     _check_vectors(f"{name}: vectors", held["vectors"], count)
@@ -69,12 +69,7 @@ def check_own_rows(name: str, state: object) -> Mapping[Any, Any]:
     names(f"{name}: task", [held["task"]])
     lengths = {}
     for column in ("sample", "loss"):
-        t = held[column]
-        if not isinstance(t, Tensor) or t.dtype != COLUMNS[column] or t.dim() != 1:
-            raise TypeError(
-                f"{name}: {column}: found {_of(t)}, expected a tensor [K] {COLUMNS[column]}."
-            )
-        lengths[column] = len(t)
+        lengths[column] = _length(f"{name}: {column}", held[column], COLUMNS[column])
     for key, v in check_mapping(f"{name}: vectors", held["vectors"], "{name: [K, ...]}").items():
         lengths[key] = len(v) if isinstance(v, Tensor) and v.dim() else -1
     if len(set(lengths.values())) > 1:
@@ -91,23 +86,39 @@ def check_parts(
         TypeError: a part, or a value in it, of another kind.
         ValueError: a part is missing.
     """
-    held, found = held_in(name, state, *tensors, *numbers), {}
-    for part in (*tensors, *numbers):
-        found[part] = dict(check_mapping(f"{name}: {part}", held[part], "{task: value}"))
-        kind: Any = Tensor if part in tensors else (int, float)
-        odd = [value for value in found[part].values() if not isinstance(value, kind)]
-        if odd:
-            raise TypeError(
-                f"{name}: {part}: found {shown(odd[0])}, expected what it was stored as."
-            )
+    held = held_in(name, state, *tensors, *numbers)
+    found = {}
+    for part in tensors:
+        found[part] = _by_task(f"{name}: {part}", held[part], Tensor)
+    for part in numbers:
+        found[part] = _by_task(f"{name}: {part}", held[part], (int, float))
     return found
 
 
+def _by_task(name: str, part: object, kind: Any) -> dict[Any, Any]:
+    by_task = dict(check_mapping(name, part, "{task: value}"))
+    for value in by_task.values():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: found {shown(value)}, expected what it was stored as.")
+    return by_task
+
+
+def _length(name: str, column: object, dtype: torch.dtype) -> int:
+    """K of a tensor `[K]` of that dtype, which a column is."""
+    if not isinstance(column, Tensor) or column.dtype != dtype or column.dim() != 1:
+        raise TypeError(f"{name}: found {_of(column)}, expected a tensor [K] {dtype}.")
+    return len(column)
+
+
 def _check_column(name: str, column: object, dtype: torch.dtype, count: int) -> None:
-    is_one = isinstance(column, Tensor) and column.dtype == dtype
-    if not is_one or not isinstance(column, Tensor) or column.shape != (count,) or not count:
+    if not isinstance(column, Tensor) or column.dtype != dtype or not _has(column, count):
         raise TypeError(f"{name}: found {_of(column)}, expected a tensor [{count or 'K'}] {dtype}.")
     check_dense(name, column)
+
+
+def _has(column: Tensor, count: int) -> bool:
+    """Whether it is `[count]`, and of one row at least."""
+    return count > 0 and column.shape == (count,)
 
 
 def _check_matrices(name: str, counts: object, count: int) -> None:
@@ -134,8 +145,12 @@ def _check_grams(name: str, grams: object, count: int) -> None:
         is_pair = isinstance(pair, list | tuple) and len(pair) == 2
         group, gram = pair if is_pair else (None, None)
         _check_gram(name, gram, count)
-        if not isinstance(group, list | tuple) or not all(type(j) is int for j in group):
-            raise TypeError(f"{name}: found {shown(group)}, expected the indices of parameters.")
+        _check_indices(name, group)
+
+
+def _check_indices(name: str, group: object) -> None:
+    if not isinstance(group, list | tuple) or not all(type(j) is int for j in group):
+        raise TypeError(f"{name}: found {shown(group)}, expected the indices of parameters.")
 
 
 def _check_gram(name: str, gram: object, count: int) -> None:

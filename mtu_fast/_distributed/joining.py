@@ -112,10 +112,11 @@ def _name(dtype: torch.dtype) -> str:
 def _all_tasks(told: Sequence[_Told], wire: torch.dtype | None) -> dict[str, Counted]:
     """Task -> rows on each rank, and the lowest precision on a rank that has some, or on the wire."""
     tasks = dict.fromkeys(task for each in told for task in each.tasks)
-    found = {task: _counted([each.tasks.get(task, (0, "")) for each in told]) for task in tasks}
-    if wire is None:
-        return found
-    return {task: (counts, _coarser(dtype, wire)) for task, (counts, dtype) in found.items()}
+    found = {}
+    for task in tasks:
+        counts, dtype = _counted([each.tasks.get(task, (0, "")) for each in told])
+        found[task] = counts, dtype if wire is None else _coarser(dtype, wire)
+    return found
 
 
 def _coarser(*dtypes: torch.dtype) -> torch.dtype:
@@ -125,9 +126,10 @@ def _coarser(*dtypes: torch.dtype) -> torch.dtype:
 def _counted(of_ranks: Sequence[tuple[int, str]]) -> Counted:
     counts = tuple(count for count, _ in of_ranks)
     # a rank without rows has a say only where no rank has any
-    names = {name for count, name in of_ranks if count} or {name for _, name in of_ranks if name}
-    dtypes: list[torch.dtype] = [getattr(torch, name) for name in sorted(names)]
-    return counts, _coarser(*dtypes)
+    names = [name for count, name in of_ranks if count]
+    if not names:
+        names = [name for _, name in of_ranks if name]
+    return counts, _coarser(*(getattr(torch, name) for name in sorted(set(names))))
 
 
 def _none_of(task: str, dtype: torch.dtype, shared: Shared) -> TaskRows:
@@ -146,14 +148,14 @@ def everywhere_of(
     for roles in own:
         # float64 holds whole numbers up to 2^53: one collective for three columns
         columns.append(torch.stack([roles.sample.double(), roles.kind.double(), roles.loss], 1))
-    of_tasks = [counts for counts, _ in counted]
-    totals = [*map(sum, zip(*of_tasks, strict=True))]
-    pieces = []
-    for rank, rows in enumerate(ranks.gathered_rows(what, torch.cat(columns), totals)):
-        pieces.append(rows.split([counts[rank] for counts in of_tasks]))
+    # [ranks][tasks]: rows of each task on each rank
+    of_ranks = list(zip(*(counts for counts, _ in counted), strict=True))
+    gathered = ranks.gathered_rows(what, torch.cat(columns), [sum(counts) for counts in of_ranks])
+    pieces = [rows.split(counts) for rows, counts in zip(gathered, of_ranks, strict=True)]
     found = []
-    for roles, (counts, dtype), task in zip(own, counted, zip(*pieces, strict=True), strict=True):
-        of_all = _from_columns(torch.cat(task), roles.tasks, dtype, counts)
+    for i, (counts, dtype) in enumerate(counted):
+        of_task = torch.cat([of_rank[i] for of_rank in pieces])
+        of_all = _from_columns(of_task, own[i].tasks, dtype, counts)
         found.append(Everywhere(of_all, counts))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,15 +38,21 @@ class Note:
         return not self.by_rule or bool(self.through)
 
     def __str__(self) -> str:
+        if self.hooked:
+            return f"one backward per row, since a hook sees the gradient at {self.hooked}"
         if not self.node:
-            why = f", since a hook sees the gradient at {self.hooked}" if self.hooked else ""
-            return f"one backward per row{why}"
-        if not self.slow:
-            again = ", tensors recomputed (checkpointing)" if self.again else ""
-            return f"{self.node}: rule{again}"
-        way = "rows by rule" if self.by_rule else "one local vjp per row"
-        through = f", pulled through {', '.join(self.through)}" if self.through else ""
-        return f"{self.node}: {way}{through}"
+            return "one backward per row"
+        said = [f"{self.node}: {self._way()}"]
+        if self.through:
+            said.append(f"pulled through {', '.join(self.through)}")
+        if self.again and not self.slow:
+            said.append("tensors recomputed (checkpointing)")
+        return ", ".join(said)
+
+    def _way(self) -> str:
+        if not self.by_rule:
+            return "one local vjp per row"
+        return "rows by rule" if self.through else "rule"
 
 
 def notes(graph: Graph, plan: Plan) -> dict[int, list[Note]]:
@@ -159,5 +166,7 @@ def _line(name: str, shape: tuple[int, ...], notes: Sequence[Note], uses: Sequen
 
 def _counted(sites: Sequence[str]) -> list[str]:
     # as `12 × AddmmBackward0: rule`, in the order of first use
-    counts = {site: sites.count(site) for site in dict.fromkeys(sites)}
-    return [f"{n} × {site}" if n > 1 else site for site, n in counts.items()]
+    found = []
+    for site, count in Counter(sites).items():
+        found.append(f"{count} × {site}" if count > 1 else site)
+    return found

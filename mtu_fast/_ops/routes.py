@@ -30,10 +30,8 @@ def inexact(device: torch.device, dtype: torch.dtype, precision: str) -> bool:
     if device.type != "cuda" or outer_ghost.why_no_kernel("CUDA"):
         # plain torch and the CPU's kernels multiply rows, and add the products, in float64
         return False
-    plans, (major, minor) = (
-        import_module("mtu_fast.kernels.plans"),
-        torch.cuda.get_device_capability(device),
-    )
+    plans = import_module("mtu_fast.kernels.plans")
+    major, minor = torch.cuda.get_device_capability(device)
     arch = 10 * major + minor
     made = (plans.row_plan(dtype, 1, arch), plans.ghost_plan(dtype, precision, arch))
     return any(plan is not None and plan.sums != WIDE for plan in made)
@@ -44,17 +42,25 @@ def inexact(device: torch.device, dtype: torch.dtype, precision: str) -> bool:
 
 def outer_route(left: Sequence[Tensor], right: Sequence[Tensor], into: Into = ()) -> str:
     """`"rank one"` (rows of one position), or `"ghost"` or `"direct"`, whichever costs least for these blocks."""
-    return "rank one" if all(t.shape[1] == 1 for t in left) else outer_cost(left, right, into).route
+    if all(t.shape[1] == 1 for t in left):
+        return "rank one"
+    return outer_cost(left, right, into).route
 
 
 def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor], into: Into = ()) -> RouteCosts:
     """What the Gram of these blocks, of more than one position, and a combination cost by each route."""
-    r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
-    positions = sum(t.shape[0] * t.shape[1] for t in left)
+    rows = sum(t.shape[0] for t in left)
+    met = rows_of_gram(into, rows)
     # a side that several blocks share is multiplied once
-    seen, own = [sum(t.shape[0] * t.shape[1] for t in distinct(side)) for side in (left, right)]
-    formed = Forming(rows_of_gram(into, r), positions, (a, seen), (b, own), left[0].dtype == WIDE)
+    inputs = left[0].shape[2], _rows_and_positions(distinct(left))
+    outputs = right[0].shape[2], _rows_and_positions(distinct(right))
+    formed = Forming(met, _rows_and_positions(left), inputs, outputs, left[0].dtype == WIDE)
     return _outer_cost(prices(left[0].device), formed)
+
+
+def _rows_and_positions(blocks: Sequence[Tensor]) -> int:
+    """Positions of all rows of blocks `[R, S, width]`."""
+    return sum(t.shape[0] * t.shape[1] for t in blocks)
 
 
 @lru_cache(maxsize=4096)
@@ -87,8 +93,8 @@ def rows_pay_for_table(
     gather = (price.row_product * rows + price.row) * rows * occurring * width
     # A meeting of two positions is a product, and an entry that goes with it, each written and
     # read; plain torch makes all of them, of which `Prices.product` counts half.
-    positions = sum(t.shape[0] * t.shape[1] for t in left)
-    apart = sum(t.shape[0] * t.shape[1] for t in distinct(right))
+    positions = _rows_and_positions(left)
+    apart = _rows_and_positions(distinct(right))
     cross = 2 * looked_up * (price.product * apart * width + price.row * positions)
 
     reread = price.row * rows * entries * width  # in `kept`: for the combination
@@ -111,18 +117,20 @@ def conv_cost(
 ) -> RouteCosts:
     """What the Gram of these blocks and a combination cost by each route."""
     price = prices(x[0].device)
-    r, p, taps = sum(t.shape[0] for t in x), prod(geometry.weight), prod(geometry.kernel)
+    rows = sum(t.shape[0] for t in x)
+    met = rows_of_gram(into, rows)
+    weights = prod(geometry.weight)
     pixels_out = sum(_positions(t) for t in b)
-    seen, own = (sum(_positions(b[family[0]]) for family in families(side)) for side in (x, b))
-    outputs = geometry.weight[1 if geometry.transposed else 0]
-    met = rows_of_gram(into, r)
-    form = Forming(
-        met, pixels_out, (p // max(outputs, 1), seen), (outputs, own), x[0].dtype == WIDE, taps > 1
-    )
-    calls = 0.0 if geometry.pointwise else r * price.weight_gradient(p)
-    return cost_of(
-        price, _conv_ghost_cost(price, x, b, geometry), form, fused=geometry.plain, calls=calls
-    )
+    # a side that several blocks share is multiplied once
+    seen = sum(_positions(b[family[0]]) for family in families(x))
+    own = sum(_positions(b[family[0]]) for family in families(b))
+    channels = geometry.weight[1 if geometry.transposed else 0]
+    inputs = weights // max(channels, 1), seen
+    has_taps = prod(geometry.kernel) > 1
+    form = Forming(met, pixels_out, inputs, (channels, own), x[0].dtype == WIDE, has_taps)
+    calls = 0.0 if geometry.pointwise else rows * price.weight_gradient(weights)
+    ghost = _conv_ghost_cost(price, x, b, geometry)
+    return cost_of(price, ghost, form, fused=geometry.plain, calls=calls)
 
 
 def _conv_ghost_cost(
@@ -159,8 +167,5 @@ def _positions(t: Tensor) -> int:
 
 def _reached(x: Tensor, grid: Sequence[int], kernel: Sequence[int]) -> int:
     """How many pixels of x a tap reaches, at most."""
-    return (
-        x.shape[0]
-        * x.shape[1]
-        * prod(min(n, o * k) for n, o, k in zip(x.shape[3:], grid, kernel, strict=True))
-    )
+    along = [min(n, o * k) for n, o, k in zip(x.shape[3:], grid, kernel, strict=True)]
+    return x.shape[0] * x.shape[1] * prod(along)

@@ -54,23 +54,22 @@ def check_vectors(vectors: Any, shared: Shared) -> None:
         TypeError: no mapping, or something else than tensors in it.
         ValueError: an unknown name, or another shape.
     """
-    parameters = dict(zip(shared.names, shared.parameters, strict=True))
     if not isinstance(vectors, Mapping):
         found = type(vectors).__name__
         raise TypeError(
             f"subspace_rows: vectors: found {found}, expected {{name: tensor [K, *shape]}}."
         )
-    counts = set()
+    shapes = {name: tuple(p.shape) for name, p in zip(shared.names, shared.parameters, strict=True)}
+    count = None
     for name, v in vectors.items():
-        check_tensors(**{f"subspace_rows: vectors[{name!r}]": v})
-        shape = None
-        if name in parameters:
-            shape = parameters[name].shape
-        counts.add(len(v) if v.dim() else -1)
-        if v.dim() == 0 or v.shape[1:] != shape or len(counts) > 1:
-            expected = "a shared parameter"
-            if shape is not None:
-                expected = f"[K, *{tuple(shape)}], one K for all"
+        called = f"subspace_rows: vectors[{name!r}]"
+        check_tensors(**{called: v})
+        shape = tuple(v.shape)
+        if name not in shapes:
+            raise ValueError(f"{called} has shape {shape}, expected a shared parameter.")
+        # the first one says how many there are
+        count = len(v) if count is None and v.dim() else count
+        if shape != (count, *shapes[name]):
             raise ValueError(
-                f"subspace_rows: vectors[{name!r}] has shape {tuple(v.shape)}, expected {expected}."
+                f"{called} has shape {shape}, expected [K, *{shapes[name]}], one K for all."
             )

@@ -27,10 +27,12 @@ class _Parts(Use):
         return tuple(t for part in self.parts for t in part.tensors)
 
     def with_tensors(self, *tensors: Tensor) -> _Parts:
-        left = iter(tensors)
-        return replace(
-            self, parts=tuple(p.with_tensors(*(next(left) for _ in p.tensors)) for p in self.parts)
-        )
+        parts, start = [], 0
+        for part in self.parts:
+            stop = start + len(part.tensors)
+            parts.append(part.with_tensors(*tensors[start:stop]))
+            start = stop
+        return replace(self, parts=tuple(parts))
 
     def select(self, rows: Tensor) -> _Parts:
         return replace(self, parts=tuple(part.select(rows) for part in self.parts))
@@ -96,8 +98,10 @@ class Stacked(_Parts):
         # blocks without a part are zero
         there = dict(zip(self.at, self.parts, strict=True))
         none = self.tensors[0].new_zeros(self.count, self.unit, dtype=self.dtype)
-        wanted = range(start // self.unit, stop // self.unit)
-        return torch.cat([there[e].matrix() if e in there else none for e in wanted], 1)
+        blocks = []
+        for e in range(start // self.unit, stop // self.unit):
+            blocks.append(there[e].matrix() if e in there else none)
+        return torch.cat(blocks, 1)
 
     def weighted(self, w: Tensor | None) -> Tensor:
         dtype = self.dtype if w is None else torch.promote_types(self.dtype, w.dtype)

@@ -70,32 +70,44 @@ def check_contents(path: str | Path, state: Mapping[str, Any], needed: Sequence[
     _check(path, "", state, STATE)
     for name in needed:
         _check(path, "", state, {name: Mapping})
-    _check(path, "history", state["history"], HISTORY)
-    if not state["history"]["records"]:
-        raise ValueError(f"checkpoint: {path} is damaged: history holds no record.")
-    _check_tasks(path, state["history"])
-    for i, record in enumerate(state["history"]["records"]):
-        _check(path, f"history.records[{i}]", record, RECORD)
-        for name, part in record.items():
-            if isinstance(part, Mapping):
-                _check_numbers(path, f"history.records[{i}].{name}", part)
+    _check_history(path, state["history"])
     _check_random(path, "random", state["random"])
     for side in ("forget_place", "retain_place"):
-        place = state[side]
-        _check(path, side, place, PLACE)
-        if place["open"]:
-            _check_random(path, f"{side}.begun", place["begun"])
+        _check_place(path, side, state[side])
 
 
-def _check_tasks(path: str | Path, history: Mapping[str, Any]) -> None:
+def _check_history(path: str | Path, history: Any) -> None:
+    _check(path, "history", history, HISTORY)
+    if not history["records"]:
+        raise ValueError(f"checkpoint: {path} is damaged: history holds no record.")
     for name in ("tasks", "targets"):
-        found = history[name]
-        if isinstance(found, str) or not found or not all(isinstance(t, str) for t in found):
-            raise ValueError(
-                f"checkpoint: {path} is damaged: history.{name} is {shown(found)}, expected names."
-            )
+        _check_names(path, f"history.{name}", history[name])
     if history["level"] is not None:
         _check_numbers(path, "history.level", history["level"])
+    for i, record in enumerate(history["records"]):
+        _check_record(path, f"history.records[{i}]", record)
+
+
+def _check_names(path: str | Path, where: str, found: Sequence[Any]) -> None:
+    are_names = bool(found) and all(isinstance(name, str) for name in found)
+    # a string is a sequence of strings, too
+    if isinstance(found, str) or not are_names:
+        raise ValueError(
+            f"checkpoint: {path} is damaged: {where} is {shown(found)}, expected names."
+        )
+
+
+def _check_record(path: str | Path, where: str, record: Any) -> None:
+    _check(path, where, record, RECORD)
+    for name, part in record.items():
+        if isinstance(part, Mapping):
+            _check_numbers(path, f"{where}.{name}", part)
+
+
+def _check_place(path: str | Path, where: str, place: Any) -> None:
+    _check(path, where, place, PLACE)
+    if place["open"]:
+        _check_random(path, f"{where}.begun", place["begun"])
 
 
 def _check_numbers(path: str | Path, where: str, found: Mapping[Any, Any]) -> None:

@@ -45,24 +45,27 @@ def memory_of(held: Sequence[Kept], like: Kept, alone: bool) -> dict[str, Any]:
 
 def stacked(vectors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """{name: `[ΣK, *shape]`}, zero where a rank leaves a parameter out."""
-    shapes = {name: t.shape[1:] for of_rank in vectors for name, t in of_rank.items()}
+    likes: dict[str, Tensor] = {}
+    for of_rank in vectors:
+        for name, t in of_rank.items():
+            likes.setdefault(name, t)
     found = {}
-    for name, shape in shapes.items():
-        like = next(of_rank[name] for of_rank in vectors if name in of_rank)
+    for name, like in likes.items():
         pieces = []
         for of_rank in vectors:
             # all parameters of a rank hold the same rows
-            count = max((len(t) for t in of_rank.values()), default=0)
-            pieces.append(of_rank.get(name, like.new_zeros(count, *shape)))
+            count = max(map(len, of_rank.values()), default=0)
+            pieces.append(of_rank.get(name, like.new_zeros(count, *like.shape[1:])))
         found[name] = torch.cat(pieces)
     return found
 
 
 def _joined(pieces: Sequence[Kept], like: Kept) -> dict[str, Any]:
     """Rows of one step and task, of some ranks."""
-    found = {**like, "vectors": stacked([piece["vectors"] for piece in pieces])}
-    for column in ("sample", "loss"):
-        found[column] = torch.cat([like[column][:0], *(piece[column] for piece in pieces)])
+    found = {**like, "vectors": stacked(_column(pieces, "vectors"))}
+    for name in ("sample", "loss"):
+        none = like[name][:0]
+        found[name] = torch.cat([none, *_column(pieces, name)])
     return found
 
 
@@ -75,32 +78,43 @@ def _parts(block: Kept) -> list[Kept]:
     task = block["task"].tolist()
     for count in block["counts"]:
         # a step's rows lie task after task, and so they do on ranks
-        for t, run in groupby(task[start : start + count]):
-            at = slice(start, start + len(list(run)))
-            start = at.stop
-            found.append({
-                "vectors": {name: v[at] for name, v in block["vectors"].items()},
-                "task": block["tasks"][t],
-                "sample": block["sample"][at],
-                "loss": block["loss"][at],
-                "dtype": block["dtype"],
-            })
+        for number, run in groupby(task[start : start + count]):
+            stop = start + len(list(run))
+            found.append(_part(block, number, slice(start, stop)))
+            start = stop
     return found
+
+
+def _part(block: Kept, number: int, at: slice) -> Kept:
+    """The rows of a slice, all of the task of that number."""
+    return {
+        "vectors": {name: v[at] for name, v in block["vectors"].items()},
+        "task": block["tasks"][number],
+        "sample": block["sample"][at],
+        "loss": block["loss"][at],
+        "dtype": block["dtype"],
+    }
 
 
 def _in_one(parts: Sequence[Kept]) -> dict[str, Any]:
     """All rows in one piece; of products with one another nothing is known."""
-    tasks = list(dict.fromkeys(part["task"] for part in parts))
-    counts = [len(part["sample"]) for part in parts]
-    number = torch.tensor([tasks.index(part["task"]) for part in parts])
-    coarsest = max((part["dtype"] for part in parts), key=lambda dtype: torch.finfo(dtype).eps)
+    task = _column(parts, "task")
+    tasks = list(dict.fromkeys(task))
+    number = torch.tensor([tasks.index(name) for name in task])
+    sample = _column(parts, "sample")
+    counts = [len(t) for t in sample]
     return {
-        "vectors": stacked([part["vectors"] for part in parts]),
+        "vectors": stacked(_column(parts, "vectors")),
         "counts": counts,
         "task": number.repeat_interleave(torch.tensor(counts)),
-        "sample": torch.cat([part["sample"] for part in parts]),
-        "loss": torch.cat([part["loss"] for part in parts]),
+        "sample": torch.cat(sample),
+        "loss": torch.cat(_column(parts, "loss")),
         "tasks": tasks,
-        "dtype": coarsest,
+        # the coarsest, by which all of them are known
+        "dtype": max(_column(parts, "dtype"), key=lambda dtype: torch.finfo(dtype).eps),
         "grams": [],
     }
+
+
+def _column(parts: Sequence[Kept], name: str) -> list[Any]:
+    return [part[name] for part in parts]

@@ -107,11 +107,9 @@ def _notes(notes: Sequence[str]) -> Markup | None:
 
 def _explanations(audits: Sequence[Data]) -> Markup:
     rules = [el("li", rule) for rule in audits[0]["verdict"]["rules"]]
-    partial = any(data["request"]["kind"] == "partial" for data in audits)
-    classes = any(of_class(data["request"]) for data in audits)
     terms = []
     for term, text in TERMS.items():
-        more = [PARTIAL if partial else None, CLASS if classes else None] if term == "UIS" else None
+        more = _more_of_uis(audits) if term == "UIS" else []
         terms.append(el("li", el("b", term), ": ", text, more))
     return el(
         "section",
@@ -123,6 +121,16 @@ def _explanations(audits: Sequence[Data]) -> Markup:
         el("ul", rules),
         class_="card",
     )
+
+
+def _more_of_uis(audits: Sequence[Data]) -> list[str]:
+    """What the requests on the page add to the first term."""
+    found = []
+    if any(data["request"]["kind"] == "partial" for data in audits):
+        found.append(PARTIAL)
+    if any(of_class(data["request"]) for data in audits):
+        found.append(CLASS)
+    return found
 
 
 def _footer(first: Data) -> Markup:
