@@ -27,7 +27,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "mtu_fast": _version("mtu_fast"),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
-        "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "changed": changed(),
     }
 
 
@@ -46,6 +46,16 @@ def commit() -> str:
     """The commit of this tree: from git, else from the file COMMIT of an exported tree, else ""."""
     note = ROOT / "COMMIT"
     return _git("rev-parse", "HEAD") or (note.read_text().strip() if note.is_file() else "")
+
+
+def changed() -> bool:
+    """Whether the tree differs from its commit; of an exported tree its file COMMIT says so."""
+    return bool(_git("status", "--porcelain", "--untracked-files=no")) or commit().endswith("+")
+
+
+def stamp() -> str:
+    """What COMMIT says of a copy of this tree: the commit, and + where the tree differs from it."""
+    return commit().rstrip("+") + ("+" if changed() else "")
 
 
 def _version(package: str) -> str:

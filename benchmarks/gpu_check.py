@@ -34,9 +34,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+from benchmarks.environment import stamp
+
 ROOT = Path(__file__).resolve().parent.parent
 CUDA_TESTS = ("tests/ops", "tests/kernels", "tests/graph/rules", "tests/test_gpu.py")
-COPIED = (".git", "benchmarks", "csrc", "kernels", "mtu_fast", "tests")
+COPIED = ("benchmarks", "csrc", "kernels", "mtu_fast", "tests")
 BUILT = ("_C.*", "build", "__pycache__", ".benchmarks")
 LOG_OF_A_STAGE = 1 << 20  # bytes kept of what a command printed: its end
 GRACE = 5.0  # seconds for pytest to write its report when time is up
@@ -221,8 +223,8 @@ def copy_of_the_tree(folder: Path, commit: str, built: bool) -> Path:
             shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns(*ignored))
     if not (tree / "mtu_fast" / "kernels").exists():
         (tree / "mtu_fast" / "kernels").symlink_to(Path("..") / "kernels")
-    if commit:
-        (tree / "COMMIT").write_text(commit + "\n")
+    if name := commit or stamp():
+        (tree / "COMMIT").write_text(name + "\n")
     return tree
 
 

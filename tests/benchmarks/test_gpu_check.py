@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_check
+from benchmarks import environment, gpu_check
 from benchmarks.gpu_check import Stage
 from mtu_fast._ops import _library
 
@@ -92,6 +92,17 @@ def test_the_sanitizer_watches_every_kernel_of_ours_and_nothing_else(
         filters = {value for option, value in pairwise(tool) if option == "--kernel-name"}
         assert filters == {f"kns={name}" for name in gpu_check.kernel_names()}
     assert "--report-api-errors no" in " ".join(tools[0])
+
+
+@pytest.mark.parametrize("said", ["", "abc"])
+def test_the_copy_says_which_commit_it_is_of(said: str, tmp_path: Path) -> None:
+    """It has no git of its own."""
+    tree = gpu_check.copy_of_the_tree(tmp_path, said, built=True)
+    expected = said or environment.stamp()
+    if expected:
+        assert (tree / "COMMIT").read_text() == expected + "\n"
+        assert expected.rstrip("+") == (said or environment.commit())
+    assert not (tree / ".git").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
