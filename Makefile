@@ -21,6 +21,9 @@ SOURCES := setup.py pyproject.toml mtu_fast/_build.py $(shell find csrc -type f)
 CORE := tests/engine tests/test_rows.py tests/methods/test_orthograd.py tests/ops/gram tests/ops/test_gram_schmidt.py tests/reference
 FAST := tests/engine tests/test_rows.py tests/test_imports.py tests/rows tests/reference tests/methods tests/ops/gram $(addprefix tests/ops/test_,row_gram.py gram_schmidt.py project.py)
 
+# one thread a worker; bytecode is written whatever the user's setting, since many tests start processes of their own
+TESTING := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
+
 .PHONY: help setup test test-fast test-without-extension test-floor test-sanitized reliability check wheels demo language unlearning bench peers scaling scaling-ranks compare ops ops-bench gpu-check docs clean
 
 help: ## this table
@@ -29,13 +32,13 @@ help: ## this table
 setup: $(INSTALLED) ## .venv with torch, the tools and an editable install, mtu_fast._C built
 
 test: check ## lint, types, then every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	$(TESTING) $(BIN)/python -m pytest -n auto
 
 test-fast: $(INSTALLED) ## the core alone: engine, rows, methods and ops, in a minute and a half
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow" $(FAST)
+	$(TESTING) $(BIN)/python -m pytest -n auto -m "not slow" $(FAST)
 
 test-without-extension: $(INSTALLED) ## the core in plain torch, as if mtu_fast._C had not been built
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -p tests.helpers.without_extension $(CORE)
+	$(TESTING) $(BIN)/python -m pytest -n auto -p tests.helpers.without_extension $(CORE)
 
 test-floor: $(INSTALLED) ## the core on the oldest Python and torch, in out/floor; skipped with the reason where they cannot be had
 	$(BIN)/python -m tools.floor -n auto $(CORE)
