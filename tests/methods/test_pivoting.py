@@ -87,7 +87,7 @@ def test_independent_rows_are_left_to_no_iteration(
     assert method(J @ J.t(), roles_of(6, 0)).isfinite().all()
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(20))  # each size with each spread of lengths
 def test_cagrad_is_the_bisection_of_the_reference(seed: int) -> None:
     """At row lengths decades apart, too, where an interior point jams on rare problems."""
     J = rows_of(2 + seed % 4, 0.3 * (seed % 4), float(seed % 5), seed)

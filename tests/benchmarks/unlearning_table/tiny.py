@@ -21,7 +21,7 @@ def split(seed: int) -> dict[str, Dataset]:
 
 TINY = Case(
     demo.problem(8),
-    Protocol(epochs=12, batch=20, retain_batch=6, forget_batch=4, steps=4, every=1, watch=False, grids={
+    Protocol(epochs=12, batch=20, retain_batch=6, forget_batch=4, steps=2, every=1, watch=False, grids={
         family: tuple((alpha, 0.1 * lr) for alpha, lr in grid[:2]) for family, grid in cases.DIGITS.items()
     }),
     split, rounds=1,
