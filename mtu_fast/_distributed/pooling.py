@@ -31,21 +31,7 @@ Groups = Sequence[Sequence[int]]
 def pooled_gram(
     ranks: Ranks, parts: Sequence[TaskRows], shared: Shared, groups: Groups, pool: Pool
 ) -> Tensor:
-    """The Gram matrices of the V rows of a pool, the rows of each added up.
-
-    Args:
-        ranks: who takes part.
-        parts: this rank's rows, the same parts on every rank.
-        shared: the parameters.
-        groups: indices of the parameters of each matrix.
-        pool: which of V rows each of the rows of all ranks is.
-
-    Returns:
-        float64 `[L, V, V]`, the same bits on every rank.
-
-    Raises:
-        RuntimeError: rows of a rank are used up or out of date.
-    """
+    """`joined_gram` of the V rows of a pool, the rows of each added up: float64 `[L, V, V]`, alike on every rank."""
     whole = [_Whole(part, into) for part, into in zip(parts, _by_part(parts, pool), strict=True)]
     chosen = _chosen(ranks, whole, parts, shared)
     others = set(range(len(shared.parameters))) - chosen

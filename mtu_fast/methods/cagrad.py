@@ -53,8 +53,6 @@ class CAGrad(Method):
         `G` whose size is not the number of rows in `roles` a ValueError.
         """
         G = check_gram("CAGrad", G, roles)
-        if not len(roles):
-            return G.new_zeros(G.shape[:-1])
         tol = dependence_tolerance(roles.dtype)
 
         def on_host(rows: LiveRows) -> Array | None:

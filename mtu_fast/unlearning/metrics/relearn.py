@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
 
@@ -14,6 +15,8 @@ from mtu_fast._arguments import check_function, check_number, check_whole
 from mtu_fast._checks.losses import labelled
 from mtu_fast.unlearning.arguments import check_loader, check_model, check_optimizer
 
+MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+
 
 def relearn_steps(
     model: nn.Module,
@@ -21,7 +24,7 @@ def relearn_steps(
     losses: Callable[[nn.Module, Any], Any],
     score: Callable[[nn.Module], float],
     level: float,
-    optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
+    optimizer: MakeOptimizer,
     *,
     limit: int = 200,
     every: int = 1,
@@ -64,28 +67,45 @@ def relearn_steps(
     check_whole("relearn_steps: limit", limit, 1)
     check_whole("relearn_steps: every", every, 1)
     check_number("relearn_steps: level", level)
-    return relearned(
-        trainable_copy(model),
-        forget,
-        lambda tuned, batch: _mean_loss(*labelled(losses(tuned, batch))).backward(),
-        score,
-        level,
-        optimizer,
-        limit=limit,
-        every=every,
-    )
+
+    def backward(tuned: nn.Module, batch: Any) -> None:
+        _mean_loss(*labelled(losses(tuned, batch))).backward()
+
+    own = trainable_copy(model)
+    return relearned(own, forget, backward, optimizer, Goal(score, level, limit, every))
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is to come back, and how long it is waited for.
+
+    Attributes:
+        score: model -> the score on the forget set.
+        level: the value from which it counts as back.
+        limit: steps after which to give up.
+        every: steps between scores.
+    """
+
+    score: Callable[[nn.Module], float]
+    level: float
+    limit: int
+    every: int = 1
+
+    def is_due(self, step: int) -> bool:
+        """Whether the score is looked at; after the last step it is, whatever `every` is."""
+        return step % self.every == 0 or step == self.limit
+
+    def is_reached(self, model: nn.Module, step: int) -> bool:
+        """Whether the model's score after these steps is back."""
+        return _finite(self.score(model), step) >= self.level
 
 
 def relearned(
     model: nn.Module,
     forget: Iterable[Any],
     backward: Callable[[nn.Module, Any], None],
-    score: Callable[[nn.Module], float],
-    level: float,
-    optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
-    *,
-    limit: int,
-    every: int = 1,
+    optimizer: MakeOptimizer,
+    goal: Goal,
 ) -> int | None:
     """`relearn_steps` of the model itself; `backward` leaves the gradient of a batch in `.grad`.
 
@@ -102,11 +122,10 @@ def relearned(
         raise ValueError(
             "relearn_steps: found no batch in forget, expected at least one; give a list or a loader."
         )
-    # the score after the last step counts, whatever `every` is
-    for step in range(limit + 1):
-        if (step % every == 0 or step == limit) and _finite(score(model), step) >= level:
+    for step in range(goal.limit + 1):
+        if goal.is_due(step) and goal.is_reached(model, step):
             return step
-        if step < limit:
+        if step < goal.limit:
             steps.zero_grad()
             backward(model, next(batches))
             steps.step()

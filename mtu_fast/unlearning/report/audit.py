@@ -18,6 +18,7 @@ from mtu_fast._distributed.wrappers import is_sliced, ranks_of_model
 from mtu_fast.unlearning.arguments import check_model, check_names
 from mtu_fast.unlearning.loaders import sampler_of
 from mtu_fast.unlearning.metrics import parameter_shift
+from mtu_fast.unlearning.metrics.relearn import MakeOptimizer
 from mtu_fast.unlearning.metrics.tables import check_removal
 from mtu_fast.unlearning.reading import LossFunction, ScoreFunction
 from mtu_fast.unlearning.report import numbers, relearning
@@ -34,7 +35,6 @@ from mtu_fast.unlearning.report.passes import (
     untouched,
 )
 from mtu_fast.unlearning.report.plain import check_cost, plain, records, step_cost
-from mtu_fast.unlearning.report.relearning import Optimizer
 from mtu_fast.unlearning.report.result import SCHEMA, VERSION, Audit
 from mtu_fast.unlearning.report.split import Split
 from mtu_fast.unlearning.report.verdict import verdict
@@ -56,7 +56,7 @@ def audit(
     present: Callable[[Any], PerTask] | None = None,
     history: object = None,
     cost: Mapping[str, Any] | None = None,
-    relearn: Optimizer | None = None,
+    relearn: MakeOptimizer | None = None,
     relearn_limit: int = 200,
     params: Params | None = None,
     removal: str = "instance",

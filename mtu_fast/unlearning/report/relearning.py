@@ -14,7 +14,13 @@ from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._distributed.wrappers import bare, is_sliced, slices_of
 from mtu_fast.engine import Engine
 from mtu_fast.methods import Mean
-from mtu_fast.unlearning.metrics.relearn import relearn_steps, relearned, trainable_copy
+from mtu_fast.unlearning.metrics.relearn import (
+    Goal,
+    MakeOptimizer,
+    relearn_steps,
+    relearned,
+    trainable_copy,
+)
 from mtu_fast.unlearning.reading import Side
 from mtu_fast.unlearning.report.passes import Reading, scored
 
@@ -22,15 +28,13 @@ from mtu_fast.unlearning.report.passes import Reading, scored
 # it likes
 BACK = 0.95
 
-Optimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
-
 
 def relearn(
     models: Mapping[str, nn.Module],
     forget: Iterable[Any],
     reading: Reading,
     targets: Sequence[str],
-    optimizer: Optimizer,
+    optimizer: MakeOptimizer,
     limit: int,
     crew: Crew,
     ranks: Ranks | None,
@@ -72,7 +76,8 @@ def relearn(
                     model, forget, of_targets, level, goal, optimizer, limit=limit
                 )
             else:
-                steps = _over_ranks(model, forget, of_targets, level, goal, optimizer, limit, ranks)
+                back = Goal(level, goal, limit)
+                steps = _over_ranks(model, forget, of_targets, optimizer, back, ranks)
         found[name] = steps
     return found
 
@@ -81,10 +86,8 @@ def _over_ranks(
     model: nn.Module,
     forget: Iterable[Any],
     losses: Callable[[nn.Module, Any], Side],
-    score: Callable[[nn.Module], float],
-    level: float,
-    optimizer: Optimizer,
-    limit: int,
+    optimizer: MakeOptimizer,
+    goal: Goal,
     ranks: Ranks,
 ) -> int | None:
     """The same step over the batches of all ranks together: the mean of each task's labelled samples."""
@@ -95,7 +98,7 @@ def _over_ranks(
             found, present = ranks.agreed("audit: relearn", lambda: losses(tuned, batch))
             engine.backward(found, Mean(), present=present)
 
-        return relearned(own, forget, backward, score, level, optimizer, limit=limit)
+        return relearned(own, forget, backward, optimizer, goal)
 
 
 @contextmanager
