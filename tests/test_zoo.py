@@ -36,7 +36,13 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=["rules", "generic"])
+# the generic path is the same whatever the number of tasks
+by_path = pytest.mark.parametrize(
+    ("tasks", "path"), [(1, "rules"), (3, "rules"), (3, "generic")], indirect=["path"]
+)
+
+
+@pytest.fixture
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With the rules, and with no rule at all: the generic path alone."""
     if request.param == "generic":
@@ -46,7 +52,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 @every_case
-@one_and_three
+@by_path
 def test_gram_and_combine_are_those_of_autograd(case: Case, tasks: int, path: str) -> None:
     """On the first call, which discovers the graph, and on a later one, which finds its plan again."""
     model, forward = case.build(tasks, N)
@@ -138,7 +144,7 @@ def test_layers_and_tensors_add_up(case: Case, tasks: int) -> None:
 
 
 @every_case
-@one_and_three
+@by_path
 def test_rows_of_two_forwards(case: Case, tasks: int, path: str) -> None:
     """Both made before the first call, of unequal size; cross terms, either order."""
     model, forward = case.build(tasks, N)
