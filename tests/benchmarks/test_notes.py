@@ -30,7 +30,10 @@ def test_grouped_rows_prints_a_line_per_case(capsys: pytest.CaptureFixture[str])
     assert float(line.split()[-1]) > 0
 
 
-def test_many_rows_prints_a_line_per_case(capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_rows_prints_a_line_per_case(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many_rows, "CASES", (("transformer", 16), ("vit", 16)))
     assert min(many_rows.main(["--quick", "--repeats", "2"])) > 1
     assert capsys.readouterr().out.count("N = ") == len(many_rows.CASES) + 2
     assert many_rows.halved(4)[:8] == [0, 1, 0, 2, 3, 4, 3, 5]
