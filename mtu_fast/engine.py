@@ -146,7 +146,7 @@ class Engine:
         if not method.needs_gram and subspace is None and memory is None:
             return self._taking.weighted_backward(batch, method)
         # the graph is used up here; from now on there are rows only
-        parts = self._taking.rows(batch, method.per)
+        parts = self._taking.rows_for(batch, method)
         rows = Rows(self._space.shared, parts, self._taking.ranks)
         return self._step(rows, method, subspace, memory)
 

@@ -50,6 +50,10 @@ class SameTaking:
         parts = self.ranks.agreed(WHAT, lambda: self._own.take(ours, per))
         return [self._sliced(part) for part in parts]
 
+    def rows_for(self, batch: Callable[[], Batch], method: Method) -> list[TaskRows]:
+        """The rows that a method is to be given."""
+        return self.rows(batch, method.per)
+
     def explicit(self, given: Callable[[], TaskRows]) -> list[TaskRows]:
         """Rows that are given as vectors: not supported.
 

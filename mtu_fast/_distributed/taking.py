@@ -82,6 +82,10 @@ class JoinedTaking:
         self._check_alike()
         return self._means(batch) if per == "task" else self._samples(batch)
 
+    def rows_for(self, batch: Callable[[], Batch], method: Method) -> list[TaskRows]:
+        """The rows that a method is to be given; only all ranks' roles say what the parameters outside get."""
+        return self.rows(batch, method.per)
+
     def explicit(self, given: Callable[[], TaskRows]) -> list[TaskRows]:
         """This rank's part of rows that are given as vectors."""
         own = attempt(lambda: [given()])

@@ -20,6 +20,7 @@ from mtu_fast._graph.slicing import Sink, Slicer, sliced_rows
 from mtu_fast._graph.statistics import used_up
 from mtu_fast._graph.taking import (
     Counts,
+    OutsideOf,
     mean_rows,
     sample_rows,
     weighted_gradients,
@@ -79,6 +80,11 @@ class OwnTaking:
         """The rows of a batch; its graph is used up."""
         return self.take(batch(), per)
 
+    def rows_for(self, batch: Callable[[], Batch], method: Method) -> list[TaskRows]:
+        """The rows that a method is to be given; its weights for the parameters outside are known before."""
+        outside = method.outside if method.needs_gram else None
+        return self.take(batch(), method.per, outside=outside)
+
     def explicit(self, given: Callable[[], TaskRows]) -> list[TaskRows]:
         """Rows that are given as vectors."""
         return [given()]
@@ -106,7 +112,12 @@ class OwnTaking:
     # ---- the steps -------------------------------------------------------------------------------
 
     def take(
-        self, batch: Batch, per: str, counts: Counts | None = None, sink: Sink | None = None
+        self,
+        batch: Batch,
+        per: str,
+        counts: Counts | None = None,
+        sink: Sink | None = None,
+        outside: OutsideOf | None = None,
     ) -> list[TaskRows]:
         """The rows of a batch, or its share of mean rows of `counts` samples; its graph is used up."""
         if batch.is_empty:
@@ -125,7 +136,7 @@ class OwnTaking:
                 if per == "task":
                     return mean_rows(batch, graph, self.space, counts, None, sink)
                 self._warn_of_compiled(graph.names)
-                return sample_rows(batch, graph, self.plans.uses, self.space)
+                return sample_rows(batch, graph, self.plans.uses, self.space, outside=outside)
 
     def _slices(self, batch: Batch, graph: Graph, per: str, slicer: Slicer) -> list[TaskRows]:
         """This process's slices of rows; the graph is freed with the losses."""

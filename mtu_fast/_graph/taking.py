@@ -17,15 +17,23 @@ from mtu_fast._rows.bare import no_rows
 from mtu_fast._rows.batch import Batch, Labelled, roles_of
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.space import Space
-from mtu_fast._rows.task_rows import TaskRows
+from mtu_fast._rows.task_rows import TaskRows, join_roles
 from mtu_fast._rows.uses import Dense, Use
+from mtu_fast._rows.weights import check_outside
+from mtu_fast.methods import Roles
 
 UsesOf = Callable[[Graph, Kept, Flags], Uses]
+OutsideOf = Callable[[Roles], Tensor]  # weights `[R]` of the losses for the parameters outside
 Counts = Mapping[tuple[str, int], int]  # (task, kind) -> samples
 
 
 def sample_rows(
-    batch: Batch, graph: Graph, uses_of: UsesOf, space: Space, slicer: Slicer | None = None
+    batch: Batch,
+    graph: Graph,
+    uses_of: UsesOf,
+    space: Space,
+    slicer: Slicer | None = None,
+    outside: OutsideOf | None = None,
 ) -> list[TaskRows]:
     """A row per (task, sample) that has a label.
 
@@ -35,6 +43,8 @@ def sample_rows(
         uses_of: gives the uses of the rows of a graph.
         space: the parameters.
         slicer: cuts gradients of parameters of which this process has a slice.
+        outside: weights for the parameters outside, where they are known already: one backward then
+            does for all of them. None to take their gradients by task and kind.
 
     Returns:
         The rows of each task.
@@ -44,15 +54,21 @@ def sample_rows(
             autograd gives.
     """
     _check_hooks(graph, space.shared)
+    kept = batch.labels()
+    roles = [batch.roles(task, of_task, graph.dtype) for task, of_task in kept.items()]
     # first: the pass of the rows frees the graph
-    outside = {task: _outside(batch, task, graph, space, slicer) for task in batch.losses}
-    kept = [batch.labelled(task) for task in batch.losses]
+    weighted: dict[Tensor, Tensor] = {}
+    by_kind: dict[str, dict[int, dict[Tensor, Tensor]]] = {}
+    if outside is None:
+        by_kind = {task: _outside(batch, task, graph, space, slicer) for task in batch.losses}
+    else:
+        weighted = _weighted_outside(batch, kept, graph, space, roles, outside)
     found = []
-    of_tasks = uses_of(graph, kept, batch.flags)
-    for task, of_task, uses in zip(batch.losses, kept, of_tasks, strict=True):
-        roles = batch.roles(task, of_task, graph.dtype)
-        rows = TaskRows.of(roles, uses, outside[task], space.shared, [batch.flags])
+    of_tasks = uses_of(graph, list(kept.values()), batch.flags)
+    for task, of_rows, uses in zip(kept, roles, of_tasks, strict=True):
+        rows = TaskRows.of(of_rows, uses, by_kind.get(task, {}), space.shared, [batch.flags])
         found.append(replace(rows, kinds=batch.kinds(task)))
+    found[0].weighted = weighted
     return found
 
 
@@ -166,11 +182,33 @@ def _outside(
 ) -> dict[int, dict[Tensor, Tensor]]:
     """kind -> gradients of the summed losses of that kind by the parameters outside."""
     loss, found = batch.losses[task], {}
-    if not any(id(p) in space.outside for p in graph.leaves):
+    if not _reached_outside(graph, space):
         return {}
     for kind, mask in batch.sample_members[task].of.items():
         found[kind] = _gradients(graph, loss, mask.to(loss.dtype), space, (), slicer)
     return found
+
+
+def _weighted_outside(
+    batch: Batch,
+    at: Mapping[str, Labelled],
+    graph: Graph,
+    space: Space,
+    roles: Sequence[Roles],
+    outside: OutsideOf,
+) -> dict[Tensor, Tensor]:
+    """Gradients of `Σ w · loss` by the parameters outside, w = outside(roles)."""
+    others = _reached_outside(graph, space)
+    if not others:
+        return {}
+    joined = join_roles(roles)
+    w = outside(joined)
+    check_outside(w, len(joined))
+    return _weighted(batch, at, w.detach(), others, True, None)
+
+
+def _reached_outside(graph: Graph, space: Space) -> list[Tensor]:
+    return [p for p in graph.leaves if id(p) in space.outside]
 
 
 def _gradients(
@@ -183,8 +221,7 @@ def _gradients(
     sink: Sink | None = None,
 ) -> dict[Tensor, Tensor]:
     """Gradients of the weighted loss by some shared parameters and by those outside that the graph reaches."""
-    outside = [p for p in graph.leaves if id(p) in space.outside]
-    wanted = [*(space.shared.parameters[j] for j in shared), *outside]
+    wanted = [*(space.shared.parameters[j] for j in shared), *_reached_outside(graph, space)]
     return _cut(_grad([loss], [weights], wanted, True, sink), slicer)
 
 

@@ -69,21 +69,19 @@ def sensitive(method: Method, G: Tensor, roles: Roles, w: Tensor, exact: bool) -
 def _is_well_conditioned(G: Tensor, active: Tensor) -> bool:
     """Whether no row is nearly in the span of those before it: a cheap look at one matrix on the CPU.
 
-    Pivots of the Cholesky factor of rows scaled to length one are the sines of these angles. numpy
-    takes microseconds, where waking torch's threads for a matrix this small takes a millisecond.
+    Pivots of the Cholesky factor over the rows' lengths are the sines of these angles. numpy takes
+    microseconds, where waking torch's threads for a matrix this small takes a millisecond.
     """
     if G.dim() != 2 or G.device.type != "cpu":
         return False
-    chosen = active.numpy()
-    gram = G.numpy()[chosen][:, chosen]
-    alive = gram.diagonal() > 0
-    length = np.sqrt(gram.diagonal()[alive])
-    scaled = gram[alive][:, alive] / length[:, None] / length
+    gram = G.numpy()
+    at = (active.numpy() & (gram.diagonal() > 0)).nonzero()[0]
+    chosen = gram[at[:, None], at]
     try:
-        pivots = np.linalg.cholesky(scaled).diagonal()
+        pivots = np.linalg.cholesky(chosen).diagonal()
     except np.linalg.LinAlgError:  # dependent rows
         return False
-    return bool((pivots > PIVOT).all())
+    return bool((pivots > PIVOT * np.sqrt(chosen.diagonal())).all())
 
 
 def refined(

@@ -56,6 +56,8 @@ class TaskRows:
         roles: what each row is.
         uses: parameter index -> the rows' gradients.
         outside: kind -> gradients of the summed row losses by the parameters outside.
+        weighted: those of the losses of all tasks of the call, under weights that were known when
+            the rows were taken; in place of `outside`.
         versions: of the parameters and of all that the uses hold, when the rows were taken.
         spent: used up by a `backward`.
         persistent: the rows outlive their step: they belong to the point where they were taken, and
@@ -82,6 +84,7 @@ class TaskRows:
     kinds: frozenset[int] | None = None
     matrix: Tensor | None = None
     formed: Formed | None = None
+    weighted: dict[Tensor, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -121,7 +124,8 @@ class TaskRows:
     def use_up(self) -> None:
         """Let go of what the rows hold, unless they are persistent."""
         if not self.persistent:
-            self.spent, self.uses, self.outside, self.formed = True, {}, {}, None
+            self.spent, self.formed = True, None
+            self.uses, self.outside, self.weighted = {}, {}, {}
 
     def changed(self) -> bool:
         """Whether something that the uses hold was written to since."""

@@ -78,10 +78,12 @@ def outside_gradients(
         TypeError: no real dense tensor.
         ValueError: weights of another shape, or that differ within a group.
     """
-    if not has_outside(parts):
-        return {}
-    _check_outside(w, sum(map(len, parts)))
     found: dict[Tensor, Tensor] = {}
+    for part in parts:
+        found |= part.weighted
+    if not has_outside(parts):
+        return found
+    check_outside(w, sum(map(len, parts)))
     differs = []
     pieces = w.detach().double().split([len(part) for part in parts])
     for part, mine in zip(parts, pieces, strict=True):
@@ -110,7 +112,13 @@ def _differ(w: Tensor) -> Exception:
     )
 
 
-def _check_outside(w: Any, rows: int) -> None:
+def check_outside(w: Any, rows: int) -> None:
+    """Weights of the losses for parameters outside, one per row.
+
+    Raises:
+        TypeError: no real dense tensor.
+        ValueError: another shape.
+    """
     check_tensors(outside=w)
     if w.shape[-1:] != (rows,):
         raise ValueError(

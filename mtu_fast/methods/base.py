@@ -107,8 +107,9 @@ class Method(ABC):
     def outside(self, roles: Roles) -> Tensor:
         """Weights [R] of the losses for parameters outside the shared ones, equal within each (kind, task).
 
-        Asked for only where there are such parameters. Without a Gram matrix they are the weights
-        themselves.
+        Asked for only where there are such parameters, and then before the weights of the rows: an
+        ordinary backward of the losses under these weights needs no Gram matrix. It changes nothing
+        of the method. Without a Gram matrix they are the weights themselves.
 
         Raises:
             NotImplementedError: the method needs a Gram matrix and does not say.
