@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mtu_fast._rows.batch import Batch
+from mtu_fast._distributed.ranks import Ranks, attempt
 from mtu_fast._rows.means import Means
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import TaskRows
@@ -23,12 +23,33 @@ class Accumulation:
         self._shared: Shared | None = None
         self._samples: list[Rows] = []
         self._means: Means | None = None
+        self._ranks: Ranks | None = None  # whose mean rows are held
         self._last: Sequence[TaskRows] = []  # what names the tasks where no sample gives a row
 
     def __reduce__(self) -> tuple[type[Accumulation], tuple[()]]:
         return Accumulation, ()  # rows belong to the parameters they were taken from
 
-    def check(self, per: str, shared: Shared) -> None:
+    def check(self, per: str, shared: Shared, sync: bool, ranks: Ranks | None) -> None:
+        """Rows of this kind can be joined to those held, and all ranks take the same step.
+
+        Raises:
+            ValueError: they are of another kind, or of other parameters; or ranks differ.
+        """
+        if ranks is None:
+            self._check_kind(per, shared)
+            return
+        # what one rank finds all raise, before they take rows
+        kind = attempt(lambda: self._check_kind(per, shared))
+        told = ranks.told("accumulate", kind.error, [sync, per == "task"])
+        for name, given in zip(("sync", "rows per task"), zip(*told, strict=True), strict=True):
+            if len(set(given)) > 1:
+                raise ValueError(
+                    f"accumulate: {name}: found {[*map(bool, given)]} on the ranks, expected the same on all: every "
+                    "rank takes as many micro-batches. Fill up or drop the last ones (DistributedSampler; Accelerate's "
+                    "even_batches=True); a rank without samples gives losses of length 0."
+                )
+
+    def _check_kind(self, per: str, shared: Shared) -> None:
         """Rows of this kind can be joined to those held.
 
         Raises:
@@ -49,30 +70,33 @@ class Accumulation:
 
     def add_samples(self, rows: Rows, shared: Shared) -> None:
         """Take in the rows of a micro-batch, one per sample."""
-        self.check("sample", shared)
+        self._check_kind("sample", shared)
         self._samples.append(rows)
         self.per, self._shared = "sample", shared
 
-    def add_means(self, batch: Batch, parts: Sequence[TaskRows], shared: Shared) -> None:
+    def add_means(self, parts: Sequence[TaskRows], shared: Shared, ranks: Ranks | None) -> None:
         """Take in the mean rows of a micro-batch; on an error, what was held before stays as it was.
 
         Raises:
             ValueError: rows that do not go with those held.
             RuntimeError: parameters changed since the first micro-batch.
         """
-        self.check("task", shared)
-        self._means = self._with(batch, parts, shared)
-        self.per, self._shared, self._last = "task", shared, parts
+        self._check_kind("task", shared)
+        # every rank has its part of the same rows, so what one finds all are told
+        self._means = (
+            self._with(parts, shared)
+            if ranks is None
+            else ranks.agreed("accumulate", lambda: self._with(parts, shared))
+        )
+        self.per, self._shared, self._ranks, self._last = "task", shared, ranks, parts
 
-    def _with(self, batch: Batch, parts: Sequence[TaskRows], shared: Shared) -> Means:
+    def _with(self, parts: Sequence[TaskRows], shared: Shared) -> Means:
         """The means of what is held and of these."""
         # a copy: what is held stays as it was if a part does not fit
         means = Means(shared) if self._means is None else self._means.copy()
         for part in parts:
-            if len(part):
-                # a mean row is of one task and one kind
-                (task,), (kind,) = part.roles.tasks, part.outside
-                means.add((task, kind), part, batch.members[task].of[kind].sum().double())
+            if part.is_mean:
+                means.add(part)
         return means
 
     def take(self) -> Rows:
@@ -92,7 +116,7 @@ class Accumulation:
     def clear(self) -> None:
         """Let go of everything."""
         self.per, self._shared, self._samples, self._means = None, None, [], None
-        self._last = []
+        self._ranks, self._last = None, []
 
     @property
     def nbytes(self) -> int:
@@ -105,4 +129,4 @@ class Accumulation:
             return cat(*self._samples)
         if self._means is None or self._shared is None:
             return None
-        return Rows(self._shared, self._means.parts() or self._last)
+        return Rows(self._shared, self._means.parts() or self._last, self._ranks)

@@ -169,7 +169,7 @@ class Engine:
                 if last:
                     optimizer.step(), optimizer.zero_grad()
 
-        Over ranks: for methods of rows per sample, with as many micro-batches on every rank.
+        Over ranks: with as many micro-batches on every rank.
 
         Memory: rows per sample are held until the step, which is what `Rows.nbytes` says for each
         micro-batch: the smaller of rows and factors (a layer's inputs and output gradients), so
@@ -191,8 +191,8 @@ class Engine:
 
         Raises:
             TypeError: arguments of the wrong kind.
-            ValueError: losses or masks that are not as described, or a method whose rows are of
-                another kind than those held.
+            ValueError: losses or masks that are not as described, a method whose rows are of
+                another kind than those held, or ranks of which some step and others do not.
             RuntimeError: as for `backward`, or parameters changed since the first micro-batch.
                 `.grad` is then untouched; an error in a step leaves nothing held.
         """
@@ -201,12 +201,16 @@ class Engine:
         check_memory(method, memory)
         check_flag("sync", sync)
         per = "sample" if isinstance(method, Tensor) else method.per
-        self._accumulation.check(per, self._space.shared)
-        self._hold(self._batch(losses, forget, present), per)
-        if not sync:
-            return None
-        # nothing is held from here on, also where the step fails
-        rows = self._accumulation.take()
+        self._accumulation.check(per, self._space.shared, sync, self._taking.ranks)
+        try:
+            self._hold(self._batch(losses, forget, present), per)
+            if not sync:
+                return None
+            rows = self._accumulation.take()
+        finally:
+            # from a step on nothing is held, also where it fails
+            if sync:
+                self.discard()
         if isinstance(method, Tensor):
             return rows.backward(method)
         return self._step(rows, method, subspace, memory)
@@ -218,14 +222,7 @@ class Engine:
             rows = Rows(shared, self._taking.rows(batch, per), ranks)
             self._accumulation.add_samples(rows, shared)
             return
-        if ranks is not None:
-            raise RuntimeError(
-                "accumulate: found a method of mean rows with an engine of several ranks, expected one of rows per "
-                "sample: means of micro-batches are joined on one process only; call engine.backward on larger batches."
-            )
-        made = batch()  # at once: the means ask it for the number of samples
-        parts = self._taking.rows(lambda: made, per)
-        self._accumulation.add_means(made, parts, shared)
+        self._accumulation.add_means(self._taking.rows(batch, per), shared, ranks)
 
     @property
     def model(self) -> nn.Module:

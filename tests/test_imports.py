@@ -52,7 +52,7 @@ ARROWS: dict[str, set[str]] = {
         "methods",
         "accumulation",
     },
-    "accumulation": {"_rows", "rows"},
+    "accumulation": {"rows", "_distributed", "_rows"},
     "subspace": {"_arguments", "_kept", "rows", "methods", "_checks", "_rows", "_ops"},
     "memory": {"_arguments", "_checks", "_keepable", "_kept", "rows", "methods", "_rows", "_ops"},
     "_kept": {"_arguments", "rows", "methods", "_rows", "_ops"},

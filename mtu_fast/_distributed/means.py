@@ -58,14 +58,14 @@ def totals(ranks: Ranks, counted: Outcome, space: Space) -> dict[Role, int]:
 
 
 def summed_means(
-    ranks: Ranks, taken: Outcome, roles: Sequence[Role], space: Space
+    ranks: Ranks, taken: Outcome, counts: Mapping[Role, int], space: Space
 ) -> list[TaskRows]:
     """The mean rows over all ranks, held by rank 0 with what is outside.
 
     Args:
         ranks: who takes part.
         taken: this rank's shares of the mean rows, or the error it ended in.
-        roles: (task, kind) of every mean row.
+        counts: {(task, kind) of every mean row: its samples}, in one order on all ranks.
         space: the parameters.
 
     Returns:
@@ -80,21 +80,21 @@ def summed_means(
     own = {_role(part): _gradients(part, space.shared) for part in shares}
     losses = {_role(part): part.roles.loss for part in shares}
     dtype = _lowest(ranks, error, shares)
-    wanted = _reached(ranks, own, roles, parameters)
+    wanted = _reached(ranks, own, list(counts), parameters)
     found = []
-    for role in roles:
-        # collectives: `roles` are in one order on all ranks
+    # collectives in the order of the counts
+    for role in counts:
         sums = _sums(ranks, own.get(role, {}), wanted[role])
         loss = ranks.sum(f"{WHAT}: means", losses.get(role, _no_loss(space)))
         found.append(_mean_row(ranks, role, sums, loss, dtype, space.shared))
-    return found
+    return _counted(found, counts)
 
 
 def sliced_means(
     ranks: Ranks,
     slices: Slices,
     taken: Outcome,
-    roles: Sequence[Role],
+    counts: Mapping[Role, int],
     space: Space,
     stream: Stream,
 ) -> list[TaskRows]:
@@ -104,7 +104,7 @@ def sliced_means(
         ranks: who takes part.
         slices: how parameters are held.
         taken: this rank's shares of the mean rows, or the error it ended in.
-        roles: (task, kind) of every mean row.
+        counts: {(task, kind) of every mean row: its samples}, in one order on all ranks.
         space: the parameters.
         stream: what was summed while rows were taken; the shares have the rest.
 
@@ -122,13 +122,22 @@ def sliced_means(
     dtype = _lowest(ranks, error, shares)
     streamed = stream.sums()
     found = []
-    for role in roles:
+    for role in counts:
         share = own.get(role, {})
         given = (list(share), iter(share.items()))
         sums = slices.scattered(f"{WHAT}: means", lambda: given, parameters, ranks)  # noqa: B023
         sums |= streamed[role]
         loss = ranks.sum(f"{WHAT}: means", losses.get(role, _no_loss(space)))
         found.append(_sliced_row(ranks, role, sums, loss, dtype, space.shared))
+    return _counted(found, counts)
+
+
+def _counted(parts: Sequence[TaskRows], counts: Mapping[Role, int]) -> list[TaskRows]:
+    """Mean rows that know of how many samples they are, as every rank does."""
+    found = []
+    for part, count in zip(parts, counts.values(), strict=True):
+        like = part.roles.loss
+        found.append(replace(part, mean_of=like.new_tensor(count, dtype=torch.float64)))
     return found
 
 
@@ -198,7 +207,8 @@ def _mean_row(
     counts = (1,) + (0,) * (ranks.size - 1)
     everywhere = Everywhere(replace(roles, rank=torch.zeros_like(roles.task)), counts)
     if ranks.rank:
-        nothing = TaskRows.of(_no_rows(roles), {}, {}, shared, is_mean=True)
+        _, kind = role
+        nothing = TaskRows.of(_no_rows(roles), {}, {kind: {}}, shared)
         return replace(nothing, everywhere=everywhere)
     return replace(_part_of(roles, sums, role, shared), everywhere=everywhere)
 
@@ -214,7 +224,7 @@ def _part_of(roles: Roles, sums: Mapping[Tensor, Tensor], role: Role, shared: Sh
         else:
             outside[parameter] = g.to(parameter.dtype)
     _, kind = role
-    return TaskRows.of(roles, uses, {kind: outside}, shared, is_mean=True)
+    return TaskRows.of(roles, uses, {kind: outside}, shared)
 
 
 def _mean_roles(role: Role, loss: Tensor, dtype: torch.dtype) -> Roles:

@@ -172,10 +172,10 @@ class JoinedTaking:
         roles, slices, units = list(counts), self._slices, self._units
         if slices is None or units is None:
             taken = attempt(lambda: take(None))
-            return summed_means(self.ranks, taken, roles, self._space)
+            return summed_means(self.ranks, taken, counts, self._space)
         stream = Stream(units, slices, self.ranks, roles, "engine.rows: means")
         taken = attempt(lambda: units.during(lambda: take(stream), stream))
-        return sliced_means(self.ranks, slices, taken, roles, self._space, stream)
+        return sliced_means(self.ranks, slices, taken, counts, self._space, stream)
 
     def _followed(self, batch: Callable[[], Batch]) -> Batch:
         """The batch, once the model was looked at."""

@@ -108,10 +108,8 @@ def mean_rows(
             role = torch.full((1,), kind, device=loss.device)
             of_no_sample = torch.full_like(role, -1)
             roles = roles_of(task, of_no_sample, role, mean, graph.dtype)
-            rows = TaskRows.of(
-                roles, uses, {kind: outside}, space.shared, [batch.flags], is_mean=True
-            )
-            found.append(rows)
+            of = torch.as_tensor(count, dtype=torch.float64, device=loss.device)
+            found.append(TaskRows.of(roles, uses, {kind: outside}, space.shared, [batch.flags], of))
     return found or no_rows(batch, space.shared)
 
 

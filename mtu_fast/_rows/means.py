@@ -11,6 +11,7 @@ from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import TaskRows
 from mtu_fast._rows.uses import Dense, Use
 from mtu_fast._rows.validity import check_open
+from mtu_fast.methods import Roles
 
 Key = tuple[str, int]  # (task, kind)
 
@@ -26,32 +27,30 @@ class Means:
         self._shared = shared
         self._tasks: list[str] = []
         self._means: dict[Key, TaskRows] = {}
-        self._counts: dict[Key, Tensor] = {}
 
     def copy(self) -> Means:
         """One of its own, of the same rows."""
         made = Means(self._shared)
         made._tasks, made._means = list(self._tasks), dict(self._means)
-        made._counts = dict(self._counts)
         return made
 
-    def add(self, key: Key, part: TaskRows, count: Tensor) -> None:
-        """Take in the mean row of `count` samples.
+    def add(self, part: TaskRows) -> None:
+        """Take in a mean row.
 
         Raises:
             RuntimeError: parameters changed since the others were taken.
         """
-        task, _ = key
+        # a mean row is of one task and one kind
+        (task,), (kind,) = part.roles.tasks, part.outside
+        key = task, kind
         if task not in self._tasks:
             self._tasks.append(task)
         before = self._means.get(key)
         if before is None:
-            self._means[key], self._counts[key] = part, count
+            self._means[key] = part
             return
-        total = self._counts[key] + count
-        self._counts[key] = total
         check_open([before, part], self._shared)
-        self._means[key] = _mean(before, part, count / total, self._shared)
+        self._means[key] = _mean(before, part, self._shared)
 
     def parts(self) -> list[TaskRows]:
         """The mean rows: tasks in order of appearance, kinds in order within each, as one large batch has them."""
@@ -59,9 +58,10 @@ class Means:
         return [self._means[key] for key in order]
 
 
-def _mean(before: TaskRows, new: TaskRows, share: Tensor, shared: Shared) -> TaskRows:
-    # the loss of a mean row is a mean of losses, by the same share
-    roles = replace(before.roles, loss=before.roles.loss.lerp(new.roles.loss, share))
+def _mean(before: TaskRows, new: TaskRows, shared: Shared) -> TaskRows:
+    assert before.mean_of is not None and new.mean_of is not None
+    total = before.mean_of + new.mean_of
+    share = new.mean_of / total
     uses: dict[int, Use] = {}
     # the union: a micro-batch may leave an expert or a head out
     for j in before.uses.keys() | new.uses.keys():
@@ -70,7 +70,19 @@ def _mean(before: TaskRows, new: TaskRows, share: Tensor, shared: Shared) -> Tas
     outside = {}
     for kind in before.outside.keys() | new.outside.keys():
         outside[kind] = _lerped(before.outside.get(kind, {}), new.outside.get(kind, {}), share)
-    return TaskRows.of(roles, uses, outside, shared, [*before.flags, *new.flags], is_mean=True)
+    flags = [*before.flags, *new.flags]
+    roles = _with_loss(before.roles, new.roles, share)
+    found = TaskRows.of(roles, uses, outside, shared, flags, total)
+    if before.everywhere is None or new.everywhere is None:
+        return found
+    # other ranks know of the row by its roles alone
+    roles = _with_loss(before.everywhere.roles, new.everywhere.roles, share)
+    return replace(found, everywhere=replace(before.everywhere, roles=roles))
+
+
+def _with_loss(before: Roles, new: Roles, share: Tensor) -> Roles:
+    """The loss of a mean row is a mean of losses, by the same share."""
+    return replace(before, loss=before.loss.lerp(new.loss, share))
 
 
 def _rows(part: TaskRows, j: int) -> Tensor | None:
@@ -80,7 +92,7 @@ def _rows(part: TaskRows, j: int) -> Tensor | None:
 def _lerped(
     before: dict[Tensor, Tensor], new: dict[Tensor, Tensor], share: Tensor
 ) -> dict[Tensor, Tensor]:
-    parameters = before.keys() | new.keys()
+    parameters = {**before, **new}  # in one order on all ranks, unlike a set
     return {p: _lerp(before.get(p), new.get(p), share) for p in parameters}
 
 

@@ -65,7 +65,7 @@ class TaskRows:
         grams: group of parameters -> Gram of these rows, where they are persistent.
         everywhere: the rows of all ranks that these are a part of; None on one process.
         flags: of the calls they were taken in.
-        is_mean: whether the row is the mean of one over its samples.
+        mean_of: of how many samples the row is the mean, `[]` float64; None where it is one sample's.
         kinds: those of the rows; None where they are to be asked of `roles`.
         matrix: `[R, P]` of which the uses are columns, of rows in memory; None of others.
         formed: some of the rows, explicit, once they were needed.
@@ -80,7 +80,7 @@ class TaskRows:
     grams: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     everywhere: Everywhere | None = None
     flags: tuple[Flags, ...] = ()
-    is_mean: bool = False
+    mean_of: Tensor | None = None
     kinds: frozenset[int] | None = None
     matrix: Tensor | None = None
     formed: Formed | None = None
@@ -93,11 +93,11 @@ class TaskRows:
         outside: dict[int, dict[Tensor, Tensor]],
         shared: Shared,
         flags: Sequence[Flags] = (),
-        is_mean: bool = False,
+        mean_of: Tensor | None = None,
     ) -> TaskRows:
         """Rows taken now."""
         versions = shared.versions(), _versions(uses)
-        return TaskRows(roles, uses, outside, versions, flags=tuple(flags), is_mean=is_mean)
+        return TaskRows(roles, uses, outside, versions, flags=tuple(flags), mean_of=mean_of)
 
     @staticmethod
     def explicit(roles: Roles, uses: dict[int, Use], shared: Shared, kind: int) -> TaskRows:
@@ -141,6 +141,11 @@ class TaskRows:
             return kind in self.kinds
         roles = self.roles if self.everywhere is None else self.everywhere.roles
         return bool((roles.kind == kind).any())
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the row is the mean of one over its samples."""
+        return self.mean_of is not None
 
     @property
     def count_everywhere(self) -> int:

@@ -72,8 +72,8 @@ def schedule_of(trainer: Any, method: Method, retain: Any, forget: Any) -> Sched
             "seen; expected train_dataset= and forget_dataset= with a length, and eval_dataset=."
         )
     args = trainer.args
-    # a step sees the samples of all its micro-batches
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    # a step sees the samples of all its micro-batches, on all processes
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return Schedule(method, {"forget": len(forget), "retain": len(retain)}, batch)
 
 
@@ -91,8 +91,10 @@ def validation_losses(trainer: Any) -> dict[str, float]:
                 # the model's forward does not know the column
                 given.pop(trainer.forget_column, None)
                 named, present = labelled(trainer.losses(model, given))
-                for task, loss in named.items():
-                    there = loss[present[task]].double()
+                held = {task: (loss, present[task]) for task, loss in named.items()}
+                # of all processes, without what fills up their last batches
+                for task, (loss, has) in trainer.accelerator.gather_for_metrics(held).items():
+                    there = loss[has].double()
                     sums[task] = sums.get(task, 0.0) + float(there.sum())
                     counts[task] = counts.get(task, 0) + len(there)
     finally:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtu_fast._checks.losses import Losses, by_task
 from mtu_fast._checks.masks import Mask
@@ -151,6 +151,14 @@ def check_scalable(method: Method) -> None:
         f"{type(method).__name__}: found a loss scaler, expected unscaled losses: its update for losses times S "
         "is not S times as long, and dividing .grad by S spoils it. Use bfloat16, which needs no scaler, or float32."
     )
+
+
+def replicated(model: Any) -> Any:
+    """The `DistributedDataParallel` around or within a model; None where there is none."""
+    if not isinstance(model, nn.Module):
+        return None
+    kind = nn.parallel.DistributedDataParallel
+    return next((module for module in model.modules() if isinstance(module, kind)), None)
 
 
 def check_joined(engine: Engine, processes: int, what: str) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mtu_fast._arguments import check_flag
@@ -54,7 +53,7 @@ class Unlearning:
         """The engine of this module, made when first asked for."""
         if self._engine is None:
             module: Any = self
-            self._engine = Engine(module, params=self.shared_parameters(), **_group(module))
+            self._engine = Engine(_replicated(module), params=self.shared_parameters())
         return self._engine
 
     def unlearn(
@@ -129,15 +128,15 @@ class Unlearning:
         return not module.automatic_optimization or not trainer.fit_loop._should_accumulate()
 
 
-def _group(module: Any) -> dict[str, Any]:
-    """`group=` for an engine: all ranks where the trainer replicates the module on them.
+def _replicated(module: Any) -> Any:
+    """What the trainer wraps the module in on several processes; else the module.
 
     Raises:
         RuntimeError: several processes that hold it in another way.
     """
     trainer = getattr(module, "_trainer", None)  # None before a trainer took the module
     if trainer is None or trainer.world_size == 1:
-        return {}
+        return module
     from lightning.pytorch.strategies import DDPStrategy
 
     if not isinstance(trainer.strategy, DDPStrategy):
@@ -146,5 +145,4 @@ def _group(module: Any) -> dict[str, Any]:
             f"lightning: found {trainer.world_size} processes by {found}, expected DDPStrategy (strategy='ddp'): "
             "others hold parameters and gradients in ways of their own."
         )
-    # the module itself is given, not what DDP wraps it in, so that the group is not seen on it
-    return {"group": torch.distributed.group.WORLD}
+    return trainer.strategy.model

@@ -12,27 +12,24 @@ Or one data set whose items say by a column `forget` (0 or 1) whether they are t
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mtu_fast._arguments import check_function, check_mapping, check_tensors, check_text
 from mtu_fast._checks.losses import Losses, labelled
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
-from mtu_fast.integrations import _step
+from mtu_fast.integrations import _states, _step
 from mtu_fast.integrations._pairs import Collate, check_sets, pairs
 from mtu_fast.integrations._schedule import schedule_of, validation_losses
 from mtu_fast.losses import causal_lm
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace
 
-STATE = "mtu_fast.pt"  # in a checkpoint's folder
 Batch = dict[str, Any]
 PerSample = Callable[[Any, Batch], Losses | tuple[Losses, Mapping[str, Tensor]]]
 
@@ -137,7 +134,7 @@ class Unlearning:
         if self._engine is None or self._engine.model is not trainer.model:
             model = trainer.model
             params = None if self._params is None else self._params(model)
-            self._engine = Engine(model, params=params)
+            self._engine = Engine(_step.replicated(trainer.model_wrapped) or model, params=params)
             # kept rows come back through an engine, of which there was none at loading
             if self._state is not None and self.subspace is not None:
                 self.subspace.load_state_dict(self._state, self._engine.subspace_rows)
@@ -172,6 +169,7 @@ class Unlearning:
         with self._readable(), trainer.compute_loss_context_manager():
             losses, present = labelled(self.losses(model, batch))
         micro = _step.Micro.of(losses, self.method, forget, present, self.subspace)
+        _step.check_joined(self.engine, trainer.args.world_size, "Trainer")
         accelerator = trainer.accelerator
         sync = bool(accelerator.sync_gradients)
         update = _step.take(self.engine, micro, sync=sync, scaler=accelerator.scaler)
@@ -222,17 +220,22 @@ class Unlearning:
             trainer._signature_columns.append(self.forget_column)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        trainer: Any = self
         parent: Any = super()
         parent._save_optimizer_and_scheduler(output_dir)
-        torch.save(self._own_state(), os.path.join(output_dir, STATE))
+        args = trainer.args
+        _states.save(self._own_state(), output_dir, args.process_index, args.world_size)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        trainer: Any = self
         parent: Any = super()
         parent._load_optimizer_and_scheduler(checkpoint)
-        file = None if checkpoint is None else os.path.join(checkpoint, STATE)
-        if file is None or not os.path.isfile(file):
+        if checkpoint is None:
             return
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        args = trainer.args
+        state = _states.load(checkpoint, args.process_index, args.world_size)
+        if state is None:
+            return
         self.method.load_state_dict(state["method"])
         for generator, held in zip(self.method.generators(), state["random"], strict=True):
             generator.set_state(held)
@@ -288,8 +291,8 @@ def _flags(name: str, column: Any) -> Tensor:
 
 
 def _check_alone(trainer: Any) -> None:
-    devices = max(trainer.args.world_size, trainer.args.n_gpu)
-    _step.check_single(devices, "Trainer")
+    # several processes are looked at in the step, once the Trainer has wrapped the model
+    _step.check_single(trainer.args.n_gpu, "Trainer")
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise RuntimeError(
             "Trainer: found DeepSpeed or FSDP, expected neither: they hold parameters and gradients in pieces of their "

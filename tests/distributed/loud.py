@@ -102,6 +102,42 @@ def a_row_that_is_not_finite_on_one_rank() -> None:
 
 
 @case
+def a_step_between_micro_batches_on_one_rank() -> None:
+    """Whether rows are held, or their means."""
+    for method in (mtu.OrthoGrad(), mtu.PCGrad()):
+        it, data = pair(), mine(per_rank())
+        it.engine.accumulate(data.losses(it.model), method, forget=data.forget, sync=False)
+        if dist.get_rank() == 1:
+            with torch.no_grad():
+                it.inside.norm.weight.add_(1e-3)
+        losses = data.losses(it.model)
+        with raises(RuntimeError, "rank 1: rows: parameters changed"):
+            it.engine.accumulate(losses, method, forget=data.forget, sync=True)
+        assert it.engine.accumulated_bytes == 0
+        assert all(p.grad is None for p in it.inside.parameters())
+
+
+@case
+def a_step_on_one_rank_alone() -> None:
+    """As at the end of shares of unlike length."""
+    for method in (mtu.OrthoGrad(), mtu.PCGrad()):
+        it, data = pair(), mine(per_rank())
+        it.engine.accumulate(data.losses(it.model), method, forget=data.forget, sync=False)
+        losses, sync = data.losses(it.model), dist.get_rank() == 0
+        with raises(ValueError, "sync: found [True, False", "as many micro-batches"):
+            it.engine.accumulate(losses, method, forget=data.forget, sync=sync)
+        assert all(p.grad is None for p in it.inside.parameters())
+
+
+@case
+def methods_of_unlike_rows_on_the_ranks() -> None:
+    it, data = pair(), mine(per_rank())
+    method = mtu.PCGrad() if dist.get_rank() else mtu.OrthoGrad()
+    with raises(ValueError, "rows per task: found [False, True"):
+        it.engine.accumulate(data.losses(it.model), method, forget=data.forget, sync=True)
+
+
+@case
 def a_row_that_is_too_short_on_one_rank() -> None:
     it, data = pair(), mine(per_rank())
     losses = data.losses(it.model)

@@ -150,16 +150,17 @@ def tp_kept_constraints() -> None:
 
 @case
 def tp_accumulated_steps() -> None:
-    it = Both()
-    for seed in range(6):
-        words, mask = data(seed)
-        for engine, model in ((it.engine, it.model), (it.alone, it.plain)):
-            sync = seed % 3 == 2
-            engine.accumulate(model(words), mtu.OrthoGrad(0.3), sync=sync, forget=mask)
-        same(it.model, it.plain)
-        if sync:
-            it.model.zero_grad()
-            it.plain.zero_grad()
+    for method in (mtu.OrthoGrad(0.3), mtu.PCGrad()):
+        it = Both()
+        for seed in range(6):
+            words, mask = data(seed)
+            for engine, model in ((it.engine, it.model), (it.alone, it.plain)):
+                sync = seed % 3 == 2
+                engine.accumulate(model(words), method, sync=sync, forget=mask)
+            same(it.model, it.plain)
+            if sync:
+                it.model.zero_grad()
+                it.plain.zero_grad()
 
 
 def train(it: Both, kind: Any, method: Any, **more: Any) -> None:

@@ -179,18 +179,25 @@ def check_rows(ours: mtu.Rows, truth: mtu.Rows) -> None:
     assert int(ours.rank()) == int(truth.rank())
 
 
-def accumulated(it: Pair, same: Callable[[nn.Module, nn.Module], None]) -> None:
+def accumulated(it: Pair, same: Callable[[nn.Module, nn.Module], None], method: Any) -> None:
     """Steps over three micro-batches each, here and on one process."""
+    methods = method, copy.deepcopy(method)  # it may have a state
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.05) for m in (it.inside, it.plain)]
     for first in (0, 3, 6):
         for i in range(3):
             batches, sync = per_rank(first + i), i == 2
             ours, whole = mine(batches), joined(batches)
-            for engine, model, data in ((it.engine, it.model, ours), (it.alone, it.plain, whole)):
-                update = engine.accumulate(
-                    data.losses(model), mtu.OrthoGrad(0.3), sync=sync, forget=data.forget, present=data.present,
-                )  # fmt: skip
-                assert (update is not None) == sync
+            updates = []
+            both = (it.engine, it.model, ours), (it.alone, it.plain, whole)
+            for each, (engine, model, data) in zip(methods, both, strict=True):
+                masks = {"forget": data.forget, "present": data.present}
+                update = engine.accumulate(data.losses(model), each, sync=sync, **masks)
+                updates.append(update)
+            if not sync:
+                assert updates == [None, None]
+                continue
+            close(updates[0].weights, updates[1].weights)
+            close(updates[0].roles.loss, updates[1].roles.loss)
         same(it.inside, it.plain)
         for optimizer in optimizers:
             optimizer.step()

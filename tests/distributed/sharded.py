@@ -193,7 +193,8 @@ def fsdp_accumulation() -> None:
 
 @case
 def fsdp_accumulated_steps() -> None:
-    accumulated(sharded(), same_whole)
+    for method in (mtu.OrthoGrad(0.3), mtu.PCGrad(), mtu.GradDiff(0.4)):
+        accumulated(sharded(), same_whole, method)
 
 
 @case

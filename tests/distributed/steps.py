@@ -111,11 +111,8 @@ def accumulation() -> None:
 @case
 def accumulated_steps() -> None:
     for wrapped in (False, True):
-        accumulated(pair(wrapped), same_grads)
-    it, data = pair(), mine(per_rank())
-    with raises(RuntimeError, "method of mean rows"):
-        it.engine.accumulate(data.losses(it.model), mtu.PCGrad(), sync=True)
-    assert all(p.grad is None for p in it.inside.parameters())
+        for method in (mtu.OrthoGrad(0.3), mtu.PCGrad(), mtu.MUNBa(), mtu.GradDiff(0.4)):
+            accumulated(pair(wrapped), same_grads, method)
 
 
 @case

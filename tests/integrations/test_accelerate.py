@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ import mtu_fast as mtu
 from mtu_fast.integrations import _step
 from mtu_fast.methods import Roles
 from tests.helpers.truth import relative_error
+from tests.integrations.ranks import on_two
 from tests.integrations.small import (
     COUNT,
     METHODS,
@@ -197,8 +197,9 @@ def _is_scalable(kind: Any) -> bool:
     return True
 
 
-def over_ranks() -> None:
-    """On each rank: half of the samples, in one micro-batch and in two, step as all of them do."""
+def over_ranks() -> list[Tensor]:
+    """On each rank: half of the samples, in one micro-batch and in two."""
+    found = []
     for size in (8, 4):
         accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=8 // size)
         model = build()
@@ -216,18 +217,15 @@ def over_ranks() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
         assert update is not None and len(update.roles) == COUNT
-        found, expected = moved(model, start), plain_step_alone()
-        assert relative_error(found, expected) <= 1e-6, (size, found, expected)
-
-
-def plain_step_alone() -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # ranks run, and this engine is one's own
-        return plain_step(build(), mtu.OrthoGrad(0.5))
+        found.append(moved(model, start))
+    return found
 
 
 def test_two_processes_are_one() -> None:
-    accelerate.debug_launcher(over_ranks, num_processes=2)
+    expected = plain_step(build(), mtu.OrthoGrad(0.5))
+    for rank in on_two(over_ranks):
+        for found in rank:
+            assert relative_error(found, expected) <= 1e-6
 
 
 def test_several_processes_are_refused() -> None:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 import mtu_fast as mtu
 from tests.helpers.truth import relative_error
+from tests.integrations.ranks import on_two
+from tests.integrations.shares import PLANS, TWO, Net, Plan, alone, end_to_end, items
+from tests.integrations.shares import losses_of as losses_of_items
 from tests.integrations.small import (
     COUNT,
     METHODS,
@@ -27,6 +30,7 @@ from tests.integrations.small import (
 pytest.importorskip("lightning")
 
 import lightning
+from lightning.pytorch.strategies import DDPStrategy
 
 from mtu_fast.integrations.lightning import Unlearning
 
@@ -36,6 +40,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
+
+
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 class Automatic(Unlearning, lightning.LightningModule):
@@ -90,15 +102,8 @@ def fit(
 ) -> tuple[Tensor, Any]:
     """How far the model moved in one epoch, and the trainer."""
     start = weights(module.net)
-    given: dict[str, Any] = {
-        "accelerator": "cpu",
-        "max_epochs": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = lightning.Trainer(**(given | more))
+    given: dict[str, Any] = {"accelerator": "cpu", "max_epochs": 1}
+    trainer = lightning.Trainer(**(QUIET | given | more))
     loader = torch.utils.data.DataLoader(Texts(), batch_size=size)
     trainer.fit(module, loader, ckpt_path=resume)
     return moved(module.net, start), trainer
@@ -217,16 +222,85 @@ class ManualRanks(Ranks):
         self.optimizers().step()
 
 
+def fit_over_ranks(kind: type[Ranks], size: int, unused: bool) -> Tensor:
+    """How far the model moved, of samples that the trainer deals out."""
+    strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=unused)
+    more = {} if kind is ManualRanks else {"accumulate_grad_batches": 2}
+    found, _ = fit(kind(mtu.OrthoGrad(0.5)), size, devices=2, strategy=strategy, **more)
+    return found
+
+
 @pytest.mark.parametrize(("kind", "size", "unused"), [(Ranks, 4, False), (ManualRanks, 8, True)])
 def test_two_processes_are_one(kind: type[Ranks], size: int, unused: bool) -> None:
     """DDP over gloo: 16 samples as 2 ranks x 2 micro-batches x 4, or 2 x 8, are one batch."""
-    strategy = lightning.pytorch.strategies.DDPStrategy(
-        process_group_backend="gloo", start_method="spawn", find_unused_parameters=unused
+    found, _ = on_two(fit_over_ranks, kind, size, unused)
+    assert relative_error(found, plain_step(build(), mtu.OrthoGrad(0.5))) <= 1e-6
+
+
+class Shared(Unlearning, lightning.LightningModule):
+    """Takes the steps of a plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.net, self.plan, self.automatic_optimization = Net(), plan, not plan.two
+        self.method, self.subspace = plan.method(), plan.subspace()
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        """One micro-batch."""
+        losses, step = losses_of_items(self.net, batch), (index + 1) % self.plan.micro == 0
+        sync = None if self.automatic_optimization else step
+        more = {"forget": batch[2], "subspace": self.subspace, "sync": sync}
+        loss = self.unlearn(losses, self.method, **more)
+        if self.automatic_optimization:
+            return loss
+        self.manual_backward(loss)
+        if step:
+            for each in self.optimizers():
+                each.step()
+                each.zero_grad()
+        return None
+
+    def configure_optimizers(self) -> Any:
+        """As the plan has them."""
+        made = self.plan.optimizers(self.net)
+        steps = [{"scheduler": s, "interval": "step"} for s in self.plan.schedules(made)]
+        return made, steps
+
+
+def follow(plan: Plan) -> Tensor:
+    """The parameters after the plan, on one rank."""
+    module = Shared(plan)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=DDPStrategy(process_group_backend="gloo", **plan.ddp),
+        use_distributed_sampler=False,
+        max_epochs=plan.epochs,
+        gradient_clip_val=plan.clip or None,
+        accumulate_grad_batches=1 if plan.two else plan.micro,
+        **QUIET,
     )
-    method = mtu.OrthoGrad(0.5)
-    more = {} if kind is ManualRanks else {"accumulate_grad_batches": 2}
-    found, _ = fit(kind(method), size, devices=2, strategy=strategy, **more)
-    assert relative_error(found, plain_step(build(), method)) <= 1e-6
+    share = plan.share(trainer.global_rank)
+    trainer.fit(module, torch.utils.data.DataLoader(items(plan.count), batch_sampler=share))
+    return end_to_end(module.net)
+
+
+@pytest.mark.parametrize("name", [*PLANS, "two optimizers by hand"])
+def test_a_plan_of_two_processes(name: str) -> None:
+    plan = PLANS.get(name, TWO)
+    found = on_two(follow, plan)
+    start, end = alone(plan)
+    assert torch.equal(*found)
+    assert relative_error(found[0] - start, end - start) <= 1e-10
+
+
+def refused() -> None:
+    with pytest.raises(ValueError, match="DistributedDataParallel with static_graph=True"):
+        follow(Plan(ddp={"static_graph": True}))
+
+
+def test_settings_of_ddp_are_refused_on_both() -> None:
+    on_two(refused)
 
 
 def test_other_strategies_of_several_processes_are_refused() -> None:

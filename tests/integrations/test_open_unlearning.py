@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 import mtu_fast as mtu
 from mtu_fast.losses import causal_lm, npo
 from tests.helpers.truth import relative_error
+from tests.integrations.ranks import on_two
 from tests.integrations.small import RATE, VOCAB, build, hf, moved, weights
 from tests.integrations.test_trainer import settings
 
@@ -93,7 +94,10 @@ def load(config: dict[str, Any], folder: Path, **more: Any) -> Any:
     )
 
 
-CONFIG = {"handler": "OrthoGrad", "method_args": {"method": "OrthoGrad", "options": {"alpha": 0.3}}}
+CONFIG: dict[str, Any] = {
+    "handler": "OrthoGrad",
+    "method_args": {"method": "OrthoGrad", "options": {"alpha": 0.3}},
+}
 
 
 def plain_losses(model: nn.Module, reduction: str = "mean") -> tuple[Tensor, Tensor]:
@@ -186,3 +190,21 @@ def test_an_unknown_forget_loss_is_refused(tmp_path: Path) -> None:
     own = {"method": "OrthoGrad", "forget_loss": "dpo"}
     with pytest.raises(ValueError, match="forget_loss: found 'dpo'"):
         load({"handler": "OrthoGrad", "method_args": own}, tmp_path)
+
+
+@pytest.mark.parametrize("forget_loss", ["nll", "npo"])
+def test_two_processes_are_one(forget_loss: str, tmp_path: Path) -> None:
+    arguments = {**CONFIG["method_args"], "forget_loss": forget_loss}
+
+    def run(size: int) -> Tensor:
+        more = {"max_steps": 2, "per_device_train_batch_size": size}
+        trainer = load(CONFIG | {"method_args": arguments}, tmp_path, **more)
+        start = weights(trainer.model)
+        trainer.train()
+        assert len(trainer.update.roles) == 2 * COUNT
+        return moved(trainer.model, start)
+
+    one, other = on_two(run, COUNT // 2)
+    expected = run(COUNT)
+    assert torch.equal(one, other)
+    assert relative_error(one, expected) <= 2e-6

@@ -31,7 +31,8 @@ from tests.integrations.small import (
 
 pytest.importorskip("accelerate")
 
-from mtu_fast.integrations.transformers import STATE, Unlearning
+from mtu_fast.integrations._states import STATE
+from mtu_fast.integrations.transformers import Unlearning
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
