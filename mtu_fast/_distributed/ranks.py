@@ -36,6 +36,10 @@ class Outcome(NamedTuple):
     error: Exception | None
 
 
+def _nothing() -> None:
+    """There is nothing to check."""
+
+
 def attempt(function: Callable[[], Any]) -> Outcome:
     """Call a function that holds no collective; its error is kept for the next one."""
     try:
@@ -54,6 +58,7 @@ class Ranks:
     Attributes:
         group: as given.
         outside: gives the parameters outside the shared ones, in one order on all ranks.
+        check_step: raises where the model's wrapper is in a state in which no step may be taken.
         rank: this process's number in the group.
         size: their number W.
         slices: how the model's parameters are held, where ranks hold slices of them.
@@ -65,6 +70,7 @@ class Ranks:
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
         self.group = group
         self.outside: Callable[[], Sequence[Tensor]] = list
+        self.check_step: Callable[[], None] = _nothing
         self.slices: Leaves | None = None
         self.wire: torch.dtype | None = None
         # NCCL wants tensors on the GPU; gloo has every collective on the CPU alone

@@ -183,7 +183,8 @@ class JoinedTaking:
         return batch()
 
     def _check_alike(self) -> None:
-        """Before the first step, all ranks hold the same numbers."""
+        """Before the first step, all ranks hold the same numbers; and none may leave alone."""
+        self.ranks.check_step()
         if not self._is_alike and self._slices is None:
             check_alike(self.ranks, self._space.model.parameters())
             self._is_alike = True

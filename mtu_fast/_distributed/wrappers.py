@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from enum import Enum
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -87,14 +88,18 @@ def unwrapped(model: Any, group: Group) -> Unwrapped:
 
 def _of_copies(model: Any, group: Group) -> Unwrapped:
     """A model that is whole on every rank: in DistributedDataParallel, or without a wrapper."""
-    model, own = _without_ddp(model)
+    model, wrapper = _without_ddp(model)
+    own = None if wrapper is None else wrapper.process_group
     chosen = own if group is UNSET else group
     if chosen is None and group is UNSET:
         _warn()
     # a rank by itself has all rows: no collective, as without torch.distributed
     if chosen is None or dist.get_world_size(chosen) == 1:
         return Unwrapped(model)
-    return Unwrapped(model, _ranks(model, chosen))
+    ranks = _ranks(model, chosen)
+    if wrapper is not None:
+        ranks.check_step = partial(_check_join, wrapper)
+    return Unwrapped(model, ranks)
 
 
 def _ranks(model: nn.Module, group: dist.ProcessGroup) -> Ranks:
@@ -186,8 +191,8 @@ def _is_sharded(parameter: Any) -> bool:
     return any(base.__name__ == "DTensor" for base in type(parameter).__mro__)
 
 
-def _without_ddp(model: Any) -> tuple[Any, dist.ProcessGroup | None]:
-    """The model inside DistributedDataParallel, and its process group."""
+def _without_ddp(model: Any) -> tuple[Any, nn.parallel.DistributedDataParallel | None]:
+    """The model inside DistributedDataParallel, and that."""
     if not isinstance(model, nn.Module):
         return model, None
     wrapped = [m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel)]
@@ -197,7 +202,7 @@ def _without_ddp(model: Any) -> tuple[Any, dist.ProcessGroup | None]:
         _check_ddp(module)
     # modules come outermost first; one further in has the ranks of its own group
     outer = wrapped[0]
-    return (outer.module if outer is model else model), outer.process_group
+    return (outer.module if outer is model else model), outer
 
 
 def _check_ddp(model: nn.parallel.DistributedDataParallel) -> None:
@@ -218,6 +223,20 @@ def _check_ddp(model: nn.parallel.DistributedDataParallel) -> None:
             f"model: found DistributedDataParallel with {' and '.join(found)}, expected none: the "
             "engine sums gradients itself, so that DDP's own reduction never runs. Leave it out; "
             "torch.autocast serves for mixed precision."
+        )
+
+
+def _check_join(model: nn.parallel.DistributedDataParallel) -> None:
+    """No rank that leaves the loop early will answer DDP's reduction in place of the engine.
+
+    Raises:
+        ValueError: one may.
+    """
+    if model._join_config.enable:
+        raise ValueError(
+            "model: found a DistributedDataParallel that is or was within Join (Accelerate's join_uneven_inputs), "
+            "expected one that never was: a rank that has no more batches would answer DDP's reduction, which never "
+            "runs, and not the engine. Give every rank as many batches; one without samples gives losses of length 0."
         )
 
 
@@ -272,10 +291,10 @@ def ranks_of_model(model: nn.Module) -> Ranks | None:
             "unlearned: found a tensor parallel model, expected a whole one, or one of FSDP2: load its full state into "
             "a plain model, or into one of DistributedDataParallel."
         )
-    _, group = _without_ddp(model)
-    if group is None or dist.get_world_size(group) == 1:
+    _, wrapper = _without_ddp(model)
+    if wrapper is None or dist.get_world_size(wrapper.process_group) == 1:
         return None
-    return _ranks(model, group)
+    return _ranks(model, wrapper.process_group)
 
 
 def is_sliced(model: nn.Module) -> bool:

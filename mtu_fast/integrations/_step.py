@@ -186,9 +186,14 @@ def check_single(processes: int, what: str) -> None:
 
 
 def _scaled(losses: Losses, scaler: Any) -> Losses:
+    # in float32: float16 ends at 65504, which is less than a usual scale
     if isinstance(losses, Tensor):
-        return scaler.scale(losses)
-    return {task: scaler.scale(loss) for task, loss in losses.items()}
+        return scaler.scale(_widened(losses))
+    return {task: scaler.scale(_widened(loss)) for task, loss in losses.items()}
+
+
+def _widened(loss: Tensor) -> Tensor:
+    return loss.float() if loss.dtype == torch.float16 else loss
 
 
 def _tell(engine: Engine) -> None:

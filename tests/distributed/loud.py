@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms import Join
 
 import mtu_fast as mtu
 from tests.distributed.scene import (
@@ -40,6 +42,16 @@ def settings_of_ddp_are_refused() -> None:
     hooked.register_comm_hook(None, lambda state, bucket: bucket.get_future())
     with raises(ValueError, "communication hook"):
         mtu.Engine(hooked)
+
+
+@case
+def a_join_of_unlike_shares_is_refused() -> None:
+    """On all ranks, before one of them has left."""
+    it, data = pair(wrapped=True), mine(per_rank())
+    model: Any = it.model
+    for method in (mtu.OrthoGrad(), mtu.PCGrad(), mtu.GradDiff()):
+        with raises(ValueError, "within Join", "as many batches"), Join([model]):
+            it.engine.backward(data.losses(model), method, forget=data.forget)
 
 
 @case

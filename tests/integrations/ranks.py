@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,10 @@ def on_two(function: Callable[..., Any], *given: Any) -> list[Any]:
     for rank in range(SIZE):
         receive, send = context.Pipe(duplex=False)
         process = context.Process(target=_on_rank, args=(rank, port, send, function, given))
-        process.start()
+        with warnings.catch_warnings():
+            # from Python 3.12 on it is said where there are other threads, as those of pytest-xdist
+            warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+            process.start()
         send.close()
         found.append((process, receive))
     gc.unfreeze()

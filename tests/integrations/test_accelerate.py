@@ -130,6 +130,26 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_lowered() -> None:
     assert scales == [2.0**127, 2.0**126, 2.0**125]
 
 
+@pytest.mark.parametrize("name", ["orthograd", "pcgrad"])
+def test_float16_losses_do_not_overflow_by_the_scale(name: str) -> None:
+    """They are finite, and so are the gradients; times S they would be beyond float16."""
+    model = nn.Linear(3, 2, bias=False).double()
+    engine, x, forget = mtu.Engine(model), torch.randn(4, 3).double(), torch.arange(4) < 2
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
+    accelerator = SimpleNamespace(num_processes=1, sync_gradients=True, scaler=scaler)
+    grads = []
+    for scaled in (True, False):
+        losses = (model(x).square().mean(1) + 8.0).half()
+        if scaled:
+            update = ours.backward(accelerator, engine, losses, METHODS[name](), forget=forget)
+            assert update is not None
+        else:
+            engine.backward(losses, METHODS[name](), forget=forget)
+        grads.append(model.weight.grad / (2.0**14 if scaled else 1.0))
+        model.zero_grad()
+    assert relative_error(*grads) <= 1e-3
+
+
 # ---- methods that a scaler spoils ----------------------------------------------------------------
 
 SCALE = 2.0**10
