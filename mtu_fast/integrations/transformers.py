@@ -66,8 +66,8 @@ class Unlearning:
     What the arguments of training say holds: gradient accumulation (rows are held until the step,
     see `Engine.accumulate`), bf16, gradient checkpointing, clipping by the global norm, schedules,
     logging, evaluation, saving and resuming. On several processes (DDP) a step is that of all ranks'
-    samples in one batch. Under `torch_compile` the training forward runs
-    eagerly, so that its graph can be read. Evaluation is the `Trainer`'s own. A scheduled method
+    samples in one batch. Under `torch_compile` the training forward runs eagerly, so that its graph
+    can be read. Evaluation is the `Trainer`'s own. A scheduled method
     (`mtu.NablaTau`) takes its schedule from `forget_dataset`, `train_dataset` and `eval_dataset`:
     its epochs are passes over the data to forget, and training ends with the last of them.
 

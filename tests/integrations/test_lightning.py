@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -267,7 +268,7 @@ class Shared(Unlearning, lightning.LightningModule):
         return made, steps
 
 
-def follow(plan: Plan) -> Tensor:
+def follow(plan: Plan, resume: Path | None = None, save: Path | None = None) -> Tensor:
     """The parameters after the plan, on one rank."""
     module = Shared(plan)
     trainer = lightning.Trainer(
@@ -281,7 +282,11 @@ def follow(plan: Plan) -> Tensor:
         **QUIET,
     )
     share = plan.share(trainer.global_rank)
-    trainer.fit(module, torch.utils.data.DataLoader(items(plan.count), batch_sampler=share))
+    data: Any = items(plan.count)
+    loader: Any = torch.utils.data.DataLoader(data, batch_sampler=share)
+    trainer.fit(module, loader, ckpt_path=resume)
+    if save is not None:
+        trainer.save_checkpoint(save)
     return end_to_end(module.net)
 
 
@@ -292,6 +297,14 @@ def test_a_plan_of_two_processes(name: str) -> None:
     start, end = alone(plan)
     assert torch.equal(*found)
     assert relative_error(found[0] - start, end - start) <= 1e-10
+
+
+def test_two_processes_resume_to_the_bit(tmp_path: Path) -> None:
+    plan, half = Plan(mtu.PCGrad, 2, 2, 16, decay=True, epochs=4), tmp_path / "half.ckpt"
+    whole = on_two(follow, plan)
+    on_two(follow, replace(plan, epochs=2), None, half)
+    for found, expected in zip(on_two(follow, plan, half), whole, strict=True):
+        assert torch.equal(found, expected)
 
 
 def refused() -> None:
