@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import tests.distributed.sizes  # noqa: F401  its cases
 import tests.distributed.steps  # noqa: F401  its cases
 import tests.distributed.travel  # noqa: F401  its cases
 from tests.distributed.scene import CASES
+from tests.distributed.starting import started
 from tests.distributed.worker import run
 
 LIMIT = 900  # seconds for all cases of one number of ranks
@@ -79,13 +79,8 @@ class Outcomes:
 
 
 def _run(size: int, folder: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    names = RUNS[size]
-    ranks = [context.Process(target=run, args=(r, size, str(folder), names)) for r in range(size)]
     end = time.monotonic() + LIMIT
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
+    for rank in started(run, size, str(folder), RUNS[size]):
         rank.join(max(0.0, end - time.monotonic()))
         if rank.is_alive():
             rank.kill()
