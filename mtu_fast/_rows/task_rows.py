@@ -26,11 +26,14 @@ class Everywhere:
         roles: what each row is.
         counts: how many each rank holds.
         sliced: every rank holds all of them, and of each its slice of the parameters.
+        samples: of a mean row, how many samples of all ranks it is the mean of; None where every
+            rank has the same batch, and of others.
     """
 
     roles: Roles
     counts: tuple[int, ...]
     sliced: bool = False
+    samples: int | None = None
 
 
 @dataclass(frozen=True)

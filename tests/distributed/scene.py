@@ -179,13 +179,17 @@ def check_rows(ours: mtu.Rows, truth: mtu.Rows) -> None:
     assert int(ours.rank()) == int(truth.rank())
 
 
+# of the ranks in three micro-batches: unequal, and with a rank that has no sample
+MICRO = ((3, 5, 2, 4), (4, 0, 3, 1), (1, 2, 5, 3))
+
+
 def accumulated(it: Pair, same: Callable[[nn.Module, nn.Module], None], method: Any) -> None:
     """Steps over three micro-batches each, here and on one process."""
     methods = method, copy.deepcopy(method)  # it may have a state
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.05) for m in (it.inside, it.plain)]
     for first in (0, 3, 6):
-        for i in range(3):
-            batches, sync = per_rank(first + i), i == 2
+        for i, sizes in enumerate(MICRO):
+            batches, sync = per_rank(first + i, sizes), i == 2
             ours, whole = mine(batches), joined(batches)
             updates = []
             both = (it.engine, it.model, ours), (it.alone, it.plain, whole)

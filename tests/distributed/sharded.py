@@ -195,6 +195,7 @@ def fsdp_accumulation() -> None:
 def fsdp_accumulated_steps() -> None:
     for method in (mtu.OrthoGrad(0.3), mtu.PCGrad(), mtu.GradDiff(0.4)):
         accumulated(sharded(), same_whole, method)
+    accumulated(sharded(everything=True), same_whole, mtu.PCGrad())
 
 
 @case

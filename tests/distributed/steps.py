@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 import mtu_fast as mtu
 from tests.distributed.scene import (
+    MICRO,
     accumulated,
     both,
     case,
@@ -108,11 +109,46 @@ def accumulation() -> None:
     check_rows(ours, truth)
 
 
+ACCUMULATED = (mtu.OrthoGrad(0.3), mtu.PCGrad(), mtu.MUNBa(), mtu.GradVac(), mtu.GradDiff(0.4))
+
+
 @case
 def accumulated_steps() -> None:
     for wrapped in (False, True):
-        for method in (mtu.OrthoGrad(0.3), mtu.PCGrad(), mtu.MUNBa(), mtu.GradDiff(0.4)):
+        for method in ACCUMULATED:
             accumulated(pair(wrapped), same_grads, method)
+    accumulated(pair(wrapped=False, everything=True), same_grads, mtu.PCGrad())
+
+
+@case
+def a_fault_among_micro_batches() -> None:
+    """What one rank finds all raise, and what was held before stays."""
+    it, batches = pair(), [per_rank(1), per_rank(2, MICRO[1])]
+
+    def accumulate(i: int, sync: bool, spoil: bool = False) -> None:
+        data = mine(batches[i])
+        losses = data.losses(it.model)
+        if spoil and dist.get_rank() == 1:
+            losses["a"] = losses["a"].sum()
+        mask = {"forget": data.forget, "present": data.present}
+        it.engine.accumulate(losses, mtu.PCGrad(), sync=sync, **mask)
+
+    accumulate(0, sync=False)
+    with raises(ValueError, "rank 1:", "already reduced"):
+        accumulate(1, sync=False, spoil=True)
+    accumulate(1, sync=True)
+    for i, whole in enumerate(map(joined, batches)):
+        mask = {"forget": whole.forget, "present": whole.present}
+        it.alone.accumulate(whole.losses(it.plain), mtu.PCGrad(), sync=i == 1, **mask)
+    same_grads(it.inside, it.plain)
+    it.inside.zero_grad()
+    accumulate(0, sync=False)
+    if dist.get_rank() == 1:
+        with torch.no_grad():
+            it.inside.conv.bias.add_(1)
+    with raises(RuntimeError, "rank 1:", "changed in place"):
+        accumulate(1, sync=True)
+    assert all(p.grad is None for p in it.inside.parameters())
 
 
 @case
