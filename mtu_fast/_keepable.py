@@ -12,7 +12,7 @@ from mtu_fast._checks.flags import Flags
 from mtu_fast._distributed.choice import Products
 from mtu_fast._distributed.kept import SharedBlock
 from mtu_fast._rows.autocast import without_autocast
-from mtu_fast._rows.block import Block
+from mtu_fast._rows.block import Block, of_vectors
 from mtu_fast._rows.explicit import explicit
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import TaskRows
@@ -87,10 +87,9 @@ class Keepable:
         """Rows as `taken` gives them as rows of kind MEMORY."""
         return self._like(self._products.remembered(block))
 
-    def block_of_vectors(self, vectors: Mapping[str, Tensor], roles: Roles) -> Kept:
-        """K vectors, `[K, *shape]` for each parameter by name, as what `remembered` takes."""
-        found: Kept = self._products.block_of_vectors(vectors, roles)
-        return found
+    def block_of_vectors(self, vectors: Mapping[str, Tensor], roles: Roles) -> Block:
+        """K vectors of this process, `[K, *shape]` for each parameter by name, as what `remembered` takes."""
+        return of_vectors(vectors, roles, self._shared)
 
     def block_of(self, state: Mapping[str, Any]) -> Kept:
         """What `state_of` gave, as what `remembered` takes.

@@ -171,11 +171,7 @@ class Memory:
         held = replace(self.held, age=self.held.age + 1)
         if held.block is not None and held.age < self._form.every:
             return lambda update: held
-        if self._form.basis and rows.of_ranks:
-            raise ValueError(
-                "Memory: found basis=True with rows of several ranks, expected basis=False: a basis needs all rows in "
-                "one place, while each rank keeps its own."
-            )
+        self._check_place(rows)
         at = self._retained(rows)
         if not len(at):
             return lambda update: held
@@ -202,7 +198,8 @@ class Memory:
 
         Raises:
             TypeError: a state or a part of it of another kind, or `kept` is no function.
-            ValueError: a part is missing, or not of the same rows as the others.
+            ValueError: a part is missing, or not of the same rows as the others; or a basis of rows of
+                several ranks.
         """
         held_in("Memory: state", state, "size", "age", "block")
         check_function("Memory: kept", kept, "vectors, task, dtype")
@@ -211,11 +208,24 @@ class Memory:
         if state["block"] is not None:
             plain = check_mapping("Memory: state: block", state["block"])
             like = kept({}, "memory")  # no rows: what knows their space
+            self._check_place(like)
             block = like.block_of(plain)
             held = replace(held, block=block, rows=self._standing(like, block))
         self.held = held
 
     # ---- what enters and what leaves -------------------------------------------------------------
+
+    def _check_place(self, rows: Rows) -> None:
+        """A basis is one of rows that this process has all of.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if self._form.basis and rows.of_ranks:
+            raise ValueError(
+                "Memory: found basis=True with rows of several ranks, expected basis=False: a basis needs all rows in "
+                "one place, while each rank keeps its own."
+            )
 
     def _retained(self, rows: Rows) -> Tensor:
         """Indices of the rows to take."""

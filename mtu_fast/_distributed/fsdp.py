@@ -100,6 +100,12 @@ def mesh_of(groups: list[Any]) -> Any:
     return meshes[0]
 
 
+def root_of(mesh: Any) -> Any:
+    """The mesh that another is a dimension of; itself, where it is of none."""
+    root = getattr(mesh, "_get_root_mesh", None)
+    return mesh if root is None else root()
+
+
 def processes_of(mesh: Any) -> dist.ProcessGroup:
     """The ranks of a mesh.
 

@@ -125,14 +125,6 @@ class Keeping:
         held = [replace(part, everywhere=e) for part, e in zip(parts, everywhere, strict=True)]
         return _block(held, self.ranks, self._shared)
 
-    def block_of_vectors(self, vectors: Mapping[str, Tensor], roles: Roles) -> SharedBlock:
-        """Vectors that stand for rows: not supported, see `Memory.look`.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError("vectors that stand for rows of several ranks")
-
 
 def _block(parts: Sequence[TaskRows], ranks: Ranks, shared: Shared) -> SharedBlock:
     numel = sum(p.numel() for p in shared.parameters)

@@ -37,6 +37,8 @@ _INSTEAD = (
 _REFUSED = {
     ("torch.distributed.fsdp", "FullyShardedDataParallel"): "FSDP1 (FullyShardedDataParallel)",
     ("torch.distributed.pipelining", "_PipelineStageBase"): "a pipeline stage",
+    ("torch.distributed._composable", "DDP"): "replicate()",
+    ("torch.distributed._composable", "ReplicateModule"): "replicate()",
     ("deepspeed", "DeepSpeedEngine"): "DeepSpeed",
     ("deepspeed", "PipelineEngine"): "DeepSpeed's pipeline",
 }
@@ -78,6 +80,7 @@ def unwrapped(model: Any, group: Group) -> Unwrapped:
             f"what only other ranks hold. {_INSTEAD}."
         )
     if isinstance(model, nn.Module):
+        _check_dimensions(model)
         # FSDP2 first: its parameters are DTensors too, and only its units can gather them
         if any(map(fsdp.is_fsdp, model.modules())):
             return _of_fsdp(model, group)
@@ -109,8 +112,17 @@ def _ranks(model: nn.Module, group: dist.ProcessGroup) -> Ranks:
 def _of_fsdp(model: nn.Module, group: Group) -> Unwrapped:
     """A model of FSDP2, whose mesh says who takes part."""
     groups, roots = fsdp.groups_of(model)
+    # before the mesh: it names tensor parallel inside FSDP2, which has two
+    held = fsdp.held(groups)
     mesh = fsdp.mesh_of(groups)
     processes = fsdp.processes_of(mesh)
+    whole = fsdp.root_of(mesh)
+    if group is UNSET and whole.size() != mesh.size():
+        raise ValueError(
+            f"model: found FSDP2 on one dimension of a mesh of shape {tuple(whole.shape)} (another kind of parallelism "
+            "beside it?), which the engine does not join. Make a mesh of all ranks; or pass group=mesh.get_group() "
+            "where the other ranks are no part of this training."
+        )
     if group is None or (group is not UNSET and _members(group) != _members(processes)):
         raise ValueError(
             "group: found another than the ranks of the FSDP2 model's mesh, expected that: its "
@@ -121,7 +133,7 @@ def _of_fsdp(model: nn.Module, group: Group) -> Unwrapped:
     if mesh.ndim == 2:
         # HSDP: copies along the first dimension, slices along the second
         copies, shards = (_ranks(model, mesh.get_group(d)) for d in (0, 1))
-    ranks.slices = Slices(fsdp.held(groups), shards, copies)
+    ranks.slices = Slices(held, shards, copies)
     return Unwrapped(model, ranks, Units(groups, roots, ranks))
 
 
@@ -144,6 +156,30 @@ def _of_tensor_parallel(model: nn.Module, group: Group) -> Unwrapped:
     ranks = Ranks(processes, cut[0].device)
     ranks.slices = Slices(tensor_parallel.held(cut), ranks)
     return Unwrapped(model, ranks, None, DTensorSlicer())
+
+
+def _check_dimensions(model: nn.Module) -> None:
+    """DistributedDataParallel is of one group, over whole parameters.
+
+    Raises:
+        ValueError: it is not.
+    """
+    wrapped = [m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel)]
+    if not wrapped:
+        return
+    # DDP with device_mesh= puts plain slices in the place of DTensors, and marks them so
+    if any(_is_sharded(p) or hasattr(p, "_st_info") for p in model.parameters()):
+        raise ValueError(
+            "model: found DistributedDataParallel over a tensor parallel or FSDP2 model, expected one of them: the "
+            "engine does not join rows over two dimensions. Use one on all ranks; fully_shard on a mesh of two "
+            "dimensions has copies of slices."
+        )
+    groups = {tuple(_members(module.process_group)) for module in wrapped}
+    if len(groups) > 1:
+        raise ValueError(
+            f"model: found DistributedDataParallel over {len(groups)} different process groups, expected one for all "
+            "modules: rows are those of the ranks of one group."
+        )
 
 
 def _members(group: dist.ProcessGroup) -> list[int]:
@@ -284,6 +320,7 @@ def ranks_of_model(model: nn.Module) -> Ranks | None:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return None
+    _check_dimensions(model)
     if is_sliced(model):
         return _of_fsdp(model, UNSET).ranks
     if any(map(_is_sharded, model.parameters())):

@@ -13,7 +13,7 @@ from mtu_fast._checks.states import check_rows
 from mtu_fast._checks.values import all_finite, check_direction
 from mtu_fast._ops._blocks import WIDE, cast, working_dtype
 from mtu_fast._rows.beside import Beside, kept_of
-from mtu_fast._rows.block import Block, block_of, chosen, in_memory, of_vectors, state_of
+from mtu_fast._rows.block import Block, block_of, chosen, in_memory, state_of
 from mtu_fast._rows.columns import formed
 from mtu_fast._rows.explicit import check_vectors
 from mtu_fast._rows.grad import Addition, addition, check_finite
@@ -202,10 +202,6 @@ class OwnProducts(Whole):
     def remembered(self, block: Block) -> list[TaskRows]:
         """Rows as rows of kind MEMORY that outlive a step."""
         return in_memory(block, self._shared)
-
-    def block_of_vectors(self, vectors: Mapping[str, Tensor], roles: Roles) -> Block:
-        """Vectors that stand for rows."""
-        return of_vectors(vectors, roles, self._shared)
 
     def block_of(self, state: Mapping[str, Any]) -> Block:
         """What `state_of` gave.

@@ -8,7 +8,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._composable.replicate import replicate
 from torch.distributed.algorithms import Join
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import mtu_fast as mtu
 from tests.distributed.scene import (
@@ -66,6 +70,33 @@ def other_wrappers_are_refused() -> None:
         inside = nn.Sequential(wrapper()) if base is nn.Module else wrapper()
         with raises(ValueError, word, "DistributedDataParallel"):
             mtu.Engine(inside)
+
+
+@case
+def copies_over_two_dimensions_are_refused() -> None:
+    """Two groups, slices under copies, a mesh of which FSDP2 has one dimension: on every rank, before any step."""
+    size = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (1, size), mesh_dim_names=("copies", "slices"))
+    alone = [dist.new_group([rank]) for rank in range(size)][dist.get_rank()]
+    ddp = nn.parallel.DistributedDataParallel
+    several = nn.Sequential(ddp(nn.Linear(3, 3)), ddp(nn.Linear(3, 3), process_group=alone))
+    with raises(ValueError, "2 different process groups"):
+        mtu.Engine(several)
+    slices = nn.Sequential(nn.Linear(3, 4 * size))
+    parallelize_module(slices, mesh["slices"], {"0": ColwiseParallel()})
+    for group in ({}, {"group": mesh["slices"].get_group()}):
+        with raises(ValueError, "DistributedDataParallel over a tensor parallel"):
+            mtu.Engine(ddp(slices, device_mesh=mesh["copies"]), **group)
+    wide = init_device_mesh("cpu", (size, 1), mesh_dim_names=("a", "b"))
+    sharded = nn.Linear(3, 4)
+    fully_shard(sharded, mesh=wide["b"])
+    with raises(
+        ValueError, f"one dimension of a mesh of shape ({size}, 1)", "group=mesh.get_group()"
+    ):
+        mtu.Engine(sharded)
+    assert mtu.Engine(sharded, group=wide["b"].get_group()).is_joined
+    with raises(ValueError, "replicate()", "DistributedDataParallel"):
+        mtu.Engine(replicate(nn.Linear(3, 3)))
 
 
 @case

@@ -16,6 +16,7 @@ import mtu_fast as mtu
 
 BOUND = 1e-10
 Case = Callable[[], None]
+Same = Callable[[nn.Module, nn.Module], None]
 CASES: dict[str, Case] = {}
 
 
@@ -143,6 +144,12 @@ def same_grads(one: nn.Module, other: nn.Module) -> None:
             same_everywhere(p.grad)
 
 
+def same_parameters(one: nn.Module, other: nn.Module) -> None:
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        close(p.detach(), q.detach())
+        same_everywhere(p.detach())
+
+
 def rows_of(engine: mtu.Engine, model: Any, data: Data, **more: Any) -> mtu.Rows:
     losses = data.losses(model)
     present = {task: mask for task, mask in data.present.items() if task in losses}
@@ -183,11 +190,11 @@ def check_rows(ours: mtu.Rows, truth: mtu.Rows) -> None:
 MICRO = ((3, 5, 2, 4), (4, 0, 3, 1), (1, 2, 5, 3))
 
 
-def accumulated(it: Pair, same: Callable[[nn.Module, nn.Module], None], method: Any) -> None:
+def accumulated(it: Pair, same: Same, method: Any) -> None:
     """Steps over three micro-batches each, here and on one process."""
     methods = method, copy.deepcopy(method)  # it may have a state
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.05) for m in (it.inside, it.plain)]
-    for first in (0, 3, 6):
+    for first in (0, 3):
         for i, sizes in enumerate(MICRO):
             batches, sync = per_rank(first + i, sizes), i == 2
             ours, whole = mine(batches), joined(batches)
@@ -227,7 +234,19 @@ def nabla_tau() -> mtu.NablaTau:
     return method
 
 
-def train(it: Pair, kind: Any, method: Any, **more: Any) -> None:
+OPTIMIZERS: tuple[Any, ...] = (torch.optim.SGD, torch.optim.AdamW)
+
+
+def ten_step_methods() -> Iterator[tuple[int, mtu.Method, Any]]:
+    """(a number, method, optimizer): all pairs with two ranks, each method and each optimizer with more."""
+    methods = (mtu.OrthoGrad(0.3), mtu.PCGrad(), mtu.UPGrad(), mtu.GradDiff(0.4), nabla_tau())
+    for i, method in enumerate(methods):
+        for kind in OPTIMIZERS if dist.get_world_size() == 2 else OPTIMIZERS[i % 2 :][:1]:
+            yield i, method, kind
+
+
+def train(it: Pair, kind: Any, method: Any, same: Same, **more: Any) -> None:
+    """Ten steps here and on one process, to the same parameters."""
     optimizers = [kind(model.parameters(), lr=1e-2) for model in (it.inside, it.plain)]
     for i in range(10):
         for optimizer in optimizers:
@@ -235,9 +254,16 @@ def train(it: Pair, kind: Any, method: Any, **more: Any) -> None:
         step(it, per_rank(i), method, **dict(more))
         for optimizer in optimizers:
             optimizer.step()
-    for p, q in zip(it.inside.parameters(), it.plain.parameters(), strict=True):
-        close(p.detach(), q.detach())
-        same_everywhere(p.detach())
+    same(it.inside, it.plain)
+
+
+def interference_aware(made: Callable[[], Pair], same: Same) -> None:
+    """Ten steps beside a subspace of earlier rows."""
+    for kind in OPTIMIZERS if dist.get_world_size() == 2 else OPTIMIZERS[1:]:
+        ours, plain = mtu.Subspace(size=12, every=2), mtu.Subspace(size=12, every=2)
+        more = {"subspace": ours, "plain": {"subspace": plain}}
+        train(made(), kind, mtu.InterferenceAware(), same, **more)
+        assert len(ours) == len(plain) >= 12 and ours.full
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-# torch imports the last two when the first model is wrapped, which takes seconds in every process
-IMPORTED = ["tests.distributed.worker", "torch._dynamo", "torch.distributed.fsdp"]
+# what is imported when a model is first wrapped, and by the first audit: seconds in every process
+LATER = ["torch._dynamo", "torch.distributed.fsdp", "sklearn.linear_model"]
+IMPORTED = ["tests.distributed.worker", "tests.distributed.killed", *LATER]
 
 
 def started(function: Callable[..., None], size: int, *args: Any) -> list[BaseProcess]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,16 +16,18 @@ from tests.distributed.scene import (
     case,
     check_rows,
     close,
+    interference_aware,
     joined,
     mine,
-    nabla_tau,
     pair,
     per_rank,
     raises,
     rows_of,
     same_everywhere,
     same_grads,
+    same_parameters,
     step,
+    ten_step_methods,
     train,
 )
 
@@ -174,22 +177,13 @@ def weights_of_ones_own() -> None:
 
 @case
 def ten_steps() -> None:
-    methods = (mtu.OrthoGrad(0.3), mtu.PCGrad(), mtu.UPGrad(), mtu.GradDiff(0.4), nabla_tau())
-    kinds: tuple[Any, ...] = (torch.optim.SGD, torch.optim.AdamW)
-    for i, method in enumerate(methods):
-        for kind in kinds:
-            it = pair(wrapped=i % 2 == 0)
-            train(it, kind, method)
+    for i, method, kind in ten_step_methods():
+        train(pair(wrapped=i % 2 == 0), kind, method, same_parameters)
 
 
 @case
-def interference_aware() -> None:
-    for kind in (torch.optim.SGD, torch.optim.AdamW):
-        it = pair(wrapped=True)
-        ours, plain = mtu.Subspace(size=12, every=2), mtu.Subspace(size=12, every=2)
-        method = mtu.InterferenceAware()
-        train(it, kind, method, subspace=ours, plain={"subspace": plain})
-        assert len(ours) == len(plain) >= 12 and ours.full
+def ddp_interference_aware() -> None:
+    interference_aware(partial(pair, wrapped=True), same_parameters)
 
 
 @case
@@ -239,7 +233,7 @@ def kept_constraints() -> None:
             of = {"size": 8, "every": 2}
             more["subspace"] = mtu.Subspace(**of)
             more["plain"]["subspace"] = mtu.Subspace(**of)
-        train(it, torch.optim.SGD, method, **more)
+        train(it, torch.optim.SGD, method, same_parameters, **more)
         assert len(ours) == len(plain) > 3
         block: Any = ours.held.block
         own = sum(len(part) for part in block.parts)
@@ -270,6 +264,8 @@ def kept_constraints_again() -> None:
     basis = mtu.Memory(8, basis=True)
     with raises(ValueError, "basis=False"):
         basis.step(rows_of(it.engine, it.model, mine(per_rank(5))), mtu.OrthoGrad(0.3))
+    with raises(ValueError, "basis=False"):
+        basis.load_state_dict(ours.state_dict(), it.engine.subspace_rows)
 
 
 @case

@@ -8,13 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import tests.distributed.loud  # noqa: F401  its cases
-import tests.distributed.parallel  # noqa: F401  its cases
-import tests.distributed.running  # noqa: F401  its cases
-import tests.distributed.sharded  # noqa: F401  its cases
-import tests.distributed.sizes  # noqa: F401  its cases
-import tests.distributed.steps  # noqa: F401  its cases
-import tests.distributed.travel  # noqa: F401  its cases
 from tests.distributed.scene import CASES
 from tests.distributed.starting import started
 from tests.distributed.worker import run
@@ -42,6 +35,7 @@ FOUR = [
     "tp_rows",
     "tp_mean_rows",
     "tp_refusals",
+    "copies_over_two_dimensions_are_refused",
     "unlearn_resumes_on_fewer_ranks",
 ]
 LONG = {

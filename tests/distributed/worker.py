@@ -16,6 +16,8 @@ import tests.distributed.loud  # noqa: F401  its cases
 import tests.distributed.parallel  # noqa: F401  its cases
 import tests.distributed.running  # noqa: F401  its cases
 import tests.distributed.sharded  # noqa: F401  its cases
+import tests.distributed.sharded_steps  # noqa: F401  its cases
+import tests.distributed.sharded_units  # noqa: F401  its cases
 import tests.distributed.sizes  # noqa: F401  its cases
 import tests.distributed.steps  # noqa: F401  its cases
 import tests.distributed.travel  # noqa: F401  its cases
