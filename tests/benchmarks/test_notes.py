@@ -7,6 +7,7 @@ import pytest
 import mtu_fast as mtu
 from benchmarks import tables
 from benchmarks.notes import (
+    exchange_choice,
     group_norm,
     grouped_rows,
     language_step,
@@ -37,6 +38,20 @@ def test_many_rows_prints_a_line_per_case(
     assert min(many_rows.main(["--quick", "--repeats", "2"])) > 1
     assert capsys.readouterr().out.count("N = ") == len(many_rows.CASES) + 2
     assert many_rows.halved(4)[:8] == [0, 1, 0, 2, 3, 4, 3, 5]
+
+
+def test_the_choice_of_an_exchange_is_weighed(capsys: pytest.CaptureFixture[str]) -> None:
+    left = exchange_choice.main(["--quick", "--repeats", "2", "--models", "mlp"])
+    assert len(left) == len(exchange_choice.RANKS) * len(exchange_choice.RATES)
+    assert max(left) <= 1 and capsys.readouterr().out.count("mlp") == len(exchange_choice.RANKS)
+    one = exchange_choice.Layer(held=10, rows=30, owner=4.0, columns=2.5)
+    assert exchange_choice.waited([one], 0, 2, 10.0) == 4.0 + 10 / 10  # one rank has all the work
+    assert exchange_choice.waited([one], 1, 2, 10.0) == 2.5 + 30 / 2 / 10
+    # by bytes the layer of most work is beside another; by work it has a rank of its own
+    three = [one._replace(held=held, owner=owner) for held, owner in ((9, 1.0), (8, 9.0), (7, 2.0))]
+    infinite = exchange_choice.RATES["no limit"]
+    assert exchange_choice.waited(three, 0, 2, infinite) == 11.0
+    assert exchange_choice.by_work(three, 2, infinite) == 9.0
 
 
 def test_refinement_brings_the_residual_down(capsys: pytest.CaptureFixture[str]) -> None:

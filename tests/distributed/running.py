@@ -174,11 +174,11 @@ def unlearn_resumes() -> None:
     ):
         path = folder() / "run.pt"
         straight, again = wrapped(kind), wrapped(kind)
-        run(straight, shares, method, 9, checkpoint=folder() / "other.pt", **subspace(rows))
-        run(again, shares, method, 6, checkpoint=path, **subspace(rows))
+        run(straight, shares, method, 6, checkpoint=folder() / "other.pt", **subspace(rows))
+        run(again, shares, method, 3, checkpoint=path, **subspace(rows))
         again = wrapped(kind)
-        history = run(again, shares, method, 9, checkpoint=path, **subspace(rows))
-        assert history.step == 9 and [r.step for r in history.records] == [0, 3, 6, 9]
+        history = run(again, shares, method, 6, checkpoint=path, **subspace(rows))
+        assert history.step == 6 and [r.step for r in history.records] == [0, 3, 6]
         for p, q in zip(parameters_of(again), parameters_of(straight), strict=True):
             close(p, q)
 

@@ -237,12 +237,11 @@ def nabla_tau() -> mtu.NablaTau:
 OPTIMIZERS: tuple[Any, ...] = (torch.optim.SGD, torch.optim.AdamW)
 
 
-def ten_step_methods() -> Iterator[tuple[int, mtu.Method, Any]]:
-    """(a number, method, optimizer): all pairs with two ranks, each method and each optimizer with more."""
+def ten_step_methods(first: int) -> Iterator[tuple[int, mtu.Method, Any]]:
+    """(a number, method, optimizer): each method, and in turn the optimizers, of which `first` is the first one's."""
     methods = (mtu.OrthoGrad(0.3), mtu.PCGrad(), mtu.UPGrad(), mtu.GradDiff(0.4), nabla_tau())
     for i, method in enumerate(methods):
-        for kind in OPTIMIZERS if dist.get_world_size() == 2 else OPTIMIZERS[i % 2 :][:1]:
-            yield i, method, kind
+        yield i, method, OPTIMIZERS[(first + i) % 2]
 
 
 def train(it: Pair, kind: Any, method: Any, same: Same, **more: Any) -> None:
@@ -257,13 +256,12 @@ def train(it: Pair, kind: Any, method: Any, same: Same, **more: Any) -> None:
     same(it.inside, it.plain)
 
 
-def interference_aware(made: Callable[[], Pair], same: Same) -> None:
+def interference_aware(it: Pair, kind: Any, same: Same) -> None:
     """Ten steps beside a subspace of earlier rows."""
-    for kind in OPTIMIZERS if dist.get_world_size() == 2 else OPTIMIZERS[1:]:
-        ours, plain = mtu.Subspace(size=12, every=2), mtu.Subspace(size=12, every=2)
-        more = {"subspace": ours, "plain": {"subspace": plain}}
-        train(made(), kind, mtu.InterferenceAware(), same, **more)
-        assert len(ours) == len(plain) >= 12 and ours.full
+    ours, plain = mtu.Subspace(size=12, every=2), mtu.Subspace(size=12, every=2)
+    more = {"subspace": ours, "plain": {"subspace": plain}}
+    train(it, kind, mtu.InterferenceAware(), same, **more)
+    assert len(ours) == len(plain) >= 12 and ours.full
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -177,13 +176,13 @@ def weights_of_ones_own() -> None:
 
 @case
 def ten_steps() -> None:
-    for i, method, kind in ten_step_methods():
+    for i, method, kind in ten_step_methods(0):
         train(pair(wrapped=i % 2 == 0), kind, method, same_parameters)
 
 
 @case
 def ddp_interference_aware() -> None:
-    interference_aware(partial(pair, wrapped=True), same_parameters)
+    interference_aware(pair(wrapped=True), torch.optim.SGD, same_parameters)
 
 
 @case

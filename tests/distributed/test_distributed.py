@@ -36,7 +36,6 @@ FOUR = [
     "tp_mean_rows",
     "tp_refusals",
     "copies_over_two_dimensions_are_refused",
-    "unlearn_resumes_on_fewer_ranks",
 ]
 LONG = {
     "unlearn_resumes",
@@ -44,6 +43,9 @@ LONG = {
     "fsdp_kept_constraints",
     "unlearn_with_kept_rows_and_levels",
     "relearning_over_ranks",
+    "audit_over_ranks",
+    "fsdp_any_graph",
+    "tp_kept_constraints",
 }  # with two ranks only
 RUNS = {2: list(CASES), 3: [name for name in CASES if name not in LONG], 4: FOUR}
 
