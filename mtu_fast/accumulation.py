@@ -29,6 +29,11 @@ class Accumulation:
     def __reduce__(self) -> tuple[type[Accumulation], tuple[()]]:
         return Accumulation, ()  # rows belong to the parameters they were taken from
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is held."""
+        return self.per is None
+
     def check(self, per: str, shared: Shared, sync: bool, ranks: Ranks | None) -> None:
         """Rows of this kind can be joined to those held, and all ranks take the same step.
 

@@ -202,6 +202,9 @@ class Engine:
         check_flag("sync", sync)
         per = "sample" if isinstance(method, Tensor) else method.per
         self._accumulation.check(per, self._space.shared, sync, self._taking.ranks)
+        if sync and self._accumulation.is_empty:
+            given: dict[str, Any] = {"forget": forget, "present": present}
+            return self.backward(losses, method, **given, subspace=subspace, memory=memory)
         try:
             self._hold(self._batch(losses, forget, present), per)
             if not sync:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from enum import Enum
 from functools import partial
@@ -12,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from mtu_fast._checks.warned import warn
 from mtu_fast._distributed import fsdp, tensor_parallel
 from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._distributed.same import DTensorSlicer, SameTaking
@@ -277,14 +277,13 @@ def _check_join(model: nn.parallel.DistributedDataParallel) -> None:
 
 
 def _warn() -> None:
-    warnings.warn(
+    warn(
         f"Engine: torch.distributed runs {dist.get_world_size()} ranks, but the model is not "
         "wrapped and group= is not given, so nothing is synchronised: rows, Gram matrix, weights "
         "and .grad are those of this rank alone, and the ranks' parameters drift apart. Pass "
         "group=torch.distributed.group.WORLD, or the DistributedDataParallel model; group=None "
         "says that this is meant.",
         RuntimeWarning,
-        stacklevel=5,
     )
 
 

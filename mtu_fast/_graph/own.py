@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from mtu_fast._checks.warned import warn
 from mtu_fast._graph.autograd_errors import translated
 from mtu_fast._graph.compiled import SLOW, is_compiled
 from mtu_fast._graph.fetch import Fetcher, fetching
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.nodes import recomputes
 from mtu_fast._graph.pattern import KEPT, Pattern
-from mtu_fast._graph.plans import Plans, frames_within
+from mtu_fast._graph.plans import Plans
 from mtu_fast._graph.slicing import Sink, Slicer, sliced_rows
 from mtu_fast._graph.statistics import used_up
 from mtu_fast._graph.taking import (
@@ -198,4 +198,4 @@ class OwnTaking:
         """Say once that a compiled module is slow to take rows of."""
         if not self._is_said and is_compiled(names):
             self._is_said = True
-            warnings.warn(SLOW, UserWarning, stacklevel=frames_within())
+            warn(SLOW)

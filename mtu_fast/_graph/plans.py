@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from mtu_fast._checks.flags import AT_ONCE, Flags
+from mtu_fast._checks.warned import warn
 from mtu_fast._graph.explain import Explanation, notes
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.hooks import Hooks
@@ -165,12 +164,11 @@ class Plans:
             raise self._not_linear(graph, fault, name)
         if name not in self._told:
             self._told.add(name)
-            warnings.warn(
+            warn(
                 f"rows: a hook sees the gradient at {name} (of a tensor, a module or a node), and what it makes of a "
                 "row is its own, so all rows are taken by one backward each, exact and slow. A torch.autograd.Function "
                 "in its place is fast; without the hook all is.",
                 RuntimeWarning,
-                stacklevel=frames_within(),
             )
         self.explanation = self._explained(graph, plan, uses)
         return uses
@@ -251,12 +249,11 @@ class Plans:
 
     def _warn(self, fault: Fault) -> None:
         name = self._shared.names[fault.parameter]
-        warnings.warn(
+        warn(
             f"rows: the rows of {name} do not add up to what autograd gives (error {fault.error:.1e} of "
             f"{fault.size:.1e}), so all are taken by one backward each, exact and slow. Is a rule of your "
             "own wrong, or does a hook change gradients across samples? If neither, please report the model.",
             RuntimeWarning,
-            stacklevel=frames_within(),
         )
 
     def _not_linear(self, graph: Graph, fault: Fault, hooked: str = "") -> RuntimeError:
@@ -300,12 +297,3 @@ def _keep(known: OrderedDict[Hashable, T], key: Hashable, value: T) -> None:
     known[key] = value
     while len(known) > KNOWN:
         known.popitem(last=False)
-
-
-def frames_within() -> int:
-    """How many frames up the caller of the package is, as `warnings.warn` counts in the function that asks."""
-    frame, count = sys._getframe(1), 1
-    # a warning is to point at the user's line, however deep it is raised
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("mtu_fast."):
-        frame, count = frame.f_back, count + 1
-    return count

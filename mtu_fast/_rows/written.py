@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
+from mtu_fast._checks.warned import warn
 from mtu_fast._later import runs_behind
 from mtu_fast.methods import Method
 
@@ -39,13 +39,11 @@ class Written:
         if not any(_is_as_marked(p.grad, self._mark) for p in parameters):
             return
         self._said = True
-        warnings.warn(
+        warn(
             "backward: .grad still holds what this engine's last backward added: it was not cleared since. Projections "
             "of micro-batches one by one do not add up to the projection of all of them. For micro-batches call "
             "engine.accumulate(losses, method, sync=is_last); between steps call optimizer.zero_grad(). This is said "
             "once an engine.",
-            UserWarning,
-            stacklevel=4,
         )
 
     def note(self, method: Method | Tensor, parameters: Sequence[Tensor]) -> None:

@@ -12,7 +12,6 @@ Or one data set whose items say by a column `forget` (0 or 1) whether they are t
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from mtu_fast._arguments import check_function, check_mapping, check_tensors, check_text
 from mtu_fast._checks.losses import Losses, labelled
+from mtu_fast._checks.warned import warn
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
 from mtu_fast.integrations import _states, _step
@@ -272,11 +272,9 @@ class Unlearning:
             return nullcontext()
         if not self._is_said:
             self._is_said = True
-            warnings.warn(
+            warn(
                 "torch_compile: the training forward runs eagerly, so that its graph can be read; evaluation is "
                 "compiled.",
-                UserWarning,
-                stacklevel=3,
             )
         return Engine.eager()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+
+from mtu_fast._checks.warned import warn
 
 MANY = 10_000  # batches in one pass of a loader of unknown length, after which a warning comes
 
@@ -71,11 +72,9 @@ def one_pass(name: str, loader: Iterable[Any]) -> Iterator[Any]:
     length = length_of(loader)
     for count, batch in enumerate(begun(name, loader), 1):
         if length is None and count == MANY:
-            warnings.warn(
+            warn(
                 f"{name}: an evaluation has read {MANY} batches of this loader, which does not know its length. If it "
                 "never ends, pass a part of it (of retain as monitor=).",
-                UserWarning,
-                stacklevel=2,
             )
         # a length may be an estimate: only far beyond it is it no end
         if length is not None and count > 2 * length + 100:

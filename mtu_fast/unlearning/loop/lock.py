@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 
+from mtu_fast._checks.warned import warn
 from mtu_fast.unlearning.loop.sealed import destination
 
 fcntl: ModuleType | None
@@ -108,10 +108,8 @@ class Lock:
                 "of its own."
             ) from error
         except OSError as error:
-            warnings.warn(
+            warn(
                 f"checkpoint: {self.path} could not be locked ({error.strerror}); see to it that no other run uses it.",
-                UserWarning,
-                stacklevel=6,
             )
 
     def _is_current(self, handle: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
 from torch.utils.data import WeightedRandomSampler as Weighted
 
+from mtu_fast._checks.warned import warn
 from mtu_fast.unlearning.loaders import sampler_of
 
 SHARE = 0.5
@@ -79,11 +79,9 @@ def check_share(forget: int, retain: int | None) -> None:
         retain: samples to keep; None where nobody knows.
     """
     if retain is not None and forget > SHARE * (forget + retain):
-        warnings.warn(
+        warn(
             f"forget: {forget} of {forget + retain} samples are to be forgotten, more than half of all. Retraining on "
             f"the {retain} others is likely cheaper and is exact.",
-            UserWarning,
-            stacklevel=6,
         )
 
 

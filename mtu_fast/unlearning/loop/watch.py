@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mtu_fast._checks.masks import targeted
+from mtu_fast._checks.warned import warn
 from mtu_fast._distributed.crew import Crew
 from mtu_fast.unlearning.arguments import check_names
 from mtu_fast.unlearning.loaders import length_of
@@ -46,11 +46,9 @@ class Watch:
         # the first evaluation says how many there are
         before = self._samples.setdefault(name, found.samples)
         if found.samples != before:
-            warnings.warn(
+            warn(
                 f"{name}: this evaluation saw {found.samples} samples, an earlier one {before}; their means are not of "
                 "the same data. Does the loader end early?",
-                UserWarning,
-                stacklevel=2,
             )
         return found
 
