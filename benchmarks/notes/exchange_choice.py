@@ -9,8 +9,9 @@ travels is counted. A step waits for the rank that is last:
 
     max over ranks ( Σ products of its layers  +  bytes it takes in or sends / bandwidth )
 
-for today's choice (one rank a layer, dealt out by bytes), for the best number of layers by columns at
-each bandwidth, and for layers dealt out by their work.
+for today's choice (one rank a layer, dealt out by the estimated work of its products), for the best
+number of layers by columns at each bandwidth, and for layers dealt out by what they were timed at, and by
+their bytes.
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ class Layer(NamedTuple):
     Attributes:
         held: bytes of a rank's uses.
         rows: bytes of its rows.
+        work: of the products of a rank's rows, as the engine estimates it.
         owner: seconds of the products of all rows, from what is held.
         columns: seconds to form a rank's rows, and of the products of its columns of all rows.
     """
 
     held: int
     rows: int
+    work: int
     owner: float
     columns: float
 
@@ -76,13 +79,12 @@ def _timed(use: Any, ranks: int, repeats: int) -> Layer:
     whole = use.grounded().matrix()
     width = -(-whole.shape[1] // ranks)
     share = Dense((width,), whole[:, :width].contiguous())
-    forming = 0.0
-    if not isinstance(use, Dense):
-        own = use.select(mine)
-        forming = seconds(own.grounded, repeats)
+    own = use.select(mine)
+    forming = 0.0 if isinstance(use, Dense) else seconds(own.grounded, repeats)
     return Layer(
         held=use.held // ranks,
         rows=whole.nbytes // ranks,
+        work=round(products.work(own)),
         owner=seconds(lambda: products.gram([use]), repeats),
         columns=forming + seconds(lambda: products.gram([share]), repeats),
     )
@@ -93,21 +95,17 @@ def waited(layers: Sequence[Layer], cut: int, ranks: int, rate: float) -> float:
     order = sorted(layers, key=lambda layer: -layer.owner)
     split, dealt = order[:cut], order[cut:]
     each = sum(layer.columns + layer.rows * (ranks - 1) / ranks / rate for layer in split)
-    # as the engine deals them out: by bytes
-    return each + _of_last(dealt, [layer.held for layer in dealt], ranks, rate)
+    # as the engine deals them out
+    return each + of_last(dealt, [layer.work for layer in dealt], ranks, rate)
 
 
-def by_work(layers: Sequence[Layer], ranks: int, rate: float) -> float:
-    """Seconds of the last rank, where each layer has one rank and is dealt out by its work."""
-    return _of_last(layers, [round(1e9 * layer.owner) for layer in layers], ranks, rate)
-
-
-def _of_last(dealt: Sequence[Layer], weights: Sequence[int], ranks: int, rate: float) -> float:
+def of_last(dealt: Sequence[Layer], weights: Sequence[int], ranks: int, rate: float) -> float:
+    """Seconds of the last rank, where each layer has one rank and is dealt out by these weights."""
     owned: list[list[int]] = [[] for _ in range(ranks)]
-    for chosen in _rounds([weights] * ranks):
+    sizes = [layer.held for layer in dealt]
+    for chosen in _rounds([sizes] * ranks, [weights] * ranks):
         for rank, of_rank in enumerate(chosen):
             owned[rank] += of_rank
-    sizes = [layer.held for layer in dealt]
     last = 0.0
     for of_rank in owned:
         comes = sum((ranks - 1) * sizes[j] for j in of_rank)
@@ -115,6 +113,21 @@ def _of_last(dealt: Sequence[Layer], weights: Sequence[int], ranks: int, rate: f
         work = sum(dealt[j].owner for j in of_rank)
         last = max(last, work + max(comes, goes) / rate)
     return last
+
+
+def compared(layers: Sequence[Layer], ranks: int, rate: float) -> tuple[str, float]:
+    """A cell of the table, and the part of the time that the best number of layers by columns leaves.
+
+    Today's time, how many layers by columns are best, and what part of that time they leave, layers
+    dealt out by their time, and by their bytes.
+    """
+    today = waited(layers, 0, ranks, rate)
+    times = [waited(layers, cut, ranks, rate) for cut in range(len(layers) + 1)]
+    best = min(times)
+    timed = of_last(layers, [round(1e9 * layer.owner) for layer in layers], ranks, rate)
+    sized = of_last(layers, [layer.held for layer in layers], ranks, rate)
+    parts = ", ".join(f"{each / today:.2f}" for each in (best, timed, sized))
+    return f"{1e3 * today:.0f} ms, {times.index(best)}: {parts}", best / today
 
 
 def main(argv: Sequence[str] | None = None) -> list[float]:
@@ -126,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=MODELS)
     given = parser.parse_args(argv)
-    heads = "".join(f"{name:>24}" for name in RATES)
+    heads = "".join(f"{name:>34}" for name in RATES)
     print(f"{'':16}{'layers':>8}{heads}")
     found = []
     for name in given.models:
@@ -134,12 +147,9 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
             layers = layers_of(name, ranks, given.quick, given.repeats)
             line = f"{name:12}{ranks:4}{len(layers):8}"
             for rate in RATES.values():
-                today = waited(layers, 0, ranks, rate)
-                times = [waited(layers, cut, ranks, rate) for cut in range(len(layers) + 1)]
-                best, work = min(times), by_work(layers, ranks, rate)
-                found.append(best / today)
-                shown = f"{1e3 * today:.0f} ms, {times.index(best)}: {best / today:.2f}, {work / today:.2f}"
-                line += f"{shown:>24}"
+                cell, left = compared(layers, ranks, rate)
+                found.append(left)
+                line += f"{cell:>34}"
             print(line, flush=True)
     return found
 

@@ -1,9 +1,10 @@
 """`G = J Jᵀ` of the rows of all ranks.
 
-Every parameter but the largest (`flat.py`) has one rank that multiplies all rows' gradients of it.
-The others send theirs there, factors or rows as they hold them: each use travels once, each pair of rows is multiplied
-once, and the work and the bytes of a rank do not grow with the number of ranks. The sum over
-parameters is a sum over ranks.
+Every parameter but the largest (`flat.py`) has one rank that multiplies all rows' gradients of it;
+parameters are dealt out so that all ranks have as much work. The others send theirs there, factors
+or rows as they hold them: each use travels once, each pair of rows is multiplied once, and the work
+and the bytes of a rank do not grow with the number of ranks. The sum over parameters is a sum over
+ranks.
 
     bytes a rank sends  ≤  U (W - 1) / W + 2 L R² 8 (W - 1) / W
 
@@ -16,7 +17,7 @@ import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
+from itertools import chain, zip_longest
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 from mtu_fast._distributed import flat
 from mtu_fast._distributed.packing import Parcel, Parts, packed, rounded, unpacked
 from mtu_fast._distributed.ranks import Ranks, attempt
+from mtu_fast._rows import products
 from mtu_fast._rows.gram import add_gram
 from mtu_fast._rows.merge import aligned
 from mtu_fast._rows.shared import Shared
@@ -88,9 +90,9 @@ class _Meeting:
         """The sum over parameters; uses as `joined_gram` found them."""
         made = attempt(lambda: self._parcels(uses, to_ground))
         parcels: dict[int, Parcel] = made.value or {}
-        sizes, dense = self._told(uses, parcels, made.error)
+        sizes, dense, work = self._told(uses, parcels, made.error)
         large = self._large(sizes, dense)
-        for chosen in _rounds(sizes, large):
+        for chosen in _rounds(sizes, work, large):
             of_peers = self._exchange(parcels, chosen, sizes)
             self._try(partial(self._multiply, chosen[self._ranks.rank], uses, of_peers))
         for j, is_dense in large.items():
@@ -102,14 +104,19 @@ class _Meeting:
 
     def _told(
         self, uses: dict[int, Parts], parcels: dict[int, Parcel], error: Exception | None
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        """Bytes of every rank's uses of each parameter, and whether they are explicit rows."""
-        mine = [parcels[j].nbytes if j in parcels else 0 for j in range(len(uses))]
-        dense = [int(flat.is_dense(of_parameter)) for of_parameter in uses.values()]
-        # both in one collective; all ranks decide from these numbers, so that they decide alike
-        told = self._ranks.told(WHAT, error, [*mine, *dense])
+    ) -> tuple[list[list[int]], ...]:
+        """Bytes of every rank's uses of each parameter, whether they are explicit rows, and the work of their Gram."""
         number = len(uses)
-        return [of_rank[:number] for of_rank in told], [of_rank[number:] for of_rank in told]
+        own = [uses[j] if j in parcels else {} for j in range(number)]
+        columns = (
+            [parcels[j].nbytes if j in parcels else 0 for j in range(number)],
+            [int(flat.is_dense(of_parameter)) for of_parameter in uses.values()],
+            [round(sum(map(products.work, of_parameter.values()))) for of_parameter in own],
+        )
+        # all in one collective; all ranks decide from these numbers, so that they decide alike
+        told = self._ranks.told(WHAT, error, [*chain(*columns)])
+        starts = [i * number for i in range(len(columns))]
+        return tuple([of_rank[at : at + number] for of_rank in told] for at in starts)
 
     def _try(self, function: Callable[[], None]) -> None:
         """After an error nothing is multiplied; it is told at the end."""
@@ -269,21 +276,28 @@ def _to_ground(spaces: Sequence[Sequence[int]]) -> set[int]:
     return found
 
 
-def _rounds(sizes: Sequence[Sequence[int]], large: Collection[int] = ()) -> list[list[list[int]]]:
+def _rounds(
+    sizes: Sequence[Sequence[int]], work: Sequence[Sequence[int]], large: Collection[int] = ()
+) -> list[list[list[int]]]:
     """Which parameters each rank multiplies, round after round; the same on every rank. Not the large ones.
 
-    The largest go first, each to the rank with the fewest bytes so far. One that a single rank has
+    Those of most work go first, each to the rank with the least so far. One that a single rank has
     stays there.
+
+    Args:
+        sizes: bytes, for each rank and parameter.
+        work: of the Gram of each rank's own rows; that of all rows is in proportion to their sum.
+        large: parameters that are left out.
     """
     owned: list[list[int]] = [[] for _ in sizes]
     load = [0] * len(sizes)
-    totals = [sum(of_ranks) for of_ranks in zip(*sizes, strict=True)]
+    totals, works = ([sum(each) for each in zip(*table, strict=True)] for table in (sizes, work))
     shared_out = [j for j, total in enumerate(totals) if total and j not in large]
     # the number breaks ties, here and below: every rank must find the same order
-    for j in sorted(shared_out, key=lambda j: (-totals[j], j)):
+    for j in sorted(shared_out, key=lambda j: (-works[j], -totals[j], j)):
         owner = min(_candidates(sizes, j), key=lambda rank: (load[rank], rank))
         owned[owner].append(j)
-        load[owner] += totals[j]
+        load[owner] += works[j]
     chunks = [_chunks(of_rank, totals) for of_rank in owned]
     return [list(one) for one in zip_longest(*chunks, fillvalue=[])]
 

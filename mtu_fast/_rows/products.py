@@ -122,6 +122,28 @@ def _rows_pay(uses: Sequence[Use]) -> bool:
     return op.rows_pay_for_table(left, right, index, values)
 
 
+def work(use: Use) -> float:
+    """What the Gram of the rows of one use costs, in multiply-adds; an estimate."""
+    found = 0.0
+    for part in parts_of(use):
+        kind = type(part)
+        found += _WORK[kind](part) if kind in _WORK else 2.0 * part.count**2 * prod(part.shape)
+    return found
+
+
+def _outer_work(use: Outer) -> float:
+    if use.left.shape[1] == 1:
+        # (b ⊗ a, b' ⊗ a') = ⟨b, b'⟩ ⟨a, a'⟩
+        return 2.0 * use.count**2 * sum(use.shape)
+    cost = op.outer_cost([use.left], [use.right])
+    return min(cost.ghost, cost.direct)
+
+
+def _conv_work(use: Conv) -> float:
+    cost = op.conv_cost([use.x], [use.b], use.geometry)
+    return min(cost.ghost, cost.direct)
+
+
 # ---- uses of one kind ----------------------------------------------------------------------------
 
 
@@ -193,6 +215,8 @@ _GRAMS: dict[type[Use], Callable[[Sequence[Any], str], Tensor]] = {
     Common: _common_gram,
     Stacked: _stacked_gram,
 }
+
+_WORK: dict[type[Use], Callable[[Any], float]] = {Outer: _outer_work, Conv: _conv_work}
 
 # ---- two kinds -----------------------------------------------------------------------------------
 

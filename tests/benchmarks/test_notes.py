@@ -44,14 +44,14 @@ def test_the_choice_of_an_exchange_is_weighed(capsys: pytest.CaptureFixture[str]
     left = exchange_choice.main(["--quick", "--repeats", "2", "--models", "mlp"])
     assert len(left) == len(exchange_choice.RANKS) * len(exchange_choice.RATES)
     assert max(left) <= 1 and capsys.readouterr().out.count("mlp") == len(exchange_choice.RANKS)
-    one = exchange_choice.Layer(held=10, rows=30, owner=4.0, columns=2.5)
+    one = exchange_choice.Layer(held=10, rows=30, work=1, owner=4.0, columns=2.5)
     assert exchange_choice.waited([one], 0, 2, 10.0) == 4.0 + 10 / 10  # one rank has all the work
     assert exchange_choice.waited([one], 1, 2, 10.0) == 2.5 + 30 / 2 / 10
-    # by bytes the layer of most work is beside another; by work it has a rank of its own
-    three = [one._replace(held=held, owner=owner) for held, owner in ((9, 1.0), (8, 9.0), (7, 2.0))]
+    # an estimate that errs puts the layer of most work beside another; by time it has a rank of its own
+    three = [one._replace(work=work, owner=owner) for work, owner in ((9, 1.0), (8, 9.0), (7, 2.0))]
     infinite = exchange_choice.RATES["no limit"]
     assert exchange_choice.waited(three, 0, 2, infinite) == 11.0
-    assert exchange_choice.by_work(three, 2, infinite) == 9.0
+    assert exchange_choice.of_last(three, [1, 9, 2], 2, infinite) == 9.0
 
 
 def test_refinement_brings_the_residual_down(capsys: pytest.CaptureFixture[str]) -> None:
