@@ -38,11 +38,14 @@ class Accumulation:
         """Rows of this kind can be joined to those held, and all ranks take the same step.
 
         Raises:
-            ValueError: they are of another kind, or of other parameters; or ranks differ.
+            ValueError: they are of another kind, or of other parameters; or ranks differ, or one may
+                leave alone.
         """
         if ranks is None:
             self._check_kind(per, shared)
             return
+        # before the first exchange: a rank that has left would not answer it
+        ranks.check_step()
         # what one rank finds all raise, before they take rows
         kind = attempt(lambda: self._check_kind(per, shared))
         told = ranks.told("accumulate", kind.error, [sync, per == "task"])

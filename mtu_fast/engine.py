@@ -220,12 +220,13 @@ class Engine:
 
     def _hold(self, batch: Callable[[], Batch], per: str) -> None:
         """Take the rows of a micro-batch, and hold them until the step."""
+        parts = self._taking.rows(batch, per)
+        # asked only now: taking rows follows the model, whose parameters may be others by then
         shared, ranks = self._space.shared, self._taking.ranks
         if per == "sample":
-            rows = Rows(shared, self._taking.rows(batch, per), ranks)
-            self._accumulation.add_samples(rows, shared)
-            return
-        self._accumulation.add_means(self._taking.rows(batch, per), shared, ranks)
+            self._accumulation.add_samples(Rows(shared, parts, ranks), shared)
+        else:
+            self._accumulation.add_means(parts, shared, ranks)
 
     @property
     def model(self) -> nn.Module:

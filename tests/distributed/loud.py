@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,12 +51,15 @@ def settings_of_ddp_are_refused() -> None:
 
 @case
 def a_join_of_unlike_shares_is_refused() -> None:
-    """On all ranks, before one of them has left."""
+    """On all ranks, before one of them has left, and before anything is sent that it would not answer."""
     it, data = pair(wrapped=True), mine(per_rank())
     model: Any = it.model
-    for method in (mtu.OrthoGrad(), mtu.PCGrad(), mtu.GradDiff()):
-        with raises(ValueError, "within Join", "as many batches"), Join([model]):
-            it.engine.backward(data.losses(model), method, forget=data.forget)
+    held = partial(it.engine.accumulate, sync=False)
+    for call in (it.engine.backward, held, partial(held, sync=True)):
+        for method in (mtu.OrthoGrad(), mtu.PCGrad(), mtu.GradDiff()):
+            with raises(ValueError, "within Join", "as many batches"), Join([model]):
+                call(data.losses(model), method, forget=data.forget)
+    assert not it.engine._taking.ranks.sent
 
 
 @case

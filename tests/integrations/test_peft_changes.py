@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import mtu_fast as mtu
 from mtu_fast.losses import causal_lm
-from tests.helpers.checks import assert_rows, truth_of
+from tests.helpers.checks import assert_rows, grad_vector, truth_of
 from tests.helpers.checks import trained as trained_of
+from tests.helpers.truth import relative_error
 from tests.integrations.small import VOCAB, S, build
 
 pytest.importorskip("peft")
@@ -91,6 +92,41 @@ def test_adapters_switched() -> None:
         model.set_adapter(active)
         check(model, engine, seed)
         assert all(f".{active}." in name for name in engine.parameters)
+
+
+@pytest.mark.parametrize("method", [mtu.OrthoGrad(0.5), mtu.PCGrad()])
+def test_micro_batches_after_an_adapter_was_switched(method: mtu.Method) -> None:
+    """The first of them finds the other adapter, and the second goes on with that."""
+    model = peft.get_peft_model(build(), low_rank(), adapter_name="one")
+    model.add_adapter("two", low_rank())
+    model.set_adapter("one")
+    engine, forget = mtu.Engine(model), torch.arange(5) < 2
+    for seed, active in enumerate(("one", "two", "one")):
+        model.set_adapter(active)
+        params = trained_of(model)
+        both = torch.cat([losses_of(model, seed), losses_of(model, seed + 1)])
+        mtu.Engine(model).backward(both, method, forget=forget.repeat(2))
+        expected = grad_vector(params)
+        model.zero_grad()
+        for more in (0, 1):
+            losses = losses_of(model, seed + more)
+            engine.accumulate(losses, method, forget=forget, sync=more == 1)
+        assert relative_error(grad_vector(params), expected) <= LIMIT
+        model.zero_grad()
+
+
+def test_an_adapter_switched_between_micro_batches_is_an_error() -> None:
+    model = peft.get_peft_model(build(), low_rank(), adapter_name="one")
+    model.add_adapter("two", low_rank())
+    for method in (mtu.OrthoGrad(0.5), mtu.PCGrad()):
+        model.set_adapter("one")
+        engine, forget = mtu.Engine(model), torch.arange(5) < 2
+        engine.accumulate(losses_of(model), method, forget=forget, sync=False)
+        held = engine.accumulated_bytes
+        model.set_adapter("two")
+        with pytest.raises(ValueError, match="found other trainable parameters"):
+            engine.accumulate(losses_of(model, 1), method, forget=forget, sync=False)
+        assert engine.accumulated_bytes == held
 
 
 def test_an_adapter_added_after_the_engine_was_made() -> None:
