@@ -82,6 +82,7 @@ ARROWS: dict[str, set[str]] = {
     "losses": {"_arguments"},
     "integrations": {
         "_arguments",
+        "_distributed",
         "engine",
         "subspace",
         "losses",

@@ -35,6 +35,12 @@ class Outcome(NamedTuple):
     value: Any
     error: Exception | None
 
+    def get(self) -> Any:
+        """What the function gave; its error is raised."""
+        if self.error is not None:
+            raise self.error
+        return self.value
+
 
 def _nothing() -> None:
     """There is nothing to check."""

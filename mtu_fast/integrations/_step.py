@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mtu_fast._checks.losses import Losses, by_task
 from mtu_fast._checks.masks import Mask
+from mtu_fast._distributed.wrappers import is_sliced, slices_of
 from mtu_fast._rows.update import Update, check_method
 from mtu_fast.engine import Engine
 from mtu_fast.errors import NotFiniteError
-from mtu_fast.methods import FORGET, RETAIN, Method
+from mtu_fast.methods import FORGET, RETAIN, Method, Roles
 from mtu_fast.subspace import Subspace, check_subspace
+
+T = TypeVar("T")
 
 
 class Micro(NamedTuple):
@@ -77,23 +81,24 @@ def take(engine: Engine, micro: Micro, *, sync: bool, scaler: Any = None) -> Upd
         scaler: a `torch.amp.GradScaler`, or None.
 
     Returns:
-        The update; None where no step follows, or the scaler is to skip it.
+        The update, with the losses as they were given; None where no step follows, or the scaler is
+        to skip it.
 
     Raises:
         NotFiniteError: the update is not finite, and no scaler is there to lower its scale.
     """
-    losses, is_scaled = micro.losses, scaler is not None and scaler.is_enabled()
-    if is_scaled:
-        check_scalable(micro.method)
-        losses = _scaled(losses, scaler)
+    if scaler is None or not scaler.is_enabled():
+        return _accumulate(engine, micro, micro.losses, sync, waits=False)
+    check_scalable(micro.method)
+    losses = _scaled(micro.losses, scaler)
     try:
-        return _accumulate(engine, micro, losses, sync, waits=is_scaled)
+        update = _accumulate(engine, micro, losses, sync, waits=True)
     except NotFiniteError:
-        if not is_scaled:
-            raise
         # a scaler expects overflows: it leaves the step out and goes on with a lower scale
         _tell(engine)
         return None
+    # the scale stays as it is until the step is behind, so all micro-batches had this one
+    return None if update is None else _unscaled(update, scaler.get_scale())
 
 
 def _accumulate(
@@ -109,6 +114,20 @@ def _accumulate(
             present=micro.present,
             subspace=micro.subspace,
         )
+
+
+def agreed(engine: Engine, function: Callable[[], T]) -> T:
+    """What a function without collectives gives in this process, if it raises in none of those whose rows are joined.
+
+    Raises:
+        Exception: of the kind that it raised in a process, in all of them.
+    """
+    ranks = engine._taking.ranks
+    if ranks is None:
+        return function()
+    # before the exchange: a rank that has left would not answer it
+    ranks.check_step()
+    return ranks.agreed("losses", function)
 
 
 def check_alone(method: object, subspace: object) -> None:
@@ -196,8 +215,25 @@ def _widened(loss: Tensor) -> Tensor:
     return loss.float() if loss.dtype == torch.float16 else loss
 
 
+def _unscaled(update: Update, scale: float) -> Update:
+    """The same update, whose roles tell the losses as they were before the scaler: what is logged."""
+
+    def true(roles: Roles) -> Roles:
+        return replace(roles, loss=roles.loss / scale)
+
+    seen = None if update.seen is None else true(update.seen)
+    return replace(update, roles=true(update.roles), seen=seen)
+
+
 def _tell(engine: Engine) -> None:
     """An infinite `.grad`, by which the scaler skips the step and lowers its scale, as after an ordinary backward."""
-    for p in engine.parameters.values():
+    # those outside as well: they may have an optimizer of their own, whose step is left out, too
+    for p in _trained(engine.model):
         # what GradScaler looks for; the update itself was refused before .grad was written
         p.grad = torch.full_like(p, float("inf"))
+
+
+def _trained(model: nn.Module) -> Iterable[Tensor]:
+    """What optimizers may have: the parameters that an update may write to."""
+    held = slices_of(model) if is_sliced(model) else model.parameters()
+    return [p for p in held if p.requires_grad]

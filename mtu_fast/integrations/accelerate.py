@@ -15,6 +15,7 @@ for batch in loader:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -70,6 +71,7 @@ def backward(
         )
     _step.check_engine(engine)
     _step.check_joined(engine, accelerator.num_processes, "accelerate")
-    micro = _step.Micro.of(losses, method, forget, present, subspace)
+    made = partial(_step.Micro.of, losses, method, forget, present, subspace)
+    micro = _step.agreed(engine, made)
     sync = bool(accelerator.sync_gradients)
     return _step.take(engine, micro, sync=sync, scaler=accelerator.scaler)

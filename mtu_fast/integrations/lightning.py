@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from mtu_fast._arguments import check_flag
-from mtu_fast._checks.losses import Losses
+from mtu_fast._checks.losses import Losses, by_task
 from mtu_fast._checks.masks import Mask
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
@@ -38,6 +38,13 @@ class Unlearning:
     _engine: Engine | None = None
     _micro: _step.Micro | None = None
     _sync: bool | None = None
+    _batch: int | None = None  # that `_micro` is of
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # what a trainer does first; a hook would be lost where a user overrides it
+        if name == "trainer" and _is_fitting(value):
+            self._begin()
 
     def shared_parameters(self) -> Iterable[Tensor] | None:
         """What the method works on, to be overridden (`return self.backbone.parameters()`); None for all."""
@@ -82,15 +89,22 @@ class Unlearning:
 
         Raises:
             TypeError: arguments of the wrong kind.
-            ValueError: losses that are not one value a sample, or a subspace that the method lacks.
+            ValueError: losses that are not one value a sample, a subspace that the method lacks, or a
+                second call before the backward of the first.
             RuntimeError: several processes by another strategy than DDP.
         """
         module: Any = self
         if sync is not None:
             check_flag("unlearn: sync", sync)
         _step.check_joined(self.engine, module.trainer.world_size, "lightning")
-        self._micro = _step.Micro.of(losses, method, forget, present, subspace)
-        self._sync = sync
+        batch = _batch_of(module.trainer)
+
+        def made() -> _step.Micro:
+            self._check_first(batch)
+            return _step.Micro.of(losses, method, forget, present, subspace)
+
+        self._micro = _step.agreed(self.engine, made)
+        self._sync, self._batch = sync, batch
         return self._micro.mean
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -110,22 +124,63 @@ class Unlearning:
             return
         # taken away first: after an error the next backward is somebody else's
         micro, self._micro = self._micro, None
-        # `unlearn` gave no graph: one means that something was added, which would get lost
-        if loss.requires_grad:
-            raise ValueError(
-                "lightning: found a loss with a graph of its own, expected what self.unlearn returned and nothing "
-                "added: add penalties to each sample's loss before unlearn, or return them in another step."
-            )
+        _step.agreed(self.engine, lambda: _check_bare(loss))
         module: Any = self
         trainer = module.trainer
         sync = self._follows_step(trainer) if self._sync is None else self._sync
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         self.update = _step.take(self.engine, micro, sync=sync, scaler=scaler)
 
+    def _begin(self) -> None:
+        """Rows of a run that was interrupted are none of the one that begins."""
+        self._micro = None
+        if self._engine is not None:
+            self._engine.discard()
+
+    def _check_first(self, batch: int | None) -> None:
+        """No micro-batch of this batch waits for its backward; of an earlier one it may, where that was left out.
+
+        Raises:
+            ValueError: one does, and would be lost.
+        """
+        if self._micro is None:
+            return
+        micro, self._micro = self._micro, None
+        if self._batch == batch:
+            count = len(next(iter(by_task(micro.losses).values())))
+            raise ValueError(
+                f"unlearn: found a second call in batch {batch} before the backward of the first, whose {count} losses "
+                "would be lost; expected one: concatenate the losses (and their masks), or in manual optimization "
+                "call self.manual_backward(...) for each of them."
+            )
+
     def _follows_step(self, trainer: Any) -> bool:
         module: Any = self
         # in manual optimization a step follows each backward, unless sync says otherwise
         return not module.automatic_optimization or not trainer.fit_loop._should_accumulate()
+
+
+def _is_fitting(trainer: Any) -> bool:
+    """Whether a trainer begins to train, and does not only evaluate."""
+    return getattr(getattr(trainer, "state", None), "fn", None) == "fit"
+
+
+def _batch_of(trainer: Any) -> int | None:
+    """The number of the batch that is trained on, over all epochs."""
+    return getattr(getattr(trainer, "fit_loop", None), "total_batch_idx", None)
+
+
+def _check_bare(loss: Tensor) -> None:
+    """A loss is what `unlearn` gave, which has no graph: with one something was added, which would get lost.
+
+    Raises:
+        ValueError: something was added.
+    """
+    if loss.requires_grad:
+        raise ValueError(
+            "lightning: found a loss with a graph of its own, expected what self.unlearn returned and nothing added: "
+            "add penalties to each sample's loss before unlearn, or return them in another step."
+        )
 
 
 def _replicated(module: Any) -> Any:

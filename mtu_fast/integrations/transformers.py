@@ -21,6 +21,7 @@ from torch import Tensor
 from mtu_fast._arguments import check_function, check_mapping, check_tensors, check_text
 from mtu_fast._checks.losses import Losses, labelled
 from mtu_fast._checks.warned import warn
+from mtu_fast._distributed.ranks import attempt
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
 from mtu_fast.integrations import _states, _step
@@ -166,11 +167,16 @@ class Unlearning:
         if self._schedule is not None:
             self._schedule.before(trainer.state.global_step, lambda: validation_losses(trainer))
         batch = dict(trainer._prepare_inputs(inputs))
-        forget = self._mask(batch)
-        with self._readable(), trainer.compute_loss_context_manager():
-            losses, present = labelled(self.losses(model, batch))
-        micro = _step.Micro.of(losses, self.method, forget, present, self.subspace)
+        # an error waits until all processes meet; a forward may meet the others, so it runs all the same
+        forget = attempt(lambda: self._mask(batch))
+        found = attempt(lambda: self._losses_of(model, batch))
         _step.check_joined(self.engine, trainer.args.world_size, "Trainer")
+
+        def made() -> _step.Micro:
+            mask, (losses, present) = forget.get(), found.get()
+            return _step.Micro.of(losses, self.method, mask, present, self.subspace)
+
+        micro = _step.agreed(self.engine, made)
         accelerator = trainer.accelerator
         sync = bool(accelerator.sync_gradients)
         update = _step.take(self.engine, micro, sync=sync, scaler=accelerator.scaler)
@@ -243,6 +249,13 @@ class Unlearning:
         # without an engine: the next one takes the rows
         self._state, self._engine = state["subspace"], None
 
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        parent: Any = super()
+        # rows of a run that was interrupted, or of a batch size that was too large, are none of this one
+        if self._engine is not None:
+            self._engine.discard()
+        return parent._inner_training_loop(batch_size, *args, **kwargs)
+
     def _end_of_schedule(self) -> None:
         trainer: Any = self
         if self._schedule is not None and self._schedule.is_last(trainer.state.global_step):
@@ -254,6 +267,11 @@ class Unlearning:
             "random": [generator.get_state() for generator in self.method.generators()],
             "subspace": None if self.subspace is None else self.subspace.state_dict(),
         }
+
+    def _losses_of(self, model: Any, batch: Batch) -> tuple[Losses, Mapping[str, Tensor]]:
+        trainer: Any = self
+        with self._readable(), trainer.compute_loss_context_manager():
+            return labelled(self.losses(model, batch))
 
     def _mask(self, batch: Batch) -> Any:
         if self.forget_column not in batch:

@@ -21,6 +21,7 @@ from tests.integrations.small import (
     METHODS,
     RATE,
     Texts,
+    batches,
     build,
     losses_of,
     moved,
@@ -101,8 +102,13 @@ def test_bf16() -> None:
 def test_a_scaler(name: str, size: int) -> None:
     """float16's, on float32: what it multiplies it divides again."""
     expected = plain_step(build(), METHODS[name]())
-    found, _, _ = run(METHODS[name](), size, torch.amp.GradScaler("cpu", init_scale=2.0**12))
+    found, updates, _ = run(METHODS[name](), size, torch.amp.GradScaler("cpu", init_scale=2.0**12))
     assert relative_error(found, expected) <= 1e-6
+    # what is logged is not scaled
+    _, plain, _ = run(METHODS[name](), size)
+    assert updates[-1] is not None and plain[-1] is not None
+    assert torch.allclose(updates[-1].roles.loss, plain[-1].roles.loss, rtol=1e-6, atol=0)
+    assert _step.sides(updates[-1]) == pytest.approx(_step.sides(plain[-1]), rel=1e-6)
 
 
 def test_a_scaler_that_is_off() -> None:
@@ -128,6 +134,32 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_lowered() -> None:
         optimizer.zero_grad()
         assert torch.equal(model.weight, start)
     assert scales == [2.0**127, 2.0**126, 2.0**125]
+
+
+@pytest.mark.parametrize("name", ["orthograd", "pcgrad"])
+def test_an_overflow_skips_the_optimizers_of_all_parameters(name: str) -> None:
+    """One for the backbone and one for the heads, as after an ordinary backward; the frozen have none."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].requires_grad_(False)
+    for layer, value in zip(model, (1e-3, 1.0, 1.0), strict=True):
+        nn.init.constant_(layer.weight, value)
+        nn.init.zeros_(layer.bias)
+    engine = mtu.Engine(model, params=model[0].parameters())
+    optimizers = [torch.optim.SGD(model[i].parameters(), lr=1.0) for i in (0, 2)]
+    accelerator = SimpleNamespace(num_processes=1, sync_gradients=True, scaler=scaler)
+    forget, start = torch.arange(4) < 2, weights(model)
+    for step in range(2):
+        losses = model(torch.rand(4, 3) * 1e4).square().mean(1) * 1e-5
+        assert ours.backward(accelerator, engine, losses, METHODS[name](), forget=forget) is None
+        for each in optimizers:
+            scaler.step(each)
+        scaler.update()
+        for each in optimizers:
+            each.zero_grad()
+        assert scaler.get_scale() == 2.0 ** (126 - step)
+        assert torch.equal(weights(model), start)
+        assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["orthograd", "pcgrad"])
@@ -246,6 +278,32 @@ def test_two_processes_are_one() -> None:
     for rank in on_two(over_ranks):
         for found in rank:
             assert relative_error(found, expected) <= 1e-6
+
+
+def wrong_on_one_rank() -> Tensor:
+    """Losses of another form on one rank; the step after it is in order."""
+    torch.distributed.init_process_group("gloo")
+    model = build()
+    start, wrapped = weights(model), nn.parallel.DistributedDataParallel(model)
+    engine, accelerator = mtu.Engine(wrapped), accelerate.Accelerator(cpu=True)
+    rank, method = torch.distributed.get_rank(), mtu.OrthoGrad(0.5)
+    for bad in (0, 1, None):
+        batch = [*batches(Texts(), 8)][rank]
+        losses, forget = losses_of(wrapped, batch), batch["forget"].bool()
+        if bad is None:
+            ours.backward(accelerator, engine, losses, method, forget=forget)
+            break
+        losses = losses.mean() if rank == bad else losses
+        with pytest.raises(ValueError, match=f"rank {bad}: losses"):
+            ours.backward(accelerator, engine, losses, method, forget=forget)
+    torch.optim.SGD(model.parameters(), lr=RATE).step()
+    return moved(model, start)
+
+
+def test_what_one_rank_finds_wrong_all_raise() -> None:
+    expected = plain_step(build(), mtu.OrthoGrad(0.5))
+    for found in on_two(wrong_on_one_rank):
+        assert relative_error(found, expected) <= 1e-6
 
 
 def test_several_processes_are_refused() -> None:

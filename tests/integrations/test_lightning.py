@@ -110,6 +110,14 @@ def fit(
     return moved(module.net, start), trainer
 
 
+def losses_by_side(net: Any) -> tuple[Tensor, Tensor]:
+    """All samples' losses before a step, and which of them are to be forgotten."""
+    data = Texts()
+    with torch.no_grad():
+        losses = losses_of(net, {"input_ids": data.tokens, "labels": data.tokens})
+    return losses, torch.tensor([bool(data[i]["forget"]) for i in range(COUNT)])
+
+
 @pytest.mark.parametrize("size", [16, 4])
 @pytest.mark.parametrize("name", METHODS)
 def test_automatic(name: str, size: int) -> None:
@@ -147,8 +155,14 @@ def test_a_scaler() -> None:
     )
     with torch.autocast("cpu", torch.float16):
         expected = plain_step(build(), mtu.OrthoGrad(0.5))
-    found, _ = fit(Automatic(mtu.OrthoGrad(0.5)), plugins=[plugin])
+    module = Automatic(mtu.OrthoGrad(0.5))
+    losses, forget = losses_by_side(module.net)
+    found, _ = fit(module, plugins=[plugin])
     assert relative_error(found, expected) <= 1e-2  # float16 rounds scaled gradients elsewhere
+    # what is logged is not scaled
+    means = {"forget_loss": float(losses[forget].mean())}
+    means["retain_loss"] = float(losses[~forget].mean())
+    assert module.sides == pytest.approx(means, rel=1e-2)
     with pytest.raises(ValueError, match="NashMTL: found a loss scaler"):
         fit(Automatic(mtu.NashMTL()), plugins=[plugin])
 
@@ -178,11 +192,9 @@ def test_both_sides_are_logged() -> None:
         def on_train_batch_end(self, *_: Any) -> None:
             self.log_dict(self.sides)
 
-    module, data = Logged(mtu.OrthoGrad(0.5)), Texts()
+    module = Logged(mtu.OrthoGrad(0.5))
     assert module.sides == {}
-    with torch.no_grad():
-        losses = losses_of(module.net, {"input_ids": data.tokens, "labels": data.tokens})
-    forget = torch.tensor([bool(data[i]["forget"]) for i in range(COUNT)])
+    losses, forget = losses_by_side(module.net)
     _, trainer = fit(module)
     logged = trainer.callback_metrics
     assert float(logged["forget_loss"]) == pytest.approx(float(losses[forget].mean()), rel=1e-5)
@@ -194,6 +206,74 @@ def test_what_is_added_to_the_loss_is_refused() -> None:
     module.penalty = 0.1
     with pytest.raises(ValueError, match="nothing added"):
         fit(module)
+
+
+class Twice(Automatic):
+    """Two calls in one batch, one loss."""
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        """Their sum, of which the first would be lost."""
+        losses, forget = losses_of(self.net, batch), batch["forget"].bool()
+        left = self.unlearn(losses[forget], self.method, forget=True)
+        return left + 0.3 * self.unlearn(losses[~forget], self.method)
+
+
+def test_a_second_call_before_the_backward_of_the_first_is_refused() -> None:
+    module = Twice(mtu.OrthoGrad(0.5))
+    with pytest.raises(ValueError, match=r"found a second call in batch 0 .* whose 6 losses"):
+        fit(module)
+    assert module.update is None
+    assert module._micro is None  # what comes next is a first call
+
+
+class Leaving(Automatic):
+    """Takes a call back: some batches are left out, as Lightning allows; or stops as a user does."""
+
+    left_out: frozenset[int] = frozenset()
+    stops_at: int | None = None
+
+    def on_fit_start(self) -> None:
+        """A user's hook, without a call of what it overrides."""
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Any:
+        """One micro-batch."""
+        loss = super().training_step(batch, index)
+        if index == self.stops_at:
+            raise InterruptedError("stop")
+        return None if index in self.left_out else loss
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
+def test_a_batch_that_is_left_out_after_its_call() -> None:
+    module = Leaving(mtu.OrthoGrad(0.5))
+    module.left_out = frozenset({1})
+    fit(module, 4)
+    assert module.update is not None and len(module.update.roles) == 4
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_rows_of_an_interrupted_run_are_none_of_the_next(name: str) -> None:
+    """One micro-batch is held, the next waits for its backward, and the user calls fit again."""
+    module = Leaving(METHODS[name]())
+    module.stops_at = 1
+    with pytest.raises(InterruptedError):
+        fit(module, 4, accumulate_grad_batches=4)
+    assert module.engine.accumulated_bytes > 0
+    module.stops_at = None
+    found, _ = fit(module, 4, accumulate_grad_batches=4)
+    assert relative_error(found, plain_step(build(), METHODS[name]())) <= 1e-6
+
+
+def test_evaluation_lets_nothing_go() -> None:
+    module = Leaving(mtu.OrthoGrad(0.5))
+    module.stops_at = 1
+    with pytest.raises(InterruptedError):
+        fit(module, 4, accumulate_grad_batches=4)
+    held = module.engine.accumulated_bytes
+    module.validation_step = lambda batch: None
+    trainer = lightning.Trainer(accelerator="cpu", **QUIET)
+    trainer.validate(module, torch.utils.data.DataLoader(Texts(), batch_size=4), verbose=False)
+    assert module.engine.accumulated_bytes == held > 0
 
 
 class Ranks(Automatic):
@@ -268,9 +348,14 @@ class Shared(Unlearning, lightning.LightningModule):
         return made, steps
 
 
-def follow(plan: Plan, resume: Path | None = None, save: Path | None = None) -> Tensor:
+def follow(
+    plan: Plan,
+    resume: Path | None = None,
+    save: Path | None = None,
+    module: Shared | None = None,
+) -> Tensor:
     """The parameters after the plan, on one rank."""
-    module = Shared(plan)
+    module = module or Shared(plan)
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=2,
@@ -314,6 +399,34 @@ def refused() -> None:
 
 def test_settings_of_ddp_are_refused_on_both() -> None:
     on_two(refused)
+
+
+class Unlike(Shared):
+    """One rank's losses are of another form, or something is added to them."""
+
+    is_reduced = True
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        """What no other rank does."""
+        losses, is_here = losses_of_items(self.net, batch), self.global_rank == 1
+        if is_here and self.is_reduced:
+            losses = losses.mean()
+        loss = self.unlearn(losses, self.method, forget=batch[2])
+        return loss + sum(p.sum() for p in self.net.parameters()) if is_here else loss
+
+
+def wrong_on_one_rank() -> None:
+    for module, words in (
+        (Unlike(Plan()), "losses"),
+        (Unlike(Plan()), "found a loss with a graph"),
+    ):
+        module.is_reduced = words == "losses"
+        with pytest.raises(ValueError, match=f"rank 1: .*{words}"):
+            follow(Plan(), module=module)
+
+
+def test_what_one_rank_finds_wrong_all_raise() -> None:
+    on_two(wrong_on_one_rank)
 
 
 def test_other_strategies_of_several_processes_are_refused() -> None:

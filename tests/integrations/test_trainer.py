@@ -24,6 +24,7 @@ from tests.integrations.small import (
     Texts,
     build,
     hf,
+    losses_of,
     moved,
     plain_step,
     weights,
@@ -100,6 +101,42 @@ def test_an_epoch_that_ends_within_a_step(tmp_path: Path) -> None:
     assert trainer.state.global_step == 4
     assert trainer.engine.accumulated_bytes == 0
     assert len(trainer.update.roles) == 4
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_rows_of_an_interrupted_run_are_none_of_the_next(name: str, tmp_path: Path) -> None:
+    """A run ends in its second micro-batch, and the user calls train again."""
+    calls: list[int] = []
+
+    def losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        calls.append(len(calls))
+        if calls[-1] == 1:
+            raise InterruptedError("stop")
+        return losses_of(model, batch)
+
+    size = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    own = {"method": METHODS[name](), "train_dataset": Texts(), "losses": losses}
+    model = build()
+    trainer, start = Unlearner(model, settings(tmp_path, **size), **own), weights(model)
+    with pytest.raises(InterruptedError):
+        trainer.train()
+    assert trainer.engine.accumulated_bytes > 0
+    trainer.train()
+    assert relative_error(moved(model, start), plain_step(build(), METHODS[name]())) <= 1e-6
+
+
+def test_losses_are_logged_as_they_were_before_a_scaler(tmp_path: Path) -> None:
+    logs = []
+    for scale in (1.0, 2.0**10):
+        given = settings(tmp_path, logging_steps=1)
+        own = {"method": mtu.OrthoGrad(0.5), "train_dataset": Texts()}
+        trainer = Unlearner(build(), given, **own)
+        # as of fp16, which the Trainer has on a GPU only
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        trainer.train()
+        logs.append(trainer.state.log_history[0])
+    for name in ("loss", "forget_loss", "retain_loss"):
+        assert logs[1][name] == pytest.approx(logs[0][name], rel=1e-6)
 
 
 def test_two_data_sets(tmp_path: Path) -> None:

@@ -265,3 +265,42 @@ def test_trainer_refuses_on_both(tmp_path: Path) -> None:
             trained(tmp_path, 8, own, ddp_static_graph=True, ddp_find_unused_parameters=False)
 
     on_two(refused)
+
+
+class Marked(small.Texts):
+    """One of the first rank's samples is marked by another number than 0 and 1."""
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        item = super().__getitem__(i)
+        is_bad = torch.equal(item["input_ids"], self.tokens[3])
+        return item | {"forget": torch.tensor(2)} if is_bad else item
+
+
+def reduced_on_one(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    losses = small.losses_of(model, batch)
+    return losses.mean() if torch.distributed.get_rank() == 1 else losses
+
+
+def unreadable_on_one(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    losses = small.losses_of(model, batch)
+    if torch.distributed.get_rank() == 1:
+        raise KeyError("an answer")
+    return losses
+
+
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "a column": ({"train_dataset": Marked}, ValueError, r"rank \d: forget: found \[0, 1, 2\]"),
+    "a reduced loss": ({"losses": lambda: reduced_on_one}, ValueError, "rank 1: losses: found sh"),
+    "a user's own": ({"losses": lambda: unreadable_on_one}, RuntimeError, "rank 1: KeyError: 'an"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_one_rank_finds_wrong_all_raise(name: str, tmp_path: Path) -> None:
+    own, kind, words = WRONG[name]
+
+    def wrong_on_one_rank() -> None:
+        with pytest.raises(kind, match=words):
+            trained(tmp_path, 8, {"method": lambda: mtu.OrthoGrad(0.5)} | own)
+
+    on_two(wrong_on_one_rank)
