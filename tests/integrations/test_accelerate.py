@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -278,6 +279,70 @@ def test_two_processes_are_one() -> None:
     for rank in on_two(over_ranks):
         for found in rank:
             assert relative_error(found, expected) <= 1e-6
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
+STATES: dict[str, tuple[Callable[[], mtu.Method], Callable[[], mtu.Subspace | None]]] = {
+    "targets and a generator": (lambda: mtu.GradVac(generator=seeded()), lambda: None),
+    "a generator": (lambda: mtu.PCGrad(generator=seeded()), lambda: None),
+    "rows": (lambda: mtu.InterferenceAware(0.3), lambda: mtu.Subspace(12, every=1)),
+}
+
+
+def kept(name: str, folder: Path, resume: bool) -> Tensor:
+    """The weights after four passes, saved after the second; or after the last two."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    model, (method, subspace) = build(), (make() for make in STATES[name])
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    loader = torch.utils.data.DataLoader(Texts(), batch_size=4)
+    wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    engine = mtu.Engine(wrapped)
+    state = ours.State(engine, method, subspace)
+    accelerator.register_for_checkpointing(state)
+    if resume:
+        accelerator.load_state(str(folder))
+    for epoch in range(2 if resume else 0, 4):
+        for batch in loader:
+            losses, forget = losses_of(wrapped, batch), batch["forget"].bool()
+            more: dict[str, Any] = {"forget": forget, "subspace": subspace}
+            ours.backward(accelerator, engine, losses, method, **more)
+            optimizer.step()
+            optimizer.zero_grad()
+        if epoch == 1:
+            accelerator.save_state(str(folder))
+    return weights(model)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_resumes_to_the_bit(name: str, tmp_path: Path) -> None:
+    whole = kept(name, tmp_path, False)
+    assert torch.equal(kept(name, tmp_path, True), whole)
+
+
+def test_a_state_of_two_processes_resumes_to_the_bit(tmp_path: Path) -> None:
+    whole, resumed = (on_two(kept, "rows", tmp_path, resume) for resume in (False, True))
+    assert all(torch.equal(each, whole[0]) for each in (*whole, *resumed))
+    with pytest.raises(ValueError, match="found rows kept by 2 processes, expected 1"):
+        kept("rows", tmp_path, True)
+
+
+def test_a_state_of_another_form_is_refused() -> None:
+    engine = mtu.Engine(nn.Linear(2, 2))
+    state = ours.State(engine, mtu.InterferenceAware(), mtu.Subspace()).state_dict()
+    with pytest.raises(ValueError, match="found rows kept from earlier steps, expected no subspac"):
+        ours.State(engine, mtu.Mean()).load_state_dict(state)
+    with pytest.raises(ValueError, match="State: "):
+        ours.State(engine, mtu.Mean()).load_state_dict({})
+    with pytest.raises(TypeError, match=r"engine: found Linear, expected mtu.Engine"):
+        ours.State(nn.Linear(2, 2), mtu.Mean())
+    with pytest.raises(ValueError, match="Mean does not use one"):
+        ours.State(engine, mtu.Mean(), mtu.Subspace())
 
 
 def wrong_on_one_rank() -> Tensor:
