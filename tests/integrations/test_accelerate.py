@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import mtu_fast as mtu
 from mtu_fast.integrations import _step
@@ -137,19 +139,23 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_lowered() -> None:
     assert scales == [2.0**127, 2.0**126, 2.0**125]
 
 
-@pytest.mark.parametrize("name", ["orthograd", "pcgrad"])
-def test_an_overflow_skips_the_optimizers_of_all_parameters(name: str) -> None:
-    """One for the backbone and one for the heads, as after an ordinary backward; the frozen have none."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
+def overflow(name: str, over_ranks: bool) -> None:
+    """A scaler skips the optimizer of the backbone and that of the heads; the frozen have none."""
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     model[1].requires_grad_(False)
     for layer, value in zip(model, (1e-3, 1.0, 1.0), strict=True):
         nn.init.constant_(layer.weight, value)
         nn.init.zeros_(layer.bias)
+    if over_ranks:
+        torch.distributed.init_process_group("gloo")
+        mesh = init_device_mesh("cpu", (2,))
+        fully_shard(model[2], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
     engine = mtu.Engine(model, params=model[0].parameters())
     optimizers = [torch.optim.SGD(model[i].parameters(), lr=1.0) for i in (0, 2)]
     accelerator = SimpleNamespace(num_processes=1, sync_gradients=True, scaler=scaler)
-    forget, start = torch.arange(4) < 2, weights(model)
+    forget, held = torch.arange(4) < 2, {n: p.clone() for n, p in model.state_dict().items()}
     for step in range(2):
         losses = model(torch.rand(4, 3) * 1e4).square().mean(1) * 1e-5
         assert ours.backward(accelerator, engine, losses, METHODS[name](), forget=forget) is None
@@ -159,8 +165,19 @@ def test_an_overflow_skips_the_optimizers_of_all_parameters(name: str) -> None:
         for each in optimizers:
             each.zero_grad()
         assert scaler.get_scale() == 2.0 ** (126 - step)
-        assert torch.equal(weights(model), start)
+        assert all(torch.equal(p, held[n]) for n, p in model.state_dict().items())
         assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["orthograd", "pcgrad"])
+def test_an_overflow_skips_the_optimizers_of_all_parameters(name: str) -> None:
+    """As after an ordinary backward."""
+    overflow(name, over_ranks=False)
+
+
+def test_an_overflow_skips_the_optimizers_of_all_slices() -> None:
+    """Of FSDP2."""
+    on_two(overflow, "orthograd", True)
 
 
 @pytest.mark.parametrize("name", ["orthograd", "pcgrad"])
