@@ -89,6 +89,7 @@ ARROWS: dict[str, set[str]] = {
         "methods",
         "errors",
         "_checks",
+        "_distributed",
         "_rows",
     },
 }

@@ -37,7 +37,7 @@ def check_alike(ranks: Ranks, parameters: Iterable[Tensor]) -> None:
         ValueError: some differ.
     """
     # a number a rank travels, in the place of the parameters
-    bits = repr([_bits(p) for p in parameters]).encode()
+    bits = repr([bits_of(p) for p in parameters]).encode()
     sums = ranks.gathered(WHAT, [zlib.crc32(bits)])
     differ = [rank for rank, of_rank in enumerate(sums) if of_rank != sums[0]]
     if differ:
@@ -47,7 +47,7 @@ def check_alike(ranks: Ranks, parameters: Iterable[Tensor]) -> None:
         )
 
 
-def _bits(p: Tensor) -> int:
+def bits_of(p: Tensor) -> int:
     """The sum of a parameter's bits as whole numbers, whatever the order."""
     whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     flat = p.detach().contiguous().view(-1).view(whole[p.element_size()])

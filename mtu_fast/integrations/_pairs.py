@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-Pair = tuple[Any, Any]
+
+@dataclass(frozen=True)
+class Pair:
+    """An item to retain and one to forget; a class of its own, since items may be tuples."""
+
+    retain: Any
+    forget: Any
 
 
 def pairs(retain: Any, forget: Any) -> Dataset[Pair]:
@@ -31,20 +38,20 @@ def check_sets(retain: Any, forget: Any) -> None:
         TypeError: no retain set, or a forget set whose length is not known.
         ValueError: a set without an item.
     """
-    if retain is None or not hasattr(forget, "__len__"):
-        found = (
-            "no train_dataset" if retain is None else f"a forget_dataset {type(forget).__name__}"
-        )
+    if retain is None:
         raise TypeError(
-            f"Trainer: found {found}, expected train_dataset=retain and a forget_dataset with a length."
+            "train_dataset: found None, expected the data to retain beside forget_dataset."
         )
+    if not hasattr(forget, "__len__"):
+        found = type(forget).__name__
+        raise TypeError(f"forget_dataset: found {found}, expected a data set with a length.")
     if len(forget) == 0:
-        raise ValueError("Trainer: found an empty forget_dataset, expected at least one item.")
+        raise ValueError("found an empty forget_dataset, expected at least one item.")
     if not hasattr(retain, "__getitem__") and not hasattr(retain, "__iter__"):
         found = type(retain).__name__
-        raise TypeError(f"Trainer: train_dataset: found {found}, expected a data set or a stream.")
+        raise TypeError(f"train_dataset: found {found}, expected a data set or a stream.")
     if hasattr(retain, "__len__") and len(retain) == 0:
-        raise ValueError("Trainer: found an empty train_dataset, expected at least one item.")
+        raise ValueError("found an empty train_dataset, expected at least one item.")
 
 
 class _Pairs(Dataset[Pair]):
@@ -57,19 +64,47 @@ class _Pairs(Dataset[Pair]):
         return max(len(self.retain), len(self.forget))
 
     def __getitem__(self, index: int) -> Pair:
-        # the smaller set begins anew, in the order in which items are asked for
-        return self.retain[index % len(self.retain)], self.forget[index % len(self.forget)]
+        # by index, whatever the order of a sampler: item i of the larger set meets i mod n of the smaller
+        return Pair(self.retain[index % len(self.retain)], self.forget[index % len(self.forget)])
 
 
 class _StreamedPairs(IterableDataset[Pair]):
-    """As many as the stream has."""
+    """As many as the stream has, or as the forget set has: a shorter stream is gone through anew."""
 
     def __init__(self, retain: Any, forget: Sequence[Any]) -> None:
         self.retain, self.forget = retain, forget
 
     def __iter__(self) -> Iterator[Pair]:
-        for index, item in enumerate(self.retain):
-            yield item, self.forget[index % len(self.forget)]
+        chosen = _share(len(self.forget))
+        index = 0
+        for item in self.retain:
+            yield Pair(item, self.forget[chosen[index % len(chosen)]])
+            index += 1
+        while index < len(chosen):
+            start = index
+            for item in self.retain:
+                yield Pair(item, self.forget[chosen[index]])
+                index += 1
+                if index == len(chosen):
+                    return
+            _check_repeats(index - start, index, len(chosen))
+
+
+def _share(count: int) -> Sequence[int]:
+    """The items to forget that this worker of a loader pairs: each has a share of the stream, and one of these."""
+    worker = get_worker_info()
+    if worker is None or count < worker.num_workers:
+        return range(count)
+    return range(worker.id, count, worker.num_workers)
+
+
+def _check_repeats(repeated: int, before: int, wanted: int) -> None:
+    if repeated == 0:
+        raise ValueError(
+            f"train_dataset: found a stream that ended after {before} items and did not begin anew, expected at least "
+            f"{wanted}, as forget_dataset has (shared out to workers), or one that can be gone through again: an "
+            "IterableDataset whose __iter__ starts anew, with items for each of dataloader_num_workers."
+        )
 
 
 class Collate:
@@ -86,10 +121,10 @@ class Collate:
     def __call__(self, items: list[Any]) -> Any:
         """A batch; items of evaluation are no pairs, and go as they are."""
         # the Trainer has one collator for training and evaluation
-        if not items or not isinstance(items[0], tuple):
+        if not items or not isinstance(items[0], Pair):
             return self.collate(items)
-        retain = [item for item, _ in items]
-        forget = [item for _, item in items]
+        retain = [item.retain for item in items]
+        forget = [item.forget for item in items]
         batch = dict(self.collate(retain + forget))
         # the mask goes by the order above
         batch[self.column] = torch.arange(2 * len(items)) >= len(items)

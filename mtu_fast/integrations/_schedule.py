@@ -68,7 +68,7 @@ def schedule_of(trainer: Any, method: Method, retain: Any, forget: Any) -> Sched
     sized = hasattr(retain, "__len__") and hasattr(forget, "__len__")
     if not sized or trainer.eval_dataset is None:
         raise ValueError(
-            f"Trainer: {type(method).__name__} takes its schedule from the sizes of both sides and from data never "
+            f"method: {type(method).__name__} takes its schedule from the sizes of both sides and from data never "
             "seen; expected train_dataset= and forget_dataset= with a length, and eval_dataset=."
         )
     args = trainer.args

@@ -26,7 +26,14 @@ from torch import Tensor, nn
 
 from mtu_fast import methods
 from mtu_fast._arguments import check_mapping, check_one_of, check_positive, check_tensors
-from mtu_fast.integrations.transformers import Batch, Unlearning, language_model_losses
+from mtu_fast._distributed.alike import bits_of
+from mtu_fast.integrations import _states
+from mtu_fast.integrations.transformers import (
+    Batch,
+    Unlearning,
+    language_model_losses,
+    text_logits,
+)
 from mtu_fast.losses import causal_lm, npo
 from mtu_fast.methods import Method
 
@@ -43,13 +50,15 @@ class Surgery(Unlearning):
         method: the name of a method of `mtu_fast.methods`, or a method.
         options: its arguments, where it is a name: `{"alpha": 0.5}`.
         forget_loss: "nll", the mean over a sample's tokens, or "npo", `mtu_fast.losses.npo` beside a
-            frozen copy of the model, made at the first step; methods ascend either.
+            frozen copy of the model as it was given, also of a run that is resumed; methods ascend
+            either.
         beta: of NPO.
         kwargs: for the `Trainer`, and for `Unlearning`.
 
     Raises:
         TypeError: arguments of the wrong kind.
-        ValueError: an unknown method or forget loss, or a `beta` that is not above 0.
+        ValueError: an unknown method or forget loss, a `beta` that is not above 0, or what its batches
+            of two sides leave no place for (`forget_dataset`, a scheduled method).
     """
 
     def __init__(
@@ -63,13 +72,14 @@ class Surgery(Unlearning):
     ) -> None:
         check_one_of("forget_loss", forget_loss, FORGET_LOSSES)
         check_positive("beta", beta)
+        solved = method_of(method, {} if options is None else options)
+        _check_sides(solved, kwargs.get("forget_dataset"))
         self._frozen: nn.Module | None = None
+        self._frozen_of: object = None
         self._forgotten = torch.zeros(0, dtype=torch.bool)
         self._beta = beta
         kwargs.setdefault("losses", self._npo if forget_loss == "npo" else language_model_losses)
-        super().__init__(
-            *args, method=method_of(method, {} if options is None else options), **kwargs
-        )
+        super().__init__(*args, method=solved, **kwargs)
 
     def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Tensor:
         """Rows of both sides in one forward, and at the step the update.
@@ -94,20 +104,63 @@ class Surgery(Unlearning):
 
     def _npo(self, model: Any, batch: Batch) -> Tensor:
         """NPO's losses of what is to be forgotten, the mean over tokens of what is to be kept."""
-        if self._frozen is None:
-            trainer: Any = self
-            # before the first update, so that it is the model as given
-            self._frozen = copy.deepcopy(trainer.model).eval().requires_grad_(False)
-        given = {name: value for name, value in batch.items() if name != "labels"}
+        frozen = self._reference()
         labels = batch["labels"]
         with torch.no_grad():
             # NPO compares likelihoods of whole answers: sums over tokens, and no means
-            held = causal_lm(self._frozen(**given).logits, labels, reduction="sum")
-        summed = causal_lm(model(**given).logits, labels, reduction="sum")
+            held = causal_lm(text_logits(frozen, batch), labels, reduction="sum")
+        summed = causal_lm(text_logits(model, batch), labels, reduction="sum")
         # token t is predicted at t - 1: nothing predicts the first
         counts = (labels[:, 1:] != -100).sum(1).clamp(min=1)
         preferred = npo(summed, held, beta=self._beta)
         return torch.where(self._forgotten, preferred, summed / counts)
+
+    def _reference(self) -> nn.Module:
+        """The frozen copy of the model as it was given."""
+        trainer: Any = self
+        # the Trainer may have made another model meanwhile, as for a search
+        if self._frozen is None or self._frozen_of is not trainer.model:
+            self._frozen = copy.deepcopy(trainer.model).eval().requires_grad_(False)
+            self._frozen_of = trainer.model
+        return self._frozen
+
+    @property
+    def _is_npo(self) -> bool:
+        return self.losses == self._npo
+
+    # ---- hooks of the Trainer --------------------------------------------------------------------
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        parent: Any = super()
+        # before the checkpoint's weights, which are unlearned in part already
+        if self._is_npo:
+            self._reference()
+        parent._load_from_checkpoint(*args, **kwargs)
+
+    def _own_state(self) -> dict[str, Any]:
+        return super()._own_state() | {"reference": self._bits_of_reference()}
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        ranks = self._ranks()
+        if ranks is None:
+            self._check_reference(state["reference"])
+        else:
+            ranks.agreed(_states.WHAT, lambda: self._check_reference(state["reference"]))
+        super()._take(state)
+
+    def _check_reference(self, written: list[int]) -> None:
+        if written != self._bits_of_reference():
+            raise ValueError(
+                "model: found other weights than those the run began with, or another forget_loss; expected the same: "
+                "NPO's reference is the model as given, and the checkpoint brings the weights to go on from. Make the "
+                "trainer with the original model (and new adapters with the same seed), as in the first run."
+            )
+
+    def _bits_of_reference(self) -> list[int]:
+        """The sums of the reference's bits, by which a resumed run knows it; none where there is no reference."""
+        if not self._is_npo:
+            return []
+        return [bits_of(p) for p in self._reference().parameters()]
 
 
 def method_of(method: str | Method, options: Mapping[str, Any]) -> Method:
@@ -137,6 +190,19 @@ def method_of(method: str | Method, options: Mapping[str, Any]) -> Method:
     if unknown:
         raise TypeError(f"options: found {unknown}, which {method} does not take.")
     return kinds[method](**options)
+
+
+def _check_sides(method: Method, forget_dataset: object) -> None:
+    if forget_dataset is not None:
+        raise ValueError(
+            "Surgery: found forget_dataset=, expected both sides in each item of train_dataset, as open-unlearning's "
+            "ForgetRetainDataset gives them; Unlearning takes two data sets."
+        )
+    if isinstance(method, methods.Scheduled):
+        raise ValueError(
+            f"Surgery: found {type(method).__name__}, expected a method without a schedule: epochs are passes over a "
+            "data set of its own to be forgotten. Use Unlearning with train_dataset= and forget_dataset=."
+        )
 
 
 def _is_method(found: Any) -> bool:

@@ -25,6 +25,7 @@ from mtu_fast._distributed.ranks import attempt
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
 from mtu_fast.integrations import _states, _step
+from mtu_fast.integrations._losses import check_default, check_settings
 from mtu_fast.integrations._pairs import Collate, check_sets, pairs
 from mtu_fast.integrations._schedule import schedule_of, validation_losses
 from mtu_fast.losses import causal_lm
@@ -52,13 +53,21 @@ def language_model_losses(model: Any, batch: Batch) -> Tensor:
         raise ValueError(
             f"batch: found {sorted(map(str, batch))}, expected labels, and input_ids or the like."
         )
-    labels = batch["labels"]
-    check_tensors(labels=labels)
+    check_tensors(labels=batch["labels"])
+    return causal_lm(text_logits(model, batch), batch["labels"])
+
+
+def text_logits(model: Any, batch: Batch) -> Tensor:
+    """The model's logits at the positions of the text, `[N, S, V]`: those of a soft prompt stand before them.
+
+    Args:
+        model: a causal language model.
+        batch: as for `language_model_losses`.
+    """
     given = {name: value for name, value in batch.items() if name != "labels"}
-    logits = model(**given).logits
-    if logits.shape[1] > labels.shape[1]:  # a soft prompt stands before the text
-        logits = logits[:, -labels.shape[1] :]
-    return causal_lm(logits, labels)
+    logits: Tensor = model(**given).logits
+    length = batch["labels"].shape[1]
+    return logits[:, -length:] if logits.shape[1] > length else logits
 
 
 class Unlearning:
@@ -77,6 +86,7 @@ class Unlearning:
         method: a method.
         losses: (model, batch) -> unreduced losses, `[N]` or `{task: [N]}`, or a pair of them and
             `{task: [N] bool}` where labels are missing; the batch is without the forget column.
+            `language_model_losses` by default, for causal language models.
         forget_column: the name of what says which samples are to be forgotten, `[N]`, or `{task:
             [N]}` from a collator of your own.
         forget_dataset: a second data set, all of which is to be forgotten; `train_dataset` is then
@@ -91,7 +101,8 @@ class Unlearning:
 
     Raises:
         TypeError: arguments of the wrong kind.
-        ValueError: an empty data set, or a method without the subspace that it works in.
+        ValueError: an empty data set, a method without the subspace that it works in, label smoothing,
+            or no `losses` where the `Trainer` has a loss of its own or the model is no causal LM.
     """
 
     update: Update | None = None
@@ -100,7 +111,7 @@ class Unlearning:
         self,
         *args: Any,
         method: Method,
-        losses: PerSample = language_model_losses,
+        losses: PerSample | None = None,
         forget_column: str = "forget",
         forget_dataset: Any = None,
         params: Callable[[Any], Iterable[Tensor]] | None = None,
@@ -108,20 +119,25 @@ class Unlearning:
         **kwargs: Any,
     ) -> None:
         _step.check_alone(method, subspace)
-        check_function("losses", losses, "model, batch")
+        if losses is not None:
+            check_function("losses", losses, "model, batch")
         check_text(forget_column=forget_column)
         if params is not None:
             check_function("params", params, "model")
         if forget_dataset is not None and "train_dataset" in kwargs:
             check_sets(kwargs["train_dataset"], forget_dataset)
         # before the Trainer's own __init__, which calls what is overridden here
-        self.method, self.losses, self.subspace = method, losses, subspace
+        self.method, self.subspace = method, subspace
+        self.losses = language_model_losses if losses is None else losses
         self.forget_column, self._params = forget_column, params
         self._engine: Engine | None = None
         self._state: Mapping[str, Any] | None = None
         self._is_said = False
         super().__init__(*args, **kwargs)
         trainer: Any = self
+        check_settings(trainer)
+        if losses is None:
+            check_default(trainer)
         self._schedule = schedule_of(trainer, method, trainer.train_dataset, forget_dataset)
         if forget_dataset is not None:
             trainer.train_dataset = pairs(trainer.train_dataset, forget_dataset)
@@ -226,23 +242,30 @@ class Unlearning:
         if self.forget_column not in trainer._signature_columns:
             trainer._signature_columns.append(self.forget_column)
 
+    def _get_collator_with_removed_columns(self, data_collator: Any, *args: Any, **kw: Any) -> Any:
+        parent: Any = super()
+        remove = parent._get_collator_with_removed_columns
+        if not isinstance(data_collator, Collate):
+            return remove(data_collator, *args, **kw)
+        # columns are dropped from items, which stand within the pairs
+        return Collate(remove(data_collator.collate, *args, **kw), data_collator.column)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        trainer: Any = self
         parent: Any = super()
         parent._save_optimizer_and_scheduler(output_dir)
-        args = trainer.args
-        _states.save(self._own_state(), output_dir, args.process_index, args.world_size)
+        _states.save(self._own_state(), output_dir, self._ranks())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        trainer: Any = self
         parent: Any = super()
         parent._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        args = trainer.args
-        state = _states.load(checkpoint, args.process_index, args.world_size)
-        if state is None:
-            return
+        state = _states.load(checkpoint, self._ranks())
+        if state is not None:
+            self._take(state)
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `_own_state` gave."""
         self.method.load_state_dict(state["method"])
         for generator, held in zip(self.method.generators(), state["random"], strict=True):
             generator.set_state(held)
@@ -261,6 +284,10 @@ class Unlearning:
         if self._schedule is not None and self._schedule.is_last(trainer.state.global_step):
             trainer.control.should_training_stop = True
 
+    def _ranks(self) -> Any:
+        trainer: Any = self
+        return _states.ranks_of(trainer.args.world_size, trainer.args.device)
+
     def _own_state(self) -> dict[str, Any]:
         return {
             "method": dict(self.method.state_dict()),
@@ -276,7 +303,7 @@ class Unlearning:
     def _mask(self, batch: Batch) -> Any:
         if self.forget_column not in batch:
             raise ValueError(
-                f"Trainer: found a batch of {sorted(batch)}, expected {self.forget_column!r} too, 1 where a sample "
+                f"batch: found {sorted(batch)}, expected {self.forget_column!r} too, 1 where a sample "
                 "is to be forgotten: a column of the data set, or forget_dataset= for a second one."
             )
         mask, name = batch.pop(self.forget_column), self.forget_column

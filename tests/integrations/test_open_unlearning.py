@@ -154,6 +154,72 @@ def test_npo_beside_a_frozen_copy(tmp_path: Path) -> None:
     assert relative_error(moved(trainer.model, start), expected) <= 1e-5
 
 
+NPO = {"method": "GradDiff", "options": {"alpha": 0.4}, "forget_loss": "npo", "beta": 0.5}
+SAVED = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+
+
+def resumed(folder: Path, arguments: dict[str, Any], model: nn.Module | None = None) -> Tensor:
+    """The weights after four steps, of which the last two are those of a run that was resumed."""
+    config = {"handler": "OrthoGrad", "method_args": arguments}
+    trainer = load(config, folder, model=model, **SAVED)
+    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    return weights(trainer.model)
+
+
+@pytest.mark.parametrize("forget_loss", ["nll", "npo"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_resume_to_the_bit(forget_loss: str, seed: int, tmp_path: Path) -> None:
+    """NPO's reference is the model as given, not that of the checkpoint."""
+    arguments = NPO | {"forget_loss": forget_loss}
+    config = {"handler": "OrthoGrad", "method_args": arguments}
+    whole = load(config, tmp_path, model=build(seed), **SAVED)
+    whole.train()
+    assert torch.equal(resumed(tmp_path, arguments, build(seed)), weights(whole.model))
+
+
+def test_a_reference_of_other_weights_is_refused(tmp_path: Path) -> None:
+    load({"handler": "OrthoGrad", "method_args": NPO}, tmp_path, **SAVED).train()
+    half_unlearned = hf.LlamaForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match="model: found other weights than those the run began"):
+        resumed(tmp_path, NPO, half_unlearned)
+    with pytest.raises(ValueError, match="or another forget_loss"):
+        resumed(tmp_path, NPO | {"forget_loss": "nll"})
+
+
+@pytest.mark.parametrize("forget_loss", ["nll", "npo"])
+def test_a_soft_prompt_before_the_text(forget_loss: str, tmp_path: Path) -> None:
+    """The logits of the prompt's positions predict no token of the text."""
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    torch.manual_seed(5)
+    model = peft.get_peft_model(build(), config)
+    own = NPO | {"forget_loss": forget_loss}
+    trainer = load({"handler": "OrthoGrad", "method_args": own}, tmp_path, model=model)
+    begin, expected = weights(model), copy.deepcopy(model)
+    data = Sides()
+    batch = joined(collate([data[i] for i in range(COUNT)]), "forget")
+    forget, labels = batch.pop("forget"), batch["labels"]
+    logits = expected(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits
+    text = logits[:, 3:]
+    losses = causal_lm(text, labels)
+    if forget_loss == "npo":
+        summed = causal_lm(text, labels, reduction="sum")
+        losses = torch.where(forget, npo(summed, summed.detach(), beta=0.5), losses)
+    mtu.Engine(expected).backward(losses, mtu.GradDiff(0.4), forget=forget)
+    torch.optim.SGD(expected.parameters(), lr=RATE).step()
+    trainer.train()
+    assert float(moved(model, begin).norm()) > 0
+    assert relative_error(moved(model, begin), moved(expected, begin)) <= 1e-5
+
+
+def test_what_two_sides_leave_no_place_for(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Surgery: found NablaTau, expected a method without"):
+        load({"handler": "OrthoGrad", "method_args": {"method": "NablaTau"}}, tmp_path)
+    own = {"method": "OrthoGrad", "forget_dataset": Sides()}
+    with pytest.raises(ValueError, match="Surgery: found forget_dataset=, expected both sides"):
+        load({"handler": "OrthoGrad", "method_args": own}, tmp_path)
+
+
 def test_the_shorter_side_is_padded_behind_its_end() -> None:
     data = Sides(2)
     batch = joined(collate([data[0], data[1]]), "forget")

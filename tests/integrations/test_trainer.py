@@ -408,24 +408,21 @@ def test_resume_to_the_bit(dropout: float, tmp_path: Path) -> None:
     assert torch.equal(*found)
 
 
-def test_lora(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [16, 4])
+def test_lora(size: int, tmp_path: Path) -> None:
+    """The plain loop's step, of the adapters alone."""
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    found = []
-    for size in (16, 4):
-        torch.manual_seed(1)
-        model = peft.get_peft_model(build(), config)
-        _, step = trained(
-            tmp_path,
-            model,
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=16 // size,
-        )
-        changed = [name for name, p in model.named_parameters() if p.grad is not None]
-        assert all("lora" in name for name in changed)
-        found.append(step)
-    assert float(found[0].norm()) > 0
-    assert relative_error(found[1], found[0]) <= 1e-6
+    torch.manual_seed(1)
+    model = peft.get_peft_model(build(), config)
+    expected = plain_step(model, mtu.OrthoGrad(0.5))
+    begin = {name: p.detach().clone() for name, p in model.named_parameters()}
+    shares = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 16 // size}
+    _, found = trained(tmp_path, model, **shares)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, begin[name])}
+    # B is zero at first, so that A has no gradient
+    assert changed == {name for name in begin if "lora_B" in name} and len(changed) == 4
+    assert relative_error(found, expected) <= 1e-6
 
 
 def test_losses_of_ones_own_and_some_parameters(tmp_path: Path) -> None:
@@ -443,6 +440,97 @@ def test_losses_of_ones_own_and_some_parameters(tmp_path: Path) -> None:
     )
     assert len(trainer.update.roles) == 24 and float(found.norm()) > 0
     assert all("layers" in name for name in trainer.engine.parameters)
+
+
+def tagger(**more: Any) -> nn.Module:
+    """A token classifier of as many classes as there are tokens."""
+    config = hf.BertConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=VOCAB,
+        **more,
+    )
+    return hf.BertForTokenClassification(config)
+
+
+class Own(Unlearning, hf.Trainer):
+    """A loss of its own, that no step asks for."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Never."""
+        raise AssertionError("a scalar was asked for")
+
+
+def test_a_loss_that_would_not_be_worked_on_is_refused(tmp_path: Path) -> None:
+    """Each by its name; with `losses=` of one's own, what remains is for evaluation."""
+
+    def losses(model: Any, batch: Any) -> Tensor:
+        return causal_lm(model(input_ids=batch["input_ids"]).logits, batch["labels"])
+
+    with pytest.raises(ValueError, match=r"label_smoothing_factor: found 0\.3, expected 0"):
+        trained(tmp_path, label_smoothing_factor=0.3)
+    with pytest.raises(
+        ValueError, match=r"compute_loss_func: found a function .* expected losses="
+    ):
+        trained(tmp_path, own={"compute_loss_func": losses})
+    with pytest.raises(ValueError, match=r"compute_loss: found that of Own .* expected losses="):
+        Own(build(), settings(tmp_path), method=mtu.OrthoGrad(), train_dataset=Texts())
+    expected = plain_step(build(), mtu.OrthoGrad(0.5))
+    _, found = trained(tmp_path, own={"compute_loss_func": losses, "losses": losses})
+    assert relative_error(found, expected) <= 1e-6
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_model_of_another_kind_needs_losses(wrapped: bool, tmp_path: Path) -> None:
+    """By default labels are those of the next tokens, which no tagger's are."""
+    model = tagger(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    if wrapped:
+        peft = pytest.importorskip("peft")
+        model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"]))
+    with pytest.raises(ValueError, match="BertForTokenClassification, whose loss is ForTokenClass"):
+        trained(tmp_path, model)
+
+    def losses(model: Any, batch: Any) -> Tensor:
+        found = model(input_ids=batch["input_ids"]).logits
+        return mtu.losses.token_classification(found, batch["labels"])
+
+    _, found = trained(tmp_path, model, own={"losses": losses})
+    assert float(found.norm()) > 0
+
+
+def test_an_encoder_with_a_decoder_needs_losses(tmp_path: Path) -> None:
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    model = hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=VOCAB, **sizes))
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration, an encoder with a decoder"):
+        trained(tmp_path, model)
+
+
+class Alone(nn.Module):
+    """A causal language model that is no class of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = build()
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:
+        """Its logits."""
+        return self.inner(input_ids=input_ids)
+
+
+@pytest.mark.parametrize("kind", ["Alone", "GPT2LMHeadModel", "MyLlama"])
+def test_causal_models_are_taken_without_losses(kind: str, tmp_path: Path) -> None:
+    gpt2 = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": VOCAB, "n_positions": 8}
+    models: dict[str, Any] = {
+        "Alone": Alone,
+        "GPT2LMHeadModel": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**gpt2)),
+        # a class of one's own says nothing of its loss
+        "MyLlama": lambda: type("MyLlama", (hf.LlamaForCausalLM,), {})(build().config),
+    }
+    _, found = trained(tmp_path, models[kind]())
+    assert float(found.norm()) > 0
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ SURFACE: dict[str, tuple[Callable[[Scene, Any], object], str, list[Any]]] = {
         [v for v in WRONG["flag"] if v is not None],
     ),
     "Trainer(method)": (lambda s, v: s.trainer(method=v), "method|backward", NO_METHOD),
-    "Trainer(losses)": (lambda s, v: s.trainer(losses=v), "losses", [*NO_FUNCTION, None]),
+    "Trainer(losses)": (lambda s, v: s.trainer(losses=v), "losses", NO_FUNCTION),
     "Trainer(forget_column)": (
         lambda s, v: s.trainer(forget_column=v),
         "forget_column",

@@ -1,0 +1,73 @@
+"""Whether the losses of a `Trainer` that are worked on are those its user asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# what a model of transformers says of its loss, where labels are shifted within it
+CAUSAL = ("ForCausalLM", "ForConditionalGeneration")
+
+
+def check_settings(trainer: Any) -> None:
+    """No setting of the loss that a step could not follow.
+
+    Raises:
+        ValueError: labels are to be smoothed.
+    """
+    found = trainer.args.label_smoothing_factor
+    if found:
+        raise ValueError(
+            f"label_smoothing_factor: found {found}, expected 0: the Trainer smooths one scalar, which has no losses "
+            "per sample. Smooth in losses= (cross_entropy has label_smoothing=)."
+        )
+
+
+def check_default(trainer: Any) -> None:
+    """Without `losses=`, the loss would be that of a causal language model.
+
+    Args:
+        trainer: the `Trainer`.
+
+    Raises:
+        ValueError: the user gave another one, or the model is of another kind.
+    """
+    if trainer.compute_loss_func is not None:
+        raise ValueError(f"compute_loss_func: found a function beside no losses=, {_EXPECTED}")
+    owner = _owner(type(trainer), "compute_loss")
+    # the Trainer's own, by its module: a subclass may have the same name
+    if not owner.__module__.startswith("transformers."):
+        raise ValueError(
+            f"compute_loss: found that of {owner.__qualname__} beside no losses=, {_EXPECTED}"
+        )
+    kind = _other_kind(_unwrapped(trainer.model))
+    if kind is not None:
+        raise ValueError(f"model: found {kind} beside no losses=, {_EXPECTED}")
+
+
+_EXPECTED = (
+    "expected losses=, a function (model, batch) -> unreduced losses [N]: a step works on one loss per sample, "
+    "and takes no scalar. language_model_losses are those of causal language models."
+)
+
+
+def _owner(kind: type, name: str) -> type:
+    """The class that a method comes from."""
+    return next(each for each in kind.__mro__ if name in vars(each))
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model within `torch.compile` and adapters."""
+    model = getattr(model, "_orig_mod", model)
+    base = getattr(model, "get_base_model", None)
+    return base() if callable(base) else model
+
+
+def _other_kind(model: Any) -> str | None:
+    """What a model says it is, where that is no causal language model; one that says nothing is taken for one."""
+    name, loss = type(model).__name__, getattr(model, "loss_type", None)
+    if isinstance(loss, str) and not loss.endswith(CAUSAL):
+        return f"{name}, whose loss is {loss}"
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False) is True:
+        return f"{name}, an encoder with a decoder (mtu_fast.losses.seq2seq has its losses)"
+    return None
