@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import mtu_fast as mtu
+from tests.helpers.measured import Measured
 from tests.helpers.models.base import Forward, MultiTask
 from tests.helpers.truth import combine_truth, gram_truth, jacobian, matrix, relative_error
 from tests.helpers.zoo import Case
@@ -37,7 +38,7 @@ def combine_error(
         assert d.shape == p.shape and d.dtype == p.dtype
         scale = max(float(truth[j].norm()), FLOOR * total) or 1.0
         worst = max(worst, float((d.double() - truth[j]).norm()) / scale)
-    return worst
+    return Measured(worst)
 
 
 def assert_rows(

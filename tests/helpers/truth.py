@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from tests.helpers.measured import Measured
+
 
 def flat_losses(losses: Mapping[str, Tensor] | Tensor) -> Tensor:
     """All losses in one vector [R], task-major."""
@@ -55,4 +57,4 @@ def relative_error(found: Tensor, truth: Tensor) -> float:
         )
     scale = truth.double().norm()
     gap = (found.double() - truth.double()).norm()
-    return float(gap / scale) if scale > 0 else float(gap)
+    return Measured(gap / scale if scale > 0 else gap)

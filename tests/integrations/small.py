@@ -37,6 +37,12 @@ def build(seed: int = 0, **more: Any) -> nn.Module:
     return hf.LlamaForCausalLM(config)
 
 
+def checkpointed(model: Any) -> None:
+    """Its layers' activations are made again in the backward, as the Trainer's argument has it."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+
+
 class Texts(Dataset[dict[str, Tensor]]):
     """Random tokens; every third is to be forgotten."""
 

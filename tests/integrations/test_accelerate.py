@@ -26,6 +26,7 @@ from tests.integrations.small import (
     Texts,
     batches,
     build,
+    checkpointed,
     losses_of,
     moved,
     plain_step,
@@ -57,7 +58,12 @@ def fresh_state() -> Iterator[None]:
 
 
 def run(
-    method: mtu.Method, size: int = COUNT, scaler: Any = None, epochs: int = 1, **more: Any
+    method: mtu.Method,
+    size: int = COUNT,
+    scaler: Any = None,
+    epochs: int = 1,
+    checkpointing: bool = False,
+    **more: Any,
 ) -> tuple[Tensor, list[mtu.Update | None], nn.Module]:
     """A loop as Accelerate's documentation has it; how far the model moved."""
     accelerator = accelerate.Accelerator(
@@ -66,6 +72,8 @@ def run(
     if scaler is not None:
         accelerator.scaler = scaler
     model = build()
+    if checkpointing:
+        checkpointed(model)
     start, found = weights(model), []
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     loader = torch.utils.data.DataLoader(Texts(), batch_size=size)
@@ -98,6 +106,13 @@ def test_bf16() -> None:
         expected = plain_step(build(), mtu.OrthoGrad(0.5))
     found, _, _ = run(mtu.OrthoGrad(0.5), mixed_precision="bf16")
     assert relative_error(found, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("size", [16, 4])
+def test_gradient_checkpointing(size: int) -> None:
+    found, _, model = run(mtu.OrthoGrad(0.5), size, checkpointing=True)
+    assert model.is_gradient_checkpointing
+    assert relative_error(found, plain_step(build(), mtu.OrthoGrad(0.5))) <= 1e-6
 
 
 @pytest.mark.parametrize("size", [16, 4])

@@ -23,6 +23,7 @@ from tests.integrations.small import (
     RATE,
     Texts,
     build,
+    checkpointed,
     losses_of,
     moved,
     plain_step,
@@ -149,6 +150,15 @@ def test_bf16() -> None:
         expected = plain_step(build(), mtu.OrthoGrad(0.5))
     found, _ = fit(Automatic(mtu.OrthoGrad(0.5)), precision="bf16-mixed")
     assert relative_error(found, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("size", [16, 4])
+def test_gradient_checkpointing(size: int) -> None:
+    module = Automatic(mtu.OrthoGrad(0.5))
+    checkpointed(module.net)
+    found, _ = fit(module, size, accumulate_grad_batches=16 // size)
+    assert module.net.is_gradient_checkpointing
+    assert relative_error(found, plain_step(build(), mtu.OrthoGrad(0.5))) <= 1e-6
 
 
 def test_a_scaler() -> None:
