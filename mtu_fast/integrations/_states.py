@@ -32,8 +32,13 @@ def save(state: Mapping[str, Any], folder: str, ranks: Ranks | None) -> None:
     torch.save({**state, "processes": processes, "token": token}, _file(folder, rank))
 
 
-def load(folder: str, ranks: Ranks | None) -> dict[str, Any] | None:
+def load(folder: str, ranks: Ranks | None, *, keeps: bool = True) -> dict[str, Any] | None:
     """The state that this process goes on from; None where the checkpoint has none.
+
+    Args:
+        folder: the checkpoint's.
+        ranks: as for `save`.
+        keeps: whether this run keeps rows; otherwise those of the checkpoint are left.
 
     Raises:
         ValueError: on all processes, where one keeps rows and its file is missing or of another checkpoint, or
@@ -41,11 +46,11 @@ def load(folder: str, ranks: Ranks | None) -> dict[str, Any] | None:
     """
     if ranks is None:
         own = _read(folder, 0)
-        _check(_told(own), own, 0, 1)
+        _check(_told(own, keeps), own, 0, 1)
         return own
     own = ranks.agreed(WHAT, lambda: _read(folder, ranks.rank))
     # the file of rank 0 may lie on another machine
-    first = ranks.objects(WHAT, _told(own))[0]
+    first = ranks.objects(WHAT, _told(own, keeps))[0]
     ranks.agreed(WHAT, lambda: _check(first, own, ranks.rank, ranks.size))
     if first is None:
         return None
@@ -62,9 +67,11 @@ def _read(folder: str, rank: int) -> dict[str, Any] | None:
     return state
 
 
-def _told(own: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """A state without its rows, and whether it has some."""
-    return None if own is None else {**own, "subspace": own["subspace"] is not None}
+def _told(own: Mapping[str, Any] | None, keeps: bool) -> dict[str, Any] | None:
+    """A state without its rows, and whether it has some that are wanted."""
+    if own is None:
+        return None
+    return {**own, "subspace": keeps and own["subspace"] is not None}
 
 
 def _check(

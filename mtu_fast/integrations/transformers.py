@@ -260,7 +260,7 @@ class Unlearning:
         parent._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        state = _states.load(checkpoint, self._ranks())
+        state = _states.load(checkpoint, self._ranks(), keeps=self.subspace is not None)
         if state is not None:
             self._take(state)
 

@@ -23,10 +23,10 @@ def state(rank: int, kept: bool, value: float) -> dict[str, Any]:
     return {"method": {"value": value}, "random": [], "subspace": rows}
 
 
-def outcome(folder: str, ranks: Any) -> Any:
+def outcome(folder: str, ranks: Any, keeps: bool = True) -> Any:
     """What this rank goes on from, or the words of the error."""
     try:
-        found = _states.load(folder, ranks)
+        found = _states.load(folder, ranks, keeps=keeps)
     except ValueError as error:
         return str(error)
     assert found is not None
@@ -54,6 +54,8 @@ def run(folder: Path, kept: bool) -> list[Any]:
         (folder / "second" / own).unlink()
     torch.distributed.barrier()
     found.append(outcome(second, ranks))
+    # a run that keeps no rows asks for none
+    assert outcome(second, ranks, keeps=False) == (1, None)
     torch.distributed.barrier()
     if ranks.rank == 0:
         (folder / "first" / _states.STATE).unlink()
