@@ -89,7 +89,6 @@ ARROWS: dict[str, set[str]] = {
         "methods",
         "errors",
         "_checks",
-        "_distributed",
         "_rows",
     },
 }
