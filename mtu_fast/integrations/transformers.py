@@ -24,7 +24,7 @@ from mtu_fast._checks.warned import warn
 from mtu_fast._distributed.ranks import attempt
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
-from mtu_fast.integrations import _states, _step
+from mtu_fast.integrations import _resuming, _states, _step
 from mtu_fast.integrations._losses import check_default, check_settings
 from mtu_fast.integrations._pairs import Collate, check_sets, pairs
 from mtu_fast.integrations._schedule import schedule_of, validation_losses
@@ -266,9 +266,7 @@ class Unlearning:
 
     def _take(self, state: Mapping[str, Any]) -> None:
         """Go on from what `_own_state` gave."""
-        self.method.load_state_dict(state["method"])
-        for generator, held in zip(self.method.generators(), state["random"], strict=True):
-            generator.set_state(held)
+        _resuming.resume_method(self.method, state["method"])
         # without an engine: the next one takes the rows
         self._state, self._engine = state["subspace"], None
 
@@ -290,8 +288,7 @@ class Unlearning:
 
     def _own_state(self) -> dict[str, Any]:
         return {
-            "method": dict(self.method.state_dict()),
-            "random": [generator.get_state() for generator in self.method.generators()],
+            "method": _resuming.state_of_method(self.method),
             "subspace": None if self.subspace is None else self.subspace.state_dict(),
         }
 

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 def state(rank: int, kept: bool, value: float) -> dict[str, Any]:
     rows = {"rows": torch.tensor(float(rank))} if kept else None
-    return {"method": {"value": value}, "random": [], "subspace": rows}
+    return {"method": {"value": value}, "subspace": rows}
 
 
 def outcome(folder: str, ranks: Any, keeps: bool = True) -> Any:
