@@ -24,7 +24,7 @@ FAST := tests/engine tests/test_rows.py tests/test_imports.py tests/rows tests/r
 # one thread a worker; bytecode is written whatever the user's setting, since many tests start processes of their own
 TESTING := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
-.PHONY: help setup test test-fast test-without-extension test-floor test-sanitized reliability check wheels demo language unlearning bench peers scaling scaling-ranks compare ops ops-bench gpu-check docs clean
+.PHONY: help setup test test-fast test-without-extension test-floor test-sanitized reliability check wheels demo language encoder unlearning bench peers scaling scaling-ranks compare ops ops-bench gpu-check docs clean
 
 help: ## this table
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ demo: $(INSTALLED) ## unlearning on handwritten digits: a table, out/unlearning.
 
 language: $(INSTALLED) ## a small Llama that forgets people or one kind of fact, in minutes: benchmarks/results/language.* (ARGS="--quick")
 	$(BIN)/python -m benchmarks.language.run $(ARGS)
+
+encoder: $(INSTALLED) ## all-MiniLM-L6-v2 forgets the authors of some messages and keeps their topics (ARGS="--tiny")
+	OMP_NUM_THREADS=1 $(BIN)/python examples/pretrained_encoder.py $(ARGS)
 
 unlearning: $(INSTALLED) ## three methods on rendered rooms, against retraining, in half an hour: out/ (ARGS="--all", ARGS="--data digits")
 	$(BIN)/python -m benchmarks.unlearning $(ARGS)
