@@ -24,9 +24,13 @@ class Schedule:
     def __init__(self, method: Scheduled, sizes: Mapping[str, int], batch: int) -> None:
         self.method = method
         self._sizes = dict(sizes)
+        self.begin(batch)
+
+    def begin(self, batch: int) -> None:
+        """A run begins, with as many items of each side in a step: its first step has hooks of its own."""
         # the last batch of a pass may be smaller
-        self._batches = {side: math.ceil(count / batch) for side, count in sizes.items()}
-        self._steps = self._batches[method.epoch_of]
+        self._batches = {side: math.ceil(count / batch) for side, count in self._sizes.items()}
+        self._steps = self._batches[self.method.epoch_of]
         self._begun: int | None = None
 
     def before(self, step: int, validation: Callable[[], Mapping[str, float]]) -> None:
@@ -71,10 +75,14 @@ def schedule_of(trainer: Any, method: Method, retain: Any, forget: Any) -> Sched
             f"method: {type(method).__name__} takes its schedule from the sizes of both sides and from data never "
             "seen; expected train_dataset= and forget_dataset= with a length, and eval_dataset=."
         )
-    args = trainer.args
-    # a step sees the samples of all its micro-batches, on all processes
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    batch = items_of_a_step(trainer.args, trainer.args.per_device_train_batch_size)
     return Schedule(method, {"forget": len(forget), "retain": len(retain)}, batch)
+
+
+def items_of_a_step(args: Any, micro: int) -> int:
+    """Items of each side in a step: those of all its micro-batches, on all processes."""
+    items: int = micro * args.gradient_accumulation_steps * args.world_size
+    return items
 
 
 def validation_losses(trainer: Any) -> dict[str, float]:

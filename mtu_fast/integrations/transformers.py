@@ -27,7 +27,7 @@ from mtu_fast.engine import Engine
 from mtu_fast.integrations import _resuming, _states, _step
 from mtu_fast.integrations._losses import check_default, check_settings
 from mtu_fast.integrations._pairs import Collate, check_sets, pairs
-from mtu_fast.integrations._schedule import schedule_of, validation_losses
+from mtu_fast.integrations._schedule import items_of_a_step, schedule_of, validation_losses
 from mtu_fast.losses import causal_lm
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace
@@ -272,9 +272,13 @@ class Unlearning:
 
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
         parent: Any = super()
+        trainer: Any = self
         # rows of a run that was interrupted, or of a batch size that was too large, are none of this one
         if self._engine is not None:
             self._engine.discard()
+        if self._schedule is not None:
+            micro = batch_size or trainer.args.per_device_train_batch_size
+            self._schedule.begin(items_of_a_step(trainer.args, micro))
         return parent._inner_training_loop(batch_size, *args, **kwargs)
 
     def _end_of_schedule(self) -> None:

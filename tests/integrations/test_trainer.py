@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from tests.integrations.small import (
 pytest.importorskip("accelerate")
 
 from mtu_fast.integrations._states import STATE
-from mtu_fast.integrations.transformers import Unlearning
+from mtu_fast.integrations.transformers import Unlearning, language_model_losses
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -345,6 +346,63 @@ def test_the_schedule_is_resumed_to_the_bit(tmp_path: Path) -> None:
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert resumed.state.global_step == 9
     assert torch.equal(weights(resumed.model), weights(whole.model))
+
+
+def epochs_of(trainer: Any, train: Callable[[], object]) -> list[int]:
+    """The epochs that begin while it trains."""
+    seen: list[int] = []
+    begin = mtu.NablaTau.start_epoch
+
+    def start_epoch(self: Any, epoch: int, validation: Any) -> None:
+        begin(self, epoch, validation)
+        seen.append(epoch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mtu.NablaTau, "start_epoch", start_epoch)
+        train()
+    return seen
+
+
+def test_a_run_that_follows_an_interrupted_one_begins_the_schedule_anew(tmp_path: Path) -> None:
+    """Whatever step that one ended in: the first, or the one that a checkpoint goes on from."""
+    saved = {"save_strategy": "steps", "save_steps": 4}
+    whole = tau_trainer(tmp_path, **saved)
+    whole.train()
+    for at, more in ((0, {}), (4, {"resume_from_checkpoint": str(tmp_path / "checkpoint-4")})):
+        trainer = tau_trainer(tmp_path, **saved)
+        losses = trainer.losses
+
+        def failing(model: Any, batch: Any, trainer: Any = trainer, at: int = at) -> Any:
+            if model.training and trainer.state.global_step == at:
+                raise InterruptedError
+            return language_model_losses(model, batch)
+
+        trainer.losses = failing
+        with pytest.raises(InterruptedError):
+            trainer.train()
+        trainer.losses = losses
+        assert epochs_of(trainer, partial(trainer.train, **more)) == list(range(at, 9))
+        if more:
+            assert torch.equal(weights(trainer.model), weights(whole.model))
+
+
+def test_the_schedule_is_that_of_the_batch_size_that_fits(tmp_path: Path) -> None:
+    trainer = tau_trainer(
+        tmp_path, per_device_train_batch_size=4, auto_find_batch_size=True, max_steps=60
+    )
+    losses, seen = trainer.losses, []
+
+    def hungry(model: Any, batch: Any) -> Any:
+        size = len(batch["input_ids"])
+        if model.training and size > 4:  # two items to retain and two to forget fit
+            raise RuntimeError("CUDA out of memory.")
+        seen.append(size)
+        return losses(model, batch)
+
+    trainer.losses = hungry
+    epochs = epochs_of(trainer, trainer.train)
+    # 4 + 4 did not fit, nor did 3 + 3; of 2 + 2 a step holds two, so that a pass is one step
+    assert epochs == [0, 0, *range(9)] and trainer.state.global_step == 9
 
 
 def test_a_schedule_without_its_data_is_refused(tmp_path: Path) -> None:
