@@ -42,6 +42,11 @@ def check_default(trainer: Any) -> None:
     kind = _other_kind(_unwrapped(trainer.model))
     if kind is not None:
         raise ValueError(f"model: found {kind} beside no losses=, {_EXPECTED}")
+    if getattr(getattr(_unwrapped(trainer.model), "config", None), "output_router_logits", False):
+        raise ValueError(
+            "model: found config.output_router_logits=True beside no losses=, expected False: the model then adds a "
+            f"loss of its routers, which looks at the whole batch and would be left out; or {_EXPECTED}"
+        )
 
 
 _EXPECTED = (

@@ -559,6 +559,15 @@ def test_a_model_of_another_kind_needs_losses(wrapped: bool, tmp_path: Path) -> 
     assert float(found.norm()) > 0
 
 
+def test_a_loss_of_routers_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    model = build()
+    model.config.output_router_logits = True  # as a mixture of experts has it
+    with pytest.raises(ValueError, match="output_router_logits=True beside no losses="):
+        trained(tmp_path, model)
+    _, found = trained(tmp_path, model, own={"losses": language_model_losses})
+    assert float(found.norm()) > 0
+
+
 def test_an_encoder_with_a_decoder_needs_losses(tmp_path: Path) -> None:
     sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
     model = hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=VOCAB, **sizes))
