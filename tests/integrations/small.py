@@ -102,3 +102,16 @@ METHODS: dict[str, Callable[[], mtu.Method]] = {
     "orthograd": lambda: mtu.OrthoGrad(0.5),
     "pcgrad": mtu.PCGrad,
 }
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
+# what a checkpoint must hold beside weights: a method and a subspace, by what is in them
+STATES: dict[str, tuple[Callable[[], mtu.Method], Callable[[], mtu.Subspace | None]]] = {
+    "targets and a generator": (lambda: mtu.GradVac(generator=seeded()), lambda: None),
+    "a generator": (lambda: mtu.PCGrad(generator=seeded()), lambda: None),
+    "rows": (lambda: mtu.InterferenceAware(0.3), lambda: mtu.Subspace(12, every=1)),
+    "a basis": (lambda: mtu.InterferenceAware(0.3), lambda: mtu.Subspace(12, every=3, basis=True)),
+}

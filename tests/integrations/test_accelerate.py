@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,7 @@ from tests.integrations.small import (
     COUNT,
     METHODS,
     RATE,
+    STATES,
     Texts,
     batches,
     build,
@@ -314,17 +315,6 @@ def test_two_processes_are_one() -> None:
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(1)
-
-
-STATES: dict[str, tuple[Callable[[], mtu.Method], Callable[[], mtu.Subspace | None]]] = {
-    "targets and a generator": (lambda: mtu.GradVac(generator=seeded()), lambda: None),
-    "a generator": (lambda: mtu.PCGrad(generator=seeded()), lambda: None),
-    "rows": (lambda: mtu.InterferenceAware(0.3), lambda: mtu.Subspace(12, every=1)),
-}
 
 
 def kept(name: str, folder: Path, resume: bool) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,12 +20,14 @@ from tests.integrations.small import (
     COUNT,
     METHODS,
     RATE,
+    STATES,
     Texts,
     build,
     checkpointed,
     losses_of,
     moved,
     plain_step,
+    seeded,
     weights,
 )
 
@@ -211,18 +212,6 @@ class Kept(Adam):
         """One micro-batch."""
         losses, forget = losses_of(self.net, batch), batch["forget"].bool()
         return self.unlearn(losses, self.method, forget=forget, subspace=self.subspace)
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(1)
-
-
-STATES: dict[str, tuple[Callable[[], mtu.Method], Callable[[], mtu.Subspace | None]]] = {
-    "targets and a generator": (lambda: mtu.GradVac(generator=seeded()), lambda: None),
-    "a generator": (lambda: mtu.PCGrad(generator=seeded()), lambda: None),
-    "rows": (lambda: mtu.InterferenceAware(0.3), lambda: mtu.Subspace(12, every=1)),
-    "a basis": (lambda: mtu.InterferenceAware(0.3), lambda: mtu.Subspace(12, every=3, basis=True)),
-}
 
 
 def saved(folder: Path) -> dict[str, Any]:
