@@ -23,6 +23,9 @@ class Prices:
         small_weight: The same, an element of a weight of up to `border` elements.
         large_weight: The same, an element of a larger weight.
         border: Elements of a weight.
+        launches: Rows of a convolution made from patches, whatever their number; 0 where a vendor's
+            call makes each.
+        patch: The same, an element of the patches: writing it and reading it back.
         image: Pixels of an image up to which products of pixels are made once; larger ones are cut,
             which costs more than this rule knows.
         patches: Whether products of positions are made of whole patches, tap by tap, not of pixels
@@ -41,12 +44,14 @@ class Prices:
     large_weight: float
     border: int
     image: int
+    launches: float = 0.0
+    patch: float = 0.0
     patches: bool = False
 
-    def weight_gradient(self, elements: int) -> float:
-        """What a vendor's call for one sample's weight gradient takes, beside its multiply-adds."""
+    def weight_gradients(self, rows: int, elements: int, patches: int) -> float:
+        """What rows of a convolution take beside their multiply-adds, of weights and patches of so many elements."""
         each = self.large_weight if elements > self.border else self.small_weight
-        return self.call + each * elements
+        return rows * (self.call + each * elements) + self.launches + self.patch * patches
 
 
 # Measured: CONTRIBUTING.md says how.
@@ -88,11 +93,13 @@ CUDA_KERNELS = Prices(
     row=40.0,
     tile=None,
     pack=0.0,
-    call=1e9,
+    call=0.0,
     small_weight=0.0,
     large_weight=0.0,
     border=0,
     image=1 << 62,
+    launches=1e9,
+    patch=40.0,
     patches=True,
 )
 OF_KERNELS = {"cpu": CPU_KERNELS, "cuda": CUDA_KERNELS}

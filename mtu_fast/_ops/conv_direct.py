@@ -31,7 +31,7 @@ def gram_by_rows(
     gram = x[0].new_zeros(met, met, dtype=WIDE)
     channels = b[0].shape[2]
     step = (
-        max(1, _tiles.BUFFER // max(r * prod(geometry.weight[1:]), 1))
+        max(1, _tiles.buffer(x[0].device) // max(r * prod(geometry.weight[1:]), 1))
         if geometry.plain
         else channels
     )

@@ -33,7 +33,7 @@ def gather_gram(
     compact = [
         c.view_as(t) for c, t in zip(flat.split([t.numel() for t in index]), index, strict=True)
     ]
-    step = max(1, _tiles.BUFFER // max(r * values[0].shape[2], 1))
+    step = max(1, _tiles.buffer(values[0].device) // max(r * values[0].shape[2], 1))
     for start in range(0, used.numel(), step):
         size = min(step, used.numel() - start)
         tiles = []

@@ -30,7 +30,6 @@ from torch import Tensor
 from mtu_fast._ops._arguments import check_sides
 from mtu_fast._ops._convolution import Geometry
 from mtu_fast._ops._pooling import Into, summed_gram
-from mtu_fast._ops._tiles import BUFFER
 from mtu_fast._ops.conv_direct import conv_direct, gram_by_rows
 from mtu_fast._ops.conv_ghost import conv_ghost
 from mtu_fast._ops.explicit import conv_rows
@@ -51,7 +50,6 @@ from mtu_fast._ops.routes import (
 from mtu_fast._ops.row_gram import row_gram
 
 __all__ = [
-    "BUFFER",
     "conv_cost",
     "conv_direct",
     "conv_ghost",

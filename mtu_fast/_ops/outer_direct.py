@@ -33,7 +33,7 @@ def outer_direct(
     r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
     met = rows_of_gram(into, r)
     gram = left[0].new_zeros(met, met, dtype=WIDE)
-    step = max(1, _tiles.BUFFER // max(r * b, 1))
+    step = max(1, _tiles.buffer(left[0].device) // max(r * b, 1))
     # columns of the left side are parts of a row side by side: Gram matrices of parts add up
     for start in range(0, a, step):
         tiles = [

@@ -125,10 +125,13 @@ def conv_cost(
     seen = sum(_positions(b[family[0]]) for family in families(x))
     own = sum(_positions(b[family[0]]) for family in families(b))
     channels = geometry.weight[1 if geometry.transposed else 0]
-    inputs = weights // max(channels, 1), seen
+    inputs = weights // max(channels, 1)
     has_taps = prod(geometry.kernel) > 1
-    form = Forming(met, pixels_out, inputs, (channels, own), x[0].dtype == WIDE, has_taps)
-    calls = 0.0 if geometry.pointwise else rows * price.weight_gradient(weights)
+    form = Forming(met, pixels_out, (inputs, seen), (channels, own), x[0].dtype == WIDE, has_taps)
+    calls = 0.0
+    if not geometry.pointwise:
+        # a side that blocks share has its patches made for each of them
+        calls = price.weight_gradients(rows, weights, inputs * geometry.groups * pixels_out)
     ghost = _conv_ghost_cost(price, x, b, geometry)
     return cost_of(price, ghost, form, fused=geometry.plain, calls=calls)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from mtu_fast._ops import gram as op
 from mtu_fast._ops._blocks import WIDE
 from mtu_fast._ops._pooling import Into, rows_of_gram, summed_gram, summed_rows
+from mtu_fast._ops._tiles import buffer
 from mtu_fast._rows.merge import aligned, by_block, parts_of, sum_of
 from mtu_fast._rows.uses import Common, Conv, Dense, Gather, Outer, Stacked, Use
 
@@ -194,7 +195,8 @@ def _tiled_gram(uses: Sequence[Use], known: int = 0, into: Into = ()) -> Tensor:
     # every use must be cut at whole units of its own
     unit = lcm(*(u.unit for u in uses))
     # on a GPU a tile is bounded by memory, not by a cache
-    tile = ROWS_IN_CACHE if uses[0].tensors[-1].is_cpu else op.BUFFER
+    device = uses[0].tensors[-1].device
+    tile = ROWS_IN_CACHE if device.type == "cpu" else buffer(device)
     step = max(tile // max(R * unit, 1), 1) * unit
     met = rows_of_gram(into, R)
     found = uses[0].tensors[-1].new_zeros(met, met, dtype=WIDE)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtu_fast._ops import gram as op
 from mtu_fast._ops._blocks import memory
+from mtu_fast._ops._tiles import buffer
 from mtu_fast._rows.merge import aligned
 from mtu_fast._rows.products import only
 from mtu_fast._rows.uses import Dense, Gather, Outer, Several, Use
@@ -110,7 +111,7 @@ def side_by_side(parameters: Sequence[Sequence[Use]]) -> Iterator[list[Tensor]]:
         rows = [use.matrix() for use in uses]
         taken += sum(t.numel() for t in rows)
         # bounded, since the joined rows are a copy
-        if some and taken > op.BUFFER:
+        if some and taken > buffer(rows[0].device):
             yield [torch.cat(block, 1) for block in zip(*some, strict=True)]
             some, taken = [], sum(t.numel() for t in rows)
         some.append(rows)

@@ -309,7 +309,7 @@ def test_parameters_of_rank_one_meet_in_one_call_and_take_their_biases_along() -
 
 
 def test_small_rows_are_joined_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op, "BUFFER", 5 * R)
+    monkeypatch.setattr(_tiles, "BUFFER", 5 * R)
     rows = [[Dense((n,), draw(R, n)), Dense((n,), draw(2, n))] for n in (2, 1, 7, 3)]
     portions = list(together.side_by_side(rows))
     assert [portion[0].shape[1] for portion in portions] == [3, 7, 3]

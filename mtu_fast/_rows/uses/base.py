@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mtu_fast._ops._blocks import WIDE, cast, working_dtype
+from mtu_fast._ops._tiles import buffer
 from mtu_fast._ops.explicit import row_inner, rows_sum
-from mtu_fast._ops.gram import BUFFER
 
 TINY = torch.finfo(WIDE).tiny
 
@@ -140,10 +140,14 @@ class Use(ABC):
         """Bytes that the rows take when materialised."""
         return self.count * prod(self.shape) * self.dtype.itemsize
 
+    def _columns_at_a_time(self) -> int:
+        # whole units: columns that are formed together
+        most = buffer(self.tensors[0].device) // max(self.count * self.unit, 1)
+        return max(most, 1) * self.unit
+
     def lengths(self) -> Tensor:
         """About how long each row is, float64 `[R]`, by no Gram: what weights of a check are chosen by."""
-        # whole units: columns that are formed together
-        step = max(BUFFER // max(self.count * self.unit, 1), 1) * self.unit
+        step = self._columns_at_a_time()
         squares = self.tensors[0].new_zeros(self.count, dtype=WIDE)
         for start in range(0, prod(self.shape), step):
             part = self.columns(start, min(start + step, prod(self.shape)))
@@ -152,7 +156,7 @@ class Use(ABC):
 
     def alive(self) -> Tensor:
         """Which rows are not zero, bool `[R]`; a tile of them at a time."""
-        step = max(BUFFER // max(self.count * self.unit, 1), 1) * self.unit
+        step = self._columns_at_a_time()
         found = torch.zeros(self.count, dtype=torch.bool, device=self.tensors[0].device)
         for start in range(0, prod(self.shape), step):
             part = self.columns(start, min(start + step, prod(self.shape)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mtu_fast._ops import _tiles
 from mtu_fast._ops import explicit as rows_of
-from mtu_fast._ops._convolution import conv_weight_gradient
+from mtu_fast._ops._convolution import conv_weight_gradient, patch_rows
 from tests.helpers.truth import relative_error
 from tests.ops.gram.blocks import (
     CONVS,
@@ -36,6 +37,20 @@ def test_conv_rows(name: str) -> None:
     assert relative_error(rows_of.conv_rows(xs[0], bs[0], g), truth) <= 1e-14
     summed = conv_weight_gradient(xs[0].flatten(0, 1), bs[0].flatten(0, 1), g)
     assert relative_error(summed, truth.sum(0)) <= 1e-14
+
+
+@pytest.mark.parametrize("buffer", [1, 1 << 22])
+@pytest.mark.parametrize("name", CONVS)
+def test_rows_from_patches(name: str, buffer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What forms rows on a GPU: some rows at a time, or all."""
+    monkeypatch.setattr(_tiles, "BUFFER", buffer)
+    g, size = CONVS[name]
+    xs, bs = conv_blocks(g, [(3, 2, size)], torch.float64)
+    truth = conv_truth(xs, bs, g)[0]
+    assert relative_error(patch_rows(xs[0], bs[0], g), truth) <= 1e-14
+    # channels-last memory
+    x, b = (t.movedim(2, -1).contiguous().movedim(-1, 2) for t in (xs[0], bs[0]))
+    assert relative_error(patch_rows(x, b, g), truth) <= 1e-14
 
 
 def test_gather_rows() -> None:

@@ -90,11 +90,11 @@ def test_without_a_kernel_plain_torch_is_charged(
 
 
 def test_on_a_gpu_patches_are_charged_for_each_tap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """6272 positions: products of 49-tap patches cost five times those of nine taps, and more than the rows."""
+    """1568 positions: products of 49-tap patches cost five times those of nine taps, and more than the rows."""
     monkeypatch.setattr(routes, "prices", lambda device: CUDA_KERNELS)
     for kernel, route in ((3, "ghost"), (7, "direct")):
         g = geometry((64, 64, kernel, kernel), padding=kernel // 2)
-        assert op.conv_route(*conv_blocks(g, [(32, 1, (14, 14))], torch.float32), g) == route
+        assert op.conv_route(*conv_blocks(g, [(32, 1, (7, 7))], torch.float32), g) == route
 
 
 @pytest.mark.skipif(not op.conv_ghost.has_kernel("CPU"), reason="the kernel's own rule")
