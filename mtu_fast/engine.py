@@ -218,6 +218,12 @@ class Engine:
             return rows.backward(method)
         return self._step(rows, method, subspace, memory)
 
+    def _finish(self, method: Method, subspace: Subspace | None) -> Update | None:
+        """The step of the micro-batches held, without one more; None where none is."""
+        if self._accumulation.is_empty:
+            return None
+        return self._step(self._accumulation.take(), method, subspace, None)
+
     def _hold(self, batch: Callable[[], Batch], per: str) -> None:
         """Take the rows of a micro-batch, and hold them until the step."""
         parts = self._taking.rows(batch, per)

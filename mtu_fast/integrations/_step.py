@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,7 +15,7 @@ from mtu_fast._distributed.wrappers import is_sliced, slices_of
 from mtu_fast._rows.update import Update, check_method
 from mtu_fast.engine import Engine
 from mtu_fast.errors import NotFiniteError
-from mtu_fast.methods import FORGET, RETAIN, Method, Roles
+from mtu_fast.methods import Method, Roles
 from mtu_fast.subspace import Subspace, check_subspace
 
 T = TypeVar("T")
@@ -58,19 +57,6 @@ class Micro(NamedTuple):
         return torch.stack([loss.detach().mean() for loss in self.losses.values()]).sum()
 
 
-def sides(update: Update) -> dict[str, float]:
-    """{"forget_loss", "retain_loss": mean over an update's rows}, by task where there are several: what loops log."""
-    roles, found = update.roles, {}
-    for side, kind in (("forget", FORGET), ("retain", RETAIN)):
-        for index, task in enumerate(roles.tasks):
-            chosen = (roles.kind == kind) & (roles.task == index)
-            if bool(chosen.any()):
-                name = f"{side}_loss" if len(roles.tasks) == 1 else f"{task}_{side}_loss"
-                # of the step's rows, so that no forward is made for a log line
-                found[name] = float(roles.loss[chosen].mean())
-    return found
-
-
 def take(engine: Engine, micro: Micro, *, sync: bool, scaler: Any = None) -> Update | None:
     """`engine.accumulate`, on scaled losses where there is a scaler.
 
@@ -87,12 +73,42 @@ def take(engine: Engine, micro: Micro, *, sync: bool, scaler: Any = None) -> Upd
     Raises:
         NotFiniteError: the update is not finite, and no scaler is there to lower its scale.
     """
-    if scaler is None or not scaler.is_enabled():
-        return _accumulate(engine, micro, micro.losses, sync, waits=False)
+    if not _scales(scaler):
+        return _accumulate(engine, micro, micro.losses, sync)
     check_scalable(micro.method)
     losses = _scaled(micro.losses, scaler)
+    return _under(scaler, engine, lambda: _accumulate(engine, micro, losses, sync))
+
+
+def finish(
+    engine: Engine, method: Method, subspace: Subspace | None, *, scaler: Any = None
+) -> Update | None:
+    """The step of the micro-batches that are held, where the one it was to follow gave no losses; None without any.
+
+    Args:
+        engine: of the model.
+        method: theirs.
+        subspace: likewise.
+        scaler: as for `take`.
+
+    Raises:
+        NotFiniteError: as for `take`.
+    """
+    if not _scales(scaler):
+        return engine._finish(method, subspace)
+    return _under(scaler, engine, lambda: engine._finish(method, subspace))
+
+
+def _scales(scaler: Any) -> bool:
+    return scaler is not None and scaler.is_enabled()
+
+
+def _under(scaler: Any, engine: Engine, step: Callable[[], Update | None]) -> Update | None:
+    """What a step on scaled losses gives; None where the scaler is to skip it."""
     try:
-        update = _accumulate(engine, micro, losses, sync, waits=True)
+        # a scaler must know at once whether the step was sound
+        with engine.waiting():
+            update = step()
     except NotFiniteError:
         # a scaler expects overflows: it leaves the step out and goes on with a lower scale
         _tell(engine)
@@ -101,19 +117,15 @@ def take(engine: Engine, micro: Micro, *, sync: bool, scaler: Any = None) -> Upd
     return None if update is None else _unscaled(update, scaler.get_scale())
 
 
-def _accumulate(
-    engine: Engine, micro: Micro, losses: Losses, sync: bool, waits: bool
-) -> Update | None:
-    """`engine.accumulate`; a scaler must know at once whether the step was sound."""
-    with engine.waiting() if waits else nullcontext():
-        return engine.accumulate(
-            losses,
-            micro.method,
-            sync=sync,
-            forget=micro.forget,
-            present=micro.present,
-            subspace=micro.subspace,
-        )
+def _accumulate(engine: Engine, micro: Micro, losses: Losses, sync: bool) -> Update | None:
+    return engine.accumulate(
+        losses,
+        micro.method,
+        sync=sync,
+        forget=micro.forget,
+        present=micro.present,
+        subspace=micro.subspace,
+    )
 
 
 def agreed(engine: Engine, function: Callable[[], T]) -> T:

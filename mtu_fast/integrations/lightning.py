@@ -12,8 +12,9 @@ In manual optimization, `self.manual_backward(self.unlearn(...))`.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -22,10 +23,34 @@ from mtu_fast._checks.losses import Losses, by_task
 from mtu_fast._checks.masks import Mask
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
-from mtu_fast.integrations import _step
+from mtu_fast.integrations import _resuming, _step
 from mtu_fast.integrations._checkpointed import Checkpointed
+from mtu_fast.integrations._returned import DIVIDED, SCALED, check_returned, handed_out
+from mtu_fast.integrations._sides import sides
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace
+
+
+class _Held(NamedTuple):
+    """What is known of rows that are held: what they are for, and how many steps were taken before."""
+
+    method: Method
+    subspace: Subspace | None
+    step: int
+
+
+class _Around:
+    """What an engine was made of; a copy of the module is another one, and forgets it."""
+
+    def __init__(self, wrapped: Any = None) -> None:
+        self._wrapped = None if wrapped is None else weakref.ref(wrapped)
+
+    def __reduce__(self) -> tuple[type[_Around], tuple[()]]:
+        return _Around, ()
+
+    def holds(self, wrapped: Any) -> bool:
+        """Whether it was made of this."""
+        return self._wrapped is not None and self._wrapped() is wrapped
 
 
 class Unlearning(Checkpointed):
@@ -41,8 +66,11 @@ class Unlearning(Checkpointed):
 
     update: Update | None = None
     _micro: _step.Micro | None = None
+    _returned: Tensor | None = None  # by `unlearn`, for `_micro`
     _sync: bool | None = None
     _batch: int | None = None  # that `_micro` is of
+    _held: _Held | None = None  # since the last step
+    _around = _Around()
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -57,16 +85,29 @@ class Unlearning(Checkpointed):
     @property
     def sides(self) -> dict[str, float]:
         """Both sides' mean losses in the last step, for `self.log_dict`; empty before the first."""
-        return {} if self.update is None else _step.sides(self.update)
+        return {} if self.update is None else sides(self.update)
 
     @property
     def engine(self) -> Engine:
         """The engine of this module, made when first asked for."""
         if self._engine is None:
-            module: Any = self
-            self._engine = Engine(_replicated(module), params=self.shared_parameters())
+            wrapped = _replicated(self)
+            self._engine, self._around = self._made_of(wrapped), _Around(wrapped)
             self._take_rows(self._engine)
         return self._engine
+
+    def _made_of(self, wrapped: Any) -> Engine:
+        return Engine(wrapped, params=self.shared_parameters())
+
+    def _engine_of_run(self) -> Engine:
+        """The engine of the module as this trainer wraps it, which may be otherwise than the trainer before did."""
+        before, wrapped = self.engine, _replicated(self)
+        if not self._around.holds(wrapped):
+            after = self._made_of(wrapped)
+            for subspace in self._subspaces().values():
+                _resuming.resume_rows(after, subspace, _resuming.states_of_rows(before, subspace))
+            self._engine, self._around = after, _Around(wrapped)
+        return self.engine
 
     def unlearn(
         self,
@@ -90,28 +131,33 @@ class Unlearning(Checkpointed):
                 has it, and True in manual optimization.
 
         Returns:
-            The sum of the tasks' mean losses, `[]`, to be logged; it has no graph.
+            The sum of the tasks' mean losses, `[]`, to be logged and returned as it is: a loss made
+            from it is refused.
 
         Raises:
             TypeError: arguments of the wrong kind.
             ValueError: losses that are not one value a sample, a subspace that the method lacks, or a
                 second call before the backward of the first.
-            RuntimeError: several processes by another strategy than DDP.
+            RuntimeError: several processes by another strategy than DDP, or a step that was taken
+                without the rows held for it.
         """
         module: Any = self
         if sync is not None:
             check_flag("unlearn: sync", sync)
-        _step.check_joined(self.engine, module.trainer.world_size, "lightning")
+        engine = self._engine_of_run()
+        _step.check_joined(engine, module.trainer.world_size, "lightning")
         batch = _batch_of(module.trainer)
 
         def made() -> _step.Micro:
             self._check_first(batch)
+            self._check_held()
             return _step.Micro.of(losses, method, forget, present, subspace)
 
-        self._micro = _step.agreed(self.engine, made)
+        self._micro = _step.agreed(engine, made)
         self._sync, self._batch = sync, batch
         self._note_strays(method, subspace)
-        return self._micro.mean
+        self._returned = handed_out(self._micro.mean)
+        return self._returned
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The engine's, for what `unlearn` returned; else that of `LightningModule`.
@@ -122,7 +168,7 @@ class Unlearning(Checkpointed):
             kwargs: for `LightningModule.backward`.
 
         Raises:
-            ValueError: something with a graph was added to what `unlearn` returned.
+            ValueError: something else than what `unlearn` returned.
         """
         if self._micro is None:
             parent: Any = super()
@@ -130,16 +176,48 @@ class Unlearning(Checkpointed):
             return
         # taken away first: after an error the next backward is somebody else's
         micro, self._micro = self._micro, None
-        _step.agreed(self.engine, lambda: _check_bare(loss))
-        module: Any = self
-        trainer = module.trainer
+        handed, self._returned = self._returned, None
+        trainer, scaler = _trainer_of(self), _scaler_of(self)
+        assert handed is not None
+        nodes = [SCALED] * (scaler is not None) + [DIVIDED] * self._is_automatic
+        _step.agreed(self.engine, lambda: check_returned(loss, handed, nodes))
         sync = self._follows_step(trainer) if self._sync is None else self._sync
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._held = None if sync else _Held(micro.method, micro.subspace, trainer.global_step)
         self.update = _step.take(self.engine, micro, sync=sync, scaler=scaler)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """That of `LightningModule`; where `training_step` returned None, rows held before make the step without it.
+
+        Args:
+            epoch: as for `LightningModule.optimizer_step`.
+            batch_idx: likewise.
+            optimizer: likewise.
+            optimizer_closure: likewise.
+        """
+
+        def closure() -> Any:
+            loss = optimizer_closure()
+            if loss is None:
+                self._finish()
+            return loss
+
+        parent: Any = super()
+        parent.optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def _finish(self) -> None:
+        """The step that was to follow a batch which was left out: with the rows held, and without those of its call."""
+        self._micro = self._returned = None
+        held, self._held = self._held, None
+        # on one process: Lightning itself refuses None on several
+        if held is not None:
+            given = held.method, held.subspace
+            self.update = _step.finish(self.engine, *given, scaler=_scaler_of(self))
 
     def _begin(self) -> None:
         """Rows of a run that was interrupted are none of the one that begins."""
-        self._micro = None
+        self._micro = self._returned = self._held = None
         if self._engine is not None:
             self._engine.discard()
 
@@ -160,10 +238,32 @@ class Unlearning(Checkpointed):
                 "call self.manual_backward(...) for each of them."
             )
 
-    def _follows_step(self, trainer: Any) -> bool:
+    def _check_held(self) -> None:
+        """No step was taken since rows were held for it.
+
+        Raises:
+            RuntimeError: one was.
+        """
+        if self._held is None or not self._is_automatic:
+            return
+        step = _trainer_of(self).global_step
+        if step != self._held.step:
+            self._held = None
+            self.engine.discard()
+            raise RuntimeError(
+                f"unlearn: found rows held for step {step - 1}, which was taken without them: training_step returned "
+                "None for the last batch before it, and an optimizer_step of the module's own called no super()'s. "
+                "Call it, or leave out another batch."
+            )
+
+    @property
+    def _is_automatic(self) -> bool:
         module: Any = self
+        return bool(module.automatic_optimization)
+
+    def _follows_step(self, trainer: Any) -> bool:
         # in manual optimization a step follows each backward, unless sync says otherwise
-        return not module.automatic_optimization or not trainer.fit_loop._should_accumulate()
+        return not self._is_automatic or not trainer.fit_loop._should_accumulate()
 
 
 def _is_fitting(trainer: Any) -> bool:
@@ -176,17 +276,14 @@ def _batch_of(trainer: Any) -> int | None:
     return getattr(getattr(trainer, "fit_loop", None), "total_batch_idx", None)
 
 
-def _check_bare(loss: Tensor) -> None:
-    """A loss is what `unlearn` gave, which has no graph: with one something was added, which would get lost.
+def _trainer_of(module: Any) -> Any:
+    return module.trainer
 
-    Raises:
-        ValueError: something was added.
-    """
-    if loss.requires_grad:
-        raise ValueError(
-            "lightning: found a loss with a graph of its own, expected what self.unlearn returned and nothing added: "
-            "add penalties to each sample's loss before unlearn, or return them in another step."
-        )
+
+def _scaler_of(module: Any) -> Any:
+    """The loss scaler of a module's trainer; None where there is none, or it is off."""
+    scaler = getattr(module.trainer.precision_plugin, "scaler", None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
 
 
 def _replicated(module: Any) -> Any:

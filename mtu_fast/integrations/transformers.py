@@ -28,6 +28,7 @@ from mtu_fast.integrations import _resuming, _states, _step
 from mtu_fast.integrations._losses import check_default, check_settings
 from mtu_fast.integrations._pairs import Collate, check_sets, pairs
 from mtu_fast.integrations._schedule import items_of_a_step, schedule_of, validation_losses
+from mtu_fast.integrations._sides import sides
 from mtu_fast.losses import causal_lm
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace
@@ -229,7 +230,7 @@ class Unlearning:
         """
         parent: Any = super()
         if self.update is not None and "loss" in logs:
-            logs = logs | _step.sides(self.update)
+            logs = logs | sides(self.update)
         parent.log(logs, *args, **kwargs)
 
     # ---- hooks of the Trainer --------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 import mtu_fast as mtu
 from mtu_fast.integrations import _step
+from mtu_fast.integrations._sides import sides
 from mtu_fast.methods import Roles
 from tests.helpers.truth import relative_error
 from tests.integrations.ranks import on_two
@@ -127,7 +128,7 @@ def test_a_scaler(name: str, size: int) -> None:
     _, plain, _ = run(METHODS[name](), size)
     assert updates[-1] is not None and plain[-1] is not None
     assert torch.allclose(updates[-1].roles.loss, plain[-1].roles.loss, rtol=1e-6, atol=0)
-    assert _step.sides(updates[-1]) == pytest.approx(_step.sides(plain[-1]), rel=1e-6)
+    assert sides(updates[-1]) == pytest.approx(sides(plain[-1]), rel=1e-6)
 
 
 def test_a_scaler_that_is_off() -> None:
