@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.measure import ROOT, Times
+from benchmarks.measure import KEEPING, ROOT, Times
 from benchmarks.models import MODELS
 
 
@@ -76,9 +76,10 @@ class Server:
             str(tasks),
             str(quick),
         ]
+        # both trees with one allocator, whatever theirs would be
+        environment = os.environ | KEEPING | {"PYTHONPATH": str(folder)}
         self._process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            command, cwd=folder, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         self.steps = self._line().split()
 

@@ -3,7 +3,7 @@
 Machines drift (clock, other people's work), so competitors run interleaved, in rounds that each
 start with another one, and a ratio is the median over rounds of the ratio within a round. Resident
 memory is largely the allocator's, so memory is measured apart from time, with an allocator that
-gives freed blocks back (`ALLOCATOR`), for every competitor.
+gives freed blocks back (`ALLOCATOR`), for every competitor; and time with one that keeps them (`keep_heap`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+# no trimming below 1 GiB, and blocks of up to 32 MiB from the heap
+KEEPING = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}  # their numbers in malloc.h
 MIB = 1024.0
-BEFORE = (
-    3  # calls before the one whose memory is measured: the engine checks itself in each of them
-)
+# calls before the one whose memory is measured, and before those that are timed: an engine compares
+# its rows with an ordinary backward in calls 1, 2, 3, 5, 9, then 17
+BEFORE, SETTLED = 3, 9
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,18 @@ def wait_for(device: str) -> Callable[[], object]:
     return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
 
 
+def keep_heap() -> None:
+    """Let glibc keep what is freed at the top of its heap.
+
+    Whether it does is otherwise a lottery of addresses: in some processes a step faults in anew the pages that
+    the step before gave back, in others it does not, and the one who pays is not the one who freed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library has none
+    if mallopt is not None:
+        for name, value in KEEPING.items():
+            mallopt(MALLOPT[name], int(value))
+
+
 def interleaved(
     callables: Mapping[str, Callable[[], object]],
     repeats: int,
@@ -83,6 +98,7 @@ def interleaved(
     """
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}; a median needs at least one round")
+    keep_heap()
     names, wait = list(callables), wait_for(device)
     rounds: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()

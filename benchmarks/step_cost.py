@@ -40,7 +40,7 @@ if not __package__:  # run as a file: the packages lie one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.environment import environment
-from benchmarks.measure import BEFORE, Times, interleaved, peak_memory
+from benchmarks.measure import BEFORE, SETTLED, Times, interleaved, peak_memory
 from benchmarks.models import MODELS, Case, build
 from benchmarks.peers import ways
 
@@ -48,9 +48,6 @@ TOLERANCE = 1e-3  # relative distance of the two .grad in float32, on the model 
 # and on the timed model, where rounding may open a ReLU in one of the two forwards only
 KINKS = 0.1
 STEPS = ("plain", "gram", "orthograd", "vmap")
-CHECKED = (
-    9  # calls before: an engine compares its rows with a backward in calls 1, 2, 3, 5, 9, then 17
-)
 
 # ---- the steps -----------------------------------------------------------------------------------
 
@@ -146,7 +143,7 @@ def measure(
     case = build(model, tasks, quick, device=device)
     with_kinks = _checked(case, KINKS, model)
     of = steps(case)
-    for _ in range(CHECKED):
+    for _ in range(SETTLED):
         of["gram"]()
     times = interleaved(of, repeats, device=device)
     peaks = _peaks(case, of, model, quick, device) if memory else {}

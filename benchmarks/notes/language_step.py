@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import torch
 
 import mtu_fast as mtu
+from benchmarks.measure import SETTLED
 from benchmarks.pool import one_thread
 from mtu_fast.losses import causal_lm
 
-CHECKED, ROUNDS = 9, 7  # the ninth step is the last one checked before the seventeenth
+ROUNDS = 7  # after SETTLED steps: the ninth is the last one checked before the seventeenth
 FIRST = 20
 KINDS = ("full", "lora")
 
@@ -75,7 +76,7 @@ def steps(kind: str, quick: bool) -> tuple[Callable[[], object], Callable[[], ob
 def ratio(kind: str, quick: bool) -> float:
     """The median over rounds of our step's processor time over the plain one's."""
     plain, ours = steps(kind, quick)
-    for _ in range(CHECKED):
+    for _ in range(SETTLED):
         plain()
         ours()
     found = []

@@ -15,13 +15,12 @@ from collections.abc import Sequence
 import torch
 
 import mtu_fast as mtu
-from benchmarks.measure import interleaved
+from benchmarks.measure import SETTLED, interleaved
 from benchmarks.models import Sizes, build
 from benchmarks.peers.ways import plain
 from mtu_fast._ops.gram import outer_direct
 
 TASKS = 3
-CHECKED = 5  # steps before, in which a plan is made and checked
 CASES = (("transformer", 64), ("vit", 64), ("transformer", 16), ("vit", 16))
 
 
@@ -35,7 +34,7 @@ def step_over_plain(name: str, samples: int, repeats: int, quick: bool) -> tuple
         case.model.zero_grad()
         engine.backward(case.losses(), method, forget=forget)
 
-    for _ in range(CHECKED):
+    for _ in range(SETTLED):
         step()
     times = interleaved({"plain": plain(case).step, "step": step}, repeats)
     return times["step"].ratio(times["plain"])

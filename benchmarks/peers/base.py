@@ -30,6 +30,7 @@ class Peer(NamedTuple):
     prepare: Callable[[Case], Steps]
     package: str = ""  # distribution whose version is recorded; "" for torch
     materialises: bool = True  # whether the rows of all parameters are in memory together
+    settles: int = 0  # calls before those that are timed, in which it looks at its own results
 
 
 def means(forget: Tensor, tasks: int) -> tuple[Tensor, Tensor]:

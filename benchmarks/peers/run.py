@@ -85,6 +85,8 @@ def measure(what: What, ways: Sequence[str], repeats: int, memory: bool) -> list
     for kind in KINDS:
         for way, steps in running.items():
             if (call := getattr(steps, kind)) is not None:
+                for _ in range(WAYS[way].settles):
+                    call()
                 times = interleaved({"plain": base, way: call}, repeats)
                 rows[way] |= _times(kind, times[way], times["plain"])
     running.clear()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 import mtu_fast as mtu
+from benchmarks.measure import SETTLED
 from benchmarks.models import Case, cross_entropy
 from benchmarks.peers.base import (
     ALPHA,
@@ -241,7 +242,7 @@ def loop(case: Case) -> Steps:
 
 
 PEERS: dict[str, Peer] = {
-    "mtu_fast": Peer(ours, "mtu_fast", materialises=False),
+    "mtu_fast": Peer(ours, "mtu_fast", materialises=False, settles=SETTLED),
     "TorchJD autogram": Peer(torchjd, "torchjd", materialises=False),
     "vmap(grad), J kept": Peer(vmapped),
     "vmap(grad), QR": Peer(vmapped_qr),
