@@ -8,7 +8,7 @@ has arrived at the host, in a later call of the engine or by `Update.check`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -65,7 +65,7 @@ class Flags:
         """Whether a condition fails, `[]` bool on the device; None where none was left there."""
         if self._any is None and self._bad:
             # one tensor for all conditions, so that one copy tells
-            self._any = torch.stack(self._bad).any()
+            self._any = any_of(self._bad)
         return self._any
 
     @property
@@ -161,7 +161,12 @@ def some_bad(flags: Iterable[Flags]) -> Tensor | None:
     found = {id(each): each for each in flags}
     bad = [each.bad for each in found.values()]
     there = [each for each in bad if each is not None]
-    return torch.stack(there).any() if there else None
+    return any_of(there) if there else None
+
+
+def any_of(conditions: Sequence[Tensor]) -> Tensor:
+    """Whether one of them holds, `[]` bool: one at least is given."""
+    return torch.stack(list(conditions)).any() if len(conditions) > 1 else conditions[0]
 
 
 def _is_captured(t: Tensor) -> bool:

@@ -35,7 +35,7 @@ def kinds(forget: Mask, losses: Mapping[str, Tensor], flags: Flags = AT_ONCE) ->
 
 def _kinds(name: str, mask: Tensor, flags: Flags) -> Tensor:
     if mask.dtype == torch.bool:
-        return torch.where(mask, FORGET, RETAIN)
+        return mask.long()  # RETAIN is 0, FORGET 1
     known = (mask == RETAIN) | (mask == FORGET) | (mask == RESTING)
     flags.refuse(~known.all(), lambda: _unknown_kinds(name, mask))
     return mask.long()

@@ -34,8 +34,10 @@ def some_not_finite(tensors: Iterable[Tensor]) -> Tensor | None:
         return None
     # so that in float64 no sum of finite numbers leaves the range
     small = [t * 2.0**-64 if t.dtype == torch.float64 else t for t in real]
-    sums = torch.stack([t.sum(dtype=torch.float64) for t in small])
-    return (sums - sums != 0).any()  # infinity less itself is not a number
+    sums = [t.sum(dtype=torch.float64) for t in small]
+    found = torch.stack(sums) if len(sums) > 1 else sums[0]
+    bad = found - found != 0  # infinity less itself is not a number
+    return bad.any() if bad.ndim else bad
 
 
 def check_direction(d: Any, parameters: Mapping[str, Tensor], called: str = "jvp") -> None:

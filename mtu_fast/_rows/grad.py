@@ -135,7 +135,8 @@ def _hindrance(grad: Tensor, g: Tensor) -> str | None:
 
 def _all_unless(bad: Tensor, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
     # one scalar for each dtype, broadcast by `where`
-    zeros = {g.dtype: g.new_zeros(()) for g in gradients.values() if not g.is_sparse}
+    dtypes = {g.dtype for g in gradients.values()}
+    zeros = {dtype: bad.new_zeros((), dtype=dtype) for dtype in dtypes}
     return {p: _unless(bad, g, zeros) for p, g in gradients.items()}
 
 

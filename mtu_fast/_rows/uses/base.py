@@ -230,7 +230,6 @@ def weigh(t: Tensor, w: Tensor | None, beside: Tensor | None = None) -> Tensor:
         return cast(t, dtype)
     if w.dtype != dtype:
         dtype = torch.promote_types(dtype, w.dtype)
-    t = cast(t, dtype)
-    # [R, 1, …, 1]
+    # [R, 1, …, 1]; a narrower t is widened within the product
     w = cast(w, dtype).view(-1, *[1] * (t.dim() - 1))
     return t * w if beside is None else torch.addcmul(beside, t, w)
