@@ -29,7 +29,7 @@ def check_default(trainer: Any) -> None:
         trainer: the `Trainer`.
 
     Raises:
-        ValueError: the user gave another one, or the model is of another kind.
+        ValueError: the user gave another one.
     """
     if trainer.compute_loss_func is not None:
         raise ValueError(f"compute_loss_func: found a function beside no losses=, {_EXPECTED}")
@@ -39,6 +39,17 @@ def check_default(trainer: Any) -> None:
         raise ValueError(
             f"compute_loss: found that of {owner.__qualname__} beside no losses=, {_EXPECTED}"
         )
+
+
+def check_model(trainer: Any) -> None:
+    """The model says of itself nothing else than that it is a causal language model.
+
+    Args:
+        trainer: the `Trainer`.
+
+    Raises:
+        ValueError: it is of another kind, or adds a loss of its routers.
+    """
     kind = _other_kind(_unwrapped(trainer.model))
     if kind is not None:
         raise ValueError(f"model: found {kind} beside no losses=, {_EXPECTED}")

@@ -54,6 +54,21 @@ def check_sets(retain: Any, forget: Any) -> None:
         raise ValueError("found an empty train_dataset, expected at least one item.")
 
 
+def check_sampling(args: Any) -> None:
+    """Items are not sampled by their lengths: a pair has two.
+
+    Raises:
+        ValueError: they are.
+    """
+    found = getattr(args, "train_sampling_strategy", "random")
+    if found not in ("random", "sequential"):
+        raise ValueError(
+            f"train_sampling_strategy: found {found!r} beside forget_dataset=, expected 'random' or 'sequential': it "
+            "goes by the length of an item, and an item of two data sets is one of each. With one data set and a "
+            "forget column it works."
+        )
+
+
 class _Pairs(Dataset[Pair]):
     """As many as the larger set has; the smaller one is gone through anew."""
 

@@ -86,7 +86,11 @@ def items_of_a_step(args: Any, micro: int) -> int:
 
 
 def validation_losses(trainer: Any) -> dict[str, float]:
-    """{task: mean loss} over the `Trainer`'s evaluation data, in evaluation mode; random states stay."""
+    """{task: mean loss} over the `Trainer`'s evaluation data, in evaluation mode; random states stay.
+
+    Raises:
+        ValueError: there are no losses in it.
+    """
     model = trainer.model
     was = model.training
     sums: dict[str, float] = {}
@@ -107,4 +111,10 @@ def validation_losses(trainer: Any) -> dict[str, float]:
                     counts[task] = counts.get(task, 0) + len(there)
     finally:
         model.train(was)
+    if not any(counts.values()):
+        raise ValueError(
+            "eval_dataset: found no sample with a loss, expected at least one: the method's schedule looks at losses "
+            "of data never seen. With dataloader_drop_last=True it holds no fewer than per_device_eval_batch_size on "
+            "each process."
+        )
     return {task: total / counts[task] for task, total in sums.items() if counts[task]}

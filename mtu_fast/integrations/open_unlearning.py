@@ -27,13 +27,10 @@ from torch import Tensor, nn
 from mtu_fast import methods
 from mtu_fast._arguments import check_mapping, check_one_of, check_positive, check_tensors
 from mtu_fast._distributed.alike import bits_of
-from mtu_fast.integrations import _states
-from mtu_fast.integrations.transformers import (
-    Batch,
-    Unlearning,
-    language_model_losses,
-    text_logits,
-)
+from mtu_fast.integrations import _states, _step
+from mtu_fast.integrations._language import Batch, language_model_losses, logits_and_labels
+from mtu_fast.integrations._losses import check_model
+from mtu_fast.integrations.transformers import Unlearning
 from mtu_fast.losses import causal_lm, npo
 from mtu_fast.methods import Method
 
@@ -78,38 +75,43 @@ class Surgery(Unlearning):
         self._frozen_of: object = None
         self._forgotten = torch.zeros(0, dtype=torch.bool)
         self._beta = beta
-        kwargs.setdefault("losses", self._npo if forget_loss == "npo" else language_model_losses)
-        super().__init__(*args, method=solved, **kwargs)
+        own = {"losses": self._npo if forget_loss == "npo" else language_model_losses}
+        super().__init__(*args, method=solved, **(own | kwargs))
+        if "losses" not in kwargs:
+            check_model(self)
+            self._is_checked = False
 
-    def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Tensor:
-        """Rows of both sides in one forward, and at the step the update.
+    def prediction_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        """As for `Unlearning`, of items of one side.
 
         Args:
-            model: as the `Trainer` wraps it.
-            inputs: `{"forget": {input_ids, attention_mask, labels}, "retain": the same}`.
-            args: for `Unlearning.training_step`.
-            kwargs: for `Unlearning.training_step`.
+            model: the model.
+            inputs: the batch.
+            args: for the `Trainer`.
+            kwargs: for the `Trainer`.
 
         Returns:
-            The mean loss, to be logged.
+            What the `Trainer` returns.
 
         Raises:
-            ValueError: a batch of another form.
+            ValueError: a batch of two sides.
         """
-        batch = joined(inputs, self.forget_column)
-        trainer: Any = self
-        # kept beside: a losses function gets the batch without it
-        self._forgotten = batch[self.forget_column].to(trainer.args.device)
-        return super().training_step(model, batch, *args, **kwargs)
+        if inputs.keys() & set(SIDES):
+            raise ValueError(
+                f"Surgery: evaluation: found a batch of {sorted(inputs)}, expected one of {sorted(FILL)}: pairs are "
+                "what training takes, and one loss of both sides says nothing of either. Give each side as a data set "
+                "of its own: eval_dataset={'forget': ..., 'retain': ...}."
+            )
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _npo(self, model: Any, batch: Batch) -> Tensor:
         """NPO's losses of what is to be forgotten, the mean over tokens of what is to be kept."""
         frozen = self._reference()
-        labels = batch["labels"]
         with torch.no_grad():
             # NPO compares likelihoods of whole answers: sums over tokens, and no means
-            held = causal_lm(text_logits(frozen, batch), labels, reduction="sum")
-        summed = causal_lm(text_logits(model, batch), labels, reduction="sum")
+            held = causal_lm(*logits_and_labels(frozen, batch), reduction="sum")
+        logits, labels = logits_and_labels(model, batch)
+        summed = causal_lm(logits, labels, reduction="sum")
         # token t is predicted at t - 1: nothing predicts the first
         counts = (labels[:, 1:] != -100).sum(1).clamp(min=1)
         preferred = npo(summed, held, beta=self._beta)
@@ -129,6 +131,14 @@ class Surgery(Unlearning):
         return self.losses == self._npo
 
     # ---- hooks of the Trainer --------------------------------------------------------------------
+
+    def _prepared(self, inputs: Batch) -> Batch:
+        # agreed on before the forward, in which the processes may meet
+        batch = _step.agreed(self.engine, lambda: joined(inputs, self.forget_column))
+        prepared = super()._prepared(batch)
+        # kept beside: a losses function gets the batch without it
+        self._forgotten = prepared[self.forget_column]
+        return prepared
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         parent: Any = super()

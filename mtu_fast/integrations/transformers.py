@@ -18,57 +18,22 @@ from typing import Any
 
 from torch import Tensor
 
-from mtu_fast._arguments import check_function, check_mapping, check_tensors, check_text
+from mtu_fast._arguments import check_function, check_tensors, check_text
 from mtu_fast._checks.losses import Losses, labelled
 from mtu_fast._checks.warned import warn
 from mtu_fast._distributed.ranks import attempt
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
 from mtu_fast.integrations import _resuming, _states, _step
-from mtu_fast.integrations._losses import check_default, check_settings
-from mtu_fast.integrations._pairs import Collate, check_sets, pairs
+from mtu_fast.integrations._language import Batch, check_own_loss, language_model_losses
+from mtu_fast.integrations._losses import check_default, check_model, check_settings
+from mtu_fast.integrations._pairs import Collate, check_sampling, check_sets, pairs
 from mtu_fast.integrations._schedule import items_of_a_step, schedule_of, validation_losses
-from mtu_fast.integrations._sides import sides
-from mtu_fast.losses import causal_lm
+from mtu_fast.integrations._sides import Sides
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace
 
-Batch = dict[str, Any]
 PerSample = Callable[[Any, Batch], Losses | tuple[Losses, Mapping[str, Tensor]]]
-
-
-def language_model_losses(model: Any, batch: Batch) -> Tensor:
-    """`mtu_fast.losses.causal_lm` of the model's logits, `[N]`: the mean over the tokens that have a label.
-
-    Args:
-        model: a causal language model of `transformers`, its adapters included.
-        batch: `input_ids`, `labels` (−100 where a token does not count), and what else the model
-            takes.
-
-    Raises:
-        TypeError: a batch that is no mapping, or labels that are no tensor.
-        ValueError: no labels, or nothing beside them.
-    """
-    check_mapping("batch", batch, "{input_ids: tensor, labels: tensor, ...}")
-    if len(batch) < 2 or "labels" not in batch:
-        raise ValueError(
-            f"batch: found {sorted(map(str, batch))}, expected labels, and input_ids or the like."
-        )
-    check_tensors(labels=batch["labels"])
-    return causal_lm(text_logits(model, batch), batch["labels"])
-
-
-def text_logits(model: Any, batch: Batch) -> Tensor:
-    """The model's logits at the positions of the text, `[N, S, V]`: those of a soft prompt stand before them.
-
-    Args:
-        model: a causal language model.
-        batch: as for `language_model_losses`.
-    """
-    given = {name: value for name, value in batch.items() if name != "labels"}
-    logits: Tensor = model(**given).logits
-    length = batch["labels"].shape[1]
-    return logits[:, -length:] if logits.shape[1] > length else logits
 
 
 class Unlearning:
@@ -87,7 +52,8 @@ class Unlearning:
         method: a method.
         losses: (model, batch) -> unreduced losses, `[N]` or `{task: [N]}`, or a pair of them and
             `{task: [N] bool}` where labels are missing; the batch is without the forget column.
-            `language_model_losses` by default, for causal language models.
+            `language_model_losses` by default, for causal language models; in the first step they
+            are compared with the loss that the model computes itself.
         forget_column: the name of what says which samples are to be forgotten, `[N]`, or `{task:
             [N]}` from a collator of your own.
         forget_dataset: a second data set, all of which is to be forgotten; `train_dataset` is then
@@ -103,7 +69,8 @@ class Unlearning:
     Raises:
         TypeError: arguments of the wrong kind.
         ValueError: an empty data set, a method without the subspace that it works in, label smoothing,
-            or no `losses` where the `Trainer` has a loss of its own or the model is no causal LM.
+            sampling by lengths of two data sets, or no `losses` where the `Trainer` has a loss of its
+            own or the model is no causal LM.
     """
 
     update: Update | None = None
@@ -132,15 +99,20 @@ class Unlearning:
         self.losses = language_model_losses if losses is None else losses
         self.forget_column, self._params = forget_column, params
         self._engine: Engine | None = None
+        self._wrapped: Any = None  # what it was made of
         self._state: Mapping[str, Any] | None = None
-        self._is_said = False
+        self._empty = None if subspace is None else subspace.held
+        self._is_said, self._is_checked = False, losses is not None
+        self._sides = Sides()
         super().__init__(*args, **kwargs)
         trainer: Any = self
         check_settings(trainer)
-        if losses is None:
+        if not self._is_checked:
             check_default(trainer)
+            check_model(trainer)
         self._schedule = schedule_of(trainer, method, trainer.train_dataset, forget_dataset)
         if forget_dataset is not None:
+            check_sampling(trainer.args)
             trainer.train_dataset = pairs(trainer.train_dataset, forget_dataset)
             trainer.data_collator = Collate(trainer.data_collator, forget_column)
         _check_alone(trainer)
@@ -149,16 +121,42 @@ class Unlearning:
     def engine(self) -> Engine:
         """The engine of the model, made when first asked for."""
         trainer: Any = self
-        # the Trainer may have made another model meanwhile, as for a search
-        if self._engine is None or self._engine.model is not trainer.model:
+        if self._engine is not None and self._engine.model is not trainer.model:
+            # the Trainer made another model, as for a search: its rows are none of the one before
+            self._engine = None
+            if self.subspace is not None and self._empty is not None:
+                self.subspace.held = self._empty
+        if self._engine is None:
             model = trainer.model
+            self._wrapped = _step.replicated(trainer.model_wrapped) or model
             params = None if self._params is None else self._params(model)
-            self._engine = Engine(_step.replicated(trainer.model_wrapped) or model, params=params)
+            self._engine = Engine(self._wrapped, params=params)
             # kept rows come back through an engine, of which there was none at loading
             if self._state is not None and self.subspace is not None:
                 self.subspace.load_state_dict(self._state, self._engine.subspace_rows)
             self._state = None
         return self._engine
+
+    def _engine_of_run(self) -> Engine:
+        """The engine of the model as it is wrapped by now; one that was asked for before knew nothing of other ranks.
+
+        Raises:
+            RuntimeError: several processes whose rows it does not join.
+        """
+        trainer: Any = self
+        engine = self.engine
+        if self._wrapped is not (_step.replicated(trainer.model_wrapped) or trainer.model):
+            # kept rows, if there are any, go through the next engine
+            self._state = None if self.subspace is None else self.subspace.state_dict()
+            self._engine = None
+            engine = self.engine
+        if not engine.is_joined and trainer.args.world_size > 1:
+            raise RuntimeError(
+                f"Trainer: found {trainer.args.world_size} processes and a model without DistributedDataParallel, so "
+                "that each would train alone; expected train() before evaluate() or predict(), after which the Trainer "
+                "of transformers wraps it no more. Evaluate first in a Trainer of its own."
+            )
+        return engine
 
     def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Tensor:
         """Rows of one micro-batch, and at the step the update.
@@ -183,23 +181,25 @@ class Unlearning:
             trainer.optimizer.train()
         if self._schedule is not None:
             self._schedule.before(trainer.state.global_step, lambda: validation_losses(trainer))
-        batch = dict(trainer._prepare_inputs(inputs))
+        engine = self._engine_of_run()
+        batch = self._prepared(inputs)
         # an error waits until all processes meet; a forward may meet the others, so it runs all the same
         forget = attempt(lambda: self._mask(batch))
         found = attempt(lambda: self._losses_of(model, batch))
-        _step.check_joined(self.engine, trainer.args.world_size, "Trainer")
 
         def made() -> _step.Micro:
             mask, (losses, present) = forget.get(), found.get()
             return _step.Micro.of(losses, self.method, mask, present, self.subspace)
 
-        micro = _step.agreed(self.engine, made)
+        micro = _step.agreed(engine, made)
         accelerator = trainer.accelerator
         sync = bool(accelerator.sync_gradients)
-        update = _step.take(self.engine, micro, sync=sync, scaler=accelerator.scaler)
+        update = _step.take(engine, micro, sync=sync, scaler=accelerator.scaler)
         # rows are held until the micro-batch that a step follows
         if sync:
             self.update = update
+            if update is not None:
+                self._sides.add(update)
             self._end_of_schedule()
         # the Trainer adds up what the micro-batches of a step return
         return micro.mean / trainer.current_gradient_accumulation_steps
@@ -221,7 +221,7 @@ class Unlearning:
         return parent.prediction_step(model, known, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The `Trainer`'s, with both sides' mean losses in the last step, for TensorBoard, W&B and others.
+        """The `Trainer`'s, with both sides' mean losses since the last line, for TensorBoard, W&B and others.
 
         Args:
             logs: what the `Trainer` logs.
@@ -229,8 +229,9 @@ class Unlearning:
             kwargs: for the `Trainer`.
         """
         parent: Any = super()
-        if self.update is not None and "loss" in logs:
-            logs = logs | sides(self.update)
+        if "loss" in logs:
+            # over the same steps as the Trainer's
+            logs, self._sides = logs | self._sides.means(), Sides()
         parent.log(logs, *args, **kwargs)
 
     # ---- hooks of the Trainer --------------------------------------------------------------------
@@ -277,6 +278,7 @@ class Unlearning:
         # rows of a run that was interrupted, or of a batch size that was too large, are none of this one
         if self._engine is not None:
             self._engine.discard()
+        self._sides = Sides()
         if self._schedule is not None:
             micro = batch_size or trainer.args.per_device_train_batch_size
             self._schedule.begin(items_of_a_step(trainer.args, micro))
@@ -300,7 +302,16 @@ class Unlearning:
     def _losses_of(self, model: Any, batch: Batch) -> tuple[Losses, Mapping[str, Tensor]]:
         trainer: Any = self
         with self._readable(), trainer.compute_loss_context_manager():
-            return labelled(self.losses(model, batch))
+            found = labelled(self.losses(model, batch))
+            # after the forward, in which the processes may meet
+            if not self._is_checked:
+                self._is_checked = check_own_loss(trainer.model, batch)
+            return found
+
+    def _prepared(self, inputs: Batch) -> Batch:
+        """The batch on the device."""
+        trainer: Any = self
+        return dict(trainer._prepare_inputs(inputs))
 
     def _mask(self, batch: Batch) -> Any:
         if self.forget_column not in batch:

@@ -25,12 +25,9 @@ from benchmarks.language.methods import METHODS, Preference
 from benchmarks.language.texts import END, IGNORED
 from benchmarks.protocol import Situation
 from mtu_fast.losses import npo
+from tests.integrations.marks import marks
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = marks("ignore::UserWarning")
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 
 from benchmarks.integrations_page import EXACT, NOTHING, PAGE, Line, table
 from tests.helpers.measured import FILE, HELD
+from tests.integrations.ranks import forget_the_parent
 
 SLACK = 10  # of another CPU's rounding
 LINES: dict[str, list[Line]] = {}
@@ -26,6 +27,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     if FILE not in os.environ:
         check(LINES.get(item.nodeid.partition("[")[0], []), list(HELD))
     return outcome
+
+
+@pytest.fixture
+def fresh_state() -> Iterator[None]:
+    """Accelerate keeps one state a process."""
+    forget_the_parent()
+    yield
+    forget_the_parent()
 
 
 def check(lines: list[Line], held: list[tuple[float, float]]) -> None:

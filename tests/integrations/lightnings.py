@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import mtu_fast as mtu
+from tests.integrations.marks import marks
 from tests.integrations.small import (
     COUNT,
     RATE,
@@ -27,14 +28,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from mtu_fast.integrations.lightning import Unlearning
 
-MARKS = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings(
-        "ignore:.*(num_workers|pin_memory|logging interval|isinstance|callbacks used to).*"
-    ),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+MARKS = marks("ignore:.*(num_workers|logging interval|isinstance|callbacks used to).*")
 
 
 QUIET: dict[str, Any] = {

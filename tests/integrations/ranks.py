@@ -62,7 +62,7 @@ def _on_rank(rank: int, port: int, send: Any, function: Callable[..., Any], give
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": SIZE, "LOCAL_WORLD_SIZE": SIZE}
     os.environ.update({name: str(number) for name, number in numbers.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test")
-    _forget_the_parent()
+    forget_the_parent()
     outcome: tuple[Any, str | None]
     try:
         outcome = function(*given), None
@@ -71,7 +71,7 @@ def _on_rank(rank: int, port: int, send: Any, function: Callable[..., Any], give
     send.send_bytes(pickle.dumps(outcome))
 
 
-def _forget_the_parent() -> None:
+def forget_the_parent() -> None:
     """Accelerate keeps one state a process, in which it is alone."""
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState, PartialState

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mtu_fast as mtu
+from tests.helpers.truth import relative_error
 from tests.integrations.ranks import SIZE
 
 Item = tuple[Tensor, Tensor, Tensor]
@@ -153,3 +154,13 @@ PLANS = {
     "views of buckets": Plan(ddp={"gradient_as_bucket_view": True}),
 }
 TWO = Plan(size=2, micro=2, count=16, two=True)
+
+
+BOUND = 1e-10
+REFUSED = "DistributedDataParallel with static_graph=True"
+
+
+def same(found: list[Tensor], start: Tensor, end: Tensor, bound: float = BOUND) -> None:
+    """Both ranks end at the same bits, and where one process ends."""
+    assert torch.equal(*found)
+    assert relative_error(found[0] - start, end - start) <= bound

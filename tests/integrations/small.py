@@ -19,21 +19,20 @@ hf = pytest.importorskip("transformers")
 
 VOCAB, S, COUNT = 23, 6, 16
 RATE = 0.1
+# of a layer, alike for the models of all families
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+}
 
 
 def build(seed: int = 0, **more: Any) -> nn.Module:
     """A Llama of two layers, without dropout."""
     torch.manual_seed(seed)
-    config = hf.LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        use_cache=False,
-        **more,
-    )
+    shape = SIZES | {"num_hidden_layers": 2, "num_key_value_heads": 1, "use_cache": False}
+    config = hf.LlamaConfig(**(shape | more))
     return hf.LlamaForCausalLM(config)
 
 

@@ -15,20 +15,16 @@ from torch.utils.data import Dataset
 import mtu_fast as mtu
 from mtu_fast.losses import causal_lm, npo
 from tests.helpers.truth import relative_error
+from tests.integrations.marks import marks
 from tests.integrations.ranks import on_two
 from tests.integrations.small import RATE, VOCAB, build, hf, moved, weights
-from tests.integrations.test_trainer import settings
+from tests.integrations.trainers import settings
 
 pytest.importorskip("accelerate")
 
 from mtu_fast.integrations.open_unlearning import Surgery, joined, method_of
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = marks()
 COUNT = 6
 
 
@@ -274,3 +270,56 @@ def test_two_processes_are_one(forget_loss: str, tmp_path: Path) -> None:
     expected = run(COUNT)
     assert torch.equal(one, other)
     assert relative_error(one, expected) <= 2e-6
+
+
+def test_a_model_with_another_loss_is_refused(tmp_path: Path) -> None:
+    """As in `Unlearning`: by what it says of itself, and by its own loss."""
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    t5 = hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=VOCAB, **sizes))
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration, an encoder with a decoder"):
+        load(CONFIG, tmp_path, model=t5)
+    xlm = hf.XLMConfig(vocab_size=VOCAB, emb_dim=16, n_layers=1, n_heads=2)
+    for forget_loss in ("nll", "npo"):
+        own = {**CONFIG["method_args"], "forget_loss": forget_loss}
+        trainer = load(CONFIG | {"method_args": own}, tmp_path, model=hf.XLMWithLMHeadModel(xlm))
+        with pytest.raises(
+            ValueError, match=r"XLMWithLMHeadModel computes itself is no mean of ca"
+        ):
+            trainer.train()
+
+
+class Scored(Surgery, hf.Trainer):
+    """Whose evaluation is that of the `Trainer`."""
+
+
+def test_evaluation_is_of_one_side(tmp_path: Path) -> None:
+    data = Sides()
+    sides = {side: [data[i][side] for i in range(COUNT)] for side in ("forget", "retain")}
+    own: dict[str, Any] = {"method": "OrthoGrad", "train_dataset": data, "data_collator": collate}
+    arguments = settings(tmp_path, remove_unused_columns=False)
+    trainer = Scored(model=build(), args=arguments, **own)
+    with pytest.raises(ValueError, match=r"evaluation: found a batch of \['forget', 'retain'\]"):
+        trainer.evaluate(data)
+    found = trainer.evaluate(sides)
+    with torch.no_grad():
+        retain, forget = plain_losses(trainer.model)
+    # answers of one side are nearly of one length
+    assert found["eval_retain_loss"] == pytest.approx(float(retain.mean()), rel=1e-2)
+    assert found["eval_forget_loss"] == pytest.approx(float(forget.mean()), rel=1e-2)
+
+
+def other_form_on_one_rank(folder: Path) -> None:
+    trainer = load(CONFIG, folder, per_device_train_batch_size=COUNT // 2)
+    whole = trainer.data_collator
+
+    def collated(items: Any) -> Any:
+        batch = whole(items)
+        return batch if torch.distributed.get_rank() == 0 else {"retain": batch["retain"]}
+
+    trainer.data_collator = collated
+    with pytest.raises(ValueError, match="rank 1: Surgery: forget: found a batch of"):
+        trainer.train()
+
+
+def test_a_batch_of_another_form_on_one_rank_is_an_error_on_both(tmp_path: Path) -> None:
+    on_two(other_form_on_one_rank, tmp_path)

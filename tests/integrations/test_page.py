@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.integrations_page import EXACT, Line, rewritten, table
 from tests.integrations.conftest import check
+from tests.integrations.marks import marks
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -20,13 +21,9 @@ TESTS = Path(__file__).parents[1]
 TEXT = (TESTS.parent / "docs" / "integrations.md").read_text()
 LINES = table(TEXT)
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning:lightning"),
-    pytest.mark.filterwarnings("ignore:.*(num_workers|pin_memory|logging interval|isinstance).*"),
-]
+pytestmark = marks(
+    "ignore::UserWarning:lightning", "ignore:.*(num_workers|logging interval|isinstance).*"
+)
 
 
 def block_of(heading: str) -> str:

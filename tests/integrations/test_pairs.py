@@ -12,20 +12,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import mtu_fast as mtu
+from tests.integrations.marks import marks
 from tests.integrations.small import COUNT, Texts, build
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from mtu_fast.integrations._pairs import Collate, Pair, pairs
-from tests.integrations.test_trainer import Unlearner, settings, trained
+from tests.integrations.trainers import Unlearner, settings, trained
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = marks()
 
 
 class Stream(IterableDataset[int]):
@@ -129,3 +125,13 @@ def test_what_is_no_data_set_is_named() -> None:
         pairs([1], Stream(3))
     with pytest.raises(TypeError, match="train_dataset: found int"):
         pairs(3, [1])
+
+
+def test_lengths_of_pairs_are_refused(tmp_path: Path) -> None:
+    """Of one data set they are taken."""
+    by_length = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 4}
+    own = {"train_dataset": Texts(column=False), "forget_dataset": Texts(4, column=False)}
+    with pytest.raises(ValueError, match="train_sampling_strategy: found 'group_by_length' beside"):
+        trained(tmp_path, own=own, **by_length)
+    _, found = trained(tmp_path, **by_length)
+    assert float(found.norm()) > 0

@@ -11,13 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import mtu_fast as mtu
+from tests.integrations.marks import marks
 from tests.integrations.small import Texts, batches, build, losses_of, weights
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
-]
+pytestmark = marks()
 SIZE, MICRO = 4, 2  # 16 samples: two steps an epoch
 
 Backward = Callable[[mtu.Engine, Tensor, Any, Tensor, bool], Any]

@@ -1,4 +1,4 @@
-"""Two processes in the loops of others are one process with the joined batch; or an error on both of them."""
+"""Two processes of a `Trainer` are one with the joined batch; or an error on both of them."""
 
 from __future__ import annotations
 
@@ -12,130 +12,13 @@ from torch import Tensor, nn
 
 import mtu_fast as mtu
 from tests.helpers.truth import relative_error
-from tests.integrations import shares, small
+from tests.integrations import small
+from tests.integrations.marks import marks
 from tests.integrations.ranks import on_two
-from tests.integrations.shares import PLANS, TWO, Net, Plan
+from tests.integrations.shares import REFUSED, same
+from tests.integrations.trainers import Unlearner, settings
 
-pytest.importorskip("accelerate")
-
-import accelerate
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
-
-from mtu_fast.integrations import accelerate as ours
-from mtu_fast.integrations.transformers import Unlearning
-
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
-    pytest.mark.filterwarnings("ignore:torch_compile:UserWarning"),
-]
-BOUND = 1e-10
-REFUSED = "DistributedDataParallel with static_graph=True"
-
-
-def same(found: list[Tensor], start: Tensor, end: Tensor, bound: float = BOUND) -> None:
-    """Both ranks end at the same bits, and where one process ends."""
-    assert torch.equal(*found)
-    assert relative_error(found[0] - start, end - start) <= bound
-
-
-# ---- Accelerate ----------------------------------------------------------------------------------
-
-
-def accelerated(plan: Plan) -> Tensor:
-    """The loop of its documentation."""
-    accelerator = accelerate.Accelerator(
-        cpu=True,
-        gradient_accumulation_steps=plan.micro,
-        kwargs_handlers=[DistributedDataParallelKwargs(**plan.ddp)],
-        dataloader_config=DataLoaderConfiguration(even_batches=False),
-    )
-    net, method, subspace = Net(), plan.method(), plan.subspace()
-    optimizers = plan.optimizers(net)
-    schedules = plan.schedules(optimizers)
-    data: Any = shares.items(plan.count)
-    loader: Any = torch.utils.data.DataLoader(data, batch_size=plan.size)
-    model, loader = accelerator.prepare(net, loader)
-    steppers = [accelerator.prepare(each) for each in (*optimizers, *schedules)]
-    engine = mtu.Engine(model)
-    for _ in range(plan.epochs):
-        for batch in loader:
-            with accelerator.accumulate(model):
-                losses = shares.losses_of(model, batch)
-                ours.backward(
-                    accelerator, engine, losses, method, forget=batch[2], subspace=subspace
-                )
-                if accelerator.sync_gradients and plan.clip:
-                    accelerator.clip_grad_norm_(model.parameters(), plan.clip)
-                for each in steppers:
-                    each.step()
-                for each in steppers[: len(optimizers)]:
-                    each.zero_grad()
-    return shares.end_to_end(net)
-
-
-@pytest.mark.parametrize("name", PLANS)
-def test_accelerate(name: str) -> None:
-    # its schedules move on by one for each process
-    same(on_two(accelerated, PLANS[name]), *shares.alone(PLANS[name], ticks=2))
-
-
-def test_accelerate_with_two_optimizers() -> None:
-    same(on_two(accelerated, TWO), *shares.alone(TWO))
-
-
-def refused_by_accelerate() -> None:
-    with pytest.raises(ValueError, match=REFUSED):
-        accelerated(Plan(ddp={"static_graph": True}))
-
-
-def unlike_numbers_of_micro_batches() -> None:
-    """14 samples by 2 are 4 and 3: at the last one rank steps, and the other has no more."""
-    with pytest.raises(ValueError, match=r"sync: found \[False, True\] on the ranks"):
-        accelerated(Plan(size=2, micro=2, count=14))
-
-
-@pytest.mark.parametrize("function", [refused_by_accelerate, unlike_numbers_of_micro_batches])
-def test_accelerate_refuses_on_both(function: Any) -> None:
-    on_two(function)
-
-
-def overflow_on_one_rank() -> Tensor:
-    """A scaler leaves the step out on both, and lowers both scales."""
-    torch.distributed.init_process_group("gloo")
-    net = Net().float()
-    model = nn.parallel.DistributedDataParallel(net)
-    engine, optimizer = mtu.Engine(model), torch.optim.SGD(net.parameters(), lr=0.1)
-    accelerator = accelerate.Accelerator(cpu=True)
-    accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
-    data = shares.items(12)
-    x, _, forget = (torch.stack(column) for column in zip(*data, strict=True))
-    start = shares.end_to_end(net)
-    for step, bad_rank in enumerate((1, 0)):
-        losses = model(x.float()).square().mean(1)
-        if torch.distributed.get_rank() == bad_rank:
-            losses = (losses.half() * 64).float()  # whose gradient is beyond float16
-        update = ours.backward(accelerator, engine, losses, mtu.OrthoGrad(), forget=forget)
-        assert update is None
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        assert scaler.get_scale() == 2.0 ** (15 - step)
-    assert torch.equal(shares.end_to_end(net), start)
-    return start
-
-
-def test_an_overflow_on_one_rank_skips_the_step_on_both() -> None:
-    on_two(overflow_on_one_rank)
-
-
-# ---- Trainer -------------------------------------------------------------------------------------
-
-
-class Unlearner(Unlearning, small.hf.Trainer):
-    """What a user writes."""
+pytestmark = marks("ignore:torch_compile:UserWarning")
 
 
 def trained(
@@ -147,22 +30,8 @@ def trained(
     **more: Any,
 ) -> dict[str, Any]:
     """Weights before and after, logs, evaluation and the last update's number of rows."""
-    given: dict[str, Any] = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": size,
-        "max_steps": 3,
-        "learning_rate": small.RATE,
-        "lr_scheduler_type": "constant",
-        "optim": "sgd",
-        "max_grad_norm": 0.0,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-    }
-    arguments = small.hf.TrainingArguments(**(given | more))
+    given = {"per_device_train_batch_size": size, "max_steps": 3, "logging_steps": 1}
+    arguments = settings(folder, **(given | more))
     model = small.build(attention_dropout=dropout)
     start = small.weights(model)
     made = {name: make() for name, make in own.items()}
@@ -182,12 +51,16 @@ def trained(
 
 
 PARTS = {"size": 2, "gradient_accumulation_steps": 3, "max_steps": -1, "num_train_epochs": 2}
+
+
 ADAM = {
     "optim": "adamw_torch",
     "learning_rate": 1e-2,
     "lr_scheduler_type": "linear",
     "max_grad_norm": 1e-2,
 }
+
+
 RUNS: dict[str, tuple[Any, dict[str, Any]]] = {
     "micro-batches, the last step incomplete": (lambda: mtu.OrthoGrad(0.5), PARTS),
     "of mean rows": (mtu.PCGrad, PARTS),
@@ -199,8 +72,8 @@ RUNS: dict[str, tuple[Any, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", RUNS)
 def test_trainer(name: str, tmp_path: Path) -> None:
     """Weights, what is logged, and evaluation."""
-    method, settings = RUNS[name]
-    more = {"size": 4} | settings
+    method, own_settings = RUNS[name]
+    more = {"size": 4} | own_settings
     size = more.pop("size")
     own = {"method": method, "eval_dataset": lambda: small.Texts(8, seed=5)}
     ranks = on_two(partial(trained, tmp_path, size, own, **more))
@@ -237,7 +110,11 @@ SAVED = {
     "optim": "adamw_torch",
     "learning_rate": 1e-3,
 }
+
+
 KEPT = {"method": lambda: mtu.InterferenceAware(0.3), "subspace": lambda: mtu.Subspace(12, every=1)}
+
+
 DRAWN = {"method": lambda: mtu.PCGrad(generator=torch.Generator().manual_seed(1))}
 
 
@@ -304,3 +181,34 @@ def test_what_one_rank_finds_wrong_all_raise(name: str, tmp_path: Path) -> None:
             trained(tmp_path, 8, {"method": lambda: mtu.OrthoGrad(0.5)} | own)
 
     on_two(wrong_on_one_rank)
+
+
+def begun_before(folder: Path, first: str) -> list[Tensor]:
+    """An engine or an evaluation before the first step; what the step then does."""
+    model = small.build()
+    start = small.weights(model)
+    arguments = settings(folder, per_device_train_batch_size=8)
+    own = {"train_dataset": small.Texts(), "eval_dataset": small.Texts(4)}
+    trainer = Unlearner(model, arguments, method=mtu.OrthoGrad(0.5), **own)
+    if first == "evaluation":
+        trainer.evaluate()
+        with pytest.raises(
+            RuntimeError, match=r"a model without Distr.* expected train\(\) before"
+        ):
+            trainer.train()
+        return [start, start]
+    assert not trainer.engine.is_joined
+    trainer.train()
+    assert len(trainer.update.roles) == small.COUNT
+    return [start, small.weights(model)]
+
+
+@pytest.mark.filterwarnings("ignore:Engine:RuntimeWarning")
+@pytest.mark.parametrize("first", ["engine", "evaluation"])
+def test_what_comes_before_the_first_step(first: str, tmp_path: Path) -> None:
+    """Transformers wraps a model no more that it evaluated: its own Trainer then trains each rank alone."""
+    (start, end), (_, other) = on_two(begun_before, tmp_path, first)
+    assert torch.equal(end, other)
+    if first == "engine":
+        expected = small.plain_step(small.build(), mtu.OrthoGrad(0.5))
+        assert relative_error(end - start, expected) <= 1e-6
