@@ -27,7 +27,9 @@ def on_two(function: Callable[..., Any], *given: Any) -> list[Any]:
     """
     context, port = multiprocessing.get_context("fork"), _free_port()
     found = []
-    gc.freeze()  # or a collection on a rank copies the parent's memory
+    # or a collection on a rank copies the parent's memory; for good, as in tests/conftest.py: what is thawed is looked
+    # at by every later collection, and each run of a Trainer makes one
+    gc.freeze()
     for rank in range(SIZE):
         receive, send = context.Pipe(duplex=False)
         process = context.Process(target=_on_rank, args=(rank, port, send, function, given))
@@ -37,7 +39,6 @@ def on_two(function: Callable[..., Any], *given: Any) -> list[Any]:
             process.start()
         send.close()
         found.append((process, receive))
-    gc.unfreeze()
     outcomes = [_outcome(*each) for each in found]
     for rank, (_, error) in enumerate(outcomes):
         assert error is None, f"rank {rank}: {error}"
