@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
-
-from torch import Tensor, nn
+from collections.abc import Callable
+from typing import TypeVar
 
 from mtu_fast._distributed.ranks import Ranks
-from mtu_fast._distributed.slices import Slices
 
 T = TypeVar("T")
 
@@ -17,17 +14,25 @@ class Crew:
     """One process.
 
     Attributes:
-        rank: its number.
-        size: how many there are.
+        rank: the number of its share of the data.
+        size: how many shares there are.
+        is_first: whether it speaks for all.
         is_ranked: whether the engine joins the rows of ranks, if only of one.
+        sliced: the ranks that hold slices of the model; None where each holds it whole.
     """
 
     rank = 0
     size = 1
+    is_first = True
     is_ranked = False
+    sliced: Ranks | None = None
 
     def objects(self, what: str, mine: T) -> list[T]:
-        """The values of all ranks, plain ones or tensors, in their order."""
+        """The values of all shares of the data, plain ones or tensors, in their order."""
+        return [mine]
+
+    def every(self, what: str, mine: T) -> list[T]:
+        """The values of all ranks, of one share too."""
         return [mine]
 
     def agreed(self, what: str, function: Callable[[], T]) -> T:
@@ -37,14 +42,6 @@ class Crew:
     def first(self, what: str, function: Callable[[], T]) -> T:
         """What a function gives on the first rank, which alone calls it."""
         return function()
-
-    def whole(self, state: Any) -> Any:
-        """A state with whole tensors in the place of slices."""
-        return state
-
-    def cut(self, model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A state with slices in the place of whole tensors, as model and optimizer hold them."""
-        return state
 
 
 class RankedCrew(Crew):
@@ -59,11 +56,16 @@ class RankedCrew(Crew):
     def __init__(self, ranks: Ranks) -> None:
         self.rank = ranks.rank
         self.size = ranks.size
+        self.is_first = ranks.rank == 0
+        self.sliced = None if ranks.slices is None else ranks
         self._ranks = ranks
-        self._slices = ranks.slices if isinstance(ranks.slices, Slices) else None
 
     def objects(self, what: str, mine: T) -> list[T]:
-        """The values of all ranks, plain ones or tensors, in their order."""
+        """The values of all shares of the data, plain ones or tensors, in their order."""
+        return self.every(what, mine)
+
+    def every(self, what: str, mine: T) -> list[T]:
+        """The values of all ranks, of one share too."""
         return self._ranks.objects(what, mine)
 
     def agreed(self, what: str, function: Callable[[], T]) -> T:
@@ -81,54 +83,29 @@ class RankedCrew(Crew):
             Exception: of the kind that it raised there.
         """
         # an error of the first rank reaches all before they wait for its value
-        found = self._ranks.agreed(what, lambda: function() if self.rank == 0 else None)
+        found = self._ranks.agreed(what, lambda: function() if self.is_first else None)
         first: T = self._ranks.objects(what, found)[0]
         return first
 
-    def whole(self, state: Any) -> Any:
-        """A state with whole tensors in the place of slices, on the first rank; others have None there.
 
-        All ranks call it with states alike.
-        """
-        if isinstance(state, Mapping):
-            return type(state)({key: self.whole(part) for key, part in state.items()})  # type: ignore[call-arg]
-        if isinstance(state, list | tuple):
-            return type(state)(map(self.whole, state))
-        # a collective: every rank meets the slices in the order of the state
-        if not hasattr(state, "full_tensor"):
-            return state
-        found = state.full_tensor()
-        # one tensor at a time is whole elsewhere
-        return found.cpu() if self.rank == 0 else None
+class SharedCrew(RankedCrew):
+    """Ranks that share one batch (tensor parallel): to the data they are one process.
 
-    def cut(self, model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A state with slices in the place of whole tensors, as model and optimizer hold them."""
-        slices = self._slices
-        if slices is None:
-            return state
-        named = dict(model.named_parameters())
-        found = {}
-        # buffers are no parameters: each rank has them whole
-        for name, t in state["model"].items():
-            found[name] = slices.as_held(named[name], t) if name in named else t
-        held = [p for group in optimizer.param_groups for p in group["params"]]
-        of_parameters = {}
-        for i, parts in state["optimizer"]["state"].items():
-            p = held[i]
-            # moments are cut as their parameter is; a count of steps is one number
-            of_parameters[i] = {
-                key: slices.as_held(p, t) if isinstance(t, Tensor) and t.shape == p.shape else t
-                for key, t in parts.items()
-            }
-        return {
-            **state,
-            "model": found,
-            "optimizer": {**state["optimizer"], "state": of_parameters},
-        }
+    Args:
+        ranks: who takes part.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__(ranks)
+        self.rank, self.size = 0, 1
+
+    def objects(self, what: str, mine: T) -> list[T]:
+        """The value of the first rank, by which all decide."""
+        return super().objects(what, mine)[:1]
 
 
-def crew_of(ranks: Ranks | None, batches_differ: bool) -> Crew | None:
-    """The crew of an engine; None where its ranks share one batch, which a run's loop does not know."""
+def crew_of(ranks: Ranks | None, batches_differ: bool) -> Crew:
+    """The crew of an engine, whose ranks have a batch each, or one together."""
     if ranks is None:
         return Crew()
-    return RankedCrew(ranks) if batches_differ else None
+    return RankedCrew(ranks) if batches_differ else SharedCrew(ranks)

@@ -230,12 +230,6 @@ class Slices(Leaves):
         held = self._held[leaf]
         return held.own(held.cut(whole)[self.ranks.rank], self.ranks.rank)
 
-    def as_held(self, parameter: Tensor, whole: Tensor) -> Tensor:
-        """This rank's slice of a whole, as the model holds the parameter."""
-        leaf = self.leaf(parameter)
-        owner = self.owner(leaf)
-        return self._as_owner(leaf, self.own_of(leaf, whole.to(owner.device)))
-
     def _buckets(self, parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """Parameters that travel together: of one dtype, cut or whole."""
         kinds: dict[tuple[object, bool], list[Tensor]] = {}

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,9 @@ def _tensor_parallel(folder: str) -> Loop:
     return step, it.model
 
 
-def _unlearn(folder: str) -> Loop:
+def _unlearn(kind: str, folder: str) -> Loop:
     """A run of the loop with a checkpoint; its second half."""
-    model, path = running.wrapped("ddp"), Path(folder) / "run.pt"
+    model, path = running.wrapped(kind), Path(folder) / "run.pt"
 
     def half(i: int) -> None:
         steps = 3 * (i + 1)
@@ -124,5 +125,6 @@ LOOPS: dict[str, Callable[[str], Loop]] = {
     "ddp": _ddp,
     "fsdp": _fsdp,
     "tensor parallel": _tensor_parallel,
-    "unlearn": _unlearn,
+    "unlearn": partial(_unlearn, "ddp"),
+    "unlearn in slices": partial(_unlearn, "fsdp"),
 }

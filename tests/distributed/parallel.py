@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ from torch.distributed.tensor.parallel import (
 )
 
 import mtu_fast as mtu
+from tests.distributed import running
+from tests.distributed.running import folder
 from tests.distributed.scene import case, close, nabla_tau, raises, same_everywhere
-from tests.distributed.sharded import check_rows
+from tests.distributed.sharded import check_rows, whole
 
 
 class Layers(nn.Module):
@@ -217,20 +220,90 @@ def tp_refusals() -> None:
 
 
 @case
-def tp_loop_and_audit_are_refused() -> None:
+def tp_audit_is_refused() -> None:
     it = Both()
     batches = [data(0)]
-    loaders: dict[str, Any] = {"forget": batches, "retain": batches}
+    loaders: dict[str, Any] = {"forget": batches, "retain": batches, "test": batches}
 
     def losses(model: nn.Module, batch: Any) -> Any:
         return model(batch[0])
 
-    optimizer = torch.optim.SGD(it.model.parameters(), lr=0.1)
-    with raises(ValueError, "tensor parallel", "engine.backward"):
-        mtu.unlearn(
-            it.model, optimizer, losses=losses, method=mtu.OrthoGrad(), max_steps=1, **loaders
-        )
     with raises(ValueError, "unlearned", "tensor parallel"):
-        mtu.audit(
-            it.plain, it.model, test=batches, losses=losses, score=lambda m, of: {}, **loaders
+        mtu.audit(it.plain, it.model, losses=losses, score=lambda m, of: {}, **loaders)
+
+
+def batches_of(seed: int) -> list[Any]:
+    return [(data(10 * seed + i)[0][:3],) for i in range(3)]
+
+
+def unlearned(model: Layers, steps: int, **more: Any) -> mtu.History:
+    """A run, of which all ranks read the same batches."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, foreach=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing is synchronised, of a model on one process
+        return mtu.unlearn(
+            model,
+            optimizer,
+            forget=batches_of(1),
+            retain=batches_of(2),
+            validation=batches_of(3),
+            losses=lambda model, batch: model(batch[0]),
+            method=mtu.OrthoGrad(0.5),
+            params=model.shared,
+            max_steps=steps,
+            every=3,
+            max_drift=9.0,
+            clip=5.0,
+            progress=False,
+            **more,
+        )
+
+
+def cut() -> Layers:
+    model = layers()
+    parallelize_module(model, init_device_mesh("cpu", (dist.get_world_size(),)), PLAN)
+    return model
+
+
+@case
+def tp_unlearn_as_on_one_process() -> None:
+    """The loop, and its checkpoint in pieces: as many ranks go on to the same bits, and one process from them all."""
+    path, straight, plain = folder() / "run.pt", cut(), layers()
+    histories = [unlearned(model, 5) for model in (straight, plain)]
+    same(straight, plain, grads=False)
+    running.same_run(*histories)
+    unlearned(cut(), 3, checkpoint=path)
+    pieces = list(path.parent.glob("run.pt.*of*"))
+    assert len(pieces) == dist.get_world_size()
+    alone = folder()
+    if dist.get_rank() == 0:
+        for file in (path, *pieces):
+            (alone / file.name).write_bytes(file.read_bytes())
+    dist.barrier()
+    again = cut()
+    running.same_run(unlearned(again, 5, checkpoint=path), histories[0])
+    for p, q in zip(again.parameters(), straight.parameters(), strict=True):
+        assert torch.equal(whole(p.detach()), whole(q.detach()))
+    if dist.get_rank() == 0:
+        again = layers()
+        running.same_run(unlearned(again, 5, checkpoint=alone / path.name), histories[1])
+        for p, q in zip(again.parameters(), plain.parameters(), strict=True):
+            close(p.detach(), q.detach())
+    dist.barrier()
+
+
+@case
+def tp_unlearn_of_other_batches_is_refused() -> None:
+    model, rank = cut(), dist.get_rank()
+    batches = batches_of(1)[: 2 + rank]
+    with raises(ValueError, "forget", "one sampler"):
+        mtu.unlearn(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1, foreach=False),
+            forget=batches,
+            retain=batches_of(2),
+            losses=lambda model, batch: model(batch[0]),
+            method=mtu.OrthoGrad(),
+            max_steps=1,
+            progress=False,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mtu_fast.unlearning.loop import sealed
 from tests.distributed.killed import BETWEEN, TIMEOUT, run
 from tests.distributed.starting import started
 
@@ -26,6 +27,8 @@ CASES = [
     ("tensor parallel", "engine.rows"),
     ("tensor parallel", "rows.gram: sum"),
 ]
+
+WRITTEN = "unlearn: checkpoint: pieces"  # of every rank its piece, and of none the file
 
 
 def outcomes(
@@ -69,14 +72,26 @@ def test_a_rank_that_hangs(tmp_path: Path) -> None:
     assert max(seconds for seconds, _, _ in of_all) >= 0.9 * TIMEOUT
 
 
-def test_a_killed_rank_of_unlearn(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "where", "dies"),
+    [("unlearn", "rows.gram: uses", 1), ("unlearn in slices", WRITTEN, 0)],
+)
+def test_a_killed_rank_of_unlearn(kind: str, where: str, dies: int, tmp_path: Path) -> None:
     """The loop ends on the others, and the run goes on from its checkpoint, on all ranks."""
-    of_all = outcomes(tmp_path, 3, "unlearn", "rows.gram: uses", 1, signal.SIGKILL)
-    assert all("rows.gram: uses:" in text and untouched for _, untouched, text in of_all)
+    of_all = outcomes(tmp_path, 3, kind, where, dies, signal.SIGKILL)
+    assert all(f"{where}:" in text and untouched for _, untouched, text in of_all)
     again = tmp_path / "again"
     again.mkdir()
-    (tmp_path / "run.pt").rename(again / "run.pt")
-    ranks = started(run, 3, str(again), "unlearn", "nowhere", -1, signal.SIGKILL)
+    for file in tmp_path.glob("run.pt*"):
+        file.rename(again / file.name)
+    left = {file.name for file in again.glob("run.pt.*of3.*")}
+    state = sealed.read(again / "run.pt")
+    old = {name for name, _ in state.get("pieces", ())}
+    # the new pieces lie beside the old ones, which the file names
+    assert state["step"] == 3 and len(left) == 2 * len(old) and left >= old
+    ranks = started(run, 3, str(again), kind, "nowhere", -1, signal.SIGKILL)
     for rank in ranks:
         rank.join(TIMEOUT + 2 * SLACK)
     assert [(again / str(rank)).read_text().split("\n", 2)[2] for rank in range(3)] == [""] * 3
+    now = {file.name for file in again.glob("run.pt.*of3.*")}
+    assert len(now) == len(old) and not now & old

@@ -82,8 +82,10 @@ def unlearn(
     On several ranks, the model a DistributedDataParallel or FSDP2 one, a run is that of one process
     with the ranks' batches together: each rank passes loaders of its share, as many batches on each
     (`DistributedSampler`; the loop calls its `set_epoch`). Losses, scores and levels are those of all
-    samples, a `score` of one's own the mean over ranks by samples. The first rank writes the
-    checkpoint, whole, shows progress and reads it again, on that or another number of ranks.
+    samples, a `score` of one's own the mean over ranks by samples. Ranks of a tensor parallel model
+    read the same batches. The first rank shows progress and writes the checkpoint, and each rank of
+    a model in slices (FSDP2, tensor parallel) a file of its own beside it; that or another number
+    of ranks goes on from it.
 
     Args:
         model: unlearned in place.
@@ -115,7 +117,7 @@ def unlearn(
         scheduler: a learning rate scheduler, stepped after every step.
         clip: the global norm to which the direction is clipped, which keeps orthogonality.
         checkpoint: a file, written at every evaluation and found again by the next call; one run
-            uses it at a time.
+            uses it at a time. Of a model in slices its folder is one that all ranks see.
         subspace: rows kept across steps, for a method that moves in their span
             (`mtu.InterferenceAware`), which gets an `mtu.Subspace()` by default. It holds explicit
             rows, K gradients, from the first checkpoint on.
@@ -182,14 +184,9 @@ def unlearn(
     )
     engine = Engine(settings.model, settings.params)
     crew = engine._crew
-    if crew is None:
-        raise ValueError(
-            "model: found a tensor parallel model, expected one that is whole on every rank, or of FSDP2: all ranks "
-            "share one batch, which the loop does not know. Write the loop yourself around engine.backward."
-        )
     if checkpoint is None:
         return _run(settings, engine, crew, progress)
-    if crew.size > 1:
+    if crew.is_ranked:
         with _alone_on(checkpoint, crew):
             return _run(settings, engine, crew, progress)
     with locked(checkpoint):
@@ -212,7 +209,7 @@ def _alone_on(checkpoint: str | Path, crew: Crew) -> Iterator[None]:
 
 def _run(settings: Settings, engine: Engine, crew: Crew, progress: bool) -> History:
     run = Run(settings, engine, crew)
-    with run.undoing(), Progress(run, progress and crew.rank == 0) as bar:
+    with run.undoing(), Progress(run, progress and crew.is_first) as bar:
         while not run.history.reason:
             run.advance()
             bar.update()

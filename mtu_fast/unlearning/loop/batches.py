@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from mtu_fast.unlearning.loaders import begun, generators_of, sampler_of
+from mtu_fast.unlearning.loaders import begun, generators_of, length_of, sampler_of
 from mtu_fast.unlearning.randomness import capture, restore
 
 END: Final = object()
@@ -80,11 +80,12 @@ class Stream:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The place: finished passes, batches given since, and what the pass began with."""
+        """The place: finished passes, batches given since, of how many, and what the pass began with."""
         return {
             "passes": self.passes,
             "open": self.open,
             "given": self._given,
+            "length": length_of(self.loader),
             "begun": dict(self._begun),
         }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mtu_fast._arguments import shown
@@ -51,8 +52,16 @@ RANDOM: Kinds = {
     "generators": Sequence,
 }
 NUMPY: Kinds = {"key": Tensor, "pos": int, "has_gauss": int, "gauss": float}
-PLACE: Kinds = {"passes": int, "open": bool, "given": int, "begun": Mapping}
-COUNTS = {"step", "passes", "given", "seconds"}
+PLACE: Kinds = {
+    "passes": int,
+    "open": bool,
+    "given": int,
+    "length": (int, type(None)),
+    "begun": Mapping,
+}
+PIECES: Kinds = {"pieces": Sequence, "cut": Mapping, "shares": int}
+SLICED: Kinds = {"shape": Sequence, "dtype": torch.dtype, "chunks": Mapping}
+COUNTS = {"step", "passes", "given", "seconds", "shares"}
 MOST = 2**53  # of a count; more than any run lasts
 
 
@@ -74,6 +83,31 @@ def check_contents(path: str | Path, state: Mapping[str, Any], needed: Sequence[
     _check_random(path, "random", state["random"])
     for side in ("forget_place", "retain_place"):
         _check_place(path, side, state[side])
+
+
+def check_pieces(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Every piece has its name and its checksum, and every slice its place.
+
+    Args:
+        path: the file, for errors.
+        state: what it holds.
+
+    Raises:
+        ValueError: a part is missing or of another kind.
+    """
+    _check(path, "", state, PIECES)
+    for i, piece in enumerate(state["pieces"]):
+        if len(piece) != 2 or not all(isinstance(word, str) for word in piece):
+            raise ValueError(
+                f"checkpoint: {path} is damaged: pieces[{i}] is {shown(piece)}, expected a name and a checksum."
+            )
+    if not 1 <= state["shares"] <= len(state["pieces"]):
+        raise ValueError(
+            f"checkpoint: {path} is damaged: shares is {state['shares']}, expected at most its "
+            f"{len(state['pieces'])} pieces."
+        )
+    for place, entry in state["cut"].items():
+        _check(path, f"cut[{place!r}]", entry, SLICED)
 
 
 def _check_history(path: str | Path, history: Any) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mtu_fast._distributed.crew import Crew
 from mtu_fast.unlearning.loaders import length_of
-from mtu_fast.unlearning.loop.dealing import memory_of, subspace_of
+from mtu_fast.unlearning.loop.copies import copied
+from mtu_fast.unlearning.loop.dealing import Kept, memory_of, subspace_of
 from mtu_fast.unlearning.loop.settings import Settings
 
 OWN = ("random", "forget_place", "retain_place")  # of each rank
@@ -21,13 +22,17 @@ def check_loaders(crew: Crew, settings: Settings) -> None:
         ValueError: one has not.
     """
     mine = [length_of(getattr(settings, name)) for name in LOADERS]
-    for name, lengths in zip(
-        LOADERS, zip(*crew.objects("unlearn", mine), strict=True), strict=True
-    ):
+    every = crew.every("unlearn", mine)
+    is_shared = len(every) > crew.size
+    wanted = (
+        "the same on each rank of a tensor parallel model: give all one sampler."
+        if is_shared
+        else "as many on each: give it a torch.utils.data.distributed.DistributedSampler."
+    )
+    for name, lengths in zip(LOADERS, zip(*every, strict=True), strict=True):
         if len(set(lengths)) > 1:
             raise ValueError(
-                f"{name}: found {list(lengths)} batches on the ranks, expected as many on each: give it a "
-                "torch.utils.data.distributed.DistributedSampler."
+                f"{name}: found {list(lengths)} batches on the ranks, expected {wanted}"
             )
 
 
@@ -48,47 +53,81 @@ def _is_shared(settings: Settings) -> bool:
     return hasattr(sampler, "num_replicas")
 
 
+def own_of(state: Mapping[str, Any], kept: Sequence[str]) -> dict[str, Any]:
+    """What of a rank's state is its own."""
+    return {name: state[name] for name in (*OWN, *kept)}
+
+
 def joined(crew: Crew, state: Mapping[str, Any], kept: Sequence[str]) -> dict[str, Any]:
     """The state of a run from that of each rank: the first one's, and of the others what is theirs."""
-    mine = {name: state[name] for name in (*OWN, *kept)}
-    _, *others = crew.objects("unlearn: checkpoint", mine)
+    _, *others = crew.objects("unlearn: checkpoint", own_of(state, kept))
     return {**state, "others": others}
 
 
-def own(crew: Crew, state: Mapping[str, Any], kept: Sequence[str]) -> dict[str, Any]:
-    """What of a run's state is this rank's, on as many ranks as wrote it or on others."""
-    names = (*OWN, *kept)
-    ranks = [{name: state[name] for name in names}, *state["others"]]
+def own(
+    crew: Crew, state: Mapping[str, Any], kept: Sequence[str], lengths: Mapping[str, int | None]
+) -> dict[str, Any]:
+    """What of a run's state is this rank's, on as many ranks as wrote it or on others.
+
+    Args:
+        crew: of the run.
+        state: that was read.
+        kept: names of what holds rows of earlier steps.
+        lengths: {name of a place: batches of a pass} now.
+
+    Returns:
+        The state with what is this rank's.
+    """
+    before, of_rank = _ranks(state, kept)
     # ranks that were not there before begin where the last one was
-    mine = dict(ranks[min(crew.rank, len(ranks) - 1)])
+    mine = dict(of_rank(min(crew.rank, before - 1)))
+    held = [of_rank(r) for r in _taken_over(crew, before)]
     # each rank's share is another now: places scale, and kept rows move
-    if len(ranks) != crew.size:
-        for name in ("forget_place", "retain_place"):
-            mine[name] = _moved(mine[name], len(ranks), crew.size)
+    if before != crew.size:
+        mine |= _moved_places(mine, lengths, before, crew.size)
         if "subspace" in kept:
-            held = [ranks[r]["subspace"] for r in _taken_over(crew, len(ranks))]
-            mine["subspace"] = subspace_of(held, ranks[0]["subspace"])
+            of_held = [each["subspace"] for each in held]
+            mine["subspace"] = subspace_of(of_held, of_rank(0)["subspace"])
     if "memory" in kept:
-        held = [ranks[r]["memory"] for r in _taken_over(crew, len(ranks))]
-        mine["memory"] = _memory(crew, held, ranks)
-    return {**state, **mine}
+        of_held = [each["memory"] for each in held]
+        as_many, like = before == crew.size, of_rank(0)["memory"]
+        mine["memory"] = _memory(crew, mine["memory"], of_held, like, as_many)
+    # a file may be removed before its tensors are
+    return {**state, **copied(mine, strict=False)}
+
+
+def _ranks(
+    state: Mapping[str, Any], kept: Sequence[str]
+) -> tuple[int, Callable[[int], Mapping[str, Any]]]:
+    """How many shares of the data there were, and what one of them had of its own."""
+    if "pieces" in state:
+        return state["pieces"].shares, state["pieces"].own_of
+    ranks = [own_of(state, kept), *state["others"]]
+    return len(ranks), ranks.__getitem__
 
 
 def _memory(
-    crew: Crew, held: Sequence[Mapping[str, Any]], ranks: Sequence[Mapping[str, Any]]
+    crew: Crew, mine: Kept, held: Sequence[Kept], like: Kept, as_many: bool
 ) -> Mapping[str, Any]:
     """What is this rank's of a memory; as it is where as many ranks wrote it in the same way."""
-    like = ranks[0]["memory"]
     in_parts = like["block"] is not None and "parts" in like["block"]
-    if len(ranks) == crew.size and (in_parts == crew.is_ranked or like["block"] is None):
-        found: Mapping[str, Any] = ranks[crew.rank]["memory"]
-        return found
+    if as_many and (in_parts == crew.is_ranked or like["block"] is None):
+        return mine
     return memory_of(held, like, alone=not crew.is_ranked)
 
 
-def _moved(place: Mapping[str, Any], before: int, now: int) -> dict[str, Any]:
-    """A place in a pass of which each rank reads another share: as many samples in, rounded down."""
-    return {**place, "given": place["given"] * before // now}
+def _moved_places(
+    mine: Mapping[str, Any], lengths: Mapping[str, int | None], before: int, now: int
+) -> dict[str, Any]:
+    """Places in passes of which each rank reads another share: as far in, rounded down to batches."""
+    found = {}
+    for name, length in lengths.items():
+        place = mine[name]
+        was = place["length"]
+        # the lengths know whether batches are others, too
+        parts = (length, was) if was and length is not None else (before, now)
+        found[name] = {**place, "given": place["given"] * parts[0] // parts[1]}
+    return found
 
 
 def _taken_over(crew: Crew, before: int) -> list[int]:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 
+from mtu_fast._distributed.chunks import is_cut, whole
 from mtu_fast._kept import Keeper, step
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
@@ -80,3 +82,18 @@ def joined(
         retained = torch.full_like(there, RETAIN, dtype=chosen[task].dtype)
         masks[task] = torch.cat([retained, chosen[task]])
     return losses, present, masks
+
+
+def clip(parameters: Sequence[Tensor], bound: float) -> None:
+    """`.grad *= min(1, bound / |.grad|)`, one norm over all parameters."""
+    moved = {p: p.grad for p in parameters if p.grad is not None}
+    # torch stacks the norms of plain gradients, or of DTensors, and not of both
+    plain = [p for p, g in moved.items() if not is_cut(g)]
+    cut = [p for p, g in moved.items() if is_cut(g)]
+    if not (plain and cut):
+        clip_grad_norm_(list(moved), bound)
+        return
+    norms = [whole(get_total_norm([moved[p] for p in part])) for part in (plain, cut)]
+    total = torch.stack(norms).norm()
+    for part in (plain, cut):
+        clip_grads_with_norm_(part, bound, total)

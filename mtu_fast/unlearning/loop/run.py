@@ -11,7 +11,6 @@ from typing import Any
 from mtu_fast._distributed.crew import Crew
 from mtu_fast.engine import Engine
 from mtu_fast.errors import NotFiniteError
-from mtu_fast.unlearning.loop import checkpoint
 from mtu_fast.unlearning.loop.crews import check_loaders
 from mtu_fast.unlearning.loop.epochs import Epochs
 from mtu_fast.unlearning.loop.history import History
@@ -142,7 +141,7 @@ class Run:
         # first, since it makes the subspace explicit, and `good` is to hold no other
         state = self.saved.state(self.history, self.step, self.seconds)
         self.good = mark(self.settings)
-        self.crew.first("unlearn: checkpoint", lambda: checkpoint.save(path, state))
+        self.saved.write(path, state)
 
     def _diverged(self, what: str) -> DivergedError:
         self.history.reason = "not finite"

@@ -9,7 +9,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +19,7 @@ import torch
 SEAL = b"mtu_fast"
 LENGTH = len(SEAL) + hashlib.sha256().digest_size
 CHUNK = 1 << 20
+NAMED = 16  # digits of the checksum in the name of a piece
 
 
 class _Hashed:
@@ -67,11 +68,44 @@ def write(path: str | Path, values: Mapping[str, Any]) -> None:
     target = destination(path)
     # in the same folder, so that to rename it is one step of the file system
     beside = target.with_name(f"{target.name}.{os.getpid()}.part")
+    _write(path, beside, values, lambda digest: target)
+
+
+def write_piece(path: str | Path, piece: str, values: Mapping[str, Any]) -> tuple[str, str]:
+    """Write a piece of what a file is to refer to, beside it, under a name of its own contents.
+
+    Args:
+        path: the file.
+        piece: which one, as "0of2".
+        values: what to write.
+
+    Returns:
+        The piece's name and its checksum.
+
+    Raises:
+        OSError: the piece cannot be written.
+    """
+    target = destination(path)
+    # of the piece as well: on two machines processes may have one number
+    beside = target.with_name(f"{target.name}.{piece}.{os.getpid()}.part")
+
+    def named(digest: str) -> Path:
+        return target.with_name(f"{target.name}.{piece}.{digest[:NAMED]}")
+
+    # a piece that the file refers to now is never written over: its name is that of its contents
+    digest = _write(path, beside, values, named)
+    return named(digest).name, digest
+
+
+def _write(
+    path: str | Path, beside: Path, values: Mapping[str, Any], named: Callable[[str], Path]
+) -> str:
+    """Write a file under a name that may depend on its checksum, which is returned."""
     try:
-        _write(beside, values)
+        digest = _write_sealed(beside, values)
         # atomic: a reader sees the old file or the new one, never a part
-        os.replace(beside, target)
-        _sync_folder(target.parent)
+        os.replace(beside, named(digest))
+        _sync_folder(beside.parent)
     except OSError as error:
         raise OSError(
             error.errno,
@@ -79,9 +113,10 @@ def write(path: str | Path, values: Mapping[str, Any]) -> None:
         ) from error
     finally:
         _remove(beside)
+    return digest
 
 
-def _write(path: Path, values: Mapping[str, Any]) -> None:
+def _write_sealed(path: Path, values: Mapping[str, Any]) -> str:
     with path.open("wb") as file:
         hashed: Any = _Hashed(file)
         try:
@@ -93,6 +128,8 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
         file.flush()
         # on the disk before the name points to it
         os.fsync(file.fileno())
+    digest: str = hashed.sum.hexdigest()
+    return digest
 
 
 def _first(error: BaseException) -> BaseException:
@@ -122,15 +159,28 @@ def _remove(path: Path) -> None:
 
 def remove_leftovers(path: str | Path) -> None:
     """Remove what writers of this file left behind when they were killed; nobody may be writing it."""
+    _remove_like(path, r"(\d+of\d+\.)?\d+\.part")
+
+
+def remove_pieces(path: str | Path, but: Collection[str] = ()) -> None:
+    """Remove the pieces beside a file, but for those of these names."""
+    _remove_like(path, rf"\d+of\d+\.[0-9a-f]{{{NAMED}}}", but)
+
+
+def _remove_like(path: str | Path, ending: str, but: Collection[str] = ()) -> None:
     target = destination(path)
-    leftover = re.compile(re.escape(target.name) + r"\.\d+\.part")
+    pattern = re.compile(re.escape(target.name) + r"\." + ending)
     for beside in target.parent.iterdir():
-        if leftover.fullmatch(beside.name):
+        if beside.name not in but and pattern.fullmatch(beside.name):
             _remove(beside)
 
 
-def read(path: str | Path) -> Any:
+def read(path: str | Path, *, mapped: bool = False) -> Any:
     """What `write` wrote; no code of the file is run.
+
+    Args:
+        path: the file.
+        mapped: whether tensors are left in the file, which is read where they are looked at.
 
     Raises:
         ValueError: the file is something else, or it was cut short or changed since.
@@ -139,19 +189,34 @@ def read(path: str | Path) -> Any:
     if Path(path).is_dir():
         raise ValueError(f"checkpoint: {path} is a folder, expected a file.")
     with Path(path).open("rb") as file:
-        _check_sum(path, file)
+        check_sum(path, file)
         file.seek(0)
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
-        except Exception as error:  # of any kind, by what the file holds
-            raise ValueError(
-                f"checkpoint: {path} is no checkpoint of mtu.unlearn: {error}"
-            ) from error
+        return load(path, None if mapped else file)
 
 
-def _check_sum(path: str | Path, file: BinaryIO) -> None:
+def load(path: str | Path, file: BinaryIO | None = None) -> Any:
+    """What `write` wrote, its checksum not looked at; from the open file, else tensors are left in it.
+
+    Raises:
+        ValueError: the file is something else.
+        OSError: it cannot be read.
+    """
+    try:
+        if file is None:
+            return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of any kind, by what the file holds
+        raise ValueError(f"checkpoint: {path} is no checkpoint of mtu.unlearn: {error}") from error
+
+
+def check_sum(path: str | Path, file: BinaryIO) -> str:
+    """The checksum of an open file, which is the one at its end.
+
+    Raises:
+        ValueError: it is not, or there is none.
+    """
     # of the file that is open: the name may point to a newer one by now
     size = os.fstat(file.fileno()).st_size
     left = size - LENGTH
@@ -176,3 +241,4 @@ def _check_sum(path: str | Path, file: BinaryIO) -> None:
             f"checkpoint: {path} is damaged: its {size} bytes do not have the checksum they were written with. "
             "Put back a copy, or remove it to begin anew."
         )
+    return found.hexdigest()

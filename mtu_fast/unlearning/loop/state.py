@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mtu_fast.unlearning.loaders import generators_of
 from mtu_fast.unlearning.loop.copies import copied
@@ -46,6 +47,13 @@ def put_back(settings: Settings, state: Mapping[str, Any]) -> None:
         draw.set_state(stands)
     for name, held in state.get("held", {}).items():
         kept_parts(settings)[name].held = held
+
+
+def cut_as(settings: Settings) -> Callable[[tuple[Any, ...]], Tensor]:
+    """What a tensor is cut as, by the keys that lead to it in `take`: the model's, or the optimizer's parameter."""
+    model = settings.model.state_dict()
+    parameters = [p for group in settings.optimizer.param_groups for p in group["params"]]
+    return lambda at: model[at[1]] if at[0] == "model" else parameters[at[2]]
 
 
 def kept_parts(settings: Settings) -> dict[str, Any]:

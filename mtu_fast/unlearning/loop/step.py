@@ -12,7 +12,7 @@ from mtu_fast._checks.losses import labelled
 from mtu_fast._distributed.crew import Crew
 from mtu_fast.engine import Engine
 from mtu_fast.errors import NotFiniteError
-from mtu_fast.unlearning.loop.gradients import add_gradients, all_of
+from mtu_fast.unlearning.loop.gradients import add_gradients, all_of, clip
 from mtu_fast.unlearning.loop.settings import Settings
 from mtu_fast.unlearning.loop.shared_levels import left_of_all
 from mtu_fast.unlearning.loop.state import clear_gradients, drawn_from
@@ -62,7 +62,7 @@ class Step:
         if s.clip is not None:
             # all that the step moves, also outside the shared parameters
             moved = [p for group in s.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(moved, s.clip)
+            clip(moved, s.clip)
         s.optimizer.step()
         if s.scheduler is not None:
             s.scheduler.step()
