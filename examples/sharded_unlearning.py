@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 examples/sharded_unlearning.py
 
-The data are random, and learned by heart first. The checkpoint holds the whole model: start it again with
-another number of processes, and it goes on.
+The data are random, and learned by heart first. Each process writes its slices of the checkpoint: start it
+again with another number of processes, and it goes on.
 """
 
 from __future__ import annotations

@@ -82,9 +82,9 @@ def unwrapped(model: Any, group: Group) -> Unwrapped:
     if isinstance(model, nn.Module):
         _check_dimensions(model)
         # FSDP2 first: its parameters are DTensors too, and only its units can gather them
-        if any(map(fsdp.is_fsdp, model.modules())):
+        if is_fsdp(model):
             return _of_fsdp(model, group)
-        if any(map(_is_sharded, model.parameters())):
+        if is_tensor_parallel(model):
             return _of_tensor_parallel(model, group)
     return _of_copies(model, group)
 
@@ -311,35 +311,38 @@ def taking_of(
     return SameTaking(own, ranks, ranks.slices)
 
 
-def ranks_of_model(model: nn.Module) -> Ranks | None:
-    """The ranks that a DistributedDataParallel or FSDP2 model is of; None for this process alone.
-
-    Raises:
-        ValueError: the model is tensor parallel.
-    """
+def parallel(model: nn.Module) -> Unwrapped:
+    """The ranks that a model is of, by its wrapper or its parameters; none where this process has it alone."""
     if not (dist.is_available() and dist.is_initialized()):
-        return None
+        return Unwrapped(model)
     _check_dimensions(model)
-    if is_sliced(model):
-        return _of_fsdp(model, UNSET).ranks
-    if any(map(_is_sharded, model.parameters())):
-        raise ValueError(
-            "unlearned: found a tensor parallel model, expected a whole one, or one of FSDP2: load its full state into "
-            "a plain model, or into one of DistributedDataParallel."
-        )
+    if is_fsdp(model):
+        return _of_fsdp(model, UNSET)
+    if is_tensor_parallel(model):
+        return _of_tensor_parallel(model, UNSET)
     _, wrapper = _without_ddp(model)
     if wrapper is None or dist.get_world_size(wrapper.process_group) == 1:
-        return None
-    return _ranks(model, wrapper.process_group)
+        return Unwrapped(model)
+    return Unwrapped(model, _ranks(model, wrapper.process_group))
 
 
-def is_sliced(model: nn.Module) -> bool:
+def is_fsdp(model: nn.Module) -> bool:
     """Whether a model is of FSDP2."""
     return any(map(fsdp.is_fsdp, model.modules()))
 
 
+def is_tensor_parallel(model: nn.Module) -> bool:
+    """Whether a model is of `parallelize_module`, and not of FSDP2."""
+    return not is_fsdp(model) and any(map(_is_sharded, model.parameters()))
+
+
+def is_sliced(model: nn.Module) -> bool:
+    """Whether ranks hold slices of a model."""
+    return is_fsdp(model) or is_tensor_parallel(model)
+
+
 def slices_of(model: nn.Module) -> list[Any]:
-    """The slices of an FSDP2 model, which optimizers are to have: a forward may leave whole ones in their place."""
+    """The slices of a model, which optimizers are to have: a forward may leave whole ones in their place."""
     for module in filter(fsdp.is_fsdp, model.modules()):
         module.reshard()  # type: ignore[operator]
     return list(model.parameters())

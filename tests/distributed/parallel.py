@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -220,16 +221,40 @@ def tp_refusals() -> None:
 
 
 @case
-def tp_audit_is_refused() -> None:
-    it = Both()
-    batches = [data(0)]
-    loaders: dict[str, Any] = {"forget": batches, "retain": batches, "test": batches}
+def tp_audit_as_on_one_process() -> None:
+    """Cosines, relearning and all else; beside a plain original and one in slices."""
+    loaders = {name: batches_of(i) for i, name in enumerate(("forget", "retain", "test"))}
 
     def losses(model: nn.Module, batch: Any) -> Any:
         return model(batch[0])
 
-    with raises(ValueError, "unlearned", "tensor parallel"):
-        mtu.audit(it.plain, it.model, losses=losses, score=lambda m, of: {}, **loaders)
+    def score(model: nn.Module, batches: Any) -> dict[str, float]:
+        found = [losses(model, batch) for batch in batches]
+        return {task: -float(torch.cat([f[task] for f in found]).mean()) for task in found[0]}
+
+    more: dict[str, Any] = {"losses": losses, "score": score, "cosine_samples": 2, **loaders}
+    more |= {"relearn": partial(torch.optim.SGD, lr=0.1, foreach=False), "relearn_limit": 2}
+    plain = unlearned_a_little(layers())
+    truth = mtu.audit(layers(), plain, **more)
+    for original in (layers(), cut()):
+        model = unlearned_a_little(cut())
+        before = [whole(p.detach()) for p in model.parameters()]
+        ours = mtu.audit(original, model, **more)
+        for part in ("scores", "membership", "drift", "request", "parameter_shift", "relearn"):
+            running.near(ours.data[part], truth.data[part])
+        running.near(ours.data["cosines"], truth.data["cosines"])
+        for p, was in zip(model.parameters(), before, strict=True):
+            assert p.grad is None and torch.equal(whole(p.detach()), was)
+    # a rank of DDP or of one process would read batches of its own
+    with raises(ValueError, "original", "tensor parallel"):
+        mtu.audit(cut(), plain, **more)
+
+
+def unlearned_a_little(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.9)
+    return model
 
 
 def batches_of(seed: int) -> list[Any]:

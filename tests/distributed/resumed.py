@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -101,6 +102,24 @@ def unlearn_in_pieces_resumes_on_any_ranks() -> None:
             close(p.detach(), q)
         assert not pieces_of(path)
     dist.barrier()
+
+
+@case
+def unlearn_in_pieces_of_copies() -> None:
+    """HSDP: a slice that several ranks have is written once."""
+    size = dist.get_world_size()
+    if size % 2:
+        return
+    mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("copies", "shards"))
+    path, straight, world = folder() / "run.pt", wrapped("fsdp", mesh=mesh), dist.group.WORLD
+    history = go(straight, world, 5)
+    go(wrapped("fsdp", mesh=mesh), world, 3, checkpoint=path)
+    written = [len(sealed.read(piece)["slices"]) for piece in pieces_of(path)]
+    assert all(written[: size // 2]) and not any(written[size // 2 :])
+    dist.barrier()
+    again = wrapped("fsdp", mesh=mesh)
+    same_run(go(again, world, 5, checkpoint=path), history)
+    assert all(map(torch.equal, parameters_of(again), parameters_of(straight)))
 
 
 def go_alone(model: nn.Module, path: Path, steps: int) -> mtu.History:

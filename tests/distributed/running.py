@@ -18,7 +18,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 import mtu_fast as mtu
 from mtu_fast._distributed.crew import RankedCrew
-from mtu_fast._distributed.wrappers import ranks_of_model
+from mtu_fast._distributed.wrappers import parallel
 from mtu_fast.unlearning.loop import DivergedError
 from mtu_fast.unlearning.metrics import relearn_steps
 from mtu_fast.unlearning.report.passes import Reading
@@ -96,17 +96,14 @@ def same_run(ours: mtu.History, truth: mtu.History) -> None:
             assert all(abs(a[task] - b[task]) <= 1e-10 for task in a), (name, a, b)
 
 
-def wrapped(kind: str, group: Any = None) -> nn.Module:
+def wrapped(kind: str, group: Any = None, mesh: DeviceMesh | None = None) -> nn.Module:
     model = model_of()
     if kind == "ddp":
         return nn.parallel.DistributedDataParallel(model, process_group=group)
     if group is not None:
         mesh = DeviceMesh.from_group(group, "cpu")
-        fully_shard(model[0], mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        return model
-    fully_shard(model[0])
-    fully_shard(model)
+    fully_shard(model[0], mesh=mesh)
+    fully_shard(model, mesh=mesh)
     return model
 
 
@@ -319,7 +316,7 @@ def relearning_over_ranks() -> None:
     for kind in ("ddp", "fsdp"):
         model = wrapped(kind)
         before = [p.clone() for p in parameters_of(model)]
-        ranks = ranks_of_model(model)
+        ranks = parallel(model).ranks
         assert ranks is not None
         models = {"original": original, "unlearned": model}
         reading, counts = Reading(losses, accuracy), [{"loss": SIZE // size}] * size

@@ -86,14 +86,20 @@ def joined(
 
 def clip(parameters: Sequence[Tensor], bound: float) -> None:
     """`.grad *= min(1, bound / |.grad|)`, one norm over all parameters."""
-    moved = {p: p.grad for p in parameters if p.grad is not None}
     # torch stacks the norms of plain gradients, or of DTensors, and not of both
-    plain = [p for p, g in moved.items() if not is_cut(g)]
-    cut = [p for p, g in moved.items() if is_cut(g)]
-    if not (plain and cut):
-        clip_grad_norm_(list(moved), bound)
+    kinds: dict[bool, list[Tensor]] = {}
+    for p in parameters:
+        if p.grad is not None:
+            kinds.setdefault(is_cut(p.grad), []).append(p)
+    if len(kinds) < 2:
+        clip_grad_norm_(parameters, bound)
         return
-    norms = [whole(get_total_norm([moved[p] for p in part])) for part in (plain, cut)]
+    norms = [whole(get_total_norm(list(map(_grad, part)))) for part in kinds.values()]
     total = torch.stack(norms).norm()
-    for part in (plain, cut):
+    for part in kinds.values():
         clip_grads_with_norm_(part, bound, total)
+
+
+def _grad(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    return p.grad

@@ -13,8 +13,8 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from mtu_fast._arguments import check_function, check_text, check_whole
 from mtu_fast._checks.masks import targeted
-from mtu_fast._distributed.crew import Crew, RankedCrew
-from mtu_fast._distributed.wrappers import is_sliced, ranks_of_model
+from mtu_fast._distributed.crew import Crew, crew_of
+from mtu_fast._distributed.wrappers import is_sliced, parallel
 from mtu_fast.unlearning.arguments import check_model, check_names
 from mtu_fast.unlearning.loaders import sampler_of
 from mtu_fast.unlearning.metrics import parameter_shift
@@ -30,6 +30,7 @@ from mtu_fast.unlearning.report.passes import (
     PerTask,
     Reading,
     check_batches,
+    check_parallel,
     check_shares,
     measure,
     untouched,
@@ -70,7 +71,7 @@ def audit(
     share, samples are those of all ranks, scores means over ranks by samples, cosines those of the
     first rank's batch, relearning is that of the ranks' batches together, and every rank has the
     same audit. The other models may be plain, or wrapped likewise. With FSDP2 every rank has as many
-    batches.
+    batches. Ranks of a tensor parallel model all have the same loaders.
 
     The models are put in eval mode and back; their parameters, buffers, `.grad`, modes and torch's
     random state are as before in the end. Each loader is read once by all models together, so that
@@ -102,8 +103,8 @@ def audit(
         cost: {what: number}, or {what: {variant: number}}: for example ms per step and peak MiB;
             None for what was not measured.
         relearn: parameters -> optimizer; given, the steps of fine-tuning in eval mode are counted
-            until the targets' mean forget score is back at 95 % of the original's. An FSDP2 model is
-            tuned itself, and put back.
+            until the targets' mean forget score is back at 95 % of the original's. A model in slices
+            is tuned itself, and put back.
         relearn_limit: steps after which relearning gives up.
         params: model -> the parameters whose gradients the cosines compare; all that require grad
             by default.
@@ -138,8 +139,9 @@ def audit(
     for name, loader in loaders.items():
         check_batches(name, loader)
     reading = Reading(losses, score, outputs, labels, present)
-    ranks = ranks_of_model(unlearned)
-    crew = Crew() if ranks is None else RankedCrew(ranks)
+    check_parallel(models)
+    _, ranks, _, slicer = parallel(unlearned)
+    crew = crew_of(ranks, batches_differ=slicer is None)
     check_shares(models.values(), loaders, crew)
     with untouched(models.values(), loaders.values()):
         splits = _splits(models, loaders, reading, crew)

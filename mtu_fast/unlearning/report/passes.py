@@ -18,7 +18,7 @@ from mtu_fast._arguments import check_dense, check_function, check_mapping, chec
 from mtu_fast._checks.losses import labelled
 from mtu_fast._checks.masks import presence
 from mtu_fast._distributed.crew import Crew
-from mtu_fast._distributed.wrappers import is_sliced
+from mtu_fast._distributed.wrappers import is_fsdp, is_sliced, is_tensor_parallel
 from mtu_fast.unlearning.arguments import NO_LOADERS
 from mtu_fast.unlearning.loaders import begun, generators_of, length_of
 from mtu_fast.unlearning.metrics import entropy, kl_divergence, logit_distance
@@ -73,20 +73,35 @@ def check_batches(name: str, loader: object) -> None:
         )
 
 
+def check_parallel(models: Mapping[str, nn.Module]) -> None:
+    """Ranks of a tensor parallel model share their batches, and those of FSDP2 or DDP do not.
+
+    Raises:
+        ValueError: models of both.
+    """
+    ranks = [name for name, model in models.items() if is_tensor_parallel(model)]
+    others = [name for name, model in models.items() if is_fsdp(model)]
+    if ranks and ("unlearned" not in ranks or others):
+        raise ValueError(
+            f"{ranks[0]}: found a tensor parallel model beside others {others}, expected `unlearned` tensor parallel "
+            "as well, and the rest so or plain: its ranks read the same batches."
+        )
+
+
 def check_shares(models: Iterable[nn.Module], loaders: Mapping[str, object], crew: Crew) -> None:
     """Where a forward of one rank waits for the others, all have as many batches.
 
     Raises:
         ValueError: they have not.
     """
-    if crew.size == 1 or not any(map(is_sliced, models)):
+    if not any(map(is_sliced, models)):
         return
     for name, loader in loaders.items():
-        lengths = crew.objects("audit", length_of(loader))
+        lengths = crew.every("audit", length_of(loader))
         if len(set(lengths)) > 1:
             raise ValueError(
-                f"{name}: found {lengths} batches on the ranks of an FSDP2 model, expected as many on each: give it a "
-                "torch.utils.data.distributed.DistributedSampler."
+                f"{name}: found {lengths} batches on the ranks of a model in slices, expected as many on each: of "
+                "FSDP2 give it a torch.utils.data.distributed.DistributedSampler, of tensor parallel the same batches."
             )
 
 

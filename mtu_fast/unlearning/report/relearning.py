@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mtu_fast._distributed.chunks import local_of
 from mtu_fast._distributed.crew import Crew
 from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._distributed.wrappers import bare, is_sliced, slices_of
@@ -77,7 +78,7 @@ def relearn(
                 )
             else:
                 back = Goal(level, goal, limit)
-                steps = _over_ranks(model, forget, of_targets, optimizer, back, ranks)
+                steps = _over_ranks(model, forget, of_targets, optimizer, back, ranks, crew)
         found[name] = steps
     return found
 
@@ -89,10 +90,13 @@ def _over_ranks(
     optimizer: MakeOptimizer,
     goal: Goal,
     ranks: Ranks,
+    crew: Crew,
 ) -> int | None:
     """The same step over the batches of all ranks together: the mean of each task's labelled samples."""
     with _tuned(model) as own:
-        engine = Engine(own) if is_sliced(own) else Engine(own, group=ranks.group)
+        # of a batch that all ranks share each has the whole step
+        group = ranks.group if crew.size == ranks.size else None
+        engine = Engine(own) if is_sliced(own) else Engine(own, group=group)
 
         def backward(tuned: nn.Module, batch: Any) -> None:
             found, present = ranks.agreed("audit: relearn", lambda: losses(tuned, batch))
@@ -103,12 +107,12 @@ def _over_ranks(
 
 @contextmanager
 def _tuned(model: nn.Module) -> Iterator[nn.Module]:
-    """A model to be changed: a copy, or itself for a while where FSDP2 allows no copy."""
+    """A model to be changed: a copy, or itself for a while where it is in slices."""
     if not is_sliced(model):
         yield trainable_copy(bare(model))
         return
     held = slices_of(model)
-    before = [p.detach().to_local().clone() for p in held]
+    before = [local_of(p.detach()).clone() for p in held]
     gradients = [p.grad for p in held]
     for p in held:
         p.grad = None
@@ -118,5 +122,5 @@ def _tuned(model: nn.Module) -> Iterator[nn.Module]:
         slices_of(model)
         with torch.no_grad():
             for p, own, g in zip(held, before, gradients, strict=True):
-                p.to_local().copy_(own)
+                local_of(p).copy_(own)
                 p.grad = g
