@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -204,6 +205,34 @@ def unlearn_in_pieces_that_are_incomplete() -> None:
             go_on(model)
         assert all(map(torch.equal, parameters_of(model), before))
         dist.barrier()
+
+
+@case
+def unlearn_in_pieces_on_a_full_disk() -> None:
+    """One rank cannot write: all raise, the pieces of this step go, and those of the last one serve."""
+    path, last = folder() / "run.pt", dist.get_world_size() - 1
+    straight = wrapped("fsdp")
+    run(straight, shares, mtu.OrthoGrad(0.5), 6)
+    run(wrapped("fsdp"), shares, mtu.OrthoGrad(0.5), 3, checkpoint=path)
+    files = {p.name: p.read_bytes() for p in [path, *pieces_of(path)]}
+    write = sealed.write_piece
+
+    def full(*args: Any) -> Any:
+        if dist.get_rank() == last:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*args)
+
+    model = wrapped("fsdp")
+    sealed.write_piece = full
+    try:
+        with raises(RuntimeError, f"rank {last}", "No space left"):
+            run(model, shares, mtu.OrthoGrad(0.5), 6, checkpoint=path)
+    finally:
+        sealed.write_piece = write
+    dist.barrier()
+    assert {p.name: p.read_bytes() for p in [path, *pieces_of(path)]} == files
+    run(model, shares, mtu.OrthoGrad(0.5), 6, checkpoint=path)
+    assert all(map(torch.equal, parameters_of(model), parameters_of(straight)))
 
 
 def wrong_pieces(piece: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -46,6 +46,7 @@ LONG = {
     "tp_unlearn_as_on_one_process",
     "tp_audit_as_on_one_process",
     "unlearn_in_pieces_that_are_incomplete",
+    "unlearn_in_pieces_on_a_full_disk",
     "unlearn_with_kept_rows_and_levels",
     "relearning_over_ranks",
     "audit_over_ranks",
