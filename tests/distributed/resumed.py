@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -223,12 +224,11 @@ def unlearn_in_pieces_on_a_full_disk() -> None:
         return write(*args)
 
     model = wrapped("fsdp")
-    sealed.write_piece = full
-    try:
-        with raises(RuntimeError, f"rank {last}", "No space left"):
-            run(model, shares, mtu.OrthoGrad(0.5), 6, checkpoint=path)
-    finally:
-        sealed.write_piece = write
+    with (
+        patch.object(sealed, "write_piece", full),
+        raises(RuntimeError, f"rank {last}", "No space left"),
+    ):
+        run(model, shares, mtu.OrthoGrad(0.5), 6, checkpoint=path)
     dist.barrier()
     assert {p.name: p.read_bytes() for p in [path, *pieces_of(path)]} == files
     run(model, shares, mtu.OrthoGrad(0.5), 6, checkpoint=path)
