@@ -6,14 +6,21 @@ from typing import Any
 
 # what a model of transformers says of its loss, where labels are shifted within it
 CAUSAL = ("ForCausalLM", "ForConditionalGeneration")
+WITHIN_BACKWARD = ("lomo", "adalomo")  # optimizers that step in hooks of autograd
 
 
 def check_settings(trainer: Any) -> None:
-    """No setting of the loss that a step could not follow.
+    """No setting of the loss, or of its backward, that a step could not follow.
 
     Raises:
-        ValueError: labels are to be smoothed.
+        ValueError: labels are to be smoothed, or the optimizer steps within the backward.
     """
+    optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    if optimizer in WITHIN_BACKWARD:
+        raise ValueError(
+            f"optim: found {optimizer!r}, expected one that steps after the backward: it changes parameters while rows "
+            "are still to be taken at them."
+        )
     found = trainer.args.label_smoothing_factor
     if found:
         raise ValueError(

@@ -12,7 +12,6 @@ In manual optimization, `self.manual_backward(self.unlearn(...))`.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,11 +20,13 @@ from torch import Tensor
 from mtu_fast._arguments import check_flag
 from mtu_fast._checks.losses import Losses, by_task
 from mtu_fast._checks.masks import Mask
+from mtu_fast._checks.warned import warn
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
 from mtu_fast.integrations import _resuming, _step
 from mtu_fast.integrations._checkpointed import Checkpointed
 from mtu_fast.integrations._returned import DIVIDED, SCALED, check_returned, handed_out
+from mtu_fast.integrations._runs import Around, batch_of, is_fitting, replicated, scaler_of
 from mtu_fast.integrations._sides import sides
 from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace
@@ -37,20 +38,6 @@ class _Held(NamedTuple):
     method: Method
     subspace: Subspace | None
     step: int
-
-
-class _Around:
-    """What an engine was made of; a copy of the module is another one, and forgets it."""
-
-    def __init__(self, wrapped: Any = None) -> None:
-        self._wrapped = None if wrapped is None else weakref.ref(wrapped)
-
-    def __reduce__(self) -> tuple[type[_Around], tuple[()]]:
-        return _Around, ()
-
-    def holds(self, wrapped: Any) -> bool:
-        """Whether it was made of this."""
-        return self._wrapped is not None and self._wrapped() is wrapped
 
 
 class Unlearning(Checkpointed):
@@ -70,12 +57,12 @@ class Unlearning(Checkpointed):
     _sync: bool | None = None
     _batch: int | None = None  # that `_micro` is of
     _held: _Held | None = None  # since the last step
-    _around = _Around()
+    _around = Around()
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         # what a trainer does first; a hook would be lost where a user overrides it
-        if name == "trainer" and _is_fitting(value):
+        if name == "trainer" and is_fitting(value):
             self._begin()
 
     def shared_parameters(self) -> Iterable[Tensor] | None:
@@ -91,8 +78,8 @@ class Unlearning(Checkpointed):
     def engine(self) -> Engine:
         """The engine of this module, made when first asked for."""
         if self._engine is None:
-            wrapped = _replicated(self)
-            self._engine, self._around = self._made_of(wrapped), _Around(wrapped)
+            wrapped = replicated(self)
+            self._engine, self._around = self._made_of(wrapped), Around(wrapped)
             self._take_rows(self._engine)
         return self._engine
 
@@ -101,12 +88,12 @@ class Unlearning(Checkpointed):
 
     def _engine_of_run(self) -> Engine:
         """The engine of the module as this trainer wraps it, which may be otherwise than the trainer before did."""
-        before, wrapped = self.engine, _replicated(self)
+        before, wrapped = self.engine, replicated(self)
         if not self._around.holds(wrapped):
             after = self._made_of(wrapped)
             for subspace in self._subspaces().values():
                 _resuming.resume_rows(after, subspace, _resuming.states_of_rows(before, subspace))
-            self._engine, self._around = after, _Around(wrapped)
+            self._engine, self._around = after, Around(wrapped)
         return self.engine
 
     def unlearn(
@@ -146,7 +133,7 @@ class Unlearning(Checkpointed):
             check_flag("unlearn: sync", sync)
         engine = self._engine_of_run()
         _step.check_joined(engine, module.trainer.world_size, "lightning")
-        batch = _batch_of(module.trainer)
+        batch = batch_of(module.trainer)
 
         def made() -> _step.Micro:
             self._check_first(batch)
@@ -177,7 +164,7 @@ class Unlearning(Checkpointed):
         # taken away first: after an error the next backward is somebody else's
         micro, self._micro = self._micro, None
         handed, self._returned = self._returned, None
-        trainer, scaler = _trainer_of(self), _scaler_of(self)
+        trainer, scaler = self._run, scaler_of(self)
         assert handed is not None
         nodes = [SCALED] * (scaler is not None) + [DIVIDED] * self._is_automatic
         _step.agreed(self.engine, lambda: check_returned(loss, handed, nodes))
@@ -213,7 +200,7 @@ class Unlearning(Checkpointed):
         # on one process: Lightning itself refuses None on several
         if held is not None:
             given = held.method, held.subspace
-            self.update = _step.finish(self.engine, *given, scaler=_scaler_of(self))
+            self.update = _step.finish(self.engine, *given, scaler=scaler_of(self))
 
     def _begin(self) -> None:
         """Rows of a run that was interrupted are none of the one that begins."""
@@ -239,15 +226,17 @@ class Unlearning(Checkpointed):
             )
 
     def _check_held(self) -> None:
-        """No step was taken since rows were held for it.
+        """No step was taken since rows were held for it; in manual optimization it is said.
 
         Raises:
             RuntimeError: one was.
         """
-        if self._held is None or not self._is_automatic:
+        if self._held is None:
             return
-        step = _trainer_of(self).global_step
-        if step != self._held.step:
+        step = self._run.global_step
+        if step == self._held.step:
+            return
+        if self._is_automatic:
             self._held = None
             self.engine.discard()
             raise RuntimeError(
@@ -255,6 +244,16 @@ class Unlearning(Checkpointed):
                 "None for the last batch before it, and an optimizer_step of the module's own called no super()'s. "
                 "Call it, or leave out another batch."
             )
+        # it may have been that of other parameters
+        warn(
+            "unlearn: found an optimizer step since rows were held by sync=False, which they are not in: the last "
+            "micro-batch before a step is given without sync=False."
+        )
+
+    @property
+    def _run(self) -> Any:
+        module: Any = self
+        return module.trainer
 
     @property
     def _is_automatic(self) -> bool:
@@ -264,43 +263,3 @@ class Unlearning(Checkpointed):
     def _follows_step(self, trainer: Any) -> bool:
         # in manual optimization a step follows each backward, unless sync says otherwise
         return not self._is_automatic or not trainer.fit_loop._should_accumulate()
-
-
-def _is_fitting(trainer: Any) -> bool:
-    """Whether a trainer begins to train, and does not only evaluate."""
-    return getattr(getattr(trainer, "state", None), "fn", None) == "fit"
-
-
-def _batch_of(trainer: Any) -> int | None:
-    """The number of the batch that is trained on, over all epochs."""
-    return getattr(getattr(trainer, "fit_loop", None), "total_batch_idx", None)
-
-
-def _trainer_of(module: Any) -> Any:
-    return module.trainer
-
-
-def _scaler_of(module: Any) -> Any:
-    """The loss scaler of a module's trainer; None where there is none, or it is off."""
-    scaler = getattr(module.trainer.precision_plugin, "scaler", None)
-    return scaler if scaler is not None and scaler.is_enabled() else None
-
-
-def _replicated(module: Any) -> Any:
-    """What the trainer wraps the module in on several processes; else the module.
-
-    Raises:
-        RuntimeError: several processes that hold it in another way.
-    """
-    trainer = getattr(module, "_trainer", None)  # None before a trainer took the module
-    if trainer is None or trainer.world_size == 1:
-        return module
-    from lightning.pytorch.strategies import DDPStrategy
-
-    if not isinstance(trainer.strategy, DDPStrategy):
-        found = type(trainer.strategy).__name__
-        raise RuntimeError(
-            f"lightning: found {trainer.world_size} processes by {found}, expected DDPStrategy (strategy='ddp'): "
-            "others hold parameters and gradients in ways of their own."
-        )
-    return trainer.strategy.model

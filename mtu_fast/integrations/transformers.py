@@ -69,8 +69,8 @@ class Unlearning:
     Raises:
         TypeError: arguments of the wrong kind.
         ValueError: an empty data set, a method without the subspace that it works in, label smoothing,
-            sampling by lengths of two data sets, or no `losses` where the `Trainer` has a loss of its
-            own or the model is no causal LM.
+            an optimizer that steps within the backward, sampling by lengths of two data sets, or no
+            `losses` where the `Trainer` has a loss of its own or the model is no causal LM.
     """
 
     update: Update | None = None

@@ -16,6 +16,7 @@ from tests.integrations.lightnings import (
     QUIET,
     Automatic,
     Leaving,
+    Manual,
     fit,
     lightning,
 )
@@ -210,3 +211,21 @@ def test_an_ordinary_loss_goes_the_ordinary_way() -> None:
 
     found, _ = fit(Plain(mtu.Mean()))
     assert relative_error(found, plain_step(build(), mtu.Mean())) <= 1e-6
+
+
+class Never(Manual):
+    """Every micro-batch is held, and the optimizer steps all the same."""
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> None:
+        """One micro-batch."""
+        losses, forget = losses_of(self.net, batch), batch["forget"].bool()
+        self.manual_backward(self.unlearn(losses, self.method, forget=forget, sync=False))
+        self.optimizers().step()
+
+
+def test_a_step_by_hand_without_the_rows_is_told() -> None:
+    with pytest.warns(
+        UserWarning, match="found an optimizer step since rows were held by sync=Fal"
+    ):
+        found, _ = fit(Never(mtu.OrthoGrad(0.5)), 8)
+    assert float(found.norm()) == 0.0

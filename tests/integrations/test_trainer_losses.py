@@ -52,6 +52,8 @@ def test_a_loss_that_would_not_be_worked_on_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"label_smoothing_factor: found 0\.3, expected 0"):
         trained(tmp_path, label_smoothing_factor=0.3)
+    with pytest.raises(ValueError, match="optim: found 'adalomo', expected one that steps after"):
+        trained(tmp_path, optim="adalomo")
     with pytest.raises(
         ValueError, match=r"compute_loss_func: found a function .* expected losses="
     ):
@@ -168,6 +170,16 @@ def test_a_model_with_another_loss_needs_losses(name: str, tmp_path: Path) -> No
     own = {"losses": language_model_losses}
     _, found = trained(tmp_path, model, own=own, remove_unused_columns=False)
     assert float(found.norm()) > 0
+
+
+def test_an_adapter_with_a_term_of_its_own_needs_losses(tmp_path: Path) -> None:
+    """AdaLoRA adds how far its factors are from orthogonal ones."""
+    peft = pytest.importorskip("peft")
+    config = peft.AdaLoraConfig(
+        init_r=4, target_r=2, total_step=10, target_modules=["q_proj"], task_type="CAUSAL_LM"
+    )
+    with pytest.raises(ValueError, match="computes itself is no mean of causal_lm"):
+        trained(tmp_path, peft.get_peft_model(build(), config))
 
 
 def test_a_model_without_logits_needs_losses(tmp_path: Path) -> None:
