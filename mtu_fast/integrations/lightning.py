@@ -175,7 +175,7 @@ class Unlearning(Checkpointed):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
     ) -> None:
-        """That of `LightningModule`; where `training_step` returned None, rows held before make the step without it.
+        """That of `LightningModule`, with the rows held before where the last `training_step` gave none.
 
         Args:
             epoch: as for `LightningModule.optimizer_step`.
@@ -186,18 +186,17 @@ class Unlearning(Checkpointed):
 
         def closure() -> Any:
             loss = optimizer_closure()
-            if loss is None:
-                self._finish()
+            self._finish()
             return loss
 
         parent: Any = super()
         parent.optimizer_step(epoch, batch_idx, optimizer, closure)
 
     def _finish(self) -> None:
-        """The step that was to follow a batch which was left out: with the rows held, and without those of its call."""
+        """The step of what is held, where the last batch before it was left out, or had an ordinary loss."""
+        # a call whose loss was not returned
         self._micro = self._returned = None
         held, self._held = self._held, None
-        # on one process: Lightning itself refuses None on several
         if held is not None:
             given = held.method, held.subspace
             self.update = _step.finish(self.engine, *given, scaler=scaler_of(self))
@@ -241,8 +240,8 @@ class Unlearning(Checkpointed):
             self.engine.discard()
             raise RuntimeError(
                 f"unlearn: found rows held for step {step - 1}, which was taken without them: training_step returned "
-                "None for the last batch before it, and an optimizer_step of the module's own called no super()'s. "
-                "Call it, or leave out another batch."
+                "no self.unlearn(...) for the last batch before it, and an optimizer_step of the module's own called "
+                "no super()'s. Call it, or leave out another batch."
             )
         # it may have been that of other parameters
         warn(

@@ -149,6 +149,27 @@ def test_a_step_after_a_batch_left_out_is_that_of_the_others(
         assert module.engine.accumulated_bytes == 0
 
 
+def test_a_step_after_a_batch_with_an_ordinary_loss_has_the_rows_too() -> None:
+    """One half by `unlearn`, the other in the ordinary way, whichever comes first."""
+
+    class Mixed(Automatic):
+        def training_step(self, batch: dict[str, Tensor], index: int) -> Any:
+            if index == self.plain:
+                return losses_of(self.net, batch).mean()
+            return super().training_step(batch, index)
+
+    for plain in (0, 1):
+        module, net, data = Mixed(mtu.OrthoGrad(0.5)), build(), [*batches(Texts(), 8)]
+        module.plain = plain
+        found, _ = fit(module, 8, accumulate_grad_batches=2)
+        start, rows = weights(net), data[1 - plain]
+        (losses_of(net, data[plain]).mean() / 2).backward()
+        mask = rows["forget"].bool()
+        mtu.Engine(net).backward(losses_of(net, rows), mtu.OrthoGrad(0.5), forget=mask)
+        torch.optim.SGD(net.parameters(), lr=RATE).step()
+        assert relative_error(found, moved(net, start)) <= 1e-6
+
+
 @pytest.mark.filterwarnings("ignore:.*returned `None`")
 def test_a_step_after_a_batch_left_out_under_a_scaler() -> None:
     """No backward followed, so that the plugin leaves the step out; none of its rows are in the next one's."""
