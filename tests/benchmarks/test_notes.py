@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import mtu_fast as mtu
@@ -15,6 +17,7 @@ from benchmarks.notes import (
     memory_budget,
     memory_cost,
     refinement,
+    scale_prediction,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,6 +55,15 @@ def test_the_choice_of_an_exchange_is_weighed(capsys: pytest.CaptureFixture[str]
     infinite = exchange_choice.RATES["no limit"]
     assert exchange_choice.waited(three, 0, 2, infinite) == 11.0
     assert exchange_choice.of_last(three, [1, 9, 2], 2, infinite) == 9.0
+
+
+def test_predictions_for_many_ranks_are_those_of_the_docs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scale_prediction.main()
+    lines = capsys.readouterr().out.splitlines()
+    page = (Path(tables.__file__).parents[1] / "docs" / "scale.md").read_text().splitlines()
+    assert len(lines) > 2 * len(scale_prediction.MODELS) and set(lines) <= set(page)
 
 
 def test_refinement_brings_the_residual_down(capsys: pytest.CaptureFixture[str]) -> None:
