@@ -122,7 +122,7 @@ def measure(
 
     sums, scores = crew.agreed(f"unlearn: evaluation of {name}", own)
     found = sums.losses()
-    if crew.size > 1:
+    if crew.is_ranked:
         # what is sent to other ranks goes by the host
         found = {task: loss.cpu() for task, loss in found.items()}
     mine = _Share(sums.totals(), sums.counts(), sums.samples, scores, found)
