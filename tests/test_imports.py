@@ -196,6 +196,16 @@ def test_a_cycle_is_seen() -> None:
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
 
 
+def test_one_folder_knows_torch_distributed() -> None:
+    knows = set()
+    for path in PACKAGE.rglob("*.py"):
+        file = path.relative_to(PACKAGE)
+        package = ".".join(["mtu_fast", *file.parts[:-1]])
+        names = imported(path.read_text(), package)
+        knows |= {file.parts[0] for name, _ in names if name.startswith("torch.distributed")}
+    assert knows == {"_distributed"}
+
+
 def test_one_file_depends_on_what_torch_does_not_promise() -> None:
     dependent = {
         path.name

@@ -225,6 +225,12 @@ class Ranks:
             ) from error
 
 
+def everyone(processes: int, device: torch.device) -> Ranks | None:
+    """The ranks of all processes; None where there is one."""
+    group = dist.group.WORLD if dist.is_available() and processes > 1 else None
+    return None if group is None else Ranks(group, device)
+
+
 def described(error: Exception | None) -> tuple[int, str] | None:
     """An error as a plain value: its kind, and its words."""
     if error is None:

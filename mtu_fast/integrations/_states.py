@@ -8,18 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from mtu_fast._distributed.ranks import Ranks
 
 STATE = "mtu_fast.pt"  # of the process n > 0 it is mtu_fast_n.pt
 WHAT = "checkpoint"
-
-
-def ranks_of(processes: int, device: torch.device) -> Ranks | None:
-    """All processes; None where there is one."""
-    group = dist.group.WORLD if dist.is_available() and processes > 1 else None
-    return None if group is None else Ranks(group, device)
 
 
 def save(state: Mapping[str, Any], folder: str, ranks: Ranks | None) -> None:

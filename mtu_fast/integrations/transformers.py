@@ -21,7 +21,7 @@ from torch import Tensor
 from mtu_fast._arguments import check_function, check_tensors, check_text
 from mtu_fast._checks.losses import Losses, labelled
 from mtu_fast._checks.warned import warn
-from mtu_fast._distributed.ranks import attempt
+from mtu_fast._distributed.ranks import attempt, everyone
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
 from mtu_fast.integrations import _resuming, _states, _step
@@ -291,7 +291,7 @@ class Unlearning:
 
     def _ranks(self) -> Any:
         trainer: Any = self
-        return _states.ranks_of(trainer.args.world_size, trainer.args.device)
+        return everyone(trainer.args.world_size, trainer.args.device)
 
     def _own_state(self) -> dict[str, Any]:
         return {

@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+from mtu_fast._distributed.ranks import everyone
 from mtu_fast.integrations import _states
 from tests.integrations.ranks import on_two
 
@@ -37,7 +38,7 @@ def outcome(folder: str, ranks: Any, keeps: bool = True) -> Any:
 def run(folder: Path, kept: bool) -> list[Any]:
     """A checkpoint as written, without rank 1's file, and with one of another checkpoint."""
     torch.distributed.init_process_group("gloo")
-    ranks = _states.ranks_of(2, CPU)
+    ranks = everyone(2, CPU)
     assert ranks is not None
     first, second = str(folder / "first"), str(folder / "second")
     for number, at in enumerate((first, second)):
