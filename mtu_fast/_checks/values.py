@@ -27,17 +27,22 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 def some_not_finite(tensors: Iterable[Tensor]) -> Tensor | None:
     """The same on their device, `[]` bool: nothing is waited for. None where there are no tensors."""
-    # not coalesced, which would wait; an entry that is not finite stays so in any sum
-    dense = [t._values() if t.is_sparse else t for t in tensors]
-    real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in dense]
-    if not real:
+    sums = list(map(_sum_of, tensors))
+    if not sums:
         return None
-    # so that in float64 no sum of finite numbers leaves the range
-    small = [t * 2.0**-64 if t.dtype == torch.float64 else t for t in real]
-    sums = [t.sum(dtype=torch.float64) for t in small]
     found = torch.stack(sums) if len(sums) > 1 else sums[0]
     bad = found - found != 0  # infinity less itself is not a number
     return bad.any() if bad.ndim else bad
+
+
+def _sum_of(t: Tensor) -> Tensor:
+    """A float64 `[]` that is finite where all entries are."""
+    # not coalesced, which would wait; an entry that is not finite stays so in any sum
+    dense = t._values() if t.is_sparse else t
+    real = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+    # so that in float64 no sum of finite numbers leaves the range
+    small = real * 2.0**-64 if real.dtype == torch.float64 else real
+    return small.sum(dtype=torch.float64)
 
 
 def check_direction(d: Any, parameters: Mapping[str, Tensor], called: str = "jvp") -> None:
