@@ -56,8 +56,9 @@ class Memory:
     `engine.backward(losses, method, forget=mask, memory=memory)` joins them to the step's rows, as
     constraints of a method that `takes_memory`, and keeps the step's own retain rows for later.
     They are explicit, gradients of the point where they were taken: 4 K P bytes in float32. A step
-    with them costs (R + F) K P products more, R and F its own rows: those of kept rows with one
-    another are known from the steps that took them in.
+    with them costs (R + T) K P products more, R its own retain rows and T the tasks to be forgotten,
+    of the parameters that both rows reach: those of kept rows with one another are known from the
+    steps that took them in.
 
     Args:
         size: rows to hold, K; by default four times the retain rows of the first step.

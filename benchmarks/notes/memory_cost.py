@@ -1,12 +1,14 @@
 """What a full memory adds to a step of OrthoGrad, and what its products take at least.
 
-    python -m benchmarks.notes.memory_cost [--data {digits,rooms}] [--rounds 6]
+    python -m benchmarks.notes.memory_cost [--data {digits,rooms,transformer,...}] [--rounds 6]
 
-Steps of OrthoGrad and of Levelled OrthoGrad with 4 |R| kept rows take turns on the same batches, full
-request, one thread. Processor times, medians; the ratio is the median over pairs of neighbouring steps.
-Products: of the V rows of a step with one another and with the K kept ones, V (V + K) P multiply-adds in
-float64 as the step makes them, and as one call of the vendor's in float64 and in float32, from rows that
-are joined and of that precision already.
+Steps of OrthoGrad and of Levelled OrthoGrad with 4 |R| kept rows take turns on the same batches, one
+thread: full requests on data of the unlearning benchmark, or one task of a model of the step
+benchmarks. Processor times, medians; the ratio is the median over pairs of neighbouring steps.
+
+The least that a step with a full memory could take: its forward and its rows as factors, measured; the
+products of V rows with one another and with K kept ones, where both reach a parameter, at the speed of a
+large product in float64; and all rows read twice, for G and for Jᵀ w.
 """
 
 from __future__ import annotations
@@ -14,43 +16,43 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 import mtu_fast as mtu
-from benchmarks import cases
+from benchmarks import cases, models
 from benchmarks.protocol import draw
+from mtu_fast._rows.block import Block
 from mtu_fast.unlearning import metrics
 
 BATCHES = 6
 
 
-class Steps:
-    """Steps on some batches of one untrained net, which does not move."""
+class Ready(NamedTuple):
+    """What a step is made from: the losses of a forward, whom to forget, and who has a label."""
 
-    def __init__(self, data: str) -> None:
-        choice = cases.Choice(data)
-        case, parts = cases.load(choice), cases.parts(choice, 0)
-        torch.manual_seed(0)
-        self.problem = case.problem
-        self.model = case.problem.net()
+    losses: dict[str, Tensor]
+    mask: Mapping[str, Tensor]
+    present: Mapping[str, Tensor] | None
+
+
+class Steps:
+    """Steps on some batches of one untrained net, which does not move; `forwards` has one a batch."""
+
+    def __init__(self, model: nn.Module, forwards: Sequence[Callable[[], Ready]]) -> None:
+        self.model, self.forwards = model, forwards
         self.engines = {kept: mtu.Engine(self.model) for kept in (False, True)}
         self.memory = mtu.Memory()
-        drawn = torch.Generator().manual_seed(0)
-        targets = case.problem.requests["full"]
-        self.batches = [
-            draw(case.problem, parts, targets, case.protocol, drawn) for _ in range(BATCHES)
-        ]
 
     def step(self, i: int, kept: bool) -> float:
         """Seconds of a step on batch i, forward included."""
-        batch, mask = self.batches[i]
         began = time.process_time()
         self.model.zero_grad()
-        losses = self.problem.losses(self.model(batch.image), batch.labels)
-        there, engine = metrics.present(batch.labels), self.engines[kept]
+        losses, mask, there = self.forwards[i]()
+        engine = self.engines[kept]
         if kept:
             method = mtu.LevelledOrthoGrad(0.5)
             engine.backward(losses, method, forget=mask, present=there, memory=self.memory)
@@ -61,22 +63,53 @@ class Steps:
     def paired(self, rounds: int) -> list[tuple[float, float]]:
         """(without, with memory) of neighbouring steps, once the memory is full."""
         for _ in range(2):
-            for i in range(BATCHES):
+            for i in range(len(self.forwards)):
                 self.step(i, False)
                 self.step(i, True)
-        order = [i for _ in range(rounds) for i in range(BATCHES)]
+        order = [i for _ in range(rounds) for i in range(len(self.forwards))]
         return [(self.step(i, False), self.step(i, True)) for i in order]
 
-    @property
-    def rows(self) -> tuple[int, int, int]:
-        """(V, K, P): rows of a step, those to forget as a mean each, kept rows, and parameters."""
-        _, mask = self.batches[0]
-        forgotten = sum(int(gone.sum()) for gone in mask.values())
-        means = sum(bool(gone.any()) for gone in mask.values())
-        total = sum(len(gone) for gone in mask.values())
-        assert self.memory.size is not None
-        parameters = sum(p.numel() for p in self.model.parameters())
-        return total - forgotten + means, self.memory.size, parameters
+    def taken(self, i: int) -> float:
+        """Seconds of the forward of batch i and of its rows, of which nothing is made."""
+        began = time.process_time()
+        losses, mask, there = self.forwards[i]()
+        self.engines[True].rows(losses, forget=mask, present=there)
+        return time.process_time() - began
+
+    def of_parameters(self) -> Iterator[tuple[int, int, int]]:
+        """(V, K, numbers) of each parameter: rows of a step that reach it, means of those to forget, and kept rows."""
+        mask, block = self.forwards[0]().mask, self.memory.held.block
+        assert isinstance(block, Block)
+        for j, parameter in enumerate(self.model.parameters()):
+            tasks = [t for t in mask if j in block.reached[t]]
+            own = sum(int((~mask[t]).sum()) + bool(mask[t].any()) for t in tasks)
+            of_tasks = torch.tensor([block.roles.tasks.index(t) for t in tasks])
+            kept = int(torch.isin(block.roles.task, of_tasks).sum())
+            yield own, kept, parameter.numel()
+
+
+def on_data(name: str) -> Steps:
+    """Full requests on the data of the unlearning benchmark."""
+    choice = cases.Choice(name)
+    case, parts = cases.load(choice), cases.parts(choice, 0)
+    torch.manual_seed(0)
+    problem, model = case.problem, case.problem.net()
+    drawn = torch.Generator().manual_seed(0)
+    targets = problem.requests["full"]
+
+    def forward() -> Callable[[], Ready]:
+        batch, mask = draw(problem, parts, targets, case.protocol, drawn)
+        there = metrics.present(batch.labels)
+        return lambda: Ready(problem.losses(model(batch.image), batch.labels), mask, there)
+
+    return Steps(model, [forward() for _ in range(BATCHES)])
+
+
+def on_model(name: str) -> Steps:
+    """One task of a model of the step benchmarks: what is kept is that of one batch, four times."""
+    case = models.build(name, 1)
+    mask = dict.fromkeys(case.labels, case.forget)
+    return Steps(case.model, [lambda: Ready(case.losses(), mask, None)] * BATCHES)
 
 
 def timed(call: Callable[[], object], rounds: int) -> float:
@@ -94,23 +127,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", choices=("digits", "rooms"), default="digits")
+    parser.add_argument("--data", choices=("digits", "rooms", *models.MODELS), default="digits")
     parser.add_argument("--rounds", type=int, default=6)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    steps = Steps(options.data)
+    make = on_model if options.data in models.MODELS else on_data
+    steps = make(options.data)
     pairs = steps.paired(options.rounds)
     plain, kept = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
     ratio = statistics.median(full / bare for bare, full in pairs)
-    V, K, P = steps.rows
+    sizes = list(steps.of_parameters())
+    V, K, P = max(v for v, _, _ in sizes), len(steps.memory), sum(n for _, _, n in sizes)
     print(f"{options.data}: V = {V}, K = {K}, P = {P}, {steps.memory}")
     print(f"OrthoGrad {plain:.0f} ms, with a full memory {kept:.0f} ms, ratio {ratio:.2f}")
-    flop = 2 * V * (V + K) * P
-    print(f"products: {flop / 1e9:.2f} GFLOP")
-    for dtype in (torch.float64, torch.float32):
-        rows = torch.randn(V + K, P, dtype=dtype)
-        seconds = timed(partial(torch.matmul, rows[:V], rows.T), options.rounds)
-        print(f"{dtype}, one call: {1e3 * seconds:.0f} ms, {flop / seconds / 1e9:.0f} GFLOP/s")
+    rows = statistics.median(steps.taken(i) for _ in range(options.rounds) for i in range(BATCHES))
+    flop = 2 * sum((v * (v + 1) // 2 + v * k) * n for v, k, n in sizes)
+    large = torch.randn(1024, 1024, dtype=torch.float64)
+    products = flop * timed(lambda: large @ large, options.rounds) / (2 * 1024**3)
+    explicit = torch.randn(V + K, P)
+    reading = 2 * timed(explicit.sum, options.rounds)
+    least = rows + products + reading
+    print(
+        f"least: rows {1e3 * rows:.0f} ms, products of {flop / 1e9:.2f} GFLOP {1e3 * products:.0f} ms, "
+        f"reading {1e3 * reading:.0f} ms, together {1e3 * least:.0f} ms, ratio {1e3 * least / plain:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 //     tile[group][column / 8][row in the group][column % 8]
 //
 // and every pair of groups i <= j multiplies its 4 x 4 pairs of rows over the tile: 16 sums in registers, each a vector
-// over columns. Their lanes are added up at the end, or after every tile where those of all pairs would fill a cache. The
-// tile stays in the nearest caches; rows are read once, ahead of their use. What fills up the last group only meets
-// itself and sums that are not written. Groups of known rows do not meet one another.
+// over columns. Their lanes are added up at the end; where those of all pairs would fill a cache, rows are multiplied as
+// in many.h. The tile stays in the nearest caches; rows are read once, ahead of their use. What fills up the last group
+// only meets itself and sums that are not written. Groups of known rows do not meet one another.
 
 #include "gram.h"
 
@@ -19,8 +19,7 @@ constexpr int64_t GROUP = 4;  // rows
 constexpr int64_t STEP = GROUP * LANES;
 constexpr int64_t PAIRS = GROUP * GROUP;
 constexpr int64_t KEPT = 4096;         // most pairs of rows whose lanes are kept: 256 KiB
-constexpr int64_t TILE = 128;          // columns then, a group is 4 KiB; twice as many else
-constexpr int64_t PANEL = 64;          // groups that are read again at once: 256 KiB
+constexpr int64_t TILE = 128;          // columns, a group is 4 KiB
 constexpr int64_t AHEAD = 4 * TILE;    // columns between those that are widened and those that are fetched
 constexpr int64_t CHUNK = 4096;        // least columns of a chunk, where rows are few
 constexpr int64_t WORK = 500'000;      // its least products, where they are many: about 25 us
@@ -59,12 +58,13 @@ MTU_FAST_INLINE void multiply(const double* a, const double* b, int64_t steps, d
 }
 
 inline int64_t place(int64_t i, int64_t j) { return (j * (j + 1) / 2 + i) * PAIRS; }
-inline int64_t tile_of(int64_t pairs) { return pairs <= KEPT ? TILE : 2 * TILE; }
+inline int64_t groups_of(int64_t rows) { return round_up(rows, GROUP) / GROUP; }
+inline bool are_many(int64_t rows) { return place(0, groups_of(rows)) > KEPT; }
 
 struct Chunk {
   const std::vector<Row>& rows;
   int64_t begin, end, groups, fresh, pitch;  // fresh: groups with a row that is not known; pitch: from group to group
-  double *tile, *lanes, *sums;  // lanes of all pairs of groups, or of one
+  double *tile, *lanes, *sums;
 };
 
 // sums += the lanes of 4 x 4 pairs
@@ -76,33 +76,22 @@ MTU_FAST_INLINE void add_lanes(double* lanes, double* sums) {
 
 template <int WIDTH, int HEIGHT>
 MTU_FAST_INLINE void add_products(const Chunk& c) {
-  const int64_t all = place(0, c.groups), tile = tile_of(all);
-  const bool kept = all <= KEPT;
-  if (kept) std::fill(c.lanes, c.lanes + all * WIDTH, 0.0);
-  for (int64_t start = c.begin; start < c.end; start += tile) {
-    const int64_t n = std::min(tile, c.end - start), steps = round_up(n, LANES) / LANES;
+  const int64_t all = place(0, c.groups);
+  std::fill(c.lanes, c.lanes + all * WIDTH, 0.0);
+  for (int64_t start = c.begin; start < c.end; start += TILE) {
+    const int64_t n = std::min(TILE, c.end - start), steps = round_up(n, LANES) / LANES;
     for (size_t r = 0; r < c.rows.size(); ++r) {
       widen<STEP>(c.rows[r], start, n, c.tile + r / GROUP * c.pitch + r % GROUP * LANES, AHEAD);
     }
-    for (int64_t panel = 0; panel < c.groups; panel += PANEL) {
-      const int64_t last = std::min(panel + PANEL, c.groups);
-      for (int64_t i = 0; i < std::min(last, c.fresh); ++i) {
-        const double* a = c.tile + i * c.pitch;
-        for (int64_t j = std::max(panel, i); j < last; ++j) {
-          const int64_t k = place(i, j);
-          double* lanes = kept ? c.lanes + k * WIDTH : c.lanes;
-          if (!kept) std::fill(lanes, lanes + PAIRS * WIDTH, 0.0);
-          if (i == j) {
-            multiply<WIDTH, HEIGHT, true>(a, a, steps, lanes);
-          } else {
-            multiply<WIDTH, HEIGHT, false>(a, c.tile + j * c.pitch, steps, lanes);
-          }
-          if (!kept) add_lanes<WIDTH>(lanes, c.sums + k);
-        }
+    for (int64_t i = 0; i < c.fresh; ++i) {
+      const double* a = c.tile + i * c.pitch;
+      multiply<WIDTH, HEIGHT, true>(a, a, steps, c.lanes + place(i, i) * WIDTH);
+      for (int64_t j = i + 1; j < c.groups; ++j) {
+        multiply<WIDTH, HEIGHT, false>(a, c.tile + j * c.pitch, steps, c.lanes + place(i, j) * WIDTH);
       }
     }
   }
-  for (int64_t k = 0; kept && k < all; k += PAIRS) add_lanes<WIDTH>(c.lanes + k * WIDTH, c.sums + k);
+  for (int64_t k = 0; k < all; k += PAIRS) add_lanes<WIDTH>(c.lanes + k * WIDTH, c.sums + k);
 }
 
 // One binary, three instruction sets, chosen at the first call.
@@ -127,36 +116,39 @@ AddProducts best() { return add_products_any; }
 
 }  // namespace
 
-RowSums::RowSums(int64_t rows, int64_t known) : rows_(rows), fresh_(rows - known) {}
+RowSums::RowSums(int64_t rows, int64_t known) : rows_(rows), fresh_(rows - known), many_(rows, fresh_) {}
 
-int64_t RowSums::pairs(int64_t rows) { return place(0, round_up(rows, GROUP) / GROUP); }
+int64_t RowSums::pairs(int64_t rows) { return are_many(rows) ? ManyRows(rows, rows).sums() : place(0, groups_of(rows)); }
+
+int64_t RowSums::size() const { return are_many(rows_) ? many_.sums() : pairs(rows_); }
 
 void RowSums::resize(int64_t slots) {
   slots_ = slots;
-  sums_.assign(slots * pairs(rows_), 0.0);
+  sums_.assign(slots * size(), 0.0);
 }
 
 void RowSums::add(int64_t slot, const std::vector<Row>& rows, int64_t begin, int64_t end, Room& room) {
   static const AddProducts add = best();
-  const int64_t groups = round_up(rows_, GROUP) / GROUP, all = pairs(rows_);
-  const int64_t pitch = std::min(tile_of(all), round_up(end - begin, LANES)) * GROUP;
+  double* const sums = sums_.data() + slot * size();
+  if (are_many(rows_)) return many_.add(rows, begin, end, room.many, sums);
+  const int64_t groups = groups_of(rows_), pitch = std::min(TILE, round_up(end - begin, LANES)) * GROUP;
   const int64_t tile = groups * pitch / LANES;
   if (room.tile != tile) {
-    room.lines.reset(new Line[tile + (all <= KEPT ? all : PAIRS)]);
+    room.lines.reset(new Line[tile + size()]);
     room.tile = tile;
     std::fill(&room.lines[tile - pitch / LANES], &room.lines[tile], Line{});  // what fills up the last group
   }
-  add({rows, begin, end, groups, round_up(fresh_, GROUP) / GROUP, pitch, room.lines[0].lane, room.lines[tile].lane,
-       sums_.data() + slot * pairs(rows_)});
+  add({rows, begin, end, groups, groups_of(fresh_), pitch, room.lines[0].lane, room.lines[tile].lane, sums});
 }
 
 void RowSums::write(double* gram) {
-  const int64_t R = rows_, all = pairs(R);
-  if (slots_ == 0) std::fill(gram, gram + R * R, 0.0);
+  const int64_t R = rows_, all = size();
+  if (slots_ == 0) return std::fill(gram, gram + R * R, 0.0);
   for (int64_t s = 1; s < slots_; ++s) {
     for (int64_t k = 0; k < all; ++k) sums_[k] += sums_[s * all + k];
   }
-  for (int64_t j = 0; slots_ > 0 && j < R; j += GROUP) {
+  if (are_many(R)) return many_.write(sums_.data(), gram);
+  for (int64_t j = 0; j < R; j += GROUP) {
     for (int64_t i = 0; i <= j; i += GROUP) {
       const double* pairs = sums_.data() + place(i / GROUP, j / GROUP);
       for (int64_t q = 0; q < PAIRS; ++q) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "element.h"
+#include "many.h"
 
 namespace mtu_fast::cpu {
 
@@ -19,9 +20,10 @@ class RowSums {
 
   void resize(int64_t slots);
 
-  struct Room {  // to work in, of one object: a tile, then sums by lane
+  struct Room {  // to work in, of one object: a tile, then sums by lane; or what many rows need
     std::unique_ptr<Line[]> lines;
     int64_t tile = -1;  // lines of it
+    ManyRows::Room many;
   };
 
   // Adds the products over columns begin .. end-1; calls for different slots may run at once, in rooms of their own.
@@ -31,7 +33,10 @@ class RowSums {
   void write(double* gram);
 
  private:
+  int64_t size() const;  // of a slot
+
   int64_t rows_, fresh_, slots_ = 0;  // fresh_: rows before the known ones
+  ManyRows many_;
   std::vector<double> sums_;
 };
 

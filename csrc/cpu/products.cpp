@@ -8,6 +8,8 @@
 namespace mtu_fast::cpu {
 namespace {
 
+constexpr int64_t AHEAD = 2 * DEPTH;  // columns between those that are turned and those that are fetched
+
 template <class T>
 MTU_FAST_INLINE void widen(const T* from, const int64_t* offset, int64_t step, int64_t channels, double* to) {
   bool near = true;  // neighbours in memory: a channel of the panel is read at once
@@ -53,6 +55,26 @@ template <int WIDTH>
 struct Simd {
   typedef double Vector __attribute__((vector_size(WIDTH * sizeof(double)), may_alias, aligned(8)));
 };
+
+// to[column][row], of eight rows or fewer, filled up with zeros: rows and columns to a multiple of eight.
+template <int WIDTH>
+MTU_FAST_INLINE void turn(const Row* rows, int64_t count, int64_t start, int64_t columns, double* to) {
+  typedef typename Simd<WIDTH>::Vector Vector;
+  double square[LANES][LANES] = {};
+  for (int64_t k = 0; k < columns; k += LANES) {
+    for (int64_t l = 0; l < count; ++l) {
+      widen<LANES>(rows[l], start + k, std::min(LANES, columns - k), square[l], AHEAD);
+    }
+    for (int64_t c = 0; c < LANES; ++c, to += LANES) {
+      for (int64_t first = 0; first < LANES; first += WIDTH) {
+        Vector column;
+#pragma GCC unroll 8
+        for (int l = 0; l < WIDTH; ++l) column[l] = square[first + l][c];
+        *reinterpret_cast<Vector*>(to + first) = column;
+      }
+    }
+  }
+}
 
 // out[s][p] (+)= Σ_k left[p][k] right[s][k] for COUNT panels of p and one of s, COLUMNS of it at a time.
 template <int WIDTH, int COUNT, int COLUMNS>
@@ -158,6 +180,10 @@ MTU_FAST_INLINE void sum(const double* x, const double* b, int64_t ld, const Pos
 #define MTU_FAST_FOR(features)
 #endif
 #define MTU_FAST_PRODUCTS(NAME, FEATURES, WIDTH, COUNT, COLUMNS)                                                       \
+  MTU_FAST_FOR(FEATURES)                                                                                               \
+  void turn_##NAME(const Row* rows, int64_t count, int64_t start, int64_t columns, double* to) {                       \
+    turn<WIDTH>(rows, count, start, columns, to);                                                                      \
+  }                                                                                                                    \
   MTU_FAST_FOR(FEATURES) void widen_##NAME(const Panels& side, int64_t panel) { widen(side, panel); }                  \
   MTU_FAST_FOR(FEATURES)                                                                                               \
   void multiply_##NAME(const Matrix& left, const Matrix& right, bool diagonal, double* out, int64_t ld) {              \
@@ -171,7 +197,7 @@ MTU_FAST_INLINE void sum(const double* x, const double* b, int64_t ld, const Pos
                   double* sums) {                                                                                      \
     sum<WIDTH>(x, b, ld, rows, diagonal, sums);                                                                        \
   }                                                                                                                    \
-  constexpr Products NAME = {widen_##NAME, multiply_##NAME, add_##NAME, sum_##NAME};
+  constexpr Products NAME = {turn_##NAME, widen_##NAME, multiply_##NAME, add_##NAME, sum_##NAME};
 
 #ifdef MTU_FAST_X86
 MTU_FAST_PRODUCTS(avx512, "avx512f,avx512vl,avx512dq,fma", 8, 3, 8)

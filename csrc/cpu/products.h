@@ -37,6 +37,7 @@ struct PositionRows {
 
 // For the best instruction set of the machine; what they compute is said where they are defined.
 struct Products {
+  void (*turn)(const Row* rows, int64_t count, int64_t start, int64_t columns, double* to);
   void (*widen)(const Panels& side, int64_t panel);
   void (*multiply)(const Matrix& left, const Matrix& right, bool diagonal, double* out, int64_t ld);
   void (*add)(const double* const* from, int64_t count, int64_t length, double* to);

@@ -20,7 +20,7 @@ from mtu_fast._arguments import (
 )
 
 COLUMNS = {"task": torch.int64, "sample": torch.int64, "loss": torch.float64}
-PARTS = ("vectors", "counts", *COLUMNS, "tasks", "dtype", "grams")
+PARTS = ("vectors", "counts", *COLUMNS, "tasks", "dtype", "reached", "grams")
 
 
 def check_counts(name: str, state: Mapping[str, Any]) -> None:
@@ -54,6 +54,8 @@ def check_rows(name: str, state: object) -> None:
         raise ValueError(f"{name}: task: found other indices than those of the {len(known)} tasks.")
     check_dtype(f"{name}: dtype", held["dtype"])
     _check_vectors(f"{name}: vectors", held["vectors"], count)
+    for of_task in check_mapping(f"{name}: reached", held["reached"], "{task: [j, ...]}").values():
+        _check_indices(f"{name}: reached", of_task)
     _check_grams(f"{name}: grams", held["grams"], count)
 
 

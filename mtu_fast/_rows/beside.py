@@ -8,7 +8,7 @@ the rows are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -40,6 +40,30 @@ def kept_of(parts: Sequence[TaskRows], shared: Shared) -> int:
         plain &= not part.persistent and all(use.dtype == dtype for use in part.uses.values())
     same = all(p.dtype == dtype for p in shared.parameters)
     return kept if own and plain and same else 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one task and step.
+
+    Attributes:
+        matrix: `[K, P]`.
+        reached: the parameters that they reach; columns of others are zero.
+        kept: whether they are of a step before.
+    """
+
+    matrix: Tensor
+    reached: frozenset[int]
+    kept: bool = False
+
+
+def _kept_pieces(part: TaskRows) -> list[Piece]:
+    """The rows of a matrix in memory, task by task."""
+    assert part.matrix is not None
+    tasks, counts = part.roles.task.unique_consecutive(return_counts=True)
+    matrices = part.matrix.split(counts.tolist())
+    of_tasks = [part.reached[part.roles.tasks[t]] for t in tasks.tolist()]
+    return [Piece(m, reached, True) for m, reached in zip(matrices, of_tasks, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -78,6 +102,27 @@ class Beside(Pooled):
         held = [p.matrix for p in self.parts[len(self.parts) - self.kept :] if p.matrix is not None]
         return [self._own.matrix, self._means, *held]
 
+    @cached_property
+    def _pieces(self) -> list[Piece]:
+        """All rows in the order they are laid in, those of one task and step together."""
+        own, held = self.parts[: -self.kept], self.parts[-self.kept :]
+        rows, means, roles = self._own.matrix, self._means, self.pool.roles
+        found = []
+        for part, matrix in zip(own, rows.split(self._own.counts), strict=True):
+            found.append(Piece(matrix, frozenset(part.uses)))
+        for t, mean in zip(roles.task[self._mean_at].tolist(), means.split(1), strict=True):
+            of_task = [part.uses for part in own if part.roles.tasks[0] == roles.tasks[t]]
+            found.append(Piece(mean, frozenset().union(*of_task)))
+        for part in held:
+            found += _kept_pieces(part)
+        return found
+
+    @cached_property
+    def _places(self) -> list[Tensor]:
+        """Which rows, as they are laid, each piece has."""
+        counts = [len(piece.matrix) for piece in self._pieces]
+        return list(torch.arange(sum(counts)).split(counts))
+
     # ---- what a method asks ----------------------------------------------------------------------
 
     def gram(self, per: str = "total") -> Tensor:
@@ -96,16 +141,38 @@ class Beside(Pooled):
         self.products.gram(groups)  # of all rows: its errors name those at fault
 
     def _gram(self, group: Sequence[int]) -> Tensor:
-        rows, means, *held = self._matrices
-        V, spans = len(rows) + len(means), ranges(group, self.shared)
+        held, spans = self._matrices[2:], ranges(group, self.shared)
         K = sum(map(len, held))
-        gram = torch.zeros(V + K, V + K, dtype=WIDE)
-        # [[A Aᵀ, A Mᵀ], [M Aᵀ, M Mᵀ]], of which only the first row costs anything
-        gram[V:, V:] = self._known(tuple(group), held, spans)
-        for strip in self._strips(spans):
-            gram[:V].addmm_(strip[:V], strip.T)
-        gram[V:, :V] = gram[:V, V:].T
+        gram = torch.zeros(len(self._order), len(self._order), dtype=WIDE)
+        # A Aᵀ and A Mᵀ
+        for which, alike in self._alike(group):
+            self._add_products(gram, which, alike)
+        gram[-K:, -K:] = self._known(tuple(group), held, spans)
         return gram
+
+    def _alike(self, group: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+        """(pieces that reach them, parameters), neighbours of the group together."""
+        found: list[tuple[list[int], list[int]]] = []
+        for j in group:
+            which = [i for i, piece in enumerate(self._pieces) if j in piece.reached]
+            if found and found[-1][0] == which:
+                found[-1][1].append(j)
+            else:
+                found.append((which, [j]))
+        return found
+
+    def _add_products(self, gram: Tensor, which: Sequence[int], alike: Sequence[int]) -> None:
+        pieces = [self._pieces[i] for i in which]
+        known = sum(len(piece.matrix) for piece in pieces if piece.kept)
+        if all(piece.kept for piece in pieces):
+            return
+        at = torch.cat([self._places[i] for i in which])
+        for span in ranges(alike, self.shared):
+            part = row_gram([piece.matrix[:, slice(*span)] for piece in pieces], known)
+            if len(at) == len(gram):
+                gram += part
+            else:
+                gram[at[:, None], at] += part
 
     def _known(self, key: tuple[int, ...], held: Sequence[Tensor], spans: Sequence[Span]) -> Tensor:
         """Products of kept rows with one another, made once."""
@@ -116,19 +183,6 @@ class Beside(Pooled):
             grams = [row_gram([matrix[:, slice(*span)] for matrix in wide]) for span in spans]
             last.grams[key] = torch.stack(grams).sum(0)
         return last.grams[key]
-
-    def _strips(self, spans: Sequence[Span]) -> Iterator[Tensor]:
-        """All rows in float64, some columns at a time, in one buffer that stays in cache."""
-        matrices = self._matrices
-        counts = [len(matrix) for matrix in matrices]
-        buffer = matrices[0].new_empty(sum(counts), STRIP, dtype=WIDE)
-        for first, stop in spans:
-            for start in range(first, stop, STRIP):
-                end = min(start + STRIP, stop)
-                strip = buffer[:, : end - start]
-                for piece, matrix in zip(strip.split(counts), matrices, strict=True):
-                    piece.copy_(matrix[:, start:end])
-                yield strip
 
     def vjp(self, w: Tensor) -> Direction:
         """`Jᵀ w` in the dtype of the parameters."""

@@ -18,6 +18,8 @@ from mtu_fast.methods import MEMORY, RETAIN, Roles
 MATRICES = 8  # more are joined: many small products cost more than the copy
 
 Grams = Mapping[tuple[int, ...], Tensor]  # group of parameters -> Gram of rows
+Reached = Mapping[str, frozenset[int]]
+NONE: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,13 @@ class Block:
     Attributes:
         matrices: `[K_i, P]`, all parameters' columns in their order, the oldest rows first.
         roles: what they were in the steps that took them.
-        reached: the parameters that one of them reaches, by index.
+        reached: task -> the parameters that its rows reach, by index; zeros elsewhere.
         grams: group of parameters -> `[K, K]`, where it is known.
     """
 
     matrices: tuple[Tensor, ...]
     roles: Roles
-    reached: frozenset[int]
+    reached: Reached
     grams: Grams
 
     def __len__(self) -> int:
@@ -49,6 +51,11 @@ class Block:
         """Bytes of a row."""
         return self.nbytes // len(self)
 
+    @property
+    def parameters(self) -> list[int]:
+        """Those that one of the rows reaches."""
+        return sorted(NONE.union(*self.reached.values()))
+
     def to(self, dtype: torch.dtype | None) -> Block:
         """They in another dtype; None for as they are."""
         if dtype is None:
@@ -58,7 +65,10 @@ class Block:
     def before(self, new: Block) -> Block:
         """Both, the new ones last."""
         roles = join_roles([self.roles, new.roles])
-        return Block(self.matrices + new.matrices, roles, self.reached | new.reached, {})
+        reached = {
+            task: self.reached.get(task, NONE) | new.reached.get(task, NONE) for task in roles.tasks
+        }
+        return Block(self.matrices + new.matrices, roles, reached, {})
 
     def select(self, at: Tensor) -> Block:
         """The rows at these indices, which ascend; a matrix of which all stay is not copied."""
@@ -92,9 +102,9 @@ def in_memory(block: Block, shared: Shared) -> list[TaskRows]:
         # `memory` says how many of the rows are in memory: all of this part
         own = chosen(block.roles, at)
         roles = replace(own, kind=torch.full_like(own.kind, MEMORY), memory=len(own))
-        uses = views(matrix, shared, sorted(block.reached))
+        uses = views(matrix, shared, block.parameters)
         part = TaskRows.explicit(roles, uses, shared, MEMORY)
-        parts.append(replace(part, matrix=matrix))
+        parts.append(replace(part, matrix=matrix, reached=block.reached))
     parts[-1].grams.update(block.grams)
     return parts
 
@@ -104,7 +114,7 @@ def in_memory(block: Block, shared: Shared) -> list[TaskRows]:
 
 def state_of(block: Block, shared: Shared) -> dict[str, Any]:
     """What `block_of` takes, as plain values and tensors."""
-    whole = views(torch.cat(block.matrices), shared, sorted(block.reached))
+    whole = views(torch.cat(block.matrices), shared, block.parameters)
     roles = block.roles
     return {
         "vectors": {shared.names[j]: use.tensors[0] for j, use in whole.items()},
@@ -114,6 +124,7 @@ def state_of(block: Block, shared: Shared) -> dict[str, Any]:
         "loss": roles.loss,
         "tasks": list(roles.tasks),
         "dtype": roles.dtype,
+        "reached": {task: sorted(reached) for task, reached in block.reached.items()},
         "grams": [[list(group), gram] for group, gram in block.grams.items()],
     }
 
@@ -132,7 +143,25 @@ def block_of(state: Mapping[str, Any], shared: Shared) -> Block:
     # memory of their own: a block lets its matrices go one by one
     matrices = [part.clone() for part in block.matrices[0].split(state["counts"])]
     grams = {tuple(group): gram for group, gram in state["grams"]}
-    return replace(block, matrices=tuple(matrices), grams=grams)
+    reached = {task: frozenset(state["reached"].get(task, ())) for task in roles.tasks}
+    _check_zeros(block, reached, shared)
+    return replace(block, matrices=tuple(matrices), reached=reached, grams=grams)
+
+
+def _check_zeros(block: Block, reached: Reached, shared: Shared) -> None:
+    """Rows are zero where they are said to reach nothing: those columns are never looked at.
+
+    Raises:
+        ValueError: they are not.
+    """
+    for t, task in enumerate(block.roles.tasks):
+        rows = block.matrices[0][block.roles.task == t]
+        for j, span in enumerate(columns(shared)):
+            if j not in reached[task] and bool(rows[:, slice(*span)].any()):
+                raise ValueError(
+                    f"Memory: state: block: reached: found rows of task {task!r} that reach {shared.names[j]!r}, "
+                    f"which is not among what is said of them; take the state as `state_dict` gave it."
+                )
 
 
 def of_vectors(vectors: Mapping[str, Tensor], roles: Roles, shared: Shared) -> Block:
@@ -145,4 +174,4 @@ def of_vectors(vectors: Mapping[str, Tensor], roles: Roles, shared: Shared) -> B
         if j in reached:
             given = vectors[shared.names[j]].detach()
             matrix[:, slice(*span)] = given.reshape(len(like), -1)
-    return Block((matrix,), roles, reached, {})
+    return Block((matrix,), roles, dict.fromkeys(roles.tasks, reached), {})

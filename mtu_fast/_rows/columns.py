@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from mtu_fast._rows.one_input import joined
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import Formed, Span, TaskRows
 from mtu_fast._rows.uses import Dense, Use
@@ -57,9 +58,10 @@ def formed(parts: Sequence[TaskRows], shared: Shared) -> Formed:
     # P, the columns of all parameters
     total = sum(p.numel() for p in shared.parameters)
     matrix = shared.parameters[0].new_empty(sum(counts), total, dtype=_dtype(parts, shared))
-    for part, at, piece in zip(parts, chosen, matrix.split(counts), strict=True):
-        _write(piece, part, at, shared)
-    found = Formed(matrix, _laid(parts, chosen), sum(map(len, parts)))
+    pieces = matrix.split(counts)
+    for j, (start, stop) in enumerate(columns(shared)):
+        _write([piece[:, start:stop] for piece in pieces], parts, chosen, j)
+    found = Formed(matrix, counts, _laid(parts, chosen), sum(map(len, parts)))
     for part in parts:
         part.formed = found
     return found
@@ -69,17 +71,18 @@ def forget_sums(
     parts: Sequence[TaskRows], tasks: Sequence[str], shared: Shared, dtype: torch.dtype
 ) -> Tensor:
     """`[T, P]`: the sum of each task's rows to forget, those at rest left out."""
-    places = columns(shared)
     total = sum(p.numel() for p in shared.parameters)
     found = shared.parameters[0].new_zeros(len(tasks), total, dtype=dtype)
-    for part in parts:
-        at = (part.roles.kind == FORGET).nonzero().flatten()
-        if not len(at):
-            continue
-        row, ones = found[tasks.index(part.roles.tasks[0])], found.new_ones(len(at))
-        for j, use in part.uses.items():
-            # Σ_r row_r, without any row being formed
-            row[slice(*places[j])] += use.select(at).vjp(ones).flatten()
+    chosen = [(part.roles.kind == FORGET).nonzero().flatten() for part in parts]
+    row_of = [
+        tasks.index(part.roles.tasks[0]) if len(at) else -1
+        for part, at in zip(parts, chosen, strict=True)
+    ]
+    for j, (start, stop) in enumerate(columns(shared)):
+        there = _reaching(parts, chosen, j)
+        for some in joined([parts[i].uses[j] for i in there], [chosen[i] for i in there]):
+            for k, total_of in zip(some.of, some.sums(), strict=True):
+                found[row_of[there[k]], start:stop] += total_of
     return found
 
 
@@ -106,15 +109,22 @@ def _laid(parts: Sequence[TaskRows], chosen: Sequence[Tensor]) -> Tensor:
     return torch.cat(found)
 
 
-def _write(piece: Tensor, part: TaskRows, at: Tensor, shared: Shared) -> None:
-    """Write some rows of a part to `[len(at), P]`."""
-    for j, span in enumerate(columns(shared)):
-        mine = piece[:, slice(*span)]
-        if len(at) and j in part.uses:
-            # the memory is uninitialised: every column is written, with zeros where no row reaches
-            mine.copy_(part.uses[j].select(at).grounded().matrix())
-        else:
-            mine.zero_()
+def _reaching(parts: Sequence[TaskRows], chosen: Sequence[Tensor], j: int) -> list[int]:
+    """Which parts have rows that are chosen and reach parameter j."""
+    return [i for i, part in enumerate(parts) if len(chosen[i]) and j in part.uses]
+
+
+def _write(
+    pieces: Sequence[Tensor], parts: Sequence[TaskRows], chosen: Sequence[Tensor], j: int
+) -> None:
+    """Write the columns of parameter j of the rows chosen, `[len(at), columns]` for each part."""
+    there = _reaching(parts, chosen, j)
+    # the memory is uninitialised: all of it is written, with zeros where no row reaches
+    for i in set(range(len(parts))).difference(there):
+        pieces[i].zero_()
+    for some in joined([parts[i].uses[j] for i in there], [chosen[i] for i in there]):
+        for k, rows in zip(some.of, some.rows(), strict=True):
+            pieces[there[k]].copy_(rows)
 
 
 def _dtype(parts: Sequence[TaskRows], shared: Shared) -> torch.dtype:

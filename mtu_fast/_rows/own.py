@@ -13,7 +13,7 @@ from mtu_fast._checks.states import check_rows
 from mtu_fast._checks.values import all_finite, check_direction
 from mtu_fast._ops._blocks import WIDE, cast, working_dtype
 from mtu_fast._rows.beside import Beside, kept_of
-from mtu_fast._rows.block import Block, block_of, chosen, in_memory, state_of
+from mtu_fast._rows.block import NONE, Block, block_of, chosen, in_memory, state_of
 from mtu_fast._rows.columns import formed
 from mtu_fast._rows.explicit import check_vectors
 from mtu_fast._rows.grad import Addition, addition, check_finite
@@ -196,7 +196,10 @@ class OwnProducts(Whole):
         matrix = rows.matrix
         if len(at) < len(rows.at):
             matrix = matrix[torch.isin(rows.at, at)]
-        reached = frozenset(j for part in self._parts for j in part.uses)
+        reached: dict[str, frozenset[int]] = {}
+        for part in self._parts:
+            task = part.roles.tasks[0]
+            reached[task] = reached.get(task, NONE) | part.uses.keys()
         return Block((matrix,), chosen(self._roles, at), reached, {})
 
     def remembered(self, block: Block) -> list[TaskRows]:

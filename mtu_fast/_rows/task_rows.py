@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -42,11 +42,13 @@ class Formed:
 
     Attributes:
         matrix: `[K, P]`, all parameters' columns in their order.
+        counts: how many of each part.
         at: which of all rows they are, int64 `[K]`, ascending.
         count: of all rows.
     """
 
     matrix: Tensor
+    counts: list[int]
     at: Tensor
     count: int
 
@@ -71,6 +73,7 @@ class TaskRows:
         mean_of: of how many samples the row is the mean, `[]` float64; None where it is one sample's.
         kinds: those of the rows; None where they are to be asked of `roles`.
         matrix: `[R, P]` of which the uses are columns, of rows in memory; None of others.
+        reached: the parameters that rows in memory of each task reach, zeros elsewhere.
         formed: some of the rows, explicit, once they were needed.
     """
 
@@ -86,6 +89,7 @@ class TaskRows:
     mean_of: Tensor | None = None
     kinds: frozenset[int] | None = None
     matrix: Tensor | None = None
+    reached: Mapping[str, frozenset[int]] = field(default_factory=dict)
     formed: Formed | None = None
     weighted: dict[Tensor, Tensor] = field(default_factory=dict)
 

@@ -44,7 +44,8 @@ def true_gram(rows: Sequence[Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("counts", "width"), [([16], 64), ([9, 7], 20_000), ([48], 5_000), ([1], 100_000)]
+    ("counts", "width"),
+    [([16], 64), ([9, 7], 20_000), ([48], 5_000), ([1], 100_000), ([90, 33], 3_000)],
 )
 def test_errs_at_most_twice_what_one_float64_product_errs(
     run: Run, dtype: torch.dtype, counts: list[int], width: int
@@ -79,7 +80,7 @@ def test_every_shape(run: Run, counts: list[int], width: int, dtype: torch.dtype
     assert torch.equal(found, exact(rows))
 
 
-@pytest.mark.parametrize("counts", [[0], [1], [5], [8], [3, 1, 9], [130]])
+@pytest.mark.parametrize("counts", [[0], [1], [5], [8], [3, 1, 9], [130], [60, 3, 70, 1, 66]])
 @pytest.mark.parametrize("width", [0, 9, 300])
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.5, 0.9, 1.0])
 def test_known_rows_meet_the_others_only(
@@ -127,8 +128,9 @@ def test_views(run: Run) -> None:
     assert torch.equal(run(one), exact(one))
 
 
-def test_blocks_of_different_dtypes(run: Run) -> None:
-    rows = [integers(2, 77, dtype=dtype) for dtype in DTYPES]
+@pytest.mark.parametrize("count", [2, 31])
+def test_blocks_of_different_dtypes(run: Run, count: int) -> None:
+    rows = [integers(count, 77, dtype=dtype) for dtype in DTYPES]
     assert torch.equal(run(rows), exact(rows))
 
 
@@ -186,8 +188,9 @@ def test_the_kernel_is_exactly_symmetric() -> None:
 
 
 @built
-def test_the_same_bits_whatever_the_threads_and_the_blocks() -> None:
-    rows = torch.randn(18, 100_003)
+@pytest.mark.parametrize(("count", "width"), [(18, 100_003), (101, 20_011)])
+def test_the_same_bits_whatever_the_threads_and_the_blocks(count: int, width: int) -> None:
+    rows = torch.randn(count, width)
     several = row_gram([rows])
     assert torch.equal(row_gram([rows]), several)
     assert torch.equal(row_gram([rows[:5], rows[5:6].clone(), rows[6:]]), several)

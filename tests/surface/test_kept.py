@@ -164,6 +164,11 @@ SURFACE: dict[str, tuple[Callable[[Scene, Any], object], str, list[Any]]] = {
             [[[0], torch.ones(6, 6).double().to_sparse()]],
         ],
     ),
+    "Memory.load_state_dict(reached)": (
+        lambda s, v: s.load(s.block(reached=v)),
+        "reached",
+        [*PART, {}, {"a": []}, {"a": 5}, {"a": ["x"]}, {"a": None}],
+    ),
     "Levels(quantiles)": (lambda s, v: mtu.Levels(quantiles=v), "quantiles", WRONG["flag"]),
     "Levels(growth)": (
         lambda s, v: mtu.Levels(growth=v),
