@@ -54,8 +54,8 @@ def check_rows(name: str, state: object) -> None:
         raise ValueError(f"{name}: task: found other indices than those of the {len(known)} tasks.")
     check_dtype(f"{name}: dtype", held["dtype"])
     _check_vectors(f"{name}: vectors", held["vectors"], count)
-    for of_task in check_mapping(f"{name}: reached", held["reached"], "{task: [j, ...]}").values():
-        _check_indices(f"{name}: reached", of_task)
+    for of_task in check_mapping(f"{name}: reached", held["reached"], "{task: names}").values():
+        _check_names(f"{name}: reached", of_task)
     _check_grams(f"{name}: grams", held["grams"], count)
 
 
@@ -138,6 +138,12 @@ def _check_vectors(name: str, vectors: object, count: int) -> None:
     for key, v in by_name.items():
         if not isinstance(v, Tensor) or not v.dim() or len(v) != count:
             raise ValueError(f"{name}[{key!r}]: found {_of(v)}, expected [{count}, ...].")
+
+
+def _check_names(name: str, found: object) -> None:
+    """Names of parameters; none, where rows reach none."""
+    if not isinstance(found, list | tuple) or not all(isinstance(each, str) for each in found):
+        raise TypeError(f"{name}: found {shown(found)}, expected a list of names of parameters.")
 
 
 def _check_grams(name: str, grams: object, count: int) -> None:

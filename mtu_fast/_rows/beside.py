@@ -110,9 +110,9 @@ class Beside(Pooled):
         found = []
         for part, matrix in zip(own, rows.split(self._own.counts), strict=True):
             found.append(Piece(matrix, frozenset(part.uses)))
-        for t, mean in zip(roles.task[self._mean_at].tolist(), means.split(1), strict=True):
+        for t, mean in zip(roles.task[self._mean_at].tolist(), means, strict=True):
             of_task = [part.uses for part in own if part.roles.tasks[0] == roles.tasks[t]]
-            found.append(Piece(mean, frozenset().union(*of_task)))
+            found.append(Piece(mean[None], frozenset().union(*of_task)))
         for part in held:
             found += _kept_pieces(part)
         return found

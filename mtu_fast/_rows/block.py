@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -124,7 +124,10 @@ def state_of(block: Block, shared: Shared) -> dict[str, Any]:
         "loss": roles.loss,
         "tasks": list(roles.tasks),
         "dtype": roles.dtype,
-        "reached": {task: sorted(reached) for task, reached in block.reached.items()},
+        "reached": {
+            task: [shared.names[j] for j in sorted(reached)]
+            for task, reached in block.reached.items()
+        },
         "grams": [[list(group), gram] for group, gram in block.grams.items()],
     }
 
@@ -143,9 +146,13 @@ def block_of(state: Mapping[str, Any], shared: Shared) -> Block:
     # memory of their own: a block lets its matrices go one by one
     matrices = [part.clone() for part in block.matrices[0].split(state["counts"])]
     grams = {tuple(group): gram for group, gram in state["grams"]}
-    reached = {task: frozenset(state["reached"].get(task, ())) for task in roles.tasks}
+    reached = {task: _indices(state["reached"].get(task, ()), shared) for task in roles.tasks}
     _check_zeros(block, reached, shared)
     return replace(block, matrices=tuple(matrices), reached=reached, grams=grams)
+
+
+def _indices(names: Sequence[str], shared: Shared) -> frozenset[int]:
+    return frozenset(j for j, name in enumerate(shared.names) if name in names)
 
 
 def _check_zeros(block: Block, reached: Reached, shared: Shared) -> None:

@@ -97,6 +97,27 @@ def test_a_task_of_which_all_rests_gives_no_row() -> None:
     assert relative_error(found, torch.cat([g.flatten() for g in expected])) <= 1e-12
 
 
+def test_beside_kept_rows_nothing_may_be_left_to_forget() -> None:
+    """The step is one of retain rows alone, and they are kept; the next one forgets again."""
+    net, engine = build()
+    memory = mtu.Memory(size=4 * RETAINED, every=1)
+    rests = {"a": mtu.RESTING * MASK.to(torch.int8), "b": torch.zeros(N, dtype=torch.int8)}
+    for seed in range(6):
+        forget = rests if seed % 2 else None
+        update = backward(net, engine, memory, seed, forget=forget)
+        assert (update.roles.kind == mtu.FORGET).any() == (forget is None)
+        found = grad_vector(trained(net.backbone))
+        losses = net.losses(batch(seed))
+        loss = ALPHA * (losses["a"][~MASK].mean() + losses["b"].mean())
+        repairs = torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained(net.backbone))])
+        if forget is not None:
+            assert relative_error(found, repairs) <= 1e-12
+        else:
+            assert relative_error(found, repairs) > 0.1
+        move(net)
+    assert len(memory) == 4 * RETAINED
+
+
 def test_the_interference_aware_method_is_orthogonal_to_kept_rows() -> None:
     net, engine = build()
     memory, subspace = mtu.Memory(size=RETAINED), mtu.Subspace(size=6 * N)

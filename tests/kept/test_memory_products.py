@@ -74,6 +74,34 @@ def test_beside_kept_rows_products_are_those_of_all_rows(
             assert relative_error(grad, truth) <= 1e-9
 
 
+def test_a_state_says_which_parameters_rows_of_each_task_reach() -> None:
+    """The next step has the same bits, and a state that leaves out some of them is refused."""
+    torch.manual_seed(0)
+    net = Deep()
+    engine, memory = mtu.Engine(net), mtu.Memory(40, every=1)
+    mask = {"b": torch.arange(5) < 2}
+
+    def step(kept: mtu.Memory, seed: int) -> Tensor:
+        clear(list(net.parameters()))
+        x = torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
+        engine.backward(net.losses(x, ("a", "b")), mtu.OrthoGrad(0.3), forget=mask, memory=kept)
+        return grad_vector(list(net.parameters()))
+
+    for seed in range(6):
+        step(memory, seed)
+        move(net)
+    state, again = memory.state_dict(), mtu.Memory(40, every=1)
+    again.load_state_dict(state, engine.subspace_rows)
+    assert torch.equal(step(again, 9), step(memory, 9))
+    reached = state["block"]["reached"]
+    assert set(reached["a"]) ^ set(reached["b"]) == {
+        f"heads.{task}.{name}" for task in ("a", "b") for name in ("weight", "bias")
+    }
+    reached["a"] = reached["b"]
+    with pytest.raises(ValueError, match=r"rows of task 'a' that reach 'heads\.a\.weight'"):
+        again.load_state_dict(state, engine.subspace_rows)
+
+
 @pytest.mark.parametrize("factor", [1.0, 1e-20, 1e18])
 def test_products_beside_kept_rows_in_float32(
     monkeypatch: pytest.MonkeyPatch, factor: float

@@ -167,7 +167,7 @@ SURFACE: dict[str, tuple[Callable[[Scene, Any], object], str, list[Any]]] = {
     "Memory.load_state_dict(reached)": (
         lambda s, v: s.load(s.block(reached=v)),
         "reached",
-        [*PART, {}, {"a": []}, {"a": 5}, {"a": ["x"]}, {"a": None}],
+        [*PART, {}, {"a": []}, {"a": 5}, {"a": ["x"]}, {"a": [0]}, {"a": None}],
     ),
     "Levels(quantiles)": (lambda s, v: mtu.Levels(quantiles=v), "quantiles", WRONG["flag"]),
     "Levels(growth)": (

@@ -87,9 +87,11 @@ def _parts(block: Kept) -> list[Kept]:
 
 def _part(block: Kept, number: int, at: slice) -> Kept:
     """The rows of a slice, all of the task of that number."""
+    task, vectors = block["tasks"][number], block["vectors"]
     return {
-        "vectors": {name: v[at] for name, v in block["vectors"].items()},
-        "task": block["tasks"][number],
+        # zeros of parameters that the task does not reach are not stored by parts
+        "vectors": {name: vectors[name][at] for name in block["reached"][task]},
+        "task": task,
         "sample": block["sample"][at],
         "loss": block["loss"][at],
         "dtype": block["dtype"],
@@ -103,6 +105,9 @@ def _in_one(parts: Sequence[Kept]) -> dict[str, Any]:
     number = torch.tensor([tasks.index(name) for name in task])
     sample = _column(parts, "sample")
     counts = [len(t) for t in sample]
+    reached: dict[str, dict[str, None]] = {name: {} for name in tasks}
+    for part in parts:
+        reached[part["task"]] |= dict.fromkeys(part["vectors"])
     return {
         "vectors": stacked(_column(parts, "vectors")),
         "counts": counts,
@@ -112,6 +117,7 @@ def _in_one(parts: Sequence[Kept]) -> dict[str, Any]:
         "tasks": tasks,
         # the coarsest, by which all of them are known
         "dtype": max(_column(parts, "dtype"), key=lambda dtype: torch.finfo(dtype).eps),
+        "reached": {name: list(of_task) for name, of_task in reached.items()},
         "grams": [],
     }
 
