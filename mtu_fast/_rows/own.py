@@ -199,7 +199,7 @@ class OwnProducts(Whole):
         reached: dict[str, frozenset[int]] = {}
         for part in self._parts:
             task = part.roles.tasks[0]
-            reached[task] = reached.get(task, NONE) | part.uses.keys()
+            reached[task] = reached.get(task, NONE).union(part.uses)
         return Block((matrix,), chosen(self._roles, at), reached, {})
 
     def remembered(self, block: Block) -> list[TaskRows]:

@@ -93,8 +93,9 @@ def unlearn_in_pieces_resumes_on_any_ranks() -> None:
             model = wrapped("fsdp", group)
             same_run(go(model, group, 7, checkpoint=begun / path.name), history)
             for p, q in zip(parameters_of(model), wanted, strict=True):
-                assert torch.equal(p, q) if size == WRITERS else True
                 close(p, q)
+                if size == WRITERS:
+                    assert torch.equal(p, q)
             # the old ones are gone
             assert len(pieces_of(begun / path.name)) == size
     if rank == 0:

@@ -190,8 +190,9 @@ def fill(path: str | Path, state: dict[str, Any], like: Like, sliced: bool) -> N
     Raises:
         ValueError: a tensor is of another shape, or not all of it is there.
     """
-    whole = _whole(state, like) if sliced else {}
-    parts = {at: partial(_cut, t) for at, t in whole.items()}
+    parts: dict[Place, Callable[[Tensor], Tensor]] = {}
+    if sliced:
+        parts = {at: partial(_cut, t) for at, t in _tensors(state).items()}
     for at, entry in state.get("cut", {}).items():
         parts[at] = partial(_read, entry, partial(state["pieces"].slice_at, at))
     for at, part in parts.items():
@@ -224,20 +225,18 @@ def _read(entry: Mapping[str, Any], slice_of: Callable[[int], Tensor], like: Ten
 
 def _cut(whole: Tensor, like: Tensor) -> Tensor:
     """This rank's part of a whole tensor."""
+    # a count of steps is no tensor of its parameter's shape, and stays
+    if not is_cut(like) or whole.shape != like.shape:
+        return whole
     return held_as(like, whole.dtype, [chunk_of(whole)], lambda _: whole)
 
 
-def _whole(state: Mapping[str, Any], like: Like) -> dict[Place, Tensor]:
-    """The tensors of model and optimizer that are whole, and are to be cut."""
+def _tensors(state: Mapping[str, Any]) -> dict[Place, Tensor]:
+    """The tensors of model and optimizer that are whole."""
     found: dict[Place, Any] = {("model", name): t for name, t in state["model"].items()}
     for i, parts in state["optimizer"].get("state", {}).items():
         found |= {("optimizer", "state", i, name): t for name, t in parts.items()}
-    # a count of steps is no tensor of its parameter's shape, and stays
-    return {at: t for at, t in found.items() if isinstance(t, Tensor) and _fits(t, like(at))}
-
-
-def _fits(t: Tensor, like: Tensor) -> bool:
-    return is_cut(like) and t.shape == like.shape
+    return {at: t for at, t in found.items() if isinstance(t, Tensor)}
 
 
 def _put(state: Any, at: Place, t: Tensor) -> None:
