@@ -248,6 +248,8 @@ def tp_audit_as_on_one_process() -> None:
     # a rank of DDP or of one process would read batches of its own
     with raises(ValueError, "original", "tensor parallel"):
         mtu.audit(cut(), plain, **more)
+    with raises(ValueError, "original", "an FSDP2 model beside a tensor parallel"):
+        mtu.audit(fully_shard(layers()), unlearned_a_little(cut()), **more)
 
 
 def unlearned_a_little(model: nn.Module) -> nn.Module:

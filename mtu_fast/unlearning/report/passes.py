@@ -79,12 +79,19 @@ def check_parallel(models: Mapping[str, nn.Module]) -> None:
     Raises:
         ValueError: models of both.
     """
-    ranks = [name for name, model in models.items() if is_tensor_parallel(model)]
-    others = [name for name, model in models.items() if is_fsdp(model)]
-    if ranks and ("unlearned" not in ranks or others):
+    shared = [name for name, model in models.items() if is_tensor_parallel(model)]
+    if not shared:
+        return
+    if "unlearned" not in shared:
         raise ValueError(
-            f"{ranks[0]}: found a tensor parallel model beside others {others}, expected `unlearned` tensor parallel "
-            "as well, and the rest so or plain: its ranks read the same batches."
+            f"{shared[0]}: found a tensor parallel model beside an `unlearned` that is none, expected a plain one, or "
+            "`unlearned` tensor parallel as well: by it is decided whether ranks read the same batches."
+        )
+    others = [name for name, model in models.items() if is_fsdp(model)]
+    if others:
+        raise ValueError(
+            f"{others[0]}: found an FSDP2 model beside a tensor parallel `unlearned`, expected a tensor parallel one "
+            "as well, or a plain one: ranks of a tensor parallel model read the same batches, those of FSDP2 do not."
         )
 
 
