@@ -1,14 +1,9 @@
-"""The losses of causal language models in a `Trainer`, and whether they are those that the model computes itself."""
+"""The losses of causal language models in a `Trainer`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from inspect import Parameter, signature
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mtu_fast._arguments import check_mapping, check_tensors
@@ -16,9 +11,6 @@ from mtu_fast.losses import causal_lm
 
 Batch = dict[str, Any]
 IGNORED = -100
-SAMPLES = 2  # that the model's own loss is looked at on
-# of losses and gradients computed in float32 at least, or in less
-FINE, COARSE = 1e-4, 3e-2
 
 
 def language_model_losses(model: Any, batch: Batch) -> Tensor:
@@ -53,11 +45,20 @@ def logits_and_labels(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         ValueError: the model gives no logits.
     """
     given = {name: value for name, value in batch.items() if name != "labels"}
-    logits = _logits(model, model(**given))
-    return logits, _labels(batch, logits)
+    logits = logits_of(model, model(**given))
+    return logits, labels_of(batch, logits)
 
 
-def _logits(model: Any, output: Any) -> Tensor:
+def logits_of(model: Any, output: Any) -> Tensor:
+    """The logits of what a forward gave.
+
+    Args:
+        model: which it was.
+        output: what it gave.
+
+    Raises:
+        ValueError: there are none.
+    """
     logits: Tensor | None = getattr(output, "logits", None)
     if logits is None:
         raise ValueError(
@@ -67,113 +68,14 @@ def _logits(model: Any, output: Any) -> Tensor:
     return logits
 
 
-def _labels(batch: Batch, logits: Tensor) -> Tensor:
-    """The last position of a soft prompt predicts the first token of the text."""
+def labels_of(batch: Batch, logits: Tensor) -> Tensor:
+    """Labels `[N, S]` beside logits `[N, S, V]`: −100 before those of the batch where a soft prompt stands.
+
+    Args:
+        batch: as for `language_model_losses`.
+        logits: the model's.
+    """
+    # the last position of a soft prompt predicts the first token of the text
     labels: Tensor = batch["labels"]
     before = logits.shape[1] - labels.shape[1]
     return labels if before <= 0 else nn.functional.pad(labels, (before, 0), value=IGNORED)
-
-
-def check_own_loss(model: Any, batch: Batch) -> bool:
-    """`|∇ℓ − ∇Σ L_n|C_n| / Σ|C_n|| ≤ ε |∇ℓ|` over logits: ℓ, the model's own loss, is the mean of ours over tokens.
-
-    Two samples go through the model in evaluation mode. Gradients are compared since the losses of
-    a model that knows nothing yet are all log V; losses, since a term may not go through the
-    logits.
-
-    Args:
-        model: as it stands within wrappers of several processes.
-        batch: as for `language_model_losses`.
-
-    Returns:
-        Whether there was something to compare; where no token counts there is not.
-
-    Raises:
-        ValueError: it is another loss.
-    """
-    counts = (batch["labels"] != IGNORED).sum(1)
-    if not _takes_labels(model):
-        return True
-    few = _some(batch, counts.topk(min(SAMPLES, len(counts))).indices)
-    with _evaluation(model), torch.enable_grad(), _heads_output(model) as seen:
-        output = model(**few)
-        own = getattr(output, "loss", None)
-        if own is None:
-            return True
-        logits = _logits(model, output)
-        labels = _labels(few, logits)
-        total = (labels[:, 1:] != IGNORED).sum()
-        ours = causal_lm(logits, labels, reduction="sum").sum() / total
-        distances = [_apart(own.detach(), ours.detach())]
-        # accelerate hands out copies of the logits in float32, of which the model's loss is not made
-        before = seen[-1] if seen else logits
-        if before.requires_grad:
-            slopes = _slope(own, before), _slope(ours, before)
-            distances += [_apart(*slopes)] if bool(slopes[0].any()) else []
-    apart = float(torch.stack(distances).max())
-    is_coarse = torch.finfo(logits.dtype).eps > FINE or torch.finfo(own.dtype).eps > FINE
-    own, ours = own.detach(), ours.detach()
-    if apart > (COARSE if is_coarse else FINE):
-        raise ValueError(
-            f"losses: found that the loss {type(model).__name__} computes itself is no mean of causal_lm over tokens "
-            f"({own.item():.5g} and {ours.item():.5g}, losses or gradients {apart:.1e} apart), expected losses=, a "
-            "function (model, batch) -> unreduced losses [N], as the model has them; losses=language_model_losses says "
-            "that causal_lm is meant."
-        )
-    return not math.isnan(apart)
-
-
-def _takes_labels(model: Any) -> bool:
-    """Whether its forward may be given labels, and so has a loss of its own."""
-    taken = signature(model.forward).parameters
-    return "labels" in taken or any(p.kind is Parameter.VAR_KEYWORD for p in taken.values())
-
-
-def _some(batch: Batch, chosen: Tensor) -> Batch:
-    """A batch of some samples; the whole of it where a part is not by samples."""
-    count = len(batch["labels"])
-    tensors = [value for value in batch.values() if isinstance(value, Tensor)]
-    if any(value.dim() == 0 or len(value) != count for value in tensors):
-        return batch
-    return {name: v[chosen] if isinstance(v, Tensor) else v for name, v in batch.items()}
-
-
-def _slope(loss: Tensor, logits: Tensor) -> Tensor:
-    """The gradient of a loss over the logits; zero where it has none."""
-    (found,) = torch.autograd.grad(loss, logits, retain_graph=True, materialize_grads=True)
-    return found
-
-
-def _apart(own: Tensor, ours: Tensor) -> Tensor:
-    """The distance of one from the other, relative."""
-    own, ours = own.float(), ours.float()
-    return (own - ours).norm() / own.norm()
-
-
-@contextmanager
-def _heads_output(model: Any) -> Iterator[list[Tensor]]:
-    """What the layer before the logits gives, if the model says which it is."""
-    asked = getattr(model, "get_output_embeddings", None)
-    head = asked() if callable(asked) else None
-    seen: list[Tensor] = []
-    if not isinstance(head, nn.Module):
-        yield seen
-        return
-    handle = head.register_forward_hook(lambda _, given, output: seen.append(output))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _evaluation(model: Any) -> Iterator[None]:
-    """Without dropout; random states stay as they are."""
-    was = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        for module, training in was:
-            module.training = training

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import mtu_fast as mtu
-from mtu_fast.integrations._language import check_own_loss
+from mtu_fast.integrations._own_loss import COARSE, FINE, _compared, check_own_loss
 from mtu_fast.integrations.transformers import Unlearning, language_model_losses
 from mtu_fast.losses import causal_lm
 from tests.helpers.truth import relative_error
@@ -170,6 +170,23 @@ def test_a_model_with_another_loss_needs_losses(name: str, tmp_path: Path) -> No
     own = {"losses": language_model_losses}
     _, found = trained(tmp_path, model, own=own, remove_unused_columns=False)
     assert float(found.norm()) > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_rounded_to_half_precision_are_no_other_loss(seed: int) -> None:
+    """Under autocast logits are handed out in float32, as accelerate has it: the loss is as exact, its gradient not."""
+    fp32 = pytest.importorskip("accelerate.utils").convert_outputs_to_fp32
+    batch = {"input_ids": Texts(seed=seed).tokens, "labels": Texts(seed=seed).tokens}
+    for model, is_own in ((build(seed), True), (penalised(), False)):
+        model.forward = fp32(torch.autocast("cpu", torch.bfloat16)(model.forward))
+        found = _compared(model, batch)
+        assert found is not None
+        assert [bound for _, bound in found.distances] == [FINE, COARSE]
+        if is_own:
+            assert check_own_loss(model, batch)
+        else:
+            with pytest.raises(ValueError, match="computes itself is no mean of causal_lm"):
+                check_own_loss(model, batch)
 
 
 def test_an_adapter_with_a_term_of_its_own_needs_losses(tmp_path: Path) -> None:
