@@ -34,7 +34,8 @@ class Joined:
 
     def sums(self) -> Tensor:
         """`[T, P]`: of each the sum of its rows, of which none is formed."""
-        return self.use.vjp(None).view(len(self.of), -1)
+        # in channels-last memory, or turned by a chain, the sum is no vector yet
+        return self.use.vjp(None).reshape(len(self.of), -1)
 
 
 def joined(uses: Sequence[Use], at: Sequence[Tensor]) -> list[Joined]:

@@ -59,6 +59,27 @@ def test_tasks_of_one_input(name: str, frames: int) -> None:
     check(uses, [some, every, some], 3 if not geometry.plain else 2)
 
 
+def pixel_by_pixel(images: Tensor) -> Tensor:
+    """`[R, F, C, *]` in channels-last memory."""
+    return images.movedim(2, -1).contiguous().movedim(-1, 2)
+
+
+def test_sums_in_another_order_of_memory() -> None:
+    """Channels-last images; a use whose chain turns its rows."""
+    torch.manual_seed(0)
+    geometry, every = GEOMETRIES["plain"], torch.arange(R)
+    x = pixel_by_pixel(torch.randn(R, 1, C, 6, 7, dtype=torch.float64))
+    uses: list[Use] = []
+    for _ in range(2):
+        use = convolution(x, geometry, 1)
+        uses.append(replace(use, b=pixel_by_pixel(use.b)))
+    check(uses, [every] * 2, 1)
+    turned = Chain(("turned",), lambda g: g.t())
+    outer = Outer((O, C), torch.randn(R, 2, O).double(), torch.randn(R, 2, C).double())
+    (alone,) = joined([replace(outer, chain=turned)], [every])
+    assert relative_error(alone.sums()[0], outer.vjp(None).t().flatten()) <= 1e-13
+
+
 def test_what_is_not_joined() -> None:
     """Another input, though equal; another kernel; a chain; another kind."""
     torch.manual_seed(0)
