@@ -54,7 +54,7 @@ class Prices:
         return rows * (self.call + each * elements) + self.launches + self.patch * patches
 
 
-# Measured: CONTRIBUTING.md says how.
+# Measured: benchmarks/NOTES.md says on what machine, and how long a unit is there.
 PLAIN_TORCH = Prices(
     product=2.0,
     reduce=50.0,
