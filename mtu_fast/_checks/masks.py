@@ -97,7 +97,8 @@ def _mask(name: str, mask: object, loss: Tensor, dtypes: tuple[torch.dtype, ...]
         raise ValueError(f"{name}: found {found}, expected a dense boolean tensor [{len(loss)}].")
     if mask.shape != loss.shape:
         raise ValueError(
-            f"{name}: found shape {tuple(mask.shape)}, expected [{len(loss)}], one entry per sample."
+            f"{name}: found shape {tuple(mask.shape)}, expected [{len(loss)}] as the losses have, one entry per "
+            "sample; losses of tokens are first averaged over each sample's."
         )
     # the step does not wait for the copy, which its device runs before what reads it
     return mask.to(loss.device, non_blocking=True)

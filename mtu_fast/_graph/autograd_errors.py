@@ -21,7 +21,8 @@ MEANINGS = {
         "torch._functorch.config.donated_buffer = False before the first compiled forward of the run."
     ),
     ("torch.utils.checkpoint", "reentrant"): (
-        "reentrant checkpointing hides the graph below it; use checkpoint(..., use_reentrant=False)."
+        "reentrant checkpointing hides the graph below it; use checkpoint(..., use_reentrant=False), of transformers "
+        "gradient_checkpointing_kwargs={'use_reentrant': False}."
     ),
 }
 

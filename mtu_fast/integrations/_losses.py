@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mtu_fast._checks.warned import warn
+
 # what a model of transformers says of its loss, where labels are shifted within it
 CAUSAL = ("ForCausalLM", "ForConditionalGeneration")
 WITHIN_BACKWARD = ("lomo", "adalomo")  # optimizers that step in hooks of autograd
@@ -26,6 +28,22 @@ def check_settings(trainer: Any) -> None:
         raise ValueError(
             f"label_smoothing_factor: found {found}, expected 0: the Trainer smooths one scalar, which has no losses "
             "per sample. Smooth in losses= (cross_entropy has label_smoothing=)."
+        )
+
+
+def warn_unused_step(trainer: Any) -> None:
+    """Says where a `training_step` among the bases has no effect: the mixin's takes its place."""
+    kind = type(trainer)
+    owners = [each for each in kind.__mro__ if "training_step" in vars(each)]
+    ours = next(i for i, each in enumerate(owners) if each.__module__.startswith("mtu_fast."))
+    behind = [
+        each for each in owners[ours + 1 :] if not each.__module__.startswith("transformers.")
+    ]
+    if behind:
+        warn(
+            f"training_step: found that of {behind[0].__qualname__}, which is not called, expected one in front of "
+            f"the mixin's: its step takes rows and no scalar. What it does besides goes into {kind.__qualname__}, "
+            "around super().training_step(...)."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,9 +138,33 @@ class Collate:
         # the Trainer has one collator for training and evaluation
         if not items or not isinstance(items[0], Pair):
             return self.collate(items)
-        retain = [item.retain for item in items]
-        forget = [item.forget for item in items]
+        retain = [self._of_side(item.retain, "train_dataset", 0) for item in items]
+        forget = [self._of_side(item.forget, "forget_dataset", 1) for item in items]
         batch = dict(self.collate(retain + forget))
         # the mask goes by the order above
         batch[self.column] = torch.arange(2 * len(items)) >= len(items)
         return batch
+
+    def _of_side(self, item: Any, name: str, side: int) -> Any:
+        """An item without the column, whose place the mask takes.
+
+        Raises:
+            ValueError: the column says the opposite.
+        """
+        if not isinstance(item, Mapping) or self.column not in item:
+            return item
+        said = _number(item[self.column])
+        if said is not None and bool(said) != bool(side):
+            raise ValueError(
+                f"{name}: found an item with {self.column!r} = {said}, expected {side} or no such column: beside "
+                "forget_dataset= all of train_dataset is to be retained, and all of forget_dataset to be forgotten. "
+                "Leave out forget_dataset=, take these items out, or name another forget_column=."
+            )
+        return {key: value for key, value in item.items() if key != self.column}
+
+
+def _number(value: Any) -> float | None:
+    """A flag of torch, numpy or Python as a number; None of anything else."""
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    return value if isinstance(value, int | float) else None

@@ -11,8 +11,18 @@ SCALED = "MulBackward0"  # by a loss scaler
 
 
 def handed_out(mean: Tensor) -> Tensor:
-    """A loss to be returned: the same number, whose graph tells what is made of it."""
-    return mean.detach().clone().requires_grad_()
+    """A loss to be returned: the same number, whose graph tells what is made of it; autograd may not use it."""
+    handed = mean.detach().clone().requires_grad_()
+    handed.register_hook(_refuse)
+    return handed
+
+
+def _refuse(_: Tensor) -> None:
+    raise RuntimeError(
+        "lightning: found autograd's backward of what self.unlearn returned, which would train nothing; expected that "
+        "of Unlearning. Let it stand before LightningModule among the bases; in a backward of your own call "
+        "super().backward(loss); in manual optimization call self.manual_backward(loss), once, and no loss.backward()."
+    )
 
 
 def check_returned(loss: Tensor, handed: Tensor, steps: Sequence[str]) -> None:

@@ -132,6 +132,13 @@ class Surgery(Unlearning):
 
     # ---- hooks of the Trainer --------------------------------------------------------------------
 
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        trainer: Any = self
+        # an item's two sides are no arguments of the model's forward
+        kept = [side for side in SIDES if side not in trainer._signature_columns]
+        trainer._signature_columns += kept
+
     def _prepared(self, inputs: Batch) -> Batch:
         # agreed on before the forward, in which the processes may meet
         batch = _step.agreed(self.engine, lambda: joined(inputs, self.forget_column))

@@ -26,7 +26,12 @@ from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
 from mtu_fast.integrations import _resuming, _states, _step
 from mtu_fast.integrations._language import Batch, language_model_losses
-from mtu_fast.integrations._losses import check_default, check_model, check_settings
+from mtu_fast.integrations._losses import (
+    check_default,
+    check_model,
+    check_settings,
+    warn_unused_step,
+)
 from mtu_fast.integrations._own_loss import check_own_loss
 from mtu_fast.integrations._pairs import Collate, check_sampling, check_sets, pairs
 from mtu_fast.integrations._schedule import items_of_a_step, schedule_of, validation_losses
@@ -108,6 +113,7 @@ class Unlearning:
         super().__init__(*args, **kwargs)
         trainer: Any = self
         check_settings(trainer)
+        warn_unused_step(trainer)
         if not self._is_checked:
             check_default(trainer)
             check_model(trainer)

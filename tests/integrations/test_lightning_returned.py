@@ -17,6 +17,7 @@ from tests.integrations.lightnings import (
     Automatic,
     Leaving,
     Manual,
+    Unlearning,
     fit,
     lightning,
 )
@@ -83,6 +84,44 @@ def test_what_is_added_to_the_loss_is_refused() -> None:
     module.penalty = 0.1
     with pytest.raises(ValueError, match=r"found a loss made by AddBackward0, .* nothing added"):
         fit(module)
+
+
+class Behind(lightning.LightningModule, Unlearning):
+    """Bases in the other order."""
+
+    training_step: Any = Automatic.training_step
+    configure_optimizers: Any = Automatic.configure_optimizers
+
+    def __init__(self, method: mtu.Method) -> None:
+        super().__init__()
+        self.net, self.method, self.penalty = build(), method, 0.0
+
+
+class Plain(Manual):
+    """The backward of a loop without a trainer."""
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> None:
+        """One step."""
+        self.unlearn(losses_of(self.net, batch), self.method).backward()
+        self.optimizers().step()
+
+
+class OwnBackward(Automatic):
+    """Overrides what the mixin does, as one does to retain graphs."""
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Without `super()`."""
+        loss.backward()
+
+
+@pytest.mark.parametrize("kind", [Behind, Plain, OwnBackward])
+def test_a_backward_that_is_not_the_engines_is_refused(kind: type[Any]) -> None:
+    """It would end at the returned number, so that nothing trains, and nobody is told."""
+    module = kind(mtu.OrthoGrad(0.5))
+    start = weights(module.net)
+    with pytest.raises(RuntimeError, match=r"found autograd's backward of what self\.unlearn"):
+        fit(module)
+    assert torch.equal(weights(module.net), start)
 
 
 class Twice(Automatic):

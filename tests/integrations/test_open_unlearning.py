@@ -90,6 +90,19 @@ def load(config: dict[str, Any], folder: Path, **more: Any) -> Any:
     )
 
 
+def test_both_sides_of_an_item_are_no_unused_columns(tmp_path: Path) -> None:
+    """As the Trainer has it by default, it drops what the model's forward does not name."""
+    given: dict[str, Any] = {"train_dataset": Sides(), "data_collator": collate}
+    moves = []
+    for removes in (True, False):
+        model = build()
+        start = weights(model)
+        arguments = settings(tmp_path, remove_unused_columns=removes)
+        OrthoGrad(model=model, args=arguments, method="OrthoGrad", **given).train()
+        moves.append(moved(model, start))
+    assert torch.equal(*moves) and float(moves[0].norm()) > 0
+
+
 CONFIG: dict[str, Any] = {
     "handler": "OrthoGrad",
     "method_args": {"method": "OrthoGrad", "options": {"alpha": 0.3}},

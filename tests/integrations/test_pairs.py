@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -135,3 +136,23 @@ def test_lengths_of_pairs_are_refused(tmp_path: Path) -> None:
         trained(tmp_path, own=own, **by_length)
     _, found = trained(tmp_path, **by_length)
     assert float(found.norm()) > 0
+
+
+def test_a_column_beside_two_sets_is_dropped_or_refused(tmp_path: Path) -> None:
+    """One set may have it, if it says what the sets say."""
+    forget = [Texts(4, seed=2, column=False)[i] for i in range(4)]
+    items = [Texts(4, column=False)[i] for i in range(4)]
+    _, expected = trained(tmp_path, own={"train_dataset": items, "forget_dataset": forget})
+    for flag in (0, False, torch.tensor(0), torch.tensor(False), np.int64(0)):
+        own = {"train_dataset": [item | {"forget": flag} for item in items]}
+        _, found = trained(tmp_path, own=own | {"forget_dataset": forget})
+        assert torch.equal(found, expected)
+    for other in (1, True, torch.tensor(1), np.bool_(True)):
+        mixed = [item | {"forget": other} for item in items]
+        with pytest.raises(
+            ValueError, match=r"train_dataset: found an item with 'forget' = (1|True),"
+        ):
+            trained(tmp_path, own={"train_dataset": mixed, "forget_dataset": forget})
+    kept = [item | {"forget": 0} for item in forget]
+    with pytest.raises(ValueError, match="forget_dataset: found an item with 'forget' = 0, expec"):
+        trained(tmp_path, own={"train_dataset": items, "forget_dataset": kept})

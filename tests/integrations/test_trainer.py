@@ -173,6 +173,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
         trained(tmp_path, own={"forget_dataset": Texts(0)})
     with pytest.raises(TypeError, match="instance of a method"):
         trained(tmp_path, own={"method": mtu.OrthoGrad})
+    again = {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    with pytest.raises(
+        RuntimeError, match=re.escape("gradient_checkpointing_kwargs={'use_reentrant': False}")
+    ):
+        trained(tmp_path, gradient_checkpointing=True, **again)
     arguments = settings(tmp_path)
     arguments._n_gpu = 2
     with pytest.raises(RuntimeError, match="found 2 processes"):

@@ -65,6 +65,28 @@ def test_a_loss_that_would_not_be_worked_on_is_refused(tmp_path: Path) -> None:
     assert relative_error(found, expected) <= 1e-6
 
 
+def test_a_step_of_ones_own_behind_the_mixin_is_told(tmp_path: Path) -> None:
+    """It is not called; in front of the mixin it is."""
+    calls: list[str] = []
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append(type(self).__name__)
+        return super(kinds[type(self).__name__], self).training_step(*args, **kwargs)
+
+    theirs: Any = type("Theirs", (hf.Trainer,), {"training_step": step})
+    behind: Any = type("Behind", (Unlearning, theirs), {})
+    front: Any = type("Front", (Unlearning, hf.Trainer), {"training_step": step})
+    kinds = {"Front": front}
+    given = {"method": mtu.OrthoGrad(0.5), "train_dataset": Texts()}
+    with pytest.warns(
+        UserWarning, match="training_step: found that of Theirs, which is not called"
+    ):
+        behind(build(), settings(tmp_path), **given).train()
+    assert not calls
+    front(build(), settings(tmp_path), **given).train()
+    assert calls == ["Front"]
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_model_of_another_kind_needs_losses(wrapped: bool, tmp_path: Path) -> None:
     """By default labels are those of the next tokens, which no tagger's are."""
