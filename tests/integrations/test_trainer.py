@@ -174,9 +174,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="instance of a method"):
         trained(tmp_path, own={"method": mtu.OrthoGrad})
     again = {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
-    with pytest.raises(
-        RuntimeError, match=re.escape("gradient_checkpointing_kwargs={'use_reentrant': False}")
-    ):
+    with pytest.raises(RuntimeError, match="of transformers gradient_checkpointing_kwargs="):
         trained(tmp_path, gradient_checkpointing=True, **again)
     arguments = settings(tmp_path)
     arguments._n_gpu = 2
