@@ -22,7 +22,14 @@ from mtu_fast.errors import NotFiniteError
 T = TypeVar("T")
 
 # the first that fits: NotFiniteError is a RuntimeError as well
-_KINDS: tuple[type[Exception], ...] = (NotFiniteError, TypeError, ValueError, RuntimeError)
+_KINDS: tuple[type[Exception], ...] = (
+    NotFiniteError,
+    TypeError,
+    ValueError,
+    FileNotFoundError,
+    OSError,
+    RuntimeError,
+)
 
 
 # of torch 2.13 and later; the name before it is deprecated there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -155,8 +156,12 @@ def unlearn_in_pieces_that_are_not_right() -> None:
     right = last.read_bytes()
     for wrong, words in (
         (None, ("cannot be read", "No such file")),
-        (right[:-7], ("cut short",)),
-        (right[:99] + bytes([right[99] ^ 1]) + right[100:], ("damaged", "checksum")),
+        # to remove the piece alone would help nobody
+        (right[:-7], ("cut short", f"remove {path} to begin anew")),
+        (
+            right[:99] + bytes([right[99] ^ 1]) + right[100:],
+            ("damaged", "checksum", f"remove {path} to begin anew"),
+        ),
         (pieces_of(path)[0].read_bytes(), ("not the piece",)),
     ):
         dist.barrier()
@@ -176,6 +181,8 @@ def unlearn_in_pieces_that_are_not_right() -> None:
     fully_shard(other)
     with raises(ValueError, "model was", "run.pt"):
         run(other, shares, mtu.OrthoGrad(0.5), 6, checkpoint=path)
+    with raises(ValueError, "rank 0", "run.pt", "parameter 3", "optimizer's 3"):
+        run(wrapped("fsdp"), shares, mtu.OrthoGrad(0.5), 6, of=3, checkpoint=path)
     run(wrapped("fsdp"), shares, mtu.OrthoGrad(0.5), 6, checkpoint=path)
 
 
@@ -227,13 +234,27 @@ def unlearn_in_pieces_on_a_full_disk() -> None:
 
     with (
         patch.object(sealed, "write_piece", full),
-        raises(RuntimeError, f"rank {last}", "No space left"),
+        raises(OSError, f"rank {last}", "No space left"),
     ):
         run(model, shares, mtu.OrthoGrad(0.5), 6, checkpoint=path)
     dist.barrier()
     assert {p.name: p.read_bytes() for p in [path, *pieces_of(path)]} == files
     # the last evaluation is that of step 6
     assert not any(map(torch.equal, parameters_of(model), before))
+
+
+@case
+def unlearn_in_pieces_of_several_folders() -> None:
+    """Each rank has a folder of its own under one path: told when the first checkpoint is written."""
+    own, before = folder() / f"{dist.get_rank()}", Path.cwd()
+    own.mkdir()
+    os.chdir(own)
+    try:
+        with raises(FileNotFoundError, "rank 0", "rank 1 wrote run.pt.1of2.", "all ranks see"):
+            run(wrapped("fsdp"), shares, mtu.OrthoGrad(0.5), 3, checkpoint="run.pt")
+    finally:
+        os.chdir(before)
+    assert not (own / "run.pt").exists()
 
 
 def wrong_pieces(piece: dict[str, Any]) -> Iterator[dict[str, Any]]:

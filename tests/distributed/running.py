@@ -69,8 +69,11 @@ def together(seed: int, size: int) -> list[Batch]:
     return found
 
 
-def run(model: nn.Module, load: Any, method: Any, steps: int, **more: Any) -> mtu.History:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+def run(
+    model: nn.Module, load: Any, method: Any, steps: int, of: int | None = None, **more: Any
+) -> mtu.History:
+    """A run whose optimizer has the first `of` parameters, or all."""
+    optimizer = torch.optim.AdamW(list(model.parameters())[:of], lr=1e-2)
     return mtu.unlearn(
         model,
         optimizer,

@@ -47,6 +47,7 @@ LONG = {
     "tp_audit_as_on_one_process",
     "unlearn_in_pieces_that_are_incomplete",
     "unlearn_in_pieces_on_a_full_disk",
+    "unlearn_in_pieces_of_several_folders",
     "unlearn_with_kept_rows_and_levels",
     "relearning_over_ranks",
     "audit_over_ranks",

@@ -18,10 +18,12 @@ FORMAT = 5
 
 def save(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write a state; at every moment the file is the old one or the new one, and its pieces are there."""
+    pieces = [name for name, _ in state.get("pieces", ())]
+    sealed.check_seen(path, pieces)
     sealed.write(path, copied(state, "state") | {"format": FORMAT})
     # those of the old one, and of writers that were killed
     with suppress(OSError):
-        sealed.remove_pieces(path, [name for name, _ in state.get("pieces", ())])
+        sealed.remove_pieces(path, pieces)
 
 
 def remove_unused(path: str | Path) -> None:

@@ -146,7 +146,7 @@ class Pieces:
             beside = self._folder / name
             try:
                 with beside.open("rb") as file:
-                    found = sealed.check_sum(beside, file)
+                    found = sealed.check_sum(beside, file, self._path)
             except OSError as error:
                 raise ValueError(
                     f"checkpoint: {self._path} is in pieces, and {beside} cannot be read: {error.strerror}. "

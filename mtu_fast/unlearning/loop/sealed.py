@@ -9,7 +9,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -95,6 +95,22 @@ def write_piece(path: str | Path, piece: str, values: Mapping[str, Any]) -> tupl
     # a piece that the file refers to now is never written over: its name is that of its contents
     digest = _write(path, beside, values, named)
     return named(digest).name, digest
+
+
+def check_seen(path: str | Path, pieces: Sequence[str]) -> None:
+    """The pieces that ranks wrote lie beside the file.
+
+    Raises:
+        FileNotFoundError: one does not, as where ranks of another machine have a disk of their own.
+    """
+    folder = destination(path).parent
+    for rank, name in enumerate(pieces):
+        if not (folder / name).exists():
+            raise FileNotFoundError(
+                errno.ENOENT,
+                f"checkpoint: {path}: rank {rank} wrote {name}, and the first rank finds none in {folder}; expected a "
+                "folder that all ranks see under one path.",
+            )
 
 
 def _write(
@@ -211,12 +227,18 @@ def load(path: str | Path, file: BinaryIO | None = None) -> Any:
         raise ValueError(f"checkpoint: {path} is no checkpoint of mtu.unlearn: {error}") from error
 
 
-def check_sum(path: str | Path, file: BinaryIO) -> str:
+def check_sum(path: str | Path, file: BinaryIO, whole: str | Path | None = None) -> str:
     """The checksum of an open file, which is the one at its end.
+
+    Args:
+        path: the file, for errors.
+        file: it, open.
+        whole: the checkpoint of which it is a piece.
 
     Raises:
         ValueError: it is not, or there is none.
     """
+    remedy = f"Put back a copy, or remove {'it' if whole is None else whole} to begin anew."
     # of the file that is open: the name may point to a newer one by now
     size = os.fstat(file.fileno()).st_size
     left = size - LENGTH
@@ -226,7 +248,7 @@ def check_sum(path: str | Path, file: BinaryIO) -> str:
     if left < 0 or not end.startswith(SEAL):
         raise ValueError(
             f"checkpoint: {path} is no checkpoint of this version of mtu.unlearn, or it was cut short: its "
-            f"{size} bytes do not end with a checksum. Put back a copy, or remove it to begin anew."
+            f"{size} bytes do not end with a checksum. {remedy}"
         )
     file.seek(0)
     found = hashlib.sha256()
@@ -239,6 +261,6 @@ def check_sum(path: str | Path, file: BinaryIO) -> str:
     if end != SEAL + found.digest():
         raise ValueError(
             f"checkpoint: {path} is damaged: its {size} bytes do not have the checksum they were written with. "
-            "Put back a copy, or remove it to begin anew."
+            f"{remedy}"
         )
     return found.hexdigest()

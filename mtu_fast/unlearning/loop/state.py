@@ -53,7 +53,16 @@ def cut_as(settings: Settings) -> Callable[[tuple[Any, ...]], Tensor]:
     """What a tensor is cut as, by the keys that lead to it in `take`: the model's, or the optimizer's parameter."""
     model = settings.model.state_dict()
     parameters = [p for group in settings.optimizer.param_groups for p in group["params"]]
-    return lambda at: model[at[1]] if at[0] == "model" else parameters[at[2]]
+
+    def like(at: tuple[Any, ...]) -> Tensor:
+        if at[0] != "model" and at[2] >= len(parameters):
+            raise LookupError(
+                f"found a state of parameter {at[2]}, expected one of the optimizer's {len(parameters)}."
+            )
+        found: Tensor = model[at[1]] if at[0] == "model" else parameters[at[2]]
+        return found
+
+    return like
 
 
 def kept_parts(settings: Settings) -> dict[str, Any]:
