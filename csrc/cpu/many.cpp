@@ -14,7 +14,7 @@ int64_t ManyRows::place(int64_t panel) const {
 
 void ManyRows::add(const std::vector<Row>& rows, int64_t begin, int64_t end, Room& room, double* sums) const {
   Panels& tile = room.tile;
-  tile.offset.resize(panels_ * LANES);
+  tile.offset.resize(panels_ * LANES);  // of its length alone: the tile is written here, and no pixel is looked up
   if (!tile.lines) tile.lines.reset(new Line[panels_ * DEPTH]);
   room.block.resize(LANES * LANES * fresh_panels_);
   for (int64_t start = begin; start < end; start += DEPTH) {

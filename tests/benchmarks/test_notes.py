@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,6 +17,7 @@ from benchmarks.notes import (
     many_rows,
     memory_budget,
     memory_cost,
+    patch_rows,
     refinement,
     scale_prediction,
 )
@@ -28,8 +30,11 @@ def test_rows_of_a_group_norm_are_the_same_either_way(capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.count(" ms") == 2
 
 
-def test_grouped_rows_prints_a_line_per_case(capsys: pytest.CaptureFixture[str]) -> None:
-    grouped_rows.main(["--quick"])
+@pytest.mark.parametrize("script", [grouped_rows, patch_rows])
+def test_rows_of_convolutions_print_a_line_per_case(
+    script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script.main(["--quick"])
     (line,) = capsys.readouterr().out.splitlines()
     assert float(line.split()[-1]) > 0
 
