@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,10 @@ class OwnTaking:
         self._slicer = slicer
         self._is_said = False
         self._patterns: list[Pattern] = []  # of the last graphs, the latest first
+
+    def __getstate__(self) -> dict[str, Any]:
+        # patterns hold autograd's own objects, which cannot be pickled; the next step reads its graph anew
+        return {**vars(self), "_patterns": []}
 
     # ---- what an engine asks for -----------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from mtu_fast._distributed.ranks import attempt, everyone
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
 from mtu_fast.integrations import _resuming, _states, _step
+from mtu_fast.integrations._compiled import trains_compiled
 from mtu_fast.integrations._language import Batch, language_model_losses
 from mtu_fast.integrations._losses import (
     check_default,
@@ -48,8 +49,8 @@ class Unlearning:
     What the arguments of training say holds: gradient accumulation (rows are held until the step,
     see `Engine.accumulate`), bf16, gradient checkpointing, clipping by the global norm, schedules,
     logging, evaluation, saving and resuming. On several processes (DDP) a step is that of all ranks'
-    samples in one batch. Under `torch_compile` the training forward runs eagerly, so that its graph
-    can be read. Evaluation is the `Trainer`'s own. A scheduled method
+    samples in one batch. Under `torch_compile`, or of a model that is compiled, the training forward
+    runs eagerly, so that its graph can be read. Evaluation is the `Trainer`'s own. A scheduled method
     (`mtu.NablaTau`) takes its schedule from `forget_dataset`, `train_dataset` and `eval_dataset`:
     its epochs are passes over the data to forget, and training ends with the last of them.
 
@@ -333,12 +334,12 @@ class Unlearning:
 
     def _readable(self) -> AbstractContextManager[Any]:
         trainer: Any = self
-        if not trainer.args.torch_compile:
+        if not trainer.args.torch_compile and not trains_compiled(trainer.model):
             return nullcontext()
         if not self._is_said:
             self._is_said = True
             warn(
-                "torch_compile: the training forward runs eagerly, so that its graph can be read; evaluation is "
+                "torch.compile: the training forward runs eagerly, so that its graph can be read; evaluation is "
                 "compiled.",
             )
         return Engine.eager()

@@ -132,6 +132,27 @@ def test_torch_compile(tmp_path: Path) -> None:
     assert not any(line.slow for line in trainer.engine.explain().lines)
 
 
+@pytest.mark.parametrize("part", ["wrapped", "in place", "a layer"])
+def test_a_model_compiled_before(part: str, tmp_path: Path) -> None:
+    """Its forward of training runs eagerly, too; in evaluation it is compiled."""
+    calls: list[str] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        calls.append(part)
+        return graph.forward
+
+    model, expected = build(), plain_step(build(), mtu.OrthoGrad(0.5))
+    compiled = torch.compile(model, backend=backend) if part == "wrapped" else model
+    if part != "wrapped":
+        inner: Any = model.model.layers[0] if part == "a layer" else model
+        inner.compile(backend=backend)
+    with pytest.warns(UserWarning, match=r"torch\.compile: the training forward runs eagerly"):
+        trainer, found = trained(tmp_path, compiled, remove_unused_columns=False)
+    assert relative_error(found, expected) <= 1e-6 and not calls
+    trainer.evaluate(Texts())
+    assert calls
+
+
 @pytest.mark.parametrize("size", [16, 4])
 def test_lora(size: int, tmp_path: Path) -> None:
     """The plain loop's step, of the adapters alone."""

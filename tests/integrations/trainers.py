@@ -49,7 +49,7 @@ def trained(
     folder: Path, model: nn.Module | None = None, own: dict[str, Any] | None = None, **more: Any
 ) -> tuple[Any, Tensor]:
     """A trainer that ran, and how far its model moved."""
-    model = model or build()
+    model = build() if model is None else model
     start = weights(model)
     arguments: dict[str, Any] = {"method": mtu.OrthoGrad(0.5), "train_dataset": Texts()}
     trainer = Unlearner(model, settings(folder, **more), **(arguments | (own or {})))
