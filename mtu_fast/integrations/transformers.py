@@ -310,10 +310,11 @@ class Unlearning:
     def _losses_of(self, model: Any, batch: Batch) -> tuple[Losses, Mapping[str, Tensor]]:
         trainer: Any = self
         with self._readable(), trainer.compute_loss_context_manager():
+            # before the forward: in evaluation mode a model may change weights that its graph needs (RWKV)
+            checked = attempt(lambda: self._is_checked or check_own_loss(trainer.model, batch))
             found = labelled(self.losses(model, batch))
-            # after the forward, in which the processes may meet
-            if not self._is_checked:
-                self._is_checked = check_own_loss(trainer.model, batch)
+            # an error waits for the forward, in which the processes may meet
+            self._is_checked = checked.get()
             return found
 
     def _prepared(self, inputs: Batch) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,18 @@ def test_a_loss_that_would_not_be_worked_on_is_refused(tmp_path: Path) -> None:
     expected = plain_step(build(), mtu.OrthoGrad(0.5))
     _, found = trained(tmp_path, own={"compute_loss_func": losses, "losses": losses})
     assert relative_error(found, expected) <= 1e-6
+
+
+def test_a_model_that_changes_its_weights_in_evaluation(tmp_path: Path) -> None:
+    """RWKV divides some in place, and multiplies them again in the next forward of training."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "rescale_every": 1}
+    config = hf.RwkvConfig(vocab_size=VOCAB, context_length=8, **sizes)
+    torch.manual_seed(0)
+    model = hf.RwkvForCausalLM(config)
+    copied = copy.deepcopy(model)
+    _, found = trained(tmp_path, model)
+    _, expected = trained(tmp_path, copied, own={"losses": language_model_losses})
+    assert relative_error(found, expected) <= 1e-6 and float(found.norm()) > 0
 
 
 def test_a_step_of_ones_own_behind_the_mixin_is_told(tmp_path: Path) -> None:
