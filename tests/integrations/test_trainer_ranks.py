@@ -18,7 +18,7 @@ from tests.integrations.ranks import on_two
 from tests.integrations.shares import REFUSED, same
 from tests.integrations.trainers import Unlearner, settings
 
-pytestmark = marks("ignore:torch_compile:UserWarning")
+pytestmark = marks("ignore:torch.compile:UserWarning")
 
 
 def trained(
