@@ -244,6 +244,33 @@ def unlearn_in_pieces_on_a_full_disk() -> None:
 
 
 @case
+def unlearn_resumes_with_statistics_of_each_rank() -> None:
+    """BatchNorm in training has seen other batches on each rank; a run goes on with those of each."""
+    for kind in ("fsdp", "ddp"):
+        path, straight, again = folder() / f"{kind}.pt", normed(kind), normed(kind)
+        history = run(straight, shares, mtu.OrthoGrad(0.5), 6)
+        assert history.step == 6
+        run(normed(kind), shares, mtu.OrthoGrad(0.5), 3, checkpoint=path)
+        same_run(run(again, shares, mtu.OrthoGrad(0.5), 6, checkpoint=path), history)
+        for a, b in zip(straight.buffers(), again.buffers(), strict=True):
+            close(a.double(), b.double())
+
+
+def normed(kind: str) -> nn.Module:
+    torch.manual_seed(3)
+    # without a bias, whose gradient would be rounding alone, of which AdamW makes whole steps
+    parts = nn.Linear(5, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 3)
+    model: Any = nn.Sequential(*parts).double()
+    if kind == "fsdp":
+        fully_shard(model)
+        return model
+    model = nn.parallel.DistributedDataParallel(model)
+    # as its option, which has another name from torch 2.13 on
+    model.broadcast_buffers = False
+    return model
+
+
+@case
 def unlearn_in_pieces_of_several_folders() -> None:
     """Each rank has a folder of its own under one path: told when the first checkpoint is written."""
     own, before = folder() / f"{dist.get_rank()}", Path.cwd()

@@ -48,6 +48,7 @@ LONG = {
     "unlearn_in_pieces_that_are_incomplete",
     "unlearn_in_pieces_on_a_full_disk",
     "unlearn_in_pieces_of_several_folders",
+    "unlearn_resumes_with_statistics_of_each_rank",
     "unlearn_with_kept_rows_and_levels",
     "relearning_over_ranks",
     "audit_over_ranks",

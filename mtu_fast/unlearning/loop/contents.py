@@ -21,6 +21,7 @@ STATE: Kinds = {
     "optimizer": Mapping,
     "draws": Sequence,
     "random": Mapping,
+    "buffers": Mapping,
     "forget_place": Mapping,
     "retain_place": Mapping,
     "step": int,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from mtu_fast._distributed.chunks import is_cut
 from mtu_fast._distributed.crew import Crew
 from mtu_fast.unlearning.loaders import length_of
 from mtu_fast.unlearning.loop.copies import copied
 from mtu_fast.unlearning.loop.dealing import Kept, memory_of, subspace_of
 from mtu_fast.unlearning.loop.settings import Settings
 
-OWN = ("random", "forget_place", "retain_place")  # of each rank
+OWN = ("random", "forget_place", "retain_place", "buffers")  # of each rank
 LOADERS = ("forget", "retain", "monitor", "validation")
 
 
@@ -51,6 +56,34 @@ def _is_shared(settings: Settings) -> bool:
     """Whether a loader takes a share of its dataset, if only that of one rank."""
     sampler = getattr(settings.retain, "sampler", None)
     return hasattr(sampler, "num_replicas")
+
+
+def own_buffers(crew: Crew, model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that are not the same on all ranks, as statistics of each rank's batches; this rank's.
+
+    Args:
+        crew: of the run.
+        model: on every rank.
+
+    Returns:
+        {name: buffer}, of the same names on every rank.
+    """
+    if crew.size == 1:
+        return {}
+    held = model.state_dict(keep_vars=True)
+    mine = {name: t for name, t in held.items() if _is_buffer(t)}
+    # sums travel: few buffers differ, if any
+    sums = crew.objects("unlearn: checkpoint", {name: _sum_of(t) for name, t in mine.items()})
+    return {name: t for name, t in mine.items() if len({each.get(name) for each in sums}) > 1}
+
+
+def _is_buffer(t: object) -> bool:
+    return isinstance(t, Tensor) and not isinstance(t, nn.Parameter) and not is_cut(t)
+
+
+def _sum_of(t: Tensor) -> str:
+    numbers = t.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.sha256(numbers.numpy().data).hexdigest()
 
 
 def own_of(state: Mapping[str, Any], kept: Sequence[str]) -> dict[str, Any]:
@@ -93,7 +126,8 @@ def own(
         as_many, like = before == crew.size, of_rank(0)["memory"]
         mine["memory"] = _memory(crew, mine["memory"], of_held, like, as_many)
     # a file may be removed before its tensors are
-    return {**state, **copied(mine, strict=False)}
+    mine = copied(mine, strict=False)
+    return {**state, **mine, "model": {**state["model"], **mine["buffers"]}}
 
 
 def _ranks(

@@ -12,7 +12,8 @@ from mtu_fast.engine import Engine
 from mtu_fast.unlearning.loaders import length_of
 from mtu_fast.unlearning.loop import checkpoint
 from mtu_fast.unlearning.loop.batches import Stream
-from mtu_fast.unlearning.loop.crews import describe, joined, own, own_of
+from mtu_fast.unlearning.loop.copies import copied
+from mtu_fast.unlearning.loop.crews import describe, joined, own, own_buffers, own_of
 from mtu_fast.unlearning.loop.history import History
 from mtu_fast.unlearning.loop.interrupts import held
 from mtu_fast.unlearning.loop.pieces import WHAT, fill, write_pieces
@@ -45,6 +46,7 @@ class Saved:
             "step": step,
             "seconds": seconds,
             "random": capture(drawn_from(self._settings)),
+            "buffers": copied(own_buffers(self._crew, self._settings.model)),
         }
         for stream in self._streams:
             state[f"{stream.name}_place"] = stream.state_dict()
