@@ -20,8 +20,8 @@ def handed_out(mean: Tensor) -> Tensor:
 def _refuse(_: Tensor) -> None:
     raise RuntimeError(
         "lightning: found autograd's backward of what self.unlearn returned, which would train nothing; expected that "
-        "of Unlearning. Let it stand before LightningModule among the bases; in a backward of your own call "
-        "super().backward(loss); in manual optimization call self.manual_backward(loss), once, and no loss.backward()."
+        "of Unlearning. In a backward of your own call super().backward(loss); in manual optimization call "
+        "self.manual_backward(loss), once, and no loss.backward()."
     )
 
 

@@ -24,6 +24,7 @@ from mtu_fast._checks.warned import warn
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
 from mtu_fast.integrations import _resuming, _step
+from mtu_fast.integrations._bases import check_order
 from mtu_fast.integrations._checkpointed import Checkpointed
 from mtu_fast.integrations._returned import DIVIDED, SCALED, check_returned, handed_out
 from mtu_fast.integrations._runs import Around, batch_of, is_fitting, replicated, scaler_of
@@ -58,6 +59,10 @@ class Unlearning(Checkpointed):
     _batch: int | None = None  # that `_micro` is of
     _held: _Held | None = None  # since the last step
     _around = Around()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_order(cls, Unlearning, ("lightning", "pytorch_lightning"))
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

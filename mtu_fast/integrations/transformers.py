@@ -25,6 +25,7 @@ from mtu_fast._distributed.ranks import attempt, everyone
 from mtu_fast._rows.update import Update
 from mtu_fast.engine import Engine
 from mtu_fast.integrations import _resuming, _states, _step
+from mtu_fast.integrations._bases import check_order
 from mtu_fast.integrations._compiled import trains_compiled
 from mtu_fast.integrations._language import Batch, language_model_losses
 from mtu_fast.integrations._losses import (
@@ -81,6 +82,10 @@ class Unlearning:
     """
 
     update: Update | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_order(cls, Unlearning, ("transformers",))
 
     def __init__(
         self,

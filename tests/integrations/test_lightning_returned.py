@@ -86,17 +86,6 @@ def test_what_is_added_to_the_loss_is_refused() -> None:
         fit(module)
 
 
-class Behind(lightning.LightningModule, Unlearning):
-    """Bases in the other order."""
-
-    training_step: Any = Automatic.training_step
-    configure_optimizers: Any = Automatic.configure_optimizers
-
-    def __init__(self, method: mtu.Method) -> None:
-        super().__init__()
-        self.net, self.method, self.penalty = build(), method, 0.0
-
-
 class Plain(Manual):
     """The backward of a loop without a trainer."""
 
@@ -114,7 +103,7 @@ class OwnBackward(Automatic):
         loss.backward()
 
 
-@pytest.mark.parametrize("kind", [Behind, Plain, OwnBackward])
+@pytest.mark.parametrize("kind", [Plain, OwnBackward])
 def test_a_backward_that_is_not_the_engines_is_refused(kind: type[Any]) -> None:
     """It would end at the returned number, so that nothing trains, and nobody is told."""
     module = kind(mtu.OrthoGrad(0.5))
@@ -122,6 +111,13 @@ def test_a_backward_that_is_not_the_engines_is_refused(kind: type[Any]) -> None:
     with pytest.raises(RuntimeError, match=r"found autograd's backward of what self\.unlearn"):
         fit(module)
     assert torch.equal(weights(module.net), start)
+
+
+def test_bases_in_the_other_order_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"class Behind\(Unlearning, LightningModule\)"):
+
+        class Behind(lightning.LightningModule, Unlearning):
+            """Whose `backward` would be Lightning's."""
 
 
 class Twice(Automatic):

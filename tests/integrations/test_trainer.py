@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 import mtu_fast as mtu
+from mtu_fast.integrations.transformers import Unlearning
 from mtu_fast.losses import causal_lm
 from tests.helpers.truth import relative_error
 from tests.integrations.marks import marks
@@ -22,6 +23,7 @@ from tests.integrations.small import (
     VOCAB,
     Texts,
     build,
+    hf,
     plain_step,
 )
 from tests.integrations.trainers import Unlearner, settings, trained
@@ -185,6 +187,13 @@ def test_losses_of_ones_own_and_some_parameters(tmp_path: Path) -> None:
     )
     assert len(trainer.update.roles) == 24 and float(found.norm()) > 0
     assert all("layers" in name for name in trainer.engine.parameters)
+
+
+def test_bases_in_the_other_order_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"class Behind\(Unlearning, Trainer\)"):
+
+        class Behind(hf.Trainer, Unlearning):
+            """Whose `training_step` would be the Trainer's."""
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
