@@ -101,7 +101,11 @@ OPTIONAL = {
     "lightning",
 }  # imported where they are used, within a function
 # methods see R x R only
-METHODS_MAY_USE = ("mtu_fast._ops.gram_schmidt", "mtu_fast._ops.complementary")
+METHODS_MAY_USE = (
+    "mtu_fast._ops.gram_schmidt",
+    "mtu_fast._ops.complementary",
+    "mtu_fast._ops._host_linalg",
+)
 
 
 SEMI_PRIVATE = ("_input_metadata", "_raw_saved_", "_saved_tensors")  # of autograd nodes

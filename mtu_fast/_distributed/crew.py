@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
+from mtu_fast._checks.warned import warn
 from mtu_fast._distributed.ranks import Ranks
 
 T = TypeVar("T")
@@ -74,6 +77,8 @@ class RankedCrew(Crew):
         Raises:
             Exception: of the kind that it raised on a rank, which is named.
         """
+        if self.sliced is not None:
+            return self._ranks.agreed(what, partial(_told, what, self.rank, function))
         return self._ranks.agreed(what, function)
 
     def first(self, what: str, function: Callable[[], T]) -> T:
@@ -109,3 +114,19 @@ def crew_of(ranks: Ranks | None, batches_differ: bool) -> Crew:
     if ranks is None:
         return Crew()
     return RankedCrew(ranks) if batches_differ else SharedCrew(ranks)
+
+
+def _told(what: str, rank: int, function: Callable[[], T]) -> T:
+    """What a function gives; its error is said before the ranks meet, at which this process may be ended.
+
+    Others may be in an exchange of the model's own forward, which does not fit the one that tells them.
+    """
+    try:
+        return function()
+    except Exception as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "always"
+            )  # as an error it would keep this rank from meeting the others
+            warn(f"rank {rank}: {what}: {type(error).__name__}: {error}", RuntimeWarning)
+        raise

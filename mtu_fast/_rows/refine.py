@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtu_fast._ops._host_linalg import cholesky
 from mtu_fast._ops.gram_schmidt import condition
 from mtu_fast.methods import Method, Roles
 from mtu_fast.methods.base import Constraint
@@ -69,19 +70,16 @@ def sensitive(method: Method, G: Tensor, roles: Roles, w: Tensor, exact: bool) -
 def _is_well_conditioned(G: Tensor, active: Tensor) -> bool:
     """Whether no row is nearly in the span of those before it: a cheap look at one matrix on the CPU.
 
-    Pivots of the Cholesky factor over the rows' lengths are the sines of these angles. numpy takes
-    microseconds, where waking torch's threads for a matrix this small takes a millisecond.
+    Pivots of the Cholesky factor over the rows' lengths are the sines of these angles.
     """
     if G.dim() != 2 or G.device.type != "cpu":
         return False
     gram = G.numpy()
     at = (active.numpy() & (gram.diagonal() > 0)).nonzero()[0]
     chosen = gram[at[:, None], at]
-    try:
-        pivots = np.linalg.cholesky(chosen).diagonal()
-    except np.linalg.LinAlgError:  # dependent rows
-        return False
-    return bool((pivots > PIVOT * np.sqrt(chosen.diagonal())).all())
+    factor, failed = cholesky(chosen)
+    # dependent rows have none
+    return not failed and bool((factor.diagonal() > PIVOT * np.sqrt(chosen.diagonal())).all())
 
 
 def refined(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mtu_fast._arguments import shown
 from mtu_fast._checks.losses import Losses, by_task
 from mtu_fast._checks.masks import Mask
 from mtu_fast._distributed.wrappers import is_sliced, slices_of
@@ -149,10 +150,11 @@ def check_alone(method: object, subspace: object) -> None:
         TypeError: weights, which are of the rows of one step, or something else than a method.
         ValueError: no subspace where one is needed, or one that would not be looked at.
     """
-    check_method(method)
+    if isinstance(method, Method | type):
+        check_method(method)  # of a class it says what to do
     if not isinstance(method, Method):
         raise TypeError(
-            "method: found weights, expected an mtu.Method such as mtu.OrthoGrad(alpha=0.5)."
+            f"method: found {shown(method)}, expected an mtu.Method such as mtu.OrthoGrad(alpha=0.5)."
         )
     check_subspace(method, subspace)
 

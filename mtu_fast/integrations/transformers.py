@@ -331,7 +331,8 @@ class Unlearning:
         if self.forget_column not in batch:
             raise ValueError(
                 f"batch: found {sorted(batch)}, expected {self.forget_column!r} too, 1 where a sample "
-                "is to be forgotten: a column of the data set, or forget_dataset= for a second one."
+                "is to be forgotten: a column of numbers in the data set that the collator passes on (the default one "
+                "drops strings and None, those that pack samples drop it too), or forget_dataset= for a second one."
             )
         mask, name = batch.pop(self.forget_column), self.forget_column
         if isinstance(mask, Mapping):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtu_fast._ops.complementary import Array
+from mtu_fast._ops._host_linalg import Array, solve
 from mtu_fast.methods._host import LiveRows
 
 SETTLE = 3  # steps at q = 1, where the function is self-concordant
@@ -46,7 +46,7 @@ def _newton(E: Array, b: Array, u: Array, q: float) -> tuple[Array, float]:
     price = b * u**-q
     # the Hessian of ½ uᵀE u − Σ b u^(1−q) / (1−q)
     H = E + np.diag(q * price / u)
-    d = np.linalg.solve(H, price - Eu)
+    d = solve(H, price - Eu)
     relative = d / u
     change = float(np.abs(relative).max())
     if change > 1e-3:  # below, the function is a parabola

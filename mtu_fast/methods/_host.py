@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast._later import is_host
-from mtu_fast._ops.complementary import Array, Mask
+from mtu_fast._ops._host_linalg import Array, Mask, cholesky
 from mtu_fast.methods.roles import Roles
 
 INDEPENDENT = 1e-3  # least residual length of a unit row on those before it
@@ -118,9 +118,6 @@ def live_rows(G: Array, sign: Array) -> LiveRows | None:
 
 
 def _independent(E: Array) -> bool:
-    try:
-        # its diagonal holds what each unit row has beside those before it
-        L = np.linalg.cholesky(E)
-    except np.linalg.LinAlgError:
-        return False
-    return bool((L.diagonal() > INDEPENDENT).all())
+    # its diagonal holds what each unit row has beside those before it
+    L, failed = cholesky(E)
+    return not failed and bool((L.diagonal() > INDEPENDENT).all())

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from mtu_fast._ops.complementary import Array
+from mtu_fast._ops._host_linalg import Array
 from mtu_fast._ops.complementary import complementary as exchange
 from mtu_fast.methods._host import LiveRows
 

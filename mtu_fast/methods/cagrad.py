@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mtu_fast._arguments import check_positive
-from mtu_fast._ops.complementary import Array
+from mtu_fast._ops._host_linalg import Array
 from mtu_fast.methods import _ball, _pivoting
 from mtu_fast.methods._arguments import check_gram
 from mtu_fast.methods._gram import unit_rows

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtu_fast._ops.complementary import Array
+from mtu_fast._ops._host_linalg import Array, eigh, solve
 from mtu_fast.methods._arguments import check_gram
 from mtu_fast.methods._gram import unit_rows
 from mtu_fast.methods._host import LiveRows, solved
@@ -67,9 +67,9 @@ def _on_host(rows: LiveRows, tol: float) -> Array:
 def _equal(rows: LiveRows, tol: float) -> Array:
     """C⁺ 1 [n] of the unit rows."""
     if not rows.dependent:
-        return np.linalg.solve(rows.E, np.ones(len(rows.E)))
+        return solve(rows.E, np.ones(len(rows.E)))
     # C⁺ = V Λ⁺ Vᵀ, and Vᵀ 1 is the sum of the columns
-    values, V = np.linalg.eigh(rows.E)
+    values, V = eigh(rows.E)
     counts = values > tol**2 * values[-1]
     inverse = np.zeros_like(values)
     inverse[counts] = 1.0 / values[counts]

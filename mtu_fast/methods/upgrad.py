@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtu_fast._ops.complementary import Array
+from mtu_fast._ops._host_linalg import Array
 from mtu_fast.methods import _pivoting, _programs
 from mtu_fast.methods._arguments import check_gram
 from mtu_fast.methods._gram import UnitRows, unit_rows

@@ -9,9 +9,6 @@ from torch import Tensor
 from mtu_fast._ops._arguments import check_dense, check_size
 from mtu_fast._ops._library import define
 from mtu_fast._ops.complementary import _exchange
-from mtu_fast._ops.complementary._exchange import Array, Mask
-
-__all__ = ["Array", "Mask", "complementary"]
 
 
 def _check(M: Tensor, q: Tensor, dependent: bool) -> None:

@@ -16,13 +16,11 @@ end with nearly the active rows of the solution; all others a low one, which lit
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.floating[Any]]
-Mask = npt.NDArray[np.bool_]
+from mtu_fast._ops._host_linalg import Array, Mask, solve
+
 Index = npt.NDArray[np.intp]
 
 PATIENCE = 5  # exchanges that need not make the wrong rows fewer
@@ -116,7 +114,7 @@ def _exchanged(M: Array, q: Array, active: Mask) -> tuple[Array, Mask] | None:
     fewest, patience = len(q) + 1, PATIENCE
     while patience:
         at = np.nonzero(active)[0]
-        found = np.linalg.solve(M[at[:, None], at], -q[at])
+        found = solve(M[at[:, None], at], -q[at])
         lowest = found @ M[at] + q  # s, and on the active rows x
         residual = np.abs(lowest[at])
         lowest[at] = found
@@ -143,7 +141,7 @@ def _descended(M: Array, q: Array, x: Array) -> tuple[Array, Mask] | None:
     x, active = x.copy(), x > 0
     for _step in range(DESCENTS * len(q)):
         at = np.nonzero(active)[0]
-        found = np.linalg.solve(M[at[:, None], at], -q[at])
+        found = solve(M[at[:, None], at], -q[at])
         down = found < -ROUNDING
         if down.any():
             _leave(x, active, at, found, down)
