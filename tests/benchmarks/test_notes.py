@@ -13,6 +13,7 @@ from benchmarks.notes import (
     exchange_choice,
     group_norm,
     grouped_rows,
+    host_threads,
     language_step,
     many_rows,
     memory_budget,
@@ -28,6 +29,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_rows_of_a_group_norm_are_the_same_either_way(capsys: pytest.CaptureFixture[str]) -> None:
     assert group_norm.main(["--quick"]) < 1e-4
     assert capsys.readouterr().out.count(" ms") == 2
+
+
+def test_a_step_beside_a_factorisation(capsys: pytest.CaptureFixture[str]) -> None:
+    host_threads.main(["--quick"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("  32 rows: after numpy's ") and float(line.split()[-1]) > 0
 
 
 @pytest.mark.parametrize("script", [grouped_rows, patch_rows])
