@@ -25,17 +25,33 @@ def cholesky(A: Array) -> tuple[Array, bool]:
 
 
 def solve(A: Array, b: Array) -> Array:
-    """x with A x = b, `[n]`.
+    """x with A x = b: A `[..., n, n]`, b `[..., n]`.
+
+    Raises:
+        numpy.linalg.LinAlgError: an A is singular.
+    """
+    if A.shape[-1] <= ALONE:
+        solved: Array = np.linalg.solve(A, b[..., None])[..., 0]
+        return solved
+    x, failed = torch.linalg.solve_ex(torch.from_numpy(A), torch.from_numpy(b)[..., None])
+    if failed.numpy().any():
+        raise np.linalg.LinAlgError("Singular matrix")
+    found: Array = x.numpy()[..., 0]
+    return found
+
+
+def inv(A: Array) -> Array:
+    """A⁻¹ `[n, n]`.
 
     Raises:
         numpy.linalg.LinAlgError: A is singular.
     """
     if len(A) <= ALONE:
-        return np.linalg.solve(A, b)
-    x, failed = torch.linalg.solve_ex(torch.from_numpy(A), torch.from_numpy(b))
+        return np.linalg.inv(A)
+    inverse, failed = torch.linalg.inv_ex(torch.from_numpy(A))
     if bool(failed.numpy()):
         raise np.linalg.LinAlgError("Singular matrix")
-    found: Array = x.numpy()
+    found: Array = inverse.numpy()
     return found
 
 

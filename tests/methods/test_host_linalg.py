@@ -12,7 +12,6 @@ from torch import nn
 
 import mtu_fast as mtu
 from mtu_fast._ops import _host_linalg as linalg
-from mtu_fast._ops._library import EXTENSION
 from tests.helpers.truth import relative_error
 
 MANY = linalg.ALONE + 8
@@ -40,6 +39,11 @@ def test_they_are_those_of_numpy(n: int) -> None:
     factor, failed = linalg.cholesky(A)
     assert not failed and np.allclose(factor @ factor.T, A, rtol=1e-12, atol=0)
     assert np.allclose(linalg.solve(A, b), np.linalg.solve(A, b), rtol=1e-10)
+    several = np.stack([A, 2 * A, positive(n + 1)[:n, :n]])
+    x = linalg.solve(several, np.stack([b, b, -b]))
+    assert np.allclose(x[1], linalg.solve(A, b) / 2, rtol=1e-10)
+    assert np.allclose(several[2] @ x[2], -b, rtol=1e-10)
+    assert np.allclose(linalg.inv(A) @ b, linalg.solve(A, b), rtol=1e-9)
     values, vectors = linalg.eigh(A)
     assert np.allclose(vectors * values @ vectors.T, A, rtol=1e-12, atol=1e-12)
     assert (np.diff(values) >= 0).all()
@@ -50,9 +54,10 @@ def test_what_has_no_factor_or_solution_is_told(n: int) -> None:
     assert linalg.cholesky(-positive(n))[1]
     with pytest.raises(np.linalg.LinAlgError):
         linalg.solve(np.zeros((n, n)), np.ones(n))
+    with pytest.raises(np.linalg.LinAlgError):
+        linalg.inv(np.zeros((n, n)))
 
 
-@pytest.mark.skipif(EXTENSION is None, reason="plain numpy serves the convex programs")
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 def test_a_step_of_many_rows_wakes_no_threads_of_numpy(
     method: mtu.Method, monkeypatch: pytest.MonkeyPatch

@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mtu_fast._ops._host_linalg import Array, Mask, solve
+from mtu_fast._ops._host_linalg import Array, Mask, inv, solve
 
 Index = npt.NDArray[np.intp]
 
@@ -91,7 +91,7 @@ def _together(M: Array, q: Array, x: Array, active: Mask, ridge: float) -> Mask:
     for _time in range(REPEATS):
         A = M + ridge * np.eye(len(M))
         # with a ridge the inverse is too inexact for what is asked of s
-        inverse = np.linalg.inv(A) if len(A) >= SMALL and not ridge else None
+        inverse = inv(A) if len(A) >= SMALL and not ridge else None
         found, sides, ended = _each(A, inverse, q[going] - ridge * x[going], active[going])
         done = ended & _at_rest(ridge, x[going], found)
         x[going[ended]], active[going[ended]] = found[ended], sides[ended]
@@ -232,5 +232,5 @@ def _on_rows(M: Array, q: Array, rows: Mask) -> Array:
     both = inside[:, :, None] & inside[:, None, :]
     A = np.where(both, M[first[:, :, None], first[:, None, :]], np.eye(size))
     right = np.where(inside, -q[problem, first], 0.0)
-    x[problem, first] = np.linalg.solve(A, right[..., None])[..., 0]
+    x[problem, first] = solve(A, right)
     return x
