@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from benchmarks.measure import interleaved
 from mtu_fast._ops._convolution import Geometry, plain_rows
@@ -40,6 +41,14 @@ class Layer(NamedTuple):
         """Multiply-adds of one row."""
         return self.outputs * self.inputs * self.kernel**2 * self.grid**2
 
+    def drawn(self) -> tuple[Tensor, Tensor, Geometry]:
+        """Inputs, output gradients, and how the convolution walks."""
+        x = torch.randn(self.samples, 1, self.groups * self.inputs, self.side, self.side)
+        b = torch.randn(self.samples, 1, self.outputs, self.grid, self.grid)
+        shape = (self.outputs, self.inputs, self.kernel, self.kernel)
+        walk = (self.stride,) * 2, (self.kernel // 2,) * 2, (1, 1)
+        return x, b, Geometry(shape, *walk, False, (0, 0), self.groups)
+
 
 LAYERS = [
     Layer(1, 1, 6, 28, 5, 1, 64),
@@ -60,15 +69,11 @@ QUICK = [Layer(1, 2, 4, 8, 3, 1, 2)]
 
 def ratio(layer: Layer, rounds: int) -> float:
     """The vendor's time over ours."""
-    stride, padding, dilation = (layer.stride,) * 2, (layer.kernel // 2,) * 2, (1, 1)
-    x = torch.randn(layer.samples, 1, layer.groups * layer.inputs, layer.side, layer.side)
-    b = torch.randn(layer.samples, 1, layer.outputs, layer.grid, layer.grid)
-    shape = (layer.outputs, layer.inputs, layer.kernel, layer.kernel)
-    geometry = Geometry(shape, stride, padding, dilation, False, (0, 0), layer.groups)
+    x, b, geometry = layer.drawn()
+    walk = geometry.kernel, geometry.stride, geometry.padding, geometry.dilation
 
     def ours() -> object:
-        kernel = (layer.kernel,) * 2
-        return grouped_rows(x, b, layer.groups, kernel, stride, padding, dilation)
+        return grouped_rows(x, b, layer.groups, *walk)
 
     times = interleaved({"vendor": lambda: plain_rows(x, b, geometry), "ours": ours}, rounds)
     return times["vendor"].ratio(times["ours"])[0]

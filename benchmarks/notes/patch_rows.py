@@ -11,11 +11,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import torch
-
 from benchmarks.measure import interleaved
 from benchmarks.notes.grouped_rows import Layer
-from mtu_fast._ops._convolution import Geometry, patch_rows, plain_rows
+from mtu_fast._ops._convolution import patch_rows, plain_rows
 
 LAYERS = [
     Layer(1, 512, 512, 4, 3, 1, 16),
@@ -30,11 +28,7 @@ QUICK = [Layer(1, 2, 4, 8, 3, 1, 2)]
 
 def ratio(layer: Layer, rounds: int) -> float:
     """The time from patches over that of the calls."""
-    padding, kernel = (layer.kernel // 2,) * 2, (layer.kernel,) * 2
-    x = torch.randn(layer.samples, 1, layer.inputs, layer.side, layer.side)
-    b = torch.randn(layer.samples, 1, layer.outputs, layer.grid, layer.grid)
-    weight = (layer.outputs, layer.inputs, *kernel)
-    geometry = Geometry(weight, (layer.stride,) * 2, padding, (1, 1), False, (0, 0), 1)
+    x, b, geometry = layer.drawn()
     ways = {
         "calls": lambda: plain_rows(x, b, geometry),
         "patches": lambda: patch_rows(x, b, geometry),

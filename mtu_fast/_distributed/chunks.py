@@ -95,10 +95,11 @@ def held_as(
             left -= both.numel
     if left:
         raise ValueError(f"found all but {left} numbers of a part of shape {mine.sizes}.")
-    return _with_local(like, own)
+    return with_local(like, own)
 
 
-def _with_local(like: Any, own: Tensor) -> Tensor:
+def with_local(like: Any, own: Tensor) -> Tensor:
+    """A tensor cut as another one, of which this rank holds `own`."""
     if not is_cut(like):
         return own
     # of a parameter the tensor beneath: FSDP's own class derives from it

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtu_fast._distributed.chunks import is_cut, with_local
 from mtu_fast._distributed.ranks import Outcome, Ranks, attempt
 from mtu_fast._distributed.sums import buckets
 from mtu_fast._ops._blocks import working_dtype
@@ -158,18 +159,8 @@ class Slices(Leaves):
 
     def _as_owner(self, leaf: Tensor, own: Tensor) -> Tensor:
         owner = self.owner(leaf)
-        if not hasattr(owner, "placements"):
-            return own.detach()
-        found: Tensor = type(owner.data).from_local(
-            own.detach().to(owner.device),
-            owner.device_mesh,
-            owner.placements,
-            # a check would be one more collective
-            run_check=False,
-            shape=owner.shape,
-            stride=owner.stride(),
-        )
-        return found
+        mine = own.detach()
+        return with_local(owner, mine.to(owner.device) if is_cut(owner) else mine)
 
     # ---- over ranks ------------------------------------------------------------------------------
 
