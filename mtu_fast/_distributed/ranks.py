@@ -32,8 +32,8 @@ _KINDS: tuple[type[Exception], ...] = (
 )
 
 
-# of torch 2.13 and later; the name before it is deprecated there
-_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+# collectives that give a new tensor; by their ops, whose Python names differ between torch versions
+_functional = torch.ops._c10d_functional
 
 
 class Outcome(NamedTuple):
@@ -88,6 +88,7 @@ class Ranks:
         self.wire: torch.dtype | None = None
         # NCCL wants tensors on the GPU; gloo has every collective on the CPU alone
         self._wire = device if dist.get_backend(group) == "nccl" else torch.device("cpu")
+        self._name = group.group_name
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
         self.sent: Counter[str] = Counter()
@@ -109,42 +110,43 @@ class Ranks:
 
     def objects(self, what: str, mine: object) -> list[Any]:
         """A plain value of every rank."""
-        found: list[Any] = [None] * self.size
-        self.sent[what] += (self.size - 1) * len(pickle.dumps(mine))
-        self._run(what, lambda: dist.all_gather_object(found, mine, group=self.group))
-        return found
+        words = torch.frombuffer(bytearray(pickle.dumps(mine)), dtype=torch.uint8)
+        lengths = [length for (length,) in self.gathered(what, [len(words)])]
+        found = self.gathered_rows(what, words, lengths)
+        return [pickle.loads(each.numpy().tobytes()) for each in found]
 
     def sum(self, what: str, t: Tensor) -> Tensor:
         """The sum of a dense tensor over ranks, the same bits on each."""
-        wire = self._copied(t)
+        wire = self._wired(t)
         self.sent[what] += 2 * (self.size - 1) * wire.nbytes // self.size
-        self._run(what, lambda: dist.all_reduce(wire, group=self.group))
-        return wire.to(t.device)
+        found = self._run(what, lambda: _functional.all_reduce(wire, "sum", self._name))
+        return found.to(t.device)
 
     def scattered(self, what: str, pieces: Tensor) -> Tensor:
         """Of `[W, n]` the sum over ranks of this rank's line, `[n]`."""
-        wire = self._copied(pieces)
-        found = torch.empty_like(wire[0])
+        wire = self._wired(pieces).flatten()
         self.sent[what] += (self.size - 1) * wire.nbytes // self.size
-        self._run(what, lambda: _reduce_scatter(found, wire.flatten(), group=self.group))
+        found = self._run(
+            what, lambda: _functional.reduce_scatter_tensor(wire, "sum", self.size, self._name)
+        )
         return found.to(pieces.device)
 
     def sum_at(self, what: str, t: Tensor, rank: int) -> Tensor:
         """The sum of a dense tensor over ranks, right on one of them."""
-        wire = self._copied(t)
+        # a reduction to one rank has no functional form, and is made in place
+        wire = self._wired(t).clone()
         self.sent[what] += (self.size - 1) * wire.nbytes // self.size
         # torch counts by ranks of the whole world
         at = dist.get_global_rank(self.group, rank)
-        self._run(what, lambda: dist.reduce(wire, at, group=self.group))
+        self._run(what, lambda: dist.reduce(wire, at, group=self.group) or wire)
         return wire.to(t.device)
 
     def first(self, what: str, t: Tensor) -> Tensor:
         """The tensor of rank 0."""
-        wire = self._copied(t)
+        wire = self._wired(t)
         self.sent[what] += wire.nbytes if self.rank == 0 else 0
-        at = dist.get_global_rank(self.group, 0)
-        self._run(what, lambda: dist.broadcast(wire, at, group=self.group))
-        return wire.to(t.device)
+        found = self._run(what, lambda: _functional.broadcast(wire, 0, self._name))
+        return found.to(t.device)
 
     def same_generator(self, method: object) -> None:
         """A method that draws random numbers draws those of rank 0 on every rank."""
@@ -167,15 +169,13 @@ class Ranks:
         Returns:
             uint8 vectors, one a rank.
         """
-        given = [len(piece) for piece in pieces]
+        given, taken = [len(piece) for piece in pieces], list(sizes)
         self.sent[what] += sum(given) - given[self.rank]
         sent = torch.cat([piece.to(self._wire) for piece in pieces])
-        found = torch.empty(sum(sizes), dtype=torch.uint8, device=self._wire)
-        self._run(
-            what,
-            lambda: dist.all_to_all_single(found, sent, list(sizes), given, group=self.group),
+        found = self._run(
+            what, lambda: _functional.all_to_all_single(sent, taken, given, self._name)
         )
-        return list(found.to(device).split(list(sizes)))
+        return list(found.to(device).split(taken))
 
     # ---- errors ----------------------------------------------------------------------------------
 
@@ -210,19 +210,23 @@ class Ranks:
         if any(failed):
             check_errors(self.objects(what, described(error)), error)
 
-    def _copied(self, t: Tensor) -> Tensor:
-        """On the wire's device, in memory of its own: autograd hands out one tensor twice, or expanded."""
-        return t.detach().to(self._wire).clone(memory_format=torch.contiguous_format)
+    def _wired(self, t: Tensor) -> Tensor:
+        """On the wire's device, dense: autograd hands out expanded tensors, too."""
+        return t.detach().to(self._wire).contiguous()
 
-    def _all_gather(self, what: str, mine: Tensor) -> list[Tensor]:
-        found = [torch.empty_like(mine) for _ in range(self.size)]
+    def _all_gather(self, what: str, mine: Tensor) -> Sequence[Tensor]:
+        """Of `[n, ...]` that of every rank."""
         self.sent[what] += (self.size - 1) * mine.nbytes
-        self._run(what, lambda: dist.all_gather(found, mine, group=self.group))
-        return found
+        found = self._run(
+            what, lambda: _functional.all_gather_into_tensor(mine, self.size, self._name)
+        )
+        return found.view(self.size, *mine.shape).unbind()
 
-    def _run(self, what: str, collective: Callable[[], object]) -> None:
+    def _run(self, what: str, collective: Callable[[], Tensor]) -> Tensor:
+        """What a collective gives, once it is there: on a GPU its stream waits, and the host goes on."""
         try:
-            collective()
+            found: Tensor = _functional.wait_tensor(collective())
+            return found
         except RuntimeError as error:
             raise RuntimeError(
                 f"{what}: the exchange did not end on rank {self.rank} of {self.size}: {error}. "
