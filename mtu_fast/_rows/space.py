@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mtu_fast._checks.flags import Ledger
 from mtu_fast._checks.parameters import listed
+from mtu_fast._rows.inner import inner
 from mtu_fast._rows.shared import Shared
 
 
@@ -131,7 +132,7 @@ class Space:
 
     def _names(self) -> dict[int, str]:
         leaf = self._leaves.leaf
-        return {id(leaf(p)): name for name, p in self.model.named_parameters()}
+        return {id(leaf(p)): name for name, p in inner(self.model).named_parameters()}
 
     def _in_graph(self, given: list[Any] | None) -> list[Any] | None:
         if given is None:

@@ -126,10 +126,10 @@ def unlearn_in_pieces_of_copies() -> None:
     assert all(map(torch.equal, parameters_of(again), parameters_of(straight)))
 
 
-def go_alone(model: nn.Module, path: Path, steps: int) -> mtu.History:
+def go_alone(model: nn.Module, path: Path, steps: int, **more: Any) -> mtu.History:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nothing is synchronised
-        return go(model, None, steps, checkpoint=path)
+        return go(model, None, steps, checkpoint=path, **more)
 
 
 @case

@@ -45,6 +45,7 @@ LONG = {
     "fsdp_kept_constraints",
     "tp_unlearn_as_on_one_process",
     "tp_audit_as_on_one_process",
+    "unlearn_goes_on_in_another_wrapper",
     "unlearn_in_pieces_that_are_incomplete",
     "unlearn_in_pieces_on_a_full_disk",
     "unlearn_in_pieces_of_several_folders",

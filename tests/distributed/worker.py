@@ -15,6 +15,7 @@ import torch.distributed as dist
 import tests.distributed.loud  # noqa: F401  its cases
 import tests.distributed.parallel  # noqa: F401  its cases
 import tests.distributed.resumed  # noqa: F401  its cases
+import tests.distributed.rewrapped  # noqa: F401  its cases
 import tests.distributed.running  # noqa: F401  its cases
 import tests.distributed.sharded  # noqa: F401  its cases
 import tests.distributed.sharded_steps  # noqa: F401  its cases

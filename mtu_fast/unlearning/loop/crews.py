@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mtu_fast._distributed.chunks import is_cut
 from mtu_fast._distributed.crew import Crew
+from mtu_fast._rows.inner import inner
 from mtu_fast.unlearning.loaders import length_of
 from mtu_fast.unlearning.loop.copies import copied
 from mtu_fast.unlearning.loop.dealing import Kept, memory_of, subspace_of
@@ -70,7 +71,7 @@ def own_buffers(crew: Crew, model: nn.Module) -> dict[str, Tensor]:
     """
     if crew.size == 1:
         return {}
-    held = model.state_dict(keep_vars=True)
+    held = inner(model).state_dict(keep_vars=True)
     mine = {name: t for name, t in held.items() if _is_buffer(t)}
     # sums travel: few buffers differ, if any
     sums = crew.objects("unlearn: checkpoint", {name: _sum_of(t) for name, t in mine.items()})

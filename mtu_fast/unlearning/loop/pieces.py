@@ -136,6 +136,10 @@ class Pieces:
         self._named = named
         self._read: dict[int, Mapping[str, Any]] = {}
 
+    def __reduce__(self) -> tuple[type[Pieces], tuple[Any, ...]]:
+        # on another rank they are opened anew, where that rank needs them
+        return Pieces, (self._path, self._named, self.shares)
+
     def check(self, first: int, step: int) -> None:
         """Every so many of the pieces are those that the file was written with.
 

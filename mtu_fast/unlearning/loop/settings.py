@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mtu_fast._arguments import check_function, check_positive, check_whole
 from mtu_fast._checks.files import check_folder
+from mtu_fast._rows.inner import inner
 from mtu_fast._rows.update import check_method
 from mtu_fast.memory import Memory, check_memory
 from mtu_fast.methods import Method
@@ -170,7 +171,7 @@ class Settings:
     def _shapes(self) -> list[str]:
         """Name, shape and type of what the model's state holds."""
         found = []
-        for name, p in self.model.state_dict().items():
+        for name, p in inner(self.model).state_dict().items():
             if isinstance(p, Tensor):
                 found.append(f"{name} {tuple(p.shape)} {p.dtype}")
         return found
@@ -179,7 +180,7 @@ class Settings:
         """Names of the parameters that the method works on."""
         given = self.model.parameters() if self.params is None else self.params
         inside = set(map(id, given))
-        return [name for name, p in self.model.named_parameters() if id(p) in inside]
+        return [name for name, p in inner(self.model).named_parameters() if id(p) in inside]
 
     def drift_bound(self, task: str) -> float:
         """How much the task's mean loss on what is retained may rise."""

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtu_fast._rows.inner import inner
 from mtu_fast.unlearning.loaders import generators_of
 from mtu_fast.unlearning.loop.copies import copied
 from mtu_fast.unlearning.loop.settings import Settings
-
-PARTS = ("model", "optimizer", "scheduler", "method")
 
 
 def take(settings: Settings, *, strict: bool) -> dict[str, Any]:
@@ -23,10 +22,8 @@ def take(settings: Settings, *, strict: bool) -> dict[str, Any]:
         strict: whether to refuse what cannot be read back from a file safely.
     """
     state = {}
-    for name in PARTS:
-        part = getattr(settings, name)
-        if hasattr(part, "state_dict"):
-            state[name] = copied(part.state_dict(), name, strict=strict)
+    for name, part in _parts(settings).items():
+        state[name] = copied(part.state_dict(), name, strict=strict)
     state["draws"] = [draw.get_state() for draw in _drawn(settings)]
     return state
 
@@ -39,10 +36,10 @@ def mark(settings: Settings) -> dict[str, Any]:
 
 def put_back(settings: Settings, state: Mapping[str, Any]) -> None:
     """Give every part the state that `take` or `mark` took; the state itself stays what it is."""
-    for name in PARTS:
+    for name, part in _parts(settings).items():
         if name in state:
             # optimizers keep the tensors they are given, and the next step would change them
-            getattr(settings, name).load_state_dict(copied(state[name], name, strict=False))
+            part.load_state_dict(copied(state[name], name, strict=False))
     for draw, stands in zip(_drawn(settings), state["draws"], strict=True):
         draw.set_state(stands)
     for name, held in state.get("held", {}).items():
@@ -51,7 +48,7 @@ def put_back(settings: Settings, state: Mapping[str, Any]) -> None:
 
 def cut_as(settings: Settings) -> Callable[[tuple[Any, ...]], Tensor]:
     """What a tensor is cut as, by the keys that lead to it in `take`: the model's, or the optimizer's parameter."""
-    model = settings.model.state_dict()
+    model = inner(settings.model).state_dict()
     parameters = [p for group in settings.optimizer.param_groups for p in group["params"]]
 
     def like(at: tuple[Any, ...]) -> Tensor:
@@ -63,6 +60,13 @@ def cut_as(settings: Settings) -> Callable[[tuple[Any, ...]], Tensor]:
         return found
 
     return like
+
+
+def _parts(settings: Settings) -> dict[str, Any]:
+    """{name: what has a state of its own}, of those that this run has; the model as it is in no wrapper."""
+    parts = {name: getattr(settings, name) for name in ("optimizer", "scheduler", "method")}
+    parts = {"model": inner(settings.model), **parts}
+    return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
 
 
 def kept_parts(settings: Settings) -> dict[str, Any]:

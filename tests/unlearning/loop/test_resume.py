@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, Subset
 
 import mtu_fast as mtu
@@ -91,6 +92,27 @@ def test_methods_with_a_state_are_resumed(method: Callable[[], Any], tmp_path: P
     second = Scene(method, path, **options)
     second.run()
     assert torch.equal(parameters(second.model), parameters(whole.model))
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["compiled first", "compiled later"])
+def test_a_compiled_model_goes_on_as_it_is_in_no_wrapper(begun: bool, tmp_path: Path) -> None:
+    """torch.compile puts a prefix before the names of parameters."""
+
+    def scene(path: Path | None, compiled: bool) -> Scene:
+        kept = {"memory": mtu.Memory(8), "subspace": mtu.Subspace(4)}
+        made = Scene(mtu.InterferenceAware, path, **kept)
+        if compiled:
+            made.model = torch.compile(made.model, backend="eager")  # type: ignore[assignment]
+        return made
+
+    whole, path = scene(None, False), tmp_path / "run.pt"
+    whole.run()
+    with pytest.raises(Interrupted):
+        scene(path, begun).run(6)
+    second = scene(path, not begun)
+    second.run()
+    # compiled code adds up in another order
+    assert_close(parameters(second.model), parameters(whole.model), rtol=1e-12, atol=1e-12)
 
 
 def test_generators_of_the_users_functions_are_resumed(tmp_path: Path) -> None:
