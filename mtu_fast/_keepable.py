@@ -68,6 +68,10 @@ class Keepable:
 
     # ---- as explicit rows ------------------------------------------------------------------------
 
+    def vectors(self) -> dict[str, Tensor]:
+        """{name: `[K, *shape]`} of the rows that this process holds, whole: of slices a collective."""
+        return self._products.vectors()
+
     def replaced(self: Self, vectors: Mapping[str, Tensor], task: str, dtype: torch.dtype) -> Self:
         """Other rows of kind SUBSPACE, explicit, as `explicit` makes them."""
         part = explicit(self._shared, vectors, task, dtype)

@@ -291,8 +291,7 @@ class Subspace:
 
 def _explicit(rows: Rows) -> tuple[Rows, dict[str, Any]]:
     """The same rows made explicit, and the arguments of `Engine.subspace_rows` that make them again."""
-    held = rows.jacobian()
-    names = {name: held[p] for name, p in rows.parameters.items() if p in held}
+    names = rows.vectors()
     task, dtype = rows.roles.tasks[0], rows.roles.dtype
     return rows.replaced(names, task, dtype), {"vectors": names, "task": task, "dtype": dtype}
 

@@ -99,6 +99,10 @@ class JoinedProducts(Keeping, Whole):
         """{parameter: `[R, *shape]`} of the rows that this rank holds."""
         return self._own.jacobian()
 
+    def vectors(self) -> dict[str, Tensor]:
+        """{name: `[R, *shape]`} of the rows that this rank holds."""
+        return self._own.vectors()
+
     def outside(self, w: Tensor) -> dict[Tensor, Tensor]:
         """Gradients of the weighted losses by the parameters outside."""
         rows = self._at()

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mtu_fast._distributed.cut import cut, sliced
 from mtu_fast._distributed.ranks import Ranks, attempt
 from mtu_fast._distributed.slices import Slices
 from mtu_fast._distributed.taking import Own
 from mtu_fast._rows.bare import sample_roles
 from mtu_fast._rows.batch import Batch
 from mtu_fast._rows.grad import check_finite
-from mtu_fast._rows.task_rows import Everywhere, TaskRows, join_roles
+from mtu_fast._rows.task_rows import TaskRows, join_roles
 from mtu_fast._rows.update import Update
 from mtu_fast.methods import Method
 from mtu_fast.methods._undo import undone
@@ -48,22 +48,16 @@ class SameTaking:
         """This rank's slices of the rows."""
         ours = self._agreed(batch)
         parts = self.ranks.agreed(WHAT, lambda: self._own.take(ours, per))
-        return [self._sliced(part) for part in parts]
+        return [sliced(part, self.ranks) for part in parts]
 
     def rows_for(self, batch: Callable[[], Batch], method: Method) -> list[TaskRows]:
         """The rows that a method is to be given."""
         return self.rows(batch, method.per)
 
     def explicit(self, given: Callable[[], TaskRows]) -> list[TaskRows]:
-        """Rows that are given as vectors: not supported.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            "subspace_rows: found a tensor parallel model, expected one whose parameters are whole on every rank: "
-            "vectors would have to be cut. Keep rows by a Subspace, which does."
-        )
+        """This rank's slices of rows that are given as whole vectors, the same on all ranks."""
+        part = self.ranks.agreed(WHAT, given)
+        return [cut(part, self._own.space.shared, self._slices)]
 
     def weighted_backward(self, batch: Callable[[], Batch], method: Method) -> Update:
         """A method that needs no Gram: one backward, of which each rank has its slices."""
@@ -112,12 +106,6 @@ class SameTaking:
                 "of them: give them one sampler, without shuffling of their own."
             )
         return ours
-
-    def _sliced(self, part: TaskRows) -> TaskRows:
-        """Rows of which every rank has a slice."""
-        # each rank holds all rows, and a slice of each
-        counts = (len(part),) * self.ranks.size
-        return replace(part, everywhere=Everywhere(part.roles, counts, sliced=True))
 
 
 class DTensorSlicer:

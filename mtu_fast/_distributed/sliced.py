@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtu_fast._checks.flags import AT_ONCE
 from mtu_fast._checks.values import check_direction
+from mtu_fast._distributed.cut import cut
 from mtu_fast._distributed.kept import Keeping, SharedBlock
 from mtu_fast._distributed.products import JoinedProducts
 from mtu_fast._distributed.ranks import Ranks
@@ -291,6 +292,15 @@ class SlicedProducts(Keeping, _Cut):
                 found[owner][slice(*span)] = rows
         return found
 
+    def vectors(self) -> dict[str, Tensor]:
+        """{name: `[R, *shape]`}, whole on every rank; a collective."""
+        held, found = self.jacobian(), {}
+        for name, leaf in zip(self._shared.names, self._shared.parameters, strict=True):
+            owner = self._slices.owner(leaf)
+            if owner in held:
+                found[name] = self._slices.gathered_rows("rows.vectors", leaf, held[owner])
+        return found
+
     def outside(self, w: Tensor) -> Direction:
         """Gradients of the weighted losses by the parameters outside, as slices."""
         own = self.ranks.agreed("rows.backward", partial(outside_gradients, self._parts, w))
@@ -308,15 +318,8 @@ class SlicedProducts(Keeping, _Cut):
         )
 
     def given(self, part: TaskRows) -> TaskRows:
-        """Explicit rows beside these: not supported.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            "subspace: found rows of which each rank holds a slice (per='task' of a sharded model), expected rows per "
-            "sample."
-        )
+        """This rank's slices of explicit rows, to be beside these."""
+        return cut(part, self._shared, self._slices)
 
 
 def _check_direction(d: Any, shared: Shared) -> None:

@@ -208,18 +208,35 @@ class Slices(Leaves):
 
     def gathered(self, what: str, leaf: Tensor, own: Tensor) -> Tensor:
         """The whole from the slices of all ranks."""
+        return self.gathered_rows(what, leaf, own[None])[0]
+
+    def gathered_rows(self, what: str, leaf: Tensor, own: Tensor) -> Tensor:
+        """The wholes `[K, *shape]` from the slices `[K, *slice]` of all ranks."""
         if not self._is_cut(leaf):
             return own
         held = self._held[leaf]
-        counts = [held.numel] * self.ranks.size
-        return held.joined(self.ranks.gathered_rows(what, held.padded(own), counts))
+        wholes = own.new_zeros(len(own), *held.shape)
+        padded = own.new_zeros(len(own), held.numel)
+        for k, each in enumerate(own):
+            padded[k] = held.padded(each)
+        of_ranks = self.ranks.gathered_rows(what, padded, [len(own)] * self.ranks.size)
+        for k, slices in enumerate(zip(*of_ranks, strict=True)):
+            wholes[k] = held.joined(slices)
+        return wholes
 
     def own_of(self, leaf: Tensor, whole: Tensor) -> Tensor:
         """This rank's slice of a whole."""
+        return self.own_rows(leaf, whole[None])[0]
+
+    def own_rows(self, leaf: Tensor, wholes: Tensor) -> Tensor:
+        """This rank's slices `[K, *slice]` of wholes `[K, *shape]`."""
         if not self._is_cut(leaf):
-            return whole
-        held = self._held[leaf]
-        return held.own(held.cut(whole)[self.ranks.rank], self.ranks.rank)
+            return wholes
+        held, rank = self._held[leaf], self.ranks.rank
+        assert held.dim is not None
+        size = held.length(rank)
+        start = min(rank * held.longest, held.shape[held.dim] - size)
+        return wholes.narrow(held.dim + 1, start, size).contiguous()
 
     def _buckets(self, parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """Parameters that travel together: of one dtype, cut or whole."""

@@ -189,6 +189,12 @@ class OwnProducts(Whole):
                 found[parameter][slice(*span)] = rows.view(-1, *parameter.shape)
         return found
 
+    def vectors(self) -> dict[str, Tensor]:
+        """{name: `[R, *shape]`} of those that a row reaches."""
+        held = self.jacobian()
+        names = zip(self._shared.names, self._shared.parameters, strict=True)
+        return {name: held[p] for name, p in names if p in held}
+
     def taken(self, at: Tensor) -> Block:
         """K retain rows, explicit, in memory of their own."""
         self.check_open()

@@ -152,6 +152,24 @@ def tp_kept_constraints() -> None:
 
 
 @case
+def tp_vectors_that_are_given() -> None:
+    """Each rank takes its slices of them; kept rows are given back whole."""
+    it, other = Both(), Both()
+    for seed in range(3):
+        ours, plain = it.rows(seed)
+        kept, held = ours.to_subspace(), plain.to_subspace()
+        for name, t in held.vectors().items():
+            close(kept.vectors()[name], t)
+        vectors = held.vectors()
+        again = other.engine.subspace_rows(vectors, "a"), other.alone.subspace_rows(vectors, "a")
+        check_rows(*again)
+        check_rows(*(mtu.cat(*pair) for pair in zip(other.rows(seed + 1), again, strict=True)))
+    wrong = {name: t[:, :1] for name, t in vectors.items()}
+    with raises(ValueError, "rank 0", "expected [K, *"):
+        other.engine.subspace_rows(wrong, "a")
+
+
+@case
 def tp_accumulated_steps() -> None:
     for method in (mtu.OrthoGrad(0.3), mtu.PCGrad()):
         it = Both()
