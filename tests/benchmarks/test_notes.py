@@ -6,11 +6,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from torch.testing import assert_close
 
 import mtu_fast as mtu
 from benchmarks import tables
 from benchmarks.notes import (
     exchange_choice,
+    float32_products,
     group_norm,
     grouped_rows,
     host_threads,
@@ -35,6 +38,14 @@ def test_a_step_beside_a_factorisation(capsys: pytest.CaptureFixture[str]) -> No
     host_threads.main(["--quick"])
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("  32 rows: after numpy's ") and float(line.split()[-1]) > 0
+
+
+def test_float32_products_are_right_and_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = torch.randn(7, 1100, dtype=torch.float64).float()
+    wanted = rows.double() @ rows.double().T
+    assert_close(float32_products.by_vendor(rows), wanted, rtol=0, atol=1e-6 * 1100)
+    assert min(float32_products.main(["--quick"])) > 0
+    assert capsys.readouterr().out.count("rows: float64") == len(float32_products.TILES)
 
 
 @pytest.mark.parametrize("script", [grouped_rows, patch_rows])
