@@ -18,6 +18,7 @@ from tests.distributed.scene import (
     interference_aware,
     joined,
     mine,
+    net,
     pair,
     per_rank,
     raises,
@@ -38,6 +39,33 @@ def group_rows() -> None:
     counts = [int((ours.roles.rank == rank).sum()) for rank in range(dist.get_world_size())]
     own = sum(len(part) for part in ours._parts)
     assert counts[dist.get_rank()] == own
+
+
+@case
+def group_without_the_first_rank() -> None:
+    """Ranks are then numbered otherwise in the group than in the world."""
+    size, rank = dist.get_world_size(), dist.get_rank()
+    group = dist.new_group(list(range(1, size)))
+    if size == 2 or rank == 0:
+        return
+    batches = per_rank()
+    model, plain = net(), net()
+    engine = mtu.Engine(model, model.shared, group=group)
+    alone = mtu.Engine(plain, plain.shared, group=None)
+    for method in (mtu.OrthoGrad(0.3), mtu.UPGrad()):
+        ours = rows_of(engine, model, batches[rank], per=method.per)
+        truth = rows_of(alone, plain, joined(batches[1:]), per=method.per)
+        close(ours.gram(), truth.gram())
+        ours.backward(method)
+        truth.backward(method)
+    for p, q in zip(model.shared, plain.shared, strict=True):
+        assert p.grad is not None and q.grad is not None
+        close(p.grad, q.grad)
+    drawn = mtu.PCGrad(generator=torch.Generator().manual_seed(rank))
+    rows = rows_of(engine, model, batches[rank])
+    first = torch.Generator().manual_seed(1)
+    weights = mtu.PCGrad(generator=first)(rows.gram(), rows.roles)
+    close(rows.backward(drawn, check=False).weights, weights)
 
 
 @case
