@@ -45,23 +45,26 @@ Tensor row_gram(std::vector<Tensor> blocks, int64_t known) {
   return out;
 }
 
-// One side of rows left ⊗ right: its Gram, blocks that are one and the same tensor multiplied once.
-cpu::Factor factor(const std::vector<Tensor>& blocks) {
+// One side of rows left ⊗ right: its Gram, blocks that are one and the same tensor multiplied once; of blocks behind the
+// first `fresh` rows no products with one another.
+cpu::Factor factor(const std::vector<Tensor>& blocks, int64_t fresh) {
   const std::vector<size_t> first = firsts(blocks);
   std::vector<Tensor> distinct;
   std::vector<int64_t> starts(blocks.size());
   cpu::Factor found;
-  int64_t count = 0, R = 0;
+  int64_t count = 0, known = 0, R = 0;
   for (size_t i = 0; i < blocks.size(); ++i) {
     starts[i] = first[i] == i ? count : starts[first[i]];
     found.blocks.push_back({R, starts[i], blocks[i].size(0)});
+    const bool is_known = R >= fresh;
     R += blocks[i].size(0);
     if (first[i] != i) continue;
     count += blocks[i].size(0);
+    if (is_known) known += blocks[i].size(0);
     distinct.push_back(blocks[i]);
   }
   found.gram.resize(count * count);
-  write_gram(joined("rank_one_gram", distinct), distinct[0].size(1), 0, found.gram.data());
+  write_gram(joined("rank_one_gram", distinct), distinct[0].size(1), known, found.gram.data());
   found.rows = count;
   return found;
 }
@@ -82,7 +85,7 @@ std::vector<size_t> first_sides(const std::vector<std::vector<Tensor>>& sides) {
   return found;
 }
 
-Tensor rank_one_gram(std::vector<Tensor> left, std::vector<Tensor> right, int64_t parameters) {
+Tensor rank_one_gram(std::vector<Tensor> left, std::vector<Tensor> right, int64_t parameters, int64_t known) {
   const int64_t all = left.size();
   STD_TORCH_CHECK(parameters > 0 && all > 0 && all % parameters == 0 && right.size() == left.size(),
                   "rank_one_gram: expected as many blocks on both sides and for each of ", parameters,
@@ -100,6 +103,8 @@ Tensor rank_one_gram(std::vector<Tensor> left, std::vector<Tensor> right, int64_
     if (i < blocks) R += rows;
   }
   STD_TORCH_CHECK(static_cast<double>(R) * R <= MOST_ELEMENTS, "rank_one_gram: left: expected at most 2**20 rows, got ", R);
+  STD_TORCH_CHECK(0 <= known && known <= R, "rank_one_gram: expected known from 0 to ", R, ", got ", known);
+  const int64_t fresh = R - known;
   std::vector<std::vector<Tensor>> sides;  // left and right of every parameter in turn
   for (int64_t j = 0; j < all; j += blocks) {
     for (const auto* t : {&left, &right}) sides.emplace_back(t->begin() + j, t->begin() + j + blocks);
@@ -112,7 +117,7 @@ Tensor rank_one_gram(std::vector<Tensor> left, std::vector<Tensor> right, int64_
   double* const sums = out.mutable_data_ptr<double>();
   for (size_t i = 0; i < sides.size(); i += 2) {
     for (size_t k : {i, i + 1}) {
-      if (first[k] == k) factors[k] = factor(sides[k]);
+      if (first[k] == k) factors[k] = factor(sides[k], fresh);
     }
     const auto &a = factors[first[i]], &b = factors[first[i + 1]];
     torch::stable::parallel_for(0, R, chunks_at_once(R), [&](int64_t begin, int64_t end) {
@@ -122,6 +127,8 @@ Tensor rank_one_gram(std::vector<Tensor> left, std::vector<Tensor> right, int64_
       if (last[k] <= i + 1) factors[k] = {};
     }
   }
+  // of blocks that only in part are known
+  for (int64_t r = fresh; r < R; ++r) std::fill(sums + r * R + fresh, sums + (r + 1) * R, 0.0);
   return out;
 }
 

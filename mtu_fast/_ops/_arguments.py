@@ -132,6 +132,16 @@ def check_rows(name: str, blocks: Sequence[Tensor]) -> None:
         raise ValueError(f"{name} has {rows} rows in all, expected at most 2**20, for a Gram.")
 
 
+def check_known(known: int, rows: int) -> None:
+    """How many of so many rows have products that are known.
+
+    Raises:
+        ValueError: more than there are, or fewer than none.
+    """
+    if not 0 <= known <= rows:
+        raise ValueError(f"known: found {known}, expected a number of rows, from 0 to {rows}.")
+
+
 def check_sides(
     left: Sequence[Tensor], right: Sequence[Tensor], precision: str = "highest", axes: int = 0
 ) -> None:

@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from mtu_fast._ops import _tiles
-from mtu_fast._ops._arguments import check_explicit
+from mtu_fast._ops._arguments import check_explicit, check_known
 from mtu_fast._ops._blocks import WIDE, square
 from mtu_fast._ops._library import define
 
 
 def _check_rows(rows: Sequence[Tensor], known: int = 0) -> None:
     check_explicit(rows)
-    total = sum(t.shape[0] for t in rows)
-    if not 0 <= known <= total:
-        raise ValueError(f"known: found {known}, expected a number of rows, from 0 to {total}.")
+    check_known(known, sum(t.shape[0] for t in rows))
 
 
 @define("row_gram(Tensor[] rows, int known=0) -> Tensor", check=_check_rows)

@@ -73,7 +73,7 @@ def of_rows(draw: st.DrawFn) -> Call:
     if draw(st.booleans()):
         return op.row_gram, (rows, draw(number))
     others = [draw(block(t.shape[0] if t.dim() else 1, draw(small))) for t in rows]
-    return op.rank_one_gram, (rows, others, draw(st.one_of(st.just(1), number)))
+    return op.rank_one_gram, (rows, others, draw(st.one_of(st.just(1), number)), draw(number))
 
 
 def pair(draw: st.DrawFn, *axes: tuple[int, int]) -> tuple[list[Tensor], list[Tensor]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from mtu_fast._ops import _tiles
 from mtu_fast._ops import gram as op
 from mtu_fast._ops._blocks import working_dtype
+from tests.helpers.truth import relative_error
 from tests.ops.gram.blocks import (
     DTYPES,
     OUTER,
@@ -98,6 +99,28 @@ def test_rank_one_gram(
         for i in range(len(left[0]))
     ]
     check("rank one", found, rows, [t.to(working_dtype(left[0][0])) for t in rows])
+
+
+@pytest.mark.parametrize(
+    "run", [op.rank_one_gram, op.rank_one_gram.reference], ids=["dispatched", "reference"]
+)
+@pytest.mark.parametrize("make", [*RANK_ONE.values(), shared_sides, interleaved])
+def test_rank_one_gram_leaves_out_what_is_known(
+    make: Callable[..., Any], run: Callable[..., Tensor]
+) -> None:
+    """Zeros in their place, also where a block is known in part or shared with rows that are not."""
+    left, right = make(torch.float64)
+    sides = [[t for side in each for t in side] for each in (left, right)]
+    whole = run(*sides, len(left))
+    for known in range(len(whole) + 1):
+        expected = whole.clone()
+        fresh = len(whole) - known
+        expected[fresh:, fresh:] = 0.0
+        found = run(*sides, len(left), known)
+        assert relative_error(found, expected) <= 1e-14 or torch.equal(found, expected)
+    for wrong in (-1, len(whole) + 1):
+        with pytest.raises(ValueError, match=f"known: found {wrong}, expected a number of rows"):
+            op.rank_one_gram(sides[0], sides[1], len(left), wrong)
 
 
 @pytest.mark.parametrize(
