@@ -19,11 +19,11 @@ from mtu_fast._rows.task_rows import TaskRows
 from mtu_fast.methods import Roles
 
 Self = TypeVar("Self", bound="Keepable")
-Kept = Block | SharedBlock  # explicit rows: all of this process, or its part of those of all ranks
+Kept = Block | SharedBlock  # all rows of this process, or its part of those of all ranks
 
 
 class Keepable:
-    """Rows that others can be made like, in the same space, and that can be held as explicit ones."""
+    """Rows that others can be made like, in the same space, and that can be held across steps."""
 
     roles: Roles
     conditions: tuple[Flags, ...]  # of the step that kept rows were taken in
@@ -66,7 +66,7 @@ class Keepable:
         """The parameters of each matrix of `gram(per)`, by index."""
         return [tuple(group) for group in self._shared.groups(per)]
 
-    # ---- as explicit rows ------------------------------------------------------------------------
+    # ---- kept across steps -----------------------------------------------------------------------
 
     def vectors(self) -> dict[str, Tensor]:
         """{name: `[K, *shape]`} of the rows that this process holds, whole: of slices a collective."""
@@ -78,13 +78,21 @@ class Keepable:
         return self._like([self._products.given(part)])
 
     @without_autocast
-    def taken(self, at: Tensor) -> Kept:
-        """The retain rows at these indices.
+    def taken(self, at: Tensor, beside: Any = None, dtype: torch.dtype | None = None) -> Kept:
+        """The retain rows at these indices, to go on with those that were taken before.
+
+        Args:
+            at: int64 `[K]`, ascending.
+            beside: what `taken` gave before, in whose form they are held; None where there is none.
+            dtype: to hold them in; None for as they are.
+
+        Returns:
+            The rows, in memory of their own.
 
         Raises:
             RuntimeError: the rows are used up.
         """
-        found: Kept = self._products.taken(at)
+        found: Kept = self._products.taken(at, beside, dtype)
         return found
 
     def remembered(self: Self, block: Any) -> Self:

@@ -177,9 +177,9 @@ class Memory:
         if not len(at):
             return lambda update: held
         # before the step, which uses the rows up
-        new = rows.taken(at).to(self._form.dtype)
+        new = rows.taken(at, held.block, self._form.dtype)
         if held.block is None:
-            held = replace(held, size=self._most(new))
+            held = replace(held, size=self._most(new, self._form.size or TIMES * len(new)))
         return lambda update: self._after(held, rows, at, new, update)
 
     def state_dict(self) -> dict[str, Any]:
@@ -253,7 +253,7 @@ class Memory:
             new: they.
             update: what the step did.
         """
-        update.check()  # what is kept is explicit, and outlives the step
+        update.check()  # what is kept outlives the step
         assert held.size is not None
         both, place = new, at
         if held.block is not None:
@@ -261,18 +261,18 @@ class Memory:
             # the held rows came last in the step, behind its own
             first = len(update.roles) - len(held.block)
             place = torch.cat([torch.arange(first, len(update.roles), device=at.device), at])
-        stay = _best(self._scores(update, place), both.roles, held.size, self._per_task)
+        most = self._most(both, held.size)
+        stay = _best(self._scores(update, place), both.roles, most, self._per_task)
         block = both.select(stay)
         if isinstance(block, Block) and self._knows_products(update):
             block = replace(block, grams=_grams(rows, update, place[stay]))
         return Held(held.size, 0, block, self._standing(rows, block))
 
-    def _most(self, new: Kept) -> int:
-        """How many rows to hold, for a step that has these."""
-        size = self._form.size or TIMES * len(new)
+    def _most(self, block: Kept, size: int) -> int:
+        """How many of so many rows the budget has room for, of rows as large as these."""
         if self._budget is None:
             return size
-        each = new.row_nbytes
+        each = block.row_nbytes
         if self._budget < each:
             raise ValueError(
                 f"Memory: budget is {self._budget} bytes, expected at least {each}, those of one row."

@@ -20,7 +20,7 @@ from mtu_fast._arguments import (
 )
 
 COLUMNS = {"task": torch.int64, "sample": torch.int64, "loss": torch.float64}
-PARTS = ("vectors", "counts", *COLUMNS, "tasks", "dtype", "reached", "grams")
+PARTS = ("vectors", "factors", "counts", *COLUMNS, "tasks", "dtype", "reached", "grams")
 
 
 def check_counts(name: str, state: Mapping[str, Any]) -> None:
@@ -36,7 +36,7 @@ def check_counts(name: str, state: Mapping[str, Any]) -> None:
 
 
 def check_rows(name: str, state: object) -> None:
-    """K explicit rows: their vectors, their roles and their Grams.
+    """K rows: their vectors or factors, their roles and their Grams.
 
     Raises:
         TypeError: a part of another kind.
@@ -54,6 +54,8 @@ def check_rows(name: str, state: object) -> None:
         raise ValueError(f"{name}: task: found other indices than those of the {len(known)} tasks.")
     check_dtype(f"{name}: dtype", held["dtype"])
     _check_vectors(f"{name}: vectors", held["vectors"], count)
+    if not held["vectors"] and not check_mapping(f"{name}: factors", held["factors"]):
+        raise ValueError(f"{name}: vectors: found none, expected those of a parameter at least.")
     for of_task in check_mapping(f"{name}: reached", held["reached"], "{task: names}").values():
         _check_names(f"{name}: reached", of_task)
     _check_grams(f"{name}: grams", held["grams"], count)
@@ -66,7 +68,7 @@ def check_own_rows(name: str, state: object) -> Mapping[Any, Any]:
         TypeError: a part of another kind.
         ValueError: a part is missing, or columns are not of the same rows.
     """
-    held = held_in(name, state, "vectors", "task", "sample", "loss", "dtype")
+    held = held_in(name, state, "vectors", "factors", "task", "sample", "loss", "dtype")
     check_dtype(f"{name}: dtype", held["dtype"])
     names(f"{name}: task", [held["task"]])
     lengths = {}
@@ -132,10 +134,7 @@ def _check_matrices(name: str, counts: object, count: int) -> None:
 
 
 def _check_vectors(name: str, vectors: object, count: int) -> None:
-    by_name = check_mapping(name, vectors, "{name: [K, ...]}")
-    if not by_name:
-        raise ValueError(f"{name}: found none, expected those of a parameter at least.")
-    for key, v in by_name.items():
+    for key, v in check_mapping(name, vectors, "{name: [K, ...]}").items():
         if not isinstance(v, Tensor) or not v.dim() or len(v) != count:
             raise ValueError(f"{name}[{key!r}]: found {_of(v)}, expected [{count}, ...].")
 

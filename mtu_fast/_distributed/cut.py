@@ -24,5 +24,5 @@ def cut(part: TaskRows, shared: Shared, slices: Slices) -> TaskRows:
     for j, use in part.uses.items():
         own = slices.own_rows(shared.parameters[j], use.grounded().rows)
         uses[j] = Dense(tuple(own.shape[1:]), own)
-    made = TaskRows.explicit(part.roles, uses, shared, SUBSPACE)
+    made = TaskRows.lasting(part.roles, uses, shared, SUBSPACE)
     return sliced(replace(made, kinds=part.kinds), slices.ranks)

@@ -14,6 +14,8 @@ from mtu_fast._distributed.joining import everywhere_of
 from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._rows.block import Grams, chosen
 from mtu_fast._rows.explicit import check_vectors, explicit
+from mtu_fast._rows.keeping import keeps_factors, row_bytes
+from mtu_fast._rows.plain import factors_in, plain_of
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import Everywhere, TaskRows, all_roles
 from mtu_fast._rows.uses import Use
@@ -24,20 +26,18 @@ WHAT = "Memory"
 
 @dataclass(frozen=True)
 class SharedBlock:
-    """Explicit rows of all ranks, of which this one holds a part.
+    """Kept rows of all ranks, of which this one holds a part.
 
     Attributes:
         parts: this rank's, one a step and task, with the roles of all ranks' rows in `everywhere`.
         rank: this rank.
-        numel: numbers of a row.
-        itemsize: bytes of a number.
+        sizes: bytes of a row of each part, the same on every rank.
         grams: none: what is known of products lies with the rank that made them.
     """
 
     parts: tuple[TaskRows, ...]
     rank: int
-    numel: int
-    itemsize: int
+    sizes: tuple[int, ...]
     grams: Grams = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -50,37 +50,29 @@ class SharedBlock:
 
     @property
     def row_nbytes(self) -> int:
-        """Bytes of a row, whoever holds it: the same on every rank."""
-        return self.numel * self.itemsize
+        """Bytes of a row, the most of those that are held: the same on every rank."""
+        return max(self.sizes)
 
     @property
     def nbytes(self) -> int:
         """Bytes that this rank holds."""
         return sum(use.held for part in self.parts for use in part.uses.values())
 
-    def to(self, dtype: torch.dtype | None) -> SharedBlock:
-        """They in another dtype; None for as they are."""
-        if dtype is None:
-            return self
-        parts = []
-        for part in self.parts:
-            parts.append(_with_uses(part, lambda use: use.with_tensors(use.tensors[0].to(dtype))))
-        return replace(self, parts=tuple(parts), itemsize=dtype.itemsize)
-
     def before(self, new: SharedBlock) -> SharedBlock:
         """Both, the new ones last."""
-        return replace(self, parts=self.parts + new.parts)
+        return replace(self, parts=self.parts + new.parts, sizes=self.sizes + new.sizes)
 
     def select(self, at: Tensor) -> SharedBlock:
         """The rows at these indices into all ranks' rows, which ascend."""
-        parts, start = [], 0
-        for part in self.parts:
+        parts, sizes, start = [], [], 0
+        for part, size in zip(self.parts, self.sizes, strict=True):
             stop = start + part.count_everywhere
             mine = at[(at >= start) & (at < stop)] - start
             start = stop
             if len(mine):
                 parts.append(selected(part, mine, self.rank))
-        return replace(self, parts=tuple(parts))
+                sizes.append(size)
+        return replace(self, parts=tuple(parts), sizes=tuple(sizes))
 
 
 class Keeping:
@@ -94,12 +86,23 @@ class Keeping:
         """The rows of every rank may still be used."""
         raise NotImplementedError
 
-    def taken(self, at: Tensor) -> SharedBlock:
-        """The rows at these indices into all ranks' rows, explicit, in memory of their own."""
+    def taken(self, at: Tensor, beside: object, dtype: torch.dtype | None) -> SharedBlock:
+        """The rows at these indices into all ranks' rows, in memory of their own, in a dtype; a collective."""
         self.check_open()
-        whole = _block(self._parts, self.ranks, self._shared).select(at)
-        held = [_explicit(part, self._shared) for part in whole.parts]
-        return replace(whole, parts=tuple(held))
+        parts = tuple(self._parts)
+        whole = SharedBlock(parts, self.ranks.rank, (0,) * len(parts)).select(at)
+
+        def own() -> list[TaskRows]:
+            return [_own(part, self._shared, dtype) for part in whole.parts]
+
+        return self._block(self.ranks.agreed(WHAT, own))
+
+    def _block(self, parts: Sequence[TaskRows]) -> SharedBlock:
+        """Parts that all ranks have; how large their rows are is told."""
+        own = [_row_bytes(part, self._shared) for part in parts]
+        told = self.ranks.gathered(WHAT, own)
+        sizes = [max(of_ranks) for of_ranks in zip(*told, strict=True)]
+        return SharedBlock(tuple(parts), self.ranks.rank, tuple(sizes))
 
     def remembered(self, block: SharedBlock) -> list[TaskRows]:
         """Rows as rows of kind MEMORY that outlive a step."""
@@ -123,19 +126,28 @@ class Keeping:
         roles = [part.roles for part in parts]
         everywhere = everywhere_of(self.ranks, roles, counted, WHAT)
         held = [replace(part, everywhere=e) for part, e in zip(parts, everywhere, strict=True)]
-        return _block(held, self.ranks, self._shared)
+        return self._block(held)
 
 
-def _block(parts: Sequence[TaskRows], ranks: Ranks, shared: Shared) -> SharedBlock:
-    numel = sum(p.numel() for p in shared.parameters)
-    itemsize = max(p.dtype.itemsize for p in shared.parameters)
-    return SharedBlock(tuple(parts), ranks.rank, numel, itemsize)
+def _row_bytes(part: TaskRows, shared: Shared) -> int:
+    """Bytes of a row of this rank's; 0 where it has none."""
+    assert part.everywhere is not None
+    if not len(part):
+        return 0
+    # of slices, too, a whole row is meant
+    factors = {j: use for j, use in part.uses.items() if j in part.factors}
+    itemsizes = [use.tensors[0].itemsize for j, use in part.uses.items() if j not in factors]
+    widest = max(p.dtype.itemsize for p in shared.parameters)
+    return row_bytes(factors, shared, max(itemsizes, default=widest))
 
 
 def _state_of(part: TaskRows, shared: Shared) -> dict[str, Any]:
-    roles = part.roles
+    roles, factors = part.roles, part.factors
     return {
-        "vectors": {shared.names[j]: use.tensors[0] for j, use in part.uses.items()},
+        "vectors": {
+            shared.names[j]: u.tensors[0] for j, u in part.uses.items() if j not in factors
+        },
+        "factors": {shared.names[j]: [plain_of(part.uses[j])] for j in sorted(factors)},
         "task": roles.tasks[0],
         "sample": roles.sample,
         "loss": roles.loss,
@@ -160,14 +172,24 @@ def _restored(state: Mapping[str, Any], shared: Shared) -> list[TaskRows]:
         held = check_own_rows(f"Memory: state: parts[{i}]", part)
         check_vectors(held["vectors"], shared)
         made = explicit(shared, held["vectors"], held["task"], held["dtype"])
-        found.append(replace(made, roles=_with_columns(made.roles, held), kinds=None))
+        roles = _with_columns(made.roles, held)
+        uses = made.uses | _factors(f"Memory: state: parts[{i}]: factors", held, shared)
+        lasting = TaskRows.lasting(roles, uses, shared, RETAIN)
+        found.append(replace(lasting, kinds=None))
     return found
+
+
+def _factors(name: str, held: Mapping[str, Any], shared: Shared) -> dict[int, Use]:
+    shapes = {n: tuple(p.shape) for n, p in zip(shared.names, shared.parameters, strict=True)}
+    found = factors_in(name, held["factors"], shapes, [len(held["sample"])])
+    return {shared.names.index(key): use for key, (use,) in found.items()}
 
 
 def _with_columns(roles: Roles, state: Mapping[str, Any]) -> Roles:
     device = roles.loss.device
     sample, loss = state["sample"].to(device), state["loss"].to(device)
-    return replace(roles, kind=torch.full_like(roles.kind, RETAIN), sample=sample, loss=loss)
+    task = torch.zeros_like(sample)
+    return replace(roles, task=task, kind=torch.full_like(sample, RETAIN), sample=sample, loss=loss)
 
 
 def selected(part: TaskRows, at: Tensor, rank: int) -> TaskRows:
@@ -190,13 +212,14 @@ def selected(part: TaskRows, at: Tensor, rank: int) -> TaskRows:
     return _with_uses(mine, lambda use: use.select(own))
 
 
-def _explicit(part: TaskRows, shared: Shared) -> TaskRows:
-    """The rows as vectors that are nobody else's."""
+def _own(part: TaskRows, shared: Shared, dtype: torch.dtype | None) -> TaskRows:
+    """The rows, of each parameter as factors or explicit, that are nobody else's."""
     uses: dict[int, Use] = {}
     for j, use in part.uses.items() if len(part) else ():
-        dense = use.grounded()
-        uses[j] = dense.with_tensors(dense.rows.clone())
-    own = TaskRows.explicit(part.roles, uses, shared, RETAIN)
+        kept = use if keeps_factors(use, part.count_everywhere) else use.grounded()
+        copied = kept.with_tensors(*(t.clone() for t in kept.tensors))
+        uses[j] = copied if dtype is None else copied.to(dtype)
+    own = TaskRows.lasting(part.roles, uses, shared, RETAIN)
     return replace(own, everywhere=part.everywhere)
 
 

@@ -37,7 +37,7 @@ def pooled_gram(
     others = set(range(len(shared.parameters))) - chosen
     found = torch.zeros(len(groups), len(pool.counts), len(pool.counts), dtype=torch.float64)
     if others:
-        of_all = [_only(part, others) for part in parts]
+        of_all = [part.only(others) for part in parts]
         gram = joined_gram(ranks, of_all, shared, _within(groups, others))
         found += _added_up(gram, pool.into, len(pool.counts))
     if chosen:
@@ -71,7 +71,7 @@ class _Whole:
 
     def added_up(self, chosen: Collection[int], rank: int) -> list[tuple[TaskRows, Tensor]]:
         """The rows that stay, and one for those of each rank that are added up; with which of V rows these are."""
-        part, found = _only(self.part, chosen), []
+        part, found = self.part.only(chosen), []
         forget = self.forget
         rest = (~forget & (self.into >= 0)).nonzero().flatten()
         if len(rest):
@@ -120,13 +120,6 @@ def _chosen(
 
 def _by_part(parts: Sequence[TaskRows], pool: Pool) -> tuple[Tensor, ...]:
     return pool.into.split([part.count_everywhere for part in parts])
-
-
-def _only(part: TaskRows, chosen: Collection[int]) -> TaskRows:
-    """The rows of some parameters alone."""
-    uses = {j: use for j, use in part.uses.items() if j in chosen}
-    versions = part.versions[0], tuple(t._version for use in uses.values() for t in use.tensors)
-    return replace(part, uses=uses, versions=versions)
 
 
 def _within(groups: Groups, chosen: Collection[int]) -> Groups:

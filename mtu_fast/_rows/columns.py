@@ -1,8 +1,11 @@
-"""Rows side by side in one matrix `[R, P]`, all parameters' columns in their order: few calls, whatever they are."""
+"""Explicit rows side by side in one matrix, parameters' columns in their order: few calls, whatever they are.
+
+Of rows kept across steps some parameters are kept as factors (`keeping.py`), and have no columns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,21 +16,31 @@ from mtu_fast._rows.task_rows import Formed, Span, TaskRows
 from mtu_fast._rows.uses import Dense, Use
 from mtu_fast.methods import FORGET, RESTING
 
+Columns = Mapping[int, Span]  # parameter -> where it lies
+NONE: frozenset[int] = frozenset()
 
-def columns(shared: Shared) -> list[Span]:
-    """The columns of each parameter."""
-    found, start = [], 0
-    for parameter in shared.parameters:
-        found.append((start, start + parameter.numel()))
-        start += parameter.numel()
+
+def columns(shared: Shared, factors: Container[int] = NONE) -> Columns:
+    """The columns of each parameter, but of those that are kept as factors."""
+    found, start = {}, 0
+    for j, parameter in enumerate(shared.parameters):
+        if j not in factors:
+            found[j] = (start, start + parameter.numel())
+            start += parameter.numel()
     return found
 
 
-def ranges(group: Sequence[int], shared: Shared) -> list[Span]:
+def width(places: Columns) -> int:
+    """All columns."""
+    return max((stop for _, stop in places.values()), default=0)
+
+
+def ranges(group: Sequence[int], places: Columns) -> list[Span]:
     """The columns of a group of parameters, in as few ranges as possible."""
-    places = columns(shared)
     found: list[Span] = []
     for j in group:
+        if j not in places:
+            continue
         start, stop = places[j]
         # neighbours join: one product over both ranges
         if found and found[-1][1] == start:
@@ -37,48 +50,52 @@ def ranges(group: Sequence[int], shared: Shared) -> list[Span]:
     return found
 
 
-def views(matrix: Tensor, shared: Shared, reached: Iterable[int]) -> dict[int, Use]:
-    """{parameter: its columns as a use}, of the parameters that a row reaches."""
-    places = columns(shared)
+def views(
+    matrix: Tensor, shared: Shared, places: Columns, reached: Iterable[int]
+) -> dict[int, Use]:
+    """{parameter: its columns as a use}, of the parameters that a row reaches and that have some."""
     found: dict[int, Use] = {}
     for j in reached:
-        shape = tuple(shared.parameters[j].shape)
-        rows = matrix[:, slice(*places[j])].view(len(matrix), *shape)
-        found[j] = Dense(shape, rows)
+        if j in places:
+            shape = tuple(shared.parameters[j].shape)
+            rows = matrix[:, slice(*places[j])].view(len(matrix), *shape)
+            found[j] = Dense(shape, rows)
     return found
 
 
-def formed(parts: Sequence[TaskRows], shared: Shared) -> Formed:
+def formed(parts: Sequence[TaskRows], shared: Shared, factors: frozenset[int] = NONE) -> Formed:
     """The rows of these parts that are not to be forgotten: formed once, and let go of with the parts."""
-    known = _known(parts)
+    known = _known(parts, factors)
     if known is not None:
         return known
     chosen = [_retained(part) for part in parts]
-    counts = [len(at) for at in chosen]
-    # P, the columns of all parameters
-    total = sum(p.numel() for p in shared.parameters)
-    matrix = shared.parameters[0].new_empty(sum(counts), total, dtype=_dtype(parts, shared))
+    counts, places = [len(at) for at in chosen], columns(shared, factors)
+    like, dtype = shared.parameters[0], _dtype(parts, shared)
+    matrix = like.new_empty(sum(counts), width(places), dtype=dtype)
     pieces = matrix.split(counts)
-    for j, (start, stop) in enumerate(columns(shared)):
+    for j, (start, stop) in places.items():
         _write([piece[:, start:stop] for piece in pieces], parts, chosen, j)
-    found = Formed(matrix, counts, _laid(parts, chosen), sum(map(len, parts)))
+    found = Formed(matrix, counts, _laid(parts, chosen), sum(map(len, parts)), factors)
     for part in parts:
         part.formed = found
     return found
 
 
 def forget_sums(
-    parts: Sequence[TaskRows], tasks: Sequence[str], shared: Shared, dtype: torch.dtype
+    parts: Sequence[TaskRows],
+    tasks: Sequence[str],
+    shared: Shared,
+    places: Columns,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """`[T, P]`: the sum of each task's rows to forget, those at rest left out."""
-    total = sum(p.numel() for p in shared.parameters)
-    found = shared.parameters[0].new_zeros(len(tasks), total, dtype=dtype)
+    """`[T, ΣP]`: the sum of each task's rows to forget, those at rest left out."""
+    found = shared.parameters[0].new_zeros(len(tasks), width(places), dtype=dtype)
     chosen = [(part.roles.kind == FORGET).nonzero().flatten() for part in parts]
     row_of = [
         tasks.index(part.roles.tasks[0]) if len(at) else -1
         for part, at in zip(parts, chosen, strict=True)
     ]
-    for j, (start, stop) in enumerate(columns(shared)):
+    for j, (start, stop) in places.items():
         there = _reaching(parts, chosen, j)
         for some in joined([parts[i].uses[j] for i in there], [chosen[i] for i in there]):
             for k, total_of in zip(some.of, some.sums(), strict=True):
@@ -86,10 +103,10 @@ def forget_sums(
     return found
 
 
-def _known(parts: Sequence[TaskRows]) -> Formed | None:
-    """The rows where they were formed before, of these parts and no others."""
+def _known(parts: Sequence[TaskRows], factors: frozenset[int]) -> Formed | None:
+    """The rows where they were formed before, of these parts and columns and no others."""
     known = parts[0].formed
-    if known is None or known.count != sum(map(len, parts)):
+    if known is None or known.count != sum(map(len, parts)) or known.factors != factors:
         return None
     return known if all(part.formed is known for part in parts) else None
 

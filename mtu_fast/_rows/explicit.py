@@ -44,7 +44,7 @@ def explicit(
         tasks=(task,),
         dtype=dtype,
     )
-    return TaskRows.explicit(roles, uses, shared, SUBSPACE)
+    return TaskRows.lasting(roles, uses, shared, SUBSPACE)
 
 
 def check_vectors(vectors: Any, shared: Shared) -> None:

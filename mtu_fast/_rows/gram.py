@@ -14,7 +14,7 @@ from mtu_fast._ops.gram import row_gram
 from mtu_fast._rows import products, together
 from mtu_fast._rows.pool import Pool
 from mtu_fast._rows.task_rows import Spans, TaskRows, uses_of_each
-from mtu_fast._rows.uses import Outer, Use
+from mtu_fast._rows.uses import Dense, Outer, Use
 
 
 @dataclass
@@ -65,8 +65,20 @@ def add_gram(
         precision: see `Engine`.
         pool: which of the rows are summed; None for none.
     """
+    known = _add_known(gram, parts, group, precision)
+    add_fresh(gram, parts, group, precision, pool, known)
+
+
+def add_fresh(
+    gram: Tensor,
+    parts: Sequence[TaskRows],
+    group: Sequence[int],
+    precision: str,
+    pool: Pool | None = None,
+    known: int = 0,
+) -> None:
+    """`add_gram` without the products of the last `known` rows with one another."""
     # G = Σ_j J_j J_jᵀ over the parameters j of the group
-    known = _add_known(gram, parts, group)
     waiting, found = _Waiting(), _Sum(gram, pool)
     last = sum(map(len, parts))
     for spans, uses in uses_of_each(parts, group).values():
@@ -76,7 +88,8 @@ def add_gram(
     for spans, several in waiting.rank_one.items():
         # biases are a side of their weights' outer products
         beside = waiting.small.get(spans, [])
-        part, waiting.small[spans] = together.rank_one_gram(several, beside)
+        held = known if spans[-1][1] == last else 0
+        part, waiting.small[spans] = together.rank_one_gram(several, beside, held)
         found.add(spans, summed_gram(part, found.into(spans)))
     for spans, many in waiting.small.items():
         held = known if spans[-1][1] == last else 0
@@ -88,40 +101,46 @@ def _add_uses(
     found: _Sum, waiting: _Waiting, spans: Spans, uses: list[Use], precision: str, held: int
 ) -> None:
     """Add the products of one parameter, or let them wait for others that go in one call with them."""
-    if held and prod(uses[-1].shape) <= together.SMALL:
+    if held and isinstance(uses[-1], Dense) and prod(uses[-1].shape) <= together.SMALL:
         uses = [use.grounded() for use in uses]
     if together.small(uses):
         waiting.small.setdefault(spans, []).append(uses)
-    elif not held and (outers := together.rank_one(uses)):
+    elif outers := together.rank_one(uses):
         waiting.rank_one.setdefault(spans, []).append(outers)
     else:
         found.add(spans, products.gram(uses, precision, held, found.into(spans)))
 
 
-def _add_known(gram: Tensor, parts: Sequence[TaskRows], group: Sequence[int]) -> int:
+def _add_known(
+    gram: Tensor, parts: Sequence[TaskRows], group: Sequence[int], precision: str
+) -> int:
     """Add the products of the last rows with themselves where a step before left them; how many rows, 0 if not."""
     tail = _kept(parts)
     if not tail:
         return 0
-    last = parts[-1]
+    known = known_gram(tail, group, precision)
+    gram[-len(known) :, -len(known) :] += known
+    return len(known)
+
+
+def known_gram(tail: Sequence[TaskRows], group: Sequence[int], precision: str) -> Tensor:
+    """M Mᵀ of kept rows M, which no step changes: made once, and held with the last of them."""
+    held = tail[-1].grams
     key, count = tuple(group), sum(map(len, tail))
-    if key not in last.grams:
-        # M Mᵀ of the kept rows M, which no step changes
-        found = gram.new_zeros(count, count)
-        for j in group:
-            if j in last.uses:
-                found += row_gram([part.uses[j].grounded().matrix() for part in tail])
-        last.grams[key] = found
-    gram[-count:, -count:] += last.grams[key]
-    return count
+    if key not in held:
+        made = tail[-1].roles.loss.new_zeros(count, count)
+        add_fresh(made, tail, group, precision)
+        held[key] = made
+    return held[key]
 
 
 def _kept(parts: Sequence[TaskRows]) -> list[TaskRows]:
-    """The last part, or all in memory, which are the last and reach the same parameters, beside others; else nothing.
+    """All parts in memory, which are the last and reach the same parameters, or the last part, beside others.
 
-    Their products are worth keeping where they are persistent and explicit.
+    Their products are worth keeping where they are in memory, or persistent and explicit; else
+    nothing.
     """
-    tail = [part for part in parts if part.matrix is not None] or [parts[-1]]
-    if len(tail) == len(parts) or not len(parts[-1]):
-        return []
-    return tail if all(part.persistent and part.is_dense() for part in tail) else []
+    tail = [part for part in parts if part.matrix is not None]
+    if not tail and parts[-1].persistent and not parts[-1].factors:
+        tail = [parts[-1]]
+    return tail if len(tail) < len(parts) and len(parts[-1]) else []

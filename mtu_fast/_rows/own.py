@@ -13,11 +13,12 @@ from mtu_fast._checks.states import check_rows
 from mtu_fast._checks.values import all_finite, check_direction
 from mtu_fast._ops._blocks import WIDE, cast, working_dtype
 from mtu_fast._rows.beside import Beside, kept_of
-from mtu_fast._rows.block import NONE, Block, block_of, chosen, in_memory, state_of
-from mtu_fast._rows.columns import formed
+from mtu_fast._rows.block import Block, Piece, block_of, chosen, in_memory, state_of
+from mtu_fast._rows.columns import NONE, formed
 from mtu_fast._rows.explicit import check_vectors
 from mtu_fast._rows.grad import Addition, addition, check_finite
 from mtu_fast._rows.gram import add_gram
+from mtu_fast._rows.keeping import factors_of, zeros
 from mtu_fast._rows.pool import Groups, Pool, Pooled, pool_for
 from mtu_fast._rows.refine import squares_of
 from mtu_fast._rows.shared import Shared
@@ -113,7 +114,10 @@ class OwnProducts(Whole):
         if pool is None:
             return None
         if kept:
-            return Beside(self, self._shared, pool, self._parts, kept)
+            factors = self._parts[-1].factors
+            others = [part.only(factors) for part in self._parts]
+            of_factors = OwnProducts(self._shared, others, self._roles)
+            return Beside(self, self._shared, pool, self._parts, kept, factors, of_factors)
         return Pooled(self, self._shared, pool)
 
     def gram_of_sums(self, groups: Groups, pool: Pool) -> Tensor:
@@ -195,22 +199,43 @@ class OwnProducts(Whole):
         names = zip(self._shared.names, self._shared.parameters, strict=True)
         return {name: held[p] for name, p in names if p in held}
 
-    def taken(self, at: Tensor) -> Block:
-        """K retain rows, explicit, in memory of their own."""
+    def taken(self, at: Tensor, beside: Block | None, dtype: torch.dtype | None) -> Block:
+        """K retain rows, in memory of their own.
+
+        Args:
+            at: which of all rows, int64 `[K]`, ascending.
+            beside: rows that are kept already; None where these are the first.
+            dtype: to hold them in; None for as they are.
+        """
         self.check_open()
-        rows = formed(self._parts, self._shared)
-        matrix = rows.matrix
-        if len(at) < len(rows.at):
-            matrix = matrix[torch.isin(rows.at, at)]
+        factors = factors_of(self._parts, self._of_parts(at))
         reached: dict[str, frozenset[int]] = {}
         for part in self._parts:
             task = part.roles.tasks[0]
             reached[task] = reached.get(task, NONE).union(part.uses)
-        return Block((matrix,), chosen(self._roles, at), reached, {})
+        if beside is not None:
+            likes = beside.common(factors, NONE.union(*reached.values()))
+            factors = {j: factors.get(j) or zeros(like, len(at)) for j, like in likes.items()}
+        rows = formed(self._parts, self._shared, frozenset(factors))
+        matrix = rows.matrix
+        if len(at) < len(rows.at):
+            matrix = matrix[torch.isin(rows.at, at)]
+        piece = Piece(matrix, factors)
+        held = piece if dtype is None else piece.to(dtype)
+        return Block((held,), chosen(self._roles, at), reached, {}, self._shared)
+
+    def _of_parts(self, at: Tensor) -> list[Tensor]:
+        """Indices of rows as indices into each part."""
+        found, start = [], 0
+        for part in self._parts:
+            stop = start + len(part)
+            found.append(at[(at >= start) & (at < stop)] - start)
+            start = stop
+        return found
 
     def remembered(self, block: Block) -> list[TaskRows]:
         """Rows as rows of kind MEMORY that outlive a step."""
-        return in_memory(block, self._shared)
+        return in_memory(block)
 
     def block_of(self, state: Mapping[str, Any]) -> Block:
         """What `state_of` gave.
@@ -229,7 +254,7 @@ class OwnProducts(Whole):
 
     def state_of(self, block: Block) -> dict[str, Any]:
         """Kept rows as plain values and tensors."""
-        return state_of(block, self._shared)
+        return state_of(block)
 
     def outside(self, w: Tensor) -> dict[Tensor, Tensor]:
         """Gradients of the weighted losses by the parameters outside."""

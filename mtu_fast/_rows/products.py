@@ -35,18 +35,23 @@ def gram(
 
     Kinds of factors go to their ops, kind by kind and pair by pair; what has no op meets as
     explicit rows, a tile of them at a time where uses share their space. Products of the last
-    `known` rows with one another, which are explicit, are left out. Rows with one number in `into`
-    are summed: before they are multiplied where they are formed, which is then less work.
+    `known` rows with one another are left out; they are not made where some rows are explicit. Rows
+    with one number in `into` are summed: before they are multiplied where they are formed, which is
+    then less work.
     """
     # behind unequal chains only the rows of the parameter itself can meet
     if not aligned(uses):
         return summed_gram(op.row_gram([u.grounded().matrix() for u in uses], known), into)
-    if known:
+    if known and any(isinstance(use, Dense) for use in uses):
         return _tiled_gram(uses, known, into)
     kinds = _apart(uses)
     if len(kinds) == 1:
-        return _gram_alike(uses, precision, into)
-    return summed_gram(_gram_of_kinds(uses, kinds, precision), into)
+        found = _gram_alike(uses, precision, into)
+    else:
+        found = summed_gram(_gram_of_kinds(uses, kinds, precision), into)
+    if known:
+        found[-known:, -known:] = 0.0
+    return found
 
 
 def _gram_of_kinds(uses: Sequence[Use], kinds: Sequence[OfKind], precision: str) -> Tensor:
@@ -124,7 +129,7 @@ def _rows_pay(uses: Sequence[Use]) -> bool:
 
 
 def work(use: Use) -> float:
-    """What the Gram of the rows of one use costs, in multiply-adds; an estimate."""
+    """What the Gram of the rows of one use costs, in the unit of `Prices`; an estimate."""
     found = 0.0
     for part in parts_of(use):
         kind = type(part)
@@ -138,6 +143,13 @@ def _outer_work(use: Outer) -> float:
         return 2.0 * use.count**2 * sum(use.shape)
     cost = op.outer_cost([use.left], [use.right])
     return min(cost.ghost, cost.direct)
+
+
+def _gather_work(use: Gather) -> float:
+    # entries that are not looked up are not formed
+    occurring = min(use.shape[0], use.index.numel())
+    price = op.prices(use.values.device)
+    return (price.row_product * use.count + price.row) * use.count * occurring * use.unit
 
 
 def _conv_work(use: Conv) -> float:
@@ -218,7 +230,11 @@ _GRAMS: dict[type[Use], Callable[[Sequence[Any], str], Tensor]] = {
     Stacked: _stacked_gram,
 }
 
-_WORK: dict[type[Use], Callable[[Any], float]] = {Outer: _outer_work, Conv: _conv_work}
+_WORK: dict[type[Use], Callable[[Any], float]] = {
+    Outer: _outer_work,
+    Conv: _conv_work,
+    Gather: _gather_work,
+}
 
 # ---- two kinds -----------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -41,16 +41,18 @@ class Formed:
     """The rows of a step that are not to be forgotten, explicit.
 
     Attributes:
-        matrix: `[K, P]`, all parameters' columns in their order.
+        matrix: `[K, ΣP]`, parameters' columns in their order (`columns.py`).
         counts: how many of each part.
         at: which of all rows they are, int64 `[K]`, ascending.
         count: of all rows.
+        factors: the parameters that have no columns.
     """
 
     matrix: Tensor
     counts: list[int]
     at: Tensor
     count: int
+    factors: frozenset[int]
 
 
 @dataclass
@@ -72,7 +74,8 @@ class TaskRows:
         flags: of the calls they were taken in.
         mean_of: of how many samples the row is the mean, `[]` float64; None where it is one sample's.
         kinds: those of the rows; None where they are to be asked of `roles`.
-        matrix: `[R, P]` of which the uses are columns, of rows in memory; None of others.
+        matrix: `[R, ΣP]` of which uses that are explicit are columns, of rows in memory; None of
+            others.
         reached: the parameters that rows in memory of each task reach, zeros elsewhere.
         formed: some of the rows, explicit, once they were needed.
     """
@@ -107,8 +110,8 @@ class TaskRows:
         return TaskRows(roles, uses, outside, versions, flags=tuple(flags), mean_of=mean_of)
 
     @staticmethod
-    def explicit(roles: Roles, uses: dict[int, Use], shared: Shared, kind: int) -> TaskRows:
-        """Persistent rows of a kind that are given as vectors."""
+    def lasting(roles: Roles, uses: dict[int, Use], shared: Shared, kind: int) -> TaskRows:
+        """Rows of a kind that outlive their step, of uses that are nobody else's."""
         rows = TaskRows.of(roles, uses, {}, shared)
         return replace(rows, persistent=True, kinds=frozenset((kind,)))
 
@@ -138,9 +141,15 @@ class TaskRows:
         """Whether something that the uses hold was written to since."""
         return self.versions[1] != _versions(self.uses)
 
-    def is_dense(self) -> bool:
-        """Whether all rows are explicit."""
-        return all(isinstance(use, Dense) for use in self.uses.values())
+    @property
+    def factors(self) -> frozenset[int]:
+        """The parameters whose rows are not explicit."""
+        return frozenset(j for j, use in self.uses.items() if not isinstance(use, Dense))
+
+    def only(self, chosen: Container[int]) -> TaskRows:
+        """The same rows of some parameters alone."""
+        uses = {j: use for j, use in self.uses.items() if j in chosen}
+        return replace(self, uses=uses, versions=(self.versions[0], _versions(uses)))
 
     def has(self, kind: int) -> bool:
         """Whether there are rows of a kind, on any rank."""

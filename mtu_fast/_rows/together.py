@@ -42,12 +42,13 @@ def multiplies(use: Use) -> bool:
 
 
 def rank_one_gram(
-    parameters: Sequence[Sequence[Outer]], beside: Sequence[list[Use]]
+    parameters: Sequence[Sequence[Outer]], beside: Sequence[list[Use]], known: int = 0
 ) -> tuple[Tensor, list[list[Use]]]:
     """The sum of `gram` over parameters with uses of rank one by the same rows: one call for all of them.
 
     Parameters of explicit rows `beside` them that are a side of the outer products (a bias) join as
-    products with 1, the products of that side being known; the others are handed back.
+    products with 1, the products of that side being known; the others are handed back. Products of
+    the last `known` rows with one another are left out.
     """
     pairs = [_sides(uses) for uses in parameters]
     biases, others = _biases(pairs, beside)
@@ -61,7 +62,7 @@ def rank_one_gram(
             left += of_left
             right += of_right
             count += 1
-    return op.rank_one_gram.unchecked(left, right, count), others
+    return op.rank_one_gram.unchecked(left, right, count, known), others
 
 
 _Sides = tuple[list[Tensor], list[Tensor]]

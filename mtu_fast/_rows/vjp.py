@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
+from math import prod
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def vjp(uses: Sequence[Use], weights: Sequence[Tensor]) -> Tensor:
         for each in parts_of(use):
             _put(parts, each, w)
     found: dict[tuple[Chain, tuple[int, ...]], Tensor] = {}
-    for use, left in parts:
+    for use, left in _end_to_end(parts):
         space, part = (use.chain, use.shape), use.weighted(left)
         if space not in found:
             found[space] = part
@@ -42,6 +43,25 @@ def vjp(uses: Sequence[Use], weights: Sequence[Tensor]) -> Tensor:
             found[space] = found[space] + part
     # A (x + y) = A x + A y: each chain is walked once
     return reduce(torch.add, (chain.apply(part) for (chain, _), part in found.items()))
+
+
+def _end_to_end(parts: Sequence[Weighted]) -> list[Weighted]:
+    """The same with outer products of few positions as one: one sum, where several would be as large as the weight."""
+    found: list[Weighted] = []
+    few: dict[tuple[Chain, tuple[int, ...]], list[tuple[Outer, Tensor | None]]] = {}
+    for use, w in parts:
+        if isinstance(use, Outer) and use.left.numel() + use.right.numel() <= prod(use.shape):
+            few.setdefault((use.chain, use.shape), []).append((use, w))
+        else:
+            found.append((use, w))
+    return found + [_one_outer(some) if len(some) > 1 else some[0] for some in few.values()]
+
+
+def _one_outer(parts: Sequence[tuple[Outer, Tensor | None]]) -> Weighted:
+    """Rows and positions of all are positions of one row, whose weights are in it."""
+    lefts, rights = zip(*(use.weighted_sides(w) for use, w in parts), strict=True)
+    # [1, Σ R·S, A] and [1, Σ R·S, B]
+    return replace(parts[0][0], left=torch.cat(lefts)[None], right=torch.cat(rights)[None]), None
 
 
 def _put(parts: list[Weighted], use: Use, w: Tensor) -> None:

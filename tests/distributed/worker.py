@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+import tests.distributed.factored  # noqa: F401  its cases
 import tests.distributed.loud  # noqa: F401  its cases
 import tests.distributed.parallel  # noqa: F401  its cases
 import tests.distributed.resumed  # noqa: F401  its cases

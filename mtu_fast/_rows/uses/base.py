@@ -68,6 +68,12 @@ class Use(ABC):
     def with_tensors(self, *tensors: Tensor) -> Use:
         """The same use with other tensors in the place of these."""
 
+    def to(self, dtype: torch.dtype) -> Use:
+        """The same with its numbers in another dtype."""
+        return self.with_tensors(
+            *(t.to(dtype) if t.is_floating_point() else t for t in self.tensors)
+        )
+
     @property
     def held(self) -> int:
         """Bytes that this use keeps alive."""

@@ -56,15 +56,19 @@ class Outer(Use):
         found.view(self.count, left.shape[2], self.unit).baddbmm_(left.mT, right)
 
     def weighted(self, w: Tensor | None) -> Tensor:
-        # The weights go to the smaller side; positions and rows are one contraction: a single GEMM.
+        # positions and rows are one contraction: a single GEMM, [A, R·S] @ [R·S, B]
+        left, right = self.weighted_sides(w)
+        return (left.T @ right).view(self.shape)
+
+    def weighted_sides(self, w: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`[R·S, A]` and `[R·S, B]` with the weights in the smaller side, both in one dtype."""
         if self.left.shape[2] <= self.right.shape[2]:
             left = weigh(self.left, w)
             right = cast(self.right, left.dtype)
         else:
             right = weigh(self.right, w)
             left = cast(self.left, right.dtype)
-        # [A, R·S] @ [R·S, B]
-        return (left.flatten(0, 1).T @ right.flatten(0, 1)).view(self.shape)
+        return left.flatten(0, 1), right.flatten(0, 1)
 
     def inner(self, d: Tensor) -> Tensor:
         return outer_inner(self.left, self.right, d.view(self.left.shape[2], self.right.shape[2]))

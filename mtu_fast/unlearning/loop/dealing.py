@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtu_fast._rows.keeping import end_to_end
+from mtu_fast._rows.plain import plain_of, use_of
+from mtu_fast._rows.uses import Dense, Use
+
 Kept = Mapping[str, Any]
 
 
@@ -62,11 +66,54 @@ def stacked(vectors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def _joined(pieces: Sequence[Kept], like: Kept) -> dict[str, Any]:
     """Rows of one step and task, of some ranks."""
-    found = {**like, "vectors": stacked(_column(pieces, "vectors"))}
+    counts = [len(piece["sample"]) for piece in pieces]
+    found = {**like, **_plain(_end_to_end(list(map(_rows_of, pieces)), counts), [sum(counts)])}
     for name in ("sample", "loss"):
         none = like[name][:0]
         found[name] = torch.cat([none, *_column(pieces, name)])
     return found
+
+
+def _rows_of(part: Kept) -> dict[str, Use]:
+    """{parameter: what is kept of it}, of the rows of one step and task."""
+    found: dict[str, Use] = {}
+    for name, rows in part["vectors"].items():
+        found[name] = Dense(tuple(rows.shape[1:]), rows)
+    for name, (plain,) in part["factors"].items():
+        found[name] = use_of(f"Memory: state: factors[{name!r}]", plain)
+    return found
+
+
+def _end_to_end(rows: Sequence[Mapping[str, Use]], counts: Sequence[int]) -> dict[str, Use]:
+    """{parameter: what is kept of it} of all rows behind one another: factors where these have them in common."""
+    found: dict[str, Use] = {}
+    for name in dict.fromkeys(name for each in rows for name in each):
+        uses = [each.get(name) for each in rows]
+        found[name] = end_to_end(uses, counts) or _explicit(uses, counts)
+    return found
+
+
+def _explicit(uses: Sequence[Use | None], counts: Sequence[int]) -> Dense:
+    """The rows of all, zeros where there are none."""
+    like = next(use.dense() for use in uses if use is not None)
+    pieces = []
+    for use, count in zip(uses, counts, strict=True):
+        none = like.rows.new_zeros(count, *like.shape)
+        pieces.append(none if use is None else use.dense().rows)
+    return Dense(like.shape, torch.cat(pieces))
+
+
+def _plain(rows: Mapping[str, Use], counts: Sequence[int]) -> dict[str, Any]:
+    """What a state holds of rows: vectors of all, and factors of so many rows each."""
+    vectors: dict[str, Tensor] = {}
+    factors: dict[str, list[dict[str, Any]]] = {}
+    for name, use in rows.items():
+        if isinstance(use, Dense):
+            vectors[name] = use.rows
+        else:
+            each = torch.arange(use.count).split(list(counts))
+            factors[name] = [plain_of(use.select(at)) for at in each]
+    return {"vectors": vectors, "factors": factors}
 
 
 def _parts(block: Kept) -> list[Kept]:
@@ -74,23 +121,33 @@ def _parts(block: Kept) -> list[Kept]:
     if "parts" in block:
         return list(block["parts"])
     found: list[Kept] = []
-    start = 0
+    first = 0
     task = block["task"].tolist()
-    for count in block["counts"]:
+    for i, count in enumerate(block["counts"]):
+        start = first
         # a step's rows lie task after task, and so they do on ranks
-        for number, run in groupby(task[start : start + count]):
+        for number, run in groupby(task[first : first + count]):
             stop = start + len(list(run))
-            found.append(_part(block, number, slice(start, stop)))
+            found.append(_part(block, number, i, first, slice(start, stop)))
             start = stop
+        first += count
     return found
 
 
-def _part(block: Kept, number: int, at: slice) -> Kept:
-    """The rows of a slice, all of the task of that number."""
+def _part(block: Kept, number: int, piece: int, first: int, at: slice) -> Kept:
+    """The rows of a slice, all of the task of that number, of a piece that begins at a row."""
     task, vectors = block["tasks"][number], block["vectors"]
+    # zeros of parameters that the task does not reach are not stored by parts
+    reached = block["reached"][task]
+    rows: dict[str, Use] = {}
+    for name in reached:
+        if name in vectors:
+            rows[name] = Dense(tuple(vectors[name].shape[1:]), vectors[name][at])
+        else:
+            whole = use_of(f"Memory: state: factors[{name!r}]", block["factors"][name][piece])
+            rows[name] = whole.select(torch.arange(at.start - first, at.stop - first))
     return {
-        # zeros of parameters that the task does not reach are not stored by parts
-        "vectors": {name: vectors[name][at] for name in block["reached"][task]},
+        **_plain(rows, [at.stop - at.start]),
         "task": task,
         "sample": block["sample"][at],
         "loss": block["loss"][at],
@@ -107,9 +164,9 @@ def _in_one(parts: Sequence[Kept]) -> dict[str, Any]:
     counts = [len(t) for t in sample]
     reached: dict[str, dict[str, None]] = {name: {} for name in tasks}
     for part in parts:
-        reached[part["task"]] |= dict.fromkeys(part["vectors"])
+        reached[part["task"]] |= dict.fromkeys([*part["vectors"], *part["factors"]])
     return {
-        "vectors": stacked(_column(parts, "vectors")),
+        **_plain(_end_to_end(list(map(_rows_of, parts)), counts), counts),
         "counts": counts,
         "task": number.repeat_interleave(torch.tensor(counts)),
         "sample": torch.cat(sample),

@@ -1,0 +1,138 @@
+"""What is kept of a use across steps: its factors, where they are few and cheap to multiply, or else explicit rows.
+
+Let a step have n rows of its own beside 4 n kept ones, as many as a memory holds by default. Factors
+are kept where they take fewer bytes than the rows, and where the Gram of all 5 n rows by factors and
+their combination cost no more than products of n explicit rows with all others, each element read
+for these and for the combination (`Prices`). They are the smaller by far of few positions: of one
+row of a linear layer S (A + B) numbers in place of A B.
+
+Not of parameters of few numbers, whose explicit rows are multiplied together in one call; nor behind
+views and casts of a parameter, which are known to the step's graph alone; nor where kinds of use meet
+in a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mtu_fast._ops.gram import prices
+from mtu_fast._rows.products import work
+from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.task_rows import TaskRows
+from mtu_fast._rows.uses import DIRECT, Conv, Gather, Outer, Use
+
+FEW = 1 << 12  # numbers of a row: of fewer, calls cost more than the work
+HELD = 4  # kept rows for each of a step's own, by which costs are judged
+FACTORS = (Outer, Conv, Gather)  # kinds of which factors are kept; `[R, positions, ...]` each
+
+Factors = Mapping[int, Use]  # parameter -> the use of all rows that are kept
+
+
+def keeps_factors(use: Use, count: int) -> bool:
+    """Whether factors of a use are kept, of a step that keeps so many rows of its own."""
+    few = prod(use.shape) <= FEW or not count or not use.count
+    if few or use.chain != DIRECT or not isinstance(use, FACTORS):
+        return False
+    if use.held >= use.rows_bytes():
+        return False
+    return _cost_of_factors(use, (1 + HELD) * count) <= _cost_of_rows(use, count)
+
+
+def _cost_of_factors(use: Use, rows: int) -> float:
+    """A Gram and a combination of so many rows by factors."""
+    # only sizes are asked for: no row of these is there
+    many = use.with_tensors(*(t[:1].expand(rows, *t.shape[1:]) for t in use.tensors))
+    return work(many) + rows * _summed(use)
+
+
+def _cost_of_rows(use: Use, own: int) -> float:
+    """Products of a step's rows, which are formed, with one another and with kept ones, which are read twice."""
+    price, rows = prices(use.tensors[0].device), (1 + HELD) * own
+    products = price.row_product * (rows**2 - (rows - own) ** 2)
+    return (products + price.row * rows) * prod(use.shape) + own * _summed(use)
+
+
+def _summed(use: Use) -> float:
+    """Multiply-adds of a row in a combination by factors, as many as it takes to form it."""
+    if isinstance(use, Gather):
+        return float(prod(use.values.shape[1:]))
+    if isinstance(use, Conv):
+        positions = use.b.shape[1] * prod(use.b.shape[3:])
+        return float(positions * prod(use.shape))
+    return float(use.tensors[0].shape[1] * prod(use.shape))
+
+
+def end_to_end(uses: Sequence[Use | None], counts: Sequence[int]) -> Use | None:
+    """One use of the rows of several, None for rows of zeros; None where they have no factors in common.
+
+    Args:
+        uses: of the rows of each.
+        counts: how many rows.
+    """
+    some = [use for use in uses if use is not None]
+    first = some[0]
+    if not isinstance(first, FACTORS) or not all(_alike(use, first) for use in some[1:]):
+        return None
+    sides = []
+    for k, like in enumerate(first.tensors):
+        positions = max(use.tensors[k].shape[1] for use in some)
+        blocks = []
+        for use, count in zip(uses, counts, strict=True):
+            own = like.new_zeros(count, *like.shape[1:]) if use is None else use.tensors[k]
+            blocks.append(_with_positions(own, positions))
+        sides.append(blocks[0] if len(blocks) == 1 else torch.cat(blocks))
+    return first.with_tensors(*sides)
+
+
+def zeros(like: Use, count: int) -> Use:
+    """So many rows of zeros in the form of a use."""
+    return like.with_tensors(*(t.new_zeros(count, *t.shape[1:]) for t in like.tensors))
+
+
+def _alike(use: Use, first: Use) -> bool:
+    """Whether two uses differ in their rows and positions alone."""
+    if type(use) is not type(first) or use.with_tensors(*first.tensors) != first:
+        return False
+    sizes = zip(use.tensors, first.tensors, strict=True)
+    return all(t.shape[2:] == u.shape[2:] and t.dtype == u.dtype for t, u in sizes)
+
+
+def _with_positions(t: Tensor, positions: int) -> Tensor:
+    """`[R, S, ...]` with zeros for positions that are not there."""
+    missing = positions - t.shape[1]
+    return pad(t, [0, 0] * (t.dim() - 2) + [0, missing]) if missing else t
+
+
+def factors_of(parts: Sequence[TaskRows], at: Sequence[Tensor]) -> dict[int, Use]:
+    """{parameter: the use of some rows}, in memory of its own, of the parameters that are kept as factors.
+
+    Args:
+        parts: of the rows.
+        at: which rows of each, int64.
+    """
+    some = [(part, rows) for part, rows in zip(parts, at, strict=True) if len(rows)]
+    counts = [len(rows) for _, rows in some]
+    found: dict[int, Use] = {}
+    for j in sorted({j for part, _ in some for j in part.uses}):
+        uses = [part.uses.get(j) for part, _ in some]
+        of_rows = sum(n for n, use in zip(counts, uses, strict=True) if use is not None)
+        if not all(use is None or keeps_factors(use, of_rows) for use in uses):
+            continue
+        chosen: list[Use | None] = []
+        for use, (_, rows) in zip(uses, some, strict=True):
+            chosen.append(None if use is None else use.select(rows))
+        whole = end_to_end(chosen, counts)
+        if whole is not None:
+            found[j] = whole
+    return found
+
+
+def row_bytes(factors: Factors, shared: Shared, itemsize: int) -> int:
+    """Bytes of a row: of its factors, and of a number for each of all other parameters."""
+    explicit = sum(p.numel() for j, p in enumerate(shared.parameters) if j not in factors)
+    return explicit * itemsize + sum(use.held // use.count for use in factors.values())
