@@ -1,4 +1,4 @@
-"""Rows of which every rank has a slice, from whole vectors."""
+"""Rows of which every rank has a slice, from whole vectors and back."""
 
 from __future__ import annotations
 
@@ -26,3 +26,13 @@ def cut(part: TaskRows, shared: Shared, slices: Slices) -> TaskRows:
         uses[j] = Dense(tuple(own.shape[1:]), own)
     made = TaskRows.lasting(part.roles, uses, shared, SUBSPACE)
     return sliced(replace(made, kinds=part.kinds), slices.ranks)
+
+
+def whole(part: TaskRows, shared: Shared, slices: Slices) -> TaskRows:
+    """The explicit rows that `cut` cuts; a collective."""
+    uses: dict[int, Use] = {}
+    for j, use in part.uses.items():
+        leaf, own = shared.parameters[j], use.grounded().rows
+        rows = slices.gathered_rows("rows: wholes", leaf, own)
+        uses[j] = Dense(tuple(rows.shape[1:]), rows)
+    return replace(part, uses=uses)

@@ -118,7 +118,7 @@ class Keeping:
         Raises:
             Exception: of the kind that one of the ranks found.
         """
-        parts = self.ranks.agreed(WHAT, lambda: _restored(state, self._shared))
+        parts = self.ranks.agreed(WHAT, lambda: restored(state, self._shared))
         counts = self.ranks.gathered(WHAT, [len(part) for part in parts])
         counted = []
         for part, of_ranks in zip(parts, zip(*counts, strict=True), strict=True):
@@ -155,7 +155,7 @@ def _state_of(part: TaskRows, shared: Shared) -> dict[str, Any]:
     }
 
 
-def _restored(state: Mapping[str, Any], shared: Shared) -> list[TaskRows]:
+def restored(state: Mapping[str, Any], shared: Shared) -> list[TaskRows]:
     """This rank's rows of each part of a state.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from mtu_fast._checks.flags import AT_ONCE
 from mtu_fast._checks.values import check_direction
-from mtu_fast._distributed.cut import cut
-from mtu_fast._distributed.kept import Keeping, SharedBlock
+from mtu_fast._distributed.cut import cut, whole
+from mtu_fast._distributed.kept import WHAT as KEPT
+from mtu_fast._distributed.kept import Keeping, SharedBlock, restored
 from mtu_fast._distributed.products import JoinedProducts
 from mtu_fast._distributed.ranks import Ranks
 from mtu_fast._distributed.slices import Given, Slices
@@ -307,15 +309,18 @@ class SlicedProducts(Keeping, _Cut):
         return self._rounded(own)
 
     def state_of(self, block: SharedBlock) -> dict[str, Any]:
-        """Kept rows as plain values: not supported.
+        """What `block_of` takes: the rows whole, on every rank; a collective."""
+        parts = [whole(part, self._shared, self._slices) for part in block.parts]
+        return super().state_of(replace(block, parts=tuple(parts)))
+
+    def block_of(self, state: Mapping[str, Any]) -> SharedBlock:
+        """This rank's slices of what `state_of` gave; a collective.
 
         Raises:
-            ValueError: always.
+            Exception: of the kind that one of the ranks found.
         """
-        raise ValueError(
-            "Memory: found rows of which each rank holds a slice (tensor parallel), expected rows that a rank holds "
-            "whole: their state could not be put back. Go without a checkpoint of the memory."
-        )
+        parts = self.ranks.agreed(KEPT, lambda: restored(state, self._shared))
+        return self._block([cut(part, self._shared, self._slices) for part in parts])
 
     def given(self, part: TaskRows) -> TaskRows:
         """This rank's slices of explicit rows, to be beside these."""

@@ -145,8 +145,16 @@ def tp_kept_constraints() -> None:
     it = Both()
     train(it, torch.optim.SGD, mtu.OrthoGrad(0.3), memory=ours, plain={"memory": plain})
     assert len(ours) == len(plain) == 9
-    with raises(ValueError, "tensor parallel", "without a checkpoint"):
-        ours.state_dict()
+    again = mtu.Memory(9)
+    again.load_state_dict(ours.state_dict(), it.engine.subspace_rows)
+    wanted, found = (memory.held.rows.vectors() for memory in (plain, again))
+    assert wanted.keys() == found.keys()
+    for name, t in wanted.items():
+        close(found[name], t)
+    it.model.zero_grad()
+    it.plain.zero_grad()
+    it.step(11, mtu.OrthoGrad(0.3), memory=again, plain={"memory": plain})
+    same(it.model, it.plain)
     with raises(ValueError, "basis=False"):
         it.step(0, mtu.OrthoGrad(0.3), memory=mtu.Memory(9, basis=True))
 
@@ -293,14 +301,13 @@ def unlearned(model: Layers, steps: int, **more: Any) -> mtu.History:
             retain=batches_of(2),
             validation=batches_of(3),
             losses=lambda model, batch: model(batch[0]),
-            method=mtu.OrthoGrad(0.5),
             params=model.shared,
             max_steps=steps,
             every=3,
             max_drift=9.0,
             clip=5.0,
             progress=False,
-            **more,
+            **({"method": mtu.OrthoGrad(0.5)} | more),
         )
 
 
@@ -333,6 +340,39 @@ def tp_unlearn_as_on_one_process() -> None:
         again = layers()
         running.same_run(unlearned(again, 5, checkpoint=alone / path.name), histories[1])
         for p, q in zip(again.parameters(), plain.parameters(), strict=True):
+            close(p.detach(), q.detach())
+    dist.barrier()
+
+
+@case
+def tp_unlearn_with_kept_rows() -> None:
+    """What slices of kept rows were written, one process goes on from, and the other way round."""
+
+    def kept() -> dict[str, Any]:
+        held = {"subspace": mtu.Subspace(size=6, every=2), "memory": mtu.Memory(7)}
+        return {"method": mtu.InterferenceAware(), **held}
+
+    straight, plain, own = cut(), layers(), folder()
+    unlearned(straight, 7, **kept())
+    history = unlearned(plain, 7, **kept())
+    same(straight, plain, grads=False)
+    unlearned(cut(), 3, checkpoint=own / "slices.pt", **kept())
+    if dist.get_rank() == 0:
+        unlearned(layers(), 3, checkpoint=own / "alone.pt", **kept())
+        (own / "copies").mkdir()
+        for file in own.glob("slices.pt*"):
+            (own / "copies" / file.name).write_bytes(file.read_bytes())
+    dist.barrier()
+    for name in ("slices.pt", "alone.pt"):
+        again = cut()
+        running.same_run(unlearned(again, 7, checkpoint=own / name, **kept()), history)
+        for p, q in zip(again.parameters(), straight.parameters(), strict=True):
+            close(whole(p.detach()), whole(q.detach()))
+            assert name == "alone.pt" or torch.equal(whole(p.detach()), whole(q.detach()))
+    if dist.get_rank() == 0:
+        alone = layers()
+        unlearned(alone, 7, checkpoint=own / "copies" / "slices.pt", **kept())
+        for p, q in zip(alone.parameters(), plain.parameters(), strict=True):
             close(p.detach(), q.detach())
     dist.barrier()
 

@@ -45,6 +45,7 @@ LONG = {
     "fsdp_kept_constraints",
     "tp_unlearn_as_on_one_process",
     "tp_audit_as_on_one_process",
+    "tp_unlearn_with_kept_rows",
     "unlearn_goes_on_in_another_wrapper",
     "unlearn_in_pieces_that_are_incomplete",
     "unlearn_in_pieces_on_a_full_disk",
