@@ -261,18 +261,19 @@ class Rows(Keepable, Renamed):
         self._products.check_finite([*others.values(), *solved.unsure(found)], weights)
         add(found, others)
         flags = self._flags()
-        made = self._products.addition(self._as_autograd_gives(found), some_bad(flags))
+        bad = some_bad(flags)
+        made = self._products.addition(self._as_autograd_gives(found), bad)
         into = None if pooled is None else pooled.pool.into
         update = Update(weights, self.roles, solved.gram, residual, flags, seen.roles, into)
-        return Planned(update, partial(self._write, made, flags), made.run_hooks)
+        return Planned(update, partial(self._write, made, flags, bad), made.run_hooks)
 
-    def _write(self, made: Addition, flags: Sequence[Flags]) -> None:
+    def _write(self, made: Addition, flags: Sequence[Flags], bad: Tensor | None) -> None:
         """Write `.grad`; the rows are used up."""
         made.write()
         for part in self._parts:
             part.use_up()
         for each in flags:
-            each.send()
+            each.send(bad)
 
     def _as_autograd_gives(self, found: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         parameters = self._shared.parameters

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from mtu_fast._checks.values import all_finite, some_not_finite
+from mtu_fast._checks.values import all_finite, finite_sum
 from mtu_fast._later import Later, runs_behind
 
 Failure = Callable[[], Exception]  # the error to raise; called where the condition failed
@@ -30,8 +30,7 @@ class Flags:
 
     def __init__(self, ledger: Ledger | None = None) -> None:
         self._ledger = ledger
-        self._bad: list[Tensor] = []
-        self._failures: list[Failure] = []
+        self._conditions: list[tuple[Tensor, Failure]] = []
         self._told: Later | None = None
         self._any: Tensor | None = None
 
@@ -43,58 +42,69 @@ class Flags:
     def refuse(self, bad: Tensor, failure: Failure) -> None:
         """Where `bad` `[]` holds, the call is unsound: `failure()` is raised, now or once it is known."""
         if self._ledger is not None:
-            self._bad.append(bad)
-            self._failures.append(failure)
-            # what was sent before did not know of this one
-            self._told = self._any = None
-            self._ledger.open(self)
+            self._leave(self._ledger, bad, failure)
         elif bool(bad):
             raise failure()
 
     def check_finite(self, tensors: Iterable[Tensor], failure: Failure) -> None:
         """Refuse what is infinite or undefined."""
-        if self.deferred:
-            bad = some_not_finite(tensors)
-            if bad is not None:
-                self.refuse(bad, failure)
+        if self._ledger is not None:
+            # of each its sum alone: whether they are finite is asked of all conditions together
+            for t in tensors:
+                self._leave(self._ledger, finite_sum(t), failure)
         elif not all_finite(tensors):
             raise failure()
+
+    def _leave(self, ledger: Ledger, condition: Tensor, failure: Failure) -> None:
+        self._conditions.append((condition, failure))
+        # what was sent before did not know of this one
+        self._told = self._any = None
+        ledger.open(self)
+
+    @property
+    def conditions(self) -> list[Tensor]:
+        """What was left on the device: `[]` each, bool that must not hold, or float64 that must be finite."""
+        return [condition for condition, _ in self._conditions]
 
     @property
     def bad(self) -> Tensor | None:
         """Whether a condition fails, `[]` bool on the device; None where none was left there."""
-        if self._any is None and self._bad:
+        if self._any is None and self._conditions:
             # one tensor for all conditions, so that one copy tells
-            self._any = any_of(self._bad)
+            self._any = _some_fail(self.conditions)
         return self._any
 
     @property
     def is_captured(self) -> bool:
         """Whether a CUDA graph is being captured."""
-        return bool(self._bad) and _is_captured(self._bad[0])
+        return bool(self._conditions) and _is_captured(self._conditions[0][0])
 
-    def send(self) -> None:
-        """Let the flags come to the host; nothing waits for them."""
-        bad = self.bad
-        if bad is not None and self._told is None and not self.is_captured:
-            self._told = Later(bad)
+    def send(self, bad: Tensor | None = None) -> None:
+        """Let the flags come to the host; nothing waits for them.
+
+        Args:
+            bad: whether a condition of a step fails, of which these are some; by default whether one of these does.
+        """
+        if self._told is not None or self.is_captured:
+            return
+        if self._conditions:
+            self._told = Later(_some_fail(self.conditions) if bad is None else bad)
 
     @property
     def is_there(self) -> bool:
         """Whether the host knows all flags."""
-        return not self._bad or (self._told is not None and self._told.is_there)
+        return not self._conditions or (self._told is not None and self._told.is_there)
 
     @property
     def is_unsound(self) -> bool:
-        """Whether one of them is set, as far as the host knows."""
+        """Whether one of them, or of the step they were in, is set, as far as the host knows."""
         return self._told is not None and self._told.is_there and self._told.value
 
     def settled(self) -> list[Exception]:
         """The errors of the conditions that failed, which then are not raised again; waits for the device."""
         if self._ledger is not None:
             self._ledger.close(self)
-        conditions = zip(self._bad, self._failures, strict=True)
-        return [failure() for bad, failure in conditions if bool(bad)]
+        return [failure() for found, failure in self._conditions if bool(_some_fail([found]))]
 
 
 AT_ONCE = Flags()
@@ -158,15 +168,20 @@ class Ledger:
 
 def some_bad(flags: Iterable[Flags]) -> Tensor | None:
     """Whether a condition of some calls fails, `[]` bool on their device; None where none was left there."""
-    found = {id(each): each for each in flags}
-    bad = [each.bad for each in found.values()]
-    there = [each for each in bad if each is not None]
-    return any_of(there) if there else None
+    distinct = {id(each): each for each in flags}
+    found = [condition for each in distinct.values() for condition in each.conditions]
+    return _some_fail(found) if found else None
 
 
-def any_of(conditions: Sequence[Tensor]) -> Tensor:
-    """Whether one of them holds, `[]` bool: one at least is given."""
-    return torch.stack(list(conditions)).any() if len(conditions) > 1 else conditions[0]
+def _some_fail(conditions: Sequence[Tensor]) -> Tensor:
+    """Whether one of them fails, `[]` bool: one at least is given."""
+    found = [each for each in conditions if not each.is_floating_point()]
+    sums = [each for each in conditions if each.is_floating_point()]
+    if sums:
+        together = torch.stack(sums)
+        # infinity less itself is not a number
+        found.append((together - together != 0).any())
+    return torch.stack(found).any() if len(found) > 1 else found[0]
 
 
 def _is_captured(t: Tensor) -> bool:

@@ -30,7 +30,12 @@ def kinds(forget: Mask, losses: Mapping[str, Tensor], flags: Flags = AT_ONCE) ->
         ValueError: a mask of the wrong shape or for an unknown task.
     """
     masks = _per_task("forget", forget, losses, default=False, dtypes=(torch.bool, KIND))
-    return {task: _kinds(f"forget[{task!r}]", mask, flags) for task, mask in masks.items()}
+    found: dict[int, Tensor] = {}
+    for task, mask in masks.items():
+        # mostly one mask for all tasks
+        if id(mask) not in found:
+            found[id(mask)] = _kinds(f"forget[{task!r}]", mask, flags)
+    return {task: found[id(mask)] for task, mask in masks.items()}
 
 
 def _kinds(name: str, mask: Tensor, flags: Flags) -> Tensor:
@@ -73,7 +78,11 @@ def _per_task(
 ) -> dict[str, Tensor]:
     if not isinstance(mask, Mapping):
         mask = default if mask is None else mask
-        return {task: _mask(name, mask, loss, dtypes) for task, loss in losses.items()}
+        whole: dict[object, Tensor] = {}
+        for loss in losses.values():
+            if (loss.shape, loss.device) not in whole:
+                whole[loss.shape, loss.device] = _mask(name, mask, loss, dtypes)
+        return {task: whole[loss.shape, loss.device] for task, loss in losses.items()}
     unknown = [task for task in mask if task not in losses]
     if unknown:
         raise ValueError(f"{name}: found unknown tasks {unknown}, expected some of {list(losses)}.")

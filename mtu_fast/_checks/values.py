@@ -25,18 +25,8 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     return bool(torch.stack([torch.isfinite(t).all() for t in real]).all())
 
 
-def some_not_finite(tensors: Iterable[Tensor]) -> Tensor | None:
-    """The same on their device, `[]` bool: nothing is waited for. None where there are no tensors."""
-    sums = list(map(_sum_of, tensors))
-    if not sums:
-        return None
-    found = torch.stack(sums) if len(sums) > 1 else sums[0]
-    bad = found - found != 0  # infinity less itself is not a number
-    return bad.any() if bad.ndim else bad
-
-
-def _sum_of(t: Tensor) -> Tensor:
-    """A float64 `[]` that is finite where all entries are."""
+def finite_sum(t: Tensor) -> Tensor:
+    """A float64 `[]` that is finite where all entries are, on their device: nothing is waited for."""
     # not coalesced, which would wait; an entry that is not finite stays so in any sum
     dense = t._values() if t.is_sparse else t
     real = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense

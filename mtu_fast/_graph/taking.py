@@ -17,7 +17,7 @@ from mtu_fast._rows.bare import no_rows
 from mtu_fast._rows.batch import Batch, Labelled, roles_of
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.space import Space
-from mtu_fast._rows.task_rows import TaskRows, join_roles
+from mtu_fast._rows.task_rows import Joined, TaskRows
 from mtu_fast._rows.uses import Dense, Use
 from mtu_fast._rows.weights import check_outside
 from mtu_fast.methods import Roles
@@ -56,19 +56,20 @@ def sample_rows(
     _check_hooks(graph, space.shared)
     kept = batch.labels()
     roles = [batch.roles(task, of_task, graph.dtype) for task, of_task in kept.items()]
+    joined = Joined.of(roles)
     # first: the pass of the rows frees the graph
     weighted: dict[Tensor, Tensor] = {}
     by_kind: dict[str, dict[int, dict[Tensor, Tensor]]] = {}
     if outside is None:
         by_kind = {task: _outside(batch, task, graph, space, slicer) for task in batch.losses}
     else:
-        weighted = _weighted_outside(batch, kept, graph, space, roles, outside)
+        weighted = _weighted_outside(batch, kept, graph, space, joined.roles, outside)
     found = []
     of_tasks = uses_of(graph, list(kept.values()), batch.flags)
     for task, of_rows, uses in zip(kept, roles, of_tasks, strict=True):
         rows = TaskRows.of(of_rows, uses, by_kind.get(task, {}), space.shared, [batch.flags])
         found.append(replace(rows, kinds=batch.kinds(task)))
-    found[0].weighted = weighted
+    found[0].weighted, found[0].joined = weighted, joined
     return found
 
 
@@ -192,16 +193,15 @@ def _weighted_outside(
     at: Mapping[str, Labelled],
     graph: Graph,
     space: Space,
-    roles: Sequence[Roles],
+    roles: Roles,
     outside: OutsideOf,
 ) -> dict[Tensor, Tensor]:
     """Gradients of `Σ w · loss` by the parameters outside, w = outside(roles)."""
     others = _reached_outside(graph, space)
     if not others:
         return {}
-    joined = join_roles(roles)
-    w = outside(joined)
-    check_outside(w, len(joined))
+    w = outside(roles)
+    check_outside(w, len(roles))
     return _weighted(batch, at, w.detach(), others, True, None)
 
 

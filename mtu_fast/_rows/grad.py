@@ -12,6 +12,8 @@ from mtu_fast._checks.flags import AT_ONCE, Flags
 from mtu_fast._rows.uses import Gather, Use
 from mtu_fast.errors import NotFiniteError
 
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers of so many bytes
+
 
 def check_finite(tensors: Iterable[Tensor], flags: Flags = AT_ONCE) -> None:
     """Nothing of an update is infinite or undefined; a NotFiniteError where something is."""
@@ -134,18 +136,29 @@ def _hindrance(grad: Tensor, g: Tensor) -> str | None:
 
 
 def _all_unless(bad: Tensor, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-    # one scalar for each dtype, broadcast by `where`
-    dtypes = {g.dtype for g in gradients.values()}
-    zeros = {dtype: bad.new_zeros((), dtype=dtype) for dtype in dtypes}
-    return {p: _unless(bad, g, zeros) for p, g in gradients.items()}
+    """The gradients, or zeros: by one call for all of a dtype."""
+    values = [g._values() if g.is_sparse else g for g in gradients.values()]
+    kept: dict[int, Tensor] = {}
+    for dtype in {t.dtype for t in values}:
+        at = [i for i, t in enumerate(values) if t.dtype == dtype]
+        kept |= zip(at, _unless(bad, [values[i] for i in at]), strict=True)
+    pairs = enumerate(gradients.items())
+    return {p: _with_values(g, kept[i]) if g.is_sparse else kept[i] for i, (p, g) in pairs}
 
 
-def _unless(bad: Tensor, g: Tensor, zeros: Mapping[torch.dtype, Tensor]) -> Tensor:
-    """The gradient, or zeros."""
-    if not g.is_sparse:
-        return torch.where(bad, zeros[g.dtype], g)
-    # the indices stay: a sparse zero of the same pattern
-    values = torch.where(bad, 0, g._values())
+def _unless(bad: Tensor, values: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The values, of one dtype, or zeros: also where they are not finite, of which no product with 0 is 0."""
+    dtype = values[0].dtype
+    bits = BITS.get(dtype.itemsize)
+    if bits is None:
+        return [torch.where(bad, 0, t) for t in values]
+    # as whole numbers: times 1 they are what they were, bit for bit, and times 0 they are 0
+    kept = torch._foreach_mul([t.view(bits) for t in values], (~bad).to(bits))
+    return [t.view(dtype) for t in kept]
+
+
+def _with_values(g: Tensor, values: Tensor) -> Tensor:
+    """A sparse gradient with other values; the indices stay, where they are zeros."""
     return torch.sparse_coo_tensor(
         g._indices(), values, g.shape, is_coalesced=g.is_coalesced(), check_invariants=False
     )

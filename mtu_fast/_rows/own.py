@@ -23,8 +23,8 @@ from mtu_fast._rows.pool import Groups, Pool, Pooled, pool_for
 from mtu_fast._rows.refine import squares_of
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.solve import Source
-from mtu_fast._rows.task_rows import Span, TaskRows, uses_of, uses_of_each
-from mtu_fast._rows.together import multiplies
+from mtu_fast._rows.task_rows import Span, Spans, TaskRows, uses_of, uses_of_each
+from mtu_fast._rows.together import multiplies, small, sums
 from mtu_fast._rows.uses import Use
 from mtu_fast._rows.validity import check_gram, check_lengths, check_open, has_short_rows
 from mtu_fast._rows.vjp import vjp
@@ -137,7 +137,7 @@ class OwnProducts(Whole):
 
     def vjp(self, w: Tensor, wide: bool = False) -> dict[Tensor, Tensor]:
         """`Jᵀ w` in the dtypes of the parameters; `wide` is that of `unrounded`."""
-        found = self.unrounded(w, wide=wide)
+        found = self._combined(w, None, wide, rounded=True)
         return {parameter: cast(d, parameter.dtype) for parameter, d in found}
 
     def unrounded(
@@ -151,16 +151,47 @@ class OwnProducts(Whole):
             wide: products and sums in float64, whatever the rows are in.
 
         Yields:
-            A pair for each parameter that a row reaches.
+            A pair for each parameter that a row reaches, in their order.
         """
+        yield from self._combined(w, at, wide, rounded=False)
+
+    def _combined(
+        self, w: Tensor, at: Tensor | None, wide: bool, rounded: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same; `rounded` where sums of many parameters may come as these have them."""
         self.check_open()
         # w of every parameter: the same tensor for all unless weights are per group
         of_parameters = spread(w, self._shared, len(self._roles), self._roles.loss)
         weights = _Weights(of_parameters, at, wide)
         parameters = self._shared.parameters
-        for j, (spans, uses) in uses_of_each(self._parts, range(len(parameters))).items():
-            pieces = [weights.of(j, span, u) for span, u in zip(spans, uses, strict=True)]
-            yield parameters[j], vjp(uses, pieces).view(parameters[j].shape)
+        each = uses_of_each(self._parts, range(len(parameters)))
+        of_small = self._small(each, weights, rounded)
+        for j, (spans, uses) in each.items():
+            d = of_small.pop(j, None)
+            if d is None:
+                d = vjp(uses, [weights.of(j, *piece) for piece in zip(spans, uses, strict=True)])
+            yield parameters[j], d.view(parameters[j].shape)
+
+    def _small(
+        self, each: Mapping[int, tuple[Spans, list[Use]]], weights: _Weights, rounded: bool
+    ) -> dict[int, Tensor]:
+        """The sums of all parameters of few explicit numbers a row, by few calls."""
+        alike: dict[object, list[int]] = {}
+        for j, (spans, uses) in each.items():
+            if small(uses):
+                of_rows = tuple([use.dtype for use in uses])
+                key = spans, weights.key(j), of_rows, self._shared.parameters[j].dtype
+                alike.setdefault(key, []).append(j)
+        found: dict[int, Tensor] = {}
+        for several in alike.values():
+            j = several[0]
+            pieces = [weights.of(j, *piece) for piece in zip(*each[j], strict=True)]
+            dtype = self._shared.parameters[j].dtype if rounded else None
+            parts = sums([each[j][1] for j in several], pieces, dtype)
+            for j, d in zip(several, parts, strict=True):
+                first = each[j][1][0]
+                found[j] = first.chain.apply(d.view(first.shape))
+        return found
 
     def jvp(self, d: Mapping[Tensor, Tensor], groups: Groups) -> Tensor:
         """`J d`, `[L, R]`."""
@@ -261,8 +292,8 @@ class OwnProducts(Whole):
         return outside_gradients(self._parts, w, self.flags)
 
     def check_finite(self, update: Sequence[Tensor], weights: Tensor) -> None:
-        """Weights and update are finite; a NotFiniteError where they are not."""
-        check_finite([weights, *update], self.flags)
+        """What tells whether an update is finite is; a NotFiniteError where it is not."""
+        check_finite(update, self.flags)
 
     def given(self, part: TaskRows) -> TaskRows:
         """Explicit rows beside these."""
@@ -278,10 +309,14 @@ class _Weights:
         self._rows = rows
         self._narrowed: dict[tuple[int, Span, torch.dtype], Tensor] = {}
 
+    def key(self, j: int) -> int:
+        """Equal for parameters of equal weights."""
+        return id(self._spread[j])
+
     def of(self, j: int, span: Span, use: Use) -> Tensor:
         """The weights of parameter j for a span of rows, in the dtype the use works in."""
         dtype = WIDE if self._wide else working_dtype(use.tensors[-1])
-        key = (id(self._spread[j]), span, dtype)
+        key = (self.key(j), span, dtype)
         if key not in self._narrowed:
             w = self._spread[j]
             own = w if self._rows is None else w[self._rows]

@@ -63,7 +63,10 @@ class Solved:
         """What may be infinite in `Jᵀ w` although G and w, which are float64, are finite."""
         if self.gram is not None:
             lengths = self.gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-            yield (self.weights.abs() * lengths).sum(-1).to(_widest(d))  # |d| at most
+            # |d| at most; not finite where a weight is not
+            yield (self.weights.abs() * lengths).sum(-1).to(_widest(d))
+        else:
+            yield self.weights
         for g in d.values():
             if self.gram is None or self.constraint is not None or g.dtype.itemsize < 4:
                 yield g

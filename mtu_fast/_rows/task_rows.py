@@ -55,6 +55,30 @@ class Formed:
     factors: frozenset[int]
 
 
+@dataclass(frozen=True)
+class Joined:
+    """The roles of all rows of a call, joined once.
+
+    Attributes:
+        parts: of each task.
+        roles: of all.
+    """
+
+    parts: tuple[Roles, ...]
+    roles: Roles
+
+    @staticmethod
+    def of(parts: Sequence[Roles]) -> Joined:
+        """These laid end to end."""
+        return Joined(tuple(parts), join_roles(parts))
+
+    def are(self, parts: Sequence[TaskRows]) -> bool:
+        """Whether these are all rows of the call and no others."""
+        if len(parts) != len(self.parts):
+            return False
+        return all(part.roles is own for part, own in zip(parts, self.parts, strict=True))
+
+
 @dataclass
 class TaskRows:
     """The rows of one task of one call.
@@ -78,6 +102,7 @@ class TaskRows:
             others.
         reached: the parameters that rows in memory of each task reach, zeros elsewhere.
         formed: some of the rows, explicit, once they were needed.
+        joined: roles of all rows of the call, which the first of its parts has.
     """
 
     roles: Roles
@@ -95,6 +120,7 @@ class TaskRows:
     reached: Mapping[str, frozenset[int]] = field(default_factory=dict)
     formed: Formed | None = None
     weighted: dict[Tensor, Tensor] = field(default_factory=dict)
+    joined: Joined | None = None
 
     @staticmethod
     def of(
@@ -207,6 +233,9 @@ def _spans(parts: Sequence[TaskRows]) -> Spans:
 
 def all_roles(parts: Sequence[TaskRows]) -> Roles:
     """Roles of the rows of all ranks laid end to end, part after part."""
+    joined = parts[0].joined
+    if joined is not None and joined.are(parts):
+        return joined.roles
     roles = [part.roles if part.everywhere is None else part.everywhere.roles for part in parts]
     return join_roles(roles)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from math import prod
 
 import torch
 from torch import Tensor
 
 from mtu_fast._ops import gram as op
-from mtu_fast._ops._blocks import memory
+from mtu_fast._ops._blocks import cast, memory
 from mtu_fast._ops._tiles import buffer
 from mtu_fast._rows.merge import aligned
 from mtu_fast._rows.products import only
@@ -106,15 +107,54 @@ def small(uses: Sequence[Use]) -> bool:
 
 def side_by_side(parameters: Sequence[Sequence[Use]]) -> Iterator[list[Tensor]]:
     """The rows of small uses of parameters by the same rows, joined to `[R_i, ΣP]` per block, some at a time."""
+    for some in _portions(parameters):
+        yield _joined(some)
+
+
+def sums(
+    parameters: Sequence[Sequence[Use]], weights: Sequence[Tensor], dtype: torch.dtype | None
+) -> list[Tensor]:
+    """`Σ_i Σ_r w_i[r] row_i[r]` of each of several parameters with small uses by the same rows, each `[P]`.
+
+    Args:
+        parameters: the uses of each.
+        weights: w of each block of rows, in the precision of the sums.
+        dtype: what the sums are rounded to; None to leave them.
+
+    Returns:
+        Vectors in memory of their own.
+    """
+    found: list[Tensor] = []
+    for some in _portions(parameters):
+        pairs = zip(weights, _joined(some), strict=True)
+        # [R_i] @ [R_i, ΣP]
+        total = reduce(torch.add, (w @ cast(rows, w.dtype) for w, rows in pairs))
+        total = cast(total, dtype or total.dtype)
+        widths = [rows[0].shape[1] for rows in some]
+        # torch's stub says that it returns nothing
+        parts: list[Tensor] = torch.split_with_sizes_copy(total, widths)  # type: ignore[func-returns-value, assignment]
+        found += parts
+    return found
+
+
+def _joined(parameters: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Rows `[R_i, P]` of each parameter as `[R_i, ΣP]` per block."""
+    if len(parameters) == 1:
+        return list(parameters[0])
+    return [torch.cat(block, 1) for block in zip(*parameters, strict=True)]
+
+
+def _portions(parameters: Sequence[Sequence[Use]]) -> Iterator[list[list[Tensor]]]:
+    """Rows `[R_i, P]` of the uses of each parameter, some parameters at a time: joined they are a copy."""
     some: list[list[Tensor]] = []
     taken = 0
     for uses in parameters:
         rows = [use.matrix() for use in uses]
-        taken += sum(t.numel() for t in rows)
-        # bounded, since the joined rows are a copy
-        if some and taken > buffer(rows[0].device):
-            yield [torch.cat(block, 1) for block in zip(*some, strict=True)]
-            some, taken = [], sum(t.numel() for t in rows)
+        size = sum(t.numel() for t in rows)
+        if some and taken + size > buffer(rows[0].device):
+            yield some
+            some, taken = [], 0
         some.append(rows)
+        taken += size
     if some:
-        yield [torch.cat(block, 1) for block in zip(*some, strict=True)]
+        yield some

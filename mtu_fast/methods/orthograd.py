@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mtu_fast.methods._arguments import check_fraction, check_gram, check_granularity
 from mtu_fast.methods._memory import onto
 from mtu_fast.methods.base import Constraint, Granularity, Method, dependence_tolerance
-from mtu_fast.methods.roles import FORGET, RETAIN, Roles, mean_weights, retain_less_forget
+from mtu_fast.methods.roles import RETAIN, Roles, retain_and_forget, retain_less_forget
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,17 @@ class OrthoGrad(Method):
         `G` whose size is not the number of rows in `roles` a ValueError.
         """
         G = check_gram("OrthoGrad", G, roles)
-        r, f = mean_weights(roles, RETAIN), mean_weights(roles, FORGET)
+        r, f = retain_and_forget(roles)
         tol = dependence_tolerance(roles.dtype)
         # G f holds the inner products of the mean forget gradient with every row
         x, rank = onto(G, G @ f, roles.kind == RETAIN, roles, tol)
-        return self.alpha * r - (1.0 - self.alpha) * (f - x), rank
+        return torch.sub(self.alpha * r, f - x, alpha=1.0 - self.alpha), rank
 
     def constraint(self, G: Tensor, roles: Roles, w: Tensor) -> Constraint:
         """What is left of the forget gradient, w - alpha r, is orthogonal to every retain row."""
         retain = roles.kind == RETAIN
-        part = w - self.alpha * mean_weights(roles, RETAIN)
+        r, _ = retain_and_forget(roles)
+        part = torch.sub(w, r, alpha=self.alpha)
         return Constraint(part, retain, G, dependence_tolerance(roles.dtype))
 
     def outside(self, roles: Roles) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,6 +61,15 @@ class Roles:
 
     def __len__(self) -> int:
         return self.task.shape[0]
+
+    @cached_property
+    def _means(self) -> Tensor:
+        """`mean_weights` of retain and of forget rows, `[2, R]`: what most methods begin with, more than once."""
+        # RETAIN is 0, FORGET 1
+        chosen = self.kind == torch.arange(2, device=self.kind.device)[:, None]
+        counted = chosen.clone()
+        counted[FORGET].logical_or_(self.kind == RESTING)
+        return _shares(self, chosen, counted)
 
 
 def _check_column(name: str, column: object) -> None:
@@ -127,18 +137,30 @@ def mean_weights(roles: Roles, kind: int | None) -> Tensor:
     counted = chosen
     if kind in (FORGET, RESTING, None):
         counted = chosen | (roles.kind == RESTING)
+    return _shares(roles, chosen, counted)
+
+
+def _shares(roles: Roles, chosen: Tensor, counted: Tensor) -> Tensor:
+    """1 / count of the rows counted in a row's task where it is chosen, else 0: masks [..., R] -> float64."""
     if len(roles.tasks) == 1:
-        return chosen.double() / counted.sum().clamp(min=1)
-    count = counted.new_zeros(len(roles.tasks), dtype=torch.float64)
-    count = count.index_add(0, roles.task, counted.double())
+        return chosen.double() / counted.sum(-1, keepdim=True).clamp_(min=1)
+    count = counted.new_zeros(*counted.shape[:-1], len(roles.tasks), dtype=torch.float64)
+    count = count.index_add_(-1, roles.task, counted.double())
     # a task without such rows has weights of 0, not 0/0
-    return chosen.double() / count[roles.task].clamp(min=1.0)
+    return chosen.double() / count.clamp_(min=1.0)[..., roles.task]
+
+
+def retain_and_forget(roles: Roles) -> tuple[Tensor, Tensor]:
+    """The mean weights [R] of retain rows and of forget rows, made once for all who ask: not to be written to."""
+    check_roles(roles)
+    r, f = roles._means.unbind()
+    return r, f
 
 
 def retain_less_forget(roles: Roles, alpha: float) -> Tensor:
     """alpha r - (1 - alpha) f [R]: weights of the mean retain gradient less those of the mean forget gradient."""
-    r, f = mean_weights(roles, RETAIN), mean_weights(roles, FORGET)
-    return alpha * r - (1.0 - alpha) * f
+    r, f = retain_and_forget(roles)
+    return torch.sub(alpha * r, f, alpha=1.0 - alpha)
 
 
 def signs(roles: Roles) -> Tensor:
