@@ -1,0 +1,124 @@
+"""Process time of later OrthoGrad steps of nets so small that little but host work is left, over the plain step.
+
+python -m benchmarks.notes.small_nets [--repeats K] [--quick]
+
+    mlp   four layers of width 64, N = 64, half to be forgotten
+    gpt   GPT-2-like: 24 pre-norm blocks of width 16, tied head, 4 texts of 8 tokens
+
+Medians over interleaved rounds on one thread, of the process's own time; steps in which a plan is made or
+checked are among them, as in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import mtu_fast as mtu
+
+Losses = Callable[[], Tensor]
+BEFORE = 5  # steps that are not timed
+
+
+class Block(nn.Module):
+    """A pre-norm block of GPT-2: one linear map to queries, keys and values, causal attention, a GELU."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        of_heads = (*x.shape[:2], self.heads, -1)
+        q, k, v = (t.view(of_heads).transpose(1, 2) for t in self.qkv(self.first(x)).chunk(3, 2))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(attended.transpose(1, 2).reshape(x.shape))
+        down: Tensor = self.down(F.gelu(self.up(self.second(x))))
+        return x + down
+
+
+class GPT(nn.Module):
+    """Logits [N, S, V] of token ids [N, S]; the embedding is the head too."""
+
+    def __init__(self, layers: int, width: int, positions: int, vocabulary: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.positions = nn.Embedding(positions, width)
+        self.blocks = nn.Sequential(*(Block(width, 2) for _ in range(layers)), nn.LayerNorm(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.tokens(x) + self.positions(torch.arange(x.shape[1]))
+        return F.linear(self.blocks(features), self.tokens.weight)
+
+
+def mlp() -> tuple[nn.Module, Losses, int]:
+    """The net, its losses, and N."""
+    layers = [m for _ in range(3) for m in (nn.Linear(64, 64), nn.ReLU())]
+    model, x = nn.Sequential(*layers, nn.Linear(64, 10)), torch.randn(64, 64)
+    y = torch.randint(10, (64,))
+    return model, lambda: F.cross_entropy(model(x), y, reduction="none"), len(x)
+
+
+def gpt(layers: int = 24) -> tuple[nn.Module, Losses, int]:
+    """The same of a language model, whose labels are its tokens, shifted."""
+    model, x = GPT(layers, 16, 8, 50), torch.randint(50, (4, 8))
+
+    def losses() -> Tensor:
+        logits = model(x)[:, :-1].transpose(1, 2)
+        return F.cross_entropy(logits, x[:, 1:], reduction="none").mean(1)
+
+    return model, losses, len(x)
+
+
+def ratio(model: nn.Module, losses: Losses, count: int, repeats: int) -> float:
+    """The step's process time over that of the plain step."""
+    engine, forget = mtu.Engine(model), torch.arange(count) < count // 2
+
+    def ours() -> None:
+        model.zero_grad()
+        engine.backward(losses(), mtu.OrthoGrad(0.5), forget=forget)
+
+    def plain() -> None:
+        model.zero_grad()
+        losses().mean().backward()
+
+    found = []
+    for k in range(BEFORE + repeats):
+        took = []
+        for step in (ours, plain):
+            start = time.process_time()
+            step()
+            took.append(time.process_time() - start)
+        if k >= BEFORE:
+            found.append(took[0] / took[1])
+    return median(found)
+
+
+def main(argv: Sequence[str] | None = None) -> list[float]:
+    """Print a line for each net; return the ratios."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=61)
+    parser.add_argument("--quick", action="store_true", help="few layers, to see that it runs")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    nets = {"mlp": mlp(), "gpt": gpt(2 if args.quick else 24)}
+    ratios = []
+    for name, net in nets.items():
+        ratios.append(ratio(*net, args.repeats))
+        print(f"{name}: {ratios[-1]:.2f} plain steps", flush=True)
+    return ratios
+
+
+if __name__ == "__main__":
+    main()
