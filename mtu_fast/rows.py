@@ -277,7 +277,8 @@ class Rows(Keepable, Renamed):
 
     def _as_autograd_gives(self, found: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         parameters = self._shared.parameters
-        for j, (_, uses) in uses_of_each(self._parts, range(len(parameters))).items():
+        looked_up = {j for p in self._parts for j, u in p.uses.items() if type(u) is Gather}
+        for j, (_, uses) in uses_of_each(self._parts, sorted(looked_up)).items():
             if isinstance(uses[0], Gather) and parameters[j] in found:
                 d = found[parameters[j]]
                 found[parameters[j]] = as_autograd_gives(d, uses)

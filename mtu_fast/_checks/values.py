@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -19,10 +19,19 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in dense]
     # A sum is finite if all its terms are, but for terms near the end of the range; it costs one
     # read.
-    sums = [t.sum(dtype=torch.float32 if t.dtype.itemsize < 4 else None).double() for t in real]
-    if not sums or all(map(isfinite, torch.stack(sums).tolist())):
+    sums = [t.sum(dtype=torch.float32 if t.dtype.itemsize < 4 else None) for t in real]
+    if all(map(isfinite, _read(sums))):
         return True
     return bool(torch.stack([torch.isfinite(t).all() for t in real]).all())
+
+
+def _read(numbers: Sequence[Tensor]) -> list[float]:
+    """Numbers `[]` of one device, which is waited for once."""
+    if all(t.is_cpu for t in numbers):
+        found: list[float] = [float(t.detach()) for t in numbers]
+    else:
+        found = torch.stack([t.double() for t in numbers]).tolist()
+    return found
 
 
 def finite_sum(t: Tensor) -> Tensor:

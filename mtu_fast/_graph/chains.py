@@ -16,10 +16,17 @@ from mtu_fast._rows.uses import Chain, Outer, Stacked, Use
 
 
 class Way(NamedTuple):
-    """A direct way down to a parameter: its index, and the (node, output) pairs of the isometries on it."""
+    """A direct way down to a parameter.
+
+    Attributes:
+        parameter: its index.
+        chain: the (node, output) pairs of the isometries on it.
+        turns: whether these exchange the two sides of a matrix and do no more.
+    """
 
     parameter: int
     chain: tuple[Edge, ...] = ()
+    turns: bool = False
 
 
 def isometry(graph: Graph, i: int) -> Edge | None:
@@ -42,7 +49,8 @@ def way_below(graph: Graph, edge: Edge) -> Way | None:
             return None
         chain.append(edge)
         edge = onward
-    return Way(graph.leaf[edge[0]], tuple(chain))
+    turns = len(chain) == 1 and _transposes(graph, chain[0][0])
+    return Way(graph.leaf[edge[0]], tuple(chain), turns)
 
 
 def views_of_parameters(graph: Graph) -> set[int]:

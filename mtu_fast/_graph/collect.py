@@ -9,8 +9,15 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mtu_fast._rows.merge import aligned, merge
+from mtu_fast._rows.shared import version
 from mtu_fast._rows.together import is_table
 from mtu_fast._rows.uses import Dense, Gather, Use
+
+WRITTEN = (
+    "rows: a gradient was written to after rows had been taken from it, while the backward still ran; .grad is "
+    "untouched. A tensor hook, or the backward of an autograd function, that changes the gradient it is given? "
+    "Let it return a new tensor instead."
+)
 
 
 class Collector:
@@ -40,22 +47,30 @@ class Collector:
         self._expected = expected
         self._rows = rows
         self._take = take
-        self._parts: dict[int, list[_Seen]] = {}
+        self._parts: dict[int, list[_Seen]] = {}  # of parameters of which more uses may come
+        self._whole: dict[int, Use] = {}
+        self._held: list[Tensor] = []  # by those, and how often each was written to
+        self._versions: list[int] = []
 
     def visit(self, parameter: int, use: Use) -> None:
         """Take one use of a parameter, as `sweep` hands it over."""
         if self._rows is not None:
             # before anything is formed: rows that are not kept cost nothing
             use = use.select(self._rows)
-        parts = self._parts.setdefault(parameter, [])
-        if not parts and self._expected[parameter] == 1:  # mostly: nothing to merge
-            self._complete(parameter, use)
+        if self._expected[parameter] == 1 and parameter not in self._whole:
+            self._complete(parameter, use)  # mostly: nothing to merge
             return
-        parts.append(_Seen.now(use))
+        parts = self._parts.setdefault(parameter, self._begun(parameter))
+        parts.append(_Seen(use, use.versions))
         # A chain cannot be walked while a pass runs, so uses behind unequal chains wait for its
         # end.
         if len(parts) == self._expected[parameter] and aligned([part.use for part in parts]):
-            self._complete(parameter, _merged(parts))
+            self._complete(parameter, _merged(self._parts.pop(parameter)))
+
+    def _begun(self, parameter: int) -> list[_Seen]:
+        """What there is of a parameter of which more comes than was expected."""
+        use = self._whole.pop(parameter, None)
+        return [] if use is None else [_Seen(use, use.versions)]
 
     def finish(self) -> dict[int, Use]:
         """One use per parameter, once the pass is over; nothing where each was handed over.
@@ -63,20 +78,23 @@ class Collector:
         Raises:
             RuntimeError: what a use is made of was written to since it was visited.
         """
-        whole = {j: _merged(parts) for j, parts in self._parts.items() if parts}
+        if list(map(version, self._held)) != self._versions:
+            raise RuntimeError(WRITTEN)
+        whole = {j: _merged(parts) for j, parts in self._parts.items()}
         if self._take is None:
-            return whole
+            return self._whole | whole
         for parameter, use in whole.items():
             self._take(parameter, use)
         return {}
 
     def _complete(self, parameter: int, whole: Use) -> None:
         use = self._cheaper(whole)
-        if self._take is None:
-            self._parts[parameter] = [_Seen.now(use)]
-        else:
-            self._parts[parameter] = []
+        if self._take is not None:
             self._take(parameter, use)
+            return
+        self._whole[parameter] = use
+        self._held += use.tensors
+        self._versions += map(version, use.tensors)
 
     def _cheaper(self, use: Use) -> Use:
         if isinstance(use, Dense) or (isinstance(use, Gather) and use.sparse):
@@ -97,16 +115,8 @@ class _Seen(NamedTuple):
     use: Use
     versions: tuple[int, ...]
 
-    @staticmethod
-    def now(use: Use) -> _Seen:
-        return _Seen(use, use.versions)
-
 
 def _merged(parts: Sequence[_Seen]) -> Use:
     if any(use.versions != versions for use, versions in parts):
-        raise RuntimeError(
-            "rows: a gradient was written to after rows had been taken from it, while the backward still ran; .grad is "
-            "untouched. A tensor hook, or the backward of an autograd function, that changes the gradient it is given? "
-            "Let it return a new tensor instead."
-        )
+        raise RuntimeError(WRITTEN)
     return merge([part.use for part in parts])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Mode(Enum):
@@ -66,7 +66,7 @@ def hooks_do(mode: Mode) -> Iterator[None]:
         fetcher.mode = before
 
 
-def fetch(storages: Callable[[], Collection[int]], keep: bool = False) -> None:
-    """Bring back the parameters that lie in these storages: until the next call, or until the end."""
+def fetch(node: Any, storages: Callable[[Any], Collection[int]], keep: bool = False) -> None:
+    """Bring back the parameters that a node saved, which lie in these storages: until the next call, or the end."""
     if _ACTIVE:
-        _ACTIVE[-1].fetch(storages(), keep)
+        _ACTIVE[-1].fetch(storages(node), keep)

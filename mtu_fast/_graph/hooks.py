@@ -13,6 +13,7 @@ This file touches what is semi-private in hooks, as `nodes.py` does for nodes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import methodcaller
 from typing import Any, ClassVar, cast
 
 import torch
@@ -43,7 +44,7 @@ class Hooks:
         # somebody has set a hook since: older nodes are to be asked
         if RemovableHandle.next_id != self._handles:
             self._since = _next_number()
-        elif all(node._sequence_nr() >= self._since for node in graph.nodes):
+        elif min(map(_number, graph.nodes)) >= self._since:
             return None
         with hooks_do(Mode.NONE):
             return first_hook(graph)
@@ -51,6 +52,9 @@ class Hooks:
     def done(self) -> None:
         """Handles that were made since `first` are our own: a sweep's."""
         self._handles = RemovableHandle.next_id
+
+
+_number = methodcaller("_sequence_nr")
 
 
 def _next_number() -> int:

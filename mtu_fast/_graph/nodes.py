@@ -6,9 +6,10 @@ them is here. Rules read the public `_saved_*` of the node they are given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ Grads = tuple[Tensor | None, ...]
 Following = tuple[tuple[Any, int], ...]  # a node's `next_functions`
 
 ACCUMULATE = "torch::autograd::AccumulateGrad"
+UNPACKING = attrgetter("unpack_hook")  # of a saved tensor
 # types of arguments that say how elements move
 WHOLE, WHOLE_IN_TUPLES = {int, bool, str}, {int, bool}
 # parts of the names of those that say along which dimensions, and how
@@ -72,10 +74,14 @@ def below(roots: Sequence[Any]) -> dict[Any, Following]:
     return dict(reversed(order))
 
 
-def outputs(node: Any) -> Sequence[Any]:
-    """Shape, dtype and device of each output of the forward op."""
-    metadata: Sequence[Any] = node._input_metadata
-    return metadata
+# shape, dtype and device of each output of the forward op
+outputs: Callable[[Any], Sequence[Any]] = attrgetter("_input_metadata")
+
+
+def arguments(node: Any) -> tuple[str, ...]:
+    """Names of the arguments that a node saved, tensors aside."""
+    kind: Any = type(node)
+    return _attributes(kind)[1]
 
 
 def integers(node: Any) -> tuple[object, ...]:
@@ -105,7 +111,31 @@ def is_foreign(node: Any, stem: str) -> bool:
 
 def recomputes(node: Any) -> bool:
     """Whether reading a saved tensor runs a part of the forward again (checkpointing)."""
-    return _unpacking(node) is not None
+    return some_recompute([node])
+
+
+def some_recompute(nodes: Iterable[Any]) -> bool:
+    """Whether one of the nodes does."""
+    held: list[Any] = []
+    for node in nodes:
+        kind: Any = type(node)
+        raw = _raw(kind)
+        if raw is not None:
+            held += raw(node)
+    if tuple in set(map(type, held)):
+        held = [each for saved in held for each in _as_tuple(saved)]
+    # asked of all at once: None for a tensor that is held as it is
+    return list(map(UNPACKING, held)) != [None] * len(held)
+
+
+@cache
+def _raw(kind: Any) -> Callable[[Any], tuple[Any, ...]] | None:
+    """What gives the saved tensors of a node of this type, as they are held; None where it has none of torch's own."""
+    names = _attributes(kind)[0]
+    if not names or issubclass(kind, torch.autograd.function.BackwardCFunction):
+        return None
+    # of one name, `attrgetter` gives no tuple
+    return attrgetter(*names) if len(names) > 1 else lambda node: (getattr(node, names[0]),)
 
 
 def recompute_once(nodes: Sequence[Any]) -> None:
@@ -158,7 +188,7 @@ def vjp(node: Any, grads: Sequence[Tensor | None]) -> Grads:
 
     Only outside a backward pass: within one, a node returns what that pass needs and no more.
     """
-    fetch(partial(storages, node))
+    fetch(node, storages)
     if not _is_python(node):
         return _as_tuple(node(*grads))
     # A Python node returns a gradient per argument of its forward, and wants no undefined

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mtu_fast._checks.warned import warn
 from mtu_fast._graph.autograd_errors import translated
-from mtu_fast._graph.compiled import SLOW, is_compiled
+from mtu_fast._graph.compiled import SLOW
 from mtu_fast._graph.fetch import Fetcher, fetching
 from mtu_fast._graph.graph import Graph
-from mtu_fast._graph.nodes import recomputes
+from mtu_fast._graph.nodes import some_recompute
 from mtu_fast._graph.pattern import KEPT, Pattern
 from mtu_fast._graph.plans import Plans
 from mtu_fast._graph.slicing import Sink, Slicer, sliced_rows
@@ -136,11 +136,11 @@ class OwnTaking:
                 return self._slices(batch, graph, per, self._slicer)
             with fetching(self._fetcher), used_up(graph, self.space.model):
                 # a checkpointed region runs its forward again, which needs whole parameters
-                if self._fetcher is not None and any(map(recomputes, graph.nodes)):
+                if self._fetcher is not None and some_recompute(graph.nodes):
                     self._fetcher.keep_all()
                 if per == "task":
                     return mean_rows(batch, graph, self.space, counts, None, sink)
-                self._warn_of_compiled(graph.names)
+                self._warn_of_compiled(graph)
                 return sample_rows(batch, graph, self.plans.uses, self.space, outside=outside)
 
     def _slices(self, batch: Batch, graph: Graph, per: str, slicer: Slicer) -> list[TaskRows]:
@@ -199,8 +199,8 @@ class OwnTaking:
         self._patterns = [graph.pattern, *others[: KEPT - 1]]
         return graph
 
-    def _warn_of_compiled(self, names: Sequence[str]) -> None:
+    def _warn_of_compiled(self, graph: Graph) -> None:
         """Say once that a compiled module is slow to take rows of."""
-        if not self._is_said and is_compiled(names):
+        if not self._is_said and graph.pattern.is_compiled:
             self._is_said = True
             warn(SLOW)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from mtu_fast._graph import nodes as node_ops
 from mtu_fast._graph.carry import stem
+from mtu_fast._graph.compiled import is_compiled
+from mtu_fast._graph.likeness import Edge, Likeness
 from mtu_fast._graph.nodes import ACCUMULATE
 
-Edge = tuple[int, int]  # (node, which of its outputs)
 KEPT = 4  # patterns that a graph is compared with: loaders that take turns
 
 
@@ -68,7 +69,7 @@ class Pattern:
         self.wanted = list(map(self._wanted, self.next))
         self._integers = list(map(node_ops.integers, nodes))
         self._dimensions = list(map(node_ops.dimensions, nodes))
-        self._kinds = list(map(type, nodes))
+        self._likeness = Likeness(nodes, self.next, tops)
         stems = map(stem, self.names)
         self._foreign = list(map(node_ops.is_foreign, nodes, stems))
         self._shapes = [tuple([_shape(meta) for meta in of_node]) for of_node in self.outputs]
@@ -82,41 +83,16 @@ class Pattern:
 
     def nodes_of(self, losses: Sequence[Tensor], which: Mapping[int, int]) -> list[Any] | None:
         """The nodes of the losses' graph, numbered as here; None where anything that a plan rests on differs."""
-        nodes = self._tops_of(losses)
-        # sizes within a nested tensor are data, of which a shape says nothing
-        if nodes is None or any(meta.is_nested_tensor for meta in chain(*self.outputs)):
-            return None
-        for i, edges in enumerate(self.next):
-            # a number is given by a node above, which comes first
-            if not self._is_alike(i, nodes[i]) or not _go_on(nodes, nodes[i], edges):
-                return None
-        if len(set(nodes)) < len(nodes):
-            return None  # what was two nodes is one
-        # a tied or exchanged parameter changes leaves without changing a node
-        return nodes if self._leaf(nodes, which) == self.leaf else None
-
-    def _tops_of(self, losses: Sequence[Tensor]) -> list[Any] | None:
-        """The nodes of the losses in their places, all others missing."""
         if len(losses) != len(self.tops):
             return None
-        nodes: list[Any] = [None] * len(self.names)
+        tops = []
         for (i, output), loss in zip(self.tops, losses, strict=True):
             if loss.grad_fn is None or loss.output_nr != output:
                 return None
-            if not _is_at(nodes, i, loss.grad_fn):
-                return None
-        return nodes
-
-    def _is_alike(self, i: int, node: Any) -> bool:
-        """Whether a node is of the kind, with the arguments and shapes, of node i."""
-        name = node.name()
-        if type(node) is not self._kinds[i] or name != self.names[i]:
-            return False
-        # most nodes have none: reading attributes is what takes time here
-        if self._integers[i] and node_ops.integers(node) != self._integers[i]:
-            return False
-        found = tuple([_shape(meta) for meta in node_ops.outputs(node)])
-        return found == self._shapes[i]
+            tops.append((i, loss.grad_fn))
+        nodes = self._likeness.nodes(tops)
+        # a tied or exchanged parameter changes leaves without changing a node
+        return nodes if nodes is not None and self._leaf(nodes, which) == self.leaf else None
 
     # ---- what is known of it ---------------------------------------------------------------------
 
@@ -124,6 +100,11 @@ class Pattern:
     def foreign(self) -> frozenset[int]:
         """Nodes above a shared parameter whose backward is somebody's own, and thus need not be linear."""
         return frozenset(i for i, own in enumerate(self._foreign) if own and self.reaches[i])
+
+    @cached_property
+    def is_compiled(self) -> bool:
+        """Whether one of the nodes is a compiled region."""
+        return is_compiled(self.names)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -235,27 +216,6 @@ def _variables(names: Sequence[str]) -> list[int]:
 
 def _shape(meta: Any) -> tuple[object, ...]:
     return tuple(meta.shape), meta.dtype, meta.device
-
-
-def _go_on(nodes: list[Any], node: Any, edges: Sequence[Edge | None]) -> bool:
-    """Whether a node hands its gradients on along these edges; nodes that are met first get their numbers."""
-    following = node.next_functions
-    if len(following) != len(edges):
-        return False
-    for (child, output), edge in zip(following, edges, strict=True):
-        if edge is None or child is None:
-            if edge is not None or child is not None:
-                return False
-        elif output != edge[1] or not _is_at(nodes, edge[0], child):
-            return False
-    return True
-
-
-def _is_at(nodes: list[Any], i: int, node: Any) -> bool:
-    """Whether a node has number i, which it gets where that is free."""
-    if nodes[i] is None:
-        nodes[i] = node
-    return nodes[i] is node
 
 
 def _numbered(edges: node_ops.Following, index: Mapping[Any, int]) -> tuple[Edge | None, ...]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,6 +25,13 @@ from mtu_fast._graph.graph import Edge, Graph
 from mtu_fast._graph.reach import Probes
 from mtu_fast._graph.trial import Trial
 from mtu_fast._graph.walk import Maps, Walk
+
+# Nodes whose rule may decline as their index says: then local vjps serve, and need the graph.
+BY_DATA = frozenset(
+    f"{op}Backward0" for op in ("EmbeddingBag", "GroupedMm", "Index", "IndexPut", "IndexSelect")
+)
+
+Wanted = Mapping[int, tuple[int, ...]]  # the shapes of some of a node's inputs, by slot
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ class Plan:
     alone: bool = False
     hooked: str = ""
     _counted: dict[tuple[int, int], Counter[int]] = field(default_factory=dict)
+    _wanted: dict[tuple[int, int], Wanted] = field(default_factory=dict)
+    _by_data: bool | None = None
 
     @staticmethod
     def row_by_row(graph: Graph, hooked: str = "") -> Plan:
@@ -105,6 +115,32 @@ class Plan:
         if key not in self._counted:
             self._counted[key] = self._count(task)
         return self._counted[key]
+
+    def wanted(self, graph: Graph, i: int) -> Wanted:
+        """The inputs of a node whose rows its rule is to give."""
+        key = i, len(self.local)
+        if key not in self._wanted:
+            asked = [site for site in self.sites[i] if (i, site.slot) not in self.local]
+            self._wanted[key] = {site.slot: graph.shape(site.edge) for site in asked}
+        return self._wanted[key]
+
+    @cached_property
+    def last(self) -> list[list[int]]:
+        """Per task, the nodes at the ends of a pass, in order."""
+        return [sorted(ends) for ends in self.ends]
+
+    @cached_property
+    def within(self) -> list[list[int]]:
+        """Per task, the nodes with a site that a pass runs."""
+        return [
+            [i for i in of if i not in ends] for of, ends in zip(self.maps, self.ends, strict=True)
+        ]
+
+    def asks_data(self, graph: Graph) -> bool:
+        """Whether a rule may decline by what its node saved."""
+        if self._by_data is None:
+            self._by_data = any(graph.names[i] in BY_DATA for i in self.sites)
+        return self._by_data
 
     def _count(self, task: int) -> Counter[int]:
         found: Counter[int] = Counter()

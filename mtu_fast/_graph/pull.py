@@ -167,9 +167,10 @@ def _all_through(graph: Graph, seeds: Seeds, together: Together) -> Iterator[tup
     """Gradients of several rows `[R, *shape]` of every parameter that the seeds reach, by batched passes."""
     if not seeds:
         return
+    together.passed = True
     region = graph.region(seeds)
     for i in region:
-        fetch(partial(storages, graph.nodes[i]), keep=True)  # several passes, from within units
+        fetch(graph.nodes[i], storages, keep=True)  # several passes, from within units
     leaves = [i for i in region if i in graph.leaf]
     one = _backward(graph, seeds, leaves)
     batched = _backward(graph, seeds, leaves, batched=True)

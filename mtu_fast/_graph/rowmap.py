@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from math import prod
 from operator import mul
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,22 @@ MEET: Final = Meet.MEET
 
 # What is known of the map of an input; None where nothing is.
 Answer = Ids | Meet | None
+
+
+class Summing(NamedTuple):
+    """How gradients are summed to rows that take part of their dimensions.
+
+    Attributes:
+        dim: along which rows lie.
+        over: dimensions of a gradient split by rows that are summed; none where rows cannot be had so.
+        alone: whether these have one element each.
+        same: whether the rows are then the gradient as it is.
+    """
+
+    dim: int
+    over: tuple[int, ...] = ()
+    alone: bool = False
+    same: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +77,11 @@ class RowMap:
         if len(varying) > 1 or not self.shape:
             return None
         return varying[0] if varying else 0
+
+    @cached_property
+    def sums(self) -> dict[object, Summing]:
+        """What was found of sums, by shapes."""
+        return {}
 
     @cached_property
     def along(self) -> Ids:
@@ -88,6 +109,11 @@ class RowMap:
                 return a
         return 0
 
+    @cached_property
+    def _in_order(self) -> int:
+        """How many positions there are of rows that come one after the other; -1 where they do not."""
+        return self.count * self.inner or -1
+
     def only(self, b: Tensor, rows: Tensor) -> Tensor:
         """A copy of b for each of some rows, with every element of another row zero: rows `[K]` -> `[K, *b.shape]`."""
         ids = self.on(b.device)
@@ -99,10 +125,10 @@ class RowMap:
         Rows in no order are padded with zeros to the longest.
         """
         x = x.movedim(dim, 0) if dim else x
+        if x.shape[0] == self._in_order:
+            # sample-major: position i belongs to row i // A, so a view does
+            return x.view(self.count, self.inner, *x.shape[1:])
         if self.inner:
-            if len(x) == self.count * self.inner:
-                # sample-major: position i belongs to row i // A, so a view does
-                return x.view(self.count, self.inner, *x.shape[1:])
             # [rounds, N, A, …] -> [N, rounds · A, …]: a row comes back once a round
             rounds = x.unflatten(0, (-1, self.count, self.inner))
             return rounds.transpose(0, 1).flatten(1, 2)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from mtu_fast._graph.graph import Graph
-from mtu_fast._graph.nodes import recompute_once, recomputes
+from mtu_fast._graph.nodes import recompute_once, some_recompute
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def used_up(graph: Graph, model: nn.Module) -> Iterator[None]:
     buffers are as they were before.
     """
     buffers = _written(model)
-    if not buffers or not any(map(recomputes, graph.nodes)):
+    if not buffers or not some_recompute(graph.nodes):
         yield
         graph.release()
         return

@@ -7,20 +7,15 @@ from functools import partial
 
 from torch import Tensor
 
-from mtu_fast._graph.chains import Way, through_chain
+from mtu_fast._graph.chains import through_chain
 from mtu_fast._graph.fetch import fetch
 from mtu_fast._graph.graph import Graph
-from mtu_fast._graph.nodes import Grads, recomputes, storages
-from mtu_fast._graph.plan import Plan, Site
+from mtu_fast._graph.nodes import Grads, recomputes, some_recompute, storages
+from mtu_fast._graph.plan import Plan, Site, Wanted
 from mtu_fast._graph.pull import Seeds, add, local_rows, one_by_one, pulled
 from mtu_fast._graph.rules import RULES
 from mtu_fast._graph.together import Together
-from mtu_fast._rows.uses import Use
-
-# Nodes whose rule may decline as their index says: then local vjps serve, and need the graph.
-BY_DATA = frozenset(
-    f"{op}Backward0" for op in ("EmbeddingBag", "GroupedMm", "Index", "IndexPut", "IndexSelect")
-)
+from mtu_fast._rows.uses import Outer, Use
 
 Visit = Callable[[int, Use], None]
 
@@ -57,109 +52,113 @@ class _Sweep:
         self._graph, self._plan, self._visit, self._keep = graph, plan, visit, keep
         self._task, self._maps = task, plan.maps[task]
         self._late: dict[int, tuple[list[Site], Grads]] = {}
+        self._seeds: Seeds = {}
 
     def run(self) -> None:
         """The pass, and what comes after it."""
         self._pass()
-        self._plan.late = self._plan.late or bool(self._late)
-        together = Together(self._plan.together)
-        seeds: Seeds = {}
+        plan, together = self._plan, Together(self._plan.together)
         for i, (sites, grads) in self._late.items():
-            self._after(i, sites, grads, seeds, together)
-        for parameter, use in pulled(self._graph, seeds, together):
+            self._after(i, sites, grads, together)
+        for parameter, use in pulled(self._graph, self._seeds, together):
             self._visit(parameter, use)
+        # what is looked up or handed on below the pass is not freed by it
+        plan.late = plan.late or bool(self._late) or together.passed
 
     def _pass(self) -> None:
         """`_reached` is called in the prehooks of running nodes, after the pass for those at its ends."""
-        ends = self._plan.ends[self._task]
+        ends = self._plan.last[self._task]
         handles = []
-        for i in self._maps:
-            if i not in ends:
-                hook = partial(self._reached, i)
-                handles.append(self._graph.nodes[i].register_prehook(hook))
-        edges = self._graph.edges(sorted(ends))
+        for i in self._plan.within[self._task]:
+            hook = partial(self._reached, i)
+            handles.append(self._graph.nodes[i].register_prehook(hook))
+        edges = self._graph.edges(ends)
         try:
-            captured = iter(self._graph.backward(self._task, edges, self._weights, self._keep))
+            captured = self._graph.backward(self._task, edges, self._weights, self._keep)
         finally:
             for handle in handles:
                 handle.remove()
-        for i in sorted(ends):
-            self._reached(i, tuple(next(captured) for _ in self._graph.outputs[i]))
+        start = 0
+        for i in ends:
+            stop = start + len(self._graph.outputs[i])
+            self._reached(i, captured[start:stop])
+            start = stop
 
     def _reached(self, i: int, grads: Grads) -> None:
         """Take the uses that the output gradients of a node give, or leave its sites for later."""
-        there = tuple(b if b is not None and b.numel() else None for b in grads)
-        if all(b is None for b in there):
+        there = tuple([b if b is not None and b.numel() else None for b in grads])
+        if not self._is_expected(i, there):
             return  # a branch without elements, or one that hands on nothing
-        self._check_expected(i, there)
-        uses = self._uses(self._now(i), there)
+        uses = self._uses(i, self._now(i), there)
         for site in self._plan.sites[i]:
-            if site.slot in uses and site.way is not None:
-                self._hand_over(site.way, uses[site.slot])
+            if site.slot in uses:
+                self._take(site, uses[site.slot])
             else:
                 self._late.setdefault(i, ([], there))[0].append(site)
 
-    def _now(self, i: int) -> list[Site]:
+    def _now(self, i: int) -> Wanted:
         """The sites of a node whose uses can be taken while the pass runs."""
         if self._keep and recomputes(self._graph.nodes[i]):
-            return []
-        return [site for site in self._plan.sites[i] if not self._plan.is_local(site)]
+            return {}
+        return self._plan.wanted(self._graph, i)
 
-    def _check_expected(self, i: int, grads: Grads) -> None:
-        """No gradient arrives where none was expected.
+    def _is_expected(self, i: int, grads: Grads) -> bool:
+        """Whether a gradient arrives at all.
 
         Raises:
-            RuntimeError: one does.
+            RuntimeError: one does where none was expected.
         """
-        for b, row_map in zip(grads, self._maps[i], strict=True):
-            if b is not None and row_map is None:
-                raise RuntimeError(
-                    f"rows: a gradient arrives at {self._graph.names[i]} where the graph has no way for one; .grad is "
-                    "untouched. Please report the model; per='task' works on any graph."
-                )
+        # of each gradient that arrives, the map
+        maps = [row_map for b, row_map in zip(grads, self._maps[i], strict=True) if b is not None]
+        if None in maps:
+            raise RuntimeError(
+                f"rows: a gradient arrives at {self._graph.names[i]} where the graph has no way for one; .grad is "
+                "untouched. Please report the model; per='task' works on any graph."
+            )
+        return bool(maps)
 
-    def _after(
-        self, i: int, sites: Sequence[Site], grads: Grads, seeds: Seeds, together: Together
-    ) -> None:
+    def _after(self, i: int, sites: Sequence[Site], grads: Grads, together: Together) -> None:
         """The uses at a node's sites that were left, and the rows that go on from there."""
-        uses = self._uses([site for site in sites if (i, site.slot) not in self._plan.local], grads)
+        uses = self._uses(i, self._plan.wanted(self._graph, i), grads)
         local: list[int] = []
         for site in sites:
-            use = uses.get(site.slot)
-            if use is None:
-                local.append(site.slot)
-            elif site.way is None:
-                add(seeds, site.edge, use.dense().rows)
+            if site.slot in uses:
+                self._take(site, uses[site.slot])
             else:
-                self._hand_over(site.way, use)
+                local.append(site.slot)
         self._plan.local.update((i, slot) for slot in local)
         if local:
             found = local_rows(self._graph, i, local, self._maps[i], grads, together)
             for edge, rows in found:
-                add(seeds, edge, rows)
+                add(self._seeds, edge, rows)
 
-    def _uses(self, sites: Sequence[Site], grads: Grads) -> dict[int, Use]:
+    def _uses(self, i: int, wanted: Wanted, grads: Grads) -> dict[int, Use]:
         """What the rule of a node makes of its output gradients, by slot, for those of its sites that it serves."""
-        if not sites:
+        if not wanted:
             return {}
-        i = sites[0].node
         node = self._graph.nodes[i]
-        fetch(partial(storages, node))
+        fetch(node, storages)
         served = RULES.get(self._graph.names[i])
         # The rules are for real products; a vjp of torch's conjugates and takes real parts as it
         # must.
         if served is None or any(b is not None and b.is_complex() for b in grads):
             return {}
-        wanted = {site.slot: self._graph.shape(site.edge) for site in sites}
         return served(node, wanted, grads, self._maps[i])
 
-    def _hand_over(self, way: Way, use: Use) -> None:
-        """The use in the space of its parameter."""
-        self._visit(way.parameter, through_chain(self._graph, way.chain, use))
+    def _take(self, site: Site, use: Use) -> None:
+        """The use in the space of its parameter, or its rows on their way into the mixed part."""
+        way = site.way
+        if way is None:
+            add(self._seeds, site.edge, use.dense().rows)
+        elif way.turns and type(use) is Outer:
+            # (a ⊗ b)ᵀ = b ⊗ a
+            self._visit(way.parameter, use.transposed())
+        else:
+            self._visit(way.parameter, through_chain(self._graph, way.chain, use))
 
 
 def outlives(graph: Graph, plan: Plan) -> bool:
     """Whether the graph must outlive the pass: for sites that are visited after it."""
-    if any(graph.names[i] in BY_DATA for i in plan.sites):
+    if plan.alone or plan.late or plan.asks_data(graph):
         return True
-    return plan.alone or plan.late or any(recomputes(graph.nodes[i]) for i in plan.sites)
+    return some_recompute([graph.nodes[i] for i in plan.sites])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -68,7 +67,8 @@ def sample_rows(
     of_tasks = uses_of(graph, list(kept.values()), batch.flags)
     for task, of_rows, uses in zip(kept, roles, of_tasks, strict=True):
         rows = TaskRows.of(of_rows, uses, by_kind.get(task, {}), space.shared, [batch.flags])
-        found.append(replace(rows, kinds=batch.kinds(task)))
+        rows.kinds = batch.kinds(task)
+        found.append(rows)
     found[0].weighted, found[0].joined = weighted, joined
     return found
 
@@ -257,10 +257,10 @@ def _grad(
 
 
 def _check_hooks(graph: Graph, shared: Shared) -> None:
-    for j in graph.leaf.values():
-        if shared.parameters[j]._backward_hooks:
-            raise RuntimeError(
-                f"rows: {shared.names[j]} has a hook on its gradient (register_hook), which would see rows that are "
-                "never built; .grad is untouched. Remove it and change .grad after backward, or what the rows make by "
-                "rows.vjp; per='task' obeys it."
-            )
+    hooked = [j for j in graph.leaf.values() if shared.parameters[j]._backward_hooks]
+    if hooked:
+        raise RuntimeError(
+            f"rows: {shared.names[hooked[0]]} has a hook on its gradient (register_hook), which would see rows that "
+            "are never built; .grad is untouched. Remove it and change .grad after backward, or what the rows make by "
+            "rows.vjp; per='task' obeys it."
+        )

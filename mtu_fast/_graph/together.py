@@ -28,10 +28,14 @@ class Together:
 
     Args:
         known: what was found at each place; filled in.
+
+    Attributes:
+        passed: whether rows went through several nodes by a pass of their own.
     """
 
     def __init__(self, known: dict[object, bool]) -> None:
         self._known = known
+        self.passed = False
 
     def __call__(self, place: object, one: Each, batched: Each, parts: list[Tensor]) -> Found:
         """Gradients of several rows, each `[K, …]`, through the map at some place of the graph."""

@@ -40,6 +40,8 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 def families(blocks: Sequence[Tensor]) -> list[list[int]]:
     """Indices of the blocks, those that are one and the same tensor together."""
+    if len(blocks) == 1:
+        return [[0]]
     families: list[list[int]] = []
     for i, block in enumerate(blocks):
         for family in families:

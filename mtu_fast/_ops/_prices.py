@@ -28,6 +28,8 @@ class Prices:
         patch: The same, an element of the patches: writing it and reading it back.
         image: Pixels of an image up to which products of pixels are made once; larger ones are cut,
             which costs more than this rule knows.
+        call_apart: A Gram of one parameter by a call of its own, beside the work; 0 where no call is
+            saved by taking several parameters together.
         patches: Whether products of positions are made of whole patches, tap by tap, not of pixels
             that are shifted.
     """
@@ -46,6 +48,7 @@ class Prices:
     image: int
     launches: float = 0.0
     patch: float = 0.0
+    call_apart: float = 0.0
     patches: bool = False
 
     def weight_gradients(self, rows: int, elements: int, patches: int) -> float:
@@ -82,6 +85,7 @@ CPU_KERNELS = Prices(
     large_weight=205.0,
     border=1 << 19,
     image=256,
+    call_apart=1e6,
 )
 # Estimated from the data sheets of GPUs with fast float64: an element read costs 30, a launch 2e8.
 # Not yet verified on hardware.

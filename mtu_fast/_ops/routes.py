@@ -15,6 +15,7 @@ from mtu_fast._ops._convolution import Geometry
 from mtu_fast._ops._pooling import Into, rows_of_gram
 from mtu_fast._ops._prices import OF_KERNELS, PLAIN_TORCH, Prices
 from mtu_fast._ops._route_costs import Forming, RouteCosts, cost_of
+from mtu_fast._ops._tiles import TILE
 from mtu_fast._ops.outer_ghost import outer_ghost
 
 
@@ -56,6 +57,16 @@ def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor], into: Into = ())
     outputs = right[0].shape[2], _rows_and_positions(distinct(right))
     formed = Forming(met, _rows_and_positions(left), inputs, outputs, left[0].dtype == WIDE)
     return _outer_cost(prices(left[0].device), formed)
+
+
+def meet_together(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    """Whether the positions of these blocks are to be met by one call with those of other parameters."""
+    price = prices(left[0].device)
+    # float64 products of all pairs are held
+    if price.call_apart == 0 or _rows_and_positions(left) ** 2 > TILE:
+        return False
+    cost = outer_cost(left, right)
+    return cost.ghost <= cost.direct + price.call_apart
 
 
 def _rows_and_positions(blocks: Sequence[Tensor]) -> int:

@@ -153,6 +153,11 @@ class Batch:
         ]
 
     @cached_property
+    def _numbers(self) -> Tensor:
+        """Those of the samples, `[N]`, the same for all tasks."""
+        return torch.arange(len(next(iter(self.losses.values()))), device=self.device)
+
+    @cached_property
     def sample_members(self) -> dict[str, Members]:
         """The same for rows per sample: where only a GPU knows of a kind whether it has samples, it stays."""
         if not self.flags.deferred:
@@ -200,8 +205,7 @@ class Batch:
 
     def roles(self, task: str, labelled: Labelled, dtype: torch.dtype) -> Roles:
         """Roles of the rows of a task's samples."""
-        loss, kind = self.losses[task], self.kind[task]
-        sample = torch.arange(len(loss), device=loss.device)
+        loss, kind, sample = self.losses[task], self.kind[task], self._numbers
         if labelled.at is not None:
             at = labelled.at
             # [R] of [N]: the sample keeps its number in the batch

@@ -75,13 +75,15 @@ class Addition:
         """Write `.grad`; nothing here can fail by what it is given."""
         for parameter, g in self.placed:
             parameter.grad = g
-        with torch.no_grad():  # a .grad may require one itself, as after create_graph
-            for grad, g in self.added:
-                grad.add_(g)
+        if self.added:
+            grads, added = zip(*self.added, strict=True)
+            with torch.no_grad():  # a .grad may require one itself, as after create_graph
+                torch._foreach_add_(grads, added)
 
     def run_hooks(self) -> None:
         """What users want done with `.grad`, as after `backward()`: last, since a hook may step the optimizer."""
-        for parameter in self.parameters:
+        hooked = [p for p in self.parameters if p._post_accumulate_grad_hooks]
+        for parameter in hooked:
             for hook in (parameter._post_accumulate_grad_hooks or {}).values():
                 hook(parameter)
 
@@ -99,13 +101,14 @@ def addition(gradients: Mapping[Tensor, Tensor], bad: Tensor | None = None) -> A
     owned: set[int] = set()
     placed, added = [], []
     for parameter, g in gradients.items():
-        if parameter.grad is None:
-            placed.append((parameter, _own(parameter, g.detach(), owned)))
-        elif parameter.grad.is_sparse:
+        grad = parameter.grad
+        if grad is None:
+            placed.append((parameter, _own(parameter, g, owned)))
+        elif grad.is_sparse:
             # in place a sparse gradient takes no dense one
-            placed.append((parameter, g.detach() + parameter.grad))
+            placed.append((parameter, g.detach() + grad))
         else:
-            added.append((parameter.grad, g.detach()))
+            added.append((grad, g.detach()))
     return Addition(tuple(gradients), placed, added)
 
 
@@ -166,6 +169,8 @@ def _with_values(g: Tensor, values: Tensor) -> Tensor:
 
 def _own(parameter: Tensor, g: Tensor, owned: set[int]) -> Tensor:
     """The gradient in memory that is its parameter's alone: autograd may hand out one twice, or expanded."""
+    if g.requires_grad:
+        g = g.detach()
     if g.is_sparse:
         return g
     where = g.untyped_storage().data_ptr()

@@ -22,7 +22,7 @@ class _Waiting:
     """Parameters whose products go in one call, by the rows that have them."""
 
     small: dict[Spans, list[list[Use]]] = field(default_factory=dict)
-    rank_one: dict[Spans, list[list[Outer]]] = field(default_factory=dict)
+    met: dict[tuple[Spans, together.Layout], list[list[Outer]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ def add_fresh(
         # what is known is of the last rows, which not every parameter has
         held = known if spans[-1][1] == last else 0
         _add_uses(found, waiting, spans, uses, precision, held)
-    for spans, several in waiting.rank_one.items():
+    for (spans, layout), several in waiting.met.items():
         # biases are a side of their weights' outer products
         beside = waiting.small.get(spans, [])
         held = known if spans[-1][1] == last else 0
-        part, waiting.small[spans] = together.rank_one_gram(several, beside, held)
+        part, waiting.small[spans] = together.gram_by_positions(several, beside, layout, held)
         found.add(spans, summed_gram(part, found.into(spans)))
     for spans, many in waiting.small.items():
         held = known if spans[-1][1] == last else 0
@@ -105,8 +105,8 @@ def _add_uses(
         uses = [use.grounded() for use in uses]
     if together.small(uses):
         waiting.small.setdefault(spans, []).append(uses)
-    elif outers := together.rank_one(uses):
-        waiting.rank_one.setdefault(spans, []).append(outers)
+    elif outers := together.by_positions(uses):
+        waiting.met.setdefault((spans, together.Layout.of(outers)), []).append(outers)
     else:
         found.add(spans, products.gram(uses, precision, held, found.into(spans)))
 

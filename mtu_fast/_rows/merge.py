@@ -37,8 +37,10 @@ def merge(uses: Sequence[Use]) -> Use:
 
 def aligned(uses: Sequence[Use]) -> bool:
     """Whether the uses share one chain and shape, so that they meet on this side of it."""
-    first = uses[0]
-    return all(use.shape == first.shape and use.chain == first.chain for use in uses[1:])
+    if len(uses) == 1:
+        return True
+    shape, chain = uses[0].shape, uses[0].chain
+    return all(u.shape == shape and (u.chain is chain or u.chain == chain) for u in uses[1:])
 
 
 def parts_of(use: Use) -> tuple[Use, ...]:

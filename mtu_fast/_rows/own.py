@@ -170,7 +170,8 @@ class OwnProducts(Whole):
             d = of_small.pop(j, None)
             if d is None:
                 d = vjp(uses, [weights.of(j, *piece) for piece in zip(spans, uses, strict=True)])
-            yield parameters[j], d.view(parameters[j].shape)
+            parameter = parameters[j]
+            yield parameter, d if d.shape == parameter.shape else d.view(parameter.shape)
 
     def _small(
         self, each: Mapping[int, tuple[Spans, list[Use]]], weights: _Weights, rounded: bool
@@ -190,7 +191,7 @@ class OwnProducts(Whole):
             parts = sums([each[j][1] for j in several], pieces, dtype)
             for j, d in zip(several, parts, strict=True):
                 first = each[j][1][0]
-                found[j] = first.chain.apply(d.view(first.shape))
+                found[j] = first.chain.apply(d if len(first.shape) == 1 else d.view(first.shape))
         return found
 
     def jvp(self, d: Mapping[Tensor, Tensor], groups: Groups) -> Tensor:

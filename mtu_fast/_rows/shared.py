@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from mtu_fast._checks.flags import Ledger
 from mtu_fast._ops._arguments import check_blocks
 
 PER = ("total", "layer", "tensor")
+version = attrgetter("_version")  # of a tensor: how often it was written to in place
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Shared:
 
     def versions(self) -> tuple[int, ...]:
         """Changes whenever a parameter is written in place."""
-        return tuple([p._version for p in self.owners or self.parameters])
+        return tuple(map(version, self.owners or self.parameters))
 
     def named(self) -> dict[str, Tensor]:
         """{name: parameter}, as the model has them."""
@@ -51,6 +53,8 @@ class Shared:
 
     def groups(self, per: str) -> list[list[int]]:
         """Indices of the parameters of each group: all, those of one module, or one."""
+        if per == "total":
+            return [list(range(len(self.names)))]
         found: dict[str, list[int]] = {}
         for j, key in enumerate(self.keys(per)):
             found.setdefault(key, []).append(j)

@@ -67,13 +67,12 @@ class Solved:
             yield (self.weights.abs() * lengths).sum(-1).to(_widest(d))
         else:
             yield self.weights
-        for g in d.values():
-            if self.gram is None or self.constraint is not None or g.dtype.itemsize < 4:
-                yield g
+        sure = self.gram is not None and self.constraint is None
+        yield from [g for g in d.values() if not sure or g.dtype.itemsize < 4]
 
 
 def _widest(d: Direction) -> torch.dtype:
-    return max((g.dtype for g in d.values()), key=_largest, default=torch.float64)
+    return max({g.dtype for g in d.values()}, key=_largest, default=torch.float64)
 
 
 def _largest(dtype: torch.dtype) -> float:

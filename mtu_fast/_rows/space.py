@@ -84,7 +84,7 @@ class Space:
         Raises:
             RuntimeError: one is new to the model, and `params` do not say whether it is shared.
         """
-        unknown = [p for p in leaves if not self._is_known(p)]
+        unknown = [p for p in leaves if id(p) not in self._inside and not self._is_known(p)]
         if not unknown:
             return False
         names = self._names()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast._checks.flags import Flags
-from mtu_fast._rows.shared import Shared
+from mtu_fast._rows.shared import Shared, version
 from mtu_fast._rows.uses import Dense, Use
 from mtu_fast.methods import SUBSPACE, Roles
 
@@ -121,6 +121,7 @@ class TaskRows:
     formed: Formed | None = None
     weighted: dict[Tensor, Tensor] = field(default_factory=dict)
     joined: Joined | None = None
+    _held: list[Tensor] | None = field(default=None, init=False, repr=False)
 
     @staticmethod
     def of(
@@ -132,8 +133,11 @@ class TaskRows:
         mean_of: Tensor | None = None,
     ) -> TaskRows:
         """Rows taken now."""
-        versions = shared.versions(), _versions(uses)
-        return TaskRows(roles, uses, outside, versions, flags=tuple(flags), mean_of=mean_of)
+        held = _held_by(uses)
+        versions = shared.versions(), _versions(held)
+        found = TaskRows(roles, uses, outside, versions, flags=tuple(flags), mean_of=mean_of)
+        found._held = held
+        return found
 
     @staticmethod
     def lasting(roles: Roles, uses: dict[int, Use], shared: Shared, kind: int) -> TaskRows:
@@ -160,12 +164,14 @@ class TaskRows:
     def use_up(self) -> None:
         """Let go of what the rows hold, unless they are persistent."""
         if not self.persistent:
-            self.spent, self.formed = True, None
+            self.spent, self.formed, self._held = True, None, None
             self.uses, self.outside, self.weighted = {}, {}, {}
 
     def changed(self) -> bool:
         """Whether something that the uses hold was written to since."""
-        return self.versions[1] != _versions(self.uses)
+        if self._held is None:
+            self._held = _held_by(self.uses)
+        return self.versions[1] != _versions(self._held)
 
     @property
     def factors(self) -> frozenset[int]:
@@ -175,7 +181,7 @@ class TaskRows:
     def only(self, chosen: Container[int]) -> TaskRows:
         """The same rows of some parameters alone."""
         uses = {j: use for j, use in self.uses.items() if j in chosen}
-        return replace(self, uses=uses, versions=(self.versions[0], _versions(uses)))
+        return replace(self, uses=uses, versions=(self.versions[0], _versions(_held_by(uses))))
 
     def has(self, kind: int) -> bool:
         """Whether there are rows of a kind, on any rank."""
@@ -208,16 +214,17 @@ def uses_of_each(
 ) -> dict[int, tuple[Spans, list[Use]]]:
     """The same of some parameters, of those that have any, in their order."""
     spans = _spans(parts)
+    tables = [part.uses for part in parts]
+    if all(table.keys() == tables[0].keys() for table in tables[1:]):
+        # mostly: every part reaches the same parameters
+        return {j: (spans, [table[j] for table in tables]) for j in group if j in tables[0]}
     found: dict[int, tuple[Spans, list[Use]]] = {}
     for j in group:
         uses = [part.uses[j] for part in parts if j in part.uses]
         if not uses:
             continue
-        if len(uses) == len(parts):  # mostly: every part reaches the parameter
-            found[j] = spans, uses
-        else:
-            there = zip(parts, spans, strict=True)
-            found[j] = tuple([span for part, span in there if j in part.uses]), uses
+        there = zip(parts, spans, strict=True)
+        found[j] = tuple([span for part, span in there if j in part.uses]), uses
     return found
 
 
@@ -281,7 +288,7 @@ def _renumbered(roles: Roles, tasks: tuple[str, ...]) -> Tensor:
     places = [tasks.index(task) for task in roles.tasks]
     first = places[0] if places else 0
     if places == list(range(first, first + len(places))):
-        return roles.task + first
+        return roles.task + first if first else roles.task
     # numbers that are written there, not brought there
     return torch.stack([roles.task.new_full((), place) for place in places])[roles.task]
 
@@ -290,5 +297,9 @@ def _of_subspace(roles: Roles) -> Roles:
     return replace(roles, kind=torch.full_like(roles.kind, SUBSPACE))
 
 
-def _versions(uses: dict[int, Use]) -> tuple[int, ...]:
-    return tuple([t._version for use in uses.values() for t in use.tensors])
+def _held_by(uses: Mapping[int, Use]) -> list[Tensor]:
+    return [t for use in uses.values() for t in use.tensors]
+
+
+def _versions(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(map(version, tensors))

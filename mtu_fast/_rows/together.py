@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mtu_fast._ops import gram as op
-from mtu_fast._ops._blocks import cast, memory
+from mtu_fast._ops._blocks import cast, same
 from mtu_fast._ops._tiles import buffer
 from mtu_fast._rows.merge import aligned
 from mtu_fast._rows.products import only
 from mtu_fast._rows.uses import Dense, Gather, Outer, Several, Use
+from mtu_fast._rows.uses.outer import flattened, positions_first
 
 # Numbers of a row: below, calls cost more than the work, and parameters are taken together.
 SMALL = 1 << 14
@@ -29,10 +31,23 @@ def is_table(use: Use) -> bool:
     )
 
 
-def rank_one(uses: Sequence[Use]) -> list[Outer]:
-    """The uses if their rows are outer products of one position in one space, else nothing."""
+def by_positions(uses: Sequence[Use]) -> list[Outer]:
+    """The uses if their rows are sums of outer products in one space that are met position by position, else nothing.
+
+    Those of one position are. Of more, where products of all positions cost so little more than what
+    else there is that a call saved pays for it, and all rows have as many.
+    """
+    if type(uses[0]) is not Outer:
+        return []
     outers = only(Outer, uses) if aligned(uses) else []
-    return outers if all(u.left.shape[1] == 1 for u in outers) else []
+    if not outers:
+        return []
+    positions = outers[0].left.shape[1]
+    if any(u.left.shape[1] != positions for u in outers):
+        return []
+    if positions == 1 or op.meet_together([u.left for u in outers], [u.right for u in outers]):
+        return outers
+    return []
 
 
 def multiplies(use: Use) -> bool:
@@ -42,16 +57,37 @@ def multiplies(use: Use) -> bool:
     return not (isinstance(use, Dense) and prod(use.shape) <= SMALL)
 
 
-def rank_one_gram(
-    parameters: Sequence[Sequence[Outer]], beside: Sequence[list[Use]], known: int = 0
+class Layout(NamedTuple):
+    """How sides `[R, S, width]` lie in memory that are met position by position.
+
+    Attributes:
+        positions: S.
+        first: whether positions come first, and rows within them.
+    """
+
+    positions: int
+    first: bool
+
+    @staticmethod
+    def of(uses: Sequence[Outer]) -> Layout:
+        """That of all uses."""
+        positions = uses[0].left.shape[1]
+        return Layout(positions, all(positions_first(use.left, use.right) for use in uses))
+
+
+def gram_by_positions(
+    parameters: Sequence[Sequence[Outer]],
+    beside: Sequence[list[Use]],
+    layout: Layout,
+    known: int = 0,
 ) -> tuple[Tensor, list[list[Use]]]:
-    """The sum of `gram` over parameters with uses of rank one by the same rows: one call for all of them.
+    """The sum of `gram` over parameters that meet position by position in the same rows: one call for all of them.
 
     Parameters of explicit rows `beside` them that are a side of the outer products (a bias) join as
     products with 1, the products of that side being known; the others are handed back. Products of
     the last `known` rows with one another are left out.
     """
-    pairs = [_sides(uses) for uses in parameters]
+    pairs = [_sides(uses, layout) for uses in parameters]
     biases, others = _biases(pairs, beside)
     left: list[Tensor] = []
     right: list[Tensor] = []
@@ -63,7 +99,21 @@ def rank_one_gram(
             left += of_left
             right += of_right
             count += 1
-    return op.rank_one_gram.unchecked(left, right, count, known), others
+    gram = op.rank_one_gram.unchecked(left, right, count, known * layout.positions)
+    if layout.positions > 1:
+        # G[r, q] = Σ_{s,u} (left_rs · left_qu) (right_rs · right_qu)
+        counts = [use.count for use in parameters[0]]
+        gram = _positions_summed(_positions_summed(gram, counts, layout).T, counts, layout)
+    return gram, others
+
+
+def _positions_summed(gram: Tensor, counts: Sequence[int], layout: Layout) -> Tensor:
+    """`[R, …]` of `[R·S, …]`, blocks of so many rows one after the other."""
+    if not layout.first:
+        return gram.view(-1, layout.positions, gram.shape[1]).sum(1)
+    blocks = gram.split([layout.positions * count for count in counts])
+    sums = [block.view(layout.positions, -1, gram.shape[1]).sum(0) for block in blocks]
+    return torch.cat(sums) if len(sums) > 1 else sums[0]
 
 
 _Sides = tuple[list[Tensor], list[Tensor]]
@@ -73,36 +123,41 @@ def _biases(
     pairs: Sequence[_Sides], beside: Sequence[list[Use]]
 ) -> tuple[dict[int, list[_Sides]], list[list[Use]]]:
     """By the pair whose side they are, explicit rows as products with 1; and those that are no side."""
-    of_side: dict[object, int] = {}
+    of_side: dict[tuple[int, ...], tuple[int, Sequence[Tensor]]] = {}
     for at, pair in enumerate(pairs):
         for side in pair:
-            of_side[_memory(side)] = at
+            of_side[_begin(side)] = at, side
     one = pairs[0][0][0].new_ones(())
     found: dict[int, list[_Sides]] = {}
     others = []
     for uses in beside:
         rows = [use.matrix() for use in uses]
-        known = of_side.get(_memory(rows))
-        if known is None:
-            others.append(uses)
-        else:
+        at, known = of_side.get(_begin(rows), (0, ()))
+        if known and all(map(same, rows, known)):
             # one number for all: the products of ones are made once
             ones = [one.expand(len(t), 1) for t in rows]
-            found.setdefault(known, []).append((rows, ones))
+            found.setdefault(at, []).append((rows, ones))
+        else:
+            others.append(uses)
     return found, others
 
 
-def _memory(side: Sequence[Tensor]) -> object:
-    return tuple(map(memory, side))
+def _begin(side: Sequence[Tensor]) -> tuple[int, ...]:
+    """Where the blocks of a side begin in memory."""
+    return tuple([t.data_ptr() for t in side])
 
 
-def _sides(uses: Sequence[Outer]) -> _Sides:
-    return [u.left[:, 0] for u in uses], [u.right[:, 0] for u in uses]
+def _sides(uses: Sequence[Outer], layout: Layout) -> _Sides:
+    first = layout.first
+    return [flattened(u.left, first) for u in uses], [flattened(u.right, first) for u in uses]
 
 
 def small(uses: Sequence[Use]) -> bool:
     """Whether the uses are few explicit numbers a row in one space: taken together with others (`side_by_side`)."""
-    return bool(only(Dense, uses)) and prod(uses[0].shape) <= SMALL and aligned(uses)
+    first = uses[0]
+    if type(first) is not Dense or prod(first.shape) > SMALL:
+        return False
+    return len(uses) == 1 or (bool(only(Dense, uses)) and aligned(uses))
 
 
 def side_by_side(parameters: Sequence[Sequence[Use]]) -> Iterator[list[Tensor]]:
@@ -146,12 +201,18 @@ def _joined(parameters: Sequence[Sequence[Tensor]]) -> list[Tensor]:
 
 def _portions(parameters: Sequence[Sequence[Use]]) -> Iterator[list[list[Tensor]]]:
     """Rows `[R_i, P]` of the uses of each parameter, some parameters at a time: joined they are a copy."""
+    every = [[use.matrix() for use in uses] for uses in parameters]
+    if not every:
+        return
+    most = buffer(every[0][0].device)
+    if sum(t.numel() for rows in every for t in rows) <= most:
+        yield every
+        return
     some: list[list[Tensor]] = []
     taken = 0
-    for uses in parameters:
-        rows = [use.matrix() for use in uses]
+    for rows in every:
         size = sum(t.numel() for t in rows)
-        if some and taken + size > buffer(rows[0].device):
+        if some and taken + size > most:
             yield some
             some, taken = [], 0
         some.append(rows)

@@ -85,9 +85,9 @@ def _joined(u: Use, w: Tensor, v: Use, of_v: Tensor | None) -> Use | None:
 def _join_outer(u: Outer, w: Tensor, v: Outer, of_v: Tensor | None) -> Outer | None:
     # Σ w (a ⊗ b) + Σ v (a ⊗ c) = Σ a ⊗ (w b + v c)
     if same(u.left, v.left):
-        return replace(u, right=weigh(u.right, w, weigh(v.right, of_v)))
+        return Outer(u.shape, u.left, weigh(u.right, w, weigh(v.right, of_v)), chain=u.chain)
     if same(u.right, v.right):
-        return replace(u, left=weigh(u.left, w, weigh(v.left, of_v)))
+        return Outer(u.shape, weigh(u.left, w, weigh(v.left, of_v)), u.right, chain=u.chain)
     return None
 
 

@@ -36,7 +36,10 @@ class Written:
         """Warn once where `.grad` is as the projection before left it."""
         if self._mark is None or self._said or not _projects(method):
             return
-        if not any(_is_as_marked(p.grad, self._mark) for p in parameters):
+        # mostly it was let go of
+        if self._mark.grad() is None or not any(
+            _is_as_marked(p.grad, self._mark) for p in parameters
+        ):
             return
         self._said = True
         warn(

@@ -252,14 +252,16 @@ def has_default_outside(method: Method) -> bool:
     return type(method).outside is Method.outside
 
 
+KNOWN = {"per": get_args(Per), "granularity": get_args(Granularity)}
+
+
 def check_flags(method: Method) -> None:
     """What a method says of itself is one of the known words.
 
     Raises:
         TypeError: it is not.
     """
-    known = {"per": get_args(Per), "granularity": get_args(Granularity)}
-    for name, words in known.items():
+    for name, words in KNOWN.items():
         value = getattr(method, name)
         if not is_one_of(value, words):
             expected = ", ".join(map(repr, words))

@@ -47,6 +47,8 @@ def test_float32_products_are_right_and_a_line_each(capsys: pytest.CaptureFixtur
     assert_close(float32_products.by_vendor(rows), wanted, rtol=0, atol=1e-6 * 1100)
     assert min(float32_products.main(["--quick"])) > 0
     assert capsys.readouterr().out.count("rows: float64") == len(float32_products.TILES)
+
+
 def test_small_nets_print_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert min(small_nets.main(["--quick", "--repeats", "3"])) > 1
     assert capsys.readouterr().out.count("plain steps") == 2

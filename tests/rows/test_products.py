@@ -302,10 +302,37 @@ def test_parameters_of_rank_one_meet_in_one_call_and_take_their_biases_along() -
     weights = [Outer((6, 4), left, right), Outer((6, 3), left, draw(R, 1, 3))]
     bias, apart = Dense((6,), left[:, 0]), Dense((3,), other)
     copied = replace(bias, rows=left[:, 0].clone())
-    G, rest = together.rank_one_gram([[use] for use in weights], [[bias], [apart], [copied]])
+    layout, beside = together.Layout.of(weights), [[bias], [apart], [copied]]
+    G, rest = together.gram_by_positions([[use] for use in weights], beside, layout)
     assert len(rest) == 2 and rest[0][0] is apart and rest[1][0] is copied
     J = torch.cat([rows_of(use) for use in [*weights, bias]], 1)
     assert relative_error(G, J @ J.T) <= CLOSE
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_parameters_of_several_positions_meet_in_one_call(first: bool) -> None:
+    """Rows of three tasks, of unequal numbers, whose positions lie in memory before rows or behind them."""
+
+    def side(rows: int, width: int) -> Tensor:
+        return draw(3, rows, width).transpose(0, 1) if first else draw(rows, 3, width)
+
+    counts = (R, 2, 5)
+    parameters = [
+        [Outer((n, m), side(count, n), side(count, m)) for count in counts]
+        for n, m in ((4, 2), (3, 5))
+    ]
+    layouts = {together.Layout.of(uses) for uses in parameters}
+    assert layouts == {together.Layout(3, first)}
+    G, rest = together.gram_by_positions(parameters, [], layouts.pop())
+    assert not rest
+    J = torch.cat([torch.cat([rows_of(use) for use in uses]) for uses in parameters], 1)
+    assert relative_error(G, J @ J.T) <= CLOSE
+
+
+def test_few_positions_meet_with_those_of_other_parameters_and_many_do_not() -> None:
+    few, many = make("outer"), Outer((6, 4), draw(R, 512, 6), draw(R, 512, 4))
+    assert together.by_positions([few]) == [few] and not together.by_positions([many])
+    assert not together.by_positions([few, many]) and not together.by_positions([make("dense")])
 
 
 def test_small_rows_are_joined_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

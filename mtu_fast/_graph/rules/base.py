@@ -21,9 +21,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mtu_fast._graph.rowmap import RowMap
+from mtu_fast._graph.rowmap import RowMap, Summing
 from mtu_fast._graph.table import Table
-from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._ops._blocks import cast, working_dtype
 from mtu_fast._rows.uses import Dense, Use
 
 Shape = tuple[int, ...]
@@ -60,12 +60,13 @@ def rule(names: str, slots: Container[int] = range(3)) -> Callable[[Rule], Rule]
         ) -> dict[int, Use]:
             b, rows = grads[0], maps[0]
             # a gradient of another output adds to the input's, which a rule does not see
-            if b is None or rows is None or any(g is not None for g in grads[1:]):
+            if b is None or rows is None:
+                return {}
+            if len(grads) > 1 and any(g is not None for g in grads[1:]):
                 return {}
             uses: dict[int, Use] = {}
             for slot, shape in wanted.items():
-                use = function(node, slot, shape, b, rows) if slot in slots else None
-                if use is not None:
+                if slot in slots and (use := function(node, slot, shape, b, rows)) is not None:
                     uses[slot] = use
             return uses
 
@@ -95,19 +96,35 @@ def summed(b: Tensor, rows: RowMap, shape: tuple[int, ...]) -> Dense | None:
         Rows `[N, *shape]`; None where the parameter varies along the row dimension, so that
         positions of one row are not alike.
     """
+    key = shape, b.shape
+    how = rows.sums.get(key)
+    if how is None:
+        how = rows.sums[key] = summing(b, rows, shape)
+    if not how.over:
+        return None
+    dtype = working_dtype(b)
+    whole = (rows.count, *shape)
+    # With nothing to add the rows are b itself, but for one that would keep a larger tensor alive.
+    if how.alone and b.untyped_storage().nbytes() <= b.numel() * b.element_size():
+        found = cast(b if how.same else rows.split(b, how.dim), dtype)
+    else:
+        found = rows.split(b, how.dim).sum(how.over, dtype=dtype)
+    return Dense(shape, found if found.shape == whole else found.reshape(whole))
+
+
+def summing(b: Tensor, rows: RowMap, shape: tuple[int, ...]) -> Summing:
+    """How `summed` sums gradients of this shape: over nothing where it cannot."""
     if rows.dim is None:
-        return None
-    at = rows.dim - b.dim() + len(shape)  # the row dimension, counted in the parameter's shape
+        return Summing(0)
+    missing = b.dim() - len(shape)
+    at = rows.dim - missing  # the row dimension, counted in the parameter's shape
     if at >= 0 and shape[at] != 1:
-        return None
+        return Summing(0)
     parts = rows.split(b, rows.dim)  # [N, S, …]
-    kept = [1] * (b.dim() - len(shape)) + list(shape)
+    kept = [1] * missing + list(shape)
     del kept[rows.dim]
     # positions of a row, and what the parameter broadcasts
-    over = [1] + [d + 2 for d, size in enumerate(kept) if size == 1]
-    dtype = working_dtype(b)
-    nothing_to_add = all(parts.shape[d] == 1 for d in over)
-    # With nothing to add the rows are b itself, but for one that would keep a larger tensor alive.
-    if nothing_to_add and b.untyped_storage().nbytes() <= b.numel() * b.element_size():
-        return Dense(shape, parts.to(dtype).reshape(rows.count, *shape))
-    return Dense(shape, parts.sum(over, dtype=dtype).view(rows.count, *shape))
+    over = (1, *(d + 2 for d, size in enumerate(kept) if size == 1))
+    alone = all(parts.shape[d] == 1 for d in over)
+    in_order = rows.dim == 0 and rows.inner > 0
+    return Summing(rows.dim, over, alone, alone and in_order and b.shape == (rows.count, *shape))

@@ -123,8 +123,11 @@ def whiten(G: Tensor, tol: float) -> tuple[Tensor, Tensor]:
 
 
 def serving(op: Op[..., Any], G: Tensor) -> Callable[..., Any]:
-    """The op, or its reference where the CUDA kernels do not reach: more rows, or devices before sm_80."""
+    """The op, or its reference where the CUDA kernels do not reach: more rows, or devices before sm_80.
+
+    Whatever serves looks at its arguments itself.
+    """
     if not G.is_cuda:
-        return op
+        return op.unchecked
     new_enough = torch.cuda.get_device_capability(G.device) >= (8, 0)
-    return op if new_enough and G.shape[-1] <= MOST_ROWS else op.reference
+    return op.unchecked if new_enough and G.shape[-1] <= MOST_ROWS else op.reference

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -48,8 +48,11 @@ DIRECT = Chain()
 
 
 @dataclass(frozen=True)
-class Use(ABC):
-    """Row gradients of one parameter at one place of the graph."""
+class Use:
+    """Row gradients of one parameter at one place of the graph; an abstract class.
+
+    Not an `ABC`: of those, asking an instance for its kind takes as long as an op.
+    """
 
     shape: tuple[int, ...]
     chain: Chain = field(default=DIRECT, kw_only=True)
@@ -197,7 +200,9 @@ class Dense(Use):
         return self.rows.dtype
 
     def matrix(self) -> Tensor:
-        return self.rows.reshape(self.count, prod(self.shape))
+        return (
+            self.rows if self.rows.dim() == 2 else self.rows.reshape(self.count, prod(self.shape))
+        )
 
     @property
     def unit(self) -> int:

@@ -14,6 +14,18 @@ from mtu_fast._rows.uses.base import Use, weigh
 from mtu_fast._rows.uses.sketch import norms, ranged, signs, sketched
 
 
+def positions_first(left: Tensor, right: Tensor) -> bool:
+    """Whether positions of two sides `[R, S, width]` lie in memory before rows: sequence-first layers."""
+    if left.shape[1] == 1:
+        return False
+    return left.stride(0) < left.stride(1) and right.stride(0) < right.stride(1)
+
+
+def flattened(side: Tensor, first: bool) -> Tensor:
+    """A side `[R, S, width]` as `[R·S, width]`, or `[S·R, width]` where positions come `first`."""
+    return (side.transpose(0, 1) if first else side).flatten(0, 1)
+
+
 @dataclass(frozen=True)
 class Outer(Use):
     """Rows `Σ_s left[r, s] ⊗ right[r, s]` of a matrix: left `[R, S, A]`, right `[R, S, B]`, prod(shape) = A·B."""
@@ -58,17 +70,19 @@ class Outer(Use):
     def weighted(self, w: Tensor | None) -> Tensor:
         # positions and rows are one contraction: a single GEMM, [A, R·S] @ [R·S, B]
         left, right = self.weighted_sides(w)
-        return (left.T @ right).view(self.shape)
+        found = left.T @ right
+        return found if found.shape == self.shape else found.view(self.shape)
 
     def weighted_sides(self, w: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`[R·S, A]` and `[R·S, B]` with the weights in the smaller side, both in one dtype."""
+        """`[R·S, A]` and `[R·S, B]` with the weights in the smaller side, both in one dtype and one order."""
         if self.left.shape[2] <= self.right.shape[2]:
             left = weigh(self.left, w)
             right = cast(self.right, left.dtype)
         else:
             right = weigh(self.right, w)
             left = cast(self.left, right.dtype)
-        return left.flatten(0, 1), right.flatten(0, 1)
+        first = positions_first(left, right)
+        return flattened(left, first), flattened(right, first)
 
     def inner(self, d: Tensor) -> Tensor:
         return outer_inner(self.left, self.right, d.view(self.left.shape[2], self.right.shape[2]))
@@ -90,4 +104,4 @@ class Outer(Use):
 
     def transposed(self) -> Outer:
         """The same rows as a use of the transposed matrix."""
-        return replace(self, shape=self.shape[::-1], left=self.right, right=self.left)
+        return Outer(self.shape[::-1], self.right, self.left, chain=self.chain)
