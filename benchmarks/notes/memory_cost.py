@@ -8,7 +8,9 @@ benchmarks. Processor times, medians; the ratio is the median over pairs of neig
 
 The least that a step with a full memory could take: its forward and its rows as factors, measured; the
 products of V rows with one another and with K kept ones, where both reach a parameter, at the speed of a
-large product in float64; and all rows read twice, for G and for Jᵀ w.
+large product in float64; and all explicit rows read twice, for G and for Jᵀ w. Of parameters that are kept
+as factors a product of two rows is one of their positions, where that is less, and Jᵀ w a sum over the
+positions of all rows, at the speed of a large product in float32.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -26,6 +29,7 @@ import mtu_fast as mtu
 from benchmarks import cases, models
 from benchmarks.protocol import draw
 from mtu_fast._rows.block import Block
+from mtu_fast._rows.uses import Gather, Outer, Use
 from mtu_fast.unlearning import metrics
 
 BATCHES = 6
@@ -37,6 +41,19 @@ class Ready(NamedTuple):
     losses: dict[str, Tensor]
     mask: Mapping[str, Tensor]
     present: Mapping[str, Tensor] | None
+
+
+class Sizes(NamedTuple):
+    """Of a parameter: V and K, its numbers, those that a product of two rows takes, and those that Jᵀ w adds of a row.
+
+    The last is 0 of explicit rows, which are read.
+    """
+
+    own: int
+    kept: int
+    numbers: int
+    product: int
+    added: int
 
 
 class Steps:
@@ -76,8 +93,8 @@ class Steps:
         self.engines[True].rows(losses, forget=mask, present=there)
         return time.process_time() - began
 
-    def of_parameters(self) -> Iterator[tuple[int, int, int]]:
-        """(V, K, numbers) of each parameter: rows of a step that reach it, means of those to forget, and kept rows."""
+    def of_parameters(self) -> Iterator[Sizes]:
+        """What each parameter's products take: of a step's rows, means of those to forget, and kept rows."""
         mask, block = self.forwards[0]().mask, self.memory.held.block
         assert isinstance(block, Block)
         for j, parameter in enumerate(self.model.parameters()):
@@ -85,7 +102,20 @@ class Steps:
             own = sum(int((~mask[t]).sum()) + bool(mask[t].any()) for t in tasks)
             of_tasks = torch.tensor([block.roles.tasks.index(t) for t in tasks])
             kept = int(torch.isin(block.roles.task, of_tasks).sum())
-            yield own, kept, parameter.numel()
+            use = block.pieces[-1].factors.get(j)
+            yield Sizes(own, kept, parameter.numel(), *_of_factors(use, parameter.numel()))
+
+
+def _of_factors(use: Use | None, numbers: int) -> tuple[int, int]:
+    """Numbers of a product of two rows, and those that a row's factors add to a sum."""
+    if use is None:
+        return numbers, 0
+    positions = use.tensors[-1].shape[1]
+    if isinstance(use, Gather):
+        return numbers, positions * use.tensors[-1].shape[2]
+    if not isinstance(use, Outer):
+        return numbers, positions * prod(use.tensors[-1].shape[3:]) * numbers
+    return min(numbers, positions**2 * sum(use.shape)), positions * numbers
 
 
 def on_data(name: str) -> Steps:
@@ -137,20 +167,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     plain, kept = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
     ratio = statistics.median(full / bare for bare, full in pairs)
     sizes = list(steps.of_parameters())
-    V, K, P = max(v for v, _, _ in sizes), len(steps.memory), sum(n for _, _, n in sizes)
+    V, K, P = max(s.own for s in sizes), len(steps.memory), sum(s.numbers for s in sizes)
     print(f"{options.data}: V = {V}, K = {K}, P = {P}, {steps.memory}")
     print(f"OrthoGrad {plain:.0f} ms, with a full memory {kept:.0f} ms, ratio {ratio:.2f}")
     rows = statistics.median(steps.taken(i) for _ in range(options.rounds) for i in range(BATCHES))
-    flop = 2 * sum((v * (v + 1) // 2 + v * k) * n for v, k, n in sizes)
-    large = torch.randn(1024, 1024, dtype=torch.float64)
-    products = flop * timed(lambda: large @ large, options.rounds) / (2 * 1024**3)
-    explicit = torch.randn(V + K, P)
+    flop = 2 * sum((s.own * (s.own + 1) // 2 + s.own * s.kept) * s.product for s in sizes)
+    added = 2 * sum((s.own + s.kept) * s.added for s in sizes)
+    products = flop / speed(torch.float64, options.rounds)
+    sums = added / speed(torch.float32, options.rounds)
+    explicit = torch.randn(V + K, sum(s.numbers for s in sizes if not s.added))
     reading = 2 * timed(explicit.sum, options.rounds)
-    least = rows + products + reading
+    least = rows + products + sums + reading
     print(
-        f"least: rows {1e3 * rows:.0f} ms, products of {flop / 1e9:.2f} GFLOP {1e3 * products:.0f} ms, "
-        f"reading {1e3 * reading:.0f} ms, together {1e3 * least:.0f} ms, ratio {1e3 * least / plain:.2f}"
+        f"least: rows {1e3 * rows:.0f} ms, products of {flop / 1e9:.2f} GFLOP {1e3 * products:.0f} ms, sums of "
+        f"{added / 1e9:.2f} GFLOP {1e3 * sums:.0f} ms, reading {1e3 * reading:.0f} ms, together {1e3 * least:.0f} ms, "
+        f"ratio {1e3 * least / plain:.2f}"
     )
+
+
+def speed(dtype: torch.dtype, rounds: int) -> float:
+    """FLOP a second of a large product."""
+    large = torch.randn(1024, 1024, dtype=dtype)
+    return 2 * 1024**3 / timed(lambda: large @ large, rounds)
 
 
 if __name__ == "__main__":

@@ -67,12 +67,13 @@ def views_of_parameters(graph: Graph) -> set[int]:
 
 def through_chain(graph: Graph, chain: Sequence[Edge], use: Use) -> Use:
     """The use with the map from its space to the parameter's: views and casts, as (node, output)."""
+    chain = [edge for edge in chain if not _casts(graph, edge[0])]
     if not chain:
         return use
-    last = chain[-1][0]
+    first, last = chain[0][0], chain[-1][0]
     # (a ⊗ b)ᵀ = b ⊗ a: the two sides of an outer product change places
-    if len(chain) == 1 and _transposes(graph, last) and isinstance(use, Outer):
-        return use.transposed()
+    if isinstance(use, Outer) and _transposes(graph, first):
+        return through_chain(graph, chain[1:], use.transposed())
     if graph.names[last] == "SelectBackward0" and graph.nodes[last]._saved_dim == 0:
         part = through_chain(graph, chain[:-1], use)
         # a block of a stack: uses of several blocks then meet without becoming rows
@@ -81,6 +82,14 @@ def through_chain(graph: Graph, chain: Sequence[Edge], use: Use) -> Use:
     # equal keys are equal maps: such uses may be added before the chain is walked
     key = tuple((graph.names[i], k, integers(graph.nodes[i])) for i, k in chain)
     return replace(use, chain=Chain(key, partial(_apply_chain, graph, chain)))
+
+
+def _casts(graph: Graph, i: int) -> bool:
+    """Whether a node changes a dtype alone, as autocast does: rows have the same numbers on both sides."""
+    if graph.names[i] != "ToCopyBackward0":
+        return False
+    sides = [graph.outputs[j][k] for j, k in ((i, 0), *graph.below(i))]
+    return len({side.device for side in sides}) == 1
 
 
 def _transposes(graph: Graph, i: int) -> bool:

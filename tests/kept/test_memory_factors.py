@@ -202,6 +202,30 @@ def test_half_precision_factors_are_exact_rows() -> None:
     assert relative_error(memory.join(fresh).gram(), J @ J.T) <= 1e-6
 
 
+def test_under_autocast() -> None:
+    """Casts of a weight are no views of it: activations are kept in the dtype that the step had them in."""
+    net, engine = build(Deep, torch.float32)
+    memory = mtu.Memory(12, every=1)
+
+    def losses(seed: int) -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return net.losses(batch(seed, torch.float32))
+
+    for seed in range(4):
+        clear(list(net.parameters()))
+        engine.backward(losses(seed), mtu.OrthoGrad(0.3), forget=MASK, memory=memory)
+        assert kept_as_factors(memory) == FACTORS[Deep]
+        move(net)
+    block, kept = memory.held.block, memory.held.rows
+    assert block is not None and kept is not None
+    (piece,) = block.pieces
+    dtypes = {t.dtype for use in piece.factors.values() for t in use.tensors}
+    assert torch.bfloat16 in dtypes
+    fresh = engine.rows(losses(9), forget=MASK)
+    J = torch.cat([explicit(fresh), explicit(kept)])
+    assert relative_error(memory.join(fresh).gram(), J @ J.T) <= 1e-6
+
+
 def test_rows_of_two_loaders_and_micro_batches() -> None:
     found = []
     for parts in (1, 2, 3):
