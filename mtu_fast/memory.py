@@ -55,10 +55,14 @@ class Memory:
 
     `engine.backward(losses, method, forget=mask, memory=memory)` joins them to the step's rows, as
     constraints of a method that `takes_memory`, and keeps the step's own retain rows for later.
-    They are explicit, gradients of the point where they were taken: 4 K P bytes in float32. A step
-    with them costs (R + T) K P products more, R its own retain rows and T the tasks to be forgotten,
-    of the parameters that both rows reach: those of kept rows with one another are known from the
-    steps that took them in.
+    They are gradients of the point where they were taken, of each parameter in the form that takes
+    fewer bytes and no more time: explicit, or as the activations and output gradients whose products
+    they are. Of a linear layer A x B at S positions a row takes 4 min(A B, S (A + B)) bytes in
+    float32, and a product of two of them A B multiply-adds, or A + B of one position. Explicit are
+    parameters of up to 4096 numbers, those used behind views of them or in several ways, and where
+    products of factors would cost more. A step makes (R + T) K products more, R its own retain rows
+    and T the tasks to be forgotten, of the parameters that both rows reach: those of kept rows with
+    one another are known from the steps that took them in.
 
     Args:
         size: rows to hold, K; by default four times the retain rows of the first step.
@@ -68,14 +72,15 @@ class Memory:
             forgetting would harm most, of largest ⟨g_i, f⟩ / |g_i| with f the mean forget gradient
             of the step ("conflicting").
         per_task: whether `size` is divided evenly among the tasks.
-        budget: bytes that the rows may take, those of all ranks together; K is lower where they
-            would take more.
+        budget: bytes that the rows may take as they are held, those of all ranks together; K is
+            lower where they would take more.
         basis: hold an orthonormal basis Q of the rows too, made anew whenever rows are taken in,
             and let its vectors be the constraints.
         rank: the most dimensions of the basis.
         energy: share of Σσ² of the rows that the basis must hold.
-        dtype: of what is held; by default that of the parameters. torch.bfloat16 takes half the
-            memory of float32; the step's own rows stay exact constraints.
+        dtype: of what is held; by default that of the parameters, and of the step's activations.
+            torch.bfloat16 takes half the memory of float32; the step's own rows stay exact
+            constraints.
 
     Attributes:
         held: what is held, a value; a loop of your own that undoes steps assigns the one from
