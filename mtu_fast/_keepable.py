@@ -78,13 +78,20 @@ class Keepable:
         return self._like([self._products.given(part)])
 
     @without_autocast
-    def taken(self, at: Tensor, beside: Any = None, dtype: torch.dtype | None = None) -> Kept:
+    def taken(
+        self,
+        at: Tensor,
+        beside: Any = None,
+        dtype: torch.dtype | None = None,
+        smallest: bool = False,
+    ) -> Kept:
         """The retain rows at these indices, to go on with those that were taken before.
 
         Args:
             at: int64 `[K]`, ascending.
             beside: what `taken` gave before, in whose form they are held; None where there is none.
             dtype: to hold them in; None for as they are.
+            smallest: in the form of the fewest bytes, whatever products with them cost.
 
         Returns:
             The rows, in memory of their own.
@@ -92,7 +99,7 @@ class Keepable:
         Raises:
             RuntimeError: the rows are used up.
         """
-        found: Kept = self._products.taken(at, beside, dtype)
+        found: Kept = self._products.taken(at, beside, dtype, smallest)
         return found
 
     def remembered(self: Self, block: Any) -> Self:

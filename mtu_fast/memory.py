@@ -39,12 +39,14 @@ class Held:
         age: steps since a batch was taken in.
         block: the rows, oldest first.
         rows: they as rows of kind MEMORY, or the basis that stands for them.
+        smallest: whether they are held in the form of the fewest bytes, whatever their products cost.
     """
 
     size: int | None
     age: int = 0
     block: Kept | None = None
     rows: Rows | None = None
+    smallest: bool = False
 
     def __len__(self) -> int:
         return 0 if self.block is None else len(self.block)
@@ -72,8 +74,9 @@ class Memory:
             forgetting would harm most, of largest ⟨g_i, f⟩ / |g_i| with f the mean forget gradient
             of the step ("conflicting").
         per_task: whether `size` is divided evenly among the tasks.
-        budget: bytes that the rows may take as they are held, those of all ranks together; K is
-            lower where they would take more.
+        budget: bytes that the rows may take as they are held, those of all ranks together. Where K
+            rows would take more, they are held in the form of the fewest bytes, whatever a step with
+            them takes, and K is lower where that is not enough.
         basis: hold an orthonormal basis Q of the rows too, made anew whenever rows are taken in,
             and let its vectors be the constraints.
         rank: the most dimensions of the basis.
@@ -182,9 +185,10 @@ class Memory:
         if not len(at):
             return lambda update: held
         # before the step, which uses the rows up
-        new = rows.taken(at, held.block, self._form.dtype)
         if held.block is None:
-            held = replace(held, size=self._most(new, self._form.size or TIMES * len(new)))
+            held, new = self._first(held, rows, at)
+        else:
+            new = rows.taken(at, held.block, self._form.dtype, held.smallest)
         return lambda update: self._after(held, rows, at, new, update)
 
     def state_dict(self) -> dict[str, Any]:
@@ -193,7 +197,12 @@ class Memory:
         block = None
         if held.block is not None and held.rows is not None:
             block = held.rows.state_of(held.block)
-        return {"size": held.size, "age": held.age, "block": block}
+        return {
+            "size": held.size,
+            "age": held.age,
+            "smallest": held.smallest,
+            "block": block,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], kept: Callable[..., Rows]) -> None:
         """Go on from what `state_dict` gave.
@@ -207,10 +216,11 @@ class Memory:
             ValueError: a part is missing, or not of the same rows as the others; or a basis of rows of
                 several ranks.
         """
-        held_in("Memory: state", state, "size", "age", "block")
+        held_in("Memory: state", state, "size", "age", "smallest", "block")
         check_function("Memory: kept", kept, "vectors, task, dtype")
         check_counts("Memory: state", state)
-        held = Held(state["size"], state["age"])
+        check_flag("Memory: state: smallest", state["smallest"])
+        held = Held(state["size"], state["age"], smallest=state["smallest"])
         if state["block"] is not None:
             plain = check_mapping("Memory: state: block", state["block"])
             like = kept({}, "memory")  # no rows: what knows their space
@@ -248,6 +258,16 @@ class Memory:
         flags = torch.tensor([task in wanted for task in roles.tasks], device=roles.task.device)
         return ((roles.kind == RETAIN) & flags[roles.task]).nonzero().flatten()
 
+    def _first(self, held: Held, rows: Rows, at: Tensor) -> tuple[Held, Kept]:
+        """The first rows: how many are to be held, and in which form."""
+        new = rows.taken(at, None, self._form.dtype)
+        wanted = self._form.size or TIMES * len(new)
+        if self._budget is not None and wanted * new.row_nbytes > self._budget:
+            smaller = rows.taken(at, None, self._form.dtype, smallest=True)
+            if smaller.row_nbytes < new.row_nbytes:
+                held, new = replace(held, smallest=True), smaller
+        return replace(held, size=self._most(new, wanted)), new
+
     def _after(self, held: Held, rows: Rows, at: Tensor, new: Any, update: Update) -> Held:
         """The rows taken in, and those dropped that are too many.
 
@@ -271,7 +291,8 @@ class Memory:
         block = both.select(stay)
         if isinstance(block, Block) and self._knows_products(update):
             block = replace(block, grams=_grams(rows, update, place[stay]))
-        return Held(held.size, 0, block, self._standing(rows, block))
+        standing = self._standing(rows, block)
+        return Held(held.size, 0, block, standing, held.smallest)
 
     def _most(self, block: Kept, size: int) -> int:
         """How many of so many rows the budget has room for, of rows as large as these."""

@@ -86,14 +86,16 @@ class Keeping:
         """The rows of every rank may still be used."""
         raise NotImplementedError
 
-    def taken(self, at: Tensor, beside: object, dtype: torch.dtype | None) -> SharedBlock:
+    def taken(
+        self, at: Tensor, beside: object, dtype: torch.dtype | None, smallest: bool
+    ) -> SharedBlock:
         """The rows at these indices into all ranks' rows, in memory of their own, in a dtype; a collective."""
         self.check_open()
         parts = tuple(self._parts)
         whole = SharedBlock(parts, self.ranks.rank, (0,) * len(parts)).select(at)
 
         def own() -> list[TaskRows]:
-            return [_own(part, self._shared, dtype) for part in whole.parts]
+            return [_own(part, self._shared, dtype, smallest) for part in whole.parts]
 
         return self._block(self.ranks.agreed(WHAT, own))
 
@@ -212,11 +214,12 @@ def selected(part: TaskRows, at: Tensor, rank: int) -> TaskRows:
     return _with_uses(mine, lambda use: use.select(own))
 
 
-def _own(part: TaskRows, shared: Shared, dtype: torch.dtype | None) -> TaskRows:
+def _own(part: TaskRows, shared: Shared, dtype: torch.dtype | None, smallest: bool) -> TaskRows:
     """The rows, of each parameter as factors or explicit, that are nobody else's."""
     uses: dict[int, Use] = {}
     for j, use in part.uses.items() if len(part) else ():
-        kept = use if keeps_factors(use, part.count_everywhere) else use.grounded()
+        has_factors = keeps_factors(use, part.count_everywhere, smallest)
+        kept = use if has_factors else use.grounded()
         copied = kept.with_tensors(*(t.clone() for t in kept.tensors))
         uses[j] = copied if dtype is None else copied.to(dtype)
     own = TaskRows.lasting(part.roles, uses, shared, RETAIN)

@@ -4,7 +4,7 @@ Let a step have n rows of its own beside 4 n kept ones, as many as a memory hold
 are kept where they take fewer bytes than the rows, and where the Gram of all 5 n rows by factors and
 their combination cost no more than products of n explicit rows with all others, each element read
 for these and for the combination (`Prices`). They are the smaller by far of few positions: of one
-row of a linear layer S (A + B) numbers in place of A B.
+row of a linear layer S (A + B) numbers in place of A B. Where bytes are scarce they alone decide.
 
 Not of parameters of few numbers, whose explicit rows are multiplied together in one call; nor behind
 views and casts of a parameter, which are known to the step's graph alone; nor where kinds of use meet
@@ -33,14 +33,17 @@ FACTORS = (Outer, Conv, Gather)  # kinds of which factors are kept; `[R, positio
 Factors = Mapping[int, Use]  # parameter -> the use of all rows that are kept
 
 
-def keeps_factors(use: Use, count: int) -> bool:
-    """Whether factors of a use are kept, of a step that keeps so many rows of its own."""
+def keeps_factors(use: Use, count: int, smallest: bool = False) -> bool:
+    """Whether factors of a use are kept, of a step that keeps so many rows of its own.
+
+    smallest: whatever their products cost.
+    """
     few = prod(use.shape) <= FEW or not count or not use.count
     if few or use.chain != DIRECT or not isinstance(use, FACTORS):
         return False
     if use.held >= use.rows_bytes():
         return False
-    return _cost_of_factors(use, (1 + HELD) * count) <= _cost_of_rows(use, count)
+    return smallest or _cost_of_factors(use, (1 + HELD) * count) <= _cost_of_rows(use, count)
 
 
 def _cost_of_factors(use: Use, rows: int) -> float:
@@ -108,12 +111,15 @@ def _with_positions(t: Tensor, positions: int) -> Tensor:
     return pad(t, [0, 0] * (t.dim() - 2) + [0, missing]) if missing else t
 
 
-def factors_of(parts: Sequence[TaskRows], at: Sequence[Tensor]) -> dict[int, Use]:
+def factors_of(
+    parts: Sequence[TaskRows], at: Sequence[Tensor], smallest: bool = False
+) -> dict[int, Use]:
     """{parameter: the use of some rows}, in memory of its own, of the parameters that are kept as factors.
 
     Args:
         parts: of the rows.
         at: which rows of each, int64.
+        smallest: see `keeps_factors`.
     """
     some = [(part, rows) for part, rows in zip(parts, at, strict=True) if len(rows)]
     counts = [len(rows) for _, rows in some]
@@ -121,7 +127,7 @@ def factors_of(parts: Sequence[TaskRows], at: Sequence[Tensor]) -> dict[int, Use
     for j in sorted({j for part, _ in some for j in part.uses}):
         uses = [part.uses.get(j) for part, _ in some]
         of_rows = sum(n for n, use in zip(counts, uses, strict=True) if use is not None)
-        if not all(use is None or keeps_factors(use, of_rows) for use in uses):
+        if not all(use is None or keeps_factors(use, of_rows, smallest) for use in uses):
             continue
         chosen: list[Use | None] = []
         for use, (_, rows) in zip(uses, some, strict=True):

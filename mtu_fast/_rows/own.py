@@ -231,16 +231,19 @@ class OwnProducts(Whole):
         names = zip(self._shared.names, self._shared.parameters, strict=True)
         return {name: held[p] for name, p in names if p in held}
 
-    def taken(self, at: Tensor, beside: Block | None, dtype: torch.dtype | None) -> Block:
+    def taken(
+        self, at: Tensor, beside: Block | None, dtype: torch.dtype | None, smallest: bool
+    ) -> Block:
         """K retain rows, in memory of their own.
 
         Args:
             at: which of all rows, int64 `[K]`, ascending.
             beside: rows that are kept already; None where these are the first.
             dtype: to hold them in; None for as they are.
+            smallest: see `keeps_factors`.
         """
         self.check_open()
-        factors = factors_of(self._parts, self._of_parts(at))
+        factors = factors_of(self._parts, self._of_parts(at), smallest)
         reached: dict[str, frozenset[int]] = {}
         for part in self._parts:
             task = part.roles.tasks[0]

@@ -50,7 +50,11 @@ def test_one_that_loads_the_state_goes_on_alike(
             losses = net.losses(batch(seed, torch.float32))
             engine.backward(losses, mtu.OrthoGrad(0.3), forget={"b": MASK}, memory=memory)
             left_out = {"heads.a.weight"} if "tasks" in options else set()
-            assert kept_as_factors(memory) == FACTORS[kind] - left_out
+            # where bytes are scarce, convolutions in groups and transposed ones too
+            more = (
+                {"apart.weight", "back.weight"} if kind is Small and "budget" in options else set()
+            )
+            assert kept_as_factors(memory) == (FACTORS[kind] | more) - left_out
             move(net)
         found.append((grad_vector(list(net.parameters())), memory.memory))
     assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,16 +74,17 @@ def _blocks(net: nn.Module) -> list[list[int]]:
     return list(layers.values())
 
 
+@pytest.mark.parametrize("budget", [None, 1_500_000], ids=["fast", "small"])
 @pytest.mark.parametrize("beside", [True, False])
 @pytest.mark.parametrize("kind", FACTORS, ids=lambda kind: kind.__name__)
 def test_products_are_those_of_the_rows(
-    kind: type[Heads], beside: bool, monkeypatch: pytest.MonkeyPatch
+    kind: type[Heads], beside: bool, budget: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gram, `Jᵀ w` and `J d` of a step's rows with kept ones, however products with these are made."""
+    """Gram, `Jᵀ w` and `J d` of a step's rows with kept ones, however these are held and multiplied."""
     if not beside:
         monkeypatch.setattr(own, "kept_of", lambda parts, shared: 0)
     net, engine = build(kind)
-    params, memory = trained(net), mtu.Memory(every=1)
+    params, memory = trained(net), mtu.Memory(30, every=1, budget=budget)
     fill(net, engine, memory)
     held = memory.held.rows
     assert held is not None
@@ -200,6 +202,31 @@ def test_half_precision_factors_are_exact_rows() -> None:
     assert kept is not None
     J = torch.cat([explicit(fresh), explicit(kept)])
     assert relative_error(memory.join(fresh).gram(), J @ J.T) <= 1e-6
+
+
+def test_where_a_budget_is_small_bytes_decide(tmp_path: Path) -> None:
+    """At positions of which explicit rows would be the faster: steps are those of the rows, before and after a file."""
+    found = []
+    for budget in (None, 2_800_000):
+        net, engine = build(Positions)
+        memory = mtu.Memory(20, budget=budget, every=1)
+        for seed in range(5):
+            clear(list(net.parameters()))
+            losses = net.losses(batch(seed, positions=40))
+            engine.backward(losses, mtu.OrthoGrad(0.3), forget={"b": MASK}, memory=memory)
+            found.append(grad_vector(list(net.parameters())))
+            in_factors = kept_as_factors(memory)
+            of_body = {"body.0.weight", "body.2.weight"}
+            assert (in_factors & of_body) == (of_body if budget else set())
+            move(net)
+            torch.save(memory.state_dict(), tmp_path / "state.pt")
+            memory = mtu.Memory(20, budget=budget, every=1)
+            memory.load_state_dict(torch.load(tmp_path / "state.pt"), engine.subspace_rows)
+        block = memory.held.block
+        assert block is not None and len(memory) == 20
+        assert budget is None or block.nbytes <= budget
+    for explicitly, by_factors in zip(found[:5], found[5:], strict=True):
+        assert relative_error(by_factors, explicitly) <= 1e-9
 
 
 def test_under_autocast() -> None:

@@ -119,6 +119,11 @@ SURFACE: dict[str, tuple[Callable[[Scene, Any], object], str, list[Any]]] = {
         "age",
         ["x", 1.5, -1, None, torch.ones(2)],
     ),
+    "Memory.load_state_dict(smallest)": (
+        lambda s, v: s.load(s.state(smallest=v)),
+        "smallest",
+        ["x", 1, None, [], torch.ones(2)],
+    ),
     "Memory.load_state_dict(block)": (
         lambda s, v: s.load(s.state(block=v)),
         "block",
