@@ -1,6 +1,6 @@
 """What a full memory adds to a step of OrthoGrad, and what its products take at least.
 
-    python -m benchmarks.notes.memory_cost [--data {digits,rooms,transformer,...}] [--rounds 6]
+    python -m benchmarks.notes.memory_cost [--data {digits,rooms,transformer,...}] [--rounds 6] [--budget MiB]
 
 Steps of OrthoGrad and of Levelled OrthoGrad with 4 |R| kept rows take turns on the same batches, one
 thread: full requests on data of the unlearning benchmark, or one task of a model of the step
@@ -59,10 +59,12 @@ class Sizes(NamedTuple):
 class Steps:
     """Steps on some batches of one untrained net, which does not move; `forwards` has one a batch."""
 
-    def __init__(self, model: nn.Module, forwards: Sequence[Callable[[], Ready]]) -> None:
+    def __init__(
+        self, model: nn.Module, forwards: Sequence[Callable[[], Ready]], budget: int | None
+    ) -> None:
         self.model, self.forwards = model, forwards
         self.engines = {kept: mtu.Engine(self.model) for kept in (False, True)}
-        self.memory = mtu.Memory()
+        self.memory = mtu.Memory(budget=budget)
 
     def step(self, i: int, kept: bool) -> float:
         """Seconds of a step on batch i, forward included."""
@@ -118,7 +120,7 @@ def _of_factors(use: Use | None, numbers: int) -> tuple[int, int]:
     return min(numbers, positions**2 * sum(use.shape)), positions * numbers
 
 
-def on_data(name: str) -> Steps:
+def on_data(name: str, budget: int | None = None) -> Steps:
     """Full requests on the data of the unlearning benchmark."""
     choice = cases.Choice(name)
     case, parts = cases.load(choice), cases.parts(choice, 0)
@@ -132,14 +134,15 @@ def on_data(name: str) -> Steps:
         there = metrics.present(batch.labels)
         return lambda: Ready(problem.losses(model(batch.image), batch.labels), mask, there)
 
-    return Steps(model, [forward() for _ in range(BATCHES)])
+    return Steps(model, [forward() for _ in range(BATCHES)], budget)
 
 
-def on_model(name: str) -> Steps:
+def on_model(name: str, budget: int | None = None) -> Steps:
     """One task of a model of the step benchmarks: what is kept is that of one batch, four times."""
     case = models.build(name, 1)
     mask = dict.fromkeys(case.labels, case.forget)
-    return Steps(case.model, [lambda: Ready(case.losses(), mask, None)] * BATCHES)
+    forwards = [lambda: Ready(case.losses(), mask, None)] * BATCHES
+    return Steps(case.model, forwards, budget)
 
 
 def timed(call: Callable[[], object], rounds: int) -> float:
@@ -159,10 +162,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data", choices=("digits", "rooms", *models.MODELS), default="digits")
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--budget", type=int, help="MiB that kept rows may take")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     make = on_model if options.data in models.MODELS else on_data
-    steps = make(options.data)
+    steps = make(options.data, None if options.budget is None else options.budget << 20)
     pairs = steps.paired(options.rounds)
     plain, kept = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
     ratio = statistics.median(full / bare for bare, full in pairs)

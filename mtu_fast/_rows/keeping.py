@@ -7,28 +7,30 @@ for these and for the combination (`Prices`). They are the smaller by far of few
 row of a linear layer S (A + B) numbers in place of A B. Where bytes are scarce they alone decide.
 
 Not of parameters of few numbers, whose explicit rows are multiplied together in one call; nor behind
-views and casts of a parameter, which are known to the step's graph alone; nor where kinds of use meet
-in a parameter.
+views of a parameter, which are known to the step's graph alone; nor where kinds of use meet in a
+parameter, but for a table that is looked up and multiplied with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
+from math import inf, prod
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from mtu_fast._ops.gram import prices
-from mtu_fast._rows.products import work
+from mtu_fast._rows.merge import parts_of
+from mtu_fast._rows.products import must_be_formed, work
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import TaskRows
-from mtu_fast._rows.uses import DIRECT, Conv, Gather, Outer, Use
+from mtu_fast._rows.uses import DIRECT, Conv, Gather, Outer, Several, Use
 
 FEW = 1 << 12  # numbers of a row: of fewer, calls cost more than the work
 HELD = 4  # kept rows for each of a step's own, by which costs are judged
-FACTORS = (Outer, Conv, Gather)  # kinds of which factors are kept; `[R, positions, ...]` each
+# Kinds of which factors are kept, `[R, positions, ...]` each; and those that a table may have together.
+FACTORS, OF_TABLES = (Outer, Conv, Gather), (Outer, Gather)
 
 Factors = Mapping[int, Use]  # parameter -> the use of all rows that are kept
 
@@ -39,17 +41,24 @@ def keeps_factors(use: Use, count: int, smallest: bool = False) -> bool:
     smallest: whatever their products cost.
     """
     few = prod(use.shape) <= FEW or not count or not use.count
-    if few or use.chain != DIRECT or not isinstance(use, FACTORS):
+    if few or use.chain != DIRECT or not _has_factors(use):
         return False
     if use.held >= use.rows_bytes():
         return False
     return smallest or _cost_of_factors(use, (1 + HELD) * count) <= _cost_of_rows(use, count)
 
 
+def _has_factors(use: Use) -> bool:
+    parts = parts_of(use)
+    return all(isinstance(part, OF_TABLES if len(parts) > 1 else FACTORS) for part in parts)
+
+
 def _cost_of_factors(use: Use, rows: int) -> float:
     """A Gram and a combination of so many rows by factors."""
     # only sizes are asked for: no row of these is there
     many = use.with_tensors(*(t[:1].expand(rows, *t.shape[1:]) for t in use.tensors))
+    if must_be_formed([many]):
+        return inf
     return work(many) + rows * _summed(use)
 
 
@@ -62,6 +71,8 @@ def _cost_of_rows(use: Use, own: int) -> float:
 
 def _summed(use: Use) -> float:
     """Multiply-adds of a row in a combination by factors, as many as it takes to form it."""
+    if isinstance(use, Several):
+        return sum(map(_summed, use.parts))
     if isinstance(use, Gather):
         return float(prod(use.values.shape[1:]))
     if isinstance(use, Conv):
@@ -79,7 +90,7 @@ def end_to_end(uses: Sequence[Use | None], counts: Sequence[int]) -> Use | None:
     """
     some = [use for use in uses if use is not None]
     first = some[0]
-    if not isinstance(first, FACTORS) or not all(_alike(use, first) for use in some[1:]):
+    if not _has_factors(first) or not all(_alike(use, first) for use in some[1:]):
         return None
     sides = []
     for k, like in enumerate(first.tensors):
@@ -99,10 +110,14 @@ def zeros(like: Use, count: int) -> Use:
 
 def _alike(use: Use, first: Use) -> bool:
     """Whether two uses differ in their rows and positions alone."""
-    if type(use) is not type(first) or use.with_tensors(*first.tensors) != first:
+    if _kinds(use) != _kinds(first) or use.with_tensors(*first.tensors) != first:
         return False
     sizes = zip(use.tensors, first.tensors, strict=True)
     return all(t.shape[2:] == u.shape[2:] and t.dtype == u.dtype for t, u in sizes)
+
+
+def _kinds(use: Use) -> list[type[Use]]:
+    return [type(part) for part in parts_of(use)]
 
 
 def _with_positions(t: Tensor, positions: int) -> Tensor:

@@ -12,13 +12,16 @@ from torch import Tensor
 
 from mtu_fast._arguments import check_dense, check_flag, check_mapping, check_one_of, held_in, shown
 from mtu_fast._ops._convolution import Geometry
-from mtu_fast._rows.uses import Conv, Gather, Outer, Use
+from mtu_fast._rows.uses import Conv, Gather, Outer, Several, Use
 
 Shape = tuple[int, ...]
+SEVERAL = "several"
 
 
 def plain_of(use: Use) -> dict[str, Any]:
     """What `use_of` takes."""
+    if isinstance(use, Several):
+        return {"kind": SEVERAL, "shape": use.shape, "parts": list(map(plain_of, use.parts))}
     (kind,) = [name for name, (made, _) in _KINDS.items() if isinstance(use, made)]
     found: dict[str, Any] = {"kind": kind, "shape": use.shape, "tensors": list(use.tensors)}
     if isinstance(use, Conv):
@@ -28,21 +31,24 @@ def plain_of(use: Use) -> dict[str, Any]:
     return found
 
 
-def use_of(name: str, state: object) -> Use:
+def use_of(name: str, state: object, kinds: Sequence[str] = ()) -> Use:
     """The use that `plain_of` was given.
 
     Args:
         name: what errors call it.
         state: what it gave.
+        kinds: that it may be of; of any by default.
 
     Raises:
         TypeError: a part of another kind.
         ValueError: a part is missing, or they do not make rows of one shape.
     """
-    held = held_in(name, state, "kind", "shape", "tensors")
-    check_one_of(f"{name}: kind", held["kind"], tuple(_KINDS))
+    held = held_in(name, state, "kind", "shape")
+    check_one_of(f"{name}: kind", held["kind"], kinds or (*_KINDS, SEVERAL))
     shape = _whole_numbers(f"{name}: shape", held["shape"])
-    tensors = held["tensors"]
+    if held["kind"] == SEVERAL:
+        return _several(name, held, shape)
+    tensors = held_in(name, held, "tensors")["tensors"]
     if not isinstance(tensors, list | tuple) or not all(isinstance(t, Tensor) for t in tensors):
         raise TypeError(f"{name}: tensors: found {shown(tensors)}, expected two tensors.")
     for t in tensors:
@@ -53,6 +59,20 @@ def use_of(name: str, state: object) -> Use:
         _refuse(name, tensors, shape)
     use: Use = _KINDS[held["kind"]][1](name, held, shape)
     return use
+
+
+def _several(name: str, held: Mapping[str, Any], shape: Shape) -> Several:
+    plain = held_in(name, held, "parts")["parts"]
+    if not isinstance(plain, list | tuple) or len(plain) < 2:
+        raise TypeError(f"{name}: parts: found {shown(plain)}, expected a list of two or more.")
+    kinds = tuple(_KINDS)  # a sum of sums is one sum
+    parts = tuple(use_of(f"{name}: parts[{i}]", part, kinds) for i, part in enumerate(plain))
+    found = {(part.count, part.shape) for part in parts}
+    if found != {(parts[0].count, shape)}:
+        raise ValueError(
+            f"{name}: parts: found {sorted(found)}, expected as many rows of shape {shape} in each."
+        )
+    return Several(shape, parts)
 
 
 def _outer(name: str, held: Mapping[str, Any], shape: Shape) -> Outer:

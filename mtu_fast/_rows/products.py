@@ -95,7 +95,7 @@ def _apart(uses: Sequence[Use]) -> list[OfKind]:
     Kinds are told apart where they have a product of their own. Others are one kind, that of
     explicit rows: whatever they meet, they are formed.
     """
-    formed = _must_be_formed(uses)
+    formed = must_be_formed(uses)
     found: dict[Kind, dict[int, list[Use]]] = {}
     for i, use in enumerate(uses):
         for part in parts_of(use):
@@ -104,7 +104,7 @@ def _apart(uses: Sequence[Use]) -> list[OfKind]:
     return [(list(of_use), [sum_of(p) for p in of_use.values()]) for of_use in found.values()]
 
 
-def _must_be_formed(uses: Sequence[Use]) -> bool:
+def must_be_formed(uses: Sequence[Use]) -> bool:
     """Whether kinds meet that have no op in common but that of explicit rows."""
     # directions in common meet any other kind by `inner`
     kinds = {_kind(part) for use in uses for part in parts_of(use)} - {Common}

@@ -122,7 +122,7 @@ class Small(Heads):
 
 
 class Tied(Heads):
-    """A table that is looked up and multiplied with, and a penalty on it in every loss."""
+    """A table that is looked up and multiplied with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,6 +132,10 @@ class Tied(Heads):
         entries = (x.flatten(1)[:, :2].abs() * 1e4).long() % VOCABULARY
         h = self.table(entries).mean(1)
         return torch.tanh(torch.tanh(h @ self.table.weight.T) @ self.table.weight)
+
+
+class Penalised(Tied):
+    """With a penalty on it in every loss."""
 
     def losses(self, x: Tensor, tasks: tuple[str, ...] = TASKS) -> dict[str, Tensor]:
         penalty = 1e-4 * self.table.weight.square().sum()
@@ -146,7 +150,8 @@ FACTORS: dict[type[Heads], set[str]] = {
     Recomputed: {"body.0.weight", "body.2.weight", "heads.a.weight", "heads.b.weight"},
     Words: {"table.weight", "heads.a.weight", "heads.b.weight"},
     Small: {"conv.weight", "heads.a.weight", "heads.b.weight"},
-    Tied: {"heads.a.weight", "heads.b.weight"},
+    Tied: {"table.weight", "heads.a.weight", "heads.b.weight"},
+    Penalised: {"heads.a.weight", "heads.b.weight"},
 }
 Make = Callable[[], Heads]
 

@@ -21,6 +21,7 @@ from tests.kept.factors import (
     Deep,
     Heads,
     Small,
+    Tied,
     Words,
     batch,
     build,
@@ -30,7 +31,7 @@ from tests.kept.scene import move
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("kind", [Deep, Words, Small], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [Deep, Words, Small, Tied], ids=lambda kind: kind.__name__)
 def test_one_that_loads_the_state_goes_on_alike(
     kind: type[Heads], options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -158,6 +159,24 @@ def test_damaged_states_are_named(name: str) -> None:
     with pytest.raises(error, match=says):
         memory.load_state_dict(state, engine.subspace_rows)
     assert memory.held is held
+
+
+def test_a_damaged_tied_table_is_named() -> None:
+    net, engine = build(Tied)
+    memory = mtu.Memory(every=1)
+    engine.backward(net.losses(batch(0)), mtu.OrthoGrad(0.3), forget=MASK, memory=memory)
+    changes: list[tuple[Callable[[Any], object], type[Exception], str]] = [
+        (lambda p: p.pop("parts"), ValueError, "found no parts"),
+        (lambda p: p["parts"].pop(), TypeError, r"parts: found .* two or more"),
+        (lambda p: p["parts"][0].update(kind="x"), ValueError, r"parts\[0\]: kind: found 'x'"),
+        (lambda p: p.update(shape=(3, 4)), ValueError, r"as many rows of shape \(3, 4\)"),
+        (lambda p: p["parts"].append(dict(p)), ValueError, r"parts\[2\]: kind: found 'several'"),
+    ]
+    for change, error, says in changes:
+        state = memory.state_dict()
+        change(state["block"]["factors"]["table.weight"][0])
+        with pytest.raises(error, match=says):
+            memory.load_state_dict(state, engine.subspace_rows)
 
 
 def test_a_damaged_table_is_named() -> None:

@@ -22,6 +22,7 @@ from tests.kept.factors import (
     Deep,
     Heads,
     Positions,
+    Words,
     batch,
     build,
     explicit,
@@ -227,6 +228,24 @@ def test_where_a_budget_is_small_bytes_decide(tmp_path: Path) -> None:
         assert budget is None or block.nbytes <= budget
     for explicitly, by_factors in zip(found[:5], found[5:], strict=True):
         assert relative_error(by_factors, explicitly) <= 1e-9
+
+
+def test_sparse_gradients_of_a_table_stay_sparse() -> None:
+    """Those of entries that kept rows look up are among them."""
+    found = []
+    for sparse in (False, True):
+        net, engine = build(Words)
+        assert isinstance(net, Words)
+        net.table.sparse = sparse
+        memory = mtu.Memory(every=1)
+        for seed in range(3):
+            clear(list(net.parameters()))
+            engine.backward(net.losses(batch(seed)), mtu.OrthoGrad(0.3), forget=MASK, memory=memory)
+            assert "table.weight" in kept_as_factors(memory)
+        grad = net.table.weight.grad
+        assert grad is not None and grad.is_sparse == sparse
+        found.append(grad.to_dense())
+    assert relative_error(found[1], found[0]) <= 1e-12
 
 
 def test_under_autocast() -> None:
