@@ -73,8 +73,8 @@ class Joined:
         return Joined(tuple(parts), join_roles(parts))
 
     def are(self, parts: Sequence[TaskRows]) -> bool:
-        """Whether these are all rows of the call and no others."""
-        if len(parts) != len(self.parts):
+        """Whether these are all rows of the call, of this process alone, and no others."""
+        if len(parts) != len(self.parts) or any(part.everywhere is not None for part in parts):
             return False
         return all(part.roles is own for part, own in zip(parts, self.parts, strict=True))
 
