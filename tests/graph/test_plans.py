@@ -180,3 +180,26 @@ def test_plans_that_only_shapes_decide_have_no_trials() -> None:
     model = net()
     loss = loss_of(model)
     assert not plans.discover(Graph([loss], list(model.parameters()))).trials
+
+
+def test_what_is_looked_up_below_a_pass_is_taken_of_a_graph_that_the_pass_frees() -> None:
+    """Positions are alike for all rows: theirs are added up in a mixed part, where no node has to run."""
+    positions, layer = nn.Embedding(5, 3).double(), nn.Linear(3, 2).double()
+    model = nn.ModuleList([positions, layer])
+    engine = mtu.Engine(model)
+    at, x = torch.arange(5), torch.randn(4, 5, 3).double()
+
+    def losses() -> Tensor:
+        found: Tensor = layer((x + positions(at)).tanh()).square().sum((1, 2))
+        return found
+
+    for _ in range(5):
+        rows = engine.rows(used := losses())
+        w = random_weights(4)
+        truth = torch.autograd.grad(losses(), list(model.parameters()), w)
+        for g, p in zip(truth, model.parameters(), strict=True):
+            torch.testing.assert_close(rows.vjp(w)[p], g, rtol=1e-10, atol=1e-12)
+        with pytest.raises(RuntimeError, match="second time"):
+            used.sum().backward()
+    (known,) = engine._own.plans._known.values()
+    assert not known.plan.late
