@@ -64,7 +64,7 @@ class Solved:
         if self.gram is not None:
             lengths = self.gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
             # |d| at most; not finite where a weight is not
-            yield (self.weights.abs() * lengths).sum(-1).to(_widest(d))
+            yield (self.weights.abs() * lengths).sum(-1, dtype=_widest(d))
         else:
             yield self.weights
         sure = self.gram is not None and self.constraint is None
