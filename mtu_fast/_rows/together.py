@@ -45,9 +45,13 @@ def by_positions(uses: Sequence[Use]) -> list[Outer]:
     positions = outers[0].left.shape[1]
     if any(u.left.shape[1] != positions for u in outers):
         return []
-    if positions == 1 or op.meet_together([u.left for u in outers], [u.right for u in outers]):
+    if positions == 1:
         return outers
-    return []
+    # an expert that no token takes has none
+    together = positions > 1 and op.meet_together(
+        [u.left for u in outers], [u.right for u in outers]
+    )
+    return outers if together else []
 
 
 def multiplies(use: Use) -> bool:

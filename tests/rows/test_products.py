@@ -333,6 +333,8 @@ def test_few_positions_meet_with_those_of_other_parameters_and_many_do_not() -> 
     few, many = make("outer"), Outer((6, 4), draw(R, 512, 6), draw(R, 512, 4))
     assert together.by_positions([few]) == [few] and not together.by_positions([many])
     assert not together.by_positions([few, many]) and not together.by_positions([make("dense")])
+    none = Outer((6, 4), draw(R, 0, 6), draw(R, 0, 4))
+    assert not together.by_positions([none])
 
 
 def test_small_rows_are_joined_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
