@@ -10,6 +10,7 @@ from triton import knobs
 from triton.runtime import driver
 
 FAST_FLOAT64 = (80, 90, 100)  # tensor cores for float64: A100, H100 and H200, B200
+EQUAL_FLOAT64 = (80, 90)  # of these, those where they are as fast as float32 without tensor cores
 
 
 def on(tensor: torch.Tensor) -> AbstractContextManager[object]:

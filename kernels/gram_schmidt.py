@@ -1,7 +1,7 @@
 """`T J` of tall rows with float64 products: each tile of columns is read once, transformed and written.
 
 Up to 64 rows, one tile holds them all; above, output rows are made 64 at a time and the rows read
-as many times.
+as many times (16, on GPUs whose float64 is slow and takes all the time).
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import triton.language as tl
 from torch import Tensor
 
 from mtu_fast.kernels.convert import narrow, widen
-from mtu_fast.kernels.device import arch, float64_dots, on
+from mtu_fast.kernels.device import FAST_FLOAT64, arch, float64_dots, on
 
 TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MAX_K = 512
-MAX_TILE = 64  # rows of T and of J at once
-ELEMENTS = 1 << 12  # of a tile
+# most rows of T and of J at once, and elements of a tile: with tensor cores of float64, and without,
+# where an operand lies in registers as a whole
+TILE, FMA_TILE = (64, 1 << 12), (16, 1 << 11)
 WARPS = 4
 # 3.6 fails to compile them
 WIDENED_HALVES = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9)
@@ -62,8 +63,9 @@ def transform(rows: Sequence[Tensor], T: Tensor) -> list[Tensor]:
 def _launch(rows: Sequence[Tensor], T: Tensor) -> list[Tensor]:
     out = [t.new_empty(t.shape) for t in rows]
     # tl.dot takes 16 rows at least
-    k_tile = min(max(triton.next_power_of_2(T.shape[-1]), 16), MAX_TILE)
-    columns = ELEMENTS // k_tile
+    most, elements = TILE if arch() in FAST_FLOAT64 else FMA_TILE
+    k_tile = min(max(triton.next_power_of_2(T.shape[-1]), 16), most)
+    columns = elements // k_tile
     for t, result in zip(rows, out, strict=True):
         if t.numel() == 0:
             continue

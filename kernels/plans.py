@@ -7,9 +7,13 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from mtu_fast.kernels.device import FAST_FLOAT64, float64_dots, interpreted
+from mtu_fast.kernels.device import EQUAL_FLOAT64, FAST_FLOAT64, float64_dots, interpreted
 
 WIDE = torch.float64
+# how float32 is multiplied where sums are not float64
+MODES = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
+# tensor cores that read shared memory themselves: what is read at a time costs no registers
+WARPGROUPS = (90, 100)
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,29 @@ def ghost_plan(dtype: torch.dtype, precision: str, arch: int) -> Plan | None:
     if dtype in (torch.float16, torch.bfloat16):
         # the interpreter multiplies the bits of bfloat16
         operand = torch.float32 if interpreted() else dtype
-        return Plan(operand, torch.float32, "ieee", 64, 64, 4, 3)
+        return Plan(operand, torch.float32, "ieee", 64, 64 if arch in WARPGROUPS else 32, 4, 3)
     if dtype == torch.float32 and (precision != "highest" or arch not in FAST_FLOAT64):
-        mode = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[precision]
-        if arch in (90, 100):
+        mode = MODES[precision]
+        if arch in WARPGROUPS:
             return Plan(dtype, torch.float32, mode, 64, 32, 4, 2)
-        return Plan(dtype, torch.float32, mode, 64, 32 if mode == "tf32" else 16, 8, 2)
+        depth, warps, stages = {"ieee": (16, 8, 2), "tf32x3": (8, 4, 3), "tf32": (32, 8, 2)}[mode]
+        return Plan(dtype, torch.float32, mode, 64, depth, warps, stages)
     return Plan(WIDE, WIDE, "ieee", 64, 16, 8, 2) if float64_dots(arch) else None
+
+
+def form_plan(dtype: torch.dtype, precision: str, arch: int, linear: bool) -> Plan | None:
+    """How rows are formed; None where a vendor's product is no slower, or float64 products do not compile.
+
+    linear: of one tap, so that the vendor's product reads no more than the kernel does.
+    """
+    if linear and (dtype != torch.float32 or precision == "highest" or arch not in FAST_FLOAT64):
+        return None
+    if dtype in (torch.float16, torch.bfloat16):
+        operand = torch.float32 if interpreted() else dtype
+        return Plan(operand, torch.float32, "ieee", 128, 32, 8, 4)
+    if dtype == WIDE or (precision == "highest" and arch in EQUAL_FLOAT64):
+        # where float64 is slow all time goes into products
+        served = arch in FAST_FLOAT64 and float64_dots(arch)
+        return Plan(WIDE, WIDE, "ieee", 64, 16, 8, 2) if served else None
+    mode = MODES[precision]
+    return Plan(dtype, torch.float32, mode, 64, 32, 8, 2 if mode == "ieee" else 3)

@@ -22,7 +22,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+# bytes of shared memory that a program may have
+SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 ROOT = Path(__file__).parents[2]
 PRODUCTS = r"\b(?:w?gmma|mma|tcgen05\.mma)\.[\w.:]+|\bfma\.rn\.f(?:32|64)\b"
 
