@@ -24,14 +24,16 @@ class Family:
 
     Attributes:
         left: Linear: `[R, S, A]`; convolution: `[R, F, z, y, x, C]`; look-up: index `[R, S]`.
-        right: `[R, S, B]` each, strides alike.
+        right: `[R, S, B]` each, or `[R, F, B, S]` where rows are formed; strides alike.
         starts: The first row of each block in G.
+        members: Which blocks they are.
         grid: Output positions along z, y, x; ones where there is no window.
     """
 
     left: Tensor
     right: list[Tensor]
     starts: list[int]
+    members: list[int]
     grid: tuple[int, ...]
 
     @property
@@ -61,9 +63,8 @@ def families(
         for k in range(0, len(blocks), MANY):
             some = blocks[k : k + MANY]
             first = some[0]
-            yield Family(
-                left[first], alike([right[i] for i in some], 3), [at[i] for i in some], grids[first]
-            )
+            rights = alike([right[i] for i in some], right[first].dim())
+            yield Family(left[first], rights, [at[i] for i in some], some, grids[first])
 
 
 def alike(blocks: list[Tensor], strided: int) -> list[Tensor]:

@@ -252,9 +252,9 @@ def _outer_direct(n: int, s: int, a: int, b: int, device: str) -> Bench:
     )
 
 
-def _conv_direct(n: int, channels: int, side: int, device: str) -> Bench:
+def _conv_direct(n: int, channels: int, side: int, dtype: torch.dtype, device: str) -> Bench:
     shape = (n, 1, channels, side, side)
-    x, b = [torch.randn(shape, device=device)], [torch.randn(shape, device=device)]
+    x, b = [[torch.randn(shape, device=device).to(dtype)] for _ in range(2)]
     geometry = Geometry((channels, channels, 3, 3), (1, 1), (1, 1), (1, 1), False, (0, 0), 1)
 
     def whole(dtype: torch.dtype) -> Tensor:
@@ -271,10 +271,10 @@ def _conv_direct(n: int, channels: int, side: int, device: str) -> Bench:
         KERNEL: partial(gram.conv_direct, x, b, *walk),
     }
     p, positions = prod(geometry.weight), n * side**2
-    making = 2.0 * positions * p
-    cost = _cost(
-        row_products(device, n), _upper(n, p), 8.0 * positions * channels, n, flops32=making
-    )
+    # of half precision on tensor cores: next to nothing
+    making = 2.0 * positions * p if dtype == torch.float32 else 0.0
+    read = 2.0 * dtype.itemsize * positions * channels
+    cost = _cost(row_products(device, n), _upper(n, p), read, n, flops32=making)
     parts: dict[str, Run] = {
         "vendor convolutions": vendor,
         "one batch weight gradient": partial(
@@ -322,7 +322,7 @@ GATHER = {  # N, S, vocabulary, features
 }
 # on a GPU the sides' Grams are the kernel's, their product plain torch's
 SIDES = ("rank_one_gram", "row_gram")
-# on a GPU the rows are plain torch's, their Gram is the kernel's
+# on a GPU the rows are the vendor's, their Gram is the kernel's
 DIRECT = ("outer_direct", "row_gram")
 OUTER_DIRECT = {  # N, S, features in and out
     "quick": [(3, 300, 8, 16)],
@@ -332,8 +332,9 @@ OUTER_DIRECT = {  # N, S, features in and out
 CONV_DIRECT = {  # N, channels, height and width
     "quick": [(3, 8, 16)],
     "cpu": [(16, 64, 64), (16, 128, 32), (16, 256, 16), (16, 512, 8)],
-    "cuda": [(128, 64, 64), (128, 128, 32), (128, 256, 16)],
+    "cuda": [(128, 64, 64), (128, 128, 32), (128, 256, 16), (64, 512, 8)],
 }
+HALVES = {"quick": [(3, 8, 16)], "cpu": [], "cuda": [(128, 64, 64), (128, 256, 16)]}
 
 
 def cases(size: str) -> list[Case]:
@@ -389,10 +390,14 @@ def cases(size: str) -> list[Case]:
         *(
             Case(
                 "conv_direct",
-                f"{n} x {c} x {h}²",
-                ("conv_direct", "row_gram"),
-                partial(_conv_direct, n, c, h),
+                f"{n} x {c} x {h}²{name}",
+                ("conv_direct", "unordered_rows", "row_gram"),
+                partial(_conv_direct, n, c, h, dtype),
             )
-            for n, c, h in CONV_DIRECT[size]
+            for sizes, dtype, name in (
+                (CONV_DIRECT, torch.float32, ""),
+                (HALVES, torch.bfloat16, ", bfloat16"),
+            )
+            for n, c, h in sizes[size]
         ),
     ]

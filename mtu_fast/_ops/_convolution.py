@@ -52,6 +52,13 @@ def conv_weight_gradient(x: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
     )[1]  # fmt: skip
 
 
+def products(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """`left @ right` of batches, in `dtype`; half precision of a GPU is not widened before its tensor cores read it."""
+    if left.is_cuda and left.dtype == right.dtype and left.element_size() == 2:
+        return torch.bmm(left, right, out_dtype=dtype)
+    return torch.bmm(left.to(dtype), right.to(dtype))
+
+
 def plain_rows(x: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
     """Weight gradients row by row: x `[R, F, C, *]`, b `[R, F, O, *]` -> `[R, O, C/g, *k]`."""
     dtype = torch.promote_types(working_dtype(x), working_dtype(b))
@@ -60,8 +67,8 @@ def plain_rows(x: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
     if geometry.pointwise:  # one product per row for all of them
         # the pixels that the taps fall on, one a position
         seen = x[(slice(None),) * 3 + tuple(slice(None, None, step) for step in geometry.stride)]
-        left, right = (t.to(dtype).transpose(1, 2).flatten(2) for t in (b, seen))
-        return torch.bmm(left, right.mT).view(x.shape[0], *geometry.weight)
+        left, right = (t.transpose(1, 2).flatten(2) for t in (b, seen))
+        return products(left, right.mT, dtype).view(x.shape[0], *geometry.weight)
     if x.device.type != "cpu":
         return patch_rows(x.to(dtype), b.to(dtype), geometry)
     # a vendor's call a row: on a core as fast as patches, which it never writes

@@ -23,15 +23,14 @@ class Prices:
         small_weight: The same, an element of a weight of up to `border` elements.
         large_weight: The same, an element of a larger weight.
         border: Elements of a weight.
-        launches: Rows of a convolution made from patches, whatever their number; 0 where a vendor's
-            call makes each.
-        patch: The same, an element of the patches: writing it and reading it back.
+        launches: Rows of a convolution, whatever their number, where one launch makes all of them.
         image: Pixels of an image up to which products of pixels are made once; larger ones are cut,
             which costs more than this rule knows.
         call_apart: A Gram of one parameter by a call of its own, beside the work; 0 where no call is
             saved by taking several parameters together.
         patches: Whether products of positions are made of whole patches, tap by tap, not of pixels
             that are shifted.
+        half: A multiply-add of half precision, whose rows are float32.
     """
 
     product: float
@@ -47,14 +46,14 @@ class Prices:
     border: int
     image: int
     launches: float = 0.0
-    patch: float = 0.0
     call_apart: float = 0.0
     patches: bool = False
+    half: float = 1.0
 
-    def weight_gradients(self, rows: int, elements: int, patches: int) -> float:
-        """What rows of a convolution take beside their multiply-adds, of weights and patches of so many elements."""
+    def weight_gradients(self, rows: int, elements: int) -> float:
+        """What rows of a convolution take beside their multiply-adds, of weights of so many elements."""
         each = self.large_weight if elements > self.border else self.small_weight
-        return rows * (self.call + each * elements) + self.launches + self.patch * patches
+        return rows * (self.call + each * elements) + self.launches
 
 
 # Measured: benchmarks/NOTES.md says on what machine, and how long a unit is there.
@@ -87,8 +86,8 @@ CPU_KERNELS = Prices(
     image=256,
     call_apart=1e6,
 )
-# Estimated from the data sheets of GPUs with fast float64: an element read costs 30, a launch 2e8.
-# Not yet verified on hardware.
+# Estimated from the data sheets of GPUs with fast float64: an element read costs 30, a launch 2e8,
+# of which rows take one more than positions. Not yet verified on hardware.
 CUDA_KERNELS = Prices(
     product=0.5,
     reduce=0.0,
@@ -102,8 +101,8 @@ CUDA_KERNELS = Prices(
     large_weight=0.0,
     border=0,
     image=1 << 62,
-    launches=1e9,
-    patch=40.0,
+    launches=2e8,
     patches=True,
+    half=0.125,
 )
 OF_KERNELS = {"cpu": CPU_KERNELS, "cuda": CUDA_KERNELS}

@@ -11,21 +11,25 @@ from torch import Tensor
 from mtu_fast._ops import _tiles
 from mtu_fast._ops._arguments import check_images
 from mtu_fast._ops._blocks import WIDE, square
-from mtu_fast._ops._convolution import Geometry, plain_rows
+from mtu_fast._ops._convolution import Geometry
 from mtu_fast._ops._library import define
 from mtu_fast._ops._pixels import WALK
 from mtu_fast._ops._pooling import Into, check_into, rows_of_gram, summed_rows
 from mtu_fast._ops.row_gram import row_gram
+from mtu_fast._ops.unordered_rows import unordered_rows
+
+# rows of blocks x and b
+Form = Callable[[Sequence[Tensor], Sequence[Tensor], Geometry], Sequence[Tensor]]
 
 
 def gram_by_rows(
     x: Sequence[Tensor],
     b: Sequence[Tensor],
     geometry: Geometry,
-    form: Callable[[Tensor, Tensor, Geometry], Tensor],
+    form: Form,
     into: Into = (),
 ) -> Tensor:
-    """`conv_gram` of rows formed by `form`, a tile of output channels at a time where they can be told apart."""
+    """`conv_gram` of rows `[R_i, columns]` by `form`, a tile of output channels at a time where they come first."""
     r = sum(t.shape[0] for t in x)
     met = rows_of_gram(into, r)
     gram = x[0].new_zeros(met, met, dtype=WIDE)
@@ -43,8 +47,8 @@ def gram_by_rows(
             if geometry.plain
             else geometry
         )
-        tiles = [form(x_i, b_i[:, :, start:stop], part) for x_i, b_i in zip(x, b, strict=True)]
-        gram += row_gram(summed_rows([t.flatten(1) for t in tiles], into))
+        tiles = form(x, [b_i[:, :, start:stop] for b_i in b], part)
+        gram += row_gram(summed_rows(tiles, into))
     return gram
 
 
@@ -69,7 +73,11 @@ def conv_direct(
     geometry = Geometry(
         weight, tuple(stride), tuple(padding), tuple(dilation), False, (0,) * len(kernel), 1
     )
-    return gram_by_rows(x, b, geometry, plain_rows, into)
+
+    def form(x: Sequence[Tensor], b: Sequence[Tensor], _: Geometry) -> Sequence[Tensor]:
+        return unordered_rows(x, b, kernel, stride, padding, dilation, precision)
+
+    return gram_by_rows(x, b, geometry, form, into)
 
 
 @conv_direct.fake

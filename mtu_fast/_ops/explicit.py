@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast._ops._blocks import WIDE, working_dtype
-from mtu_fast._ops._convolution import Geometry, plain_rows
+from mtu_fast._ops._convolution import Geometry, plain_rows, products
 from mtu_fast._ops.grouped import grouped_rows
 
 PIECE = 1 << 22  # elements that are widened to float64 at a time: 32 MiB
@@ -23,13 +23,13 @@ CALL = 10_000_000
 
 def outer_rows(left: Tensor, right: Tensor) -> Tensor:
     """`Σ_s left[r, s] ⊗ right[r, s]`: left `[R, S, A]`, right `[R, S, B]` -> `[R, A, B]`."""
-    dtype = working_dtype(left)
-    return torch.bmm(left.to(dtype).mT, right.to(dtype))
+    return products(left.mT, right, working_dtype(left))
 
 
 def conv_rows(x: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
     """Weight gradients row by row: x `[R, F, C, *]`, b `[R, F, O, *]` -> `[R, O, C/g, *k]`."""
-    if not _tap_by_tap(geometry, prod((x if geometry.transposed else b).shape[3:]) * x.shape[1]):
+    positions = prod((x if geometry.transposed else b).shape[3:]) * x.shape[1]
+    if not _tap_by_tap(geometry, positions, x.device):
         return plain_rows(x, b, geometry)
     if geometry.transposed:  # the same sums, with the sides exchanged
         x, b = b, x
@@ -38,13 +38,15 @@ def conv_rows(x: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
     )
 
 
-def _tap_by_tap(geometry: Geometry, positions: int) -> bool:
-    """Whether taps one by one take less than products of matrices: few channels a group, or little work a row."""
+def _tap_by_tap(geometry: Geometry, positions: int, device: torch.device) -> bool:
+    """Whether taps in place take less than products of matrices: few channels a group, little work a row, or a GPU."""
     # An output padding of a stride or more adds pixels that no position reaches: another grid, to
     # the op.
     reached = all(o < s for o, s in zip(geometry.output_padding, geometry.stride, strict=True))
-    worth = geometry.groups > 1 or prod(geometry.weight) * positions <= CALL
-    return reached and worth and geometry.weight[1] <= THIN and not geometry.pointwise
+    if device.type == "cpu":
+        few = geometry.groups > 1 or prod(geometry.weight) * positions <= CALL
+        reached &= few and geometry.weight[1] <= THIN
+    return reached and not geometry.pointwise
 
 
 def gather_rows(index: Tensor, values: Tensor, size: int) -> Tensor:

@@ -103,7 +103,11 @@ def conv_gram(
     check_sides(x, b, precision, axes=len(geometry.kernel))
     walk = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
     if not geometry.plain:
-        return gram_by_rows(x, b, geometry, conv_rows, into)
+        return gram_by_rows(x, b, geometry, _conv_rows, into)
     if conv_route(x, b, geometry, into) == "ghost":
         return summed_gram(conv_ghost(x, b, *walk, precision), into)
     return conv_direct(x, b, *walk, precision, into)
+
+
+def _conv_rows(x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry) -> list[Tensor]:
+    return [conv_rows(x_i, b_i, geometry).flatten(1) for x_i, b_i in zip(x, b, strict=True)]

@@ -62,3 +62,6 @@ def _(
 ) -> Tensor:  # fmt: skip
     dtype = torch.promote_types(working_dtype(x), working_dtype(b))
     return x.new_empty(x.shape[0], b.shape[2], x.shape[2] // groups, *kernel, dtype=dtype)
+
+
+grouped_rows.triton("rows")

@@ -11,8 +11,8 @@ from mtu_fast._ops._arguments import check_sides
 from mtu_fast._ops._blocks import WIDE, square
 from mtu_fast._ops._library import define
 from mtu_fast._ops._pooling import Into, check_into, rows_of_gram, summed_rows
-from mtu_fast._ops.explicit import outer_rows
 from mtu_fast._ops.row_gram import row_gram
+from mtu_fast._ops.unordered_rows import unordered_rows
 
 
 def _check_direct(
@@ -33,14 +33,14 @@ def outer_direct(
     r, a, b = sum(t.shape[0] for t in left), left[0].shape[2], right[0].shape[2]
     met = rows_of_gram(into, r)
     gram = left[0].new_zeros(met, met, dtype=WIDE)
+    outputs = [t.mT[:, None] for t in right]
     step = max(1, _tiles.buffer(left[0].device) // max(r * b, 1))
     # columns of the left side are parts of a row side by side: Gram matrices of parts add up
     for start in range(0, a, step):
-        tiles = [
-            outer_rows(p[:, :, start : start + step], q).flatten(1)
-            for p, q in zip(left, right, strict=True)
-        ]
-        gram += row_gram(summed_rows(tiles, into))
+        # features as channels, positions as pixels along one axis: a convolution of one tap
+        tile = [t[:, :, start : start + step].mT[:, None] for t in left]
+        rows = unordered_rows(tile, outputs, [1], [1], [0], [1], precision)
+        gram += row_gram(summed_rows(rows, into))
     return gram
 
 

@@ -55,7 +55,8 @@ def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor], into: Into = ())
     # a side that several blocks share is multiplied once
     inputs = left[0].shape[2], _rows_and_positions(distinct(left))
     outputs = right[0].shape[2], _rows_and_positions(distinct(right))
-    formed = Forming(met, _rows_and_positions(left), inputs, outputs, left[0].dtype == WIDE)
+    double, half = left[0].dtype == WIDE, left[0].element_size() == 2
+    formed = Forming(met, _rows_and_positions(left), inputs, outputs, double, half=half)
     return _outer_cost(prices(left[0].device), formed)
 
 
@@ -78,8 +79,9 @@ def _rows_and_positions(blocks: Sequence[Tensor]) -> int:
 def _outer_cost(price: Prices, formed: Forming) -> RouteCosts:
     # every pair of positions is a product of two products, summed
     ghost = price.reduce * formed.positions**2
+    product = price.product * (price.half if formed.half else 1.0)
     for width, n in (formed.left, formed.right):
-        ghost += (price.product * n + price.widen) * n * width
+        ghost += (product * n + price.widen) * n * width
     return cost_of(price, ghost, formed, fused=True, calls=0.0)
 
 
@@ -138,11 +140,11 @@ def conv_cost(
     channels = geometry.weight[1 if geometry.transposed else 0]
     inputs = weights // max(channels, 1)
     has_taps = prod(geometry.kernel) > 1
-    form = Forming(met, pixels_out, (inputs, seen), (channels, own), x[0].dtype == WIDE, has_taps)
+    double, half = x[0].dtype == WIDE, x[0].element_size() == 2
+    form = Forming(met, pixels_out, (inputs, seen), (channels, own), double, has_taps, half)
     calls = 0.0
     if not geometry.pointwise:
-        # a side that blocks share has its patches made for each of them
-        calls = price.weight_gradients(rows, weights, inputs * geometry.groups * pixels_out)
+        calls = price.weight_gradients(rows, weights)
     ghost = _conv_ghost_cost(price, x, b, geometry)
     return cost_of(price, ghost, form, fused=geometry.plain, calls=calls)
 
@@ -158,8 +160,9 @@ def _conv_ghost_cost(
     pixels, width = _met_pixels(price, x, b, geometry)
     positions = sum(_positions(t) for t in b)
     found = price.reduce * (taps * pixels**2 + positions**2)
+    product = price.product * (price.half if x[0].element_size() == 2 else 1.0)
     for n, wide in ((pixels, width), (positions, b[0].shape[2])):
-        found += (price.product * n + price.widen) * n * wide
+        found += (product * n + price.widen) * n * wide
     return found
 
 

@@ -90,11 +90,26 @@ def test_without_a_kernel_plain_torch_is_charged(
 
 
 def test_on_a_gpu_patches_are_charged_for_each_tap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1568 positions: products of 49-tap patches cost five times those of nine taps, and more than the rows."""
+    """784 positions: products of 49-tap patches cost five times those of nine taps, and more than the rows."""
     monkeypatch.setattr(routes, "prices", lambda device: CUDA_KERNELS)
     for kernel, route in ((3, "ghost"), (7, "direct")):
         g = geometry((64, 64, kernel, kernel), padding=kernel // 2)
-        assert op.conv_route(*conv_blocks(g, [(32, 1, (7, 7))], torch.float32), g) == route
+        assert op.conv_route(*conv_blocks(g, [(16, 1, (7, 7))], torch.float32), g) == route
+
+
+def test_on_a_gpu_products_of_half_precision_cost_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows and of positions alike: what is left are launches, and rows that are written."""
+    monkeypatch.setattr(routes, "prices", lambda device: CUDA_KERNELS)
+    g = geometry((64, 64, 3, 3), padding=1)
+    costs = [
+        op.conv_cost(*conv_blocks(g, [(8, 1, (40, 40))], dtype), g)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    assert costs[1].combine == costs[0].combine * CUDA_KERNELS.half
+    assert all(half < whole for whole, half in zip(*costs, strict=True))
+    left, right = torch.ones(4, 64, 32), torch.ones(4, 64, 48)
+    whole, half = op.outer_cost([left], [right]), op.outer_cost([left.half()], [right.half()])
+    assert all(b < a for a, b in zip(whole, half, strict=True))
 
 
 @pytest.mark.skipif(not op.conv_ghost.has_kernel("CPU"), reason="the kernel's own rule")

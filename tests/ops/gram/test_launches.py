@@ -1,4 +1,4 @@
-"""What the plain-torch routes launch where each launch has a price: counted on tensors without memory."""
+"""What the routes by rows launch where each launch has a price: counted on tensors without memory."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def convolutions() -> list[Layer]:
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_a_large_step_of_a_resnet_takes_a_few_thousand_launches() -> None:
-    """One call per sample and tile of channels would be half a million."""
+def test_a_large_step_of_a_resnet_takes_a_few_hundred_launches() -> None:
+    """Rows of all tasks are one op a tile of channels; a call per sample and tile would be half a million."""
     launches, per_sample = 0, 0
     for layer, image, grid in convolutions():
         x = [empty(SAMPLES, 1, *image[1:])] * TASKS  # the tasks share it
@@ -66,7 +66,7 @@ def test_a_large_step_of_a_resnet_takes_a_few_thousand_launches() -> None:
         rows, width = SAMPLES * TASKS, layer.weight[0].numel()
         per_sample += rows * -(-layer.out_channels // max(1, (1 << 22) // (rows * width)))
     assert per_sample > 400_000
-    assert launches < 3_000
+    assert launches < 500
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
