@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast._ops import _tiles
+from mtu_fast._ops import _tiles, routes
 from mtu_fast._ops import gram as op
+from mtu_fast._ops._prices import CPU_KERNELS
 from mtu_fast._rows import merge, products, together, vjp
 from mtu_fast._rows.uses import Chain, Common, Conv, Dense, Gather, Outer, Several, Use
 from tests.helpers.checks import random_weights
@@ -329,7 +330,10 @@ def test_parameters_of_several_positions_meet_in_one_call(first: bool) -> None:
     assert relative_error(G, J @ J.T) <= CLOSE
 
 
-def test_few_positions_meet_with_those_of_other_parameters_and_many_do_not() -> None:
+def test_few_positions_meet_with_those_of_other_parameters_and_many_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(routes, "prices", lambda device: CPU_KERNELS)
     few, many = make("outer"), Outer((6, 4), draw(R, 512, 6), draw(R, 512, 4))
     assert together.by_positions([few]) == [few] and not together.by_positions([many])
     assert not together.by_positions([few, many]) and not together.by_positions([make("dense")])
