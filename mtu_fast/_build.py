@@ -9,6 +9,7 @@ kernels out.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -97,6 +98,28 @@ def sources() -> Path:
         if (folder / "bindings").is_dir():
             return folder
     raise BuildError(f"the C++ sources are neither in {PACKAGE / '_csrc'} nor beside the package")
+
+
+def stamp() -> str:
+    """What a binary that is built from these sources has in it."""
+    root, found = sources(), hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        found.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+        found.update(path.read_bytes())
+    return f"mtu_fast sources {found.hexdigest()}"
+
+
+def outdated(binary: Path) -> str:
+    """Why a binary does not fit this package; "" where it does.
+
+    Of a source tree alone, whose files a pull or a switch of branches changes: what is installed was
+    built together.
+    """
+    if not (PACKAGE.parent / "csrc" / "bindings").is_dir() or (PACKAGE / "_csrc").is_dir():
+        return ""
+    if stamp().encode() in binary.read_bytes():
+        return ""
+    return f"mtu_fast._C is outdated: {binary} was built from other sources than csrc has now"
 
 
 @dataclass(frozen=True)
@@ -245,6 +268,7 @@ def definitions(cuda: Cuda) -> list[str]:
         f"-DTORCH_TARGET_VERSION={(major << 56) + (minor << 48):#x}ULL",
         f'-DMTU_FAST_TORCH_TARGET="{major}.{minor}"',
         f'-DMTU_FAST_FLAGS="{" ".join(FLAGS)}"',
+        f'-DMTU_FAST_SOURCES="{stamp()}"',
     ]
     if not cuda.nvcc:
         return [*defined, f'-DMTU_FAST_NO_CUDA="no: {quoted}"']

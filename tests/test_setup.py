@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +15,7 @@ import pytest
 import mtu_fast
 from mtu_fast import _build
 from mtu_fast._build import BuildError, Cuda, Torch
+from mtu_fast._ops._library import EXTENSION
 
 setuptools = pytest.importorskip("setuptools")
 
@@ -222,6 +227,50 @@ def test_a_folder_that_cannot_be_written_to_and_sources_that_are_missing(
         _build.build_in_place()
     with pytest.raises(BuildError, match=r"the C\+\+ sources are neither in"):
         _build.sources()
+
+
+def test_a_binary_of_other_sources_is_outdated(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a pull; of an installed package the sources are those it was built from."""
+    package, binary = home / "tree" / "mtu_fast", home / "_C.so"
+    source = package.parent / "csrc" / "bindings" / "module.cpp"
+    source.parent.mkdir(parents=True)
+    package.mkdir()
+    source.write_text("int a;")
+    monkeypatch.setattr(_build, "PACKAGE", package)
+    binary.write_bytes(b"before " + _build.stamp().encode() + b" behind")
+    assert _build.outdated(binary) == ""
+    source.write_text("int b;")
+    assert "mtu_fast._C is outdated" in _build.outdated(binary)
+    source.write_text("int a;")
+    assert _build.outdated(binary) == ""
+    source.with_name("more.h").write_text("")
+    assert str(binary) in _build.outdated(binary)
+    (package / "_csrc").mkdir()
+    assert _build.outdated(binary) == ""
+
+
+@pytest.mark.skipif(EXTENSION is None, reason="needs the extension")
+def test_an_outdated_binary_is_not_loaded(home: Path) -> None:
+    """Its kernels would be called by schemas that are not theirs."""
+    shutil.copytree(
+        ROOT / "mtu_fast", home / "mtu_fast", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copytree(ROOT / "csrc", home / "csrc")
+    program = (
+        "from mtu_fast._ops import _library; print(_library.EXTENSION is None, _library.MISSING)"
+    )
+    found = []
+    for text in ("", "// another line\n"):
+        with (home / "csrc" / "bindings" / "module.cpp").open("a") as file:
+            file.write(text)
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONPATH": str(home)},
+            cwd=home, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found.append(done.stdout.split(" ", 1))
+    assert found[0] == ["False", "\n"]
+    assert found[1][0] == "True" and "mtu_fast._C is outdated" in found[1][1]
 
 
 # ---- setup.py ------------------------------------------------------------------------------------

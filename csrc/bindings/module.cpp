@@ -20,6 +20,7 @@ pybind11::dict build_facts() {
   pybind11::dict facts;
   facts["compiler"] = MTU_FAST_COMPILER;
   facts["flags"] = MTU_FAST_FLAGS;
+  facts["sources"] = MTU_FAST_SOURCES;
   facts["torch (headers)"] = TORCH_VERSION;
   facts["torch (oldest served)"] = MTU_FAST_TORCH_TARGET;
 #ifdef MTU_FAST_CUDA

@@ -13,11 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, update_wrapper, wraps
 from importlib import import_module, resources, util
+from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
+
+from mtu_fast._build import outdated
 
 NAMESPACE = "mtu_fast"
 DEVICES = ("CPU", "CUDA")
@@ -188,6 +191,10 @@ def why_no_triton() -> str:
 
 def _load_extension() -> tuple[ModuleType | None, str]:
     """The extension and "", or None and why it is absent: the note its build left, else the error of the import."""
+    found = util.find_spec("mtu_fast._C")
+    # before the import, which registers its kernels under whatever schemas there are now
+    if found is not None and found.origin and (why := outdated(Path(found.origin))):
+        return None, why
     try:
         return import_module("mtu_fast._C"), ""
     except ImportError as error:

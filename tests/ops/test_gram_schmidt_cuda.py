@@ -288,7 +288,12 @@ def test_the_bindings_compile_with_the_cuda_part(tmp_path: Path) -> None:
     include = [
         f"-I{path}" for path in (*cpp_extension.include_paths(), sysconfig.get_paths()["include"])
     ]
-    names = {"MTU_FAST_CUDA": "sm", "MTU_FAST_FLAGS": "", "MTU_FAST_TORCH_TARGET": "2.11"}
+    names = {
+        "MTU_FAST_CUDA": "sm",
+        "MTU_FAST_FLAGS": "",
+        "MTU_FAST_TORCH_TARGET": "2.11",
+        "MTU_FAST_SOURCES": "",
+    }
     defines = [f'-D{name}="{value}"' for name, value in names.items()]
     defines += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"]
     command = ["g++", "-std=c++17", "-fsyntax-only", "-Wall", "-Werror", *defines, *include]
