@@ -16,6 +16,7 @@ from mtu_fast._rows.block import Block, of_vectors
 from mtu_fast._rows.explicit import explicit
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import TaskRows
+from mtu_fast._rows.update import Update
 from mtu_fast.methods import Roles
 
 Self = TypeVar("Self", bound="Keepable")
@@ -123,3 +124,13 @@ class Keepable:
     def state_of(self, block: Any) -> dict[str, Any]:
         """What `taken` gave as plain values and tensors."""
         return self._products.state_of(block)
+
+    def grams_in(self, update: Update, place: Tensor) -> dict[tuple[int, ...], Tensor]:
+        """The Gram of the rows at these places of an update, of each of its groups of parameters."""
+        gram = update.gram
+        assert gram is not None
+        per = "total"
+        if gram.dim() == 3:
+            per = "layer" if len(gram) == len(self.groups("layer")) else "tensor"
+        matrices = update.gram_of(place).reshape(-1, len(place), len(place))
+        return dict(zip(self.groups(per), matrices, strict=True))

@@ -8,12 +8,13 @@ from functools import reduce
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from mtu_fast._arguments import MOST, check_dtype, check_flag, check_share, check_whole
 from mtu_fast._ops.gram import row_gram
 from mtu_fast._ops.gram_schmidt import orthonormalize
 from mtu_fast._rows.update import Update
-from mtu_fast.methods import Method
+from mtu_fast.methods import Method, Roles
 from mtu_fast.methods._undo import undone
 from mtu_fast.methods.base import dependence_tolerance
 from mtu_fast.methods.interference import STALE, basis_weights
@@ -117,3 +118,17 @@ def orthonormal(
     basis = {p: q.to(dtype or v.dtype) for p, q, v in zip(J, Q, vectors, strict=True)}
     named = {name: basis[p] for name, p in rows.parameters.items() if p in basis}
     return named, len(order)
+
+
+def best(scores: Tensor, roles: Roles, size: int, per_task: bool) -> Tensor:
+    """Indices of the `size` rows of the largest scores, in their order; as many of each task."""
+    if not per_task:
+        return scores.topk(min(size, len(scores))).indices.sort().values
+    found = []
+    for t in range(len(roles.tasks)):
+        mine = (roles.task == t).nonzero().flatten()
+        most = min(max(size // len(roles.tasks), 1), len(mine))
+        found.append(mine[scores[mine].topk(most).indices])
+    each = torch.cat(found)
+    best = scores[each].topk(min(size, len(each))).indices  # where tasks are more than rows to hold
+    return each[best].sort().values

@@ -20,10 +20,10 @@ from mtu_fast._arguments import (
 )
 from mtu_fast._checks.states import check_counts
 from mtu_fast._keepable import Kept
-from mtu_fast._kept import Form, orthonormal, step
+from mtu_fast._kept import Form, best, orthonormal, step
 from mtu_fast._rows.block import Block, chosen
 from mtu_fast._rows.update import Update
-from mtu_fast.methods import FORGET, RETAIN, Method, Roles, mean_weights
+from mtu_fast.methods import FORGET, RETAIN, Method, mean_weights
 from mtu_fast.rows import Rows, cat
 
 Keep = Literal["newest", "conflicting"]
@@ -287,10 +287,10 @@ class Memory:
             first = len(update.roles) - len(held.block)
             place = torch.cat([torch.arange(first, len(update.roles), device=at.device), at])
         most = self._most(both, held.size)
-        stay = _best(self._scores(update, place), both.roles, most, self._per_task)
+        stay = best(self._scores(update, place), both.roles, most, self._per_task)
         block = both.select(stay)
         if isinstance(block, Block) and self._knows_products(update):
-            block = replace(block, grams=_grams(rows, update, place[stay]))
+            block = replace(block, grams=rows.grams_in(update, place[stay]))
         standing = self._standing(rows, block)
         return Held(held.size, 0, block, standing, held.smallest)
 
@@ -336,31 +336,6 @@ class Memory:
         vectors, count = orthonormal([kept], form.rank, form.energy, form.dtype)
         roles = chosen(block.roles, torch.arange(count))
         return rows.remembered(rows.block_of_vectors(vectors, roles))
-
-
-def _best(scores: Tensor, roles: Roles, size: int, per_task: bool) -> Tensor:
-    """Indices of the `size` rows of the largest scores, in their order; as many of each task."""
-    if not per_task:
-        return scores.topk(min(size, len(scores))).indices.sort().values
-    found = []
-    for t in range(len(roles.tasks)):
-        mine = (roles.task == t).nonzero().flatten()
-        most = min(max(size // len(roles.tasks), 1), len(mine))
-        found.append(mine[scores[mine].topk(most).indices])
-    each = torch.cat(found)
-    best = scores[each].topk(min(size, len(each))).indices  # where tasks are more than rows to hold
-    return each[best].sort().values
-
-
-def _grams(rows: Rows, update: Update, place: Tensor) -> dict[tuple[int, ...], Tensor]:
-    """The Gram of the rows at these places of an update, of each of its groups of parameters."""
-    gram = update.gram
-    assert gram is not None
-    per = "total"
-    if gram.dim() == 3:
-        per = "layer" if len(gram) == len(rows.groups("layer")) else "tensor"
-    matrices = update.gram_of(place).reshape(-1, len(place), len(place))
-    return dict(zip(rows.groups(per), matrices, strict=True))
 
 
 def check_memory(method: Method | Tensor, memory: object) -> None:
