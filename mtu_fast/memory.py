@@ -61,7 +61,7 @@ class Memory:
     fewer bytes and no more time: explicit, or as the activations and output gradients whose products
     they are. Of a linear layer A x B at S positions a row takes 4 min(A B, S (A + B)) bytes in
     float32, and a product of two of them A B multiply-adds, or A + B of one position. Explicit are
-    parameters of up to 4096 numbers, those used behind views of them or in several ways, and where
+    parameters of up to 8192 numbers, those used behind views of them, and where
     products of factors would cost more. A step makes (R + T) K products more, R its own retain rows
     and T the tasks to be forgotten, of the parameters that both rows reach: those of kept rows with
     one another are known from the steps that took them in.

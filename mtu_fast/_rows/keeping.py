@@ -27,7 +27,7 @@ from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import TaskRows
 from mtu_fast._rows.uses import DIRECT, Conv, Gather, Outer, Several, Use
 
-FEW = 1 << 12  # numbers of a row: of fewer, calls cost more than the work
+FEW = 1 << 13  # numbers of a row: of fewer, calls cost more than the work
 HELD = 4  # kept rows for each of a step's own, by which costs are judged
 # Kinds of which factors are kept, `[R, positions, ...]` each; and those that a table may have together.
 FACTORS, OF_TABLES = (Outer, Conv, Gather), (Outer, Gather)

@@ -23,7 +23,7 @@ class Heads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.heads = nn.ModuleDict({task: nn.Linear(WIDTH, 64) for task in TASKS})
+        self.heads = nn.ModuleDict({task: nn.Linear(WIDTH, WIDTH) for task in TASKS})
 
     def features(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -75,7 +75,7 @@ class Low(Deep):
     def __init__(self) -> None:
         super().__init__()
         self.body.requires_grad_(False)
-        self.down, self.up = nn.Linear(WIDTH, 64, bias=False), nn.Linear(64, WIDTH, bias=False)
+        self.down, self.up = nn.Linear(WIDTH, 90, bias=False), nn.Linear(90, WIDTH, bias=False)
 
     def features(self, x: Tensor) -> Tensor:
         h = super().features(x)
