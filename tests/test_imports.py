@@ -75,7 +75,7 @@ ARROWS: dict[str, set[str]] = {
     "methods": {"_ops", "_arguments", "_later"},
     "_arguments": set(),
     "_later": set(),
-    "_ops": {"_arguments", "kernels", "_C"},
+    "_ops": {"_arguments", "_build", "kernels", "_C"},
     "kernels": set(),
     "reference": {"_arguments"},
     "errors": set(),
