@@ -33,27 +33,31 @@ from mtu_fast.kernels.plans import WIDE, Plan, ghost_plan, row_plan
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LANGUAGE = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in FLOATS}
-WAVES = 4  # programs a multiprocessor is given of explicit rows
+# programs and warps that a multiprocessor is given of explicit rows, at least: it holds so many, or
+# half, at a time, so that none of them runs alone at the end
+WAVES, WARPS = 4, 8
 
 
 # ---- explicit rows -------------------------------------------------------------------------------
 
 
 @triton.jit
-def _row_pointers(blocks, starts, strides, row, COUNT: tl.constexpr):
+def _row_pointers(blocks, starts, strides, row, COUNT: tl.constexpr, ALIGNED: tl.constexpr):
     """The first element of each row, rows counted through all blocks."""
     # addresses are chosen among the blocks, which then need not be copied together
     at = blocks[0] + row * strides[0]
     for b in tl.static_range(1, COUNT):
         at = tl.where(row >= starts[b], blocks[b] + (row - starts[b]) * strides[b], at)
+    if ALIGNED:
+        at = tl.multiple_of(at, 16)  # bytes: what a load takes at most, and is lost in the choice
     return at
 
 
-@triton.jit(do_not_specialize=["starts", "rows", "width", "chunk"])
+@triton.jit(do_not_specialize=["starts", "rows", "steps"])
 def _row_gram(
-    blocks, starts, strides, step, out, rows, width, chunk,
+    blocks, starts, strides, step, out, rows, width, steps,
     COUNT: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, OPERAND: tl.constexpr, EXACT: tl.constexpr,
-    ONE_TILE: tl.constexpr,
+    ONE_TILE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     # 64 bits: products of row numbers and strides leave 32
     split, i, j = (
@@ -63,11 +67,11 @@ def _row_gram(
     )
     if i <= j:  # tiles on and above the diagonal; each is written with its mirror image
         row, column = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
-        x_at = _row_pointers(blocks, starts, strides, row, COUNT)
-        y_at = _row_pointers(blocks, starts, strides, column, COUNT)
+        x_at = _row_pointers(blocks, starts, strides, row, COUNT, ALIGNED)
+        y_at = _row_pointers(blocks, starts, strides, column, COUNT, ALIGNED)
         total = tl.zeros([TILE, TILE], tl.float64)
-        begin = split * chunk
-        for k in range(begin, tl.minimum(begin + chunk, width), DEPTH):
+        begin = split * steps * DEPTH
+        for k in range(begin, tl.minimum(begin + steps * DEPTH, width), DEPTH):
             p = k + tl.arange(0, DEPTH).to(tl.int64)
             live = (p < width)[None, :]
             x = tl.load(
@@ -125,22 +129,29 @@ def row_gram(rows: Sequence[Tensor], known: int = 0) -> Tensor:
         blocks = list(operands(blocks, plan))
         tiles = triton.cdiv(total, plan.tile)
         # so many splits of the width that every multiprocessor has work
-        programs = max(1, WAVES * multiprocessors(blocks[0]) // (tiles * (tiles + 1) // 2))
-        chunk = triton.cdiv(triton.cdiv(width, programs), plan.depth) * plan.depth
-        splits = triton.cdiv(width, chunk)
+        each = max(WAVES, WARPS // plan.warps)
+        programs = max(1, each * multiprocessors(blocks[0]) // (tiles * (tiles + 1) // 2))
+        steps = triton.cdiv(triton.cdiv(width, programs), plan.depth)
+        splits = triton.cdiv(width, steps * plan.depth)
         # tiles of known rows are not launched, and would be added as memory was left
         empty = blocks[0].new_zeros if known else blocks[0].new_empty
         parts = empty(splits, total, total, dtype=WIDE)
         fresh = triton.cdiv(total - known, plan.tile)  # tiles of rows that are not all known
         _row_gram[(splits, max(1, fresh), tiles)](
             tuple(blocks), tuple(first_rows(blocks)), tuple(t.stride(0) for t in blocks), blocks[0].stride(1), parts,
-            total, width, chunk, COUNT=len(blocks), TILE=plan.tile, DEPTH=plan.depth, OPERAND=LANGUAGE[plan.operand],
-            EXACT=plan.sums == WIDE, ONE_TILE=tiles == 1, num_warps=plan.warps, num_stages=plan.stages,
+            total, width, steps, COUNT=len(blocks), TILE=plan.tile, DEPTH=plan.depth, OPERAND=LANGUAGE[plan.operand],
+            EXACT=plan.sums == WIDE, ONE_TILE=tiles == 1, ALIGNED=all(map(_aligned, blocks)), num_warps=plan.warps,
+            num_stages=plan.stages,
         )  # fmt: skip
         gram = blocks[0].new_empty(total, total, dtype=WIDE)
         _add_splits[(triton.cdiv(total**2, 256),)](parts, gram, total**2, splits, WIDTH=256)
         gram[total - known :, total - known :] = 0.0  # tiles on the border know some
     return gram
+
+
+def _aligned(block: Tensor) -> bool:
+    """Whether every row begins where a load of 16 bytes may."""
+    return not (block.data_ptr() % 16 or block.stride(0) * block.element_size() % 16)
 
 
 # ---- products of positions -----------------------------------------------------------------------

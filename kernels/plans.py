@@ -33,9 +33,12 @@ def row_plan(dtype: torch.dtype, rows: int, arch: int) -> Plan | None:
     """The tile for explicit rows; None where float64 products do not compile."""
     tile = min(64, max(16, triton.next_power_of_2(rows)))
     if dtype == WIDE or arch in FAST_FLOAT64:
-        depth, warps = {16: (128, 4), 32: (64, 4), 64: (32 if rows <= 64 else 16, 8)}[tile]
-        return Plan(WIDE, WIDE, "ieee", tile, depth, warps, 3) if float64_dots(arch) else None
-    return Plan(torch.float32, torch.float32, "ieee", tile, 32, 8 if tile == 64 else 4, 3)
+        # each warp widens for itself what it multiplies: few rows are one warp's
+        many = (32 if rows <= 64 else 16, 8, 3)
+        depth, warps, stages = {16: (64, 1, 4), 32: (32, 1, 4), 64: many}[tile]
+        return Plan(WIDE, WIDE, "ieee", tile, depth, warps, stages) if float64_dots(arch) else None
+    depth, warps = (16, 8) if tile == 64 else (32, 4)
+    return Plan(torch.float32, torch.float32, "ieee", tile, depth, warps, 3)
 
 
 def ghost_plan(dtype: torch.dtype, precision: str, arch: int) -> Plan | None:

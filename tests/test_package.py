@@ -130,8 +130,10 @@ def test_the_dispatcher_holds_the_launcher_of_every_op_that_has_one() -> None:
         "outer_ghost",
         "conv_ghost",
         "gather_gram",
+        "grouped_rows",
         "project",
         "transform",
+        "unordered_rows",
     } == with_launcher
     assert all(_library.ops()[name].has_kernel("CUDA") for name in with_launcher)
 

@@ -26,6 +26,7 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 # bytes of shared memory that a program may have
 SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 ROOT = Path(__file__).parents[2]
+LOADS = r"\b(?:ld\.global|cp\.async\.c[ag])\.[\w.:]*"
 PRODUCTS = r"\b(?:w?gmma|mma|tcgen05\.mma)\.[\w.:]+|\bfma\.rn\.f(?:32|64)\b"
 
 
@@ -42,6 +43,7 @@ class Build:
         spills: Bytes of registers stored to local memory, a thread.
         shared: Bytes of shared memory, a program.
         products: The multiply-add instructions of its PTX.
+        loads: Its loads from global memory; `cp.async.cg` are of 16 bytes.
     """
 
     specimen: str
@@ -52,6 +54,7 @@ class Build:
     spills: int
     shared: int
     products: tuple[str, ...]
+    loads: tuple[str, ...]
 
 
 def compiled(specimens: str, architectures: Iterable[int] = ARCHITECTURES) -> list[Build]:
@@ -67,7 +70,7 @@ def compiled(specimens: str, architectures: Iterable[int] = ARCHITECTURES) -> li
             f"compiling {specimens} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         )
     return [
-        Build(**{**found, "products": tuple(found["products"])})
+        Build(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
         for found in json.loads(done.stdout)
     ]
 
@@ -131,10 +134,12 @@ def _read(specimen: str, kernel: Any, arch: int, log: str) -> Build:
     registers = re.search(r"Used (\d+) registers", log)
     spills = re.search(r"(\d+) bytes spill stores", log)
     assert registers and spills, log
-    products = tuple(sorted(set(re.findall(PRODUCTS, kernel.asm["ptx"]))))
+    products, loads = (
+        tuple(sorted(set(re.findall(what, kernel.asm["ptx"])))) for what in (PRODUCTS, LOADS)
+    )
     numbers = int(registers[1]), int(spills[1]), int(kernel.metadata.shared)
     return Build(
-        specimen, kernel.metadata.name, arch, kernel.metadata.num_warps, *numbers, products
+        specimen, kernel.metadata.name, arch, kernel.metadata.num_warps, *numbers, products, loads
     )
 
 

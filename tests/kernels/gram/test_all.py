@@ -107,6 +107,9 @@ def test_compiles_without_spills(device: str) -> None:
     assert {build.kernel for build in builds} == {"_row_gram", "_add_splits", "_ghost", "_collect"}
     assert not [build for build in builds if build.spills]
     assert all(build.shared <= SHARED[build.arch] for build in builds)
+    rows = [b for b in builds if b.kernel == "_row_gram" and "bfloat16" not in b.specimen]
+    # of 16 bytes, ahead of the products
+    assert rows and all(b.loads == ("cp.async.cg.shared.global",) for b in rows)
     wide = [
         b
         for b in builds
