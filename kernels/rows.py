@@ -185,6 +185,11 @@ def _room(x: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor:
     return make(len(x), *shape, dtype=WIDE if WIDE in (x.dtype, b.dtype) else torch.float32)
 
 
+def _axes(grid: tuple[int, ...]) -> int:
+    """The last axes of z, y, x that tell positions apart."""
+    return next((3 - axis for axis, n in enumerate(grid) if n > 1), 1)
+
+
 def _launch(
     family: Family, out: list[Tensor], walk: tuple[int, ...], groups: int, plan: Plan, weights: bool
 ) -> None:
@@ -207,7 +212,7 @@ def _launch(
     _form[(programs, splits)](
         x, tuple(b), tuple(to), x.stride(), b[0].stride(), strides if weights else (*strides[:3], *strides[:2:-1]),
         len(x), channels, outputs, end, x.shape[2:5], family.grid, walk, steps, tiles,
-        TASKS=len(b), ONE_IMAGE=images == 1, AXES=sum(n > 1 for n in family.grid), PADDED=any(walk[6:9]), DOWN=down,
+        TASKS=len(b), ONE_IMAGE=images == 1, AXES=_axes(family.grid), PADDED=any(walk[6:9]), DOWN=down,
         ACROSS=across, DEPTH=plan.depth, OPERAND=LANGUAGE[plan.operand], SUMS=LANGUAGE[plan.sums], MODE=plan.mode,
         num_warps=plan.warps, num_stages=plan.stages,
     )  # fmt: skip

@@ -82,6 +82,16 @@ def test_rows_of_every_walk(device: str, name: str, dtype: torch.dtype) -> None:
     check(name, formed(xs, bs, g), xs, bs, g, plain)
 
 
+@pytest.mark.parametrize(
+    "image", [(5, 1, 1), (1, 5, 1), (1, 1, 5), (5, 1, 4), (4, 5, 1), (1, 1, 1)]
+)
+def test_images_that_are_lines(device: str, image: tuple[int, ...]) -> None:
+    g = Geometry((3, 2, 3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), False, (0, 0, 0), 1)
+    (x,), (b,) = conv_blocks(device, g, [(2, 2, *image)], torch.float32)
+    found = grouped(x, b, 1, *walk_of(g))
+    assert relative_error(found, plain_rows(x.double(), b.double(), g)) <= 1e-7
+
+
 @pytest.mark.parametrize("sizes", [(17, 21), (3, 130), (130, 3), (70, 65)])
 def test_tiles_are_not_whole(device: str, sizes: tuple[int, int]) -> None:
     channels, outputs = sizes
