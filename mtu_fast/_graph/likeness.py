@@ -41,15 +41,18 @@ class Likeness:
         # of most, the type says the name
         self._named = [i for i, node in enumerate(nodes) if not _is_named(node)]
         self._names = [nodes[i].name() for i in self._named]
+        self._look_at_outputs(nodes)
+        self._exact: list[tuple[int, Getter]] = []  # arguments that must be the same
+        self._free: list[tuple[int, Getter]] = []  # those that are to be no whole numbers again
+        self._look_at_arguments(nodes)
+
+    def _look_at_outputs(self, nodes: Sequence[Any]) -> None:
         outputs = list(map(node_ops.outputs, nodes))
         self._counts = list(map(len, outputs))
         metas = list(chain.from_iterable(outputs))
         # sizes within a nested tensor are data, of which a shape says nothing
         self._is_nested = any(meta.is_nested_tensor for meta in metas)
         self._said = [] if self._is_nested else [list(map(ask, metas)) for ask in ASKED]
-        self._exact: list[tuple[int, Getter]] = []  # arguments that must be the same
-        self._free: list[tuple[int, Getter]] = []  # those that are to be no whole numbers again
-        self._look_at_arguments(nodes)
 
     def _look_at_arguments(self, nodes: Sequence[Any]) -> None:
         for i, node in enumerate(nodes):

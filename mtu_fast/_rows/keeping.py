@@ -92,15 +92,16 @@ def end_to_end(uses: Sequence[Use | None], counts: Sequence[int]) -> Use | None:
     first = some[0]
     if not _has_factors(first) or not all(_alike(use, first) for use in some[1:]):
         return None
-    sides = []
-    for k, like in enumerate(first.tensors):
-        positions = max(use.tensors[k].shape[1] for use in some)
-        blocks = []
-        for use, count in zip(uses, counts, strict=True):
-            own = like.new_zeros(count, *like.shape[1:]) if use is None else use.tensors[k]
-            blocks.append(_with_positions(own, positions))
-        sides.append(blocks[0] if len(blocks) == 1 else torch.cat(blocks))
-    return first.with_tensors(*sides)
+    every = [use or zeros(first, n) for use, n in zip(uses, counts, strict=True)]
+    sides = zip(*(use.tensors for use in every), strict=True)
+    return first.with_tensors(*map(_laid_end_to_end, sides))
+
+
+def _laid_end_to_end(blocks: Sequence[Tensor]) -> Tensor:
+    """Sides `[R_i, S_i, ...]` as `[ΣR, S, ...]`."""
+    positions = max(t.shape[1] for t in blocks)
+    padded = [_with_positions(t, positions) for t in blocks]
+    return padded[0] if len(padded) == 1 else torch.cat(padded)
 
 
 def zeros(like: Use, count: int) -> Use:
@@ -137,20 +138,25 @@ def factors_of(
         smallest: see `keeps_factors`.
     """
     some = [(part, rows) for part, rows in zip(parts, at, strict=True) if len(rows)]
-    counts = [len(rows) for _, rows in some]
+    chosen = [rows for _, rows in some]
     found: dict[int, Use] = {}
     for j in sorted({j for part, _ in some for j in part.uses}):
-        uses = [part.uses.get(j) for part, _ in some]
-        of_rows = sum(n for n, use in zip(counts, uses, strict=True) if use is not None)
-        if not all(use is None or keeps_factors(use, of_rows, smallest) for use in uses):
-            continue
-        chosen: list[Use | None] = []
-        for use, (_, rows) in zip(uses, some, strict=True):
-            chosen.append(None if use is None else use.select(rows))
-        whole = end_to_end(chosen, counts)
+        whole = _kept_of([part.uses.get(j) for part, _ in some], chosen, smallest)
         if whole is not None:
             found[j] = whole
     return found
+
+
+def _kept_of(uses: Sequence[Use | None], at: Sequence[Tensor], smallest: bool) -> Use | None:
+    """The use of some rows of one parameter; None where they are to be explicit."""
+    counts = list(map(len, at))
+    of_rows = sum(n for n, use in zip(counts, uses, strict=True) if use is not None)
+    if not all(use is None or keeps_factors(use, of_rows, smallest) for use in uses):
+        return None
+    chosen: list[Use | None] = []
+    for use, rows in zip(uses, at, strict=True):
+        chosen.append(None if use is None else use.select(rows))
+    return end_to_end(chosen, counts)
 
 
 def row_bytes(factors: Factors, shared: Shared, itemsize: int) -> int:

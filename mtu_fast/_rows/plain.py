@@ -48,7 +48,13 @@ def use_of(name: str, state: object, kinds: Sequence[str] = ()) -> Use:
     shape = _whole_numbers(f"{name}: shape", held["shape"])
     if held["kind"] == SEVERAL:
         return _several(name, held, shape)
-    tensors = held_in(name, held, "tensors")["tensors"]
+    _check_sides(name, held_in(name, held, "tensors")["tensors"], shape)
+    use: Use = _KINDS[held["kind"]][1](name, held, shape)
+    return use
+
+
+def _check_sides(name: str, tensors: Any, shape: Shape) -> None:
+    """Two dense tensors `[R, positions, ...]`."""
     if not isinstance(tensors, list | tuple) or not all(isinstance(t, Tensor) for t in tensors):
         raise TypeError(f"{name}: tensors: found {shown(tensors)}, expected two tensors.")
     for t in tensors:
@@ -57,8 +63,6 @@ def use_of(name: str, state: object, kinds: Sequence[str] = ()) -> Use:
         _refuse(name, tensors, shape)
     if tensors[0].shape[:2] != tensors[1].shape[:2]:
         _refuse(name, tensors, shape)
-    use: Use = _KINDS[held["kind"]][1](name, held, shape)
-    return use
 
 
 def _several(name: str, held: Mapping[str, Any], shape: Shape) -> Several:

@@ -84,7 +84,7 @@ class Space:
         Raises:
             RuntimeError: one is new to the model, and `params` do not say whether it is shared.
         """
-        unknown = [p for p in leaves if id(p) not in self._inside and not self._is_known(p)]
+        unknown = self._unknown(leaves)
         if not unknown:
             return False
         names = self._names()
@@ -96,6 +96,10 @@ class Space:
             self._check_new([names[id(p)] for p in unknown if self._is_new(p)])
         self._look(names)
         return True
+
+    def _unknown(self, leaves: Iterable[Tensor]) -> list[Tensor]:
+        """Those that are neither shared nor outside by choice; mostly all are shared."""
+        return [p for p in leaves if id(p) not in self._inside and not self._is_known(p)]
 
     def _check_given(self, names: dict[int, str]) -> None:
         strange = []

@@ -215,17 +215,26 @@ def uses_of_each(
     """The same of some parameters, of those that have any, in their order."""
     spans = _spans(parts)
     tables = [part.uses for part in parts]
-    if all(table.keys() == tables[0].keys() for table in tables[1:]):
-        # mostly: every part reaches the same parameters
+    if _are_of_the_same(tables):
         return {j: (spans, [table[j] for table in tables]) for j in group if j in tables[0]}
+    return _uses_of_some(tables, spans, group)
+
+
+def _uses_of_some(
+    tables: Sequence[Mapping[int, Use]], spans: Spans, group: Collection[int]
+) -> dict[int, tuple[Spans, list[Use]]]:
+    """The same where parts reach some parameters each."""
     found: dict[int, tuple[Spans, list[Use]]] = {}
     for j in group:
-        uses = [part.uses[j] for part in parts if j in part.uses]
-        if not uses:
-            continue
-        there = zip(parts, spans, strict=True)
-        found[j] = tuple([span for part, span in there if j in part.uses]), uses
+        there = [i for i, table in enumerate(tables) if j in table]
+        if there:
+            found[j] = tuple(spans[i] for i in there), [tables[i][j] for i in there]
     return found
+
+
+def _are_of_the_same(tables: Sequence[Mapping[int, Use]]) -> bool:
+    """Whether every part reaches the same parameters, as mostly."""
+    return all(table.keys() == tables[0].keys() for table in tables[1:])
 
 
 def _spans(parts: Sequence[TaskRows]) -> Spans:

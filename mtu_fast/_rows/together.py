@@ -40,18 +40,16 @@ def by_positions(uses: Sequence[Use]) -> list[Outer]:
     if type(uses[0]) is not Outer:
         return []
     outers = only(Outer, uses) if aligned(uses) else []
-    if not outers:
-        return []
+    return outers if outers and _meet_together(outers) else []
+
+
+def _meet_together(outers: Sequence[Outer]) -> bool:
+    """Whether products of all positions are made, by one call for several parameters."""
     positions = outers[0].left.shape[1]
-    if any(u.left.shape[1] != positions for u in outers):
-        return []
-    if positions == 1:
-        return outers
     # an expert that no token takes has none
-    together = positions > 1 and op.meet_together(
-        [u.left for u in outers], [u.right for u in outers]
-    )
-    return outers if together else []
+    if positions < 1 or any(u.left.shape[1] != positions for u in outers):
+        return False
+    return positions == 1 or op.meet_together([u.left for u in outers], [u.right for u in outers])
 
 
 def multiplies(use: Use) -> bool:
@@ -205,18 +203,12 @@ def _joined(parameters: Sequence[Sequence[Tensor]]) -> list[Tensor]:
 
 def _portions(parameters: Sequence[Sequence[Use]]) -> Iterator[list[list[Tensor]]]:
     """Rows `[R_i, P]` of the uses of each parameter, some parameters at a time: joined they are a copy."""
-    every = [[use.matrix() for use in uses] for uses in parameters]
-    if not every:
-        return
-    most = buffer(every[0][0].device)
-    if sum(t.numel() for rows in every for t in rows) <= most:
-        yield every
-        return
     some: list[list[Tensor]] = []
     taken = 0
-    for rows in every:
+    for uses in parameters:
+        rows = [use.matrix() for use in uses]
         size = sum(t.numel() for t in rows)
-        if some and taken + size > most:
+        if some and taken + size > buffer(rows[0].device):
             yield some
             some, taken = [], 0
         some.append(rows)

@@ -39,7 +39,7 @@ def group_norm(
 ) -> dict[int, Use]:
     """Input `[M, C, *]`, statistics `[M, groups]`; scales and shifts by one call."""
     b, rows = grads[0], maps[0]
-    slots = [slot for slot in (1, 2) if slot in wanted]
+    slots = sorted({1, 2} & wanted.keys())
     if b is None or rows is None or rows.dim != 0 or any(g is not None for g in grads[1:]):
         return {}
     if slots == [2]:
@@ -47,8 +47,11 @@ def group_norm(
     else:
         statistics = node._saved_result1, node._saved_result2
         sums = _scales(b, node._saved_input.detach(), *statistics, shifts=2 in slots)
-    found = {slot: summed(t, rows, wanted[slot]) for slot, t in zip(slots, sums, strict=True)}
-    return {slot: use for slot, use in found.items() if use is not None}
+    found: dict[int, Use] = {}
+    for slot, t in zip(slots, sums, strict=True):
+        if (use := summed(t, rows, wanted[slot])) is not None:
+            found[slot] = use
+    return found
 
 
 @rule("NativeBatchNormBackward0 CudnnBatchNormBackward0", slots=(1, 2))
