@@ -62,7 +62,6 @@ class _Known:
     """The plan of a signature, what there is to say of it, its family, and the steps it has served.
 
     Attributes:
-        measured: whether its check had to measure rounding.
         moves: whether data ever moved rows in another way than before; it is then looked at each
             time.
         bad: whether its last check failed, `[]` bool on a device that runs behind the host.
@@ -72,7 +71,6 @@ class _Known:
     explanation: Explanation
     family: _Family
     served: Schedule
-    measured: bool = False
     moves: bool = False
     bad: Tensor | None = None
 
@@ -103,7 +101,6 @@ class Plans:
         self._hooks = Hooks()
         self._told: set[str] = set()  # nodes with a hook that were warned of
         self._flags = AT_ONCE
-        self._measured = False  # whether the last check had to measure rounding
 
     def uses(self, graph: Graph, kept: Kept, flags: Flags = AT_ONCE) -> Uses:
         """The uses of each parameter by the kept rows, per task; what is left of the graph is to be released.
@@ -181,7 +178,7 @@ class Plans:
         # a plan is a conjecture about rules and nodes: the first time it is always checked
         plan, uses = self._sound(graph, kept, discover(graph), family, check=True)
         explanation = self._explained(graph, plan, uses)
-        return uses, _Known(plan, explanation, family, Schedule(1), self._measured)
+        return uses, _Known(plan, explanation, family, Schedule(1))
 
     def _anew(self, graph: Graph, kept: Kept, known: _Known, node: int) -> Uses:
         """A plan in the place of one whose experiments found something else than now, first at this node."""
@@ -214,7 +211,7 @@ class Plans:
     def _doubted(self, graph: Graph, known: _Known, kept: Kept) -> Uses:
         """By a plan whose check stays on the device: where it fails, the step adds nothing and the plan is dropped."""
         check = self._check(graph, known.plan, kept)
-        bad = check.doubt(known.measured)
+        bad = check.doubt()
         # a step may follow before the host has read the flag of the last one
         known.bad = bad if known.bad is None else known.bad | bad
         self._refuse(known)
@@ -278,7 +275,6 @@ class Plans:
         """The uses by a plan, and what the check finds: the first parameter whose rows do not add up."""
         check = self._check(graph, plan, kept)
         fault = check.fault()
-        self._measured = check.measured
         return ([] if fault else check.uses()), fault
 
     def _check(self, graph: Graph, plan: Plan, kept: Kept) -> Check:

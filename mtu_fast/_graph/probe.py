@@ -48,9 +48,6 @@ class Check:
         passes: through the recorded graph, which is kept.
         parameters: the shared parameters.
         seed: of the weights.
-
-    Attributes:
-        measured: whether `fault` had to measure what rounding does.
     """
 
     def __init__(self, passes: Passes, parameters: Sequence[Tensor], seed: int) -> None:
@@ -59,7 +56,6 @@ class Check:
         # one backward a row: rows are right by definition, and it is asked whether gradients are
         # linear at all
         self._lenient = passes.plan.alone
-        self.measured = False
         uses = passes.uses(keep=True)
         # rows are weighed by their lengths: a short one that is lost must show, too
         given = probe_weights(graph, lengths_of(graph, uses, kept), seed)
@@ -109,7 +105,6 @@ class Check:
         holds = self._is_order_of_sums(errors)
         if bool(holds.all()):
             return None
-        self.measured = True
         linear, rounding = self._rounding()
         holds |= linear & (errors <= self._bound + rounding)
         if not bool(holds.all()):
@@ -119,18 +114,14 @@ class Check:
         j = int((~holds).nonzero()[0])
         return Fault(j, float(errors[j]), float(self._sizes[j]))
 
-    def doubt(self, measure: bool) -> Tensor:
-        """Whether there is such a parameter, `[]` bool: nothing is waited for.
-
-        Args:
-            measure: whether to measure what rounding does; without it, too much is doubted.
-        """
+    def doubt(self) -> Tensor:
+        """Whether there is such a parameter, `[]` bool: nothing is waited for."""
         errors = self._errors()
-        holds = self._is_order_of_sums(errors)
-        if measure:
-            linear, rounding = self._rounding()
-            most = torch.maximum(self._bound + rounding, self._rounding_of_rows())
-            holds |= linear & (errors <= most)
+        # what rounding does is always measured: whether it must be is not known here, and differs
+        # from batch to batch
+        linear, rounding = self._rounding()
+        most = torch.maximum(self._bound + rounding, self._rounding_of_rows())
+        holds = self._is_order_of_sums(errors) | (linear & (errors <= most))
         return ~holds.all()
 
     def _errors(self) -> Tensor:
