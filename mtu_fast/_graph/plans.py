@@ -117,11 +117,14 @@ class Plans:
             RuntimeError: the rows of the graph do not add up to what autograd gives.
         """
         self._flags = flags
-        # before any plan: what is known of nodes does not hold below a hook
-        hook = self._hooks.first(graph)
-        uses = self._plain(graph, kept) if hook is None else self._hooked(graph, kept, hook)
-        self._hooks.done()
-        return uses
+        try:
+            # before any plan: what is known of nodes does not hold below a hook
+            hook = self._hooks.first(graph)
+            uses = self._plain(graph, kept) if hook is None else self._hooked(graph, kept, hook)
+            self._hooks.done()
+            return uses
+        finally:
+            self._flags = AT_ONCE  # plans outlive the call, and are copied without it
 
     def _plain(self, graph: Graph, kept: Kept) -> Uses:
         """By the plan of the graph's signature."""
