@@ -57,7 +57,8 @@ class Collector:
         if self._rows is not None:
             # before anything is formed: rows that are not kept cost nothing
             use = use.select(self._rows)
-        if self._expected[parameter] == 1 and parameter not in self._whole:
+        begun = parameter in self._whole or parameter in self._parts
+        if self._expected[parameter] == 1 and not begun:
             self._complete(parameter, use)  # mostly: nothing to merge
             return
         parts = self._parts.setdefault(parameter, self._begun(parameter))

@@ -259,3 +259,24 @@ def later(net: nn.Module, way: str, changed: bool) -> Tensor:
 def test_ways_that_change_in_a_step_without_a_check(way: str) -> None:
     net = nn.Linear(3, 4).double()
     steps(net, (later(net, way, changed=step in {3, 5, 6}) for step in range(7)), by_rule=False)
+
+
+@pytest.mark.parametrize("direct", range(4))
+@pytest.mark.parametrize("pulled", range(1, 4))
+def test_a_parameter_used_directly_and_pulled_through_in_several_places(
+    direct: int, pulled: int
+) -> None:
+    """Uses that a plan does not count come last, whatever their number: none of them takes another's place."""
+    torch.manual_seed(0)
+    net = nn.Module()
+    net.W = nn.Parameter(torch.randn(4, 4, dtype=torch.float64))
+    engine, params = mtu.Engine(net), [net.W]
+    for _step in range(3):
+        x = torch.randn(5, 4, 4, dtype=torch.float64)
+        for _ in range(direct):
+            x = torch.tanh(x * net.W)
+        for _ in range(pulled):
+            x = torch.tanh(x + net.W[torch.randperm(4)])
+        loss = x.square().mean((1, 2))
+        J = truth_of({"a": loss}, params)
+        assert_rows(engine.rows(loss), J, params, 1e-10)
