@@ -7,6 +7,7 @@ Nothing given means S = I.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -40,10 +41,12 @@ def summed_rows(blocks: Sequence[Tensor], into: Into) -> list[Tensor]:
     """The rows S J, where some are to be summed: blocks `[R_i, P]` -> one block `[V, P]`."""
     if not into:
         return list(blocks)
-    found = blocks[0].new_zeros(rows_of_gram(into, len(into)), blocks[0].shape[1])
+    # kept rows may be in a lower precision than a step's own
+    dtype = reduce(torch.promote_types, [block.dtype for block in blocks])
+    found = blocks[0].new_zeros(rows_of_gram(into, len(into)), blocks[0].shape[1], dtype=dtype)
     start = 0
     for block in blocks:
-        _add(found, block, into[start : start + len(block)])
+        _add(found, block.to(dtype), into[start : start + len(block)])
         start += len(block)
     return [found]
 

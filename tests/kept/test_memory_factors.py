@@ -22,6 +22,7 @@ from tests.kept.factors import (
     Deep,
     Heads,
     Positions,
+    Small,
     Words,
     batch,
     build,
@@ -203,6 +204,27 @@ def test_half_precision_factors_are_exact_rows() -> None:
     assert kept is not None
     J = torch.cat([explicit(fresh), explicit(kept)])
     assert relative_error(memory.join(fresh).gram(), J @ J.T) <= 1e-6
+
+
+def test_kept_rows_of_less_precision_are_summed_with_those_of_a_step() -> None:
+    """Factors of bfloat16 make rows in float32, which meet a step's own in float64."""
+    net, engine = build(Small)
+    params, memory = trained(net), mtu.Memory(12, every=1, dtype=torch.bfloat16, budget=1_000_000)
+    for seed in range(4):
+        M = None if memory.held.rows is None else explicit(memory.held.rows).double()
+        clear(params)
+        reference.backward(
+            params, net.losses(batch(seed)), "levelled_orthograd", forget={"b": MASK}, subspace=M,
+            alpha=0.3,
+        )  # fmt: skip
+        expected = grad_vector(params)
+        clear(params)
+        losses = net.losses(batch(seed))
+        engine.backward(losses, mtu.LevelledOrthoGrad(0.3), forget={"b": MASK}, memory=memory)
+        assert relative_error(grad_vector(params), expected) <= 1e-5
+        clear(params)
+        engine.backward(net.losses(batch(seed)), mtu.OrthoGrad(0.3), forget=MASK, memory=memory)
+        move(net)
 
 
 def test_where_a_budget_is_small_bytes_decide(tmp_path: Path) -> None:
