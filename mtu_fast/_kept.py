@@ -121,13 +121,14 @@ def orthonormal(
 
 
 def best(scores: Tensor, roles: Roles, size: int, per_task: bool) -> Tensor:
-    """Indices of the `size` rows of the largest scores, in their order; as many of each task."""
+    """Indices of the `size` rows of the largest scores, in their order; as many of each task that has some."""
     if not per_task:
         return scores.topk(min(size, len(scores))).indices.sort().values
+    of_tasks = [(roles.task == t).nonzero().flatten() for t in range(len(roles.tasks))]
+    some = [mine for mine in of_tasks if len(mine)]
     found = []
-    for t in range(len(roles.tasks)):
-        mine = (roles.task == t).nonzero().flatten()
-        most = min(max(size // len(roles.tasks), 1), len(mine))
+    for mine in some:
+        most = min(max(size // len(some), 1), len(mine))
         found.append(mine[scores[mine].topk(most).indices])
     each = torch.cat(found)
     best = scores[each].topk(min(size, len(each))).indices  # where tasks are more than rows to hold

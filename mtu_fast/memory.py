@@ -73,7 +73,7 @@ class Memory:
         keep: which rows stay where there are more than `size`: the "newest", or those that
             forgetting would harm most, of largest ⟨g_i, f⟩ / |g_i| with f the mean forget gradient
             of the step ("conflicting").
-        per_task: whether `size` is divided evenly among the tasks.
+        per_task: whether `size` is divided evenly among the tasks that have rows.
         budget: bytes that the rows may take as they are held, those of all ranks together. Where K
             rows would take more, they are held in the form of the fewest bytes, whatever a step with
             them takes, and K is lower where that is not enough.

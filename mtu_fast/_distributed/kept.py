@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mtu_fast._checks.states import check_own_rows
 from mtu_fast._distributed.joining import everywhere_of
-from mtu_fast._distributed.ranks import Ranks
+from mtu_fast._distributed.ranks import Ranks, attempt
 from mtu_fast._rows.block import Grams, chosen
 from mtu_fast._rows.explicit import check_vectors, explicit
-from mtu_fast._rows.keeping import keeps_factors, row_bytes
+from mtu_fast._rows.keeping import keep_factors
 from mtu_fast._rows.plain import factors_in, plain_of
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import Everywhere, TaskRows, all_roles
@@ -31,13 +31,16 @@ class SharedBlock:
     Attributes:
         parts: this rank's, one a step and task, with the roles of all ranks' rows in `everywhere`.
         rank: this rank.
-        sizes: bytes of a row of each part, the same on every rank.
+        sizes: of each part, the bytes of a number, and for each parameter those of a row: 0 where no row
+            reaches it. The same on every rank.
+        shared: the parameters.
         grams: none: what is known of products lies with the rank that made them.
     """
 
     parts: tuple[TaskRows, ...]
     rank: int
-    sizes: tuple[int, ...]
+    sizes: tuple[tuple[int, ...], ...]
+    shared: Shared
     grams: Grams = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -50,8 +53,13 @@ class SharedBlock:
 
     @property
     def row_nbytes(self) -> int:
-        """Bytes of a row, the most of those that are held: the same on every rank."""
-        return max(self.sizes)
+        """Bytes of a row as one process would hold it: the same on every rank.
+
+        That has columns for parameters that no row reaches, too, and one form for the rows of all tasks.
+        """
+        itemsize, *most = (max(of_parts) for of_parts in zip(*self.sizes, strict=True))
+        numels = (p.numel() for p in self.shared.parameters)
+        return sum(held or itemsize * n for held, n in zip(most, numels, strict=True))
 
     @property
     def nbytes(self) -> int:
@@ -92,19 +100,34 @@ class Keeping:
         """The rows at these indices into all ranks' rows, in memory of their own, in a dtype; a collective."""
         self.check_open()
         parts = tuple(self._parts)
-        whole = SharedBlock(parts, self.ranks.rank, (0,) * len(parts)).select(at)
+        unsized = SharedBlock(parts, self.ranks.rank, ((),) * len(parts), self._shared)
+        chosen = unsized.select(at).parts
+        factors = self._factors(chosen, smallest)
 
         def own() -> list[TaskRows]:
-            return [_own(part, self._shared, dtype, smallest) for part in whole.parts]
+            return [_own(part, factors, self._shared, dtype) for part in chosen]
 
         return self._block(self.ranks.agreed(WHAT, own))
 
+    def _factors(self, parts: Sequence[TaskRows], smallest: bool) -> frozenset[int]:
+        """The parameters of which no rank's rows of a task are explicit; a collective."""
+        count, every = sum(part.count_everywhere for part in parts), range(len(self._shared.names))
+        some = [part for part in parts if len(part)]
+
+        def explicit_here() -> list[int]:
+            return [not keep_factors([p.uses.get(j) for p in some], count, smallest) for j in every]
+
+        mine = attempt(explicit_here)
+        told = self.ranks.told(WHAT, mine.error, mine.value or [0] * len(every))
+        return frozenset(j for j in every if not any(of_rank[j] for of_rank in told))
+
     def _block(self, parts: Sequence[TaskRows]) -> SharedBlock:
         """Parts that all ranks have; how large their rows are is told."""
-        own = [_row_bytes(part, self._shared) for part in parts]
-        told = self.ranks.gathered(WHAT, own)
-        sizes = [max(of_ranks) for of_ranks in zip(*told, strict=True)]
-        return SharedBlock(tuple(parts), self.ranks.rank, tuple(sizes))
+        told = self.ranks.gathered(WHAT, [n for part in parts for n in _sizes(part, self._shared)])
+        most = [max(of_ranks) for of_ranks in zip(*told, strict=True)]
+        width = 1 + len(self._shared.names)
+        sizes = [tuple(most[i * width : (i + 1) * width]) for i in range(len(parts))]
+        return SharedBlock(tuple(parts), self.ranks.rank, tuple(sizes), self._shared)
 
     def remembered(self, block: SharedBlock) -> list[TaskRows]:
         """Rows as rows of kind MEMORY that outlive a step."""
@@ -131,16 +154,14 @@ class Keeping:
         return self._block(held)
 
 
-def _row_bytes(part: TaskRows, shared: Shared) -> int:
-    """Bytes of a row of this rank's; 0 where it has none."""
-    assert part.everywhere is not None
-    if not len(part):
-        return 0
+def _sizes(part: TaskRows, shared: Shared) -> list[int]:
+    """Bytes of a number, and for each parameter of a row of this rank's; 0 where it has none."""
+    uses = part.uses if len(part) else {}
+    explicit = {j: use.tensors[0].itemsize for j, use in uses.items() if j not in part.factors}
     # of slices, too, a whole row is meant
-    factors = {j: use for j, use in part.uses.items() if j in part.factors}
-    itemsizes = [use.tensors[0].itemsize for j, use in part.uses.items() if j not in factors]
-    widest = max(p.dtype.itemsize for p in shared.parameters)
-    return row_bytes(factors, shared, max(itemsizes, default=widest))
+    held = {j: shared.parameters[j].numel() * itemsize for j, itemsize in explicit.items()}
+    held |= {j: use.held // use.count for j, use in uses.items() if j in part.factors}
+    return [max(explicit.values(), default=0), *(held.get(j, 0) for j in range(len(shared.names)))]
 
 
 def _state_of(part: TaskRows, shared: Shared) -> dict[str, Any]:
@@ -214,12 +235,13 @@ def selected(part: TaskRows, at: Tensor, rank: int) -> TaskRows:
     return _with_uses(mine, lambda use: use.select(own))
 
 
-def _own(part: TaskRows, shared: Shared, dtype: torch.dtype | None, smallest: bool) -> TaskRows:
-    """The rows, of each parameter as factors or explicit, that are nobody else's."""
+def _own(
+    part: TaskRows, factors: Container[int], shared: Shared, dtype: torch.dtype | None
+) -> TaskRows:
+    """The rows in memory of their own, explicit but for some parameters."""
     uses: dict[int, Use] = {}
     for j, use in part.uses.items() if len(part) else ():
-        has_factors = keeps_factors(use, part.count_everywhere, smallest)
-        kept = use if has_factors else use.grounded()
+        kept = use if j in factors else use.grounded()
         copied = kept.with_tensors(*(t.clone() for t in kept.tensors))
         uses[j] = copied if dtype is None else copied.to(dtype)
     own = TaskRows.lasting(part.roles, uses, shared, RETAIN)

@@ -48,6 +48,11 @@ def keeps_factors(use: Use, count: int, smallest: bool = False) -> bool:
     return smallest or _cost_of_factors(use, (1 + HELD) * count) <= _cost_of_rows(use, count)
 
 
+def keep_factors(uses: Sequence[Use | None], count: int, smallest: bool = False) -> bool:
+    """Whether factors are kept of the uses of some rows, None for rows of zeros: of all of them, or of none."""
+    return all(use is None or keeps_factors(use, count, smallest) for use in uses)
+
+
 def _has_factors(use: Use) -> bool:
     parts = parts_of(use)
     return all(isinstance(part, OF_TABLES if len(parts) > 1 else FACTORS) for part in parts)
@@ -150,8 +155,7 @@ def factors_of(
 def _kept_of(uses: Sequence[Use | None], at: Sequence[Tensor], smallest: bool) -> Use | None:
     """The use of some rows of one parameter; None where they are to be explicit."""
     counts = list(map(len, at))
-    of_rows = sum(n for n, use in zip(counts, uses, strict=True) if use is not None)
-    if not all(use is None or keeps_factors(use, of_rows, smallest) for use in uses):
+    if not keep_factors(uses, sum(counts), smallest):
         return None
     chosen: list[Use | None] = []
     for use, rows in zip(uses, at, strict=True):

@@ -28,6 +28,7 @@ from tests.distributed.running import (
     wrapped,
 )
 from tests.distributed.scene import case, close, raises, same_everywhere
+from tests.kept import factors as kept
 
 FACTORED = {"0.weight", "2.weight"}
 
@@ -142,3 +143,31 @@ def kept_factors_of_a_rank_without_rows() -> None:
         # 5 + 8 and 8 + 3 numbers of factors, and two biases
         assert block.row_nbytes == 8 * (13 + 11 + 11)
         assert block.nbytes == (6 * block.row_nbytes if dist.get_rank() == 0 else 0)
+
+
+@case
+def kept_factors_of_tasks_with_heads_of_their_own() -> None:
+    """A budget has room for as many rows as on one process, and a share for each task that has some."""
+    # 11 rows of 8448 bytes, factors of all four layers
+    some: list[dict[str, Any]] = [{"budget": 100_000}, {"tasks": ("b",), "per_task": True}]
+    size = dist.get_world_size()
+    torch.manual_seed(4)
+    for options in some:
+        model, plain = kept.Deep().double(), kept.Deep().double()
+        plain.load_state_dict(model.state_dict())
+        engine, alone = mtu.Engine(model, group=dist.group.WORLD), mtu.Engine(plain, group=None)
+        ours, truth = (mtu.Memory(20, every=1, keep="conflicting", **options) for _ in "ab")
+        for step in range(3):
+            batches = [kept.batch(10 * step + rank) for rank in range(size)]
+            steps = (
+                (model, engine, ours, batches[dist.get_rank()], kept.MASK),
+                (plain, alone, truth, torch.cat(batches), kept.MASK.repeat(size)),
+            )
+            for net, of, memory, x, mask in steps:
+                net.zero_grad()
+                of.backward(net.losses(x), mtu.OrthoGrad(0.3), forget={"a": mask}, memory=memory)
+            assert len(ours) == len(truth)
+            assert step == 0 or len(ours) == (11 if "budget" in options else 20)
+            for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+                assert p.grad is not None and q.grad is not None
+                close(p.grad, q.grad)
