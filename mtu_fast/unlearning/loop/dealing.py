@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtu_fast._rows.keeping import end_to_end
+from mtu_fast._rows.keeping import end_to_end, zeros
 from mtu_fast._rows.plain import plain_of, use_of
 from mtu_fast._rows.uses import Dense, Use
 
@@ -41,10 +41,14 @@ def memory_of(held: Sequence[Kept], like: Kept, alone: bool) -> dict[str, Any]:
     if like["block"] is None:
         return {**like}
     of_ranks = [_parts(each["block"]) for each in held]
+    if alone:
+        # step after step, and of each rank after rank
+        pieces = [piece for of_part in zip(*of_ranks, strict=True) for piece in of_part]
+        return {**like, "block": _in_one([piece for piece in pieces if len(piece["sample"])])}
     parts = []
     for i, part in enumerate(_parts(like["block"])):
         parts.append(_joined([of_rank[i] for of_rank in of_ranks], part))
-    return {**like, "block": _in_one(parts) if alone else {"parts": parts}}
+    return {**like, "block": {"parts": parts}}
 
 
 def stacked(vectors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -67,7 +71,7 @@ def stacked(vectors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def _joined(pieces: Sequence[Kept], like: Kept) -> dict[str, Any]:
     """Rows of one step and task, of some ranks."""
     counts = [len(piece["sample"]) for piece in pieces]
-    found = {**like, **_plain(_end_to_end(list(map(_rows_of, pieces)), counts), [sum(counts)])}
+    found = {**like, **_plain(_end_to_end(list(map(_rows_of, pieces)), counts))}
     for name in ("sample", "loss"):
         none = like[name][:0]
         found[name] = torch.cat([none, *_column(pieces, name)])
@@ -103,16 +107,25 @@ def _explicit(uses: Sequence[Use | None], counts: Sequence[int]) -> Dense:
     return Dense(like.shape, torch.cat(pieces))
 
 
-def _plain(rows: Mapping[str, Use], counts: Sequence[int]) -> dict[str, Any]:
-    """What a state holds of rows: vectors of all, and factors of so many rows each."""
+def _plain(rows: Mapping[str, Use]) -> dict[str, Any]:
+    """What a state holds of rows in one piece: vectors and factors."""
+    vectors = {name: use.rows for name, use in rows.items() if isinstance(use, Dense)}
+    factors = {name: [plain_of(use)] for name, use in rows.items() if name not in vectors}
+    return {"vectors": vectors, "factors": factors}
+
+
+def _in_pieces(rows: Sequence[Mapping[str, Use]], counts: Sequence[int]) -> dict[str, Any]:
+    """What a state holds of rows in several pieces: factors, whatever their sizes, where no row is explicit."""
     vectors: dict[str, Tensor] = {}
     factors: dict[str, list[dict[str, Any]]] = {}
-    for name, use in rows.items():
-        if isinstance(use, Dense):
-            vectors[name] = use.rows
+    for name in dict.fromkeys(name for each in rows for name in each):
+        uses = [each.get(name) for each in rows]
+        some = [use for use in uses if use is not None]
+        if any(isinstance(use, Dense) for use in some):
+            vectors[name] = _explicit(uses, counts).rows
         else:
-            each = torch.arange(use.count).split(list(counts))
-            factors[name] = [plain_of(use.select(at)) for at in each]
+            whole = [use or zeros(some[0], n) for use, n in zip(uses, counts, strict=True)]
+            factors[name] = [plain_of(use) for use in whole]
     return {"vectors": vectors, "factors": factors}
 
 
@@ -147,7 +160,7 @@ def _part(block: Kept, number: int, piece: int, first: int, at: slice) -> Kept:
             whole = use_of(f"Memory: state: factors[{name!r}]", block["factors"][name][piece])
             rows[name] = whole.select(torch.arange(at.start - first, at.stop - first))
     return {
-        **_plain(rows, [at.stop - at.start]),
+        **_plain(rows),
         "task": task,
         "sample": block["sample"][at],
         "loss": block["loss"][at],
@@ -156,7 +169,7 @@ def _part(block: Kept, number: int, piece: int, first: int, at: slice) -> Kept:
 
 
 def _in_one(parts: Sequence[Kept]) -> dict[str, Any]:
-    """All rows in one piece; of products with one another nothing is known."""
+    """The rows of all parts as one process holds them; of products with one another nothing is known."""
     task = _column(parts, "task")
     tasks = list(dict.fromkeys(task))
     number = torch.tensor([tasks.index(name) for name in task])
@@ -166,7 +179,7 @@ def _in_one(parts: Sequence[Kept]) -> dict[str, Any]:
     for part in parts:
         reached[part["task"]] |= dict.fromkeys([*part["vectors"], *part["factors"]])
     return {
-        **_plain(_end_to_end(list(map(_rows_of, parts)), counts), counts),
+        **_in_pieces(list(map(_rows_of, parts)), counts),
         "counts": counts,
         "task": number.repeat_interleave(torch.tensor(counts)),
         "sample": torch.cat(sample),
