@@ -44,7 +44,8 @@ def totals(ranks: Ranks, counted: Outcome, space: Space) -> dict[Role, int]:
         Exception: of the kind that one of the ranks found.
         ValueError: the ranks' engines have different parameters.
     """
-    told = ranks.objects(WHAT, (described(counted.error), fingerprint(space), counted.value))
+    mine = described(counted.error), fingerprint(space), counted.value
+    told = ranks.objects(f"{WHAT}: means", mine)
     check_errors([error for error, _, _ in told], counted.error)
     check_spaces([of_rank for _, of_rank, _ in told])
     sums: dict[Role, int] = {}

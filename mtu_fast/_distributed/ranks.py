@@ -109,11 +109,22 @@ class Ranks:
         return [each[:n].to(rows.device) for each, n in zip(found, counts, strict=True)]
 
     def objects(self, what: str, mine: object) -> list[Any]:
-        """A plain value of every rank."""
-        words = torch.frombuffer(bytearray(pickle.dumps(mine)), dtype=torch.uint8)
+        """A plain value of every rank.
+
+        Raises:
+            ValueError: another rank is at another exchange.
+        """
+        words = torch.frombuffer(bytearray(pickle.dumps((what, mine))), dtype=torch.uint8)
         lengths = [length for (length,) in self.gathered(what, [len(words)])]
         found = self.gathered_rows(what, words, lengths)
-        return [pickle.loads(each.numpy().tobytes()) for each in found]
+        told = [pickle.loads(each.numpy().tobytes()) for each in found]
+        places = [place for place, _ in told]
+        if len(set(places)) > 1:
+            raise ValueError(
+                f"{what}: found the ranks at different exchanges, {places}, expected one: every rank calls the engine "
+                "equally often, in the same order, with the same method and the same settings."
+            )
+        return [value for _, value in told]
 
     def sum(self, what: str, t: Tensor) -> Tensor:
         """The sum of a dense tensor over ranks, the same bits on each."""

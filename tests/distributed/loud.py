@@ -182,6 +182,9 @@ def methods_of_unlike_rows_on_the_ranks() -> None:
     method = mtu.PCGrad() if dist.get_rank() else mtu.OrthoGrad()
     with raises(ValueError, "rows per task: found [False, True"):
         it.engine.accumulate(data.losses(it.model), method, forget=data.forget, sync=True)
+    with raises(ValueError, "different exchanges", "'engine.rows', 'engine.rows: means'"):
+        it.engine.backward(data.losses(it.model), method, forget=data.forget)
+    assert all(p.grad is None for p in it.inside.parameters())
 
 
 @case
