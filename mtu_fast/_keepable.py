@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +20,7 @@ from mtu_fast._rows.update import Update
 from mtu_fast.methods import Roles
 
 Self = TypeVar("Self", bound="Keepable")
+T = TypeVar("T")
 Kept = Block | SharedBlock  # all rows of this process, or its part of those of all ranks
 
 
@@ -77,6 +78,11 @@ class Keepable:
         """Other rows of kind SUBSPACE, explicit, as `explicit` makes them."""
         part = explicit(self._shared, vectors, task, dtype)
         return self._like([self._products.given(part)])
+
+    def asked(self, what: str, settings: object, function: Callable[[], T]) -> T:
+        """What a function gives; over ranks, where it raises on none, and all have the same settings: a collective."""
+        ranks = self._products.ranks
+        return function() if ranks is None else ranks.alike(what, settings, function)
 
     @without_autocast
     def taken(

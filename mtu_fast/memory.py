@@ -181,7 +181,8 @@ class Memory:
         if held.block is not None and held.age < self._form.every:
             return lambda update: held
         self._check_place(rows)
-        at = self._retained(rows)
+        # rows that are taken travel on all ranks or on none
+        at = rows.asked("Memory", self.options, lambda: self._retained(rows))
         if not len(at):
             return lambda update: held
         # before the step, which uses the rows up

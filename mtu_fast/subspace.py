@@ -255,7 +255,7 @@ class Subspace:
 
     def _with_batch(self, held: Held, rows: Rows) -> Held:
         """The target tasks' rows taken in, the oldest batches dropped that are not needed any more."""
-        targets = self._targets(rows)
+        targets = rows.asked("Subspace", self.options, lambda: self._targets(rows))
         # twice the retain rows of a step: a span of more dimensions than the constraints take
         size = held.size or max(1, 2 * int((rows.roles.kind == RETAIN).sum()))
         batches = list(held.batches)

@@ -201,6 +201,28 @@ class Ranks:
         self.told(what, error, [])
         return value
 
+    def alike(self, what: str, settings: object, function: Callable[[], T]) -> T:
+        """What a function without collectives gives, if it gives something on all ranks, of the same settings.
+
+        Args:
+            what: whose settings they are.
+            settings: plain values.
+            function: what is asked.
+
+        Raises:
+            Exception: it raised on a rank: of its kind, the rank named.
+            ValueError: the settings differ.
+        """
+        value, error = attempt(function)
+        found = self.objects(what, (described(error), settings))
+        check_errors([told for told, _ in found], error)
+        every = [of_rank for _, of_rank in found]
+        if any(of_rank != every[0] for of_rank in every):
+            raise ValueError(
+                f"{what}: found other settings on some ranks, {every}, expected the same on all."
+            )
+        return value
+
     def told(self, what: str, error: Exception | None, mine: Sequence[int]) -> list[list[int]]:
         """The whole numbers of every rank, where none has found an error.
 

@@ -12,7 +12,7 @@ from torch import nn
 import mtu_fast as mtu
 from tests.distributed.resumed import TOGETHER, go, go_alone, of_first, pieces_of
 from tests.distributed.running import folder, model_of, parameters_of, same_run, wrapped
-from tests.distributed.scene import case, close
+from tests.distributed.scene import case, close, mine, pair, per_rank, raises
 
 WRAPPERS = ("ddp", "fsdp", "bare")
 
@@ -52,3 +52,23 @@ def unlearn_goes_on_in_another_wrapper() -> None:
             same_run(found[0], history)
             for p, q in zip(parameters_of(found[1]), wanted, strict=True):
                 close(p, q)
+
+
+@case
+def a_memory_of_other_settings_on_one_rank() -> None:
+    """Rows travel on all ranks or on none: what one finds in its settings, all raise."""
+    rank = dist.get_rank()
+    kept: Any
+    for kind in (mtu.Memory, mtu.Subspace):
+        method = mtu.OrthoGrad(0.3) if kind is mtu.Memory else mtu.InterferenceAware()
+        name = "memory" if kind is mtu.Memory else "subspace"
+        for of_rank, words in (
+            ({"every": 2 + rank}, (kind.__name__, "other settings", "'every': 3")),
+            ({"tasks": ["a", "c"][rank == 1 :][:1]}, ("rank 1", "tasks names ['c']")),
+        ):
+            it = pair()
+            kept = {name: kind(**of_rank)}
+            data = mine(per_rank())
+            with raises(ValueError, *words):
+                it.engine.backward(data.losses(it.model), method, forget=data.forget, **kept)
+            assert all(p.grad is None for p in it.inside.shared)
