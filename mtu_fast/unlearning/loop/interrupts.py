@@ -1,4 +1,4 @@
-"""Ctrl-C that waits until something is complete."""
+"""Signals that wait until something is complete: Ctrl-C, and a loader's worker that died."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+# torch raises in the handler of a child's end, wherever the program is; Windows has no such signal
+_NAMES = ("SIGINT", "SIGCHLD")
+_HELD = [signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__]
+
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Ctrl-C inside takes effect at the end; elsewhere than in the main thread there is none."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+    """Signals inside take effect at the end; elsewhere than in the main thread there are none."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    seen: list[FrameType | None] = []
-    signal.signal(signal.SIGINT, lambda _, frame: seen.append(frame))
+    found = {number: signal.getsignal(number) for number in _HELD}
+    handlers = {number: handler for number, handler in found.items() if callable(handler)}
+    seen: list[tuple[int, FrameType | None]] = []
+    for number in handlers:
+        signal.signal(number, lambda came, frame: seen.append((came, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-        if seen:
-            handler(signal.SIGINT, seen[0])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for came, frame in seen:
+            handlers[signal.Signals(came)](came, frame)
