@@ -15,8 +15,11 @@ from mtu_fast._ops._convolution import Geometry
 from mtu_fast._ops._pooling import Into, rows_of_gram
 from mtu_fast._ops._prices import OF_KERNELS, PLAIN_TORCH, Prices
 from mtu_fast._ops._route_costs import Forming, RouteCosts, cost_of
-from mtu_fast._ops._tiles import TILE
 from mtu_fast._ops.outer_ghost import outer_ghost
+
+# Positions of all rows above which a call of a parameter's own takes less than its share of one call
+# for several: measured on a CPU.
+TOGETHER = 48
 
 
 def prices(device: torch.device) -> Prices:
@@ -63,8 +66,7 @@ def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor], into: Into = ())
 def meet_together(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
     """Whether the positions of these blocks are to be met by one call with those of other parameters."""
     price = prices(left[0].device)
-    # float64 products of all pairs are held
-    if price.call_apart == 0 or _rows_and_positions(left) ** 2 > TILE:
+    if price.call_apart == 0 or _rows_and_positions(left) > TOGETHER:
         return False
     cost = outer_cost(left, right)
     return cost.ghost <= cost.direct + price.call_apart
