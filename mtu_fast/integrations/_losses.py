@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtu_fast._checks.warned import warn
+from mtu_fast._rows.inner import inner
 
 # what a model of transformers says of its loss, where labels are shifted within it
 CAUSAL = ("ForCausalLM", "ForConditionalGeneration")
@@ -97,8 +98,8 @@ def _owner(kind: type, name: str) -> type:
 
 
 def _unwrapped(model: Any) -> Any:
-    """The model within `torch.compile` and adapters."""
-    model = getattr(model, "_orig_mod", model)
+    """The model within its wrappers and adapters."""
+    model = inner(model)
     base = getattr(model, "get_base_model", None)
     return base() if callable(base) else model
 
