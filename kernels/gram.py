@@ -1,4 +1,4 @@
-"""`G = J Jᵀ` on GPUs: explicit rows, and products of positions for linear layers, convolutions and look-ups.
+"""`G = J Jᵀ` on GPUs by products of positions, for linear layers, convolutions and look-ups.
 
 README.md derives the identity, the tiles, the floors and the errors. A call is deterministic:
 programs write partial sums of their own, a second pass adds them in a fixed order.
@@ -19,151 +19,16 @@ from torch import Tensor
 from mtu_fast.kernels.blocks import (
     PART,
     Family,
-    alike,
     channels_last,
     distinct,
     families,
-    first_rows,
     identity,
     operands,
     three,
 )
-from mtu_fast.kernels.device import arch, multiprocessors, on
-from mtu_fast.kernels.plans import WIDE, Plan, ghost_plan, row_plan
-
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-LANGUAGE = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in FLOATS}
-# programs and warps that a multiprocessor is given of explicit rows, at least: it holds so many, or
-# half, at a time, so that none of them runs alone at the end
-WAVES, WARPS = 4, 8
-
-
-# ---- explicit rows -------------------------------------------------------------------------------
-
-
-@triton.jit
-def _row_pointers(blocks, starts, strides, row, COUNT: tl.constexpr, ALIGNED: tl.constexpr):
-    """The first element of each row, rows counted through all blocks."""
-    # addresses are chosen among the blocks, which then need not be copied together
-    at = blocks[0] + row * strides[0]
-    for b in tl.static_range(1, COUNT):
-        at = tl.where(row >= starts[b], blocks[b] + (row - starts[b]) * strides[b], at)
-    if ALIGNED:
-        at = tl.multiple_of(at, 16)  # bytes: what a load takes at most, and is lost in the choice
-    return at
-
-
-@triton.jit(do_not_specialize=["starts", "rows", "steps"])
-def _row_gram(
-    blocks, starts, strides, step, out, rows, width, steps,
-    COUNT: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, OPERAND: tl.constexpr, EXACT: tl.constexpr,
-    ONE_TILE: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
-    # 64 bits: products of row numbers and strides leave 32
-    split, i, j = (
-        tl.program_id(0).to(tl.int64),
-        tl.program_id(1).to(tl.int64),
-        tl.program_id(2).to(tl.int64),
-    )
-    if i <= j:  # tiles on and above the diagonal; each is written with its mirror image
-        row, column = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
-        x_at = _row_pointers(blocks, starts, strides, row, COUNT, ALIGNED)
-        y_at = _row_pointers(blocks, starts, strides, column, COUNT, ALIGNED)
-        total = tl.zeros([TILE, TILE], tl.float64)
-        begin = split * steps * DEPTH
-        for k in range(begin, tl.minimum(begin + steps * DEPTH, width), DEPTH):
-            p = k + tl.arange(0, DEPTH).to(tl.int64)
-            live = (p < width)[None, :]
-            x = tl.load(
-                x_at[:, None] + p[None, :] * step, mask=live & (row < rows)[:, None], other=0.0
-            ).to(OPERAND)
-            if ONE_TILE:
-                y = x
-            else:
-                y = tl.load(
-                    y_at[:, None] + p[None, :] * step,
-                    mask=live & (column < rows)[:, None],
-                    other=0.0,
-                )
-                y = y.to(OPERAND)
-            if EXACT:
-                total = tl.dot(x, tl.trans(y), total, out_dtype=tl.float64)
-            else:  # a short block in float32, the sum of blocks in float64
-                total += tl.dot(x, tl.trans(y), input_precision="ieee").to(tl.float64)
-        at = out + split * rows * rows
-        inside = (row < rows)[:, None] & (column < rows)[None, :]
-        tl.store(
-            at + row[:, None] * rows + column[None, :],
-            total,
-            mask=inside & (row[:, None] <= column[None, :]),
-        )
-        tl.store(
-            at + column[None, :] * rows + row[:, None],
-            total,
-            mask=inside & (row[:, None] < column[None, :]),
-        )
-
-
-@triton.jit(do_not_specialize=["count", "splits"])
-def _add_splits(parts, out, count, splits, WIDTH: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
-    total = tl.zeros([WIDTH], tl.float64)
-    for split in range(splits):
-        total += tl.load(parts + at + split * count, mask=at < count, other=0.0)
-    tl.store(out + at, total, mask=at < count)
-
-
-def row_gram(rows: Sequence[Tensor], known: int = 0) -> Tensor:
-    """Tiles of G by splits of the width; one pass over the rows where they fit one tile."""
-    counts, width = [t.shape[0] for t in rows], rows[0].shape[1]
-    if any(t.dtype not in FLOATS or t.dim() != 2 or t.shape[1] != width for t in rows):
-        return NotImplemented
-    total = sum(counts)
-    if not total or not width:
-        return rows[0].new_zeros(total, total, dtype=WIDE)
-    blocks = alike([t for t in rows if len(t)], 1)
-    with on(blocks[0]):
-        plan = row_plan(blocks[0].dtype, total, arch())
-        if plan is None:
-            return NotImplemented
-        blocks = list(operands(blocks, plan))
-        tiles = triton.cdiv(total, plan.tile)
-        # so many splits of the width that every multiprocessor has work
-        each = max(WAVES, WARPS // plan.warps)
-        programs = max(1, each * multiprocessors(blocks[0]) // (tiles * (tiles + 1) // 2))
-        steps = triton.cdiv(triton.cdiv(width, programs), plan.depth)
-        splits = triton.cdiv(width, steps * plan.depth)
-        # tiles of known rows are not launched, and would be added as memory was left
-        empty = blocks[0].new_zeros if known else blocks[0].new_empty
-        parts = empty(splits, total, total, dtype=WIDE)
-        fresh = triton.cdiv(total - known, plan.tile)  # tiles of rows that are not all known
-        _row_gram[(splits, max(1, fresh), tiles)](
-            tuple(blocks), tuple(first_rows(blocks)), tuple(t.stride(0) for t in blocks), blocks[0].stride(1), parts,
-            total, width, steps, COUNT=len(blocks), TILE=plan.tile, DEPTH=plan.depth, OPERAND=LANGUAGE[plan.operand],
-            EXACT=plan.sums == WIDE, ONE_TILE=tiles == 1, ALIGNED=all(map(_aligned, blocks)), num_warps=plan.warps,
-            num_stages=plan.stages,
-        )  # fmt: skip
-        gram = blocks[0].new_empty(total, total, dtype=WIDE)
-        _add_splits[(triton.cdiv(total**2, 256),)](parts, gram, total**2, splits, WIDTH=256)
-        gram[total - known :, total - known :] = 0.0  # tiles on the border know some
-    return gram
-
-
-def _aligned(block: Tensor) -> bool:
-    """Whether every row begins where a load of 16 bytes may."""
-    return not (block.data_ptr() % 16 or block.stride(0) * block.element_size() % 16)
-
-
-# ---- products of positions -----------------------------------------------------------------------
-
-
-@triton.jit
-def _pick(values, which, COUNT: tl.constexpr):
-    """`values[which]` of a tuple, `which` known at run time."""
-    found = values[0]
-    for i in tl.static_range(1, COUNT):
-        found = tl.where(which == i, values[i], found)
-    return found
+from mtu_fast.kernels.device import arch, on
+from mtu_fast.kernels.plans import WIDE, Plan, ghost_plan
+from mtu_fast.kernels.shared import FLOATS, LANGUAGE, pick
 
 
 @triton.jit
@@ -265,8 +130,8 @@ def _ghost(
         tiles = tl.num_programs(0).to(tl.int64)
         at = tl.arange(0, X_ROWS)[:, None] * Y_ROWS + tl.arange(0, Y_ROWS)[None, :]
         for pair in range(pairs):
-            x_task = _pick(x_right, pair // Y_TASKS, X_TASKS) + x_offset
-            y_task = _pick(y_right, pair % Y_TASKS, Y_TASKS) + y_offset
+            x_task = pick(x_right, pair // Y_TASKS, X_TASKS) + x_offset
+            y_task = pick(y_right, pair % Y_TASKS, Y_TASKS) + y_offset
             tile = _products(
                 tl.zeros([TILE, TILE], SUMS), x_task, y_task, x_right_strides[2], y_right_strides[2], m_live, n_live,
                 right_depth, DEPTH, OPERAND, SUMS, MODE,
@@ -316,7 +181,7 @@ def _collect(
                 )
                 at = tl.where(i <= j, at, below)
             total += tl.load(parts + at, mask=inside, other=0.0)
-    x, y = _pick(x_starts, x_task, X_TASKS) + r, _pick(y_starts, y_task, Y_TASKS) + q
+    x, y = pick(x_starts, x_task, X_TASKS) + r, pick(y_starts, y_task, Y_TASKS) + q
     tl.store(gram + x * rows + y, total, mask=live)
     tl.store(gram + y * rows + x, total, mask=live)
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mtu_fast.kernels.blocks import Family, channels_last, families, identity, operands, three
 from mtu_fast.kernels.device import arch, multiprocessors, on
-from mtu_fast.kernels.gram import FLOATS, LANGUAGE, _add_splits, _pick
 from mtu_fast.kernels.plans import WIDE, Plan, form_plan
+from mtu_fast.kernels.shared import FLOATS, LANGUAGE, add_splits, pick
 
 WAVES = 2  # programs that a multiprocessor is to have, or positions are split
 LEAST = 8  # steps of a split
@@ -67,7 +67,7 @@ def _form(
     dz, dy, dx = below // walk[1] * walk[9], below % walk[1] * walk[10], tap % walk[2] * walk[11]
     # 64 bits to a row and its group, 32 within
     x_at = x + r * x_strides[0] + group * channels * x_strides[5]
-    b_at = _pick(b, task, TASKS) + r * b_strides[0] + group * outputs * b_strides[2]
+    b_at = pick(b, task, TASKS) + r * b_strides[0] + group * outputs * b_strides[2]
     x_k, b_o = c * x_strides[5] + _offset(dz, dy, dx, x_strides), o * b_strides[2]
 
     total = tl.zeros([DOWN, ACROSS], SUMS)
@@ -90,7 +90,7 @@ def _form(
         met = tl.load(b_at + (b_o[:, None] + b_p[None, :]), mask=live, other=0.0).to(OPERAND)
         total = tl.dot(met, seen, total, input_precision=MODE, out_dtype=SUMS)
 
-    to = _pick(out, task, TASKS) + split.to(tl.int64) * out_strides[0] + r * out_strides[1]
+    to = pick(out, task, TASKS) + split.to(tl.int64) * out_strides[0] + r * out_strides[1]
     at = (group * outputs + o)[:, None] * out_strides[2] + (
         c * out_strides[3] + tap * out_strides[4]
     )[None, :]
@@ -218,5 +218,4 @@ def _launch(
     )  # fmt: skip
     if splits > 1:
         for parts, rows in zip(to, out, strict=True):
-            count = rows.numel()
-            _add_splits[(triton.cdiv(count, 256),)](parts, rows, count, splits, WIDTH=256)
+            add_splits(parts, rows)

@@ -127,6 +127,7 @@ def test_the_dispatcher_holds_the_launcher_of_every_op_that_has_one() -> None:
     with_launcher = {name for name, op in _library.ops().items() if op.triton_file}
     assert {
         "row_gram",
+        "rank_one_gram",
         "outer_ghost",
         "conv_ghost",
         "gather_gram",

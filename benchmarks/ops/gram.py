@@ -40,8 +40,8 @@ def row_products(device: str, rows: int) -> torch.dtype:
 def _planned(device: str, chooser: str, *arguments: object) -> torch.dtype:
     """What Triton's launcher chooses; float64 where plain torch or the CPU's kernels serve."""
     if device.startswith("cuda") and not _library.why_no_triton():
-        kernels = import_module("mtu_fast.kernels.gram")
-        plan = getattr(kernels, chooser)(torch.float32, *arguments, kernels.arch())
+        plans, machine = (import_module(f"mtu_fast.kernels.{name}") for name in ("plans", "device"))
+        plan = getattr(plans, chooser)(torch.float32, *arguments, machine.arch())
         if plan is not None:
             return plan.sums
     return torch.float64

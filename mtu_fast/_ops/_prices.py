@@ -87,7 +87,8 @@ CPU_KERNELS = Prices(
     call_apart=1e6,
 )
 # Estimated from the data sheets of GPUs with fast float64: an element read costs 30, a launch 2e8,
-# of which rows take one more than positions. Not yet verified on hardware.
+# of which rows take one more than positions, and a parameter of its own three: positions, their sums,
+# and the addition to those of others. Not yet verified on hardware.
 CUDA_KERNELS = Prices(
     product=0.5,
     reduce=0.0,
@@ -102,6 +103,7 @@ CUDA_KERNELS = Prices(
     border=0,
     image=1 << 62,
     launches=2e8,
+    call_apart=6e8,
     patches=True,
     half=0.125,
 )

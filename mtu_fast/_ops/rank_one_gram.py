@@ -113,3 +113,6 @@ def _side_gram(blocks: Sequence[Tensor], fresh: int) -> Tensor:
 @rank_one_gram.fake
 def _(left: Sequence[Tensor], right: Sequence[Tensor], parameters: int, known: int = 0) -> Tensor:
     return square(left[: len(left) // parameters])
+
+
+rank_one_gram.triton("rank_one")

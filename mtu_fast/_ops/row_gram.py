@@ -43,4 +43,4 @@ def _(rows: Sequence[Tensor], known: int = 0) -> Tensor:
     return square(rows)
 
 
-row_gram.triton("gram")
+row_gram.triton("explicit")

@@ -263,7 +263,7 @@ EXACT = {"row_gram", "rank_one_gram", "outer_ghost", "conv_ghost"}
 def test_what_is_measured_against_is_what_the_gpus_kernels_plan(
     monkeypatch: pytest.MonkeyPatch, arch: int, expected: torch.dtype
 ) -> None:
-    kernels = pytest.importorskip("mtu_fast.kernels.gram")
+    kernels = pytest.importorskip("mtu_fast.kernels.device")
     monkeypatch.setattr(_library, "why_no_triton", lambda: "")
     monkeypatch.setattr(kernels, "arch", lambda: arch)
     assert gram.products("cuda") == gram.row_products("cuda", 48) == expected

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from mtu_fast.kernels import gram
+from mtu_fast.kernels import explicit, gram, rank_one
 from mtu_fast.kernels import rows as formed
 
 
@@ -27,7 +28,17 @@ def gather() -> None:
 
 
 def rows(dtype: torch.dtype, *counts: int) -> Tensor:
-    return gram.row_gram([torch.zeros(count, 4096, dtype=dtype) for count in counts])
+    return explicit.row_gram([torch.zeros(count, 4096, dtype=dtype) for count in counts])
+
+
+def sides(dtype: torch.dtype, count: int, *widths: int, tasks: int = 1) -> Tensor:
+    """Layers of these widths one behind the other, and their biases; the tasks share activations."""
+    left, right = list[Tensor](), list[Tensor]()
+    for wide, next_wide in pairwise(widths):
+        b = [torch.zeros(count, next_wide, dtype=dtype) for _ in range(tasks)]
+        left += [torch.zeros(count, wide, dtype=dtype)] * tasks + b
+        right += b + [torch.ones((), dtype=dtype).expand(count, 1)] * tasks
+    return rank_one.rank_one_gram(left, right, len(left) // tasks)
 
 
 GRAM: dict[str, Callable[[], object]] = {
@@ -35,6 +46,9 @@ GRAM: dict[str, Callable[[], object]] = {
     "row_gram, 3 × 10 rows": partial(rows, torch.float32, 10, 10, 10),
     "row_gram, 48 rows of bfloat16": partial(rows, torch.bfloat16, 48),
     "row_gram, 256 rows": partial(rows, torch.float32, 256),
+    "rank_one_gram, 16 rows": partial(sides, torch.float32, 16, 768, 1024, 1024, 1024, 10),
+    "rank_one_gram, 3 × 64 rows": partial(sides, torch.float32, 64, 1024, 1024, 1000, tasks=3),
+    "rank_one_gram, 64 rows, a layer of bfloat16": partial(sides, torch.bfloat16, 64, 1024, 4096),
     "outer_ghost, float32 highest": partial(outer, torch.float32, "highest"),
     "outer_ghost, float32 high, 3 tasks": partial(outer, torch.float32, "high", tasks=3),
     "outer_ghost, float32 medium, short": partial(outer, torch.float32, "medium", s=4),

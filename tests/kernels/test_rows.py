@@ -24,7 +24,8 @@ from tests.ops.test_grouped import LAYOUTS, WALKS, explicit, grid
 
 pytest.importorskip("triton", reason="needs Triton")
 from mtu_fast.kernels import blocks as kernel_blocks
-from mtu_fast.kernels import gram, plans, rows
+from mtu_fast.kernels import explicit as whole
+from mtu_fast.kernels import plans, rows
 from tests.helpers.triton import SHARED, compiled, table
 from tests.kernels.gram.blocks import CONVS, DEVICES, DTYPES, Blocks, conv_blocks, draw, geometry
 from tests.kernels.gram.test_all import sparse
@@ -255,7 +256,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (by_rows, outer_by_rows):
         monkeypatch.setattr(module, "unordered_rows", as_dispatched)
-        monkeypatch.setattr(module, "row_gram", gram.row_gram)
+        monkeypatch.setattr(module, "row_gram", whole.row_gram)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

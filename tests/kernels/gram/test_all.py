@@ -9,16 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtu_fast._ops import gram as op
+from mtu_fast._ops._library import ops
 from tests.helpers.truth import relative_error
 
 pytest.importorskip("triton", reason="needs Triton")
+from mtu_fast.kernels import explicit, rank_one
 from mtu_fast.kernels import gram as kernels
 from mtu_fast.kernels.device import FAST_FLOAT64
 from tests.helpers.triton import SHARED, compiled, table
 from tests.kernels.gram.blocks import DEVICES, check, conv_blocks, draw, geometry, lefts, outer_rows
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.parametrize("device", DEVICES)]
+
+LAUNCHERS = {"row_gram": explicit, "rank_one_gram": rank_one}
+OPS = [*LAUNCHERS, "outer_ghost", "conv_ghost", "gather_gram"]
 
 
 def calls(device: str) -> dict[str, tuple[Any, ...]]:
@@ -27,18 +31,20 @@ def calls(device: str) -> dict[str, tuple[Any, ...]]:
     xs, bs = conv_blocks(device, g, [(2, 1, 4, 4)], torch.float32)
     walk = [list(part) for part in (g.kernel, g.stride, g.padding, g.dilation)]
     index = torch.randint(0, 3, (2, 3)).to(device)
+    sides = [draw(device, 4, 40), draw(device, 4, 16)]
     left = lefts(device, "three tasks", torch.float32)
     return {
         "row_gram": ([draw(device, 3, 400), draw(device, 20, 400)],),
+        "rank_one_gram": (sides, sides[::-1], 2),
         "outer_ghost": (left, [draw(device, *t.shape[:2], 7) for t in left], "highest"),
         "conv_ghost": (xs, bs, *walk, "highest"),
         "gather_gram": ([index, index], [draw(device, 2, 3, 4), draw(device, 2, 3, 4)], "highest"),
     }
 
 
-@pytest.mark.parametrize("name", ["row_gram", "outer_ghost", "conv_ghost", "gather_gram"])
+@pytest.mark.parametrize("name", OPS)
 def test_the_same_bits_twice(device: str, name: str) -> None:
-    arguments, launch = calls(device)[name], getattr(kernels, name)
+    arguments, launch = calls(device)[name], getattr(LAUNCHERS.get(name, kernels), name)
     assert torch.equal(launch(*arguments), launch(*arguments))
 
 
@@ -64,9 +70,9 @@ def test_offsets_beyond_two_to_the_31(device: str, tmp_path: Path) -> None:
         return view.copy_(draw(device, *shape))
 
     rows = apart(0, 2, 5)
-    check("rows apart", kernels.row_gram([rows]), lambda to: [rows.to(to)], torch.float64)
+    check("rows apart", explicit.row_gram([rows]), lambda to: [rows.to(to)], torch.float64)
     rows = apart(1, 3, 2)
-    check("columns apart", kernels.row_gram([rows]), lambda to: [rows.to(to)], torch.float64)
+    check("columns apart", explicit.row_gram([rows]), lambda to: [rows.to(to)], torch.float64)
     for axis in range(3):
         left, right = apart(axis, 2, 2, 2), draw(device, 2, 2, 3)
         check(
@@ -78,11 +84,11 @@ def test_offsets_beyond_two_to_the_31(device: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["row_gram", "outer_ghost", "conv_ghost", "gather_gram"])
+@pytest.mark.parametrize("name", OPS)
 def test_the_ops_dispatch_here_and_do_not_synchronise(
     device: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments, function = calls(device)[name], getattr(op, name)
+    arguments, function = calls(device)[name], ops()[name]
     torch.library.opcheck(function.overload, arguments)
     assert function.has_kernel("CUDA")
     expected = function(*arguments)
@@ -104,12 +110,20 @@ def test_the_ops_dispatch_here_and_do_not_synchronise(
 def test_compiles_without_spills(device: str) -> None:
     builds = compiled("tests.kernels.specimens:GRAM")
     print(table(builds))
-    assert {build.kernel for build in builds} == {"_row_gram", "_add_splits", "_ghost", "_collect"}
+    assert {build.kernel for build in builds} == {
+        "_row_gram", "_add_splits", "_sides", "_multiply_sides", "_ghost", "_collect",
+    }  # fmt: skip
     assert not [build for build in builds if build.spills]
     assert all(build.shared <= SHARED[build.arch] for build in builds)
     rows = [b for b in builds if b.kernel == "_row_gram" and "bfloat16" not in b.specimen]
     # of 16 bytes, ahead of the products
     assert rows and all(b.loads == ("cp.async.cg.shared.global",) for b in rows)
+    # of sides, too; those that are no multiple of 16 bytes are a launch of their own
+    sides = [b for b in builds if b.kernel == "_sides" and "bfloat16" not in b.specimen]
+    assert sides
+    for specimen, arch in {(b.specimen, b.arch) for b in sides}:
+        of = {b.loads for b in sides if (b.specimen, b.arch) == (specimen, arch)}
+        assert of == {("cp.async.cg.shared.global",), ("cp.async.ca.shared.global",)}
     wide = [
         b
         for b in builds

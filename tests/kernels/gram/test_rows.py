@@ -9,7 +9,7 @@ from tests.helpers.truth import relative_error
 
 pytest.importorskip("triton", reason="needs Triton")
 from mtu_fast.kernels import blocks as kernel_blocks
-from mtu_fast.kernels import gram as kernels
+from mtu_fast.kernels import explicit as kernels
 from mtu_fast.kernels import plans
 from tests.kernels.gram.blocks import (
     DEVICES,
