@@ -18,6 +18,7 @@ from torch import Tensor
 from mtu_fast._distributed.gram import WHAT, joined_gram
 from mtu_fast._distributed.kept import selected
 from mtu_fast._distributed.ranks import Ranks, attempt
+from mtu_fast._ops._sums import summed_at
 from mtu_fast._rows.pool import Pool
 from mtu_fast._rows.shared import Shared
 from mtu_fast._rows.task_rows import TaskRows
@@ -131,5 +132,5 @@ def _added_up(gram: Tensor, into: Tensor, rows: int) -> Tensor:
     kept = into >= 0
     at = into[kept]
     # rows, then columns
-    half = gram.new_zeros(len(gram), rows, len(into)).index_add_(1, at, gram[:, kept])
-    return gram.new_zeros(len(gram), rows, rows).index_add_(2, at, half[:, :, kept])
+    half = summed_at(at, gram[:, kept].transpose(0, 1), rows)  # [V, L, R]
+    return summed_at(at, half[:, :, kept].movedim(2, 0), rows).permute(2, 1, 0).contiguous()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mtu_fast._ops._blocks import WIDE, working_dtype
 from mtu_fast._ops._convolution import Geometry, plain_rows, products
+from mtu_fast._ops._sums import summed_at
 from mtu_fast._ops.grouped import grouped_rows
 
 PIECE = 1 << 22  # elements that are widened to float64 at a time: 32 MiB
@@ -54,9 +55,8 @@ def gather_rows(index: Tensor, values: Tensor, size: int) -> Tensor:
     r, _, d = values.shape
     # row r of the result has entries r · size …: one index for all rows
     offset = torch.arange(r, device=index.device)[:, None] * size
-    out = values.new_zeros(r * size, d, dtype=working_dtype(values))
-    out.index_add_(0, (index + offset).flatten(), values.to(out.dtype).flatten(0, 1))
-    return out.view(r, size, d)
+    wide = values.to(working_dtype(values)).flatten(0, 1)
+    return summed_at((index + offset).flatten(), wide, r * size).view(r, size, d)
 
 
 def row_inner(rows: Tensor, d: Tensor) -> Tensor:

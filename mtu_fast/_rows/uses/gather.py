@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtu_fast._ops._blocks import working_dtype
+from mtu_fast._ops._sums import summed_at
 from mtu_fast._ops.explicit import gather_inner, gather_rows
 from mtu_fast._rows.uses.base import Use, weigh
 from mtu_fast._rows.uses.sketch import signs, sketched
@@ -46,9 +47,7 @@ class Gather(Use):
     def weighted(self, w: Tensor | None) -> Tensor:
         values = weigh(self.values, w)
         # rows are summed where they are looked up; no row of the table's size is formed
-        found = values.new_zeros(self.shape[0], self.unit).index_add_(
-            0, self.index.flatten(), values.flatten(0, 1)
-        )
+        found = summed_at(self.index.flatten(), values.flatten(0, 1), self.shape[0])
         return found.view(self.shape)
 
     @property
@@ -64,9 +63,10 @@ class Gather(Use):
         first, last = start // self.unit, stop // self.unit
         # Only what falls into these columns is read: there may be many tiles of them.
         rows, at = torch.where((self.index >= first) & (self.index < last))
-        # [R, entries] as one table, so that one scatter does
+        # [R, entries] as one table, so that one sum does
         entries = rows * (last - first) + self.index[rows, at] - first
-        found.view(-1, self.unit).index_add_(0, entries, self.values[rows, at].to(found.dtype))
+        values, table = self.values[rows, at].to(found.dtype), found.view(-1, self.unit)
+        table += summed_at(entries, values, len(table))
 
     def lengths(self) -> Tensor:
         """Of some signed sums of the row's entries."""

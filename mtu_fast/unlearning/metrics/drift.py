@@ -99,8 +99,10 @@ def _quantile(ascending: Tensor, at: Tensor) -> Tensor:
 
 def _worst_class(change: Tensor, labels: Tensor | Sequence[Hashable]) -> tuple[Hashable, float]:
     names, member = _classes(labels, len(change))
-    total = change.new_zeros(len(names)).index_add(0, member.to(change.device), change)
-    means = total / torch.bincount(member, minlength=len(names)).to(change.device)
+    # on the host, where sums have one order
+    member, change = member.cpu(), change.cpu()
+    total = change.new_zeros(len(names)).index_add(0, member, change)
+    means = total / torch.bincount(member, minlength=len(names))
     top = int(means.argmax())
     return names[top], means[top].item()
 
