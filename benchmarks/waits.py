@@ -4,7 +4,8 @@
 
     waits     what makes the host wait where the device runs behind it: numbers that are read, shapes that depend on
               data, copies from Python's numbers
-    launches  ops that are no views, over those of the plain step: on a GPU each is a launch or more
+    launches  ops that are no views and do more than allocate, over those of the plain step: on a GPU each is a launch
+              or more
     host      the step's time over that of the plain step, on models so small that nothing else is left
     µs        the same as microseconds beyond the plain step, for each parameter tensor
 
@@ -37,6 +38,7 @@ READING = frozenset((
     "unique_consecutive", "bincount", "_linalg_eigh", "_linalg_svd", "lift_fresh",
 ))  # fmt: skip
 METHODS = frozenset(("tolist", "numpy", "__array__", "cpu"))  # which read memory without an op
+ALLOCATING = frozenset(("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"))
 INDEXED = frozenset(("index", "index_put", "index_put_", "_index_put_impl_"))
 BEFORE = 3  # steps in which a plan is made and checked
 
@@ -57,7 +59,7 @@ class Record(TorchDispatchMode):
     Attributes:
         ops: name, shapes and dtypes of each op, in order.
         waits: those that wait, by name.
-        launches: how many are no views.
+        launches: how many are no views and do more than allocate.
     """
 
     def __init__(self) -> None:
@@ -91,7 +93,7 @@ class Record(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in READING or _by_data(name, args, kwargs or {}):
             self.waits[name] += 1
-        self.launches += not _is_view(func)
+        self.launches += not _is_free(func)
         self.ops.append((str(func), *map(_described, args)))
         return func(*args, **(kwargs or {}))
 
@@ -123,8 +125,10 @@ def _by_data(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     return name in INDEXED and any(i is not None and i.dtype == torch.bool for i in args[1])
 
 
-def _is_view(func: Any) -> bool:
-    """Whether the op gives nothing but another look at what it is given."""
+def _is_free(func: Any) -> bool:
+    """Whether the op gives nothing but memory, or another look at what it is given."""
+    if func.overloadpacket.__name__ in ALLOCATING:
+        return True
     given = [each for each in func._schema.returns if "Tensor" in str(each.type)]
     infos = [each.alias_info for each in given]
     return not given or any(info is not None and not info.is_write for info in infos)

@@ -16,6 +16,9 @@ from mtu_fast._rows.pool import Pool
 from mtu_fast._rows.task_rows import Spans, TaskRows, uses_of_each
 from mtu_fast._rows.uses import Dense, Outer, Use
 
+WAITING = 1 << 17  # numbers of Grams that wait to be added together: 1 MiB
+FEW = 1 << 10  # of one Gram: on a CPU, a call each takes less than joining larger ones
+
 
 @dataclass
 class _Waiting:
@@ -27,10 +30,17 @@ class _Waiting:
 
 @dataclass(frozen=True)
 class _Sum:
-    """The Gram that products are added to: of all rows, or of rows of which some are summed."""
+    """The Gram that products are added to: of all rows, or of rows of which some are summed.
+
+    Attributes:
+        gram: what was added.
+        pool: which of the rows are summed.
+        parts: Grams of all rows that wait to be added by one call, since each is a launch on a GPU.
+    """
 
     gram: Tensor
     pool: Pool | None
+    parts: list[Tensor] = field(default_factory=list)
 
     def into(self, spans: Spans) -> Into:
         """Which of their rows in the Gram each of these rows is; nothing where that is itself."""
@@ -39,7 +49,12 @@ class _Sum:
     def add(self, spans: Spans, part: Tensor) -> None:
         """Add the Gram of these rows, summed as `into` says."""
         if part.shape == self.gram.shape:
-            self.gram.add_(part)
+            if part.numel() > FEW and part.device.type == "cpu":
+                self.gram.add_(part)
+                return
+            self.parts.append(part)
+            if len(self.parts) * part.numel() > WAITING:
+                self.finish()
             return
         if self.pool is not None:
             at = self.pool.of(spans)[1]
@@ -47,6 +62,14 @@ class _Sum:
             at = torch.cat([torch.arange(*span, device=part.device) for span in spans])
         # rows of these spans only: a block of G, or several
         self.gram[at[:, None], at] += part
+
+    def finish(self) -> None:
+        """Add what waits."""
+        if len(self.parts) == 1:
+            self.gram.add_(self.parts[0])
+        elif self.parts:
+            self.gram.add_(torch.stack(self.parts).sum(0))
+        self.parts.clear()
 
 
 def add_gram(
@@ -95,6 +118,7 @@ def add_fresh(
         held = known if spans[-1][1] == last else 0
         for rows in together.side_by_side(many):
             found.add(spans, summed_gram(row_gram.unchecked(rows, held), found.into(spans)))
+    found.finish()
 
 
 def _add_uses(

@@ -11,7 +11,7 @@ from torch import Tensor
 from mtu_fast._checks.flags import Flags
 from mtu_fast._checks.states import check_rows
 from mtu_fast._checks.values import all_finite, check_direction
-from mtu_fast._ops._blocks import WIDE, cast, working_dtype
+from mtu_fast._ops._blocks import WIDE, working_dtype
 from mtu_fast._rows.beside import Beside, kept_of
 from mtu_fast._rows.block import Block, Piece, block_of, chosen, in_memory, state_of
 from mtu_fast._rows.columns import NONE, formed
@@ -19,6 +19,7 @@ from mtu_fast._rows.explicit import check_vectors
 from mtu_fast._rows.grad import Addition, addition, check_finite
 from mtu_fast._rows.gram import add_gram
 from mtu_fast._rows.keeping import factors_of, zeros
+from mtu_fast._rows.narrowing import narrowed
 from mtu_fast._rows.pool import Groups, Pool, Pooled, pool_for
 from mtu_fast._rows.refine import squares_of
 from mtu_fast._rows.shared import Shared
@@ -137,8 +138,7 @@ class OwnProducts(Whole):
 
     def vjp(self, w: Tensor, wide: bool = False) -> dict[Tensor, Tensor]:
         """`Jᵀ w` in the dtypes of the parameters; `wide` is that of `unrounded`."""
-        found = self._combined(w, None, wide, rounded=True)
-        return {parameter: cast(d, parameter.dtype) for parameter, d in found}
+        return narrowed(self._combined(w, None, wide, rounded=True))
 
     def unrounded(
         self, w: Tensor, at: Tensor | None = None, wide: bool = False

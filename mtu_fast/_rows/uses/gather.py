@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from mtu_fast._later import is_host
 from mtu_fast._ops._blocks import working_dtype
 from mtu_fast._ops._sums import summed_at
 from mtu_fast._ops.explicit import gather_inner, gather_rows
@@ -60,13 +61,21 @@ class Gather(Use):
         return found
 
     def add_columns(self, found: Tensor, start: int, stop: int) -> None:
-        first, last = start // self.unit, stop // self.unit
-        # Only what falls into these columns is read: there may be many tiles of them.
-        rows, at = torch.where((self.index >= first) & (self.index < last))
+        first, count = start // self.unit, (stop - start) // self.unit
+        inside = (self.index >= first) & (self.index < first + count)
         # [R, entries] as one table, so that one sum does
-        entries = rows * (last - first) + self.index[rows, at] - first
-        values, table = self.values[rows, at].to(found.dtype), found.view(-1, self.unit)
-        table += summed_at(entries, values, len(table))
+        rows = torch.arange(self.count, device=found.device)[:, None]
+        entries = rows * count + self.index - first
+        table = found.view(-1, self.unit)
+        if is_host(found.device):
+            # only what falls into these columns is read: there may be many tiles of them
+            entries, values, size = entries[inside], self.values[inside], len(table)
+        else:
+            # how many fall there would be waited for: the others meet behind the table
+            size = len(table) + 1
+            entries = torch.where(inside, entries, len(table)).flatten()
+            values = self.values.flatten(0, 1)
+        table += summed_at(entries, values.to(found.dtype), size)[: len(table)]
 
     def lengths(self) -> Tensor:
         """Of some signed sums of the row's entries."""
