@@ -115,37 +115,92 @@ def _added_from(node: Any, slot: int, out: Shape, into: Shape, ids: Ids) -> Answ
 
 def _brought_back(found: Lookup, ids: Ids, out: Shape, into: Shape) -> Answer:
     """The map of the input of a look-up: the row of each entry that is read, unless several rows read one."""
-    rest = into[len(found.first) :]
-    # the dimensions of the places, without those of an entry
-    known = ids.shape[: len(ids.shape) - len(rest)]
-    if (*found.entries.shape, *rest) != tuple(out) or prod(ids.shape) != prod(known):
-        return None  # the row depends on what follows the entry, too
+    known = _known(found, ids, out, into)
+    if known is None:
+        return None
     rows = torch.from_numpy(ids.reshape(known).copy()).to(found.entries.device)
-    rows = rows.expand(found.entries.shape).flatten()
-    where = found.entries.flatten()
-    # neither gaps nor padding hand anything back
-    there = (rows >= 0) & (where != found.padding)
-    by_entry = _only_row(rows[there], where[there], prod(found.first))
-    if by_entry is None:
-        return MEET
-    return np.asarray(by_entry.cpu().numpy().reshape(*found.first, *[1] * len(rest)))
-
-
-def _only_row(rows: Tensor, where: Tensor, count: int) -> Tensor | None:
-    """The row that comes to each of so many entries, NO_ROW for none; None where several come to one."""
-    highest = torch.full((count,), NO_ROW, device=rows.device)
+    lowest, highest = _rows_of_entries(found, rows)
     # several places may read one entry: its row is unique where the highest number is the lowest
+    if not torch.equal(lowest, highest):
+        return MEET
+    return np.asarray(
+        highest.cpu().numpy().reshape(*found.first, *[1] * (len(into) - len(found.first)))
+    )
+
+
+def _known(found: Lookup, ids: Ids, out: Shape, into: Shape) -> Shape | None:
+    """The map's dimensions of the places, without those of an entry; None where the row depends on these, too."""
+    rest = into[len(found.first) :]
+    known = ids.shape[: len(ids.shape) - len(rest)]
+    alike = (*found.entries.shape, *rest) == tuple(out) and prod(ids.shape) == prod(known)
+    return known if alike else None
+
+
+def _rows_of_entries(found: Lookup, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest row that comes to each entry, NO_ROW for none; no shape depends on numbers."""
+    count = prod(found.first)
+    rows, where = rows.expand(found.entries.shape).flatten(), found.entries.flatten()
+    # neither gaps nor padding hand anything back: they meet behind the last entry
+    where = torch.where((rows >= 0) & (where != found.padding), where, count)
+    highest = torch.full((count + 1,), NO_ROW, device=rows.device)
     highest.scatter_reduce_(0, where, rows, "amax")
     # begun at the highest row, so that an entry that none reaches stays NO_ROW in both
     lowest = highest.clone().scatter_reduce_(0, where, rows, "amin")
-    return highest if torch.equal(lowest, highest) else None
+    return lowest[:count], highest[:count]
+
+
+def strays_by_index(
+    node: Any,
+    slot: int,
+    out: Shape,
+    into: Shape,
+    ids: Ids,
+    then: Ids,
+    on: Callable[[Ids, torch.device], Tensor],
+) -> Tensor | None:
+    """Whether rows come elsewhere than to places that were theirs, `[]` bool on the device of the index.
+
+    None where only a look tells: at a mask, whose entries are as many as it holds.
+
+    Args:
+        node: of which `is_lookup` holds for the slot.
+        slot: of the input.
+        out: the shape of the output.
+        into: that of the input.
+        ids: the map of the output's gradient.
+        then: that of the input's, as known.
+        on: a map as a tensor on a device.
+    """
+    op = stem(node.name())
+    if op == "IndexAdd":
+        index, dim = node._saved_index, signed(node._saved_dim) % max(len(out), 1)
+        now = on(ids, index.device)
+        if ids.shape[dim] > 1:
+            now = now.index_select(dim, index)
+        return _elsewhere(now, on(then, index.device))
+    if op == "Index" and any(_is_mask(i) for i in node._saved_indices):
+        return None
+    found = LOOKUPS[op](node, into)
+    known = None if found is None else _known(found, ids, out, into)
+    if found is None or known is None:
+        return None
+    device = found.entries.device
+    lowest, highest = _rows_of_entries(found, on(ids, device).view(known))
+    now = highest.view(*found.first, *[1] * (len(into) - len(found.first)))
+    return (lowest != highest).any() | _elsewhere(now, on(then, device))
+
+
+def _elsewhere(now: Tensor, then: Tensor) -> Tensor:
+    return ((now != then) & (now >= 0)).any()
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype in {torch.bool, torch.uint8}
 
 
 def _stands_for(index: Tensor | None) -> int:
     """How many dimensions of the input an index stands for: a mask for as many as it has."""
-    if index is None or index.dtype not in {torch.bool, torch.uint8}:
-        return 1
-    return index.dim()
+    return index.dim() if index is not None and _is_mask(index) else 1
 
 
 def _numbered(shape: Shape, like: Tensor) -> Tensor:

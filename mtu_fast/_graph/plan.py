@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mtu_fast._graph.chains import Way, way_below
 from mtu_fast._graph.graph import Edge, Graph
-from mtu_fast._graph.reach import Probes
+from mtu_fast._graph.reach import Places, Probes
 from mtu_fast._graph.trial import Trial
 from mtu_fast._graph.walk import Maps, Walk
 
@@ -63,6 +63,7 @@ class Plan:
         together: whether vmap gives the rows of a place where they are pulled; found there.
         alone: rows are taken by one ordinary backward each, and nothing else here is used.
         hooked: the node at which a hook is why, by name.
+        places: maps of trials on their devices.
     """
 
     sites: dict[int, list[Site]]
@@ -74,6 +75,7 @@ class Plan:
     together: dict[object, bool] = field(default_factory=dict)
     alone: bool = False
     hooked: str = ""
+    places: Places = field(default_factory=Places)
     _counted: dict[tuple[int, int], Counter[int]] = field(default_factory=dict)
     _wanted: dict[tuple[int, int], Wanted] = field(default_factory=dict)
     _by_data: bool | None = None
@@ -88,7 +90,7 @@ class Plan:
 
     def moved(self, graph: Graph) -> int | None:
         """The first node that moves rows in another way in another graph of the same signature; None if all is well."""
-        probes = Probes()
+        probes = Probes(self.places)
         for trial in self.trials:
             if trial.strays(graph, probes):
                 return trial.node
@@ -96,7 +98,7 @@ class Plan:
 
     def doubts(self, graph: Graph) -> Tensor | None:
         """The same, `[]` bool on the device: nothing is waited for. None where some node must be looked at."""
-        probes = Probes()
+        probes = Probes(self.places)
         found: list[Tensor] = []
         for trial in self.trials:
             numbers = trial.doubt(graph, probes)

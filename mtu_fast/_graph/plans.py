@@ -30,6 +30,7 @@ MOVED = (
     "rows: the data of a step moved rows in another way than those before; that step added nothing to .grad. Take it "
     "again: from now on each batch of this kind is looked at, which waits for the GPU."
 )
+LOOKED = 3  # steps of a graph in which the host looks at how data move rows, whatever the device
 KNOWN = 64  # graph signatures remembered; each holds index vectors only
 
 T = TypeVar("T")
@@ -148,10 +149,13 @@ class Plans:
         """The first node that moves rows in another way than the plan has it; None if there is none, or none known."""
         if not known.plan.trials:
             return None
-        # on a GPU the answer stays there, until data have moved rows once
-        bad = known.plan.doubts(graph) if self._flags.deferred and not known.moves else None
+        # on a GPU the answer stays there, unless data are known to move rows now and then
+        looks = known.moves or known.served.times < LOOKED or not self._flags.deferred
+        bad = None if looks else known.plan.doubts(graph)
         if bad is None:
-            return known.plan.moved(graph)
+            node = known.plan.moved(graph)
+            known.moves = known.moves or node is not None
+            return node
         self._flags.refuse(bad, partial(_has_moved, known))
         return None
 

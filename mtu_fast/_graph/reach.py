@@ -10,6 +10,7 @@ they differ. 2 log₂ N runs of one node, no tolerance.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,17 +22,38 @@ from mtu_fast._graph.carry import stem
 from mtu_fast._graph.moves import SETTLED
 from mtu_fast._graph.rowmap import MEET, NO_ROW, Ids, Meet, compact
 
-SMALL = 4096  # numbers of a map whose masks are worth keeping
-
 # slot of the node -> the map of that input's gradient, or that rows meet in it
 Reached = dict[int, Ids | Meet]
 Grads = dict[int, Tensor]  # slot -> the gradient of that input, where there is one
 
 
-class Probes:
-    """What gradients of experiments are made of: arbitrary numbers, and masks of rows; made once for many nodes."""
+class Places:
+    """Maps as tensors on a device, brought there once: what is known of a plan stays where it is asked for."""
 
     def __init__(self) -> None:
+        self._held: dict[object, tuple[Ids, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_held": {}}  # by the identity of maps, which a copy does not have
+
+    def on(self, ids: Ids, device: torch.device) -> Tensor:
+        """The map, int64."""
+        key = id(ids), device
+        if key not in self._held:
+            # the map is held, so that no other one has its identity
+            self._held[key] = ids, torch.from_numpy(np.array(ids)).to(device)
+        return self._held[key][1]
+
+
+class Probes:
+    """What gradients of experiments are made of: arbitrary numbers, and masks of rows; made once for many nodes.
+
+    Args:
+        places: of maps that stay the same; by default of this call alone.
+    """
+
+    def __init__(self, places: Places | None = None) -> None:
+        self.places = places or Places()
         self._numbers: dict[object, Tensor] = {}
         self._masks: dict[object, Tensor] = {}
 
@@ -43,25 +65,20 @@ class Probes:
         """
         key = (tuple(meta.shape), meta.dtype, meta.device, output)
         if key not in self._numbers:
-            generator = torch.Generator().manual_seed(output)
-            found = torch.rand(key[0], generator=generator) + 0.5
-            self._numbers[key] = found.to(meta.dtype).to(meta.device)
+            # by arithmetic, so that nothing is brought to a device: digits of sines that follow no order
+            at = torch.arange(prod(key[0]), dtype=torch.float64, device=meta.device)
+            found = ((at * 12.9898 + 78.233 * (output + 1)).sin_() * 43758.5453).frac_().abs_()
+            self._numbers[key] = found.add_(0.5).to(meta.dtype).view(key[0])
         return self._numbers[key]
 
     def chosen(self, ids: Ids, digit: int, value: int, device: torch.device) -> Tensor:
         """Where there is a row, of which the binary digit has this value."""
-        if ids.size > SMALL:
-            return _chosen(ids, digit, value).to(device)
-        key = (ids.shape, ids.tobytes(), digit, value, device)
+        key = id(ids), digit, value, device
         if key not in self._masks:
-            self._masks[key] = _chosen(ids, digit, value).to(device)
+            numbers = self.places.on(ids, device)
+            # NO_ROW has all its bits set, and would count as alive
+            self._masks[key] = (numbers >= 0) & ((numbers >> digit & 1) == value)
         return self._masks[key]
-
-
-def _chosen(ids: Ids, digit: int, value: int) -> Tensor:
-    # NO_ROW has all its bits set, and would count as alive
-    found = (ids >= 0) & ((ids >> digit & 1) == value)
-    return torch.from_numpy(np.asarray(found))  # of a map without dimensions it is a bare number
 
 
 class Experiment:
@@ -152,8 +169,7 @@ class _Part:
             self._values = self._values * scale
 
     def whole(self) -> Tensor:
-        there = torch.from_numpy(np.asarray(self._ids >= 0)).to(self._device)
-        return self._values * there
+        return self._values * (self._probes.places.on(self._ids, self._device) >= 0)
 
     def alive(self, digit: int, value: int) -> Tensor:
         chosen = self._probes.chosen(self._ids, digit, value, self._device)

@@ -8,7 +8,7 @@ itself play no part.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -81,6 +81,17 @@ class RowMap:
     @cached_property
     def sums(self) -> dict[object, Summing]:
         """What was found of sums, by shapes."""
+        return {}
+
+    def derived(self, key: Hashable, make: Callable[[], RowMap]) -> RowMap:
+        """A map that follows from this one and the key, made once: what is known of it stays, too."""
+        found = self._derived.get(key)
+        if found is None:
+            found = self._derived[key] = make()
+        return found
+
+    @cached_property
+    def _derived(self) -> dict[Hashable, RowMap]:
         return {}
 
     @cached_property

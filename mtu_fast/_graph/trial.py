@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from mtu_fast._graph import nodes as node_ops
+from mtu_fast._graph.carry import Shape
 from mtu_fast._graph.foreign import foreign, moved, settled
 from mtu_fast._graph.graph import Graph
-from mtu_fast._graph.lookups import is_lookup, moved_by_index
-from mtu_fast._graph.reach import Probes, Reached, reach, strays
+from mtu_fast._graph.lookups import is_lookup, moved_by_index, strays_by_index
+from mtu_fast._graph.reach import Places, Probes, Reached, reach, strays
 from mtu_fast._graph.rowmap import MEET, Ids, Meet, compact
 
 
@@ -32,10 +33,23 @@ class Trial:
     def doubt(self, graph: Graph, probes: Probes) -> list[Tensor] | None:
         """The same as `strays`, as numbers on the device that are 0 where it does not; None where only a look tells."""
         node = graph.nodes[self.node]
-        # an index or a function of one's own is judged on the host
-        if foreign(node) or any(is_lookup(node, slot) for slot in self.found):
+        # a function of one's own is judged on the host
+        if foreign(node):
             return None
-        return strays(node, self.maps, self.found, self.count, probes)
+        by_index: list[Tensor] = []
+        left = dict(self.found)
+        for slot in [slot for slot in left if is_lookup(node, slot)]:
+            said = self._doubt_by_index(node, slot, left.pop(slot), probes.places)
+            if said is None:
+                return None
+            by_index.append(said)
+        return by_index + (strays(node, self.maps, left, self.count, probes) if left else [])
+
+    def _doubt_by_index(self, node: Any, slot: int, then: Ids, places: Places) -> Tensor | None:
+        ids = self.maps[0]
+        if ids is None:
+            return None
+        return strays_by_index(node, slot, *_shapes(node, slot), ids, then, places.on)
 
     def strays(self, graph: Graph, probes: Probes) -> bool:
         """Whether the node of another graph of the same signature moves rows to other places."""
@@ -73,14 +87,17 @@ def read(node: Any, maps: Sequence[Ids | None], slots: Collection[int]) -> Reach
     found: Reached = {}
     if maps[0] is None:
         return found
-    out = tuple(node_ops.outputs(node)[0].shape)
     for slot in slots:
-        child, k = node.next_functions[slot]
-        into = tuple(node_ops.outputs(child)[k].shape)
-        said = moved_by_index(node, slot, out, into, maps[0])
+        said = moved_by_index(node, slot, *_shapes(node, slot), maps[0])
         if said is not None:
             found[slot] = said if said is MEET else compact(said)
     return found
+
+
+def _shapes(node: Any, slot: int) -> tuple[Shape, Shape]:
+    """Of the first output, and of an input."""
+    child, k = node.next_functions[slot]
+    return tuple(node_ops.outputs(node)[0].shape), tuple(node_ops.outputs(child)[k].shape)
 
 
 def within(now: Ids | Meet, then: Ids) -> bool:

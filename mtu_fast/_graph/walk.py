@@ -190,5 +190,15 @@ class Walk:
 def without_gaps(ids: Ids, count: int) -> Ids:
     """A map that an experiment found, without gaps where they are of this batch only: all rows are there, in order."""
     filled = compact(ids, fill=True)
-    complete = filled.min(initial=0) >= 0 and len(set(filled.flat)) == count
-    return filled if complete else ids
+    if set(filled.flat) - {NO_ROW} != set(range(count)):
+        return ids
+    return filled if filled.min(initial=0) >= 0 else _in_order(filled, count)
+
+
+def _in_order(ids: Ids, count: int) -> Ids:
+    """A map along one dimension, with gaps filled where what is there lies in a regular order."""
+    known = RowMap(ids, ids.shape, count)
+    if known.dim is None or not known.inner:
+        return ids
+    order = np.arange(ids.size) // known.inner % count
+    return order.reshape(ids.shape)

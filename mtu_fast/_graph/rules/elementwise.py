@@ -78,8 +78,11 @@ def repeat(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use |
     for whole, size in zip(b.shape, sizes, strict=True):
         apart += [whole // size, size]
         between += [1, size]
-    ids = reshaped(rows.ids, rows.shape, apart)
-    use = summed(b.reshape(apart), RowMap(ids, tuple(apart), rows.count), tuple(between))
+    split = tuple(apart)
+    of_split = rows.derived(
+        split, lambda: RowMap(reshaped(rows.ids, rows.shape, split), split, rows.count)
+    )
+    use = summed(b.reshape(split), of_split, tuple(between))
     return None if use is None else Dense(shape, use.rows.reshape(-1, *shape))
 
 

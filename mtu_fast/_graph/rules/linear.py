@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ def mm(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | Non
 def mv(node: Any, slot: int, shape: Shape, b: Tensor, rows: RowMap) -> Use | None:
     """`out = self @ vec`, b `[M]`."""
     each = b[:, None] * node._saved_self.detach()
-    of_each = RowMap(rows.ids[:, None], tuple(each.shape), rows.count)
+    sizes = tuple(each.shape)
+    of_each = rows.derived(sizes, lambda: RowMap(rows.ids[:, None], sizes, rows.count))
     return summed(each, of_each, shape)
 
 
@@ -80,17 +82,22 @@ def _batched(
     if kept > 1 or rows.ids.shape[contracted] == 1 < entries:
         return None
     other = getattr(node, saved[contracted - 1]).detach()
-    # [E, rows along the contracted dimension, or one for all]
-    ids = np.broadcast_to(rows.ids, (b.shape[0], *rows.ids.shape[1:])).reshape(b.shape[0], -1)
     parts = []
     for e in range(b.shape[0]):
-        of_entry = _positions(np.broadcast_to(ids[e], b.shape[contracted]), rows.count)
+        of_entry = rows.derived((e, contracted), partial(_of_entry, rows, e, contracted))
         sides = [of_entry.split(other[e], contracted - 1), of_entry.split(b[e], contracted - 1)]
         left, right = sides if side == 1 else reversed(sides)
         parts.append(Outer(shape[1:], left, right))
     if len(parts) == 1:
         return replace(parts[0], shape=shape)
     return Stacked(shape, tuple(parts), tuple(range(len(parts))))
+
+
+def _of_entry(rows: RowMap, e: int, contracted: int) -> RowMap:
+    """The map of the positions of one batch entry along a dimension."""
+    # one entry or position may stand for all
+    known = rows.ids[min(e, len(rows.ids) - 1)].reshape(-1)
+    return _positions(np.broadcast_to(known, rows.shape[contracted]), rows.count)
 
 
 def _positions(along: Ids, count: int) -> RowMap:
