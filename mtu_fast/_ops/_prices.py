@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Prices:
@@ -31,6 +33,7 @@ class Prices:
         patches: Whether products of positions are made of whole patches, tap by tap, not of pixels
             that are shifted.
         half: A multiply-add of half precision, whose rows are float32.
+        high, medium: One of float32 where this `precision` allows TF32×3, or TF32.
     """
 
     product: float
@@ -49,6 +52,15 @@ class Prices:
     call_apart: float = 0.0
     patches: bool = False
     half: float = 1.0
+    high: float = 1.0
+    medium: float = 1.0
+
+    def multiply_add(self, dtype: torch.dtype, precision: str) -> float:
+        """One of rows of this dtype, over one of float32 at its highest."""
+        if dtype.itemsize == 2:
+            return self.half
+        of_precision = {"high": self.high, "medium": self.medium}
+        return 1.0 if dtype == torch.float64 else of_precision.get(precision, 1.0)
 
     def weight_gradients(self, rows: int, elements: int) -> float:
         """What rows of a convolution take beside their multiply-adds, of weights of so many elements."""
@@ -106,5 +118,7 @@ CUDA_KERNELS = Prices(
     call_apart=6e8,
     patches=True,
     half=0.125,
+    high=0.75,
+    medium=0.25,
 )
 OF_KERNELS = {"cpu": CPU_KERNELS, "cuda": CUDA_KERNELS}

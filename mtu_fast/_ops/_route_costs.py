@@ -42,19 +42,17 @@ class Forming(NamedTuple):
     right: tuple[int, int]
     double: bool
     patches: bool = False
-    half: bool = False
+    multiply_add: float = 1.0  # of these rows, see `Prices`
 
     @property
     def columns(self) -> int:
         return self.left[0] * self.right[0]
 
-    def each(self, price: Prices) -> float:
-        """A multiply-add of these positions: one of float64 counts twice."""
-        return 2.0 if self.double else price.half if self.half else 1.0
-
-    def work(self, price: Prices) -> float:
-        """All multiply-adds."""
-        return self.each(price) * self.positions * self.columns
+    @property
+    def work(self) -> float:
+        """All multiply-adds; one of float64 counts twice."""
+        each = 2.0 if self.double else self.multiply_add
+        return each * self.positions * self.columns
 
     def in_cache(self, price: Prices) -> float:
         """By panels of columns, broken ones as whole ones; the taller side is laid out for every tile of the other."""
@@ -68,7 +66,7 @@ class Forming(NamedTuple):
         tiles = -(-across // max(TILE_PANELS[0], TILE_PANELS[1] // self.rows))
         laid_out = price.pack * (near * wide + far * tall * tiles)
         each = (price.row_product * self.rows + (price.tile or 0.0)) * self.rows * self.columns
-        return whole * (self.work(price) + each) + laid_out
+        return whole * (self.work + each) + laid_out
 
 
 def cost_of(price: Prices, ghost: float, form: Forming, *, fused: bool, calls: float) -> RouteCosts:
@@ -79,7 +77,7 @@ def cost_of(price: Prices, ghost: float, form: Forming, *, fused: bool, calls: f
         price.row_product * form.rows**2 * form.columns,
         price.row * form.rows * form.columns,
     )
-    work = form.work(price)
+    work = form.work
     formed = work + calls + written + products
     direct = form.in_cache(price) if fused and price.tile is not None else formed
     return RouteCosts(ghost, direct, work, formed + written)

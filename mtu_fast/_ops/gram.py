@@ -80,7 +80,7 @@ def outer_gram(
     Rows with one number in `into` are summed, see `_pooling`.
     """
     check_sides(left, right, precision)
-    route = outer_route(left, right, into)
+    route = outer_route(left, right, into, precision)
     if route == "direct":
         return outer_direct.unchecked(left, right, precision, into)
     if route == "ghost":
@@ -104,7 +104,7 @@ def conv_gram(
     walk = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
     if not geometry.plain:
         return gram_by_rows(x, b, geometry, _conv_rows, into)
-    if conv_route(x, b, geometry, into) == "ghost":
+    if conv_route(x, b, geometry, into, precision) == "ghost":
         return summed_gram(conv_ghost(x, b, *walk, precision), into)
     return conv_direct(x, b, *walk, precision, into)
 

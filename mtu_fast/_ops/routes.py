@@ -44,23 +44,36 @@ def inexact(device: torch.device, dtype: torch.dtype, precision: str) -> bool:
 # ---- outer products ------------------------------------------------------------------------------
 
 
-def outer_route(left: Sequence[Tensor], right: Sequence[Tensor], into: Into = ()) -> str:
+def outer_route(
+    left: Sequence[Tensor],
+    right: Sequence[Tensor],
+    into: Into = (),
+    precision: str = "highest",
+) -> str:
     """`"rank one"` (rows of one position), or `"ghost"` or `"direct"`, whichever costs least for these blocks."""
     if all(t.shape[1] == 1 for t in left):
         return "rank one"
-    return outer_cost(left, right, into).route
+    return outer_cost(left, right, into, precision).route
 
 
-def outer_cost(left: Sequence[Tensor], right: Sequence[Tensor], into: Into = ()) -> RouteCosts:
+def outer_cost(
+    left: Sequence[Tensor],
+    right: Sequence[Tensor],
+    into: Into = (),
+    precision: str = "highest",
+) -> RouteCosts:
     """What the Gram of these blocks, of more than one position, and a combination cost by each route."""
     rows = sum(t.shape[0] for t in left)
     met = rows_of_gram(into, rows)
     # a side that several blocks share is multiplied once
     inputs = left[0].shape[2], _rows_and_positions(distinct(left))
     outputs = right[0].shape[2], _rows_and_positions(distinct(right))
-    double, half = left[0].dtype == WIDE, left[0].element_size() == 2
-    formed = Forming(met, _rows_and_positions(left), inputs, outputs, double, half=half)
-    return _outer_cost(prices(left[0].device), formed)
+    price, dtype = prices(left[0].device), left[0].dtype
+    each = price.multiply_add(dtype, precision)
+    formed = Forming(
+        met, _rows_and_positions(left), inputs, outputs, dtype == WIDE, multiply_add=each
+    )
+    return _outer_cost(price, formed)
 
 
 def meet_together(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
@@ -81,7 +94,7 @@ def _rows_and_positions(blocks: Sequence[Tensor]) -> int:
 def _outer_cost(price: Prices, formed: Forming) -> RouteCosts:
     # every pair of positions is a product of two products, summed
     ghost = price.reduce * formed.positions**2
-    product = price.product * (price.half if formed.half else 1.0)
+    product = price.product * formed.multiply_add
     for width, n in (formed.left, formed.right):
         ghost += (product * n + price.widen) * n * width
     return cost_of(price, ghost, formed, fused=True, calls=0.0)
@@ -121,17 +134,26 @@ def rows_pay_for_table(
 
 
 def conv_route(
-    x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, into: Into = ()
+    x: Sequence[Tensor],
+    b: Sequence[Tensor],
+    geometry: Geometry,
+    into: Into = (),
+    precision: str = "highest",
 ) -> str:
     """`"ghost"` (the pixel Gram, shifted) or `"direct"` (rows), whichever costs less."""
-    return conv_cost(x, b, geometry, into).route
+    return conv_cost(x, b, geometry, into, precision).route
 
 
 def conv_cost(
-    x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry, into: Into = ()
+    x: Sequence[Tensor],
+    b: Sequence[Tensor],
+    geometry: Geometry,
+    into: Into = (),
+    precision: str = "highest",
 ) -> RouteCosts:
     """What the Gram of these blocks and a combination cost by each route."""
-    price = prices(x[0].device)
+    price, dtype = prices(x[0].device), x[0].dtype
+    each = price.multiply_add(dtype, precision)
     rows = sum(t.shape[0] for t in x)
     met = rows_of_gram(into, rows)
     weights = prod(geometry.weight)
@@ -142,17 +164,20 @@ def conv_cost(
     channels = geometry.weight[1 if geometry.transposed else 0]
     inputs = weights // max(channels, 1)
     has_taps = prod(geometry.kernel) > 1
-    double, half = x[0].dtype == WIDE, x[0].element_size() == 2
-    form = Forming(met, pixels_out, (inputs, seen), (channels, own), double, has_taps, half)
+    form = Forming(met, pixels_out, (inputs, seen), (channels, own), dtype == WIDE, has_taps, each)
     calls = 0.0
     if not geometry.pointwise:
         calls = price.weight_gradients(rows, weights)
-    ghost = _conv_ghost_cost(price, x, b, geometry)
+    ghost = _conv_ghost_cost(price, x, b, geometry, each)
     return cost_of(price, ghost, form, fused=geometry.plain, calls=calls)
 
 
 def _conv_ghost_cost(
-    price: Prices, x: Sequence[Tensor], b: Sequence[Tensor], geometry: Geometry
+    price: Prices,
+    x: Sequence[Tensor],
+    b: Sequence[Tensor],
+    geometry: Geometry,
+    multiply_add: float,
 ) -> float:
     """What a Gram from positions costs; infinity where the op is not for these blocks."""
     taps = prod(geometry.kernel)
@@ -162,7 +187,7 @@ def _conv_ghost_cost(
     pixels, width = _met_pixels(price, x, b, geometry)
     positions = sum(_positions(t) for t in b)
     found = price.reduce * (taps * pixels**2 + positions**2)
-    product = price.product * (price.half if x[0].element_size() == 2 else 1.0)
+    product = price.product * multiply_add
     for n, wide in ((pixels, width), (positions, b[0].shape[2])):
         found += (product * n + price.widen) * n * wide
     return found

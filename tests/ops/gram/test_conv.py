@@ -20,7 +20,10 @@ from tests.ops.gram.blocks import (
 )
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CONVS)
 @pytest.mark.parametrize("route", ["ghost", "direct"])
 @pytest.mark.parametrize("small_tiles", [False, True])
@@ -32,7 +35,7 @@ def test_conv_gram(
         # the only route there
         assert op.conv_route(*conv_blocks(g, [(2, 1, size)], dtype), g) == "direct"
         return
-    monkeypatch.setattr(op, "conv_route", lambda x, b, geometry, into: route)
+    monkeypatch.setattr(op, "conv_route", lambda x, b, geometry, into, precision: route)
     if small_tiles:
         monkeypatch.setattr(_tiles, "TILE", 60)
         monkeypatch.setattr(_tiles, "BUFFER", 60)
@@ -52,7 +55,7 @@ def test_conv_gram_of_shared_inputs_and_unequal_images(
     route: str, small_tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three tasks on one forward, two on another with images of another size, and channels-last memory."""
-    monkeypatch.setattr(op, "conv_route", lambda x, b, geometry, into: route)
+    monkeypatch.setattr(op, "conv_route", lambda x, b, geometry, into, precision: route)
     if small_tiles:
         monkeypatch.setattr(_tiles, "TILE", 60)
     g = geometry((4, 3, 3, 2), padding=1, stride=(2, 1))
@@ -110,6 +113,27 @@ def test_on_a_gpu_products_of_half_precision_cost_less(monkeypatch: pytest.Monke
     left, right = torch.ones(4, 64, 32), torch.ones(4, 64, 48)
     whole, half = op.outer_cost([left], [right]), op.outer_cost([left.half()], [right.half()])
     assert all(b < a for a, b in zip(whole, half, strict=True))
+
+
+def test_costs_know_what_precision_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32 takes less on a GPU, and decides between routes; float64 and half precision have prices of their own."""
+    g = geometry((64, 64, 3, 3), padding=1)
+    blocks = {dtype: conv_blocks(g, [(8, 1, (40, 40))], dtype) for dtype in DTYPES}
+
+    def costs(dtype: torch.dtype) -> list[float]:
+        ways = ("highest", "high", "medium")
+        return [op.conv_cost(*blocks[dtype], g, (), each).direct for each in ways]
+
+    for dtype in DTYPES:
+        assert len(set(costs(dtype))) == 1  # no kernel of the CPU rounds
+    left, right = torch.ones(16, 100, 768), torch.ones(16, 100, 768)
+    assert op.outer_route([left], [right], (), "medium") == op.outer_route([left], [right])
+    monkeypatch.setattr(routes, "prices", lambda device: CUDA_KERNELS)
+    highest, high, medium = costs(torch.float32)
+    assert medium < high < highest
+    assert all(len(set(costs(dtype))) == 1 for dtype in DTYPES if dtype != torch.float32)
+    found = [op.outer_route([left], [right], (), each) for each in ("highest", "medium")]
+    assert found == ["direct", "ghost"]
 
 
 @pytest.mark.skipif(not op.conv_ghost.has_kernel("CPU"), reason="the kernel's own rule")

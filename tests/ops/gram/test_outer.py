@@ -32,7 +32,7 @@ from tests.ops.gram.blocks import (
 def test_outer_gram(
     dtype: torch.dtype, kind: str, route: str, small_tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(op, "outer_route", lambda left, right, into: route)
+    monkeypatch.setattr(op, "outer_route", lambda left, right, into, precision: route)
     if small_tiles:
         monkeypatch.setattr(_tiles, "TILE", 50)
         monkeypatch.setattr(_tiles, "BUFFER", 50)
