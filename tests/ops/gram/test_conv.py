@@ -19,7 +19,6 @@ from tests.ops.gram.blocks import (
     geometry,
 )
 
-
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 
