@@ -123,9 +123,7 @@ def _brought_back(found: Lookup, ids: Ids, out: Shape, into: Shape) -> Answer:
     # several places may read one entry: its row is unique where the highest number is the lowest
     if not torch.equal(lowest, highest):
         return MEET
-    return np.asarray(
-        highest.cpu().numpy().reshape(*found.first, *[1] * (len(into) - len(found.first)))
-    )
+    return np.asarray(_as_map(highest, found, into).cpu().numpy())
 
 
 def _known(found: Lookup, ids: Ids, out: Shape, into: Shape) -> Shape | None:
@@ -147,6 +145,11 @@ def _rows_of_entries(found: Lookup, rows: Tensor) -> tuple[Tensor, Tensor]:
     # begun at the highest row, so that an entry that none reaches stays NO_ROW in both
     lowest = highest.clone().scatter_reduce_(0, where, rows, "amin")
     return lowest[:count], highest[:count]
+
+
+def _as_map(rows: Tensor, found: Lookup, into: Shape) -> Tensor:
+    """The rows of entries as the map of the input: the same whatever follows the entry."""
+    return rows.view(*found.first, *[1] * (len(into) - len(found.first)))
 
 
 def strays_by_index(
@@ -186,7 +189,7 @@ def strays_by_index(
         return None
     device = found.entries.device
     lowest, highest = _rows_of_entries(found, on(ids, device).view(known))
-    now = highest.view(*found.first, *[1] * (len(into) - len(found.first)))
+    now = _as_map(highest, found, into)
     return (lowest != highest).any() | _elsewhere(now, on(then, device))
 
 
