@@ -9,6 +9,7 @@
     ops           microbenchmarks: rows of ops.csv
     capture       a step in a CUDA graph against the ordinary step
     step cost     whole steps of the ResNet and the transformer: step_cost.json
+    tune          block sizes of the Triton kernels: tuned.py, in the place of kernels/tuned.py if they are to stay
 
 Nothing is installed or downloaded; the tree itself is not written to. Each stage has its time, plus
 what those before it left over; one that fails or takes longer is reported and the next one goes on.
@@ -150,12 +151,21 @@ def stages(out: Path, dry: bool) -> list[Stage]:
             ((*python, "-c", FACTS), *([("nvidia-smi",)] if not dry else []), *_nvcc()),
         ),
         Stage("build", 115, (("bash", "-c", _build(dry)),)),
-        Stage("tests", 150, tests),
+        Stage("tests", 140, tests),
         _sanitizer((*ops, "--check", "--quick", *some), dry),
-        Stage("ops", 80, ((*ops, *timed, *some),)),
+        Stage("ops", 70, ((*ops, *timed, *some),)),
         Stage("capture", 20, (_capture(device, dry),)),
-        Stage("step cost", 70, ((*steps, *models, "--tasks", "1", "--repeats", repeats),)),
+        Stage("step cost", 60, ((*steps, *models, "--tasks", "1", "--repeats", repeats),)),
+        Stage("tune", 40, (_tune(out, dry),)),
     ]
+
+
+def _tune(out: Path, dry: bool) -> tuple[str, ...]:
+    """Block sizes of our kernels; the dry run tries those of one."""
+    tune = (sys.executable, "-m", "benchmarks.tune", "--out", str(out / "tuned.py"))
+    if dry:
+        return ("env", "TRITON_INTERPRET=1", *tune, "--quick", "--kernels", "row", "--seconds", "5")
+    return (*tune, "--seconds", "35")
 
 
 def _capture(device: str, dry: bool) -> tuple[str, ...]:
@@ -169,7 +179,7 @@ def _sanitizer(command: tuple[str, ...], dry: bool) -> Stage:
         "/usr/local/cuda/bin/compute-sanitizer"
     )
     if dry:
-        return Stage("sanitizer", 70, (command,))
+        return Stage("sanitizer", 60, (command,))
     # What vendors' kernels do, and calls that torch tries and takes back, are no faults of ours.
     ours = [argument for name in kernel_names() for argument in ("--kernel-name", f"kns={name}")]
     common = (*ours, "--error-exitcode", "1", *command)
@@ -177,7 +187,7 @@ def _sanitizer(command: tuple[str, ...], dry: bool) -> Stage:
     commands = (memcheck, (str(tool), "--tool", "racecheck", *common))
     return Stage(
         "sanitizer",
-        70,
+        60,
         commands if tool else (),
         "" if tool else "compute-sanitizer is not installed here",
     )

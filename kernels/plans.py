@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 
 from mtu_fast.kernels.device import EQUAL_FLOAT64, FAST_FLOAT64, float64_dots, interpreted
+from mtu_fast.kernels.tuned import BLOCKS
 
 WIDE = torch.float64
 # how float32 is multiplied where sums are not float64
 MODES = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 # tensor cores that read shared memory themselves: what is read at a time costs no registers
 WARPGROUPS = (90, 100)
+
+Place = tuple[str, int, str, str, int]  # kernel, architecture, dtype, precision, tile
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,41 @@ class Plan:
 
 def row_plan(dtype: torch.dtype, rows: int, arch: int) -> Plan | None:
     """The tile for explicit rows; None where float64 products do not compile."""
+    return _tuned("row", arch, dtype, "highest", _row_plan(dtype, rows, arch))
+
+
+def ghost_plan(dtype: torch.dtype, precision: str, arch: int) -> Plan | None:
+    """The tile for products of positions; None where float64 products do not compile."""
+    return _tuned("ghost", arch, dtype, precision, _ghost_plan(dtype, precision, arch))
+
+
+def form_plan(dtype: torch.dtype, precision: str, arch: int, linear: bool) -> Plan | None:
+    """How rows are formed; None where a vendor's product is no slower, or float64 products do not compile.
+
+    linear: of one tap, so that the vendor's product reads no more than the kernel does.
+    """
+    return _tuned("form", arch, dtype, precision, _form_plan(dtype, precision, arch, linear))
+
+
+def place(kernel: str, arch: int, dtype: torch.dtype, precision: str, plan: Plan) -> Place:
+    """Where measured blocks of a plan stand in the table."""
+    return kernel, arch, str(dtype).removeprefix("torch."), precision, plan.tile
+
+
+def _tuned(
+    kernel: str, arch: int, dtype: torch.dtype, precision: str, plan: Plan | None
+) -> Plan | None:
+    """The plan with the blocks that were measured, if any were."""
+    if plan is None or not BLOCKS:
+        return plan
+    measured = BLOCKS.get(place(kernel, arch, dtype, precision, plan))
+    if measured is None:
+        return plan
+    depth, warps, stages = measured
+    return replace(plan, depth=depth, warps=warps, stages=stages)
+
+
+def _row_plan(dtype: torch.dtype, rows: int, arch: int) -> Plan | None:
     tile = min(64, max(16, triton.next_power_of_2(rows)))
     if dtype == WIDE or arch in FAST_FLOAT64:
         # each warp widens for itself what it multiplies: few rows are one warp's
@@ -41,8 +79,7 @@ def row_plan(dtype: torch.dtype, rows: int, arch: int) -> Plan | None:
     return Plan(torch.float32, torch.float32, "ieee", tile, depth, warps, 3)
 
 
-def ghost_plan(dtype: torch.dtype, precision: str, arch: int) -> Plan | None:
-    """The tile for products of positions; None where float64 products do not compile."""
+def _ghost_plan(dtype: torch.dtype, precision: str, arch: int) -> Plan | None:
     if dtype in (torch.float16, torch.bfloat16):
         # the interpreter multiplies the bits of bfloat16
         operand = torch.float32 if interpreted() else dtype
@@ -56,11 +93,7 @@ def ghost_plan(dtype: torch.dtype, precision: str, arch: int) -> Plan | None:
     return Plan(WIDE, WIDE, "ieee", 64, 16, 8, 2) if float64_dots(arch) else None
 
 
-def form_plan(dtype: torch.dtype, precision: str, arch: int, linear: bool) -> Plan | None:
-    """How rows are formed; None where a vendor's product is no slower, or float64 products do not compile.
-
-    linear: of one tap, so that the vendor's product reads no more than the kernel does.
-    """
+def _form_plan(dtype: torch.dtype, precision: str, arch: int, linear: bool) -> Plan | None:
     if linear and (dtype != torch.float32 or precision == "highest" or arch not in FAST_FLOAT64):
         return None
     if dtype in (torch.float16, torch.bfloat16):

@@ -17,7 +17,7 @@ from benchmarks import environment, gpu_check
 from benchmarks.gpu_check import Stage
 from mtu_fast._ops import _library
 
-NAMES = ["environment", "build", "tests", "sanitizer", "ops", "capture", "step cost"]
+NAMES = ["environment", "build", "tests", "sanitizer", "ops", "capture", "step cost", "tune"]
 LARGEST = 16 << 20
 
 
@@ -35,6 +35,7 @@ def test_the_dry_run_goes_through_every_stage(
     files = {path.name: path for path in (tmp_path / "new").iterdir()}
     assert set(files) == {
         "gpu_check.log", "summary.json", "tests_gpu.xml", "tests_ops.xml", "ops.csv", "step_cost.json",
+        "tuned.py",
     }  # fmt: skip
     assert all(0 < path.stat().st_size < LARGEST for path in files.values())
     summary = json.loads(files["summary.json"].read_text())
@@ -58,7 +59,9 @@ def test_the_time_adds_up_and_every_stage_is_for_the_gpu(tmp_path: Path) -> None
     assert [stage.name for stage in real] == NAMES
     assert sum(stage.seconds for stage in real) + 10 <= 540
     for stage in real[4:]:
-        assert all("cuda" in command and "--quick" not in command for command in stage.commands)
+        assert all("--quick" not in command for command in stage.commands)
+    # blocks are tuned on a GPU or not at all
+    assert all("cuda" in command for stage in real[4:-1] for command in stage.commands)
 
 
 def launched(file: Path) -> set[str]:
