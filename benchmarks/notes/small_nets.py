@@ -7,7 +7,8 @@ python -m benchmarks.notes.small_nets [--repeats K] [--quick]
 
 Medians over interleaved rounds on one thread, of the process's own time; steps in which a plan is made or
 checked are among them, as in training. *Its ops alone* are those that torch ran in one step, recorded and run again
-one after the other on the same tensors: what a step would take if nothing were between its ops.
+one after the other on the same tensors: what a step would take if nothing were between its ops. *Launches* are
+those of `benchmarks.waits`, over the plain step's.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mtu_fast as mtu
+from benchmarks.waits import behind, recorded
 
 Losses = Callable[[], Tensor]
 BEFORE = 5  # steps that are not timed
@@ -105,10 +107,11 @@ class Ops(TorchDispatchMode):
 
 
 class Ratios(NamedTuple):
-    """Process time over the plain step's: of the step, and of its ops alone."""
+    """Over the plain step's: process time of the step, and of its ops alone, and launches."""
 
     step: float
     ops: float
+    launches: float
 
 
 def ratios(model: nn.Module, losses: Losses, count: int, repeats: int) -> Ratios:
@@ -133,8 +136,12 @@ def ratios(model: nn.Module, losses: Losses, count: int, repeats: int) -> Ratios
             start = time.process_time()
             step()
             of.append(time.process_time() - start)
+    with behind():
+        ours()  # what flags need is made
+        launches = recorded(ours).launches / recorded(plain).launches
     whole, alone, base = took
-    return Ratios(*(median(t / p for t, p in zip(of, base, strict=True)) for of in (whole, alone)))
+    times = [median(t / p for t, p in zip(of, base, strict=True)) for of in (whole, alone)]
+    return Ratios(*times, launches)
 
 
 def main(argv: Sequence[str] | None = None) -> list[Ratios]:
@@ -152,7 +159,8 @@ def main(argv: Sequence[str] | None = None) -> list[Ratios]:
     for name, net in nets.items():
         found.append(ratios(*net, args.repeats))
         print(
-            f"{name}: {found[-1].step:.2f} plain steps, its ops alone {found[-1].ops:.2f}",
+            f"{name}: {found[-1].step:.2f} plain steps, its ops alone {found[-1].ops:.2f}, "
+            f"launches {found[-1].launches:.2f}",
             flush=True,
         )
     return found
