@@ -140,8 +140,10 @@ def ratios(model: nn.Module, losses: Losses, count: int, repeats: int) -> Ratios
         ours()  # what flags need is made
         launches = recorded(ours).launches / recorded(plain).launches
     whole, alone, base = took
-    times = [median(t / p for t, p in zip(of, base, strict=True)) for of in (whole, alone)]
-    return Ratios(*times, launches)
+    step, ops_alone = (
+        median(t / p for t, p in zip(of, base, strict=True)) for of in (whole, alone)
+    )
+    return Ratios(step, ops_alone, launches)
 
 
 def main(argv: Sequence[str] | None = None) -> list[Ratios]:
