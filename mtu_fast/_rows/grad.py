@@ -105,6 +105,7 @@ def addition(gradients: Mapping[Tensor, Tensor], bad: Tensor | None = None) -> A
         if grad is None:
             placed.append((parameter, _own(parameter, g, owned)))
         elif grad.is_sparse:
+            _check_alike(grad, g)
             # in place a sparse gradient takes no dense one
             placed.append((parameter, g.detach() + grad))
         else:
@@ -123,6 +124,19 @@ def _check_in_place(grad: Tensor, g: Tensor) -> None:
         raise RuntimeError(
             f"backward: found a .grad {found}, expected one to which a gradient of shape {tuple(g.shape)} on "
             f"{g.device} can be added in place; no .grad was changed. Set it to None, or to a .clone() of it."
+        )
+
+
+def _check_alike(grad: Tensor, g: Tensor) -> None:
+    """A sparse `.grad` and a gradient have a sum.
+
+    Raises:
+        RuntimeError: they have none.
+    """
+    if g.is_sparse and g.sparse_dim() != grad.sparse_dim():
+        raise RuntimeError(
+            f"backward: found a sparse .grad with {grad.sparse_dim()} sparse dimensions, expected {g.sparse_dim()}, as "
+            "the gradient of a look-up has; no .grad was changed. Set it to None, or to .to_dense() of it."
         )
 
 

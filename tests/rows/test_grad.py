@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import mtu_fast as mtu
 from mtu_fast._rows.grad import addition
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64]
@@ -38,3 +39,25 @@ def test_gradients_are_kept_bit_for_bit_or_are_zeros(bad: bool) -> None:
         else:
             # bits: NaN is not equal to itself, and -0.0 is equal to 0.0
             assert torch.equal(found.view(torch.uint8), g.to_dense().view(torch.uint8))
+
+
+def test_a_sparse_grad_of_other_sparse_dimensions_is_named() -> None:
+    """Torch's own words for it are of densities, and name no tensor."""
+    model = torch.nn.Sequential(torch.nn.Embedding(7, 4, sparse=True), torch.nn.Flatten())
+    table, tokens = model[0].weight, torch.randint(7, (5, 3))
+    engine, forget = mtu.Engine(model), torch.arange(5) < 2
+    for dimensions in (2, 1):
+        before = torch.eye(7, 4).to_sparse(dimensions)
+        table.grad = before
+        losses = model(tokens).square().mean(1)
+        if dimensions == 2:
+            with pytest.raises(
+                RuntimeError, match=r"found a sparse .grad with 2 sparse dimen.*expected 1"
+            ):
+                engine.backward(losses, mtu.OrthoGrad(0.5), forget=forget)
+            assert table.grad is before
+        else:
+            engine.backward(losses, mtu.OrthoGrad(0.5), forget=forget)
+            assert table.grad.is_sparse and not torch.equal(
+                table.grad.to_dense(), before.to_dense()
+            )
