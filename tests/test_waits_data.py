@@ -150,3 +150,29 @@ def test_a_head_that_is_the_embedding_too() -> None:
     for _ in range(BEFORE):
         tied()
     assert not recorded(tied).waits
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_negatives_of_other_samples_are_rows_by_rule(flat: bool) -> None:
+    """A position of each sample, and one of another: rows meet nowhere in a batch, wherever they may in others."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(D, D).double(), nn.Linear(D, D).double()
+    model = nn.Sequential(first, nn.Tanh(), second)
+    engine = mtu.Engine(model)
+    for seed in range(8):
+        x, at = batch(seed)
+        others = torch.arange(N).roll(1 + seed % (N - 1))
+        h = model(x)
+        if flat:
+            h = h.flatten(0, 1)
+            mine, theirs = h[torch.arange(N) * S + at // 2], h[others * S + 2 + at // 2]
+        else:
+            mine, theirs = h[torch.arange(N), at // 2], h[others, 2 + at // 2]
+        losses = (mine - theirs).square().mean(1)
+        grads = [
+            torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+            for loss in losses
+        ]
+        J = torch.stack([torch.cat([g.flatten() for g in of_row]) for of_row in grads])
+        torch.testing.assert_close(engine.rows(losses).gram(), J @ J.T, rtol=1e-10, atol=1e-12)
+        assert "SLOW" not in str(engine.explain())

@@ -63,6 +63,7 @@ class Plan:
         together: whether vmap gives the rows of a place where they are pulled; found there.
         alone: rows are taken by one ordinary backward each, and nothing else here is used.
         hooked: the node at which a hook is why, by name.
+        fills: whether maps say more than this batch did, see `Walk`.
         places: maps of trials on their devices.
     """
 
@@ -75,6 +76,7 @@ class Plan:
     together: dict[object, bool] = field(default_factory=dict)
     alone: bool = False
     hooked: str = ""
+    fills: bool = True
     places: Places = field(default_factory=Places)
     _counted: dict[tuple[int, int], Counter[int]] = field(default_factory=dict)
     _wanted: dict[tuple[int, int], Wanted] = field(default_factory=dict)
@@ -157,16 +159,25 @@ class Plan:
         return site.way is None or (site.node, site.slot) in self.local
 
 
-def discover(graph: Graph) -> Plan:
-    """Find the pure part, the sites and the row maps; no pass through the graph is run."""
+def discover(graph: Graph, fills: bool = True) -> Plan:
+    """Find the pure part, the sites and the row maps; no pass through the graph is run.
+
+    fills: see `Walk`; False where that is known to let rows meet.
+    """
     if any(meta.is_nested_tensor for of_node in graph.outputs for meta in of_node):
         # samples of a nested tensor have no dimension that could be followed
         return Plan.row_by_row(graph)
-    walk = Walk(graph)
+    walk = Walk(graph, fills)
     walk.run()
+    if walk.filled and walk.mixed:
+        # rows may meet only where none comes in this batch: negatives of a contrastive loss, drawn anew each time
+        exact = Walk(graph, fills=False)
+        exact.run()
+        walk = exact if len(exact.mixed) < len(walk.mixed) else walk
     sites = _sites(graph, walk.mixed)
     maps = walk.maps(sites)
-    return Plan(sites, maps, [_ends(graph, of_task) for of_task in maps], walk.trials)
+    ends = [_ends(graph, of_task) for of_task in maps]
+    return Plan(sites, maps, ends, walk.trials, fills=walk.fills)
 
 
 def _sites(graph: Graph, mixed: set[int]) -> dict[int, list[Site]]:

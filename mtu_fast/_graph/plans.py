@@ -189,7 +189,7 @@ class Plans:
 
     def _anew(self, graph: Graph, kept: Kept, known: _Known, node: int) -> Uses:
         """A plan in the place of one whose experiments found something else than now, first at this node."""
-        plan = discover(graph)
+        plan = discover(graph, known.plan.fills)
         # whether vmap serves a node is a property of the node, not of the data
         plan.together = known.plan.together
         due = known.served.due() or known.family.failed

@@ -38,13 +38,21 @@ PASSES = frozenset(("BackwardHookFunctionBackward", "RegisterPostBackwardFunctio
 class Walk:
     """From the losses to the parameters, node by node.
 
+    Args:
+        graph: of the losses.
+        fills: whether places to which no row comes in this batch may be said to be some row's, so that
+            what is found holds for other batches, too.
+
     Attributes:
         mixed: nodes where rows meet, and all nodes below them.
         trials: experiments on data, in the order in which they were made.
+        filled: whether a gap was filled.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, fills: bool = True) -> None:
         self.graph = graph
+        self.filled = False
+        self.fills = fills
         # their gradients add up over samples by definition
         self.mixed = views_of_parameters(graph)
         self.trials: list[Trial] = []
@@ -142,7 +150,8 @@ class Walk:
         apart: dict[int, Ids] = {}
         for slot, ids in found.items():
             if ids is not MEET:
-                apart[slot] = without_gaps(ids, count)
+                apart[slot] = without_gaps(ids, count) if self.fills else ids
+                self.filled = self.filled or apart[slot] is not ids
         if apart:
             self.trials.append(Trial(i, came, apart, count))
         return found | apart
