@@ -176,3 +176,23 @@ def test_negatives_of_other_samples_are_rows_by_rule(flat: bool) -> None:
         J = torch.stack([torch.cat([g.flatten() for g in of_row]) for of_row in grads])
         torch.testing.assert_close(engine.rows(losses).gram(), J @ J.T, rtol=1e-10, atol=1e-12)
         assert "SLOW" not in str(engine.explain())
+
+
+@pytest.mark.usefixtures("running_behind")
+def test_texts_longer_than_the_batch_is_large() -> None:
+    """Each is read at a position of its own, which would tell the sample as well as its number does."""
+    length, head = 8, nn.Linear(D, 3).double()
+    model = nn.ModuleList([nn.Linear(D, D).double(), head])
+    engine, of = mtu.Engine(model), torch.arange(N)
+    forget = of < 2
+
+    def taken(seed: int) -> mtu.Update:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(N, length, D, dtype=torch.float64, generator=generator)
+        hidden = model[0](x).tanh()[of, torch.randperm(length, generator=generator)[:N]]
+        model.zero_grad()
+        return engine.backward(head(hidden).square().mean(1), mtu.OrthoGrad(0.5), forget=forget)
+
+    for seed in range(BEFORE + 1):
+        taken(seed).check()
+    assert not recorded(lambda: taken(9)).waits

@@ -198,16 +198,22 @@ class Walk:
 
 def without_gaps(ids: Ids, count: int) -> Ids:
     """A map that an experiment found, without gaps where they are of this batch only: all rows are there, in order."""
+    if set(ids.flat) - {NO_ROW} != set(range(count)) or ids.min() >= 0:
+        return ids
+    ordered = _in_order(ids, count)
+    if ordered is not None:
+        return ordered
     filled = compact(ids, fill=True)
-    if set(filled.flat) - {NO_ROW} != set(range(count)):
-        return ids
-    return filled if filled.min(initial=0) >= 0 else _in_order(filled, count)
+    return filled if filled.min() >= 0 else ids
 
 
-def _in_order(ids: Ids, count: int) -> Ids:
-    """A map along one dimension, with gaps filled where what is there lies in a regular order."""
-    known = RowMap(ids, ids.shape, count)
-    if known.dim is None or not known.inner:
-        return ids
-    order = np.arange(ids.size) // known.inner % count
-    return order.reshape(ids.shape)
+def _in_order(ids: Ids, count: int) -> Ids | None:
+    """A map along one dimension in whose regular order lies what is there; None if there is no such order."""
+    # samples have a dimension before any: places of a few of them may as well differ in all others
+    for d in sorted(range(ids.ndim), key=lambda d: ids.shape[d] != count):
+        most = ids.max(tuple(e for e in range(ids.ndim) if e != d), keepdims=True)
+        along = RowMap(most, most.shape, count)
+        if bool(((ids == most) | (ids < 0)).all()) and along.inner:
+            order = np.arange(most.size) // along.inner % count
+            return compact(order.reshape(most.shape))
+    return None
