@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import mtu_fast as mtu
 from mtu_fast import reference
@@ -177,3 +177,22 @@ def test_steps_leave_no_memory_behind(name: str, device: str) -> None:
     finally:
         gc.enable()
     assert len(set(found[3:])) == 1, found
+
+
+@pytest.mark.parametrize("of_on_host", [True, False])
+@pytest.mark.parametrize("at_on_host", [True, False])
+def test_an_index_may_lie_on_the_host(of_on_host: bool, at_on_host: bool, device: str) -> None:
+    """Of activations, looked at in every step, and of a table that is a parameter."""
+    with torch.device(device):
+        body, head, table = nn.Linear(3, 3), nn.Linear(3, 2), nn.Embedding(6, 3)
+    model = nn.ModuleList([body, head, table]).double()
+    engine, params = mtu.Engine(model), trained(model)
+    of = torch.arange(N, device="cpu" if of_on_host else device)
+    for _ in range(6):
+        x = torch.randn(N, 5, 3, dtype=torch.float64, device=device)
+        at = torch.randint(0, 5, (N,), device="cpu" if at_on_host else device)
+        losses = head(body(x).tanh()[of, at] * table.weight[at]).square().mean(1)
+        J = truth_of({"a": losses}, params)
+        clear(params)
+        engine.backward(losses, torch.ones(N, dtype=torch.float64, device=device)).check()
+        assert relative_error(grad_vector(params).cpu(), matrix(J).sum(0).cpu()) <= 1e-10

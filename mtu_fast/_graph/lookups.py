@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtu_fast._graph import nodes as node_ops
 from mtu_fast._graph.carry import Shape, signed, stem
 from mtu_fast._graph.rowmap import MEET, NO_ROW, Answer, Ids
 from mtu_fast._graph.table import Table
@@ -54,7 +55,9 @@ def embedding(node: Any, into: Shape) -> Lookup | None:
 @LOOKUPS.entry("Index")
 def index(node: Any, into: Shape) -> Lookup | None:
     """`out = self[indices]`."""
-    indices = node._saved_indices
+    # an index may lie on the host, wherever what is looked up does
+    device = node_ops.outputs(node)[0].device
+    indices = [None if i is None else i.to(device) for i in node._saved_indices]
     given = [i for i in indices if i is not None]
     if not given:
         return None

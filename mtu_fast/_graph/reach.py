@@ -67,8 +67,8 @@ class Probes:
         if key not in self._numbers:
             # by arithmetic, so that nothing is brought to a device: digits of sines that follow no order
             at = torch.arange(prod(key[0]), dtype=torch.float64, device=meta.device)
-            found = ((at * 12.9898 + 78.233 * (output + 1)).sin_() * 43758.5453).frac_().abs_()
-            self._numbers[key] = found.add_(0.5).to(meta.dtype).view(key[0])
+            at.mul_(12.9898).add_(78.233 * (output + 1)).sin_().mul_(43758.5453).frac_().abs_()
+            self._numbers[key] = at.add_(0.5).to(meta.dtype).view(key[0])
         return self._numbers[key]
 
     def chosen(self, ids: Ids, digit: int, value: int, device: torch.device) -> Tensor:
