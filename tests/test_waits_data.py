@@ -92,7 +92,7 @@ def grads(model: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("pool", POOLS)
 def test_positions_that_change_are_no_wait_and_no_error(pool: Pool) -> None:
     engine = mtu.Engine(Net(pool).double())
-    for seed in range(BEFORE + 1):
+    for seed in range(BEFORE):
         step(engine, seed).check()
     assert all(known.plan.trials for known in engine._own.plans._known.values())
     assert not recorded(lambda: step(engine, 9)).waits
@@ -193,6 +193,6 @@ def test_texts_longer_than_the_batch_is_large() -> None:
         model.zero_grad()
         return engine.backward(head(hidden).square().mean(1), mtu.OrthoGrad(0.5), forget=forget)
 
-    for seed in range(BEFORE + 1):
+    for seed in range(BEFORE):
         taken(seed).check()
     assert not recorded(lambda: taken(9)).waits

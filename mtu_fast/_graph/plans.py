@@ -150,9 +150,10 @@ class Plans:
         if not known.plan.trials:
             return None
         # on a GPU the answer stays there, unless data are known to move rows now and then
-        looks = known.moves or known.served.times < LOOKED or not self._flags.deferred
-        bad = None if looks else known.plan.doubts(graph)
-        if bad is None:
+        asks = self._flags.deferred and not known.moves
+        # asked in the first steps, too: maps are then on the device when a step may be captured
+        bad = known.plan.doubts(graph) if asks else None
+        if bad is None or known.served.times < LOOKED:
             node = known.plan.moved(graph)
             known.moves = known.moves or node is not None
             return node
