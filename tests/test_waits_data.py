@@ -110,11 +110,12 @@ def test_positions_that_change_are_no_wait_and_no_error(pool: Pool) -> None:
 
 @pytest.mark.usefixtures("running_behind")
 @pytest.mark.parametrize("pool", [indexed, gathered, selected, embedded, added])
-def test_what_other_samples_are_handed_is_a_flag(pool: Pool) -> None:
+@pytest.mark.parametrize("before", [BEFORE + 1, BEFORE + 2])  # its plan is checked, or it is not
+def test_what_other_samples_are_handed_is_a_flag(pool: Pool, before: int) -> None:
     """After steps in which each sample was read by itself, two are read by one another."""
     model = Net(pool).double()
     engine = mtu.Engine(model)
-    for seed in range(BEFORE + 2):
+    for seed in range(before):
         step(engine, seed).check()
 
     model.of = torch.tensor([1, 0, 2, 3, 4])
@@ -126,6 +127,9 @@ def test_what_other_samples_are_handed_is_a_flag(pool: Pool) -> None:
     for seed in (8, 9):
         step(engine, seed).check()
         assert all(g.any() for g in grads(model))
+    # such data are looked at from then on, and no plan is taken for wrong
+    (known,) = engine._own.plans._known.values()
+    assert known.moves and not known.family.failed
 
 
 @pytest.mark.usefixtures("running_behind")

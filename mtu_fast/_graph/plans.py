@@ -66,6 +66,8 @@ class _Known:
         moves: whether data ever moved rows in another way than before; it is then looked at each
             time.
         bad: whether its last check failed, `[]` bool on a device that runs behind the host.
+        strays: whether the data of this step move rows in another way, likewise; None where the
+            host looked.
     """
 
     plan: Plan
@@ -74,6 +76,7 @@ class _Known:
     served: Schedule
     moves: bool = False
     bad: Tensor | None = None
+    strays: Tensor | None = None
 
 
 class Plans:
@@ -147,6 +150,7 @@ class Plans:
 
     def _moved(self, graph: Graph, known: _Known) -> int | None:
         """The first node that moves rows in another way than the plan has it; None if there is none, or none known."""
+        known.strays = None
         if not known.plan.trials:
             return None
         # on a GPU the answer stays there, unless data are known to move rows now and then
@@ -157,6 +161,7 @@ class Plans:
             node = known.plan.moved(graph)
             known.moves = known.moves or node is not None
             return node
+        known.strays = bad
         self._flags.refuse(bad, partial(_has_moved, known))
         return None
 
@@ -220,6 +225,9 @@ class Plans:
         """By a plan whose check stays on the device: where it fails, the step adds nothing and the plan is dropped."""
         check = self._check(graph, known.plan, kept)
         bad = check.doubt()
+        if known.strays is not None:
+            # such a step is refused for its data, which says nothing of the plan
+            bad = bad & ~known.strays
         # a step may follow before the host has read the flag of the last one
         known.bad = bad if known.bad is None else known.bad | bad
         self._refuse(known)
