@@ -97,7 +97,7 @@ def _multiply_sides(
 ):  # fmt: skip
     """Entries of G: the products of both sides' Grams, parameter by parameter."""
     at = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
-    live = at < rows * rows
+    live = at < rows.to(tl.int64) * rows
     r, q = at // rows, at % rows
     total = tl.zeros([WIDTH], tl.float64)
     if not FIRST:
