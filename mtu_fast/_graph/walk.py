@@ -198,7 +198,8 @@ class Walk:
 
 def without_gaps(ids: Ids, count: int) -> Ids:
     """A map that an experiment found, without gaps where they are of this batch only: all rows are there, in order."""
-    if set(ids.flat) - {NO_ROW} != set(range(count)) or ids.min() >= 0:
+    there = ids[ids >= 0]
+    if there.size == ids.size or not np.array_equal(np.unique(there), first(count)):
         return ids
     ordered = _in_order(ids, count)
     if ordered is not None:
@@ -213,7 +214,11 @@ def _in_order(ids: Ids, count: int) -> Ids | None:
     for d in sorted(range(ids.ndim), key=lambda d: ids.shape[d] != count):
         most = ids.max(tuple(e for e in range(ids.ndim) if e != d), keepdims=True)
         along = RowMap(most, most.shape, count)
-        if bool(((ids == most) | (ids < 0)).all()) and along.inner:
-            order = np.arange(most.size) // along.inner % count
-            return compact(order.reshape(most.shape))
+        if not along.inner or bool(((ids != most) & (ids >= 0)).any()):
+            continue
+        # of few samples the places fit several orders: sample by sample, or position by position first
+        for run in (most.size // count, 1, along.inner):
+            order = (np.arange(most.size) // run % count).reshape(most.shape)
+            if np.array_equal(order[most >= 0], most[most >= 0]):
+                return compact(order)
     return None

@@ -35,6 +35,11 @@ def test_any_position_of_a_sample_is_its_own(positions: tuple[int, ...], length:
     assert np.array_equal(without_gaps(flat, 4), rows.repeat(length))
 
 
+def test_of_few_samples_an_order_that_occurs() -> None:
+    """Positions 2 and 3 of two texts, position by position: runs of two would fit as well."""
+    assert np.array_equal(without_gaps(seen((8,), [(4,), (7,)]), 2), [0, 1] * 4)
+
+
 def test_one_sample_has_all_places() -> None:
     assert np.array_equal(without_gaps(seen((1, 5), [(0, 3)]), 1), [[0]])
     assert np.array_equal(without_gaps(seen((5, 1), [(3, 0)]), 1), [[0]])
