@@ -68,7 +68,9 @@ class _Sum:
         if len(self.parts) == 1:
             self.gram.add_(self.parts[0])
         elif self.parts:
-            self.gram.add_(torch.stack(self.parts).sum(0))
+            # along the last dimension: over the first one a CPU adds some columns in another order than the rest,
+            # and G would not be its own mirror image
+            self.gram.add_(torch.stack(self.parts, -1).sum(-1))
         self.parts.clear()
 
 

@@ -13,6 +13,7 @@ from mtu_fast._ops import _tiles, routes
 from mtu_fast._ops import gram as op
 from mtu_fast._ops._prices import CPU_KERNELS
 from mtu_fast._rows import merge, products, together, vjp
+from mtu_fast._rows.gram import _Sum
 from mtu_fast._rows.uses import Chain, Common, Conv, Dense, Gather, Outer, Several, Use
 from tests.helpers.checks import random_weights
 from tests.helpers.truth import relative_error
@@ -349,3 +350,18 @@ def test_small_rows_are_joined_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     for block in range(2):
         whole = torch.cat([portion[block] for portion in portions], 1)
         assert torch.equal(whole, torch.cat([each[block].rows for each in rows], 1))
+
+
+@pytest.mark.parametrize("rows", [5, 18])
+def test_grams_that_wait_add_up_to_their_own_mirror_image(rows: int) -> None:
+    """Bit by bit, whatever the order of their sum."""
+    gram, parts = torch.zeros(rows, rows, dtype=torch.float64), []
+    found = _Sum(gram, None)
+    for _ in range(23):
+        J = torch.randn(rows, 3, dtype=torch.float64)
+        parts.append((J[:, None] * J).sum(-1))
+        found.add(((0, rows),), parts[-1])
+    assert not gram.any() and found.parts  # they wait
+    found.finish()
+    assert torch.equal(gram, gram.T) and not found.parts
+    torch.testing.assert_close(gram, sum(parts), rtol=1e-13, atol=1e-13)
