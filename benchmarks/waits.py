@@ -129,9 +129,11 @@ def _is_free(func: Any) -> bool:
     """Whether the op gives nothing but memory, or another look at what it is given."""
     if func.overloadpacket.__name__ in ALLOCATING:
         return True
+    takes = [each.alias_info for each in func._schema.arguments]
+    if any(info is not None and info.is_write for info in takes):
+        return False  # one call for many tensors gives nothing back
     given = [each for each in func._schema.returns if "Tensor" in str(each.type)]
-    infos = [each.alias_info for each in given]
-    return not given or any(info is not None and not info.is_write for info in infos)
+    return not given or any(each.alias_info is not None for each in given)
 
 
 def _described(value: Any) -> object:

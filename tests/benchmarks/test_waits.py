@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+import torch
 
 from benchmarks import capture, waits
 from benchmarks.models import build
@@ -57,3 +60,18 @@ def test_a_step_that_waits_is_refused() -> None:
             step()
         case.model.zero_grad()
         assert waits.recorded(step).waits
+
+
+def test_a_launch_is_what_writes() -> None:
+    x = torch.ones(2, 3)
+    several, others = [x, x.clone()], [torch.zeros(2, 3), torch.zeros(2, 3)]
+
+    def launches(call: Callable[[], object]) -> int:
+        return waits.recorded(call).launches
+
+    assert launches(lambda: x + x) == launches(lambda: x.add_(x)) == launches(x.zero_) == 1
+    # of many tensors: one, although nothing is given back
+    assert launches(lambda: torch._foreach_copy_(several, others)) == 1
+    assert launches(lambda: torch._foreach_mul(several, 2.0)) == 1
+    for free in (lambda: x.T, lambda: x.split(1), lambda: torch.empty(3), lambda: x.new_empty(2)):
+        assert launches(free) == 0
