@@ -171,9 +171,9 @@ class NablaTau(Scheduled):
         every = f + mean_weights(roles, RESTING)  # L_t is of all forget rows, as τ_t is of all data
         # Filled on the device: a copy from the host would wait for it.
         tau = torch.stack([f.new_full((), now.tau.get(task, 0.0)) for task in roles.tasks])
-        # a product, whose order of sums is one on every device
+        # task by task: sums have one order on every device, and what is not finite stays in its task
         of_task = roles.task == torch.arange(len(tau), device=tau.device)[:, None]
-        loss = of_task.to(tau) @ (every * roles.loss)
+        loss = torch.where(of_task, every * roles.loss, 0.0).sum(1)
         below = (tau - loss).clamp(min=0.0)[roles.task]
         return (1.0 - now.alpha) * mean_weights(roles, RETAIN) - 2.0 * now.alpha * below * f
 

@@ -39,6 +39,12 @@ def test_weights_by_hand() -> None:
     assert torch.equal(found, _prepared(a=0.8, b=1.0).outside(_roles([9, 0.2, 0.4, 9, 9, 1.5])))
 
 
+def test_a_loss_that_is_not_finite_stays_in_its_task() -> None:
+    found = _prepared(a=0.8, b=1.0)(None, _roles([9, 0.2, 0.4, 9, 9, float("inf")]))
+    expected = torch.tensor([0.75, -0.125, -0.125, 0.375, 0.375, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-16)
+
+
 def test_weights_are_the_derivative_of_the_papers_loss() -> None:
     losses = [0.1, 0.2, 0.4, 0.3, 0.2, 0.7]
     l = torch.tensor(losses, dtype=torch.float64, requires_grad=True)
