@@ -22,6 +22,8 @@ from mtu_fast._graph.carry import stem
 from mtu_fast._graph.moves import SETTLED
 from mtu_fast._graph.rowmap import MEET, NO_ROW, Ids, Meet, compact
 
+SMALL = 4096  # numbers of a map whose masks are worth keeping
+
 # slot of the node -> the map of that input's gradient, or that rows meet in it
 Reached = dict[int, Ids | Meet]
 Grads = dict[int, Tensor]  # slot -> the gradient of that input, where there is one
@@ -73,12 +75,18 @@ class Probes:
 
     def chosen(self, ids: Ids, digit: int, value: int, device: torch.device) -> Tensor:
         """Where there is a row, of which the binary digit has this value."""
+        numbers = self.places.on(ids, device)
+        if ids.size > SMALL:
+            return _chosen(numbers, digit, value)
         key = id(ids), digit, value, device
         if key not in self._masks:
-            numbers = self.places.on(ids, device)
-            # NO_ROW has all its bits set, and would count as alive
-            self._masks[key] = (numbers >= 0) & ((numbers >> digit & 1) == value)
+            self._masks[key] = _chosen(numbers, digit, value)
         return self._masks[key]
+
+
+def _chosen(numbers: Tensor, digit: int, value: int) -> Tensor:
+    # NO_ROW has all its bits set, and would count as alive
+    return (numbers >= 0) & ((numbers >> digit & 1) == value)
 
 
 class Experiment:
