@@ -21,25 +21,15 @@ from mtu_fast.kernels.blocks import MANY, first_rows, identity, operands
 from mtu_fast.kernels.device import arch, multiprocessors, on
 from mtu_fast.kernels.explicit import WARPS, WAVES, aligned, store_tile, tile_gram
 from mtu_fast.kernels.plans import WIDE, Plan, row_plan
-from mtu_fast.kernels.shared import FLOATS, LANGUAGE, pick
+from mtu_fast.kernels.shared import FLOATS, LANGUAGE, number, pick, unspecialised
 
 TENSORS = 64  # of one launch, each a select in every program
-NEVER = (1 << 31) - 1  # where a block begins that a side does not have
+PARTS = 1 << 25  # numbers that the Grams of one launch's sides take, of one split each: 256 MiB
+NEVER = 1 << 29  # where a block begins that a side does not have
 WIDTH = 128  # entries of G that a program makes: of more, registers spill where sides have several blocks
 
 
-@triton.jit(
-    do_not_specialize=[
-        "starts",
-        "strides",
-        "sizes",
-        "fresh",
-        "widths",
-        "firsts",
-        "offsets",
-        "steps",
-    ]
-)
+@triton.jit(do_not_specialize=["steps"])
 def _sides(
     blocks, starts, strides, sizes, fresh, widths, firsts, offsets, out, steps,
     SIDES: tl.constexpr, BLOCKS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, OPERAND: tl.constexpr,
@@ -53,22 +43,24 @@ def _sides(
     )
     side = 0
     for s in tl.static_range(1, SIDES):
-        side = tl.where(program >= firsts[s], s, side)
-    rows, width = pick(sizes, side, SIDES).to(tl.int64), pick(widths, side, SIDES)
+        side = tl.where(program >= number(firsts[s]), s, side)
+    rows, width = number(pick(sizes, side, SIDES)).to(tl.int64), number(pick(widths, side, SIDES))
     # tiles on and above the diagonal, of rows that are not all known
-    if (i <= j) & (j * TILE < rows) & (i * TILE < pick(fresh, side, SIDES)):
+    if (i <= j) & (j * TILE < rows) & (i * TILE < number(pick(fresh, side, SIDES))):
         row, column = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
         x_at = _pointers(blocks, starts, strides, row, side, SIDES, BLOCKS, ALIGNED)
         y_at = _pointers(blocks, starts, strides, column, side, SIDES, BLOCKS, ALIGNED)
         if ALIGNED:
             width = tl.multiple_of(width, 16)
-        split = program - pick(firsts, side, SIDES)
+        split = program - number(pick(firsts, side, SIDES))
         begin = split * steps * DEPTH
         end = tl.minimum(begin + steps * DEPTH, width)
         total = tile_gram(
             x_at, y_at, row < rows, column < rows, begin, end, width, 1, TILE, DEPTH, OPERAND, EXACT, ONE_TILE
         )  # fmt: skip
-        store_tile(out + pick(offsets, side, SIDES) + split * rows * rows, total, row, column, rows)
+        store_tile(
+            out + number(pick(offsets, side, SIDES)) + split * rows * rows, total, row, column, rows
+        )
 
 
 @triton.jit
@@ -77,20 +69,18 @@ def _pointers(
 ):  # fmt: skip
     """The first element of each row of a side, rows counted through its blocks."""
     COUNT: tl.constexpr = SIDES * BLOCKS
-    at = pick(blocks, side * BLOCKS, COUNT) + row * pick(strides, side * BLOCKS, COUNT)
+    at = pick(blocks, side * BLOCKS, COUNT) + row * number(pick(strides, side * BLOCKS, COUNT))
     for b in tl.static_range(1, BLOCKS):
         which = side * BLOCKS + b
-        start = pick(starts, which, COUNT)
-        own = pick(blocks, which, COUNT) + (row - start) * pick(strides, which, COUNT)
+        start = number(pick(starts, which, COUNT))
+        own = pick(blocks, which, COUNT) + (row - start) * number(pick(strides, which, COUNT))
         at = tl.where(row >= start, own, at)
     if ALIGNED:
         at = tl.multiple_of(at, 16)
     return at
 
 
-@triton.jit(
-    do_not_specialize=["count", "firsts", "pairs", "sizes", "splits", "offsets", "places", "rows"]
-)
+@triton.jit(do_not_specialize=["count", "rows"])
 def _multiply_sides(
     parts, gram, count, firsts, pairs, sizes, splits, offsets, places, rows,
     PAIRS: tl.constexpr, SIDES: tl.constexpr, BLOCKS: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr,
@@ -104,11 +94,11 @@ def _multiply_sides(
         total = tl.load(gram + at, mask=live, other=0.0)
     for j in range(count):
         one = _entry(
-            parts, r, q, live, pick(pairs, 2 * j, 2 * PAIRS), firsts, sizes, splits, offsets, places,
+            parts, r, q, live, number(pick(pairs, 2 * j, 2 * PAIRS)), firsts, sizes, splits, offsets, places,
             SIDES, BLOCKS, WIDTH,
         )  # fmt: skip
         other = _entry(
-            parts, r, q, live, pick(pairs, 2 * j + 1, 2 * PAIRS), firsts, sizes, splits, offsets, places,
+            parts, r, q, live, number(pick(pairs, 2 * j + 1, 2 * PAIRS)), firsts, sizes, splits, offsets, places,
             SIDES, BLOCKS, WIDTH,
         )  # fmt: skip
         # ⟨a ⊗ b, a' ⊗ b'⟩ = ⟨a, a'⟩ ⟨b, b'⟩
@@ -122,11 +112,13 @@ def _entry(
     SIDES: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Entries of the Gram of one side, its splits added in order."""
-    size = pick(sizes, side, SIDES).to(tl.int64)
-    at = pick(offsets, side, SIDES) + _own_row(r, side, firsts, places, SIDES, BLOCKS) * size
+    size = number(pick(sizes, side, SIDES)).to(tl.int64)
+    at = (
+        number(pick(offsets, side, SIDES)) + _own_row(r, side, firsts, places, SIDES, BLOCKS) * size
+    )
     at += _own_row(q, side, firsts, places, SIDES, BLOCKS)
     total = tl.zeros([WIDTH], tl.float64)
-    for split in range(pick(splits, side, SIDES)):
+    for split in range(number(pick(splits, side, SIDES))):
         total += tl.load(parts + at + split * size * size, mask=live, other=0.0)
     return total
 
@@ -134,10 +126,11 @@ def _entry(
 @triton.jit
 def _own_row(r, side, firsts, places, SIDES: tl.constexpr, BLOCKS: tl.constexpr):
     """Which row of a side, whose equal blocks are one, a row of G is."""
-    found = r + pick(places, side * BLOCKS, SIDES * BLOCKS)
+    found = r + number(pick(places, side * BLOCKS, SIDES * BLOCKS))
     for b in tl.static_range(1, BLOCKS):
-        own = r - firsts[b] + pick(places, side * BLOCKS + b, SIDES * BLOCKS)
-        found = tl.where(r >= firsts[b], own, found)
+        start = number(firsts[b])
+        own = r - start + number(pick(places, side * BLOCKS + b, SIDES * BLOCKS))
+        found = tl.where(r >= start, own, found)
     return found
 
 
@@ -218,7 +211,7 @@ def _sum(
         of = left[j : j + blocks], right[j : j + blocks]
         pairs.append(tuple([torch.cat(list(side))] if blocks > MANY else list(side) for side in of))
     firsts = firsts if blocks <= MANY else [0]
-    step = max(1, TENSORS // (2 * len(firsts)))
+    step = max(1, min(TENSORS // len(firsts), PARTS // len(gram) ** 2) // 2)
     for k in range(0, len(pairs), step):
         _add(gram, pairs[k : k + step], firsts, fresh, first=k == 0)
 
@@ -249,7 +242,7 @@ def _add(
         at += len(launch.sides)
     rows, count = len(gram), _power(len(sides))
     _multiply_sides[(triton.cdiv(rows * rows, WIDTH),)](
-        parts, gram, len(pairs), tuple(firsts), _padded([order[key] for key in keys], 2 * _power(len(pairs))),
+        parts, gram, len(pairs), unspecialised(firsts), _padded([order[key] for key in keys], 2 * _power(len(pairs))),
         _padded([side.rows for side in sides], count), _padded(splits, count), _padded(offsets, count),
         _padded([n for side in sides for n in side.places], count * len(firsts)), rows,
         PAIRS=_power(len(pairs)), SIDES=count, BLOCKS=len(firsts), FIRST=first, WIDTH=WIDTH,
@@ -324,4 +317,4 @@ def _power(n: int) -> int:
 
 
 def _padded(values: Sequence[int], count: int, rest: int = 0) -> tuple[int, ...]:
-    return (*values, *(rest,) * (count - len(values)))
+    return unspecialised((*values, *(rest,) * (count - len(values))))

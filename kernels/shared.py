@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +20,21 @@ def pick(values, which, COUNT: tl.constexpr):
     for i in tl.static_range(1, COUNT):
         found = tl.where(which == i, values[i], found)
     return found
+
+
+@triton.jit
+def number(value):
+    """What `unspecialised` was given."""
+    return (value - 3) >> 1
+
+
+def unspecialised(values: Sequence[int]) -> tuple[int, ...]:
+    """Numbers from 0 as odd ones from 3, for tuples.
+
+    Triton compiles a kernel anew for each pattern of ones and multiples of 16 in a tuple, and does not look at
+    `do_not_specialize` for what a tuple holds: every other number of rows would be compiled by itself.
+    """
+    return tuple([2 * value + 3 for value in values])
 
 
 @triton.jit(do_not_specialize=["count", "splits"])

@@ -98,24 +98,63 @@ def test_of_more_tensors_than_one_launch_takes(device: str) -> None:
     check(blocks, blocks[::-1], 1)
 
 
-def test_launches_do_not_grow_with_the_layers(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    count = []
+class Noted:
+    """A kernel that notes what it is launched with."""
 
-    class Counted:
-        def __init__(self, kernel: Any) -> None:
-            self._kernel = kernel
+    def __init__(self, kernel: Any, launches: list[tuple[Any, ...]]) -> None:
+        self._kernel, self._launches = kernel, launches
 
-        def __getitem__(self, grid: object) -> Any:
-            count.append(self._kernel)
-            return self._kernel[grid]
+    def __getitem__(self, grid: object) -> Any:
+        def launch(*args: Any, **options: Any) -> None:
+            self._launches.append(args)
+            self._kernel[grid](*args, **options)
 
+        return launch
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The arguments of each launch."""
+    found = list[tuple[Any, ...]]()
     for name in ("_sides", "_multiply_sides"):
-        monkeypatch.setattr(kernels, name, Counted(getattr(kernels, name)))
+        monkeypatch.setattr(kernels, name, Noted(getattr(kernels, name), found))
+    return found
+
+
+def test_launches_do_not_grow_with_the_layers(device: str, launches: list[tuple[Any, ...]]) -> None:
     for layers in (1, 2, 16):
-        count.clear()
+        launches.clear()
         x, b = ([draw(device, 4, 16) for _ in range(layers)] for _ in range(2))
         check(x, b, layers)
-        assert len(count) == 2
+        assert len(launches) == 2
+
+
+def kind(value: object) -> str:
+    """What Triton compiles for: ones and multiples of 16 of a tuple, each by themselves."""
+    assert isinstance(value, int)
+    return "1" if value == 1 else "16" if value % 16 == 0 else "other"
+
+
+def test_numbers_of_rows_are_not_compiled_for(device: str, launches: list[tuple[Any, ...]]) -> None:
+    found = []
+    for rows in (1, 7, 16):
+        launches.clear()
+        x, b = ([draw(device, rows, 16) for _ in range(3)] for _ in range(2))
+        check([*x, *x], [*b, *b[::-1]], 2)
+        tuples = [arg for args in launches for arg in args if isinstance(arg, tuple)]
+        numbers = [values for values in tuples if isinstance(values[0], int)]
+        assert len(launches) == 2 and len(numbers) == 13
+        found.append([tuple(map(kind, values)) for values in numbers])
+    assert found[0] == found[1] == found[2]
+
+
+def test_few_parameters_a_launch_where_their_grams_are_large(
+    device: str, launches: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "PARTS", 4 * 9**2)
+    layers = [draw(device, 9, 16) for _ in range(5)]
+    check(layers, layers[::-1], 5)
+    assert len(launches) == 6
 
 
 def test_of_nothing(device: str) -> None:
