@@ -37,7 +37,7 @@ class Case:
     """A launch of typical size.
 
     Attributes:
-        kernel: "row", "ghost" or "form".
+        kernel: "row", "rows" (those of many tiles), "ghost" or "form".
         dtype: of the rows.
         precision: see `Engine`.
         plan: how it is launched now.
@@ -65,7 +65,12 @@ def cases(kernels: Sequence[str], on: str) -> Iterator[Case]:
     """What is tuned; on a CPU, where an interpreter runs, of small sizes."""
     small = on == "cpu"
     if "row" in kernels:
-        for dtype, count in ((torch.float32, 16), (torch.float32, 64), (torch.bfloat16, 64)):
+        for dtype, count in (
+            (torch.float32, 16),
+            (torch.float32, 64),
+            (torch.bfloat16, 64),
+            (torch.float32, 192),
+        ):
             yield from _rows(dtype, count, 1 << 8 if small else 1 << 20, on)
     if "ghost" in kernels:
         for dtype, precision in PRECISIONS:
@@ -80,7 +85,8 @@ def _rows(dtype: torch.dtype, count: int, width: int, on: str) -> Iterator[Case]
     plan = plans.row_plan(dtype, count, device.arch())
     if plan is not None:
         J = [torch.randn(count, width, device=on).to(dtype)]
-        yield Case("row", dtype, "highest", plan, lambda: explicit.row_gram(J))
+        kernel = plans.row_kernel(count)
+        yield Case(kernel, dtype, "highest", plan, lambda: explicit.row_gram(J))
 
 
 def _ghosts(dtype: torch.dtype, precision: str, shape: tuple[int, ...], on: str) -> Iterator[Case]:

@@ -15,6 +15,7 @@ WIDE = torch.float64
 MODES = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 # tensor cores that read shared memory themselves: what is read at a time costs no registers
 WARPGROUPS = (90, 100)
+LARGEST = 64  # rows of a tile of explicit rows, at most
 
 Place = tuple[str, int, str, str, int]  # kernel, architecture, dtype, precision, tile
 
@@ -34,7 +35,12 @@ class Plan:
 
 def row_plan(dtype: torch.dtype, rows: int, arch: int) -> Plan | None:
     """The tile for explicit rows; None where float64 products do not compile."""
-    return _tuned("row", arch, dtype, "highest", _row_plan(dtype, rows, arch))
+    return _tuned(row_kernel(rows), arch, dtype, "highest", _row_plan(dtype, rows, arch))
+
+
+def row_kernel(rows: int) -> str:
+    """What the table calls the kernel of explicit rows: of many tiles it reads two blocks of rows at a time."""
+    return "row" if rows <= LARGEST else "rows"
 
 
 def ghost_plan(dtype: torch.dtype, precision: str, arch: int) -> Plan | None:
@@ -69,10 +75,10 @@ def _tuned(
 
 
 def _row_plan(dtype: torch.dtype, rows: int, arch: int) -> Plan | None:
-    tile = min(64, max(16, triton.next_power_of_2(rows)))
+    tile = min(LARGEST, max(16, triton.next_power_of_2(rows)))
     if dtype == WIDE or arch in FAST_FLOAT64:
         # each warp widens for itself what it multiplies: few rows are one warp's
-        many = (32 if rows <= 64 else 16, 8, 3)
+        many = (32 if rows <= LARGEST else 16, 8, 3)
         depth, warps, stages = {16: (64, 1, 4), 32: (32, 1, 4), 64: many}[tile]
         return Plan(WIDE, WIDE, "ieee", tile, depth, warps, stages) if float64_dots(arch) else None
     depth, warps = (16, 8) if tile == 64 else (32, 4)

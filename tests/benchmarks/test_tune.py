@@ -14,7 +14,12 @@ from benchmarks import tune
 from mtu_fast.kernels import plans, tuned
 from mtu_fast.kernels.device import arch
 
-PLANS = {"row": plans.row_plan, "ghost": plans.ghost_plan, "form": plans.form_plan}
+PLANS = {
+    "row": plans.row_plan,
+    "rows": plans.row_plan,
+    "ghost": plans.ghost_plan,
+    "form": plans.form_plan,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -86,10 +91,21 @@ def test_every_case_launches_and_has_a_place_of_its_own() -> None:
 
 def test_the_committed_blocks_are_of_plans_that_there_are() -> None:
     for kernel, of_arch, dtype, precision, tile in tuned.BLOCKS:
-        rest = {"row": (tile,), "ghost": (precision,), "form": (precision,)}[kernel]
+        rest = {"row": (tile,), "rows": (tile + 1,), "ghost": (precision,), "form": (precision,)}[
+            kernel
+        ]
         more = (of_arch, False) if kernel == "form" else (of_arch,)
         plan = PLANS[kernel](getattr(torch, dtype), *rest, *more)
         assert plan is not None and plan.tile == tile
+
+
+def test_what_is_measured_of_one_tile_is_not_said_of_many() -> None:
+    """Those multiply two blocks of what they read, and have half the depth where shared memory is short."""
+    one, many = (plans.row_plan(torch.float32, rows, arch()) for rows in (64, 192))
+    assert one is not None and many is not None and one.tile == many.tile
+    tuned.BLOCKS[plans.place(plans.row_kernel(64), arch(), torch.float32, "highest", one)] = 8, 2, 1
+    assert plans.row_plan(torch.float32, 64, arch()) != one
+    assert plans.row_plan(torch.float32, 192, arch()) == many
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
