@@ -15,7 +15,7 @@ from torch import Tensor
 from mtu_fast.kernels.blocks import alike, first_rows, operands
 from mtu_fast.kernels.device import arch, multiprocessors, on
 from mtu_fast.kernels.plans import WIDE, row_plan
-from mtu_fast.kernels.shared import FLOATS, LANGUAGE, add_splits
+from mtu_fast.kernels.shared import FLOATS, LANGUAGE, add_splits, number, unspecialised
 
 # programs and warps that a multiprocessor is given, at least: it holds so many, or half, at a time,
 # so that none of them runs alone at the end
@@ -62,13 +62,14 @@ def _row_pointers(blocks, starts, strides, row, COUNT: tl.constexpr, ALIGNED: tl
     # addresses are chosen among the blocks, which then need not be copied together
     at = blocks[0] + row * strides[0]
     for b in tl.static_range(1, COUNT):
-        at = tl.where(row >= starts[b], blocks[b] + (row - starts[b]) * strides[b], at)
+        start = number(starts[b])
+        at = tl.where(row >= start, blocks[b] + (row - start) * strides[b], at)
     if ALIGNED:
         at = tl.multiple_of(at, 16)  # bytes: what a load takes at most, and is lost in the choice
     return at
 
 
-@triton.jit(do_not_specialize=["starts", "rows", "steps"])
+@triton.jit(do_not_specialize=["rows", "steps"])
 def _row_gram(
     blocks, starts, strides, step, out, rows, width, steps,
     COUNT: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, OPERAND: tl.constexpr, EXACT: tl.constexpr,
@@ -117,8 +118,9 @@ def row_gram(rows: Sequence[Tensor], known: int = 0) -> Tensor:
         parts = empty(splits, total, total, dtype=WIDE)
         fresh = triton.cdiv(total - known, plan.tile)  # tiles of rows that are not all known
         _row_gram[(splits, max(1, fresh), tiles)](
-            tuple(blocks), tuple(first_rows(blocks)), tuple(t.stride(0) for t in blocks), blocks[0].stride(1), parts,
-            total, width, steps, COUNT=len(blocks), TILE=plan.tile, DEPTH=plan.depth, OPERAND=LANGUAGE[plan.operand],
+            tuple(blocks), unspecialised(first_rows(blocks)), tuple(t.stride(0) for t in blocks), blocks[0].stride(1),
+            parts, total, width, steps,
+            COUNT=len(blocks), TILE=plan.tile, DEPTH=plan.depth, OPERAND=LANGUAGE[plan.operand],
             EXACT=plan.sums == WIDE, ONE_TILE=tiles == 1, ALIGNED=all(map(aligned, blocks)), num_warps=plan.warps,
             num_stages=plan.stages,
         )  # fmt: skip

@@ -44,9 +44,11 @@ def sides(dtype: torch.dtype, count: int, *widths: int, tasks: int = 1) -> Tenso
 GRAM: dict[str, Callable[[], object]] = {
     "row_gram, 16 rows": partial(rows, torch.float32, 16),
     "row_gram, 3 × 10 rows": partial(rows, torch.float32, 10, 10, 10),
+    "row_gram, 3 × 8 rows": partial(rows, torch.float32, 8, 8, 8),
     "row_gram, 48 rows of bfloat16": partial(rows, torch.bfloat16, 48),
     "row_gram, 256 rows": partial(rows, torch.float32, 256),
     "rank_one_gram, 16 rows": partial(sides, torch.float32, 16, 768, 1024, 1024, 1024, 10),
+    "rank_one_gram, 9 rows": partial(sides, torch.float32, 9, 768, 1024, 1024, 1024, 10),
     "rank_one_gram, 3 × 64 rows": partial(sides, torch.float32, 64, 1024, 1024, 1000, tasks=3),
     "rank_one_gram, 64 rows, a layer of bfloat16": partial(sides, torch.bfloat16, 64, 1024, 4096),
     "outer_ghost, float32 highest": partial(outer, torch.float32, "highest"),

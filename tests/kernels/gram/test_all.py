@@ -113,6 +113,11 @@ def test_compiles_without_spills(device: str) -> None:
     assert {build.kernel for build in builds} == {
         "_row_gram", "_add_splits", "_sides", "_multiply_sides", "_ghost", "_collect",
     }  # fmt: skip
+    # a kernel of another number of rows is the same one
+    assert not {build.specimen for build in builds} & {
+        "row_gram, 3 × 8 rows",
+        "rank_one_gram, 9 rows",
+    }
     assert not [build for build in builds if build.spills]
     assert all(build.shared <= SHARED[build.arch] for build in builds)
     rows = [b for b in builds if b.kernel == "_row_gram" and "bfloat16" not in b.specimen]
