@@ -7,7 +7,8 @@ python -m benchmarks.notes.small_nets [--repeats K] [--quick]
 
 Medians over interleaved rounds on one thread, of the process's own time; steps in which a plan is made or
 checked are among them, as in training. *Its ops alone* are those that torch ran in one step, recorded and run again
-one after the other on the same tensors: what a step would take if nothing were between its ops. *Launches* are
+one after the other on the same tensors (what is written in place, again and again): what a step would take if nothing
+were between its ops. *Launches* are
 those of `benchmarks.waits`, over the plain step's.
 """
 

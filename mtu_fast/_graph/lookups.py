@@ -143,7 +143,7 @@ def _rows_of_entries(found: Lookup, rows: Tensor) -> tuple[Tensor, Tensor]:
     rows, where = rows.expand(found.entries.shape).flatten(), found.entries.flatten()
     # neither gaps nor padding hand anything back: they meet behind the last entry
     where = torch.where((rows >= 0) & (where != found.padding), where, count)
-    highest = torch.full((count + 1,), NO_ROW, device=rows.device)
+    highest = torch.full((count + 1,), NO_ROW, dtype=rows.dtype, device=rows.device)
     highest.scatter_reduce_(0, where, rows, "amax")
     # begun at the highest row, so that an entry that none reaches stays NO_ROW in both
     lowest = highest.clone().scatter_reduce_(0, where, rows, "amin")

@@ -39,11 +39,11 @@ class Places:
         return {"_held": {}}  # by the identity of maps, which a copy does not have
 
     def on(self, ids: Ids, device: torch.device) -> Tensor:
-        """The map, int64."""
+        """The map, int32: it stays for as long as its plan."""
         key = id(ids), device
         if key not in self._held:
             # the map is held, so that no other one has its identity
-            self._held[key] = ids, torch.from_numpy(np.array(ids)).to(device)
+            self._held[key] = ids, torch.from_numpy(np.array(ids, np.int32)).to(device)
         return self._held[key][1]
 
 
