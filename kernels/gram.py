@@ -28,7 +28,7 @@ from mtu_fast.kernels.blocks import (
 )
 from mtu_fast.kernels.device import arch, on
 from mtu_fast.kernels.plans import WIDE, Plan, ghost_plan
-from mtu_fast.kernels.shared import FLOATS, LANGUAGE, pick
+from mtu_fast.kernels.shared import FLOATS, LANGUAGE, number, pick, unspecialised
 
 
 @triton.jit
@@ -72,7 +72,8 @@ def _tap(corner, tap, size, strides, walk):
     z = corner[1] + tap // area * walk[9]
     y = corner[2] + tap % area // walk[2] * walk[10]
     x = corner[3] + tap % walk[2] * walk[11]
-    inside = (z >= 0) & (z < size[0]) & (y >= 0) & (y < size[1]) & (x >= 0) & (x < size[2])
+    depth, height, width = number(size[0]), number(size[1]), number(size[2])
+    inside = (z >= 0) & (z < depth) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     return corner[0] * strides[1] + z * strides[2] + y * strides[3] + x * strides[4], inside
 
 
@@ -85,13 +86,15 @@ def _ghost(
     SUMS: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
     """One tile of position pairs; `x_size`: rows, positions, padded positions (then the image's three extents)."""
+    x_rows, x_positions, x_padded = number(x_size[0]), number(x_size[1]), number(x_size[2])
+    y_rows, y_positions, y_padded = number(y_size[0]), number(y_size[1]), number(y_size[2])
     program = tl.program_id(0).to(tl.int64)
     i, j = program // y_tiles, program % y_tiles
     if (not SAME) | (i <= j):
         m, n = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
-        r, q = m // x_size[2], n // y_size[2]
-        s, u = m % x_size[2], n % y_size[2]
-        m_live, n_live = (r < x_size[0]) & (s < x_size[1]), (q < y_size[0]) & (u < y_size[1])
+        r, q = m // x_padded, n // y_padded
+        s, u = m % x_padded, n % y_padded
+        m_live, n_live = (r < x_rows) & (s < x_positions), (q < y_rows) & (u < y_positions)
         pairs = X_TASKS * Y_TASKS
         if KIND == "gather":
             x_at = x_left + r * x_left_strides[0] + s * x_left_strides[1]
@@ -121,8 +124,8 @@ def _ghost(
         # Parts of PART positions belong to one row each; which of the tile's rows that is.
         PARTS: tl.constexpr = TILE // PART
         part = tl.arange(0, PARTS) * PART
-        x_row = (i * TILE + part) // x_size[2] - i * TILE // x_size[2]
-        y_row = (j * TILE + part) // y_size[2] - j * TILE // y_size[2]
+        x_row = (i * TILE + part) // x_padded - i * TILE // x_padded
+        y_row = (j * TILE + part) // y_padded - j * TILE // y_padded
         x_mine = tl.arange(0, X_ROWS)[:, None] == x_row[None, :]  # [X_ROWS, PARTS]
         y_mine = tl.arange(0, Y_ROWS)[:, None] == y_row[None, :]
         x_offset = r * x_right_strides[0] + s * x_right_strides[1]
@@ -160,20 +163,21 @@ def _collect(
     TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Adds a row pair's tiles in order and writes the sum and its mirror image."""
+    x_padded, y_rows, y_padded = number(x_size[2]), number(y_size[0]), number(y_size[2])
     r, pair = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     q = tl.program_id(2).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
     x_task, y_task = pair // Y_TASKS, pair % Y_TASKS
     mirrored = y_task * Y_TASKS + x_task
-    live = q < y_size[0]
+    live = q < y_rows
     if SAME:
         live = live & (r * X_TASKS + x_task <= q * Y_TASKS + y_task)  # each unordered pair once
     total = tl.zeros([WIDTH], tl.float64)
     # one after another and without atomics: the same bits every time
-    for i in range(r * x_size[2] // TILE, ((r + 1) * x_size[2] - 1) // TILE + 1):
-        for step in range((y_size[2] - 1) // TILE + 2):
-            j = q * y_size[2] // TILE + step
-            inside = live & (j * TILE < (q + 1) * y_size[2])
-            x, y = r - i * TILE // x_size[2], q - j * TILE // y_size[2]
+    for i in range(r * x_padded // TILE, ((r + 1) * x_padded - 1) // TILE + 1):
+        for step in range((y_padded - 1) // TILE + 2):
+            j = q * y_padded // TILE + step
+            inside = live & (j * TILE < (q + 1) * y_padded)
+            x, y = r - i * TILE // x_padded, q - j * TILE // y_padded
             at = ((pair * x_tiles + i) * y_tiles + j) * (X_ROWS * Y_ROWS) + x * Y_ROWS + y
             if SAME:  # tiles below the diagonal are those above, of the tasks exchanged
                 below = (
@@ -181,7 +185,8 @@ def _collect(
                 )
                 at = tl.where(i <= j, at, below)
             total += tl.load(parts + at, mask=inside, other=0.0)
-    x, y = pick(x_starts, x_task, X_TASKS) + r, pick(y_starts, y_task, Y_TASKS) + q
+    x = number(pick(x_starts, x_task, X_TASKS)) + r
+    y = number(pick(y_starts, y_task, Y_TASKS)) + q
     tl.store(gram + x * rows + y, total, mask=live)
     tl.store(gram + y * rows + x, total, mask=live)
 
@@ -258,13 +263,15 @@ def _pair(
     }  # fmt: skip
     _ghost[(x_tiles * y_tiles,)](
         one.left, other.left, one.left.stride(), other.left.stride(), tuple(one.right), tuple(other.right),
-        one.right[0].stride(), other.right[0].stride(), one.size, other.size, one.grid, other.grid, walk,
+        one.right[0].stride(), other.right[0].stride(), unspecialised(one.size), unspecialised(other.size), one.grid,
+        other.grid, walk,
         one.left.shape[-1], one.right[0].shape[2], y_tiles, parts, KIND=kind, PART=PART, DEPTH=plan.depth,
         OPERAND=LANGUAGE[plan.operand], SUMS=LANGUAGE[plan.sums], MODE=plan.mode, num_warps=plan.warps,
         num_stages=plan.stages, **shape,
     )  # fmt: skip
     width = min(64, triton.next_power_of_2(other.size[0]))
     _collect[(one.size[0], prod(tasks), triton.cdiv(other.size[0], width))](
-        parts, gram, tuple(one.starts), tuple(other.starts), len(gram), one.size[:3], other.size[:3], x_tiles, y_tiles,
+        parts, gram, unspecialised(one.starts), unspecialised(other.starts), len(gram), unspecialised(one.size[:3]),
+        unspecialised(other.size[:3]), x_tiles, y_tiles,
         WIDTH=width, **shape,
     )  # fmt: skip

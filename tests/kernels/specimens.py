@@ -13,9 +13,11 @@ from mtu_fast.kernels import explicit, gram, rank_one
 from mtu_fast.kernels import rows as formed
 
 
-def outer(dtype: torch.dtype, precision: str, s: int = 196, tasks: int = 1) -> None:
-    left = [torch.zeros(8, s, 256, dtype=dtype)] * tasks
-    gram.outer_ghost(left, [torch.zeros(8, s, 512, dtype=dtype) for _ in left], precision)
+def outer(
+    dtype: torch.dtype, precision: str, s: int = 196, tasks: int = 1, samples: int = 8
+) -> None:
+    left = [torch.zeros(samples, s, 256, dtype=dtype)] * tasks
+    gram.outer_ghost(left, [torch.zeros(samples, s, 512, dtype=dtype) for _ in left], precision)
 
 
 def conv(dtype: torch.dtype, precision: str) -> None:
@@ -53,6 +55,7 @@ GRAM: dict[str, Callable[[], object]] = {
     "rank_one_gram, 64 rows, a layer of bfloat16": partial(sides, torch.bfloat16, 64, 1024, 4096),
     "outer_ghost, float32 highest": partial(outer, torch.float32, "highest"),
     "outer_ghost, float32 high, 3 tasks": partial(outer, torch.float32, "high", tasks=3),
+    "outer_ghost, 3 tasks of 6": partial(outer, torch.float32, "high", s=192, tasks=3, samples=6),
     "outer_ghost, float32 medium, short": partial(outer, torch.float32, "medium", s=4),
     "outer_ghost, bfloat16": partial(outer, torch.bfloat16, "highest"),
     "conv_ghost, float32 highest": partial(conv, torch.float32, "highest"),
