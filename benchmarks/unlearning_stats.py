@@ -135,23 +135,28 @@ def common(*lines: Iterable[Row]) -> list[list[Row]]:
     return [[row for row in line if row["seed"] in seeds] for line in rows]
 
 
-def ranked(found: Mapping[Name, Sequence[Row]]) -> list[Name]:
+def ranked(found: Mapping[Name, Sequence[Row]], every: bool = False) -> list[Name]:
     """The methods of a request that came down to the level on every seed, the lowest UIS first.
 
     On the seeds that they have in common; those of fewer than `FEWEST` seeds, where others have as
-    many, are left out.
+    many, are left out. every: those that did not come down, too.
     """
     methods = {name: rows for name, rows in found.items() if name[0] not in MODELS}
     least = min(FEWEST, max((len(rows) for rows in methods.values()), default=0))
     there = {
         name: rows
         for name, rows in methods.items()
-        if len(rows) >= least and all(row["reached"] for row in rows)
+        if len(rows) >= least and (every or came_down(rows))
     }
     if not there:
         return []
     shared = dict(zip(there, common(*there.values()), strict=True))
     return sorted(there, key=lambda name: spread(shared[name], "uis")[0])
+
+
+def came_down(rows: Sequence[Row]) -> bool:
+    """Whether enough was forgotten on every seed."""
+    return all(row["reached"] for row in rows)
 
 
 @dataclass(frozen=True)
@@ -174,8 +179,10 @@ def goals(found: Mapping[Name, Sequence[Row]], request: str) -> list[Goal]:
     if not ours or request not in GOALS:
         return []
     made: list[Goal] = []
+    # one that did not come down itself is held against all others
+    by_uis = ranked(found, every=not came_down(ours))
     for levels, what in ((False, "without levels"), (True, "with levels")):
-        others = [n for n in ranked(found) if n[0] != OURS and n[1] is levels]
+        others = [n for n in by_uis if n[0] != OURS and n[1] is levels]
         if others:
             of = f"UIS over that of {label(others[0])}, the strongest other method run {what}"
             made.append(Goal(of, _over(ours, found[others[0]], "uis"), GOALS[request]))

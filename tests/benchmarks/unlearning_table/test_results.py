@@ -103,6 +103,20 @@ def test_goals_are_judged_on_the_seeds_in_common() -> None:
     assert goals(found, "full")[0].found == pytest.approx(0.5)
 
 
+def test_a_method_that_did_not_come_down_is_held_against_all_others() -> None:
+    """Not against one alone that came down by losing everything."""
+    found = {
+        (OURS, True): rows(OURS, True, [3.0, 3.0], reached=False),
+        ("OrthoGrad", True): rows("OrthoGrad", True, [4.0, 4.0], reached=False),
+        ("Ascent", True): rows("Ascent", True, [20.0, 20.0]),
+    }
+    (goal,) = goals(found, "partial")
+    assert "OrthoGrad + levels" in goal.what and goal.found == pytest.approx(0.75)
+    found[OURS, True] = rows(OURS, True, [3.0, 3.0])
+    (goal,) = goals(found, "partial")
+    assert "Ascent + levels" in goal.what and goal.found == pytest.approx(0.15)
+
+
 def test_the_gap_of_the_stop_is_that_of_a_model_at_the_level() -> None:
     scores = {"forget": {"a": 0.6, "b": 0.9}}
     found = {
