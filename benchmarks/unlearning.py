@@ -13,7 +13,7 @@ seed 0; the table is of seeds 1 and on. Requests beyond full and partial take th
 Every run is a record in --records, and one that is there is not made again: what was broken off
 goes on, several calls may share the work, and what benchmarks/results has is not run again. A seed
 gives the same numbers however many processes there are. Without --all three methods are tried on
-three seeds, in less than half an hour on two cores; with it all of them on five, in some hours.
+three seeds, in some ten minutes on two cores; with it all of them on five, in about an hour.
 
 It prints the table and writes it as `unlearning_<data>.txt`, with `.csv` (a row a run), `.json` (all
 records), `.png` and `_curves.png`. `--join` makes these of the records that there are, and says
