@@ -1,6 +1,7 @@
 """Block sizes of the Triton kernels, measured on the GPU that is there, as the table of `kernels/tuned.py`.
 
     python -m benchmarks.tune [--out FILE] [--seconds S] [--kernels row ghost form] [--margin SHARE]
+                              [--quick]
 
 For each kernel, dtype and precision: the plan as it is, then one block size changed at a time (half
 and double the depth, half and double the warps, a stage more or less), from the best so far, until
@@ -187,6 +188,8 @@ def main(argv: Sequence[str] | None = None, timed: Timed = measured) -> int:
         "--quick", action="store_true", help="small sizes, in Triton's interpreter: does it run"
     )
     args = parser.parse_args(argv)
+    if args.quick and args.out == TABLE:
+        parser.error("--quick measures nothing that is to stay; give another file by --out")
     if not args.quick and not torch.cuda.is_available():
         print("tune: found no CUDA GPU, expected one: block sizes are measured.")
         return 2

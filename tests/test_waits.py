@@ -384,31 +384,3 @@ def test_rounding_is_no_fault(seed: int) -> None:
         engine.backward(loss, mtu.OrthoGrad(0.5), forget=torch.arange(8) < 3).check()
         optimizer.step()
         optimizer.zero_grad()
-
-
-def test_data_that_move_rows_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """First a flag; from then on the device is looked at, and every step is exact."""
-    table, order = nn.Parameter(torch.randn(5, 3)), torch.tensor([0, 1, 2, 3, 4])
-    model = nn.ParameterList([table])
-    engine = mtu.Engine(model)
-    scatter = torch.zeros(5, 3)
-
-    def step() -> mtu.Update:
-        table.grad = None
-        h = (torch.randn(5, 3) * table).cumsum(1)
-        moved = scatter.scatter_add(0, order[:, None].expand(5, 3), h)
-        return engine.backward(moved.square().sum(1), mtu.OrthoGrad(0.5), forget=order < 2)
-
-    for _ in range(3):
-        step().check()
-    trials = [known.plan.trials for known in engine._own.plans._known.values()]
-    assert any(trials), "structure knows this by now; take another op"
-    order.copy_(torch.tensor([1, 0, 2, 3, 4]))
-    update = step()
-    assert update.unsound is not None and bool(update.unsound) and not table.grad.any()
-    with pytest.raises(RuntimeError, match="moved rows in another way"):
-        step()
-    for swap in ([1, 0, 2, 3, 4], [4, 3, 2, 1, 0]):
-        order.copy_(torch.tensor(swap))
-        step().check()
-        assert table.grad.any()

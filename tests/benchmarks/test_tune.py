@@ -108,6 +108,16 @@ def test_what_is_measured_of_one_tile_is_not_said_of_many() -> None:
     assert plans.row_plan(torch.float32, 192, arch()) == many
 
 
+def test_a_quick_run_leaves_the_committed_blocks_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = tune.TABLE.read_text()
+    with pytest.raises(SystemExit):
+        tune.main(["--quick", "--kernels", "row"])
+    assert "give another file by --out" in capsys.readouterr().err
+    assert tune.TABLE.read_text() == before
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert tune.main([]) == 2
