@@ -19,6 +19,7 @@ from mtu_fast.methods import Method
 from mtu_fast.subspace import Subspace
 from mtu_fast.unlearning.arguments import several
 from mtu_fast.unlearning.loop.history import History, Record
+from mtu_fast.unlearning.loop.interrupts import or_undone
 from mtu_fast.unlearning.loop.levels import Levels
 from mtu_fast.unlearning.loop.lock import locked
 from mtu_fast.unlearning.loop.progress import Progress
@@ -209,11 +210,15 @@ def _alone_on(checkpoint: str | Path, crew: Crew) -> Iterator[None]:
 
 def _run(settings: Settings, engine: Engine, crew: Crew, progress: bool) -> History:
     run = Run(settings, engine, crew)
-    with run.undoing(), Progress(run, progress and crew.is_first) as bar:
-        while not run.history.reason:
-            run.advance()
-            bar.update()
-        clear_gradients(settings)
+
+    def to_the_end() -> None:
+        with Progress(run, progress and crew.is_first) as bar:
+            while not run.history.reason:
+                run.advance()
+                bar.update()
+            clear_gradients(settings)
+
+    or_undone(to_the_end, run.undo)
     return run.history
 
 

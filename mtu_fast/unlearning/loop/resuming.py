@@ -15,7 +15,7 @@ from mtu_fast.unlearning.loop.batches import Stream
 from mtu_fast.unlearning.loop.copies import copied
 from mtu_fast.unlearning.loop.crews import describe, joined, own, own_buffers, own_of
 from mtu_fast.unlearning.loop.history import History
-from mtu_fast.unlearning.loop.interrupts import held
+from mtu_fast.unlearning.loop.interrupts import or_undone
 from mtu_fast.unlearning.loop.pieces import WHAT, fill, write_pieces
 from mtu_fast.unlearning.loop.settings import Settings
 from mtu_fast.unlearning.loop.state import cut_as, drawn_from, kept_parts, mark, put_back, take
@@ -107,13 +107,12 @@ class Saved:
         """
         # what a part refuses comes to light when others have their new state already
         before, drawn = mark(self._settings), capture(drawn_from(self._settings))
-        try:
-            self._put(path, state)
-        except BaseException:
-            with held():
-                put_back(self._settings, before)
-                restore(drawn, drawn_from(self._settings))
-            raise
+
+        def undo() -> None:
+            put_back(self._settings, before)
+            restore(drawn, drawn_from(self._settings))
+
+        or_undone(lambda: self._put(path, state), undo)
 
     def _put(self, path: str | Path, state: dict[str, Any]) -> None:
         try:

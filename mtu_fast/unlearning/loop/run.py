@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from mtu_fast.errors import NotFiniteError
 from mtu_fast.unlearning.loop.crews import check_loaders
 from mtu_fast.unlearning.loop.epochs import Epochs
 from mtu_fast.unlearning.loop.history import History
-from mtu_fast.unlearning.loop.interrupts import held
 from mtu_fast.unlearning.loop.overlap import check_data, check_share
 from mtu_fast.unlearning.loop.resuming import Saved
 from mtu_fast.unlearning.loop.settings import Settings
@@ -70,17 +67,10 @@ class Run:
             self._begin()
         self._steps = Step(settings, engine, crew, self.history.targets)
 
-    @contextmanager
-    def undoing(self) -> Iterator[None]:
-        """Whatever is raised inside leaves no trace of the steps since the last evaluation within all bounds."""
-        try:
-            yield
-        except BaseException:  # Ctrl-C too
-            # a second one would leave it half done
-            with held():
-                put_back(self.settings, self.good)
-                clear_gradients(self.settings)
-            raise
+    def undo(self) -> None:
+        """Leave no trace of the steps since the last evaluation within all bounds."""
+        put_back(self.settings, self.good)
+        clear_gradients(self.settings)
 
     def advance(self) -> None:
         """One step, and an evaluation where one is due; sets `history.reason` at the end.
