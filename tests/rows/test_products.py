@@ -12,6 +12,7 @@ from torch import Tensor
 from mtu_fast._ops import _tiles, routes
 from mtu_fast._ops import gram as op
 from mtu_fast._ops._prices import CPU_KERNELS
+from mtu_fast._ops.row_gram import row_gram
 from mtu_fast._rows import merge, products, together, vjp
 from mtu_fast._rows.gram import _Sum
 from mtu_fast._rows.uses import Chain, Common, Conv, Dense, Gather, Outer, Several, Use
@@ -171,6 +172,7 @@ def test_tables_meet_by_rows(name: str, tile: int, monkeypatch: pytest.MonkeyPat
     assert "explicit rows" in products.route(uses)
 
 
+@pytest.mark.skipif(not row_gram.has_kernel("CPU"), reason="measured with the kernels")
 @pytest.mark.parametrize(
     ("R", "S", "T", "V", "cheaper"),
     [
