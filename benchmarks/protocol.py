@@ -13,6 +13,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -184,12 +185,13 @@ def _some(data: Dataset, count: int, generator: torch.Generator) -> Samples:
 def unlearn(
     problem: Problem, original: nn.Module, parts: Mapping[str, Dataset], targets: tuple[str, ...], entry: Entry,
     alpha: float, lr: float, level: Mapping[str, float], protocol: Protocol, seed: int, tick: Tick,
-    look: Look = unseen, levels: mtu.Levels | None = None,
+    look: Look = unseen, levels: mtu.Levels | None = None, settling: Settling | None = None,
 ) -> Run:  # fmt: skip
     """Unlearn parts["forget"] from the target tasks until the mean of their forget scores is at most that of `level`.
 
     `look` (step, model) adds what it finds to the history at every evaluation; `levels` says which
-    forget samples and tasks still weigh.
+    forget samples and tasks still weigh; with `settling` the run goes on at the level, to its last
+    step.
     """
     model, generator = copy.deepcopy(original), torch.Generator().manual_seed(seed)
     # batches are the same for every method
@@ -209,8 +211,13 @@ def unlearn(
             scores = found["forget"]
             if levels is not None:
                 levels.update(scores)
-            if count == protocol.steps or mean_of(scores, targets) <= goal:
+            down = mean_of(scores, targets) <= goal
+            if down and settling is not None:
+                settling.look(count, model, history)
+            if count == protocol.steps or (down and settling is None):
                 break
+        if settling is not None:
+            optimizer.param_groups[0]["lr"] = lr * settling.rate(count)
         drawn, mask = draw(problem, parts, targets, protocol, generator)
         batch, mask = entry.prepare(drawn, mask, private)
         began = time.process_time()
@@ -223,8 +230,55 @@ def unlearn(
         optimizer.step()
         seconds += time.process_time() - began
         tick(1)
-    reached = mean_of(scores, targets) <= goal
-    return Run(alpha, lr, reached, count, history, model, seconds=seconds)
+    if settling is not None and settling.begun is not None:
+        down, history = True, settling.put_back(model, history)
+    return Run(alpha, lr, down, count, history, model, seconds=seconds)
+
+
+class Settling:
+    """A run that is down to the level goes on, at a rate that falls to zero at its last step.
+
+    Of its evaluations at the level that of the lowest UIS on validation data is the result. The
+    rate is lr · (S − s) / (S − c) in step s of S, c the first evaluation at the level.
+
+    Attributes:
+        begun: the step of the first evaluation at the level, c.
+    """
+
+    def __init__(
+        self, problem: Problem, original: nn.Module, parts: Mapping[str, Dataset], targets: tuple[str, ...],
+        steps: int, removal: str = "instance",
+    ) -> None:  # fmt: skip
+        self.begun: int | None = None
+        self._steps = steps
+        self._problem, self._parts = problem, parts
+        self._uis = partial(metrics.uis, self._scores(original), targets=targets, removal=removal)
+        self._least = float("inf")
+        self._best: tuple[int, dict[str, Tensor]] = (0, {})
+
+    def look(self, step: int, model: nn.Module, history: Sequence[object]) -> None:
+        """Keep the model of this evaluation, the last one of the history, where it is better than those before."""
+        self.begun = step if self.begun is None else self.begun
+        found = self._uis(self._scores(model))
+        if found < self._least:
+            self._least = found
+            self._best = len(history), copy.deepcopy(model.state_dict())
+
+    def rate(self, step: int) -> float:
+        """What a step's learning rate is multiplied by."""
+        return 1.0 if self.begun is None else (self._steps - step) / (self._steps - self.begun)
+
+    def put_back(self, model: nn.Module, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Give the model the state of the best evaluation; the history up to it."""
+        length, state = self._best
+        model.load_state_dict(state)
+        return history[:length]
+
+    def _scores(self, model: nn.Module) -> Table:
+        splits = {"forget": "forget", "test": "validation"}
+        return {
+            name: self._problem.scores(model, self._parts[split]) for name, split in splits.items()
+        }
 
 
 def mean_of(scores: Mapping[str, float], targets: Sequence[str]) -> float:

@@ -1,7 +1,8 @@
 """Every method, with levels and without, over several seeds, against retraining: the tables of unlearning.
 
     python -m benchmarks.unlearning [--data {digits,rooms,nyuv2,cityscapes}] [--root PATH] [--all]
-                                    [--methods OrthoGrad,PCGrad] [--levels {both,with,without}]
+                                    [--methods OrthoGrad,PCGrad]
+                                    [--levels {both,with,without,settled,all}]
                                     [--requests full,partial] [--seeds 3] [--workers 2] [--quick]
                                     [--records out/unlearning] [--out DIR] [--join | --times]
 
@@ -45,6 +46,7 @@ from benchmarks.unlearning_records import (
     MODELS,
     SEARCHED,
     Attempt,
+    Mode,
     Store,
     best,
     open_store,
@@ -56,7 +58,13 @@ from benchmarks.unlearning_times import all_times
 
 DEFAULT = ("OrthoGrad", "GradDiff", OURS)
 RESULTS = Path("benchmarks/results")
-LEVELS = {"both": (False, True), "with": (True,), "without": (False,)}
+LEVELS = {
+    "both": (Mode.PLAIN, Mode.LEVELS),
+    "with": (Mode.LEVELS,),
+    "without": (Mode.PLAIN,),
+    "settled": (Mode.SETTLED,),
+    "all": tuple(Mode),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Plan:
 
     requests: tuple[Request, ...]
     methods: tuple[str, ...]
-    levels: tuple[bool, ...]
+    levels: tuple[Mode, ...]
     seeds: int
     workers: int
 
@@ -74,7 +82,7 @@ class Plan:
         """The seeds of the table."""
         return range(SEARCHED + 1, SEARCHED + 1 + self.seeds)
 
-    def lines(self) -> Iterator[tuple[Request, str, bool]]:
+    def lines(self) -> Iterator[tuple[Request, str, Mode]]:
         """Every line of the table that has settings to choose."""
         for request in self.requests:
             for name in self.methods:
@@ -95,13 +103,13 @@ def run(store: Store, case: Case, plan: Plan) -> None:
     do(_missing(store, asked), plan.workers, "choose")
     wanted: list[Attempt] = []
     for seed in plan.drawn:
-        wanted += [Attempt(r, name, False, seed) for r in plan.requests for name in MODELS]
+        wanted += [Attempt(r, name, Mode.PLAIN, seed) for r in plan.requests for name in MODELS]
         wanted += [chosen(store, case, *line, seed) for line in plan.lines()]
     do(_missing(store, wanted), plan.workers, "unlearn")
 
 
 def chosen(
-    store: Store, case: Case, request: Request, name: str, levels: bool, seed: int
+    store: Store, case: Case, request: Request, name: str, levels: Mode, seed: int
 ) -> Attempt:
     """A run of the table, with the setting that was chosen.
 
@@ -163,7 +171,12 @@ def parser_of() -> argparse.ArgumentParser:
     add("--root", type=Path, help="the folder that holds train and val, for nyuv2 and cityscapes")
     add("--all", action="store_true", help="every method on five seeds, into benchmarks/results")
     add("--methods", help=f"some of {', '.join(METHODS)}")
-    add("--levels", choices=LEVELS, default="both", help="methods with levels, without, or both")
+    add(
+        "--levels",
+        choices=LEVELS,
+        default="both",
+        help="methods with levels, without, or both; settled at them; or all",
+    )
     add("--requests", default=",".join(KINDS[:2]), help="for example full,class,full+30%%,full+x3")
     add("--seeds", type=int, help="of the table, from 1 on")
     add("--quick", action="store_true", help="less of everything, one setting a method")

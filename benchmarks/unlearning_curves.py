@@ -12,6 +12,7 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 
+from benchmarks.unlearning_records import Mode
 from benchmarks.unlearning_stats import LEADERS, Name, Row, groups, label, ranked
 
 # told apart without colour vision too
@@ -70,7 +71,7 @@ def course(run: Row, targets: Sequence[str]) -> tuple[list[float], list[float], 
 
 
 def _ideal(row: Sequence[Any], found: Mapping[Name, Sequence[Row]], targets: Sequence[str]) -> None:
-    for run in found.get(("retrained", False), ()):
+    for run in found.get(("retrained", Mode.PLAIN), ()):
         scores = run["scores"]["forget"]
         gone = 100 * sum(scores[task] for task in targets) / len(targets)
         row[0].plot(gone, run["drift"], "*", color="0.2", markersize=9, zorder=5)

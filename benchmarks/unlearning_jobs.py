@@ -14,10 +14,10 @@ from benchmarks import cases, protocol
 from benchmarks.cases import Case
 from benchmarks.environment import environment
 from benchmarks.methods import METHODS
-from benchmarks.protocol import Run, chunks, sample_losses
+from benchmarks.protocol import Run, Settling, chunks, sample_losses
 from benchmarks.requests import Parts, Request, arrange, level
 from benchmarks.training import retrain, train
-from benchmarks.unlearning_records import MODELS, SEARCHED, Attempt, Store
+from benchmarks.unlearning_records import MODELS, SEARCHED, Attempt, Mode, Store
 from benchmarks.unlearning_scores import compare, kept_rise
 
 LOOKS = 5  # evaluations from one measurement of the drift to the next
@@ -87,10 +87,15 @@ def _round(case: Case, model: nn.Module, parts: Parts, attempt: Attempt) -> Run:
     look = protocol.unseen
     if attempt.seed != SEARCHED:
         look = Drift(case, model, parts, targets)
+    settling = None
+    if attempt.levels is Mode.SETTLED:
+        removal = attempt.request.removal
+        settling = Settling(problem, model, parts, targets, case.protocol.steps, removal)
     run = protocol.unlearn(
         problem, model, parts, targets, METHODS[attempt.method], attempt.alpha, attempt.lr,
         aim(case, model, parts, attempt), case.protocol,
         attempt.seed, _silent, look, levels(case, model, parts, attempt) if attempt.levels else None,
+        settling,
     )  # fmt: skip
     run.uis_validation = protocol.validate(
         problem, model, run, parts, targets, attempt.request.removal

@@ -18,6 +18,7 @@ from benchmarks.unlearning_curves import plot_curves
 from benchmarks.unlearning_records import (
     MODELS,
     SEARCHED,
+    Mode,
     Record,
     Store,
     best,
@@ -26,7 +27,7 @@ from benchmarks.unlearning_records import (
 )
 from benchmarks.unlearning_report import COLUMNS, plot, text
 
-Line = tuple[str, str, bool]  # request, method, levels
+Line = tuple[str, str, Mode]  # request, method, levels
 
 
 def join(store: Store, case: Case, seeds: int) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def join(store: Store, case: Case, seeds: int) -> dict[str, Any]:
 
 
 def _line(record: Mapping[str, Any]) -> Line:
-    return record["request"], record["method"], record["levels"]
+    return record["request"], record["method"], Mode(record["levels"])
 
 
 def _order(line: Line) -> tuple[Any, ...]:
@@ -111,7 +112,7 @@ def _not_run(lines: Iterable[Line]) -> list[dict[str, Any]]:
     found = []
     for request in KINDS[:2]:
         for method in METHODS:
-            for levels in (False, True):
+            for levels in Mode:
                 if (request, method, levels) not in there:
                     found.append(_gap((request, method, levels), "not run"))
     return found

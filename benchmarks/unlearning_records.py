@@ -12,13 +12,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, Choice
+from benchmarks.cases import Case, Choice, settled
 from benchmarks.requests import Request
 
 Record = dict[str, Any]
@@ -28,19 +29,33 @@ MODELS = ("original", "retrained")  # scored as they are
 SEARCHED = 0  # the seed that settings are chosen on; those of the table count from 1
 
 
+class Mode(IntEnum):
+    """What a method has beside itself; a record holds the number, and one of before there were three a bool.
+
+    Attributes:
+        PLAIN: nothing; a run ends when it is down to the level.
+        LEVELS: samples and tasks that are down to theirs rest.
+        SETTLED: with levels, a run goes on to its last step (`protocol.Settling`).
+    """
+
+    PLAIN = 0
+    LEVELS = 1
+    SETTLED = 2
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One run: a method (or a model of `MODELS`) with one setting, asked one thing, on one seed."""
 
     request: Request
     method: str
-    levels: bool
+    levels: Mode
     seed: int
     alpha: float = 0.0
     lr: float = 0.0
 
     @property
-    def line(self) -> tuple[str, str, bool]:
+    def line(self) -> tuple[str, str, Mode]:
         """(request, method, levels): the line of the table that it belongs to."""
         return self.request.name, self.method, self.levels
 
@@ -73,7 +88,7 @@ class Store:
 
     def key(self, attempt: Attempt) -> str:
         """The name of an attempt's record."""
-        levels = "levels" if attempt.levels else "plain"
+        levels = attempt.levels.name.lower()
         setting = f"alpha{attempt.alpha:g}-lr{attempt.lr:g}"
         name = f"{attempt.request.name}-{attempt.method}-{levels}-seed{attempt.seed}-{setting}"
         return re.sub(r"[^\w.+%-]+", "_", name) + f"-{self.digest}"
@@ -153,10 +168,11 @@ def searched(request: Request) -> Request:
 
 
 def tries(
-    case: Case, request: Request, method: str, levels: bool, seed: int, family: str
+    case: Case, request: Request, method: str, levels: Mode, seed: int, family: str
 ) -> Iterator[Attempt]:
     """Every setting of a method on the seed that settings are chosen on."""
-    for alpha, lr in case.protocol.grids[family]:
+    grid = settled(family) if levels is Mode.SETTLED else family
+    for alpha, lr in case.protocol.grids[grid]:
         yield Attempt(request, method, levels, seed, alpha, lr)
 
 

@@ -13,7 +13,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from benchmarks.methods import OURS
-from benchmarks.unlearning_records import MODELS
+from benchmarks.unlearning_records import MODELS, Mode
 from benchmarks.unlearning_stats import (
     Name,
     Paired,
@@ -22,6 +22,7 @@ from benchmarks.unlearning_stats import (
     goals,
     groups,
     label,
+    ours,
     paired,
     spread,
 )
@@ -45,6 +46,7 @@ NOTES = (
     "a run ends at chance.",
 )
 WIDTH = 14
+COLOURS = {Mode.PLAIN: "#0072b2", Mode.LEVELS: "#c96a00", Mode.SETTLED: "#00805f"}
 
 
 def text(result: Mapping[str, Any]) -> str:
@@ -104,16 +106,16 @@ def missing(result: Mapping[str, Any]) -> Iterator[str]:
 
 def comparisons(request: str, found: Mapping[Name, Sequence[Row]]) -> Iterator[str]:
     """Our method beside the strongest others, paired by seed, and what it was to reach."""
-    ours = found.get((OURS, True), [])
+    mine = found.get(ours(found), [])
     others = [name for name in found if name[0] not in (OURS, *MODELS)]
-    if not ours or not others:
+    if not mine or not others:
         return
     yield ""
-    yield f"{request}: {label((OURS, True))} minus the other, paired by seed, with 95 % intervals (Student's t)"
+    yield f"{request}: {label(ours(found))} minus the other, paired by seed, with 95 % intervals (Student's t)"
     others.sort(key=lambda name: spread(found[name], "uis")[0])
     for name in others:
         cells = [
-            f"{column} {interval(paired(ours, found[name], column), *COLUMNS[column][1:])}"
+            f"{column} {interval(paired(mine, found[name], column), *COLUMNS[column][1:])}"
             for column in ("uis", "gap", "drift")
         ]
         yield f"  {label(name):40} {'   '.join(cells)}"
@@ -152,7 +154,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         _bars(row[1], found, order, "gap", "mean gap to retraining in points")
         row[0].set_yticks(range(len(order)), [label(name) for name in order])
         row[1].set_yticks(range(len(order)), [])
-        ideal = found.get(("retrained", False))
+        ideal = found.get(("retrained", Mode.PLAIN))
         if ideal:
             at = spread(ideal, "uis")[0]
             row[0].axvline(at, color="0.45", linestyle="--", linewidth=1)
@@ -161,7 +163,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     incomplete = ", not complete" if result["missing"] else ""
     figure.suptitle(
         f"Unlearning on {result['data']}, {len(result['seeds'])} seeds{incomplete} "
-        "(orange: with levels; hollow: did not forget enough; dashed: retrained)",
+        "(orange: with levels; green: settled; hollow: did not forget enough; dashed: retrained)",
         fontsize=11,
     )
     figure.savefig(path, dpi=120)
@@ -175,7 +177,7 @@ def _bars(
     for y, name in enumerate(order):
         mean, deviation = (factor * value for value in spread(found[name], column))
         reached = all(row.get("reached", True) for row in found[name])
-        colour = "0.6" if name[0] in MODELS else "#c96a00" if name[1] else "#0072b2"
+        colour = "0.6" if name[0] in MODELS else COLOURS[name[1]]
         inside = colour if reached else "white"
         axis.errorbar(mean, y, xerr=deviation, fmt="o", color=colour, mfc=inside)
     axis.set(xlabel=f"{title} (lower is better)", xlim=(0, None))

@@ -10,25 +10,34 @@ from typing import Any
 from scipy.stats import t as student
 
 from benchmarks.methods import OURS
-from benchmarks.unlearning_records import MODELS
+from benchmarks.unlearning_records import MODELS, Mode
 
 Row = Mapping[str, Any]
-Name = tuple[str, bool]  # method, levels
+Name = tuple[str, Mode]  # method, levels
 LEVEL = 0.95  # of an interval
 LEADERS = 5
 FEWEST = 3  # seeds of a mean that is ranked
 # what the method is to reach: its UIS over that of the strongest other one
 GOALS = {"full": 0.7, "partial": 0.5}
 GAP = 0.5  # its gap to retraining, over OrthoGrad's
+RUN = {Mode.PLAIN: "without levels", Mode.LEVELS: "with levels", Mode.SETTLED: "that settled"}
 AUC = 0.10  # how far its AUC may be from that of the retrained model, mean over seeds
 
 
 def label(name: Name) -> str:
     """How a line of the table is called; what is left of our method without levels is OrthoGrad with a memory."""
     method, levels = name
+    if levels is Mode.SETTLED:
+        return f"{method}, settled"
     if method == OURS:
         return OURS if levels else "OrthoGrad + memory"
     return f"{method} + levels" if levels else method
+
+
+def ours(found: Mapping[Name, Sequence[Row]]) -> Name:
+    """Our method with all it has: settled where such runs were made."""
+    settled = (OURS, Mode.SETTLED)
+    return settled if settled in found else (OURS, Mode.LEVELS)
 
 
 def groups(result: Mapping[str, Any], request: str) -> dict[Name, list[Row]]:
@@ -36,7 +45,7 @@ def groups(result: Mapping[str, Any], request: str) -> dict[Name, list[Row]]:
     found: dict[Name, list[Row]] = {}
     for row in result["rows"]:
         if row["request"] == request:
-            found.setdefault((row["method"], row["levels"]), []).append(row)
+            found.setdefault((row["method"], Mode(row["levels"])), []).append(row)
     return found
 
 
@@ -88,9 +97,11 @@ def stop_gap(found: Mapping[Name, Sequence[Row]], rows: Iterable[Row]) -> float 
     not recorded.
     """
     seeds = {row["seed"] for row in rows}
-    ideal = {row["seed"]: row["scores"]["forget"] for row in found.get(("retrained", False), [])}
+    ideal = {
+        row["seed"]: row["scores"]["forget"] for row in found.get(("retrained", Mode.PLAIN), [])
+    }
     values = []
-    for row in found.get(("original", False), []):
+    for row in found.get(("original", Mode.PLAIN), []):
         scores = ideal.get(row["seed"])
         if scores is not None and "level" in row and row["seed"] in seeds:
             apart = [abs(level - scores[task]) for task, level in row["level"].items()]
@@ -106,7 +117,7 @@ def stop_uis(found: Mapping[Name, Sequence[Row]], rows: Iterable[Row]) -> float 
     where the level was not recorded.
     """
     seeds, values = {row["seed"] for row in rows}, []
-    for row in found.get(("original", False), []):
+    for row in found.get(("original", Mode.PLAIN), []):
         if "level" in row and row["seed"] in seeds:
             test = row["scores"]["test"]
             apart = [abs(test[task] - level) / test[task] for task, level in row["level"].items()]
@@ -119,7 +130,7 @@ def moved_uis(found: Mapping[Name, Sequence[Row]], rows: Iterable[Row]) -> float
 
     Mean over the seeds of `rows` that have an original; None without one.
     """
-    before = {row["seed"]: row["scores"]["test"] for row in found.get(("original", False), [])}
+    before = {row["seed"]: row["scores"]["test"] for row in found.get(("original", Mode.PLAIN), [])}
     values = []
     for row in rows:
         if (test := before.get(row["seed"])) is not None:
@@ -175,21 +186,21 @@ class Goal:
 
 def goals(found: Mapping[Name, Sequence[Row]], request: str) -> list[Goal]:
     """What our method reaches of `GOALS`, `GAP` and `AUC`; those that cannot be told yet are left out."""
-    ours = found.get((OURS, True), [])
-    if not ours or request not in GOALS:
+    mine = found.get(ours(found), [])
+    if not mine or request not in GOALS:
         return []
     made: list[Goal] = []
     # one that did not come down itself is held against all others
-    by_uis = ranked(found, every=not came_down(ours))
-    for levels, what in ((False, "without levels"), (True, "with levels")):
-        others = [n for n in by_uis if n[0] != OURS and n[1] is levels]
+    by_uis = ranked(found, every=not came_down(mine))
+    for mode, what in RUN.items():
+        others = [n for n in by_uis if n[0] != OURS and n[1] is mode]
         if others:
-            of = f"UIS over that of {label(others[0])}, the strongest other method run {what}"
-            made.append(Goal(of, _over(ours, found[others[0]], "uis"), GOALS[request]))
-    if ("OrthoGrad", False) in found:
-        over = _over(ours, found["OrthoGrad", False], "gap")
+            of = f"UIS over that of {label(others[0])}, the strongest other method {what}"
+            made.append(Goal(of, _over(mine, found[others[0]], "uis"), GOALS[request]))
+    if ("OrthoGrad", Mode.PLAIN) in found:
+        over = _over(mine, found["OrthoGrad", Mode.PLAIN], "gap")
         made.append(Goal("gap to retraining over OrthoGrad's", over, GAP))
-    apart = distance(ours, found.get(("retrained", False), []), "auc")
+    apart = distance(mine, found.get(("retrained", Mode.PLAIN), []), "auc")
     if apart is not None:
         made.append(Goal("AUC, distance to the retrained model's, mean over seeds", apart, AUC))
     return made
@@ -197,23 +208,24 @@ def goals(found: Mapping[Name, Sequence[Row]], request: str) -> list[Goal]:
 
 def gaps(missing: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What is missing, in words: each reason once for each set of methods, with the requests it is said of."""
-    methods: dict[tuple[str, str], dict[str, set[bool]]] = {}
+    methods: dict[tuple[str, str], dict[str, set[Mode]]] = {}
     for gap in missing:
         of = methods.setdefault((gap["request"], gap["missing"]), {})
-        of.setdefault(gap["method"], set()).add(gap["levels"])
+        of.setdefault(gap["method"], set()).add(Mode(gap["levels"]))
     said: dict[tuple[str, str], list[str]] = {}
     for (request, reason), of in methods.items():
-        names = ", ".join(_both(method, levels) for method, levels in of.items())
+        names = ", ".join(_all(method, modes) for method, modes in of.items())
         said.setdefault((reason, names), []).append(request)
     for (reason, names), asked in said.items():
         yield f"{' and '.join(asked)}, {reason}: {names}"
 
 
-def _both(method: str, levels: set[bool]) -> str:
-    """A method that lacks both, with levels and without, is named once."""
-    if len(levels) == 2:
+def _all(method: str, modes: set[Mode]) -> str:
+    """A method that lacks all is named once."""
+    if len(modes) == len(Mode):
         return method
-    return label((method, True)) if True in levels else f"{label((method, False))} without levels"
+    plain = f"{label((method, Mode.PLAIN))} without levels"
+    return ", ".join(label((method, m)) if m else plain for m in sorted(modes))
 
 
 def _over(a: Sequence[Row], b: Sequence[Row], column: str) -> float:

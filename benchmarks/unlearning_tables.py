@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.methods import METHODS, OURS
-from benchmarks.unlearning_records import MODELS
+from benchmarks.unlearning_records import MODELS, Mode
 from benchmarks.unlearning_report import COLUMNS, interval
 from benchmarks.unlearning_stats import (
     LEADERS,
@@ -20,6 +20,7 @@ from benchmarks.unlearning_stats import (
     groups,
     label,
     moved_uis,
+    ours,
     paired,
     ranked,
     spread,
@@ -59,18 +60,18 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
 
 
 def every() -> str:
-    """UIS of every method that was tried, without levels and with them."""
+    """UIS of every method that was tried: without levels, with them, and settled at them."""
     made = list(blocks())
     names = list(dict.fromkeys(name for *_, found in made for name, _ in found))
     order = [name for name in (*MODELS, *METHODS) if name in names]
     head = ["UIS"]
     for data, request, *_ in made:
-        head += [f"{data}, {request}", "+ levels"]
+        head += [f"{data}, {request}", "+ levels", "settled"]
     rows = []
     for method in order:
         cells = [method]
         for _, _, result, found in made:
-            cells += [cell(found.get((method, on), ()), "uis", result) for on in (False, True)]
+            cells += [cell(found.get((method, mode), ()), "uis", result) for mode in Mode]
         rows.append(cells)
     return markdown(head, rows)
 
@@ -82,8 +83,8 @@ def leaders() -> str:
     rows = []
     for data, request, result, found in blocks():
         rows.append([f"**{data}, {request}**", *[""] * (len(head) - 1)])
-        names = [(model, False) for model in MODELS] + ranked(found)[:LEADERS]
-        for name in dict.fromkeys([*names, ("OrthoGrad", False)]):
+        names = [(model, Mode.PLAIN) for model in MODELS] + ranked(found)[:LEADERS]
+        for name in dict.fromkeys([*names, ("OrthoGrad", Mode.PLAIN)]):
             mine = found.get(name, ())
             if mine:
                 cells = [cell(mine, column, result) for column in columns]
@@ -99,12 +100,12 @@ def differences() -> str:
         for name in others:
             cells = [
                 interval(
-                    paired(found.get((OURS, True), ()), found[name], column), *COLUMNS[column][1:]
+                    paired(found.get(ours(found), ()), found[name], column), *COLUMNS[column][1:]
                 )
                 for column in ("uis", "gap", "drift")
             ]
             rows.append([f"{data}, {request}", label(name), *cells])
-    head = ["", f"{label((OURS, True))} minus", "UIS", "gap, points", "drift"]
+    head = ["", f"{OURS} minus", "UIS", "gap, points", "drift"]
     return markdown(head, rows, left=2)
 
 
@@ -128,8 +129,8 @@ def binding() -> str:
     """UIS and gap by what makes them: the stop, and what a method does to the retained and to unseen data."""
     rows = []
     for data, request, result, found in blocks():
-        names = [(OURS, True), *[name for name in ranked(found) if name[0] != OURS][:2]]
-        for name in dict.fromkeys([*names, ("OrthoGrad", False)]):
+        names = [ours(found), *[name for name in ranked(found) if name[0] != OURS][:2]]
+        for name in dict.fromkeys([*names, ("OrthoGrad", Mode.PLAIN)]):
             if name in found:
                 cells = _bound(found, name, result)
                 rows.append([f"{data}, {request}", label(name), *cells])
@@ -142,7 +143,7 @@ def _bound(found: Found, name: Name, result: Result) -> list[str]:
     mine = found[name]
     uis, least = stop_uis(found, mine), stop_gap(found, mine)
     moved = moved_uis(found, mine)
-    apart = distance(mine, found.get(("retrained", False), ()), "auc")
+    apart = distance(mine, found.get(("retrained", Mode.PLAIN), ()), "auc")
     gaps_of = [cell(mine, column, result) for column in ("gap_forget", "gap_retain", "gap_test")]
     return [
         "-" if uis is None else f"{uis:.1f}",
@@ -171,11 +172,11 @@ def requests() -> str:
 def short() -> str:
     """UIS of our method, of the strongest others and of the retrained model."""
     made = list(blocks())
-    names: list[Name] = [("original", False), ("OrthoGrad", False), ("OrthoGrad", True)]
+    names: list[Name] = [("original", Mode.PLAIN), *(("OrthoGrad", mode) for mode in Mode)]
     for *_, found in made:
         others = [name for name in ranked(found) if name[0] != OURS]
         names += others[:1]
-    names += [(OURS, True), ("retrained", False)]
+    names += [(OURS, Mode.LEVELS), (OURS, Mode.SETTLED), ("retrained", Mode.PLAIN)]
     rows = []
     for name in dict.fromkeys(names):
         if any(name in found for *_, found in made):

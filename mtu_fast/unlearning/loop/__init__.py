@@ -50,6 +50,7 @@ def unlearn(
     max_steps: int | None = None,
     epochs: int | None = None,
     every: int = 10,
+    settle: int | None = None,
     max_drift: Bound = None,
     scheduler: Any = None,
     clip: float | None = None,
@@ -66,7 +67,7 @@ def unlearn(
 
     * every target task's score on `forget` is at most what the original scores on `validation`:
       reason "level" (our reading; a method with a number of epochs of its own, as ∇τ, is not
-      stopped by this);
+      stopped by this), or `settle` steps after that evaluation;
     * the mean loss of what is retained has risen by more than `max_drift` in some task: reason
       "drift", and the model is put back to the last evaluation within the bound;
     * `max_steps` steps or `epochs` passes have been made.
@@ -113,6 +114,11 @@ def unlearn(
         max_steps: optimizer steps at most.
         epochs: passes at most, over `retain` (or over what the method counts by).
         every: steps between evaluations.
+        settle: steps that a run with levels goes on for once it is at the level, at rates that fall
+            to zero: what the steps before have done to the rest is mended meanwhile. Of the
+            evaluations at the level the model is then of the one that is nearest to the original on
+            `validation`, and to the level on `forget` (UIS on validation data). None: a run ends at
+            its first evaluation at the level.
         max_drift: by how much the mean loss of a task on what is retained may rise, or {task: how
             much}.
         scheduler: a learning rate scheduler, stepped after every step.
@@ -174,6 +180,7 @@ def unlearn(
         max_steps=max_steps,
         epochs=epochs,
         every=every,
+        settle=settle,
         max_drift=max_drift,
         scheduler=scheduler,
         clip=clip,

@@ -13,7 +13,7 @@ from mtu_fast.unlearning.loop.contents import check_contents, check_pieces
 from mtu_fast.unlearning.loop.copies import copied
 from mtu_fast.unlearning.loop.pieces import Pieces
 
-FORMAT = 7
+FORMAT = 8
 
 
 def save(path: str | Path, state: Mapping[str, Any]) -> None:

@@ -44,6 +44,7 @@ RECORD: Kinds = {
     "retain_loss": Mapping,
     "drift": Mapping,
     "seconds": (int, float),
+    "validation": Mapping,
 }
 RANDOM: Kinds = {
     "python": Sequence,

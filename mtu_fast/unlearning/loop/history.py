@@ -32,6 +32,8 @@ class Record:
         drift: {task: rise of the mean loss of what is retained}; in the partial case the worse of
             the retained data and the forget samples, for tasks that are no target.
         seconds: spent in steps so far, evaluations not counted.
+        validation: {task: score} on data never seen, of the original and while a run settles; else
+            empty.
     """
 
     step: int
@@ -41,6 +43,7 @@ class Record:
     retain_loss: dict[str, float]
     drift: dict[str, float]
     seconds: float
+    validation: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,6 +66,16 @@ class History:
     records: list[Record] = field(default_factory=list)
     reason: str = ""
     step: int = 0
+
+    @property
+    def reached(self) -> int | None:
+        """The step of the first evaluation at which every target was at its level; None if there was none."""
+        return next((record.step for record in self.records if self.is_down(record)), None)
+
+    def is_down(self, record: Record) -> bool:
+        """Whether every target is at its level in an evaluation: a mean would hide one that is not forgotten."""
+        level = self.level
+        return level is not None and all(record.forget[task] <= level[task] for task in level)
 
     @property
     def explanation(self) -> str:

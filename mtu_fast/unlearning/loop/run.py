@@ -15,6 +15,7 @@ from mtu_fast.unlearning.loop.history import History
 from mtu_fast.unlearning.loop.overlap import check_data, check_share
 from mtu_fast.unlearning.loop.resuming import Saved
 from mtu_fast.unlearning.loop.settings import Settings
+from mtu_fast.unlearning.loop.settling import is_nearest, rate
 from mtu_fast.unlearning.loop.shared_levels import held_by_all
 from mtu_fast.unlearning.loop.state import clear_gradients, mark, put_back
 from mtu_fast.unlearning.loop.step import Step
@@ -84,7 +85,7 @@ class Run:
             self._evaluate("epochs", self.watch.look())
             return
         try:
-            self._steps.make(*batches)
+            self._steps.make(*batches, self._rate())
         except NotFiniteError as error:
             raise self._diverged(f"in step {self.step + 1}, {error}") from error
         self.step += 1
@@ -93,6 +94,10 @@ class Run:
             self._evaluate("max_steps", self.watch.look())
         elif self.step % self.settings.every == 0:
             self._evaluate("", self.watch.look())
+
+    def _rate(self) -> float:
+        s = self.settings
+        return rate(self.history, self.step, s.settle, s.max_steps)
 
     def _all_steps_made(self) -> bool:
         limit = self.settings.max_steps
@@ -115,11 +120,14 @@ class Run:
             # before `update`, which decides by these counts: alike on all ranks
             self.settings.levels.held = held_by_all(self.settings.levels, self.crew)
             self.settings.levels.update(look[0].score)
-        history.reason = self.watch.verdict(history) or end
-        if history.reason == "drift":
+        history.reason = self.watch.verdict(history, end)
+        settles = self.settings.settle is not None
+        if history.reason != "drift" and (not settles or is_nearest(history)):
+            history.step = self.step
+        elif history.reason:
             put_back(self.settings, self.good)  # and history.step stays that of the good state
         else:
-            history.step = self.step
+            return
         self._keep()
 
     def _keep(self) -> None:

@@ -57,6 +57,7 @@ class Settings:
     max_steps: int | None
     epochs: int | None
     every: int
+    settle: int | None
     max_drift: Bound
     scheduler: Any
     clip: float | None
@@ -79,7 +80,7 @@ class Settings:
             if loader is not None or name in ("forget", "retain"):
                 check_loader(name, loader)
         check_whole("every", self.every, 1)
-        for name in ("max_steps", "epochs"):
+        for name in ("max_steps", "epochs", "settle"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
         self._check_bounds()
@@ -99,6 +100,13 @@ class Settings:
             raise ValueError(
                 f"levels: found {self.levels!r} without validation; pass a loader of data never seen, which they are "
                 "measured on."
+            )
+        if self.settle is not None and isinstance(self.method, Scheduled):
+            raise ValueError(f"settle: {name} ends by a schedule of its own; leave settle out.")
+        if self.settle is not None and self.levels is None:
+            raise ValueError(
+                f"settle: {name} without levels goes on forgetting at the level; pass validation, and leave levels at "
+                "their default."
             )
 
     def _check_bounds(self) -> None:
@@ -157,6 +165,7 @@ class Settings:
             "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
             "targets": None if self.targets is None else list(self.targets),
             "every": self.every,
+            "settle": self.settle,
             "max_drift": dict(self.max_drift)
             if isinstance(self.max_drift, Mapping)
             else self.max_drift,

@@ -14,6 +14,7 @@ from mtu_fast.engine import Engine
 from mtu_fast.errors import NotFiniteError
 from mtu_fast.unlearning.loop.gradients import add_gradients, all_of, clip
 from mtu_fast.unlearning.loop.settings import Settings
+from mtu_fast.unlearning.loop.settling import slowed
 from mtu_fast.unlearning.loop.shared_levels import left_of_all
 from mtu_fast.unlearning.loop.state import clear_gradients, drawn_from
 from mtu_fast.unlearning.modes import evaluating
@@ -39,8 +40,8 @@ class Step:
         self._crew = crew
         self._all_of_targets = all_of(targets)
 
-    def make(self, retain: Any, forget: Any) -> None:
-        """Move the model by one pair of batches.
+    def make(self, retain: Any, forget: Any, rate: float = 1.0) -> None:
+        """Move the model by one pair of batches, at a part of the learning rates.
 
         Raises:
             NotFiniteError: a loss or a gradient is not finite; no parameter has moved then.
@@ -63,7 +64,8 @@ class Step:
             # all that the step moves, also outside the shared parameters
             moved = [p for group in s.optimizer.param_groups for p in group["params"]]
             clip(moved, s.clip)
-        s.optimizer.step()
+        with slowed(s.optimizer, rate):
+            s.optimizer.step()
         if s.scheduler is not None:
             s.scheduler.step()
 

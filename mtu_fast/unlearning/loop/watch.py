@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mtu_fast._checks.masks import targeted
@@ -124,22 +125,24 @@ class Watch:
         rise = dict.fromkeys(retain.loss, 0.0)
         if history.records:
             rise = _rise(history, look)
-        return Record(step, forget.score, retain.score, forget.loss, retain.loss, rise, seconds)
+        found = Record(step, forget.score, retain.score, forget.loss, retain.loss, rise, seconds)
+        if self.settings.settle is None or not (history.is_down(found) or not history.records):
+            return found
+        return replace(found, validation=self.validation().score)
 
-    def verdict(self, history: History) -> str:
-        """Whether the last record ends the run: "drift", "level", or "" for no."""
-        record, level, method = history.records[-1], history.level, self.settings.method
+    def verdict(self, history: History, end: str) -> str:
+        """What ends the run with the last record: "drift", "level", the `end` that it is anyway, or "" for nothing."""
+        record, method, settle = history.records[-1], self.settings.method, self.settings.settle
         for task, rise in record.drift.items():
             if rise > self.settings.drift_bound(task):
                 return "drift"
         # a schedule that knows its number of epochs is not cut short
         own_end = isinstance(method, Scheduled) and method.epochs is not None
-        if level is None or own_end:
-            return ""
-        # every target, since a mean of scores would hide one that is not forgotten
-        if all(record.forget[task] <= level[task] for task in level):
-            return "level"
-        return ""
+        begun = history.reached
+        if begun is None or own_end:
+            return end
+        # a run that settles has been at the level, and its model is of that time
+        return "level" if end or record.step >= begun + (settle or 0) else ""
 
 
 def _rise(history: History, look: Look) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import unlearning_jobs
 from benchmarks.requests import Request, arrange, level, parse
-from benchmarks.unlearning_records import Attempt
+from benchmarks.unlearning_records import Attempt, Mode
 from tests.benchmarks.unlearning_table.tiny import PROBLEM, SIZES, TINY, sources, split
 
 
@@ -64,7 +64,7 @@ def test_a_class_of_pixels_is_refused() -> None:
 
 
 def test_levels_of_a_class_are_those_of_a_guess() -> None:
-    attempt = Attempt(Request("class"), "OrthoGrad", True, 1)
+    attempt = Attempt(Request("class"), "OrthoGrad", Mode.LEVELS, 1)
     parts = arrange(split(1), attempt.request, PROBLEM, 1)[0]
     torch.manual_seed(0)
     found = unlearning_jobs.levels(TINY, PROBLEM.net(), parts, attempt)

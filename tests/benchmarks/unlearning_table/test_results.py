@@ -11,7 +11,7 @@ import pytest
 from benchmarks.cases import Choice
 from benchmarks.methods import OURS
 from benchmarks.requests import Request
-from benchmarks.unlearning_records import Attempt, best, open_store
+from benchmarks.unlearning_records import Attempt, Mode, best, open_store
 from benchmarks.unlearning_report import comparisons
 from benchmarks.unlearning_stats import (
     Paired,
@@ -28,9 +28,9 @@ from tests.benchmarks.unlearning_table.tiny import TINY, rows
 
 def test_other_settings_have_other_records(tmp_path: Path) -> None:
     choice = Choice("digits")
-    attempt = Attempt(Request(), "∇τ", True, 1, 0.5, 0.1)
+    attempt = Attempt(Request(), "∇τ", Mode.LEVELS, 1, 0.5, 0.1)
     keys = {open_store(tmp_path, TINY, choice).key(attempt)}
-    keys.add(open_store(tmp_path, TINY, choice).key(replace(attempt, levels=False)))
+    keys.add(open_store(tmp_path, TINY, choice).key(replace(attempt, levels=Mode.PLAIN)))
     keys.add(open_store(tmp_path, TINY, choice).key(replace(attempt, lr=0.2)))
     other = replace(TINY, protocol=replace(TINY.protocol, steps=5))
     keys.add(open_store(tmp_path, other, choice).key(attempt))
@@ -60,26 +60,26 @@ def test_paired_differences_are_of_the_seeds_in_common() -> None:
 
 def test_only_complete_lines_that_reached_the_level_are_ranked() -> None:
     found = {
-        ("retrained", False): rows("retrained", False, [0.0, 0.0]),
-        ("few", False): rows("few", False, [0.1]),
-        ("stopped", False): rows("stopped", False, [0.2, 0.2], reached=False),
-        ("b", True): rows("b", True, [2.0, 2.0]),
-        ("a", False): rows("a", False, [3.0, 2.0]),
+        ("retrained", Mode.PLAIN): rows("retrained", False, [0.0, 0.0]),
+        ("few", Mode.PLAIN): rows("few", False, [0.1]),
+        ("stopped", Mode.PLAIN): rows("stopped", False, [0.2, 0.2], reached=False),
+        ("b", Mode.LEVELS): rows("b", True, [2.0, 2.0]),
+        ("a", Mode.PLAIN): rows("a", False, [3.0, 2.0]),
     }
-    assert ranked(found) == [("b", True), ("a", False)]
+    assert ranked(found) == [("b", Mode.LEVELS), ("a", Mode.PLAIN)]
     # three seeds are enough, and then those in common decide: 1, 1, 1 against 2, 2, 2
     found["many", True] = rows("many", True, [1.0, 1.0, 1.0, 90.0, 90.0])
     found["three", True] = rows("three", True, [2.0, 2.0, 2.0])
-    assert ranked(found) == [("many", True), ("three", True)]
+    assert ranked(found) == [("many", Mode.LEVELS), ("three", Mode.LEVELS)]
     assert ranked({}) == []
 
 
 def test_goals_are_what_was_set_and_said_when_they_are_not_reached() -> None:
     found = {
-        (OURS, True): rows(OURS, True, [3.0, 5.0], gap=0.06, auc=0.65),
-        ("OrthoGrad", False): rows("OrthoGrad", False, [8.0, 8.0], gap=0.1),
-        ("OrthoGrad", True): rows("OrthoGrad", True, [5.0, 5.0]),
-        ("retrained", False): rows("retrained", False, [2.0, 2.0], auc=0.5),
+        (OURS, Mode.LEVELS): rows(OURS, True, [3.0, 5.0], gap=0.06, auc=0.65),
+        ("OrthoGrad", Mode.PLAIN): rows("OrthoGrad", False, [8.0, 8.0], gap=0.1),
+        ("OrthoGrad", Mode.LEVELS): rows("OrthoGrad", True, [5.0, 5.0]),
+        ("retrained", Mode.PLAIN): rows("retrained", False, [2.0, 2.0], auc=0.5),
     }
     made = goals(found, "full")
     assert [(g.found, g.aim) for g in made] == [
@@ -88,7 +88,7 @@ def test_goals_are_what_was_set_and_said_when_they_are_not_reached() -> None:
     assert [g.reached for g in made] == [True, False, False, False]
     assert [g.aim for g in goals(found, "partial")][:2] == [0.5, 0.5]
     # one of 30 and one of 70 points are not the retrained model's 50
-    found[OURS, True][0]["auc"], found[OURS, True][1]["auc"] = 0.3, 0.7
+    found[OURS, Mode.LEVELS][0]["auc"], found[OURS, Mode.LEVELS][1]["auc"] = 0.3, 0.7
     assert goals(found, "full")[-1].found == pytest.approx(0.2)
     text = "\n".join(comparisons("full", found))
     assert text.count("NOT REACHED") == 3 and text.count("  reached") == 1
@@ -97,8 +97,8 @@ def test_goals_are_what_was_set_and_said_when_they_are_not_reached() -> None:
 
 def test_goals_are_judged_on_the_seeds_in_common() -> None:
     found = {
-        (OURS, True): rows(OURS, True, [3.0, 5.0, 4.0]),
-        ("OrthoGrad", False): rows("OrthoGrad", False, [8.0, 8.0, 8.0, 99.0]),
+        (OURS, Mode.LEVELS): rows(OURS, True, [3.0, 5.0, 4.0]),
+        ("OrthoGrad", Mode.PLAIN): rows("OrthoGrad", False, [8.0, 8.0, 8.0, 99.0]),
     }
     assert goals(found, "full")[0].found == pytest.approx(0.5)
 
@@ -106,13 +106,13 @@ def test_goals_are_judged_on_the_seeds_in_common() -> None:
 def test_a_method_that_did_not_come_down_is_held_against_all_others() -> None:
     """Not against one alone that came down by losing everything."""
     found = {
-        (OURS, True): rows(OURS, True, [3.0, 3.0], reached=False),
-        ("OrthoGrad", True): rows("OrthoGrad", True, [4.0, 4.0], reached=False),
-        ("Ascent", True): rows("Ascent", True, [20.0, 20.0]),
+        (OURS, Mode.LEVELS): rows(OURS, True, [3.0, 3.0], reached=False),
+        ("OrthoGrad", Mode.LEVELS): rows("OrthoGrad", True, [4.0, 4.0], reached=False),
+        ("Ascent", Mode.LEVELS): rows("Ascent", True, [20.0, 20.0]),
     }
     (goal,) = goals(found, "partial")
     assert "OrthoGrad + levels" in goal.what and goal.found == pytest.approx(0.75)
-    found[OURS, True] = rows(OURS, True, [3.0, 3.0])
+    found[OURS, Mode.LEVELS] = rows(OURS, True, [3.0, 3.0])
     (goal,) = goals(found, "partial")
     assert "Ascent + levels" in goal.what and goal.found == pytest.approx(0.15)
 
@@ -120,8 +120,8 @@ def test_a_method_that_did_not_come_down_is_held_against_all_others() -> None:
 def test_the_gap_of_the_stop_is_that_of_a_model_at_the_level() -> None:
     scores = {"forget": {"a": 0.6, "b": 0.9}}
     found = {
-        ("retrained", False): rows("retrained", False, [0.0, 0.0], scores=scores),
-        ("original", False): rows("original", False, [0.0, 0.0], level={"a": 0.8}),
+        ("retrained", Mode.PLAIN): rows("retrained", False, [0.0, 0.0], scores=scores),
+        ("original", Mode.PLAIN): rows("original", False, [0.0, 0.0], level={"a": 0.8}),
     }
     found["original", False][1]["level"] = {"a": 0.8, "b": 0.7}
     # a mean over both tasks: 0.2 / 2, and (0.2 + 0.2) / 2
@@ -137,7 +137,7 @@ def test_the_uis_of_the_stop_is_that_of_a_model_at_the_level() -> None:
     o = rows("original", False, [0.0, 0.0], level={"a": 0.6}, scores=scores)
     o[1] = o[1] | {"level": {"a": 0.8, "b": 0.6}}
     # 100/2 · ½ · 0.25, and 100/2 · ½ · 0.2
-    assert stop_uis({("original", False): o}, o) == pytest.approx((6.25 + 5) / 2)
+    assert stop_uis({("original", Mode.PLAIN): o}, o) == pytest.approx((6.25 + 5) / 2)
     at_the_level = {"forget": {"a": 0.6, "b": 1.0}, "test": scores["test"]}
     assert metrics.uis(scores, at_the_level, ["a"]) == pytest.approx(6.25)
     assert stop_uis({}, o) is None
@@ -151,6 +151,6 @@ def test_the_half_of_uis_that_test_data_make_is_that_of_a_model_that_forgot() ->
     u[1] = u[1] | {"scores": scores}
     # forgets as far as it should, so that its UIS is this half; the other seed did not move
     uis = metrics.uis(scores, moved, ["a"])
-    assert moved_uis({("original", False): o}, u[:1]) == pytest.approx(uis)
-    assert moved_uis({("original", False): o}, u) == pytest.approx(uis / 2)
+    assert moved_uis({("original", Mode.PLAIN): o}, u[:1]) == pytest.approx(uis)
+    assert moved_uis({("original", Mode.PLAIN): o}, u) == pytest.approx(uis / 2)
     assert moved_uis({}, u) is None

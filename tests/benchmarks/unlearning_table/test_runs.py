@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import cases, protocol, unlearning
 from benchmarks.methods import OURS
+from benchmarks.unlearning_records import Mode
 from tests.benchmarks.unlearning_table.tiny import TINY
 
 
@@ -41,8 +42,13 @@ def test_the_benchmark_writes_what_it_prints(
     for name in ("unlearning_digits.png", "unlearning_digits_curves.png"):
         assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     lines = [(r["request"], r["method"], r["levels"], r["seed"]) for r in result["rows"]]
-    names = [("original", False), ("retrained", False), (OURS, False), (OURS, True)]
-    names += [("OrthoGrad", False), ("OrthoGrad", True)]
+    names = [
+        ("original", Mode.PLAIN),
+        ("retrained", Mode.PLAIN),
+        (OURS, Mode.PLAIN),
+        (OURS, Mode.LEVELS),
+    ]
+    names += [("OrthoGrad", Mode.PLAIN), ("OrthoGrad", Mode.LEVELS)]
     assert lines == [(q, *name, s) for q in ("full", "partial") for name in names for s in (1, 2)]
     with (tmp_path / "unlearning_digits.csv").open() as file:
         table = list(csv.DictReader(file))
@@ -68,7 +74,7 @@ def test_the_benchmark_writes_what_it_prints(
     assert f"{statistics.fmean(mine):.1f} ±{statistics.stdev(mine):.1f}" in said
     assert (
         "THIS TABLE IS NOT COMPLETE" in printed
-        and "not run: Fine-tune, Ascent, GradDiff" in printed
+        and "Levelled OrthoGrad, settled, Fine-tune, Ascent, GradDiff" in printed
     )
 
 

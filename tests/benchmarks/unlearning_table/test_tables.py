@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import unlearning_tables
 from benchmarks.methods import OURS
+from benchmarks.unlearning_records import Mode
 from benchmarks.unlearning_stats import (
     gaps,
 )
@@ -18,11 +19,12 @@ from tests.benchmarks.unlearning_table.tiny import rows
 def test_what_is_missing_is_said_once() -> None:
     missing = [
         {"request": request, "method": method, "levels": levels, "missing": "not run"}
-        for request in ("full", "partial") for method, levels in (("a", False), ("a", True), ("b", True))
-    ]  # fmt: skip
-    missing += [{"request": "full", "method": "c", "levels": False, "missing": "seeds 2, 3"}]
+        for request in ("full", "partial")
+        for method, levels in [*(("a", mode) for mode in Mode), ("b", Mode.LEVELS), ("b", 2)]
+    ]
+    missing += [{"request": "full", "method": "c", "levels": 0, "missing": "seeds 2, 3"}]
     assert list(gaps(missing)) == [
-        "full and partial, not run: a, b + levels",
+        "full and partial, not run: a, b + levels, b, settled",
         "full, seeds 2, 3: c without levels",
     ]
 

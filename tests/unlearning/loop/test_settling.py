@@ -1,0 +1,191 @@
+"""Runs that settle: the rates, what the model is of at the end, and that they go on to the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mtu_fast as mtu
+from mtu_fast.unlearning import metrics
+from mtu_fast.unlearning.loop.history import Record
+from mtu_fast.unlearning.loop.settling import apart, rate, slowed
+from tests.unlearning.loop.interrupted import Interrupted, Scene
+from tests.unlearning.loop.scene import held_out, net, parameters, run, sgd, sides, trained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EVERY = 5
+
+
+def settled(settle: int | None, **more: Any) -> tuple[mtu.History, Any]:
+    model = trained(net())
+    given: dict[str, Any] = {
+        **sides(), "optimizer": sgd(model, 0.2), "validation": held_out(), "max_steps": 500, "every": 2,
+        "settle": settle,
+    }  # fmt: skip
+    return run(model, mtu.OrthoGrad(0.5), **{**given, **more}), model
+
+
+class Watched(torch.optim.SGD):
+    """Says at which rate each step was made."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.rates: list[float] = []
+
+    def step(self, closure: Any = None) -> Any:
+        self.rates.append(self.param_groups[0]["lr"])
+        return super().step(closure)
+
+
+def watched(model: torch.nn.Module) -> Watched:
+    return Watched(model.parameters(), lr=0.05)
+
+
+def test_the_rate_falls_to_zero_from_the_level_on() -> None:
+    model = trained(net())
+    optimizer = watched(model)
+    history = run(
+        model, mtu.OrthoGrad(0.5), optimizer=optimizer, **sides(), validation=held_out(), max_steps=500,
+        every=EVERY, settle=20,
+    )  # fmt: skip
+    begun = history.reached
+    assert begun is not None and len(optimizer.rates) == begun + 20
+    assert optimizer.rates[:begun] == [0.05] * begun
+    falling = [0.05 * (1 - k / 20) for k in range(20)]
+    assert optimizer.rates[begun:] == pytest.approx(falling, rel=1e-12)
+    assert optimizer.param_groups[0]["lr"] == 0.05
+
+
+def test_a_scheduler_sees_its_own_rates() -> None:
+    model = trained(net())
+    optimizer = watched(model)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.999)
+    history = run(
+        model, mtu.OrthoGrad(0.5), optimizer=optimizer, scheduler=scheduler, **sides(), validation=held_out(),
+        every=EVERY, settle=10, max_steps=500,
+    )  # fmt: skip
+    begun, made = history.reached, len(optimizer.rates)
+    expected = [
+        0.05 * 0.999**s * (1 - max(s - (begun or 0), 0) / 10) for s in range(made)
+    ]  # the product of both
+    assert optimizer.rates == pytest.approx(expected, rel=1e-9)
+    assert scheduler.get_last_lr()[0] == pytest.approx(0.05 * 0.999**made, rel=1e-9)
+
+
+def test_rates_that_are_tensors() -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    lr = torch.tensor(0.5)
+    optimizer = torch.optim.Adam([p], lr=lr)
+    with slowed(optimizer, 0.25):
+        assert float(optimizer.param_groups[0]["lr"]) == 0.125
+    assert optimizer.param_groups[0]["lr"] is lr and float(lr) == 0.5
+
+
+def test_the_model_is_that_of_the_nearest_evaluation_at_the_level() -> None:
+    first, _ = settled(None)
+    history, model = settled(40)
+    begun = history.reached
+    assert begun == first.step and history.reason == "level"
+    assert history.records[-1].step == begun + 40
+    down = [record for record in history.records if history.is_down(record)]
+    nearest = min(down, key=lambda record: apart(history, record))
+    assert history.step == nearest.step
+    # less has been done to the rest than by the run that ended at once
+    assert apart(history, nearest) < apart(history, down[0])
+    # a run that ends there by itself, step by step at the same rates, has the same parameters
+    again, other = settled(40)
+    assert torch.equal(parameters(other), parameters(model)) and again.step == history.step
+
+
+def record(step: int, forget: dict[str, float], validation: dict[str, float]) -> Record:
+    return Record(step, forget, {}, {}, {}, {}, 0.0, validation)
+
+
+def test_distance_is_uis_on_validation_data() -> None:
+    """Of positive scores, but for the factor 100 / 2T."""
+    history = mtu.History(("a", "b"), ("a",), {"a": 0.5})
+    history.records = [
+        record(0, {"a": 0.9, "b": 0.8}, {"a": 0.5, "b": 0.6}),
+        record(1, {"a": 0.4, "b": 0.7}, {"a": 0.45, "b": 0.61}),
+    ]
+    tables = [{"forget": r.forget, "test": r.validation} for r in history.records]
+    uis = metrics.uis(tables[0], tables[1], ["a"])
+    assert 100 * apart(history, history.records[1]) / 4 == pytest.approx(uis, rel=1e-12)
+    # of scores below zero, as minus the loss
+    history.records = [record(0, {"a": -0.1}, {"a": -2.0}), record(1, {"a": -2.2}, {"a": -2.5})]
+    assert apart(history, history.records[1]) == pytest.approx(0.5 / 2 + 0.2 / 2, rel=1e-12)
+
+
+def test_max_steps_ends_it_earlier_at_the_rate_zero() -> None:
+    history, _ = settled(None)
+    limit = history.step + 7
+    history, _ = settled(400, max_steps=limit)
+    assert history.reason == "level" and history.records[-1].step == limit
+    assert [rate(history, s, 400, limit) for s in (0, history.reached or 0, limit)] == [
+        1.0,
+        1.0,
+        0.0,
+    ]
+
+
+def scene(path: Path | None, **more: Any) -> Scene:
+    given = {"validation": held_out(), "max_steps": 200, "every": 2, "settle": 20}
+    made = Scene(lambda: mtu.LevelledOrthoGrad(0.5), path, **{**given, "scheduler": None, **more})
+    made.optimizer = sgd(made.model, 0.2)
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[mtu.History, Tensor]:
+    """Beside a run that writes checkpoints too."""
+    found = scene(tmp_path_factory.mktemp("whole") / "run.pt")
+    return found.run(), parameters(found.model)
+
+
+@pytest.mark.parametrize("late", [-1, 6, 13, 19])
+def test_a_run_goes_on_to_the_same_bits(
+    late: int, whole: tuple[mtu.History, Tensor], tmp_path: Path
+) -> None:
+    """Stopped before the level, and at moments at which it is behind its nearest evaluation."""
+    history, expected = whole
+    begun = history.reached
+    assert begun is not None and history.step > begun
+    broken = scene(tmp_path / "run.pt")
+    with pytest.raises(Interrupted):
+        broken.run(begun + late)
+    resumed = scene(tmp_path / "run.pt")
+    found = resumed.run()
+    assert torch.equal(parameters(resumed.model), expected)
+    assert (found.step, found.reason, found.reached) == (history.step, "level", begun)
+    assert [r.forget for r in found.records] == [r.forget for r in history.records]
+    # a run that is over stays over
+    over = scene(tmp_path / "run.pt")
+    assert over.run().step == history.step
+    assert torch.equal(parameters(over.model), expected)
+
+
+def test_other_settling_is_another_run(tmp_path: Path) -> None:
+    scene(tmp_path / "run.pt").run()
+    with pytest.raises(ValueError, match=r"settle"):
+        scene(tmp_path / "run.pt", settle=30).run()
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "says"),
+    [
+        ({"settle": 0}, ValueError, "settle: found 0"),
+        ({"settle": 2.5}, TypeError, "settle: found"),
+        ({"levels": False}, ValueError, "settle: OrthoGrad without levels goes on forgetting"),
+        ({"method": mtu.NablaTau(), "levels": True}, ValueError, "a schedule of its own"),
+    ],
+)
+def test_what_makes_no_sense(more: dict[str, Any], error: type[Exception], says: str) -> None:
+    model = trained(net())
+    given = {**sides(), "validation": held_out(), "max_steps": 5, "settle": 4, **more}
+    with pytest.raises(error, match=says):
+        run(model, given.pop("method", mtu.OrthoGrad(0.5)), **given)
