@@ -149,6 +149,23 @@ def unlearn_with_kept_rows_and_levels() -> None:
             assert kept[0]["levels"].kappa == kept[1]["levels"].kappa
 
 
+@case
+def unlearn_that_settles() -> None:
+    """Held-out scores, by which the nearest evaluation is told, are those of all ranks."""
+    size = dist.get_world_size()
+    for kind in ("ddp", "fsdp"):
+        model, plain = wrapped(kind), model_of()
+        given = {"settle": 6, "levels": True}
+        ours = run(model, shares, mtu.GradDiff(0.2), 40, **given)
+        truth = mtu_alone(plain, mtu.GradDiff(0.2), 40, size, **given)
+        same_run(ours, truth)
+        assert ours.reason == "level" and ours.records[-1].step == (ours.reached or 0) + 6
+        assert ours.records[-1].validation.keys() == truth.records[-1].validation.keys()
+        for p, q in zip(parameters_of(model), plain.parameters(), strict=True):
+            close(p, q.detach())
+            same_everywhere(p)
+
+
 def mtu_alone(plain: nn.Module, method: Any, steps: int, size: int, **more: Any) -> mtu.History:
     """Of one process, which is meant."""
     import warnings
