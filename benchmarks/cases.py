@@ -22,7 +22,7 @@ QUICK = 3.0  # where a run settles: that ends in small steps whatever it begins 
 
 
 def grids(first: Mapping[str, Grid]) -> dict[str, Grid]:
-    """{family: its settings, and each again at a quarter of its rate}, and of runs that settle at three times the rate."""
+    """{family: its settings, and each at a quarter of its rate}; of runs that settle, at three times the rate."""
     return {family: _also(grid, GENTLE) for family, grid in first.items()} | {
         settled(family): _also(grid, QUICK) for family, grid in first.items()
     }

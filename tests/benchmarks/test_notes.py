@@ -24,6 +24,7 @@ from benchmarks.notes import (
     patch_rows,
     refinement,
     scale_prediction,
+    settling,
     small_nets,
 )
 
@@ -53,6 +54,14 @@ def test_small_nets_print_a_line_each(capsys: pytest.CaptureFixture[str]) -> Non
     for found in small_nets.main(["--quick", "--repeats", "3"]):
         assert found.step > found.ops > 0
     assert capsys.readouterr().out.count("plain steps") == 2
+
+
+def test_what_settling_gains_is_a_line_a_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    found = settling.main(["--data", "digits", "--methods", "GradDiff", "--orders", "1", "--quick"])
+    assert list(found) == ["GradDiff, rate 0.4"] and len(found["GradDiff, rate 0.4"]) == 5
+    assert "falling, the rest" in capsys.readouterr().out
+    rule = settling.falling(60)
+    assert [rule(step, 40, 300) for step in (40, 70, 100, 200)] == [1.0, 0.5, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("script", [grouped_rows, patch_rows])
