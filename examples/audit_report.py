@@ -119,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> mtu.Audit:
         method=mtu.OrthoGrad(alpha=0.3),
         params=model.backbone.parameters(),
         max_steps=400,
+        settle=60,
         max_drift=0.5,
         every=2,
         clip=1.0,
