@@ -117,8 +117,9 @@ def unlearn(
         settle: steps that a run with levels goes on for once it is at the level, at rates that fall
             to zero: what the steps before have done to the rest is mended meanwhile. Of the
             evaluations at the level the model is then of the one that is nearest to the original on
-            `validation`, and to the level on `forget` (UIS on validation data). None: a run ends at
-            its first evaluation at the level.
+            `validation`, and to the level on `forget` (UIS on validation data). That one alone is
+            kept: errors and interruptions lead back to it. Rates are zero at `max_steps` at the
+            latest. None: a run ends at its first evaluation at the level.
         max_drift: by how much the mean loss of a task on what is retained may rise, or {task: how
             much}.
         scheduler: a learning rate scheduler, stepped after every step.

@@ -12,10 +12,10 @@ from mtu_fast._checks.files import check_folder
 
 REASONS = {
     "level": "the forget scores fell to the held-out level",
-    "drift": "the retained data drifted over the bound; the model is that of the last evaluation within it",
+    "drift": "the retained data drifted over the bound; the model is that of the last evaluation kept within it",
     "max_steps": "all steps were made",
     "epochs": "all epochs were made",
-    "not finite": "a loss or gradient was not finite; the model is that of the last evaluation",
+    "not finite": "a loss or gradient was not finite; the model is that of the last evaluation kept",
 }
 
 

@@ -15,7 +15,7 @@ from mtu_fast.unlearning.loop.history import History
 from mtu_fast.unlearning.loop.overlap import check_data, check_share
 from mtu_fast.unlearning.loop.resuming import Saved
 from mtu_fast.unlearning.loop.settings import Settings
-from mtu_fast.unlearning.loop.settling import is_nearest, rate
+from mtu_fast.unlearning.loop.settling import falling, is_nearest, rest_of
 from mtu_fast.unlearning.loop.shared_levels import held_by_all
 from mtu_fast.unlearning.loop.state import clear_gradients, mark, put_back
 from mtu_fast.unlearning.loop.step import Step
@@ -44,7 +44,8 @@ class Run:
         settings: what was asked for.
         history: what happened; its `reason` is set when the run is over.
         step: optimizer steps made.
-        good: the state of all that steps change at the last evaluation within all bounds.
+        good: the state of all that steps change at the last evaluation within all bounds; of a run
+            that settles, at the nearest one.
     """
 
     def __init__(self, settings: Settings, engine: Engine, crew: Crew) -> None:
@@ -69,7 +70,7 @@ class Run:
         self._steps = Step(settings, engine, crew, self.history.targets)
 
     def undo(self) -> None:
-        """Leave no trace of the steps since the last evaluation within all bounds."""
+        """Leave no trace of the steps since the evaluation of the good state."""
         put_back(self.settings, self.good)
         clear_gradients(self.settings)
 
@@ -92,12 +93,15 @@ class Run:
         self.seconds += max(0.0, time.perf_counter() - start)  # a clock may jump
         if self._all_steps_made():
             self._evaluate("max_steps", self.watch.look())
-        elif self.step % self.settings.every == 0:
+        elif self.step % self.settings.every == 0 or self.step == self._rest():
             self._evaluate("", self.watch.look())
 
     def _rate(self) -> float:
-        s = self.settings
-        return rate(self.history, self.step, s.settle, s.max_steps)
+        begun, rest = self.history.reached, self._rest()
+        return 1.0 if begun is None or rest is None else falling(self.step, begun, rest)
+
+    def _rest(self) -> int | None:
+        return rest_of(self.history, self.settings.settle, self.settings.max_steps)
 
     def _all_steps_made(self) -> bool:
         limit = self.settings.max_steps
@@ -149,8 +153,8 @@ class Run:
             fresh = f" Other settings need a new checkpoint path: {path} is of these."
         return DivergedError(
             f"unlearn: {what} Model and optimizer are again as they were after step {self.history.step}, the last "
-            "evaluation. Ways out: a smaller learning rate, clip=1.0, a larger share of retain (alpha), max_drift to "
-            f"stop before, or a loss guarded against overflow and the logarithm or root of zero.{fresh}",
+            "evaluation that was kept. Ways out: a smaller learning rate, clip=1.0, a larger share of retain (alpha), "
+            f"max_drift to stop before, or a loss guarded against overflow and the logarithm or root of zero.{fresh}",
             self.history,
         )
 

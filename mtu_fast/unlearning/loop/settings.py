@@ -75,12 +75,13 @@ class Settings:
         check_subspace(self.method, self.subspace)
         check_memory(self.method, self.memory)
         self._check_levels()
+        self._check_settle()
         for name in ("forget", "retain", "validation", "monitor"):
             loader = getattr(self, name)
             if loader is not None or name in ("forget", "retain"):
                 check_loader(name, loader)
         check_whole("every", self.every, 1)
-        for name in ("max_steps", "epochs", "settle"):
+        for name in ("max_steps", "epochs"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
         self._check_bounds()
@@ -101,12 +102,23 @@ class Settings:
                 f"levels: found {self.levels!r} without validation; pass a loader of data never seen, which they are "
                 "measured on."
             )
-        if self.settle is not None and isinstance(self.method, Scheduled):
+
+    def _check_settle(self) -> None:
+        if self.settle is None:
+            return
+        check_whole("settle", self.settle, 1)
+        name = type(self.method).__name__
+        if isinstance(self.method, Scheduled):
             raise ValueError(f"settle: {name} ends by a schedule of its own; leave settle out.")
-        if self.settle is not None and self.levels is None:
+        if self.levels is None:
             raise ValueError(
                 f"settle: {name} without levels goes on forgetting at the level; pass validation, and leave levels at "
                 "their default."
+            )
+        if not all("lr" in group for group in self.optimizer.param_groups):
+            raise ValueError(
+                f"settle: a group of {type(self.optimizer).__name__} has no lr, expected one that can fall to "
+                "zero; leave settle out, or take another optimizer."
             )
 
     def _check_bounds(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,23 +11,36 @@ import torch
 from mtu_fast.unlearning.loop.history import History, Record
 
 
-def rate(history: History, step: int, settle: int | None, max_steps: int | None) -> float:
-    """1 - (s - c) / K, what the learning rates of step s are multiplied by; 1 before c.
+def falling(step: int, begun: int, rest: int) -> float:
+    """(e - s) / (e - c), what the learning rates of step s are multiplied by.
+
+    Args:
+        step: s, the steps made before, from c to e - 1.
+        begun: c, from which rates fall.
+        rest: e, at which they are zero.
+
+    Returns:
+        The factor, 1 at c and above 0.
+    """
+    return (rest - step) / (rest - begun)
+
+
+def rest_of(history: History, settle: int | None, max_steps: int | None) -> int | None:
+    """min(c + K, `max_steps`), the step at which a run is at rest; None before it is at the level, or without K.
 
     Args:
         history: says c, the first evaluation at the level.
-        step: s, the steps made before.
-        settle: K; None where the run ends at the level.
-        max_steps: at which the rate is zero at the latest.
+        settle: K.
+        max_steps: at most.
 
     Returns:
-        The factor, above 0 and at most 1.
+        The step, or None.
     """
     begun = history.reached
-    if settle is None or begun is None or step < begun:
-        return 1.0
-    last = begun + settle if max_steps is None else min(begun + settle, max_steps)
-    return (last - step) / (last - begun)
+    if settle is None or begun is None:
+        return None
+    rest = begun + settle
+    return rest if max_steps is None else min(rest, max_steps)
 
 
 def is_nearest(history: History) -> bool:
@@ -43,27 +57,31 @@ def apart(history: History, record: Record) -> float:
     """Σ_t |v_t - v°_t| / |v°_t| + |f_t - a_t| / |a_t|: UIS on validation data, but for a factor.
 
     v are scores on validation data and f on forget data, ° those of the original. a is v° for a
-    target, and f° for another task. A score of the original that is 0 divides by 1.
+    target, and f° for another task. A score of the original that is 0 divides by 1; one that is not
+    finite, as without labels, is left out.
     """
     first = history.records[0]
     total = 0.0
-    for task in first.validation.keys() & record.validation.keys():
-        total += _over(record.validation[task], first.validation[task])
-    for task in first.forget.keys() & record.forget.keys():
-        there = first.validation if task in history.targets else first.forget
-        total += _over(record.forget[task], there[task])
+    # in the order of the first evaluation, which all ranks and a resumed run have: that of sets differs, and so do sums
+    for task, ideal in first.validation.items():
+        total += _over(record.validation.get(task, math.nan), ideal)
+    for task, score in first.forget.items():
+        ideal = first.validation.get(task, math.nan) if task in history.targets else score
+        total += _over(record.forget.get(task, math.nan), ideal)
     return total
 
 
 def _over(found: float, ideal: float) -> float:
-    return abs(found - ideal) / (abs(ideal) or 1.0)
+    if not math.isfinite(ideal):
+        return 0.0
+    return abs(found - ideal) / (abs(ideal) or 1.0) if math.isfinite(found) else math.inf
 
 
 @contextmanager
 def slowed(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
     """Learning rates times a factor inside; a scheduler goes by those outside."""
+    # an optimizer may change its own, and one that is a tensor stays the one that a compiled step knows
     if factor == 1.0:
-        # a rate that is a tensor stays the one that a compiled step knows
         yield
         return
     before = [group["lr"] for group in optimizer.param_groups]

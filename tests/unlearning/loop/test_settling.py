@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor
 import mtu_fast as mtu
 from mtu_fast.unlearning import metrics
 from mtu_fast.unlearning.loop.history import Record
-from mtu_fast.unlearning.loop.settling import apart, rate, slowed
+from mtu_fast.unlearning.loop.settling import apart, falling, rest_of, slowed
+from tests.helpers.models.base import MultiTask
 from tests.unlearning.loop.interrupted import Interrupted, Scene
 from tests.unlearning.loop.scene import held_out, net, parameters, run, sgd, sides, trained
 
@@ -21,8 +23,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 EVERY = 5
 
 
-def settled(settle: int | None, **more: Any) -> tuple[mtu.History, Any]:
-    model = trained(net())
+def settled(
+    settle: int | None, model: MultiTask | None = None, **more: Any
+) -> tuple[mtu.History, Any]:
+    model = trained(net()) if model is None else model
     given: dict[str, Any] = {
         **sides(), "optimizer": sgd(model, 0.2), "validation": held_out(), "max_steps": 500, "every": 2,
         "settle": settle,
@@ -31,19 +35,22 @@ def settled(settle: int | None, **more: Any) -> tuple[mtu.History, Any]:
 
 
 class Watched(torch.optim.SGD):
-    """Says at which rate each step was made."""
+    """Says at which rate each step was made, and what its parameters were then."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self.rates: list[float] = []
+        self.made: list[Tensor] = []
 
     def step(self, closure: Any = None) -> Any:
         self.rates.append(self.param_groups[0]["lr"])
-        return super().step(closure)
+        found = super().step(closure)
+        self.made.append(torch.cat([p.detach().flatten() for p in self.param_groups[0]["params"]]))
+        return found
 
 
-def watched(model: torch.nn.Module) -> Watched:
-    return Watched(model.parameters(), lr=0.05)
+def watched(model: torch.nn.Module, lr: float = 0.05) -> Watched:
+    return Watched(model.parameters(), lr=lr)
 
 
 def test_the_rate_falls_to_zero_from_the_level_on() -> None:
@@ -86,9 +93,50 @@ def test_rates_that_are_tensors() -> None:
     assert optimizer.param_groups[0]["lr"] is lr and float(lr) == 0.5
 
 
+class Halving(torch.optim.SGD):
+    """Changes its own rate."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.param_groups[0]["lr"] /= 2
+        return super().step(closure)
+
+
+def test_an_optimizer_keeps_the_rate_that_it_set_itself() -> None:
+    model = trained(net())
+    optimizer = Halving(model.parameters(), lr=0.5)
+    run(model, mtu.OrthoGrad(0.5), optimizer=optimizer, **sides(), max_steps=3)
+    assert optimizer.param_groups[0]["lr"] == 0.5 / 8
+
+
+class Rateless(torch.optim.Optimizer):
+    """Moves by a rate of its own."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for p in self.param_groups[0]["params"]:
+            if p.grad is not None:
+                p -= 0.05 * p.grad
+
+
+def test_an_optimizer_without_a_rate_makes_runs_that_do_not_settle() -> None:
+    model = trained(net())
+    before = parameters(model)
+    given = {"optimizer": Rateless(model.parameters()), **sides(), "validation": held_out()}
+    with pytest.raises(ValueError, match="settle: a group of Rateless has no lr"):
+        run(model, mtu.OrthoGrad(0.5), **given, settle=5)
+    assert torch.equal(parameters(model), before)
+    run(model, mtu.OrthoGrad(0.5), **given, max_steps=2)
+    assert not torch.equal(parameters(model), before)
+
+
 def test_the_model_is_that_of_the_nearest_evaluation_at_the_level() -> None:
     first, _ = settled(None)
-    history, model = settled(40)
+    model = trained(net())
+    optimizer = watched(model, 0.2)
+    history, _ = settled(40, model=model, optimizer=optimizer)
     begun = history.reached
     assert begun == first.step and history.reason == "level"
     assert history.records[-1].step == begun + 40
@@ -97,9 +145,20 @@ def test_the_model_is_that_of_the_nearest_evaluation_at_the_level() -> None:
     assert history.step == nearest.step
     # less has been done to the rest than by the run that ended at once
     assert apart(history, nearest) < apart(history, down[0])
-    # a run that ends there by itself, step by step at the same rates, has the same parameters
-    again, other = settled(40)
-    assert torch.equal(parameters(other), parameters(model)) and again.step == history.step
+    assert history.step < len(optimizer.made)
+    assert torch.equal(parameters(model), optimizer.made[history.step - 1])
+
+
+@pytest.mark.parametrize("settle", [1, 7, 12])
+def test_it_ends_where_the_rate_is_zero_whenever_evaluations_are_due(settle: int) -> None:
+    """A rate of zero makes no step, and one below zero would undo the steps before."""
+    model = trained(net())
+    optimizer = watched(model, 0.2)
+    history, _ = settled(settle, model=model, optimizer=optimizer, every=10)
+    begun = history.reached
+    assert begun is not None and begun % 10 == 0 and history.reason == "level"
+    assert history.records[-1].step == len(optimizer.rates) == begun + settle
+    assert min(optimizer.rates) == pytest.approx(0.2 / settle, rel=1e-12)
 
 
 def record(step: int, forget: dict[str, float], validation: dict[str, float]) -> Record:
@@ -121,16 +180,45 @@ def test_distance_is_uis_on_validation_data() -> None:
     assert apart(history, history.records[1]) == pytest.approx(0.5 / 2 + 0.2 / 2, rel=1e-12)
 
 
+def test_scores_that_are_not_finite_decide_nothing() -> None:
+    """A task without labels has none; one that the original had and a model lost is as far away as can be."""
+    history, nan = mtu.History(("a", "b"), ("a",), {"a": 0.5}), math.nan
+    history.records = [
+        record(0, {"a": 0.9, "b": 0.8}, {"a": 0.5, "b": nan}),
+        record(1, {"a": 0.4, "b": 0.6}, {"a": 0.45, "b": nan}),
+        record(2, {"a": 0.4, "b": nan}, {"a": 0.45}),
+    ]
+    assert apart(history, history.records[1]) == pytest.approx(0.1 + 0.2 + 0.25, rel=1e-12)
+    assert apart(history, history.records[2]) == math.inf
+
+
+def test_the_distance_is_the_same_number_in_every_process() -> None:
+    """Ranks decide by it, and a resumed run: sums in the order of a set would differ by its hashes."""
+    names = [f"task {i}" for i in range(12)]
+    ideal = {name: 0.1 + 0.07 * i for i, name in enumerate(names)}
+    history = mtu.History(tuple(names), tuple(names[:5]), {})
+    found = {name: score**2 for name, score in ideal.items()}
+    history.records = [record(0, ideal, ideal), record(1, found, found)]
+    total = 0.0
+    for name in names:
+        total += abs(found[name] - ideal[name]) / ideal[name]
+    for name in names:
+        total += abs(found[name] - ideal[name]) / ideal[name]
+    assert apart(history, history.records[1]) == total
+    # a table of scores may come in another order
+    turned = dict(reversed(found.items()))
+    assert apart(history, record(1, turned, turned)) == total
+
+
 def test_max_steps_ends_it_earlier_at_the_rate_zero() -> None:
     history, _ = settled(None)
     limit = history.step + 7
     history, _ = settled(400, max_steps=limit)
     assert history.reason == "level" and history.records[-1].step == limit
-    assert [rate(history, s, 400, limit) for s in (0, history.reached or 0, limit)] == [
-        1.0,
-        1.0,
-        0.0,
-    ]
+    begun = history.reached
+    assert begun is not None and rest_of(history, 400, limit) == limit
+    assert [falling(s, begun, limit) for s in (begun, limit)] == [1.0, 0.0]
+    assert rest_of(history, 5, limit) == begun + 5 and rest_of(history, None, limit) is None
 
 
 def scene(path: Path | None, **more: Any) -> Scene:
