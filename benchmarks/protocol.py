@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import mtu_fast as mtu
 from benchmarks.data import Dataset, Samples, concat
+from benchmarks.settling import Settling
 from mtu_fast.unlearning import metrics
 
 Table = dict[str, dict[str, float]]  # {split: {task: score}}
@@ -235,52 +236,6 @@ def unlearn(
     return Run(alpha, lr, down, count, history, model, seconds=seconds)
 
 
-class Settling:
-    """A run that is down to the level goes on, at a rate that falls to zero at its last step.
-
-    Of its evaluations at the level that of the lowest UIS on validation data is the result. The
-    rate is lr · (S − s) / (S − c) in step s of S, c the first evaluation at the level.
-
-    Attributes:
-        begun: the step of the first evaluation at the level, c.
-    """
-
-    def __init__(
-        self, problem: Problem, original: nn.Module, parts: Mapping[str, Dataset], targets: tuple[str, ...],
-        steps: int, removal: str = "instance",
-    ) -> None:  # fmt: skip
-        self.begun: int | None = None
-        self._steps = steps
-        self._problem, self._parts = problem, parts
-        self._uis = partial(metrics.uis, self._scores(original), targets=targets, removal=removal)
-        self._least = float("inf")
-        self._best: tuple[int, dict[str, Tensor]] = (0, {})
-
-    def look(self, step: int, model: nn.Module, history: Sequence[object]) -> None:
-        """Keep the model of this evaluation, the last one of the history, where it is better than those before."""
-        self.begun = step if self.begun is None else self.begun
-        found = self._uis(self._scores(model))
-        if found < self._least:
-            self._least = found
-            self._best = len(history), copy.deepcopy(model.state_dict())
-
-    def rate(self, step: int) -> float:
-        """What a step's learning rate is multiplied by."""
-        return 1.0 if self.begun is None else (self._steps - step) / (self._steps - self.begun)
-
-    def put_back(self, model: nn.Module, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Give the model the state of the best evaluation; the history up to it."""
-        length, state = self._best
-        model.load_state_dict(state)
-        return history[:length]
-
-    def _scores(self, model: nn.Module) -> Table:
-        splits = {"forget": "forget", "test": "validation"}
-        return {
-            name: self._problem.scores(model, self._parts[split]) for name, split in splits.items()
-        }
-
-
 def mean_of(scores: Mapping[str, float], targets: Sequence[str]) -> float:
     """The mean score of the target tasks."""
     return sum(scores[task] for task in targets) / len(targets)
@@ -294,18 +249,29 @@ def unseen_level(
     return {task: found[task] for task in targets}
 
 
-def validate(
-    problem: Problem, original: nn.Module, run: Run, parts: Mapping[str, Dataset], targets: tuple[str, ...],
-    removal: str = "instance",
-) -> float:  # fmt: skip
-    """The UIS of a run with validation data in place of test data: what settings are chosen by."""
-    before = {"forget": problem.scores(original, parts["forget"]),
-              "test": problem.scores(original, parts["validation"])}  # fmt: skip
-    after = {
-        "forget": run.history[-1]["forget"],
-        "test": problem.scores(run.model, parts["validation"]),
-    }
-    return metrics.uis(before, after, targets, removal)
+class HeldOut:
+    """UIS with validation data in place of test data: what settings are chosen by, and models of a run that settles."""
+
+    def __init__(
+        self, problem: Problem, original: nn.Module, parts: Mapping[str, Dataset], targets: tuple[str, ...],
+        removal: str = "instance",
+    ) -> None:  # fmt: skip
+        self._problem, self._parts = problem, parts
+        before = {
+            "forget": problem.scores(original, parts["forget"]), "test": self._unseen(original)
+        }  # fmt: skip
+        self._uis = partial(metrics.uis, before, targets=targets, removal=removal)
+
+    def __call__(self, model: nn.Module, forget: Mapping[str, float]) -> float:
+        """That of a model with these scores on the forget data."""
+        return self._uis({"forget": forget, "test": self._unseen(model)})
+
+    def of(self, run: Run) -> float:
+        """That of what a run came to."""
+        return self(run.model, run.history[-1]["forget"])
+
+    def _unseen(self, model: nn.Module) -> dict[str, float]:
+        return self._problem.scores(model, self._parts["validation"])
 
 
 def search(
@@ -314,12 +280,13 @@ def search(
 ) -> list[Run]:  # fmt: skip
     """Every setting of a method's family, the one that counts first: level reached, then lowest validation UIS."""
     level = unseen_level(problem, original, parts, targets)
+    held_out = HeldOut(problem, original, parts, targets)
     runs = []
     for alpha, lr in protocol.grids[entry.family]:
         run = unlearn(
             problem, original, parts, targets, entry, alpha, lr, level, protocol, seed, tick
         )
-        run.uis_validation = validate(problem, original, run, parts, targets)
+        run.uis_validation = held_out.of(run)
         runs.append(run)
         tick(protocol.steps - run.steps)
     return sorted(runs, key=lambda run: (not run.reached, run.uis_validation))

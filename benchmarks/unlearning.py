@@ -10,11 +10,14 @@ A net memorises the data; each method unlearns F by the protocol of `benchmarks.
 tasks (full), or from the tasks of the partial request, whose other tasks are then data to keep.
 `benchmarks.requests` lists what else can be asked for. A setting is chosen on validation data of
 seed 0; the table is of seeds 1 and on. Requests beyond full and partial take the settings of these.
+A run ends at the level (--levels without, with, or both), or goes on there to its last step and ends
+with the best of its models (settled; all: these three).
 
 Every run is a record in --records, and one that is there is not made again: what was broken off
 goes on, several calls may share the work, and what benchmarks/results has is not run again. A seed
 gives the same numbers however many processes there are. Without --all three methods are tried on
-three seeds, in some ten minutes on two cores; with it all of them on five, in about an hour.
+three seeds, in some ten minutes on two cores; with it all of them on five, with --levels all, in
+some two hours.
 
 It prints the table and writes it as `unlearning_<data>.txt`, with `.csv` (a row a run), `.json` (all
 records), `.png` and `_curves.png`. `--join` makes these of the records that there are, and says
@@ -158,7 +161,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
         counts = f"--seeds {seeds} --workers {options.workers} --kept {options.kept}"
         raise ValueError(f"{counts}: at least one of each is needed")
     requests = tuple(parse(name) for name in options.requests.split(","))
-    return Plan(requests, tuple(names), LEVELS[options.levels], seeds, options.workers)
+    modes = LEVELS[options.levels or ("all" if options.all else "both")]
+    return Plan(requests, tuple(names), modes, seeds, options.workers)
 
 
 def parser_of() -> argparse.ArgumentParser:
@@ -174,8 +178,7 @@ def parser_of() -> argparse.ArgumentParser:
     add(
         "--levels",
         choices=LEVELS,
-        default="both",
-        help="methods with levels, without, or both; settled at them; or all",
+        help="methods with levels, without, both (as without --all), settled at them, or all",
     )
     add("--requests", default=",".join(KINDS[:2]), help="for example full,class,full+30%%,full+x3")
     add("--seeds", type=int, help="of the table, from 1 on")

@@ -14,8 +14,9 @@ from benchmarks import cases, protocol
 from benchmarks.cases import Case
 from benchmarks.environment import environment
 from benchmarks.methods import METHODS
-from benchmarks.protocol import Run, Settling, chunks, sample_losses
+from benchmarks.protocol import Run, chunks, sample_losses
 from benchmarks.requests import Parts, Request, arrange, level
+from benchmarks.settling import Settling
 from benchmarks.training import retrain, train
 from benchmarks.unlearning_records import MODELS, SEARCHED, Attempt, Mode, Store
 from benchmarks.unlearning_scores import compare, kept_rise
@@ -87,19 +88,15 @@ def _round(case: Case, model: nn.Module, parts: Parts, attempt: Attempt) -> Run:
     look = protocol.unseen
     if attempt.seed != SEARCHED:
         look = Drift(case, model, parts, targets)
-    settling = None
-    if attempt.levels is Mode.SETTLED:
-        removal = attempt.request.removal
-        settling = Settling(problem, model, parts, targets, case.protocol.steps, removal)
+    held_out = protocol.HeldOut(problem, model, parts, targets, attempt.request.removal)
+    is_levelled, settles = attempt.levels is not Mode.PLAIN, attempt.levels is Mode.SETTLED
     run = protocol.unlearn(
         problem, model, parts, targets, METHODS[attempt.method], attempt.alpha, attempt.lr,
-        aim(case, model, parts, attempt), case.protocol,
-        attempt.seed, _silent, look, levels(case, model, parts, attempt) if attempt.levels else None,
-        settling,
+        aim(case, model, parts, attempt), case.protocol, attempt.seed, _silent, look,
+        levels(case, model, parts, attempt) if is_levelled else None,
+        Settling(held_out, case.protocol.steps) if settles else None,
     )  # fmt: skip
-    run.uis_validation = protocol.validate(
-        problem, model, run, parts, targets, attempt.request.removal
-    )
+    run.uis_validation = held_out.of(run)
     return run
 
 

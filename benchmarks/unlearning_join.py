@@ -42,7 +42,8 @@ def join(store: Store, case: Case, seeds: int) -> dict[str, Any]:
         data, quick, seeds, digest, environment, protocol, requests {name: targets}, rows, tried,
         chosen and missing.
     """
-    records = store.records()
+    # a record of before there were three modes holds a bool
+    records = [record | {"levels": Mode(record["levels"])} for record in store.records()]
     lines = sorted({_line(record) for record in records if record["seed"] != SEARCHED}, key=_order)
     wanted = list(range(SEARCHED + 1, SEARCHED + 1 + seeds))
     rows: list[Record] = []
@@ -74,7 +75,7 @@ def join(store: Store, case: Case, seeds: int) -> dict[str, Any]:
 
 
 def _line(record: Mapping[str, Any]) -> Line:
-    return record["request"], record["method"], Mode(record["levels"])
+    return record["request"], record["method"], record["levels"]
 
 
 def _order(line: Line) -> tuple[Any, ...]:
@@ -129,7 +130,9 @@ def write(result: dict[str, Any], folder: Path) -> list[Path]:
     with paths[0].open("w", newline="") as file:
         table = csv.DictWriter(file, [*names, *where], extrasaction="ignore", lineterminator="\n")
         table.writeheader()
-        table.writerows({"data": result["data"]} | where | row for row in result["rows"])
+        for row in result["rows"]:
+            mode = row["levels"].name.lower()
+            table.writerow({"data": result["data"]} | where | row | {"levels": mode})
     paths[1].write_text(json.dumps(result, indent=1) + "\n")
     plot(result, paths[2])
     plot_curves(result, paths[3])

@@ -35,7 +35,7 @@ class Mode(IntEnum):
     Attributes:
         PLAIN: nothing; a run ends when it is down to the level.
         LEVELS: samples and tasks that are down to theirs rest.
-        SETTLED: with levels, a run goes on to its last step (`protocol.Settling`).
+        SETTLED: with levels, a run goes on to its last step (`settling.Settling`).
     """
 
     PLAIN = 0

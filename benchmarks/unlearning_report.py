@@ -40,10 +40,11 @@ NOTES = (
     "aim), the mean over target tasks: one at 30 and one at 70 give 50 too. drift: mean rise of the loss of what is to",
     "be kept, and its 99 % quantile. shift: of the parameters, in percent. steps*: on some seed the setting did not",
     "bring the forget score down to the level. !: on some seed forgot more of a target task than the retrained one.",
-    "ms, s: a step and the whole way to the level in processor time of one thread, evaluations left out, beside other",
-    "work; ref: the time of a step by the slow reference over ours, timed alone. Settings were chosen on seed 0, those",
-    "of requests other than full and partial with these. Class: of one task; UIS then wants a forget score of 0, while",
-    "a run ends at chance.",
+    "settled: with levels, made all steps, at rates that fall to zero from the level on; the model is that of the",
+    "evaluation at the level with the least UIS on validation data. steps, ms, s: steps made, what one and what all of",
+    "them take in processor time of one thread, evaluations left out, beside other work; ref: the time of a step by",
+    "the slow reference over ours, timed alone. Settings were chosen on seed 0, those of requests other than full and",
+    "partial with these. Class: of one task; UIS then wants a forget score of 0, while chance is the level.",
 )
 WIDTH = 14
 COLOURS = {Mode.PLAIN: "#0072b2", Mode.LEVELS: "#c96a00", Mode.SETTLED: "#00805f"}
@@ -86,7 +87,7 @@ def _line(
     if name[0] in MODELS:
         return line
     star = " " if all(row["reached"] for row in rows) else "*"
-    time = times.get(name[0], {}) if not name[1] else {}
+    time = times.get(name[0], {}) if name[1] is Mode.PLAIN else {}
     ratio = f"{time['ratio']:.1f}x" if "ratio" in time else "-"
     steps, ms, seconds = (spread(rows, column)[0] for column in ("steps", "ms", "seconds"))
     return f"{line}{steps:7.0f}{star}{ms:8.0f}{seconds:8.1f}{ratio:>7}"

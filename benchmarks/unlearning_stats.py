@@ -20,18 +20,19 @@ FEWEST = 3  # seeds of a mean that is ranked
 # what the method is to reach: its UIS over that of the strongest other one
 GOALS = {"full": 0.7, "partial": 0.5}
 GAP = 0.5  # its gap to retraining, over OrthoGrad's
-RUN = {Mode.PLAIN: "without levels", Mode.LEVELS: "with levels", Mode.SETTLED: "that settled"}
 AUC = 0.10  # how far its AUC may be from that of the retrained model, mean over seeds
+# how the strongest other one was run, in words
+RUN = {Mode.PLAIN: "without levels", Mode.LEVELS: "with levels", Mode.SETTLED: "that settled"}
 
 
 def label(name: Name) -> str:
     """How a line of the table is called; what is left of our method without levels is OrthoGrad with a memory."""
-    method, levels = name
-    if levels is Mode.SETTLED:
+    method, mode = name
+    if mode is Mode.SETTLED:
         return f"{method}, settled"
     if method == OURS:
-        return OURS if levels else "OrthoGrad + memory"
-    return f"{method} + levels" if levels else method
+        return OURS if mode is Mode.LEVELS else "OrthoGrad + memory"
+    return f"{method} + levels" if mode is Mode.LEVELS else method
 
 
 def ours(found: Mapping[Name, Sequence[Row]]) -> Name:
@@ -214,7 +215,8 @@ def gaps(missing: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         of.setdefault(gap["method"], set()).add(Mode(gap["levels"]))
     said: dict[tuple[str, str], list[str]] = {}
     for (request, reason), of in methods.items():
-        names = ", ".join(_all(method, modes) for method, modes in of.items())
+        # a name may hold a comma
+        names = "; ".join(_all(method, modes) for method, modes in of.items())
         said.setdefault((reason, names), []).append(request)
     for (reason, names), asked in said.items():
         yield f"{' and '.join(asked)}, {reason}: {names}"
@@ -224,8 +226,10 @@ def _all(method: str, modes: set[Mode]) -> str:
     """A method that lacks all is named once."""
     if len(modes) == len(Mode):
         return method
-    plain = f"{label((method, Mode.PLAIN))} without levels"
-    return ", ".join(label((method, m)) if m else plain for m in sorted(modes))
+    said = {mode: label((method, mode)) for mode in sorted(modes)}
+    if Mode.PLAIN in said:
+        said[Mode.PLAIN] += " without levels"
+    return "; ".join(said.values())
 
 
 def _over(a: Sequence[Row], b: Sequence[Row], column: str) -> float:

@@ -104,25 +104,25 @@ def differences() -> str:
                 )
                 for column in ("uis", "gap", "drift")
             ]
-            rows.append([f"{data}, {request}", label(name), *cells])
-    head = ["", f"{OURS} minus", "UIS", "gap, points", "drift"]
-    return markdown(head, rows, left=2)
+            rows.append([f"{data}, {request}", label(ours(found)), label(name), *cells])
+    return markdown(["", "of", "minus that of", "UIS", "gap, points", "drift"], rows, left=3)
 
 
 def reached() -> str:
-    """What was aimed at, and whether it was reached."""
+    """What our method was to reach, with all it has, and whether it did."""
     rows = []
     for data, request, _, found in blocks():
         for goal in goals(found, request):
             word = "yes" if goal.reached else "**no**"
             rows.append([
                 f"{data}, {request}",
+                label(ours(found)),
                 goal.what,
                 f"{goal.found:.2f}",
                 f"{goal.aim:.2f}",
                 word,
             ])
-    return markdown(["", "", "found", "at most", "reached"], rows, left=2)
+    return markdown(["", "", "", "found", "at most", "reached"], rows, left=3)
 
 
 def binding() -> str:

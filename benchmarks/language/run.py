@@ -95,6 +95,7 @@ def search(
     problem, parts, asked = case.problem, case.parts[request], targets(request)
     settings, entry = case.protocol(mode), METHODS[name]
     level = protocol.unseen_level(problem, before, parts, asked)
+    held_out = protocol.HeldOut(problem, before, parts, asked)
     runs = []
     for alpha, lr in settings.grids[entry.family]:
         levels = levels_of(case, before, request) if name == OURS else None
@@ -102,7 +103,7 @@ def search(
             problem, before, parts, asked, entry, alpha, lr, level, settings, seed, _silent,
             levels=levels,
         )  # fmt: skip
-        run.uis_validation = protocol.validate(problem, before, run, parts, asked)
+        run.uis_validation = held_out.of(run)
         runs.append(run)
     return sorted(runs, key=lambda run: (not run.reached, run.uis_validation))
 

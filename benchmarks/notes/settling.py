@@ -13,19 +13,17 @@ With levels throughout, full request, the first rate of the method's settings fo
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from statistics import fmean
 
 from benchmarks import cases, protocol
 from benchmarks.cases import Case, Choice, settled
 from benchmarks.methods import METHODS, OURS
-from benchmarks.protocol import Settling
 from benchmarks.requests import Request, arrange
+from benchmarks.settling import Rate, Settling
 from benchmarks.training import train
 from benchmarks.unlearning_jobs import aim, levels
 from benchmarks.unlearning_records import SEARCHED, Attempt, Mode
-
-Rate = Callable[[int, int, int], float]  # (step, first evaluation at the level, last step)
+from mtu_fast.unlearning.loop.settling import falling
 
 
 def same(step: int, begun: int, last: int) -> float:
@@ -33,12 +31,11 @@ def same(step: int, begun: int, last: int) -> float:
     return 1.0
 
 
-def falling(within: int | None) -> Rate:
-    """To zero within so many steps; None: by the last one."""
+def falling_within(count: int) -> Rate:
+    """To zero within so many steps, or by the last one."""
 
     def rate(step: int, begun: int, last: int) -> float:
-        end = last if within is None else min(begun + within, last)
-        return max(0.0, (end - step) / (end - begun))
+        return max(0.0, falling(step, begun, min(begun + count, last)))
 
     return rate
 
@@ -46,20 +43,10 @@ def falling(within: int | None) -> Rate:
 WAYS: dict[str, Rate | None] = {
     "at once": None,
     "same rate": same,
-    "falling, 60": falling(60),
-    "falling, 120": falling(120),
-    "falling, the rest": falling(None),
+    "falling, 60": falling_within(60),
+    "falling, 120": falling_within(120),
+    "falling, the rest": falling,
 }
-
-
-class Trial(Settling):
-    """Settling at rates of another rule."""
-
-    rule: Rate = staticmethod(same)
-
-    def rate(self, step: int) -> float:
-        """What a step's learning rate is multiplied by."""
-        return 1.0 if self.begun is None else self.rule(step, self.begun, self._steps)
 
 
 def table(case: Case, choice: Choice, names: list[str], orders: int) -> dict[str, list[float]]:
@@ -68,6 +55,7 @@ def table(case: Case, choice: Choice, names: list[str], orders: int) -> dict[str
     (parts,) = arrange(cases.parts(choice, SEARCHED), request, problem, SEARCHED)
     model = train(problem, parts["train"], case.protocol, SEARCHED, lambda done: None)
     targets = request.targets(problem)
+    held_out = protocol.HeldOut(problem, model, parts, targets)
     found: dict[str, list[float]] = {}
     for name in names:
         grid = case.protocol.grids[settled(METHODS[name].family)]
@@ -77,17 +65,16 @@ def table(case: Case, choice: Choice, names: list[str], orders: int) -> dict[str
                 uis = []
                 for order in range(orders):
                     attempt = Attempt(request, name, Mode.LEVELS, SEARCHED, alpha, lr)
-                    settling = None
-                    if rule is not None:
-                        settling = Trial(problem, model, parts, targets, case.protocol.steps)
-                        settling.rule = rule
+                    settling = (
+                        None if rule is None else Settling(held_out, case.protocol.steps, rule)
+                    )
                     run = protocol.unlearn(
                         problem, model, parts, targets, METHODS[name], alpha, lr, aim(case, model, parts, attempt),
                         case.protocol, order, lambda done: None, levels=levels(case, model, parts, attempt),
                         settling=settling,
                     )  # fmt: skip
                     if run.reached:
-                        uis.append(protocol.validate(problem, model, run, parts, targets))
+                        uis.append(held_out.of(run))
                 line.append(fmean(uis) if len(uis) == orders else float("nan"))
     return found
 

@@ -60,7 +60,7 @@ def test_what_settling_gains_is_a_line_a_rate(capsys: pytest.CaptureFixture[str]
     found = settling.main(["--data", "digits", "--methods", "GradDiff", "--orders", "1", "--quick"])
     assert list(found) == ["GradDiff, rate 0.4"] and len(found["GradDiff, rate 0.4"]) == 5
     assert "falling, the rest" in capsys.readouterr().out
-    rule = settling.falling(60)
+    rule = settling.falling_within(60)
     assert [rule(step, 40, 300) for step in (40, 70, 100, 200)] == [1.0, 0.5, 0.0, 0.0]
 
 

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import cases
 from benchmarks.cases import Choice
-from benchmarks.methods import OURS
+from benchmarks.methods import METHODS, OURS
 from benchmarks.requests import Request
-from benchmarks.unlearning_records import Attempt, Mode, best, open_store
+from benchmarks.unlearning_records import Attempt, Mode, best, open_store, tries
 from benchmarks.unlearning_report import comparisons
 from benchmarks.unlearning_stats import (
     Paired,
     goals,
     moved_uis,
+    ours,
     paired,
     ranked,
     stop_gap,
@@ -42,6 +44,22 @@ def test_the_best_try_reached_the_level() -> None:
              {"reached": True, "uis_validation": 2.0}]  # fmt: skip
     assert best(tries) is tries[2]
     assert best([*tries, None]) is None and best([]) is None
+
+
+def test_every_mode_has_as_many_settings_and_those_that_settle_larger_rates() -> None:
+    for quick, count in ((False, 6), (True, 1)):
+        case = cases.load(Choice("digits", quick=quick))
+        for entry in METHODS.values():
+            found = {}
+            for mode in Mode:
+                asked = tries(case, Request(), entry.name, mode, 0, entry.family)
+                found[mode] = [(attempt.alpha, attempt.lr) for attempt in asked]
+                assert len(found[mode]) == count
+            assert found[Mode.PLAIN] == found[Mode.LEVELS]
+            if not quick:
+                first = found[Mode.PLAIN][:3]
+                assert found[Mode.PLAIN][3:] == [(alpha, lr / 4) for alpha, lr in first]
+                assert found[Mode.SETTLED] == [*first, *((alpha, lr * 3) for alpha, lr in first)]
 
 
 def test_paired_differences_are_of_the_seeds_in_common() -> None:
@@ -93,6 +111,24 @@ def test_goals_are_what_was_set_and_said_when_they_are_not_reached() -> None:
     text = "\n".join(comparisons("full", found))
     assert text.count("NOT REACHED") == 3 and text.count("  reached") == 1
     assert goals({}, "full") == []
+
+
+def test_goals_are_of_our_method_with_all_it_has_against_others_in_each_mode() -> None:
+    found = {
+        (OURS, Mode.LEVELS): rows(OURS, True, [3.0, 5.0]),
+        (OURS, Mode.SETTLED): rows(OURS, True, [1.0, 2.0]),
+        ("OrthoGrad", Mode.PLAIN): rows("OrthoGrad", False, [6.0, 6.0]),
+        ("OrthoGrad", Mode.LEVELS): rows("OrthoGrad", True, [3.0, 3.0]),
+        ("OrthoGrad", Mode.SETTLED): rows("OrthoGrad", True, [2.0, 2.0]),
+    }
+    assert ours(found) == (OURS, Mode.SETTLED)
+    made = goals(found, "full")
+    assert [goal.found for goal in made[:3]] == pytest.approx([0.25, 0.5, 0.75])
+    for goal, other in zip(
+        made, ("OrthoGrad", "OrthoGrad + levels", "OrthoGrad, settled"), strict=False
+    ):
+        assert f"that of {other}, the strongest" in goal.what
+    assert list(comparisons("full", found))[1].startswith(f"full: {OURS}, settled minus")
 
 
 def test_goals_are_judged_on_the_seeds_in_common() -> None:

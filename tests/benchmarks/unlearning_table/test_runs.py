@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import cases, protocol, unlearning
-from benchmarks.methods import OURS
+from benchmarks.methods import METHODS, OURS
 from benchmarks.unlearning_records import Mode
 from tests.benchmarks.unlearning_table.tiny import TINY
 
@@ -53,6 +53,7 @@ def test_the_benchmark_writes_what_it_prints(
     with (tmp_path / "unlearning_digits.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [float(line["uis"]) for line in table] == [row["uis"] for row in result["rows"]]
+    assert {line["levels"] for line in table} == {"plain", "levels"}
     chosen = {(c["request"], c["method"], c["levels"]): (c["alpha"], c["lr"]) for c in result["chosen"]}  # fmt: skip
     for line in chosen:
         tried = [t for t in result["tried"] if (t["request"], t["method"], t["levels"]) == line]
@@ -74,7 +75,7 @@ def test_the_benchmark_writes_what_it_prints(
     assert f"{statistics.fmean(mine):.1f} ±{statistics.stdev(mine):.1f}" in said
     assert (
         "THIS TABLE IS NOT COMPLETE" in printed
-        and "Levelled OrthoGrad, settled, Fine-tune, Ascent, GradDiff" in printed
+        and "Levelled OrthoGrad, settled; Fine-tune; Ascent; GradDiff" in printed
     )
 
 
@@ -104,6 +105,52 @@ def test_what_is_recorded_is_not_run_again(tmp_path: Path, monkeypatch: pytest.M
     for old in (tmp_path / "records" / "digits").glob("*.json"):
         old.unlink()
     assert run(tmp_path, *options)["rows"] == second["rows"] and len(made) == 1
+
+
+@pytest.mark.usefixtures("tiny")
+def test_runs_that_settle_have_records_and_settings_of_their_own(tmp_path: Path) -> None:
+    result = run(
+        tmp_path, "--methods", "GradDiff", "--levels", "settled", "--requests", "full,class"
+    )
+    mine = [row for row in result["rows"] if row["method"] == "GradDiff"]
+    assert [(r["request"], r["levels"]) for r in mine] == [("full", 2)] * 2 + [("class", 2)] * 2
+    # those of a class are those of the partial request
+    assert {t["request"] for t in result["tried"]} == {"full", "partial"}
+    asked = {(t["alpha"], t["lr"]) for t in result["tried"]}
+    assert asked == set(TINY.protocol.grids[cases.settled(METHODS["GradDiff"].family)])
+    assert {(row["alpha"], row["lr"]) for row in mine} <= asked
+    assert all(row["steps"] == TINY.protocol.steps for row in mine)
+    assert len(list((tmp_path / "records/digits").glob("class-GradDiff-settled-seed*.json"))) == 2
+    with (tmp_path / "unlearning_digits.csv").open() as file:
+        assert {line["levels"] for line in csv.DictReader(file)} == {"plain", "settled"}
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_table_of_before_runs_could_settle_still_reads(tmp_path: Path) -> None:
+    """Its records say with a bool whether a run had levels."""
+    options = ["--methods", "GradDiff", "--requests", "full"]
+    first = run(tmp_path, *options)
+    path = tmp_path / "unlearning_digits.json"
+    old = json.loads(path.read_text())
+    for record in (*old["rows"], *old["tried"]):
+        record["levels"] = bool(record["levels"])
+    path.write_text(json.dumps(old))
+    for record in (tmp_path / "records" / "digits").glob("*.json"):
+        record.unlink()
+    again = run(tmp_path, *options, "--join")
+    for name in ("rows", "tried", "chosen", "missing"):
+        assert again[name] == first[name]
+    assert {type(record["levels"]) for record in (*again["rows"], *again["tried"])} == {int}
+
+
+def test_every_mode_is_run_with_all() -> None:
+    def modes(*arguments: str) -> tuple[Mode, ...]:
+        options = unlearning.parser_of().parse_args(list(arguments))
+        return unlearning.plan_of(options).levels
+
+    assert modes("--all") == tuple(Mode)
+    assert modes() == (Mode.PLAIN, Mode.LEVELS) == modes("--all", "--levels", "both")
+    assert modes("--levels", "settled") == (Mode.SETTLED,)
 
 
 @pytest.mark.usefixtures("tiny")

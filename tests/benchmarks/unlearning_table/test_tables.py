@@ -24,7 +24,7 @@ def test_what_is_missing_is_said_once() -> None:
     ]
     missing += [{"request": "full", "method": "c", "levels": 0, "missing": "seeds 2, 3"}]
     assert list(gaps(missing)) == [
-        "full and partial, not run: a, b + levels, b, settled",
+        "full and partial, not run: a; b + levels; b, settled",
         "full, seeds 2, 3: c without levels",
     ]
 
