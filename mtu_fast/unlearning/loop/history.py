@@ -57,7 +57,8 @@ class History:
         records: one per evaluation, the original first.
         reason: why it stopped: "level", "drift", "max_steps", "epochs" or "not finite"; "" while it
             runs.
-        step: the step whose parameters the model has.
+        step: the step whose parameters the model has; of a run that settled or drifted it may be
+            before that of the last record.
     """
 
     tasks: tuple[str, ...]

@@ -16,7 +16,7 @@ from mtu_fast.unlearning.loop.history import Record
 from mtu_fast.unlearning.loop.settling import apart, falling, rest_of, slowed
 from tests.helpers.models.base import MultiTask
 from tests.unlearning.loop.interrupted import Interrupted, Scene
-from tests.unlearning.loop.scene import held_out, net, parameters, run, sgd, sides, trained
+from tests.unlearning.loop.scene import held_out, losses, net, parameters, run, sgd, sides, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -147,6 +147,40 @@ def test_the_model_is_that_of_the_nearest_evaluation_at_the_level() -> None:
     assert apart(history, nearest) < apart(history, down[0])
     assert history.step < len(optimizer.made)
     assert torch.equal(parameters(model), optimizer.made[history.step - 1])
+
+
+@pytest.mark.parametrize("end", ["drift", "error"])
+def test_what_ends_it_early_leads_back_to_the_nearest(end: str) -> None:
+    whole, _ = settled(40)
+    begun = whole.reached
+    assert begun is not None
+    cut = begun + 11
+    down = [record for record in whole.records if begun <= record.step < cut]
+    nearest = min(down, key=lambda record: apart(whole, record)).step
+    assert begun < nearest < down[-1].step
+    model = trained(net())
+    optimizer = watched(model, 0.2)
+
+    def broken(net: torch.nn.Module, batch: Any) -> Any:
+        found, there = losses(net, batch)
+        if len(optimizer.made) < cut:
+            return found, there
+        if end == "error":
+            raise Interrupted
+        return {task: loss + 10 for task, loss in found.items()}, there
+
+    given = {"model": model, "optimizer": optimizer, "losses": broken, "max_drift": 5.0}
+    if end == "error":
+        with pytest.raises(Interrupted):
+            settled(40, **given)
+    else:
+        history, _ = settled(40, **given)
+        assert (history.reason, history.step, history.records[-1].step) == (
+            "drift",
+            nearest,
+            cut + 1,
+        )
+    assert torch.equal(parameters(model), optimizer.made[nearest - 1])
 
 
 @pytest.mark.parametrize("settle", [1, 7, 12])
