@@ -61,7 +61,7 @@ from benchmarks.unlearning_times import all_times
 
 DEFAULT = ("OrthoGrad", "GradDiff", OURS)
 RESULTS = Path("benchmarks/results")
-LEVELS = {
+MODES = {
     "both": (Mode.PLAIN, Mode.LEVELS),
     "with": (Mode.LEVELS,),
     "without": (Mode.PLAIN,),
@@ -76,7 +76,7 @@ class Plan:
 
     requests: tuple[Request, ...]
     methods: tuple[str, ...]
-    levels: tuple[Mode, ...]
+    modes: tuple[Mode, ...]
     seeds: int
     workers: int
 
@@ -89,7 +89,7 @@ class Plan:
         """Every line of the table that has settings to choose."""
         for request in self.requests:
             for name in self.methods:
-                yield from ((request, name, on) for on in self.levels)
+                yield from ((request, name, mode) for mode in self.modes)
 
 
 def run(store: Store, case: Case, plan: Plan) -> None:
@@ -100,8 +100,8 @@ def run(store: Store, case: Case, plan: Plan) -> None:
     do(_once(nets), plan.workers, "train")
     asked = [
         attempt
-        for request, name, on in plan.lines()
-        for attempt in tries(case, searched(request), name, on, SEARCHED, METHODS[name].family)
+        for request, name, mode in plan.lines()
+        for attempt in tries(case, searched(request), name, mode, SEARCHED, METHODS[name].family)
     ]
     do(_missing(store, asked), plan.workers, "choose")
     wanted: list[Attempt] = []
@@ -111,19 +111,17 @@ def run(store: Store, case: Case, plan: Plan) -> None:
     do(_missing(store, wanted), plan.workers, "unlearn")
 
 
-def chosen(
-    store: Store, case: Case, request: Request, name: str, levels: Mode, seed: int
-) -> Attempt:
+def chosen(store: Store, case: Case, request: Request, name: str, mode: Mode, seed: int) -> Attempt:
     """A run of the table, with the setting that was chosen.
 
     Raises:
         RuntimeError: the search is not complete.
     """
-    asked = tries(case, searched(request), name, levels, SEARCHED, METHODS[name].family)
+    asked = tries(case, searched(request), name, mode, SEARCHED, METHODS[name].family)
     found = best(map(store.get, asked))
     if found is None:
         raise RuntimeError(f"{name}: the search on seed {SEARCHED} is not complete in {store.home}")
-    return Attempt(request, name, levels, seed, found["alpha"], found["lr"])
+    return Attempt(request, name, mode, seed, found["alpha"], found["lr"])
 
 
 def _once(jobs: Sequence[Job]) -> list[Job]:
@@ -161,7 +159,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         counts = f"--seeds {seeds} --workers {options.workers} --kept {options.kept}"
         raise ValueError(f"{counts}: at least one of each is needed")
     requests = tuple(parse(name) for name in options.requests.split(","))
-    modes = LEVELS[options.levels or ("all" if options.all else "both")]
+    modes = MODES[options.levels or ("all" if options.all else "both")]
     return Plan(requests, tuple(names), modes, seeds, options.workers)
 
 
@@ -177,7 +175,7 @@ def parser_of() -> argparse.ArgumentParser:
     add("--methods", help=f"some of {', '.join(METHODS)}")
     add(
         "--levels",
-        choices=LEVELS,
+        choices=MODES,
         help="methods with levels, without, both (as without --all), settled at them, or all",
     )
     add("--requests", default=",".join(KINDS[:2]), help="for example full,class,full+30%%,full+x3")

@@ -89,7 +89,7 @@ def _round(case: Case, model: nn.Module, parts: Parts, attempt: Attempt) -> Run:
     if attempt.seed != SEARCHED:
         look = Drift(case, model, parts, targets)
     held_out = protocol.HeldOut(problem, model, parts, targets, attempt.request.removal)
-    is_levelled, settles = attempt.levels is not Mode.PLAIN, attempt.levels is Mode.SETTLED
+    is_levelled, settles = attempt.mode is not Mode.PLAIN, attempt.mode is Mode.SETTLED
     run = protocol.unlearn(
         problem, model, parts, targets, METHODS[attempt.method], attempt.alpha, attempt.lr,
         aim(case, model, parts, attempt), case.protocol, attempt.seed, _silent, look,

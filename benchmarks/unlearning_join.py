@@ -27,7 +27,7 @@ from benchmarks.unlearning_records import (
 )
 from benchmarks.unlearning_report import COLUMNS, plot, text
 
-Line = tuple[str, str, Mode]  # request, method, levels
+Line = tuple[str, str, Mode]  # request, method, mode
 
 
 def join(store: Store, case: Case, seeds: int) -> dict[str, Any]:
@@ -79,26 +79,26 @@ def _line(record: Mapping[str, Any]) -> Line:
 
 
 def _order(line: Line) -> tuple[Any, ...]:
-    request, method, levels = line
+    request, method, mode = line
     names = (*MODELS, *METHODS)
     known = names.index(method) if method in names else len(names)
     kinds = KINDS.index(request) if request in KINDS else len(KINDS)
-    return kinds, request, known, method, levels
+    return kinds, request, known, method, mode
 
 
 def _gap(line: Line, what: str) -> dict[str, Any]:
-    request, method, levels = line
-    return {"request": request, "method": method, "levels": levels, "missing": what}
+    request, method, mode = line
+    return {"request": request, "method": method, "levels": mode, "missing": what}
 
 
 def _chosen(store: Store, case: Case, line: Line) -> dict[str, float] | None:
     """The setting of a line; None where the search is not complete, or the method is gone."""
-    name, method, levels = line
+    name, method, mode = line
     if method in MODELS:
         return {"alpha": 0.0, "lr": 0.0}
     if method not in METHODS:
         return None
-    asked = tries(case, searched(parse(name)), method, levels, SEARCHED, METHODS[method].family)
+    asked = tries(case, searched(parse(name)), method, mode, SEARCHED, METHODS[method].family)
     found = best(map(store.get, asked))
     return None if found is None else {"alpha": found["alpha"], "lr": found["lr"]}
 
@@ -113,9 +113,9 @@ def _not_run(lines: Iterable[Line]) -> list[dict[str, Any]]:
     found = []
     for request in KINDS[:2]:
         for method in METHODS:
-            for levels in Mode:
-                if (request, method, levels) not in there:
-                    found.append(_gap((request, method, levels), "not run"))
+            for mode in Mode:
+                if (request, method, mode) not in there:
+                    found.append(_gap((request, method, mode), "not run"))
     return found
 
 
@@ -131,8 +131,8 @@ def write(result: dict[str, Any], folder: Path) -> list[Path]:
         table = csv.DictWriter(file, [*names, *where], extrasaction="ignore", lineterminator="\n")
         table.writeheader()
         for row in result["rows"]:
-            mode = row["levels"].name.lower()
-            table.writerow({"data": result["data"]} | where | row | {"levels": mode})
+            mode = {"levels": row["levels"].word}
+            table.writerow({"data": result["data"]} | where | row | mode)
     paths[1].write_text(json.dumps(result, indent=1) + "\n")
     plot(result, paths[2])
     plot_curves(result, paths[3])

@@ -42,6 +42,11 @@ class Mode(IntEnum):
     LEVELS = 1
     SETTLED = 2
 
+    @property
+    def word(self) -> str:
+        """As it stands in the name of a record, and in the CSV."""
+        return self.name.lower()
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -49,20 +54,23 @@ class Attempt:
 
     request: Request
     method: str
-    levels: Mode
+    mode: Mode
     seed: int
     alpha: float = 0.0
     lr: float = 0.0
 
     @property
     def line(self) -> tuple[str, str, Mode]:
-        """(request, method, levels): the line of the table that it belongs to."""
-        return self.request.name, self.method, self.levels
+        """(request, method, mode): the line of the table that it belongs to."""
+        return self.request.name, self.method, self.mode
 
     @property
     def settings(self) -> Record:
-        """What a record repeats of it."""
-        return vars(self) | {"request": self.request.name}
+        """What a record repeats of it, its mode under "levels"."""
+        return {
+            "request": self.request.name, "method": self.method, "levels": self.mode, "seed": self.seed,
+            "alpha": self.alpha, "lr": self.lr,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,9 +96,8 @@ class Store:
 
     def key(self, attempt: Attempt) -> str:
         """The name of an attempt's record."""
-        levels = attempt.levels.name.lower()
-        setting = f"alpha{attempt.alpha:g}-lr{attempt.lr:g}"
-        name = f"{attempt.request.name}-{attempt.method}-{levels}-seed{attempt.seed}-{setting}"
+        setting = f"{attempt.mode.word}-seed{attempt.seed}-alpha{attempt.alpha:g}-lr{attempt.lr:g}"
+        name = f"{attempt.request.name}-{attempt.method}-{setting}"
         return re.sub(r"[^\w.+%-]+", "_", name) + f"-{self.digest}"
 
     def get(self, attempt: Attempt) -> Record | None:
@@ -168,12 +175,12 @@ def searched(request: Request) -> Request:
 
 
 def tries(
-    case: Case, request: Request, method: str, levels: Mode, seed: int, family: str
+    case: Case, request: Request, method: str, mode: Mode, seed: int, family: str
 ) -> Iterator[Attempt]:
     """Every setting of a method on the seed that settings are chosen on."""
-    grid = settled(family) if levels is Mode.SETTLED else family
+    grid = settled(family) if mode is Mode.SETTLED else family
     for alpha, lr in case.protocol.grids[grid]:
-        yield Attempt(request, method, levels, seed, alpha, lr)
+        yield Attempt(request, method, mode, seed, alpha, lr)
 
 
 def best(records: Iterable[Record | None]) -> Record | None:

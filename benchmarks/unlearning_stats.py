@@ -13,7 +13,7 @@ from benchmarks.methods import OURS
 from benchmarks.unlearning_records import MODELS, Mode
 
 Row = Mapping[str, Any]
-Name = tuple[str, Mode]  # method, levels
+Name = tuple[str, Mode]  # method, mode
 LEVEL = 0.95  # of an interval
 LEADERS = 5
 FEWEST = 3  # seeds of a mean that is ranked
@@ -42,7 +42,7 @@ def ours(found: Mapping[Name, Sequence[Row]]) -> Name:
 
 
 def groups(result: Mapping[str, Any], request: str) -> dict[Name, list[Row]]:
-    """{(method, levels): its rows over seeds}, in the order of the table."""
+    """{(method, mode): its rows over seeds}, in the order of the table."""
     found: dict[Name, list[Row]] = {}
     for row in result["rows"]:
         if row["request"] == request:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import cases
+from benchmarks import cases, unlearning_tables
 from benchmarks.cases import Choice
 from benchmarks.methods import METHODS, OURS
-from benchmarks.requests import Request
+from benchmarks.requests import Request, parse
 from benchmarks.unlearning_records import Attempt, Mode, best, open_store, tries
 from benchmarks.unlearning_report import comparisons
 from benchmarks.unlearning_stats import (
@@ -32,7 +33,7 @@ def test_other_settings_have_other_records(tmp_path: Path) -> None:
     choice = Choice("digits")
     attempt = Attempt(Request(), "∇τ", Mode.LEVELS, 1, 0.5, 0.1)
     keys = {open_store(tmp_path, TINY, choice).key(attempt)}
-    keys.add(open_store(tmp_path, TINY, choice).key(replace(attempt, levels=Mode.PLAIN)))
+    keys.add(open_store(tmp_path, TINY, choice).key(replace(attempt, mode=Mode.PLAIN)))
     keys.add(open_store(tmp_path, TINY, choice).key(replace(attempt, lr=0.2)))
     other = replace(TINY, protocol=replace(TINY.protocol, steps=5))
     keys.add(open_store(tmp_path, other, choice).key(attempt))
@@ -44,6 +45,21 @@ def test_the_best_try_reached_the_level() -> None:
              {"reached": True, "uis_validation": 2.0}]  # fmt: skip
     assert best(tries) is tries[2]
     assert best([*tries, None]) is None and best([]) is None
+
+
+@pytest.mark.parametrize("data", unlearning_tables.DATA)
+def test_committed_runs_are_found_by_what_is_asked_for(data: str, tmp_path: Path) -> None:
+    """Under another key a run of hours would be made anew."""
+    path, choice = unlearning_tables.RESULTS / f"unlearning_{data}.json", Choice(data)
+    store = open_store(tmp_path, cases.load(choice), choice, path)
+    result = json.loads(path.read_text())
+    for record in (*result["rows"], *result["tried"]):
+        request, mode = parse(record["request"]), Mode(record["levels"])
+        attempt = Attempt(
+            request, record["method"], mode, record["seed"], record["alpha"], record["lr"]
+        )
+        assert store.get(attempt) == record
+        assert attempt.settings.items() <= record.items()
 
 
 def test_every_mode_has_as_many_settings_and_those_that_settle_larger_rates() -> None:

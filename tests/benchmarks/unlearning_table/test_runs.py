@@ -146,7 +146,7 @@ def test_a_table_of_before_runs_could_settle_still_reads(tmp_path: Path) -> None
 def test_every_mode_is_run_with_all() -> None:
     def modes(*arguments: str) -> tuple[Mode, ...]:
         options = unlearning.parser_of().parse_args(list(arguments))
-        return unlearning.plan_of(options).levels
+        return unlearning.plan_of(options).modes
 
     assert modes("--all") == tuple(Mode)
     assert modes() == (Mode.PLAIN, Mode.LEVELS) == modes("--all", "--levels", "both")
