@@ -3,8 +3,9 @@
 Every method gets the same care: the same number of (alpha, lr) settings, the same batches, plain
 SGD on a direction clipped to one global norm (which keeps orthogonality). A run stops when its mean
 forget score over the target tasks is down to the level (the original's score on validation data;
-chance for a class), or at the step limit. The setting that counts is the one with the lowest UIS on
-validation data, among those that reached the level; test data serve the final table alone.
+chance for a class), or at the step limit; or it settles there (`benchmarks.settling`). The setting
+that counts is the one with the lowest UIS on validation data, among those that reached the level;
+test data serve the final table alone.
 """
 
 from __future__ import annotations
