@@ -166,6 +166,11 @@ def ranked(found: Mapping[Name, Sequence[Row]], every: bool = False) -> list[Nam
     return sorted(there, key=lambda name: spread(shared[name], "uis")[0])
 
 
+def strongest(order: Iterable[Name], mode: Mode) -> Name | None:
+    """The first of an order that is not ours and was run in this mode."""
+    return next((name for name in order if name[0] != OURS and name[1] is mode), None)
+
+
 def came_down(rows: Sequence[Row]) -> bool:
     """Whether enough was forgotten on every seed."""
     return all(row["reached"] for row in rows)
@@ -194,10 +199,10 @@ def goals(found: Mapping[Name, Sequence[Row]], request: str) -> list[Goal]:
     # one that did not come down itself is held against all others
     by_uis = ranked(found, every=not came_down(mine))
     for mode, what in RUN.items():
-        others = [n for n in by_uis if n[0] != OURS and n[1] is mode]
-        if others:
-            of = f"UIS over that of {label(others[0])}, the strongest other method {what}"
-            made.append(Goal(of, _over(mine, found[others[0]], "uis"), GOALS[request]))
+        other = strongest(by_uis, mode)
+        if other is not None:
+            of = f"UIS over that of {label(other)}, the strongest other method {what}"
+            made.append(Goal(of, _over(mine, found[other], "uis"), GOALS[request]))
     if ("OrthoGrad", Mode.PLAIN) in found:
         over = _over(mine, found["OrthoGrad", Mode.PLAIN], "gap")
         made.append(Goal("gap to retraining over OrthoGrad's", over, GAP))

@@ -26,6 +26,7 @@ from benchmarks.unlearning_stats import (
     spread,
     stop_gap,
     stop_uis,
+    strongest,
 )
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -170,12 +171,12 @@ def requests() -> str:
 
 
 def short() -> str:
-    """UIS of our method, of the strongest others and of the retrained model."""
+    """UIS of our method, of the strongest other in each mode and of the retrained model."""
     made = list(blocks())
     names: list[Name] = [("original", Mode.PLAIN), *(("OrthoGrad", mode) for mode in Mode)]
-    for *_, found in made:
-        others = [name for name in ranked(found) if name[0] != OURS]
-        names += others[:1]
+    for mode in Mode:
+        others = [strongest(ranked(found), mode) for *_, found in made]
+        names += [name for name in others if name is not None]
     names += [(OURS, Mode.LEVELS), (OURS, Mode.SETTLED), ("retrained", Mode.PLAIN)]
     rows = []
     for name in dict.fromkeys(names):

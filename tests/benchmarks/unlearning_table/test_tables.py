@@ -59,3 +59,24 @@ def test_the_tables_of_the_docs_are_those_of_the_result(
     assert "full, seeds 1: OrthoGrad + levels" in unlearning_tables.lacking()
     assert f"| {OURS} | 4.0 ± 1.4 |" in unlearning_tables.short()
     assert "| original |" not in unlearning_tables.short()  # what was not run has no row
+
+
+def test_the_tables_hold_runs_that_settled_and_say_which_of_ours_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unlearning_tables, "RESULTS", tmp_path)
+    found = []
+    for method, uis in ((OURS, [1.0, 2.0]), ("GradDiff", [2.0, 4.0]), ("Ascent", [5.0, 5.0])):
+        found += rows(method, True, uis, request="full")
+        found += rows(method, Mode.SETTLED, uis, request="full")
+    found += rows("PCGrad", False, [7.0, 7.0], request="full")
+    result = {"rows": found, "seeds": [0, 1], "requests": {"full": ["a"]}, "missing": []}
+    (tmp_path / "unlearning_digits.json").write_text(json.dumps(result))
+    assert "| GradDiff | - | 3.0 ± 1.4 | 3.0 ± 1.4 |" in unlearning_tables.every()
+    line = f"| digits, full | {OURS}, settled |"
+    assert f"{line} GradDiff, settled | -1.5 [" in unlearning_tables.differences()
+    assert f"{line} UIS over that of PCGrad, the strongest" in unlearning_tables.reached()
+    # of each mode the strongest other: neither weaker ones nor one mode for all
+    short = unlearning_tables.short()
+    names = [line.split(" | ")[0].strip("| ") for line in short.splitlines()[2:]]
+    assert names == ["PCGrad", "GradDiff + levels", "GradDiff, settled", OURS, f"{OURS}, settled"]

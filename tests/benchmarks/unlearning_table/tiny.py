@@ -33,6 +33,6 @@ def sources(data: Dataset) -> set[int]:
     return set(data[:].source.flatten().tolist())
 
 
-def rows(method: str, levels: bool, uis: list[float], **more: Any) -> list[dict[str, Any]]:
+def rows(method: str, levels: int, uis: list[float], **more: Any) -> list[dict[str, Any]]:
     base = {"method": method, "levels": levels, "reached": True, "gap": 0.1, "auc": 0.5, "drift": 0.1}  # fmt: skip
     return [base | {"seed": i, "uis": value} | more for i, value in enumerate(uis)]
