@@ -242,6 +242,7 @@ SURFACE: dict[str, tuple[Callable[[Scene, Any], object], str, list[Any]]] = {
     "unlearn(model)": (lambda s, v: s.unlearn(model=v), "model", [5, "x"]),
     "unlearn(max_steps)": (lambda s, v: s.unlearn(max_steps=v), "max_steps", [-1, 1.5, "x"]),
     "unlearn(every)": (lambda s, v: s.unlearn(every=v), "every", [0, 1.5, "x"]),
+    "unlearn(settle)": (lambda s, v: s.unlearn(settle=v), "settle", [0, -1, 1.5, "x"]),
     "unlearn(forget)": (lambda s, v: s.unlearn(forget=v), "forget", [5, []]),
     "unlearn(retain)": (lambda s, v: s.unlearn(retain=v), "retain", [5, []]),
     "unlearn(targets)": (lambda s, v: s.unlearn(targets=v), "targets", ["loss", [], ["x"], 5]),
