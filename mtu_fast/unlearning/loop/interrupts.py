@@ -1,4 +1,4 @@
-"""Signals that wait until something is complete: Ctrl-C, and a loader's worker that died."""
+"""Signals that wait until something is complete: Ctrl-C, a loader's worker that died, the end of a job's time."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-
-# torch raises in the handler of a child's end, wherever the program is; Windows has no such signal
-_NAMES = ("SIGINT", "SIGCHLD")
-_HELD = [signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__]
+Handler = Callable[[int, FrameType | None], Any]
 
 
 def or_undone(function: Callable[[], T], undo: Callable[[], None]) -> T:
@@ -41,18 +38,24 @@ def uninterrupted(function: Callable[[], None]) -> None:
     """Call a function; signals that come meanwhile take effect at its end."""
     # only the main thread gets signals
     is_main = threading.current_thread() is threading.main_thread()
-    _without(_HELD if is_main else [], function)
+    _without(_handled() if is_main else [], function)
 
 
-def _without(numbers: Sequence[signal.Signals], function: Callable[[], None]) -> None:
-    if not numbers:
+def _handled() -> list[tuple[int, Handler]]:
+    """Signals whose handlers are Python's, which may raise: torch does in that of a child's end, wherever we are."""
+    found: list[tuple[int, Handler]] = []
+    for number in sorted(signal.valid_signals()):
+        handler = signal.getsignal(number)
+        if callable(handler):
+            found.append((number, handler))
+    return found
+
+
+def _without(handled: Sequence[tuple[int, Handler]], function: Callable[[], None]) -> None:
+    if not handled:
         function()
         return
-    number, *others = numbers
-    handler = signal.getsignal(number)
-    if not callable(handler):
-        _without(others, function)
-        return
+    (number, handler), *others = handled
     seen: list[FrameType | None] = []
     try:
         signal.signal(number, lambda _, frame: seen.append(frame))

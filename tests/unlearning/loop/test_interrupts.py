@@ -239,7 +239,7 @@ def test_a_worker_that_dies(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="Windows has no such signal")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGCHLD"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGCHLD", "SIGTERM", "SIGALRM", "SIGUSR1"])
 def test_signals_wait_until_a_function_is_at_its_end(name: str) -> None:
     number, done = signal.Signals[name], []
 
