@@ -25,7 +25,7 @@ FINAL = ("level", "drift")  # reasons that hold whatever limits a later call set
 
 
 class DivergedError(RuntimeError):
-    """A loss or gradient was not finite; the model is that of the last evaluation, `history` says how it came."""
+    """A loss or gradient was not finite; the model is that of the last evaluation kept, `history` says how it came."""
 
     def __init__(self, message: str, history: History) -> None:
         super().__init__(message)
@@ -179,4 +179,5 @@ class Run:
         self.good = mark(self.settings)
         # an end by a limit is none under a longer one
         if self.history.reason not in FINAL:
-            self.history.reason = "max_steps" if self._all_steps_made() else ""
+            end = "max_steps" if self._all_steps_made() else ""
+            self.history.reason = self.watch.verdict(self.history, end)

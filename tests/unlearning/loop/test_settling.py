@@ -291,6 +291,19 @@ def test_a_run_goes_on_to_the_same_bits(
     assert torch.equal(parameters(over.model), expected)
 
 
+def test_fewer_steps_than_were_made_end_it_at_the_level(
+    whole: tuple[mtu.History, Tensor], tmp_path: Path
+) -> None:
+    """As a run of so many steps ends."""
+    begun = whole[0].reached
+    assert begun is not None
+    with pytest.raises(Interrupted):
+        scene(tmp_path / "run.pt").run(begun + 13)
+    for limit in (begun, begun - 2):
+        found = scene(tmp_path / "run.pt", max_steps=limit).run()
+        assert found.reason == "level" and found.step >= begun
+
+
 def test_other_settling_is_another_run(tmp_path: Path) -> None:
     scene(tmp_path / "run.pt").run()
     with pytest.raises(ValueError, match=r"settle"):
