@@ -115,11 +115,13 @@ class Settings:
                 f"settle: {name} without levels goes on forgetting at the level; pass validation, and leave levels at "
                 "their default."
             )
-        if not all("lr" in group for group in self.optimizer.param_groups):
-            raise ValueError(
-                f"settle: a group of {type(self.optimizer).__name__} has no lr, expected one that can fall to "
-                "zero; leave settle out, or take another optimizer."
-            )
+        for group in self.optimizer.param_groups:
+            # some that find their own rates have None there
+            if group.get("lr") is None:
+                raise ValueError(
+                    f"settle: a group of {type(self.optimizer).__name__} has no lr, expected one that can fall to "
+                    "zero; leave settle out, or take another optimizer."
+                )
 
     def _check_bounds(self) -> None:
         _bound("clip", self.clip)

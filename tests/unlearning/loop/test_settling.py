@@ -111,8 +111,8 @@ def test_an_optimizer_keeps_the_rate_that_it_set_itself() -> None:
 class Rateless(torch.optim.Optimizer):
     """Moves by a rate of its own."""
 
-    def __init__(self, parameters: Any) -> None:
-        super().__init__(parameters, {})
+    def __init__(self, parameters: Any, **more: Any) -> None:
+        super().__init__(parameters, more)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -121,10 +121,11 @@ class Rateless(torch.optim.Optimizer):
                 p -= 0.05 * p.grad
 
 
-def test_an_optimizer_without_a_rate_makes_runs_that_do_not_settle() -> None:
+@pytest.mark.parametrize("more", [{}, {"lr": None}], ids=str)
+def test_an_optimizer_without_a_rate_makes_runs_that_do_not_settle(more: dict[str, Any]) -> None:
     model = trained(net())
     before = parameters(model)
-    given = {"optimizer": Rateless(model.parameters()), **sides(), "validation": held_out()}
+    given = {"optimizer": Rateless(model.parameters(), **more), **sides(), "validation": held_out()}
     with pytest.raises(ValueError, match="settle: a group of Rateless has no lr"):
         run(model, mtu.OrthoGrad(0.5), **given, settle=5)
     assert torch.equal(parameters(model), before)
