@@ -77,7 +77,7 @@ def unlearn(
     leave random generators and all modes as they were. The shorter loader starts again, with a
     fresh iterator. An interrupted run that has a `checkpoint` goes on from its last evaluation when
     `unlearn` is called again with the same arguments, to the same parameters bit for bit (where the
-    device is deterministic); longer limits continue a run that is over. Whatever is raised on the
+    device is deterministic); longer limits continue a run that they ended. Whatever is raised on the
     way, by a user's function or by Ctrl-C, leaves model, optimizer, scheduler, method, subspace
     and generators as they were at the last evaluation within all bounds, and no gradients.
 
@@ -118,14 +118,15 @@ def unlearn(
             to zero: what the steps before have done to the rest is mended meanwhile. Of the
             evaluations at the level the model is then of the one that is nearest to the original on
             `validation`, and to the level on `forget` (UIS on validation data). That one alone is
-            kept: errors and interruptions lead back to it. Rates are zero at `max_steps` at the
-            latest. None: a run ends at its first evaluation at the level.
+            kept: errors, interruptions and drift lead back to it, and `checkpoint` holds it. Rates are
+            zero at `max_steps` at the latest; `epochs` end the run whatever they are. None: a run
+            ends at its first evaluation at the level.
         max_drift: by how much the mean loss of a task on what is retained may rise, or {task: how
             much}.
         scheduler: a learning rate scheduler, stepped after every step.
         clip: the global norm to which the direction is clipped, which keeps orthogonality.
-        checkpoint: a file, written at every evaluation and found again by the next call; one run
-            uses it at a time. Of a model in slices its folder is one that all ranks see.
+        checkpoint: a file, written at every evaluation that is kept and found again by the next
+            call; one run uses it at a time. Of a model in slices its folder is one that all ranks see.
         subspace: rows kept across steps, for a method that moves in their span
             (`mtu.InterferenceAware`), which gets an `mtu.Subspace()` by default. It holds explicit
             rows, K gradients, from the first checkpoint on.

@@ -32,8 +32,8 @@ class Record:
         drift: {task: rise of the mean loss of what is retained}; in the partial case the worse of
             the retained data and the forget samples, for tasks that are no target.
         seconds: spent in steps so far, evaluations not counted.
-        validation: {task: score} on data never seen, of the original and while a run settles; else
-            empty.
+        validation: {task: score} on data never seen, of the original and at the level, of a run
+            that settles; else empty.
     """
 
     step: int
