@@ -16,8 +16,7 @@ with the best of its models (settled; all: these three).
 Every run is a record in --records, and one that is there is not made again: what was broken off
 goes on, several calls may share the work, and what benchmarks/results has is not run again. A seed
 gives the same numbers however many processes there are. Without --all three methods are tried on
-three seeds, in some ten minutes on two cores; with it all of them on five, with --levels all, in
-some two hours.
+three seeds, in some twenty minutes on two cores; with it all of them on five, in some two hours.
 
 It prints the table and writes it as `unlearning_<data>.txt`, with `.csv` (a row a run), `.json` (all
 records), `.png` and `_curves.png`. `--join` makes these of the records that there are, and says
@@ -159,8 +158,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         counts = f"--seeds {seeds} --workers {options.workers} --kept {options.kept}"
         raise ValueError(f"{counts}: at least one of each is needed")
     requests = tuple(parse(name) for name in options.requests.split(","))
-    modes = MODES[options.levels or ("all" if options.all else "both")]
-    return Plan(requests, tuple(names), modes, seeds, options.workers)
+    return Plan(requests, tuple(names), MODES[options.levels], seeds, options.workers)
 
 
 def parser_of() -> argparse.ArgumentParser:
@@ -176,7 +174,8 @@ def parser_of() -> argparse.ArgumentParser:
     add(
         "--levels",
         choices=MODES,
-        help="methods with levels, without, both (as without --all), settled at them, or all",
+        default="all",
+        help="methods with levels, without, or both; settled at them; or all",
     )
     add("--requests", default=",".join(KINDS[:2]), help="for example full,class,full+30%%,full+x3")
     add("--seeds", type=int, help="of the table, from 1 on")

@@ -36,7 +36,7 @@ def run(tmp_path: Path, *more: str) -> dict[str, Any]:
 def test_the_benchmark_writes_what_it_prints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = run(tmp_path, "--methods", f"OrthoGrad,{OURS}")
+    result = run(tmp_path, "--methods", f"OrthoGrad,{OURS}", "--levels", "both")
     printed = capsys.readouterr().out
     assert (tmp_path / "unlearning_digits.txt").read_text() in printed + "\n"
     for name in ("unlearning_digits.png", "unlearning_digits_curves.png"):
@@ -128,7 +128,7 @@ def test_runs_that_settle_have_records_and_settings_of_their_own(tmp_path: Path)
 @pytest.mark.usefixtures("tiny")
 def test_a_table_of_before_runs_could_settle_still_reads(tmp_path: Path) -> None:
     """Its records say with a bool whether a run had levels."""
-    options = ["--methods", "GradDiff", "--requests", "full"]
+    options = ["--methods", "GradDiff", "--requests", "full", "--levels", "both"]
     first = run(tmp_path, *options)
     path = tmp_path / "unlearning_digits.json"
     old = json.loads(path.read_text())
@@ -143,13 +143,13 @@ def test_a_table_of_before_runs_could_settle_still_reads(tmp_path: Path) -> None
     assert {type(record["levels"]) for record in (*again["rows"], *again["tried"])} == {int}
 
 
-def test_every_mode_is_run_with_all() -> None:
+def test_every_mode_is_run() -> None:
     def modes(*arguments: str) -> tuple[Mode, ...]:
         options = unlearning.parser_of().parse_args(list(arguments))
         return unlearning.plan_of(options).modes
 
-    assert modes("--all") == tuple(Mode)
-    assert modes() == (Mode.PLAIN, Mode.LEVELS) == modes("--all", "--levels", "both")
+    assert modes("--all") == modes() == tuple(Mode)
+    assert modes("--levels", "both") == (Mode.PLAIN, Mode.LEVELS)
     assert modes("--levels", "settled") == (Mode.SETTLED,)
 
 
