@@ -8,17 +8,20 @@ python -m benchmarks.notes.small_nets [--repeats K] [--quick]
 Medians over interleaved rounds on one thread, of the process's own time; steps in which a plan is made or
 checked are among them, as in training. *Its ops alone* are those that torch ran in one step, recorded and run again
 one after the other on the same tensors (what is written in place, again and again): what a step would take if nothing
-were between its ops. *Launches* are
-those of `benchmarks.waits`, over the plain step's.
+were between its ops. *Walk and rules* are the time in which the graph is read and compared, and uses are made of output
+gradients within the pass, ops included: all that could be gained by doing these in C++. *Launches* are those of
+`benchmarks.waits`, over the plain step's.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from statistics import median
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mtu_fast as mtu
 from benchmarks.waits import behind, recorded
+from mtu_fast._graph.graph import Graph
+from mtu_fast._graph.sweep import _Sweep
 
 Losses = Callable[[], Tensor]
 BEFORE = 5  # steps that are not timed
@@ -108,11 +113,33 @@ class Ops(TorchDispatchMode):
 
 
 class Ratios(NamedTuple):
-    """Over the plain step's: process time of the step, and of its ops alone, and launches."""
+    """Over the plain step's: process time of the step, of its ops alone, of walk and rules, and launches."""
 
     step: float
     ops: float
+    walk: float
     launches: float
+
+
+@contextmanager
+def clocked(spent: list[float]) -> Iterator[None]:
+    """Seconds spent on walk and rules are added to `spent[0]`."""
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **more)
+            finally:
+                spent[0] += time.perf_counter() - start
+
+        return call
+
+    with (
+        patch.object(Graph, "__init__", timed(Graph.__init__)),
+        patch.object(_Sweep, "_reached", timed(_Sweep._reached)),
+    ):
+        yield
 
 
 def ratios(model: nn.Module, losses: Losses, count: int, repeats: int) -> Ratios:
@@ -132,19 +159,24 @@ def ratios(model: nn.Module, losses: Losses, count: int, repeats: int) -> Ratios
     with Ops() as ops:
         ours()
     took: list[list[float]] = [[], [], []]
+    walks = []
     for _ in range(repeats):
         for step, of in zip((ours, ops.again, plain), took, strict=True):
             start = time.process_time()
             step()
             of.append(time.process_time() - start)
+        spent = [0.0]
+        with clocked(spent):
+            ours()
+        walks.append(spent[0])
     with behind():
         ours()  # what flags need is made
         launches = recorded(ours).launches / recorded(plain).launches
     whole, alone, base = took
-    step, ops_alone = (
-        median(t / p for t, p in zip(of, base, strict=True)) for of in (whole, alone)
+    step, ops_alone, walk = (
+        median(t / p for t, p in zip(of, base, strict=True)) for of in (whole, alone, walks)
     )
-    return Ratios(step, ops_alone, launches)
+    return Ratios(step, ops_alone, walk, launches)
 
 
 def main(argv: Sequence[str] | None = None) -> list[Ratios]:
@@ -163,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> list[Ratios]:
         found.append(ratios(*net, args.repeats))
         print(
             f"{name}: {found[-1].step:.2f} plain steps, its ops alone {found[-1].ops:.2f}, "
-            f"launches {found[-1].launches:.2f}",
+            f"walk and rules {found[-1].walk:.2f}, launches {found[-1].launches:.2f}",
             flush=True,
         )
     return found
