@@ -81,7 +81,14 @@ class History:
     @property
     def explanation(self) -> str:
         """The reason in words."""
-        return REASONS.get(self.reason, "it has not stopped")
+        said, reached = REASONS.get(self.reason, "it has not stopped"), self.reached
+        if self.reason == "level" and reached == 0:
+            said = "the forget scores were at the held-out level before the first step"
+        elif self.reason == "max_steps" and self.level is not None and reached is None:
+            said = f"{said}, and not every target was down to the held-out level"
+        if reached is not None and self.records[-1].step > reached:
+            said = f"{said} at step {reached}; the model is that of step {self.step}"
+        return said
 
     def to_json(self, path: str | Path) -> None:
         """Write everything as JSON.
@@ -140,7 +147,7 @@ class History:
             axes.plot(steps, scores, marker=".", label=side)
         if self.level and task in self.level:
             axes.axhline(self.level[task], color="grey", linestyle="--", label="held out")
-        axes.axvline(self.step, color="lightgrey", zorder=0)
+        axes.axvline(self.step, color="lightgrey", zorder=0, label="this model")
         title = f"{task} (target)" if task in self.targets else task
         axes.set(title=title, xlabel="step", ylabel="score")
 

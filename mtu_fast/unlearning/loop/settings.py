@@ -111,9 +111,9 @@ class Settings:
         if isinstance(self.method, Scheduled):
             raise ValueError(f"settle: {name} ends by a schedule of its own; leave settle out.")
         if self.levels is None:
+            fix = "pass validation" if self.validation is None else "leave levels at their default"
             raise ValueError(
-                f"settle: {name} without levels goes on forgetting at the level; pass validation, and leave levels at "
-                "their default."
+                f"settle: {name} without levels goes on forgetting at the level; {fix}."
             )
         for group in self.optimizer.param_groups:
             # some that find their own rates have None there

@@ -44,21 +44,22 @@ def rest_of(history: History, settle: int | None, max_steps: int | None) -> int 
 
 
 def is_nearest(history: History) -> bool:
-    """Whether the last evaluation is nearer than all before that were at the level; before there are any it is."""
+    """Whether no evaluation at the level is nearer than the last one; before there are any it is."""
     last = history.records[-1]
     before = [record for record in history.records[:-1] if history.is_down(record)]
     if not before:
         return True
     least = min(apart(history, record) for record in before)
-    return history.is_down(last) and apart(history, last) < least
+    # of two that are as near the later one has recovered for longer
+    return history.is_down(last) and apart(history, last) <= least
 
 
 def apart(history: History, record: Record) -> float:
-    """Σ_t |v_t - v°_t| / |v°_t| + |f_t - a_t| / |a_t|: UIS on validation data, but for a factor.
+    """Σ_t |v_t - v°_t| / |v°_t| + |f_t - a_t| / |a_t| + (r°_t - r_t)₊ / |r°_t|: UIS on validation data, and losses.
 
-    v are scores on validation data and f on forget data, ° those of the original. a is v° for a
-    target, and f° for another task. A score of the original that is 0 divides by 1; one that is not
-    finite, as without labels, is left out.
+    v are scores on validation data, f on forget data and r on retained data, ° those of the
+    original. a is v° for a target, and f° for another task. UIS has a factor before. A score of the
+    original that is 0 divides by 1; one that is not finite, as without labels, is left out.
     """
     first = history.records[0]
     total = 0.0
@@ -68,6 +69,9 @@ def apart(history: History, record: Record) -> float:
     for task, score in first.forget.items():
         ideal = first.validation.get(task, math.nan) if task in history.targets else score
         total += _over(record.forget.get(task, math.nan), ideal)
+    for task, ideal in first.retain.items():
+        # to rise is no loss
+        total += _over(min(record.retain.get(task, math.nan), ideal), ideal)
     return total
 
 

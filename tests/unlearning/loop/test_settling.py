@@ -13,7 +13,7 @@ from torch import Tensor
 import mtu_fast as mtu
 from mtu_fast.unlearning import metrics
 from mtu_fast.unlearning.loop.history import Record
-from mtu_fast.unlearning.loop.settling import apart, falling, rest_of, slowed
+from mtu_fast.unlearning.loop.settling import apart, falling, is_nearest, rest_of, slowed
 from tests.helpers.models.base import MultiTask
 from tests.unlearning.loop.interrupted import Interrupted, Scene
 from tests.unlearning.loop.scene import held_out, losses, net, parameters, run, sgd, sides, trained
@@ -243,6 +243,39 @@ def test_the_distance_is_the_same_number_in_every_process() -> None:
     # a table of scores may come in another order
     turned = dict(reversed(found.items()))
     assert apart(history, record(1, turned, turned)) == total
+
+
+def test_what_is_retained_counts_where_it_falls() -> None:
+    def made(*retained: float) -> mtu.History:
+        found = mtu.History(("a",), ("a",), {"a": 0.5})
+        found.records = [
+            Record(i, {"a": 0.5}, {"a": r}, {}, {}, {}, 0.0, {"a": 0.6})
+            for i, r in enumerate(retained)
+        ]
+        return found
+
+    history = made(0.8, 0.6, 0.9)
+    base = apart(history, history.records[0])
+    assert apart(history, history.records[1]) == pytest.approx(base + 0.2 / 0.8, rel=1e-12)
+    assert apart(history, history.records[2]) == base  # to rise is no loss
+    # of two that are as near the later one counts
+    assert is_nearest(made(0.8, 0.8)) and not is_nearest(made(0.8, 0.7))
+
+
+def test_the_reason_says_whether_and_when_it_was_down() -> None:
+    history, _ = settled(40)
+    assert history.explanation.endswith(
+        f"at step {history.reached}; the model is that of step {history.step}"
+    )
+    early, _ = settled(40, max_steps=4)
+    assert (
+        early.explanation
+        == "all steps were made, and not every target was down to the held-out level"
+    )
+    none, _ = settled(None, validation=sides()["forget"], levels=False)
+    assert none.step == 0 and none.explanation.endswith(
+        "at the held-out level before the first step"
+    )
 
 
 def test_max_steps_ends_it_earlier_at_the_rate_zero() -> None:

@@ -32,7 +32,7 @@ def test_history_as_json_and_as_a_plot(tmp_path: Path) -> None:
     history = run(model, **sides(), validation=held_out(), max_steps=4, every=2)
     history.to_json(tmp_path / "h.json")
     stored = json.loads((tmp_path / "h.json").read_text())
-    assert stored["reason"] == "max_steps" and stored["explanation"] == "all steps were made"
+    assert stored["reason"] == "max_steps" and stored["explanation"] == history.explanation
     assert [record["step"] for record in stored["records"]] == [0, 2, 4]
     assert mtu.History.from_dict(stored) == history
     figure = history.plot(tmp_path / "h.png")
