@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -171,13 +172,15 @@ def requests() -> str:
 
 
 def short() -> str:
-    """UIS of our method, of the strongest other in each mode and of the retrained model."""
+    """UIS of our method, of the other that is strongest most often in each mode, and of the retrained model."""
     made = list(blocks())
     names: list[Name] = [("original", Mode.PLAIN), *(("OrthoGrad", mode) for mode in Mode)]
     for mode in Mode:
         others = [strongest(ranked(found), mode) for *_, found in made]
-        names += [name for name in others if name is not None]
-    names += [(OURS, Mode.LEVELS), (OURS, Mode.SETTLED), ("retrained", Mode.PLAIN)]
+        counts = Counter(name for name in others if name is not None and name[0] != "OrthoGrad")
+        names += [name for name, _ in counts.most_common(1)]
+    last = {ours(found) for *_, found in made}
+    names += [*sorted(last), ("retrained", Mode.PLAIN)]
     rows = []
     for name in dict.fromkeys(names):
         if any(name in found for *_, found in made):
