@@ -117,7 +117,7 @@ def unlearn(
         settle: steps that a run with levels goes on for once it is at the level, at rates that fall
             to zero: what the steps before have done to the rest is mended meanwhile. Of the
             evaluations at the level the model is then of the one that is nearest to the original on
-            `validation`, and to the level on `forget` (UIS on validation data). That one alone is
+            `validation` and in what is retained, and to the level on `forget`. That one alone is
             kept: errors, interruptions and drift lead back to it, and `checkpoint` holds it. Rates are
             zero at `max_steps` at the latest; `epochs` end the run whatever they are. None: a run
             ends at its first evaluation at the level.

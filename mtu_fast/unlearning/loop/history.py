@@ -82,12 +82,15 @@ class History:
     def explanation(self) -> str:
         """The reason in words."""
         said, reached = REASONS.get(self.reason, "it has not stopped"), self.reached
-        if self.reason == "level" and reached == 0:
+        if self.reason == "max_steps" and self.level is not None and reached is None:
+            return f"{said}, and not every target was down to the held-out level"
+        if self.reason != "level" or reached is None:
+            return said
+        if reached == 0:
             said = "the forget scores were at the held-out level before the first step"
-        elif self.reason == "max_steps" and self.level is not None and reached is None:
-            said = f"{said}, and not every target was down to the held-out level"
-        if reached is not None and self.records[-1].step > reached:
-            said = f"{said} at step {reached}; the model is that of step {self.step}"
+        # a run that settled
+        if self.records[-1].step > reached:
+            said += f", first at step {reached}; the model is that of step {self.step}"
         return said
 
     def to_json(self, path: str | Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 import mtu_fast as mtu
 from mtu_fast.unlearning import metrics
-from mtu_fast.unlearning.loop.history import Record
+from mtu_fast.unlearning.loop.history import REASONS, Record
 from mtu_fast.unlearning.loop.settling import apart, falling, is_nearest, rest_of, slowed
 from tests.helpers.models.base import MultiTask
 from tests.unlearning.loop.interrupted import Interrupted, Scene
@@ -265,7 +266,7 @@ def test_what_is_retained_counts_where_it_falls() -> None:
 def test_the_reason_says_whether_and_when_it_was_down() -> None:
     history, _ = settled(40)
     assert history.explanation.endswith(
-        f"at step {history.reached}; the model is that of step {history.step}"
+        f"first at step {history.reached}; the model is that of step {history.step}"
     )
     early, _ = settled(40, max_steps=4)
     assert (
@@ -276,6 +277,11 @@ def test_the_reason_says_whether_and_when_it_was_down() -> None:
     assert none.step == 0 and none.explanation.endswith(
         "at the held-out level before the first step"
     )
+    # what ended a run otherwise says nothing of the level
+    for reason, words in REASONS.items():
+        other = replace(history, reason=reason)
+        assert other.explanation.startswith(words)
+        assert ("first at step" in other.explanation) is (reason == "level")
 
 
 def test_max_steps_ends_it_earlier_at_the_rate_zero() -> None:
