@@ -36,6 +36,7 @@ from mtu_fast._rows.space import Space
 from mtu_fast._rows.task_rows import TaskRows
 from mtu_fast._rows.update import Update, check_method
 from mtu_fast._rows.written import Written
+from mtu_fast._uncollected import uncollected
 from mtu_fast.accumulation import Accumulation
 from mtu_fast.memory import Memory, check_memory
 from mtu_fast.methods import Method
@@ -104,6 +105,7 @@ class Engine:
         self._accumulation = Accumulation()
         self._written = Written()
 
+    @uncollected
     def backward(
         self,
         losses: Losses,
@@ -150,6 +152,7 @@ class Engine:
         rows = Rows(self._space.shared, parts, self._taking.ranks)
         return self._step(rows, method, subspace, memory)
 
+    @uncollected
     def accumulate(
         self,
         losses: Losses,
@@ -282,6 +285,7 @@ class Engine:
         """Bytes that the rows of micro-batches hold until the step."""
         return self._accumulation.nbytes
 
+    @uncollected
     def rows(
         self,
         losses: Losses,
