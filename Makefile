@@ -67,7 +67,7 @@ language: $(INSTALLED) ## a small Llama that forgets people or one kind of fact,
 encoder: $(INSTALLED) ## all-MiniLM-L6-v2 forgets the authors of some messages and keeps their topics (ARGS="--tiny")
 	OMP_NUM_THREADS=1 $(BIN)/python examples/pretrained_encoder.py $(ARGS)
 
-unlearning: $(INSTALLED) ## three methods on rendered rooms, against retraining, in twenty minutes: out/ (ARGS="--all", ARGS="--data digits")
+unlearning: $(INSTALLED) ## three methods on rendered rooms, against retraining, in a quarter of an hour: out/ (ARGS="--all", ARGS="--data digits")
 	$(BIN)/python -m benchmarks.unlearning $(ARGS)
 
 bench: $(INSTALLED) ## step cost against the plain training step and vmap

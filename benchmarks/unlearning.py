@@ -16,7 +16,7 @@ with the best of its models (settled; all: these three).
 Every run is a record in --records, and one that is there is not made again: what was broken off
 goes on, several calls may share the work, and what benchmarks/results has is not run again. A seed
 gives the same numbers however many processes there are. Without --all three methods are tried on
-three seeds, in some twenty minutes on two cores; with it all of them on five, in some two hours.
+three seeds, in a quarter of an hour on two cores; with it all of them on five, in some two hours.
 
 It prints the table and writes it as `unlearning_<data>.txt`, with `.csv` (a row a run), `.json` (all
 records), `.png` and `_curves.png`. `--join` makes these of the records that there are, and says

@@ -7,7 +7,9 @@
     launches  ops that are no views and do more than allocate, over those of the plain step: on a GPU each is a launch
               or more
     host      the step's time over that of the plain step, on models so small that nothing else is left
-    µs        the same as microseconds beyond the plain step, for each parameter tensor
+    ops       the same of the step's ops alone, run again one after the other: what the host would take if nothing
+              were between them
+    µs        the step's microseconds beyond the plain step, for each parameter tensor
 
 Counted on the CPU, as if it ran behind the host (`behind`): the fourth step, in which no plan is
 made or checked. Ops are those of what serves the CPU; where a GPU has plain torch instead of one of
@@ -31,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.models import MODELS, Case, build
 from benchmarks.peers.ways import ours, plain
+from benchmarks.replay import Ops
 from mtu_fast import _later
 
 READING = frozenset((
@@ -154,13 +157,14 @@ def recorded(step: Callable[[], object]) -> Record:
 class Host(NamedTuple):
     """What a step asks of the host.
 
-    waits: of one step. launches: over those of the plain step. time: over the plain step's. extra: µs
-    beyond it, for each parameter tensor.
+    waits: of one step. launches: over those of the plain step. time: over the plain step's. ops: the
+    same of its ops alone. extra: µs beyond the plain step, for each parameter tensor.
     """
 
     waits: int
     launches: float
     time: float
+    ops: float
     extra: float
 
 
@@ -170,27 +174,30 @@ def measure(case: Case, repeats: int) -> Host:
     with behind():
         for _ in range(BEFORE):
             mine()
-        record = recorded(mine)
-        ratio, extra = _times(mine, base, repeats)
+        with Ops() as ops:  # around: one step in which nothing is checked serves both
+            record = recorded(mine)
+        whole, of_ops, extra = _times(mine, ops.again, base, repeats)
     tensors = sum(1 for _ in case.model.parameters())
     launches = record.launches / recorded(base).launches
-    return Host(record.waits.total(), launches, ratio, extra / tensors)
+    return Host(record.waits.total(), launches, whole, of_ops, extra / tensors)
 
 
 def _times(
-    step: Callable[[], object], base: Callable[[], object], repeats: int
-) -> tuple[float, float]:
-    """The ratio of the steps' times, and their difference in µs: medians over rounds."""
-    ratios, extra = [], []
+    step: Callable[[], object], ops: Callable[[], object], base: Callable[[], object], repeats: int
+) -> tuple[float, float, float]:
+    """Times of a step and of its ops over the plain one's, and the step's µs beyond it: medians over rounds."""
+    ratios: tuple[list[float], list[float]] = [], []
+    extra = []
     for _ in range(repeats):
         took = []
-        for each in (step, base):
+        for each in (step, ops, base):
             start = time.process_time()
             each()
             took.append(time.process_time() - start)
-        ratios.append(took[0] / took[1])
-        extra.append((took[0] - took[1]) * 1e6)
-    return median(ratios), median(extra)
+        for of, seconds in zip(ratios, took, strict=False):
+            of.append(seconds / took[2])
+        extra.append((took[0] - took[2]) * 1e6)
+    return median(ratios[0]), median(ratios[1]), median(extra)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -206,14 +213,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--tasks and --repeats take numbers from 1")
     torch.set_num_threads(1)
     print(
-        "| model | tasks | waits | launches over plain | host over plain | extra µs a parameter |"
+        "| model | tasks | waits | launches over plain | host over plain | its ops alone | extra µs a parameter |"
     )
-    print("|---|---:|---:|---:|---:|---:|")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     for model in args.models:
         for tasks in args.tasks:
             found = measure(build(model, tasks, quick=True), args.repeats)
-            numbers = f"{found.waits} | {found.launches:.1f} | {found.time:.1f} | {found.extra:.0f}"
-            print(f"| {model} | {tasks} | {numbers} |", flush=True)
+            times = f"{found.time:.1f} | {found.ops:.1f} | {found.extra:.0f}"
+            print(
+                f"| {model} | {tasks} | {found.waits} | {found.launches:.1f} | {times} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -26,15 +26,16 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import mtu_fast as mtu
+from benchmarks.replay import Ops
 from benchmarks.waits import behind, recorded
 from mtu_fast._graph.graph import Graph
 from mtu_fast._graph.sweep import _Sweep
 
 Losses = Callable[[], Tensor]
 BEFORE = 5  # steps that are not timed
+TURNS = 4  # with and without collections
 
 
 class Block(nn.Module):
@@ -89,36 +90,17 @@ def gpt(layers: int = 24) -> tuple[nn.Module, Losses, int]:
     return model, losses, len(x)
 
 
-class Ops(TorchDispatchMode):
-    """Notes the ops that run in the context."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        found = func(*args, **kwargs)
-        # what it gave is held, so that it is not freed before it is used again
-        self.calls.append((func, args, kwargs, found))
-        return found
-
-    def again(self) -> None:
-        """Run them again."""
-        with torch.no_grad():
-            for func, args, kwargs, _ in self.calls:
-                func(*args, **kwargs)
-
-
 class Ratios(NamedTuple):
-    """Over the plain step's: process time of the step, of its ops alone, of walk and rules, and launches."""
+    """Over the plain step's: process time of the step, of its ops alone, of walk and rules, and launches.
+
+    collected: mean process time of steps within which Python collects garbage, over those where it waits.
+    """
 
     step: float
     ops: float
     walk: float
     launches: float
+    collected: float
 
 
 @contextmanager
@@ -140,6 +122,27 @@ def clocked(spent: list[float]) -> Iterator[None]:
         patch.object(_Sweep, "_reached", timed(_Sweep._reached)),
     ):
         yield
+
+
+def if_collected(model: nn.Module, losses: Losses, count: int, steps: int) -> float:
+    """What a step takes if garbage is collected within it, over what it takes: means of several times so many steps."""
+    engine, forget = mtu.Engine(model), torch.arange(count) < count // 2
+    collecting: Callable[..., Any] = vars(mtu.Engine)["backward"].__wrapped__
+
+    def seconds(backward: Callable[..., Any], steps: int) -> float:
+        start = time.process_time()
+        for _ in range(steps):
+            model.zero_grad()
+            backward(engine, losses(), mtu.OrthoGrad(0.5), forget=forget)
+        return time.process_time() - start
+
+    seconds(mtu.Engine.backward, BEFORE)
+    took = [0.0, 0.0]
+    # in a row, since a collection is due by what steps before it have left
+    for _ in range(TURNS):
+        for which, backward in enumerate((mtu.Engine.backward, collecting)):
+            took[which] += seconds(backward, steps)
+    return took[1] / took[0]
 
 
 def ratios(model: nn.Module, losses: Losses, count: int, repeats: int) -> Ratios:
@@ -176,7 +179,8 @@ def ratios(model: nn.Module, losses: Losses, count: int, repeats: int) -> Ratios
     step, ops_alone, walk = (
         median(t / p for t, p in zip(of, base, strict=True)) for of in (whole, alone, walks)
     )
-    return Ratios(step, ops_alone, walk, launches)
+    collected = if_collected(model, losses, count, 2 * repeats)
+    return Ratios(step, ops_alone, walk, launches, collected)
 
 
 def main(argv: Sequence[str] | None = None) -> list[Ratios]:
@@ -195,7 +199,8 @@ def main(argv: Sequence[str] | None = None) -> list[Ratios]:
         found.append(ratios(*net, args.repeats))
         print(
             f"{name}: {found[-1].step:.2f} plain steps, its ops alone {found[-1].ops:.2f}, "
-            f"walk and rules {found[-1].walk:.2f}, launches {found[-1].launches:.2f}",
+            f"walk and rules {found[-1].walk:.2f}, launches {found[-1].launches:.2f}; if collected "
+            f"{found[-1].collected:.2f} times as long",
             flush=True,
         )
     return found

@@ -52,7 +52,7 @@ def test_float32_products_are_right_and_a_line_each(capsys: pytest.CaptureFixtur
 
 def test_small_nets_print_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     for found in small_nets.main(["--quick", "--repeats", "3"]):
-        assert found.step > found.ops > 0 and found.step > found.walk > 0
+        assert found.step > found.ops > 0 and found.step > found.walk > 0 and found.collected > 0
     assert capsys.readouterr().out.count("plain steps") == 2
 
 
