@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -135,4 +138,53 @@ def test_it_is_off_within_and_on_after_nested_calls() -> None:
 
     outer()
     assert seen == [False, False]
+    assert gc.isenabled()
+
+
+def in_a_thread(function: Callable[[], object]) -> None:
+    thread = Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+def test_in_other_threads_it_is_left_alone() -> None:
+    """Two steps that overlap could each take it to have been off before."""
+    seen = []
+
+    @uncollected
+    def step() -> None:
+        seen.append(gc.isenabled())
+
+    in_a_thread(step)
+    assert seen == [True]
+    assert gc.isenabled()
+
+    @uncollected
+    def around() -> None:
+        in_a_thread(step)
+
+    around()
+    assert seen == [True, False]
+    assert gc.isenabled()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_process_forked_within_a_step_by_another_thread_collects() -> None:
+    reading, writing = os.pipe()
+
+    def fork() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # newer Pythons warn of threads, which the child leaves alone
+            child = os.fork()
+        if child == 0:
+            os.write(writing, b"on" if gc.isenabled() else b"off")
+            os._exit(0)
+        os.waitpid(child, 0)
+
+    uncollected(lambda: in_a_thread(fork))()
+    os.close(writing)
+    with os.fdopen(reading, "rb") as told:
+        assert told.read() == b"on"
     assert gc.isenabled()
