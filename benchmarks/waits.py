@@ -7,8 +7,7 @@
     launches  ops that are no views and do more than allocate, over those of the plain step: on a GPU each is a launch
               or more
     host      the step's time over that of the plain step, on models so small that nothing else is left
-    ops       the same of the step's ops alone, run again one after the other: what the host would take if nothing
-              were between them
+    ops       the same of the step's ops alone, called from Python one after the other, and of the plain step's
     µs        the step's microseconds beyond the plain step, for each parameter tensor
 
 Counted on the CPU, as if it ran behind the host (`behind`): the fourth step, in which no plan is
@@ -157,14 +156,16 @@ def recorded(step: Callable[[], object]) -> Record:
 class Host(NamedTuple):
     """What a step asks of the host.
 
-    waits: of one step. launches: over those of the plain step. time: over the plain step's. ops: the
-    same of its ops alone. extra: µs beyond the plain step, for each parameter tensor.
+    waits: of one step. launches: over those of the plain step. time: over the plain step's. ops,
+    plain_ops: the same of its ops alone, and of the plain step's. extra: µs beyond the plain step, for
+    each parameter tensor.
     """
 
     waits: int
     launches: float
     time: float
     ops: float
+    plain_ops: float
     extra: float
 
 
@@ -176,28 +177,30 @@ def measure(case: Case, repeats: int) -> Host:
             mine()
         with Ops() as ops:  # around: one step in which nothing is checked serves both
             record = recorded(mine)
-        whole, of_ops, extra = _times(mine, ops.again, base, repeats)
+        of_plain = recorded(base)
+        with Ops() as plain_ops:  # not around: gradients that are held would be copied to `.grad`
+            base()
+        took = _times([mine, ops.again, plain_ops.again, base], repeats)
+    # over the plain step of the same round
+    whole, of_ops, of_plain_ops = (
+        median(t / p for t, p in zip(of, took[-1], strict=True)) for of in took[:-1]
+    )
+    beyond = median(t - p for t, p in zip(took[0], took[-1], strict=True)) * 1e6
     tensors = sum(1 for _ in case.model.parameters())
-    launches = record.launches / recorded(base).launches
-    return Host(record.waits.total(), launches, whole, of_ops, extra / tensors)
+    launches = record.launches / of_plain.launches
+    waits = record.waits.total()
+    return Host(waits, launches, whole, of_ops, of_plain_ops, beyond / tensors)
 
 
-def _times(
-    step: Callable[[], object], ops: Callable[[], object], base: Callable[[], object], repeats: int
-) -> tuple[float, float, float]:
-    """Times of a step and of its ops over the plain one's, and the step's µs beyond it: medians over rounds."""
-    ratios: tuple[list[float], list[float]] = [], []
-    extra = []
+def _times(steps: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
+    """Process seconds of each step, round by round."""
+    took: list[list[float]] = [[] for _ in steps]
     for _ in range(repeats):
-        took = []
-        for each in (step, ops, base):
+        for step, of in zip(steps, took, strict=True):
             start = time.process_time()
-            each()
-            took.append(time.process_time() - start)
-        for of, seconds in zip(ratios, took, strict=False):
-            of.append(seconds / took[2])
-        extra.append((took[0] - took[2]) * 1e6)
-    return median(ratios[0]), median(ratios[1]), median(extra)
+            step()
+            of.append(time.process_time() - start)
+    return took
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -213,13 +216,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--tasks and --repeats take numbers from 1")
     torch.set_num_threads(1)
     print(
-        "| model | tasks | waits | launches over plain | host over plain | its ops alone | extra µs a parameter |"
+        "| model | tasks | waits | launches over plain | host over plain | its ops alone, the plain step's "
+        "| extra µs a parameter |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|")
     for model in args.models:
         for tasks in args.tasks:
             found = measure(build(model, tasks, quick=True), args.repeats)
-            times = f"{found.time:.1f} | {found.ops:.1f} | {found.extra:.0f}"
+            times = f"{found.time:.1f} | {found.ops:.1f}, {found.plain_ops:.1f} | {found.extra:.0f}"
             print(
                 f"| {model} | {tasks} | {found.waits} | {found.launches:.1f} | {times} |",
                 flush=True,

@@ -24,6 +24,7 @@ from mtu_fast._rows.update import Planned, Update, check_meant, check_method
 from mtu_fast._rows.uses import Gather, bytes_of
 from mtu_fast._rows.validity import check_open
 from mtu_fast._rows.weights import has_outside
+from mtu_fast._uncollected import uncollected
 from mtu_fast.methods import FORGET, Method
 from mtu_fast.methods._undo import undone
 from mtu_fast.methods.base import dependence_tolerance
@@ -240,6 +241,7 @@ class Rows(Keepable, Renamed):
         planned.run_hooks()
         return planned.update
 
+    @uncollected
     @without_autocast
     def planned(
         self, method: Method | Tensor, *, outside: Tensor | None = None, check: bool = True

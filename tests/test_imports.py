@@ -66,6 +66,7 @@ ARROWS: dict[str, set[str]] = {
         "_keepable",
         "_rows",
         "_ops",
+        "_uncollected",
     },
     "_keepable": {"methods", "_checks", "_distributed", "_rows"},
     "_distributed": {"methods", "errors", "_checks", "_rows", "_ops"},

@@ -7,10 +7,11 @@ python -m benchmarks.notes.small_nets [--repeats K] [--quick]
 
 Medians over interleaved rounds on one thread, of the process's own time; steps in which a plan is made or
 checked are among them, as in training. *Its ops alone* are those that torch ran in one step, recorded and run again
-one after the other on the same tensors (what is written in place, again and again): what a step would take if nothing
-were between its ops. *Walk and rules* are the time in which the graph is read and compared, and uses are made of output
-gradients within the pass, ops included: all that could be gained by doing these in C++. *Launches* are those of
-`benchmarks.waits`, over the plain step's.
+one after the other on the same tensors (what is written in place, again and again), each called from Python. *Walk
+and rules* are the time in which the graph is read and compared, and uses are made of output gradients within the
+pass, ops included: more than could be gained by doing these in C++. *Launches* are those of `benchmarks.waits`, over
+the plain step's. *If collected* is the mean time of a step in which Python's garbage collector runs whenever it
+likes, over that of one in which it is off (`mtu_fast._uncollected`).
 """
 
 from __future__ import annotations
@@ -109,11 +110,11 @@ def clocked(spent: list[float]) -> Iterator[None]:
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **more: Any) -> Any:
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 return function(*arguments, **more)
             finally:
-                spent[0] += time.perf_counter() - start
+                spent[0] += time.process_time() - start
 
         return call
 
@@ -125,7 +126,7 @@ def clocked(spent: list[float]) -> Iterator[None]:
 
 
 def if_collected(model: nn.Module, losses: Losses, count: int, steps: int) -> float:
-    """What a step takes if garbage is collected within it, over what it takes: means of several times so many steps."""
+    """What a step takes if garbage is collected within it, over what it takes: means of `TURNS` times so many."""
     engine, forget = mtu.Engine(model), torch.arange(count) < count // 2
     collecting: Callable[..., Any] = vars(mtu.Engine)["backward"].__wrapped__
 
