@@ -108,14 +108,14 @@ def check_method(method: object) -> None:
     """
     if isinstance(method, type):
         raise TypeError(
-            f"method: found the class {method.__name__}, expected an instance of a method, such as "
+            f"backward: found the class {method.__name__}, expected an instance of a method, such as "
             "mtu.OrthoGrad(alpha=0.5): call the class with its settings."
         )
     if isinstance(method, Method):
         check_flags(method)
     elif not isinstance(method, Tensor):
         raise TypeError(
-            f"method: found {type(method).__name__}, expected an mtu.Method such as mtu.OrthoGrad(alpha=0.5), or "
+            f"backward: found {type(method).__name__}, expected an mtu.Method such as mtu.OrthoGrad(alpha=0.5), or "
             f"weights [R]. {HOW_TO_WRITE_ONE}"
         )
 
