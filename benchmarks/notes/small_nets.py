@@ -94,7 +94,7 @@ def gpt(layers: int = 24) -> tuple[nn.Module, Losses, int]:
 class Ratios(NamedTuple):
     """Over the plain step's: process time of the step, of its ops alone, of walk and rules, and launches.
 
-    collected: mean process time of steps within which Python collects garbage, over those where it waits.
+    collected: mean process time of steps within which Python collects garbage, over those where it is off.
     """
 
     step: float

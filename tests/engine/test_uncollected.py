@@ -1,4 +1,4 @@
-"""A step and Python's garbage collector: it waits, and is as it was afterwards."""
+"""A step and Python's garbage collector: it is off meanwhile, and as it was afterwards."""
 
 from __future__ import annotations
 
@@ -67,8 +67,10 @@ def step(engine: mtu.Engine, losses: Tensor, how: str) -> None:
         engine.backward(losses, mtu.OrthoGrad(0.5), forget=forget)
     elif how == "accumulate":
         engine.accumulate(losses, mtu.OrthoGrad(0.5), forget=forget, sync=True)
-    else:
+    elif how == "rows":
         engine.rows(losses, forget=forget)
+    else:
+        engine.rows(losses, forget=forget).backward(mtu.OrthoGrad(0.5))
 
 
 @pytest.mark.parametrize("how", ["backward", "accumulate", "rows"])
@@ -85,6 +87,24 @@ def test_nothing_is_collected_within_a_step(how: str) -> None:
         assert gc.isenabled()
 
 
+def test_it_is_off_while_rows_are_solved() -> None:
+    """Also where rows were taken before, by a call of its own."""
+    seen = []
+
+    class Seen(mtu.Mean):
+        def __call__(self, G: Tensor | None, roles: mtu.Roles) -> Tensor:
+            seen.append(gc.isenabled())
+            return super().__call__(G, roles)
+
+    model, x = deep()
+    engine = mtu.Engine(model)
+    rows = engine.rows(losses_of(engine, x))
+    assert gc.isenabled()
+    rows.backward(Seen())
+    assert seen == [False]
+    assert gc.isenabled()
+
+
 def test_it_would_be_collected_otherwise() -> None:
     model, x = deep()
     engine = mtu.Engine(model)
@@ -95,7 +115,7 @@ def test_it_would_be_collected_otherwise() -> None:
     assert within.found > 1
 
 
-@pytest.mark.parametrize("how", ["backward", "accumulate", "rows"])
+@pytest.mark.parametrize("how", ["backward", "accumulate", "rows", "rows, backward"])
 def test_a_step_makes_no_cycles(how: str) -> None:
     model, x = deep()
     engine = mtu.Engine(model)
